@@ -1,0 +1,119 @@
+"""Generates everything in gen/ from the contracts in this folder.
+
+`make gen` runs it as `python protos/generate.py`. A change that would break a client of
+the committed contracts is refused unless `--allow-breaking` is given, so that breaking
+one is always a decision. tests/test_house.py runs it into an empty folder to prove
+that what is committed is fresh.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from importlib.metadata import distribution
+from pathlib import Path
+
+PROTOS = Path(__file__).resolve().parent
+GEN = PROTOS.parent / "gen"
+DESCRIPTORS = "descriptors.binpb"
+
+# Not imported by any contract, but Envoy must know the types that errors carry in
+# google.rpc.Status.details, or it answers an error with an empty body.
+ERROR_DETAIL_TYPES = ("google/rpc/error_details.proto", "google/rpc/status.proto")
+
+
+def contracts() -> list[str]:
+    """Every contract, as a path relative to this folder, in a fixed order."""
+    return sorted(str(path.relative_to(PROTOS)) for path in PROTOS.rglob("*.proto"))
+
+
+def run_protoc(*arguments: str) -> None:
+    """Runs the protoc of grpcio-tools over the contracts; raises if it fails."""
+    google_types = distribution("googleapis-common-protos").locate_file("")
+    well_known_types = distribution("grpcio-tools").locate_file("grpc_tools/_proto")
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "grpc_tools.protoc",
+            *(f"-I{folder}" for folder in (PROTOS, google_types, well_known_types)),
+            *arguments,
+        ],
+        check=True,
+        # The plugins of mypy-protobuf lie beside the interpreter.
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
+    )
+
+
+def write_descriptors(path: Path, *, source_info: bool = False) -> None:
+    """Writes the contracts and all they import as a FileDescriptorSet.
+
+    buf needs source_info, which carries the comments; Envoy doesn't.
+    """
+    run_protoc(
+        f"--descriptor_set_out={path}",
+        "--include_imports",
+        *(["--include_source_info"] if source_info else []),
+        *contracts(),
+        *ERROR_DETAIL_TYPES,
+    )
+
+
+def generate(out: Path) -> None:
+    """Writes messages, stubs, their types and the descriptor set into an empty `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    run_protoc(
+        f"--python_out={out}",
+        f"--grpc_python_out={out}",
+        f"--mypy_out=quiet:{out}",
+        f"--mypy_grpc_out=quiet,only_async:{out}",
+        *contracts(),
+    )
+    for contract in contracts():
+        if "service " in (PROTOS / contract).read_text():
+            continue
+        # grpcio-tools writes an empty stub for a contract without a service.
+        for ending in (".py", ".pyi"):
+            (out / contract.replace(".proto", f"_pb2_grpc{ending}")).unlink(missing_ok=True)
+    write_descriptors(out / DESCRIPTORS)
+
+
+def buf(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs buf with the rules of buf.yaml; its findings are the lines of stdout."""
+    return subprocess.run(
+        [str(Path(sys.executable).parent / "buf"), *arguments, "--config", str(PROTOS / "buf.yaml")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def breaking_changes(new: Path, old: Path) -> str:
+    """What in the descriptor set `new` would break a client of `old`; empty if nothing."""
+    result = buf("breaking", str(new), "--against", str(old), "--against-config", str(PROTOS / "buf.yaml"))
+    return result.stdout + result.stderr
+
+
+def main() -> None:
+    """Regenerates gen/, unless that would break a client unasked."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--allow-breaking", action="store_true", help="accept a change that breaks clients")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        fresh = Path(folder) / "gen"
+        generate(fresh)
+        committed = GEN / DESCRIPTORS
+        if committed.exists() and not arguments.allow_breaking:
+            found = breaking_changes(fresh / DESCRIPTORS, committed)
+            if found:
+                sys.exit(f"{found}This breaks clients. If it must be: --allow-breaking")
+        shutil.rmtree(GEN, ignore_errors=True)
+        shutil.copytree(fresh, GEN)
+
+
+if __name__ == "__main__":
+    main()
