@@ -1,0 +1,35 @@
+# Needs Python 3.11, make and a package index; everything else is installed into .venv.
+PYTHON ?= python3.11
+BIN := .venv/bin
+# Where the ledger is kept; empty means the demo's own SQLite file.
+DATABASE_URL ?=
+
+.PHONY: help setup run test lint gen clean
+
+help: ## Shows what there is to make.
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /	/'
+
+setup: .venv/installed ## Installs everything into .venv.
+
+.venv/installed: pyproject.toml .ci/constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt --editable '.[dev]'
+	touch .venv/installed
+
+run: setup ## Serves demo data on port 8080 (REST and gRPC) and 50051 (gRPC), until Ctrl-C.
+	@$(BIN)/daybook up --demo $(if $(DATABASE_URL),--database-url '$(DATABASE_URL)')
+
+test: setup ## Runs every test and every check.
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
+
+lint: setup ## Formats the code and runs the linters.
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+gen: setup ## Regenerates gen/ from protos/; ALLOW_BREAKING=1 lets a change break clients.
+	$(BIN)/python protos/generate.py $(if $(ALLOW_BREAKING),--allow-breaking)
+
+clean: ## Removes what was installed, cached and stored for the demo.
+	rm -rf .venv .daybook .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

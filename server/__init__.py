@@ -1,0 +1,1 @@
+"""Daybook: a credit ledger as a service. docs/architecture.md shows the rooms."""

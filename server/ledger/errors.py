@@ -1,0 +1,226 @@
+"""Every way in which Daybook refuses a call.
+
+    DaybookError
+    ├── InvalidArgument          FieldInvalid, FilterInvalid, PageTokenInvalid, PageTokenMismatch
+    ├── Unauthenticated          CredentialMissing, CredentialInvalid
+    ├── PermissionDenied         AccountNotPermitted, TenantNotPermitted
+    ├── NotFound                 AccountNotFound, TransactionNotFound
+    ├── AlreadyExists            AccountExists, RequestIdReused
+    ├── FailedPrecondition       InsufficientCredits, BalanceOutOfRange
+    ├── Aborted                  EtagMismatch
+    ├── Unavailable              ServiceUnavailable
+    └── Internal                 InternalFailure
+
+The second level is the status, the leaves are the reasons of daybook.v1.ErrorReason; a
+test holds the two together. Messages are for the caller: they name the field and never
+contain SQL, a path, a secret or a driver's words.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class DaybookError(Exception):
+    """A refusal that the caller is told about."""
+
+    reason: ClassVar[str]
+    """The name of the value of daybook.v1.ErrorReason."""
+
+    def __init__(self, message: str, **metadata: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.metadata = metadata
+
+
+class InvalidArgument(DaybookError):
+    """One field of the request is wrong, whatever the state of the ledger."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field}: {problem}", field=field)
+        self.field = field
+        self.problem = problem
+
+
+class FieldInvalid(InvalidArgument):
+    """A field is missing, malformed or out of bounds."""
+
+    reason = "FIELD_INVALID"
+
+
+class FilterInvalid(InvalidArgument):
+    """The filter can't be read or asks for what no list offers."""
+
+    reason = "FILTER_INVALID"
+
+
+class PageTokenInvalid(InvalidArgument):
+    """The page token was not sealed by this ledger, or was damaged."""
+
+    reason = "PAGE_TOKEN_INVALID"
+
+    def __init__(self, field: str) -> None:
+        super().__init__(field, "not a page token of this service")
+
+
+class PageTokenMismatch(InvalidArgument):
+    """The page token is genuine but belongs to another list."""
+
+    reason = "PAGE_TOKEN_MISMATCH"
+
+    def __init__(self, field: str) -> None:
+        super().__init__(field, "belongs to a request with other arguments")
+
+
+class Unauthenticated(DaybookError):
+    """Nobody knows who is calling."""
+
+
+class CredentialMissing(Unauthenticated):
+    """The call carries no credential."""
+
+    reason = "CREDENTIAL_MISSING"
+
+    def __init__(self) -> None:
+        super().__init__("the call carries no credential")
+
+
+class CredentialInvalid(Unauthenticated):
+    """The credential is malformed, unknown or not valid any more. Which, nobody is told."""
+
+    reason = "CREDENTIAL_INVALID"
+
+    def __init__(self) -> None:
+        super().__init__("the credential is not valid")
+
+
+class PermissionDenied(DaybookError):
+    """The caller is known and may not do this."""
+
+
+class AccountNotPermitted(PermissionDenied):
+    """The credential is bound to one account, and the call is about something else."""
+
+    reason = "ACCOUNT_NOT_PERMITTED"
+
+    def __init__(self, account: str) -> None:
+        super().__init__(f"the credential is not for {account}", account=account)
+
+
+class TenantNotPermitted(PermissionDenied):
+    """The call names another tenant than its credential belongs to."""
+
+    reason = "TENANT_NOT_PERMITTED"
+
+    def __init__(self) -> None:
+        super().__init__("the credential belongs to another tenant")
+
+
+class NotFound(DaybookError):
+    """The tenant has no such thing."""
+
+
+class AccountNotFound(NotFound):
+    """The tenant has no account of this name."""
+
+    reason = "ACCOUNT_NOT_FOUND"
+
+    def __init__(self, account: str) -> None:
+        super().__init__(f"{account} is not found", account=account)
+
+
+class TransactionNotFound(NotFound):
+    """The account has no transaction of this name."""
+
+    reason = "TRANSACTION_NOT_FOUND"
+
+    def __init__(self, transaction: str) -> None:
+        super().__init__(f"{transaction} is not found", transaction=transaction)
+
+
+class AlreadyExists(DaybookError):
+    """What should be new is not."""
+
+
+class AccountExists(AlreadyExists):
+    """The tenant already has an account of this id."""
+
+    reason = "ACCOUNT_EXISTS"
+
+    def __init__(self, account: str) -> None:
+        super().__init__(f"{account} already exists", account=account)
+
+
+class RequestIdReused(AlreadyExists):
+    """The request_id was used before, with another request."""
+
+    reason = "REQUEST_ID_REUSED"
+
+    def __init__(self, request_id: str) -> None:
+        super().__init__(f"request_id {request_id!r} was used for another request", request_id=request_id)
+
+
+class FailedPrecondition(DaybookError):
+    """The request is sound, but the ledger's present state forbids it."""
+
+
+class InsufficientCredits(FailedPrecondition):
+    """The balance would go below minus the credit limit."""
+
+    reason = "INSUFFICIENT_CREDITS"
+
+    def __init__(self, account: str, *, available_amount: str, amount: str) -> None:
+        super().__init__(
+            f"{account} has {available_amount} credits available, {amount} is asked for",
+            account=account,
+            available_amount=available_amount,
+            amount=amount,
+        )
+
+
+class BalanceOutOfRange(FailedPrecondition):
+    """The balance would pass what an amount can say."""
+
+    reason = "BALANCE_OUT_OF_RANGE"
+
+    def __init__(self, account: str) -> None:
+        super().__init__(f"the balance of {account} would be out of range", account=account)
+
+
+class Aborted(DaybookError):
+    """Somebody else was quicker."""
+
+
+class EtagMismatch(Aborted):
+    """The account was written since its etag was read."""
+
+    reason = "ETAG_MISMATCH"
+
+    def __init__(self, account: str) -> None:
+        super().__init__(f"{account} was changed since its etag was read", account=account)
+
+
+class Unavailable(DaybookError):
+    """Not now; the same call may succeed later."""
+
+
+class ServiceUnavailable(Unavailable):
+    """The database can't be reached, or the server is shutting down."""
+
+    reason = "SERVICE_UNAVAILABLE"
+
+    def __init__(self) -> None:
+        super().__init__("the service is not available at the moment")
+
+
+class Internal(DaybookError):
+    """Our fault."""
+
+
+class InternalFailure(Internal):
+    """Something failed that only the server's log explains."""
+
+    reason = "INTERNAL_FAILURE"
+
+    def __init__(self) -> None:
+        super().__init__("an internal failure; the server's log has the details")

@@ -1,0 +1,101 @@
+"""Time: whole microseconds since 1970, UTC.
+
+An instant is an int, so that it is exact, compares fast and means the same on every
+engine. Local time exists only where a vendor prints it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import TypeAlias
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+Instant: TypeAlias = int
+"""Microseconds since 1970-01-01T00:00:00Z."""
+
+Clock: TypeAlias = Callable[[], Instant]
+"""Tells the present instant. Injected, so that a test or the demo can fix it."""
+
+SECOND: Instant = 1_000_000
+HOUR: Instant = 3600 * SECOND
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:[Zz]|[+-]\d\d:\d\d)", re.ASCII)
+_MONTH = re.compile(r"(\d{4})-(\d\d)", re.ASCII)
+
+
+def from_datetime(moment: datetime) -> Instant:
+    """The instant of an aware datetime."""
+    return (moment - _EPOCH) // timedelta(microseconds=1)
+
+
+def to_datetime(instant: Instant) -> datetime:
+    """An instant as a datetime in UTC."""
+    return _EPOCH + timedelta(microseconds=instant)
+
+
+def from_timestamp(timestamp: Timestamp) -> Instant:
+    """The instant of a Timestamp; what is finer than a microsecond is cut off."""
+    return timestamp.seconds * SECOND + timestamp.nanos // 1000
+
+
+def to_timestamp(instant: Instant) -> Timestamp:
+    """An instant as a Timestamp."""
+    seconds, microseconds = divmod(instant, SECOND)
+    return Timestamp(seconds=seconds, nanos=microseconds * 1000)
+
+
+def parse(text: str) -> Instant:
+    """Reads RFC 3339 with any offset. Raises ValueError, with words for the caller."""
+    problem = 'must be a date and time by RFC 3339, such as "2024-10-10T06:54:58Z"'
+    if not _RFC_3339.fullmatch(text):
+        raise ValueError(problem)
+    try:
+        return from_datetime(datetime.fromisoformat(text.upper()))
+    except (ValueError, OverflowError) as error:
+        raise ValueError(problem) from error
+
+
+def write_milliseconds(instant: Instant) -> str:
+    """An instant as `2024-10-10T06:54:58.000Z`; what is finer is cut off."""
+    return to_datetime(instant).strftime("%Y-%m-%dT%H:%M:%S.") + f"{instant % SECOND // 1000:03d}Z"
+
+
+def write(instant: Instant) -> str:
+    """An instant as `2024-10-10T06:54:58Z`, with six digits more where it has a fraction."""
+    return to_datetime(instant).isoformat().replace("+00:00", "Z")
+
+
+def month_of(instant: Instant) -> int:
+    """The month of the UTC calendar as year * 100 + month, 202410."""
+    moment = to_datetime(instant)
+    return moment.year * 100 + moment.month
+
+
+def parse_month(text: str) -> int:
+    """Reads `2024-10` as 202410. Raises ValueError if there is no such month."""
+    match = _MONTH.fullmatch(text)
+    if match is None:
+        raise ValueError("must be a month as YYYY-MM")
+    year, month = int(match[1]), int(match[2])
+    if year < 1 or not 1 <= month <= 12:
+        raise ValueError("must be a month of the calendar")
+    return year * 100 + month
+
+
+def month_bounds(month: int) -> tuple[Instant, Instant]:
+    """The first instant of a month (202410) and the first one after it."""
+    year, number = divmod(month, 100)
+    start = datetime(year, number, 1, tzinfo=UTC)
+    if (year, number) == (9999, 12):
+        return from_datetime(start), from_datetime(datetime.max.replace(tzinfo=UTC)) + 1
+    end = datetime(year + number // 12, number % 12 + 1, 1, tzinfo=UTC)
+    return from_datetime(start), from_datetime(end)
+
+
+def window_start(anchor: Instant, instant: Instant) -> Instant:
+    """The start of the hour that holds an instant, where hours start at the anchor."""
+    return instant - (instant - anchor) % HOUR
