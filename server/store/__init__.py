@@ -1,0 +1,1 @@
+"""All SQL: tables, engines, reads, posting, migrations."""

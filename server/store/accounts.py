@@ -1,0 +1,256 @@
+"""Accounts in the database."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from typing import Any
+
+from cachetools import LRUCache
+from daybook.v1.account_pb2 import Account
+from sqlalchemy import Row, Select, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from server.ledger import money
+from server.ledger.errors import AccountExists, AccountNotFound
+from server.ledger.instants import Instant, to_timestamp
+from server.ledger.money import Millionths
+from server.ledger.names import account_name
+from server.ledger.posting import AccountState, UsageWindow
+from server.store.database import Database
+from server.store.requests import Request, first_answer, remember
+from server.store.tables import account_states, accounts, usage_windows
+
+ACCOUNT_NUMBERS_CACHED_MAX = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class AccountRecord:
+    """An account as it is stored."""
+
+    id: str
+    kind: Account.Kind.ValueType
+    display_name: str
+    credit_limit: Millionths
+    profile: bytes
+    """A serialized Account that holds nothing but the profile."""
+    hour_anchor: Instant = 0
+    create_time: Instant = 0
+    update_time: Instant = 0
+    number: int = 0
+    """0 until the database assigns one."""
+
+    @property
+    def etag(self) -> str:
+        """Changes with every field that a caller can set."""
+        content = repr((self.display_name, self.credit_limit, self.profile)).encode()
+        return hashlib.sha256(content).hexdigest()[:16]
+
+    def to_message(self) -> Account:
+        """The account as the contract has it."""
+        message = Account.FromString(self.profile)
+        message.name = account_name(self.id)
+        message.number = self.number
+        message.kind = self.kind
+        message.display_name = self.display_name
+        message.credit_limit = money.write(self.credit_limit)
+        message.hour_anchor.CopyFrom(to_timestamp(self.hour_anchor))
+        message.create_time.CopyFrom(to_timestamp(self.create_time))
+        message.update_time.CopyFrom(to_timestamp(self.update_time))
+        message.etag = self.etag
+        return message
+
+
+_COLUMNS = (
+    accounts.c.id,
+    accounts.c.kind,
+    accounts.c.display_name,
+    accounts.c.credit_limit,
+    accounts.c.profile,
+    accounts.c.hour_anchor,
+    accounts.c.create_time,
+    accounts.c.update_time,
+    accounts.c.number,
+)
+
+
+class AccountStore:
+    """Reads and writes accounts. A tenant's number comes first in every call."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        # An account's number never changes and accounts are never deleted.
+        self._numbers: LRUCache[tuple[int, str], int] = LRUCache(ACCOUNT_NUMBERS_CACHED_MAX)
+
+    async def number(self, tenant_number: int, account_id: str) -> int:
+        """The number of an account. Raises AccountNotFound."""
+        number = self._numbers.get((tenant_number, account_id))
+        if number is None:
+            number = (await self.get(tenant_number, account_id)).number
+            self._numbers[tenant_number, account_id] = number
+        return number
+
+    async def get(self, tenant_number: int, account_id: str) -> AccountRecord:
+        """One account. Raises AccountNotFound."""
+        async with self._database.read() as connection:
+            return await _get(connection, tenant_number, account_id)
+
+    async def page(self, tenant_number: int, after: str | None, limit: int) -> list[AccountRecord]:
+        """At most `limit` accounts in ascending order of their ids, behind `after`."""
+        statement = select(*_COLUMNS).where(accounts.c.tenant_number == tenant_number)
+        if after is not None:
+            statement = statement.where(accounts.c.id > after)
+        async with self._database.read() as connection:
+            rows = await connection.execute(statement.order_by(accounts.c.id).limit(limit))
+            return [AccountRecord(*row) for row in rows]
+
+    async def state(self, tenant_number: int, account_id: str) -> AccountState:
+        """What an account holds. Raises AccountNotFound."""
+        found = await self.states(tenant_number, [account_id])
+        if not found:
+            raise AccountNotFound(account_name(account_id))
+        return found[0][1]
+
+    async def states(
+        self, tenant_number: int, account_ids: Collection[str]
+    ) -> list[tuple[AccountRecord, AccountState]]:
+        """Those of the accounts that exist, each with what it holds, all at one instant."""
+        statement = (
+            select(*_COLUMNS, *_STATE_COLUMNS)
+            .join(account_states, account_states.c.account_number == accounts.c.number)
+            .where(accounts.c.tenant_number == tenant_number, accounts.c.id.in_(account_ids))
+        )
+        async with self._database.read() as connection:
+            rows = (await connection.execute(statement)).all()
+        return [(AccountRecord(*row[: len(_COLUMNS)]), _to_state(row)) for row in rows]
+
+    async def create(self, tenant_number: int, record: AccountRecord, request: Request) -> bytes:
+        """Creates an account and answers with it, serialized. Raises AccountExists."""
+        async with self._database.write() as connection:
+            existing = await _find(connection, tenant_number, record.id)
+            if existing is not None:
+                answer = await first_answer(connection, existing.number, request)
+                if answer is None:
+                    raise AccountExists(account_name(record.id))
+                return answer
+            number = (
+                await connection.execute(
+                    insert(accounts).returning(accounts.c.number),
+                    {
+                        "tenant_number": tenant_number,
+                        "id": record.id,
+                        "kind": record.kind,
+                        "display_name": record.display_name,
+                        "credit_limit": record.credit_limit,
+                        "hour_anchor": record.hour_anchor,
+                        "profile": record.profile,
+                        "create_time": record.create_time,
+                        "update_time": record.update_time,
+                    },
+                )
+            ).scalar_one()
+            await connection.execute(
+                insert(account_states).values(
+                    account_number=number, balance=0, sequence=0, last_create_time=0, window_number=0
+                )
+            )
+            answer = replace(record, number=number).to_message().SerializeToString()
+            await remember(connection, number, request, answer)
+            return answer
+
+    async def update(
+        self,
+        tenant_number: int,
+        account_id: str,
+        change: Callable[[AccountRecord], AccountRecord],
+        request: Request,
+    ) -> bytes:
+        """Applies a change to an account and answers with the account, serialized.
+
+        Raises AccountNotFound, and whatever `change` raises.
+        """
+        async with self._database.write() as connection:
+            record = await _get(connection, tenant_number, account_id, lock=True)
+            answer = await first_answer(connection, record.number, request)
+            if answer is not None:
+                return answer
+            changed = change(record)
+            if changed != record:
+                await connection.execute(
+                    update(accounts)
+                    .where(accounts.c.number == record.number)
+                    .values(
+                        display_name=changed.display_name,
+                        credit_limit=changed.credit_limit,
+                        profile=changed.profile,
+                        update_time=changed.update_time,
+                    )
+                )
+            answer = changed.to_message().SerializeToString()
+            await remember(connection, record.number, request, answer)
+            return answer
+
+
+_STATE_COLUMNS = (
+    account_states.c.balance,
+    account_states.c.sequence,
+    account_states.c.last_create_time,
+    account_states.c.window_number,
+)
+
+
+def _to_state(row: Row[*tuple[Any, ...]], window: UsageWindow | None = None) -> AccountState:
+    return AccountState(
+        account_number=row.number,
+        account_id=row.id,
+        credit_limit=row.credit_limit,
+        hour_anchor=row.hour_anchor,
+        balance=row.balance,
+        sequence=row.sequence,
+        last_create_time=row.last_create_time,
+        window=window,
+    )
+
+
+async def lock_state(connection: AsyncConnection, tenant_number: int, account_id: str) -> AccountState:
+    """All that the next posting depends on, locked until the database transaction ends.
+
+    Raises AccountNotFound.
+    """
+    number = (await _get(connection, tenant_number, account_id)).number
+    row = (
+        await connection.execute(
+            select(accounts.c.number, accounts.c.id, accounts.c.credit_limit, accounts.c.hour_anchor, *_STATE_COLUMNS)
+            .join(account_states, account_states.c.account_number == accounts.c.number)
+            .where(account_states.c.account_number == number)
+            .with_for_update(of=account_states)
+        )
+    ).one()
+    window = (
+        await connection.execute(
+            select(*usage_windows.c["number", "start", "computing", "serverless"]).where(
+                usage_windows.c.account_number == number, usage_windows.c.number == row.window_number
+            )
+        )
+    ).one_or_none()
+    return _to_state(row, UsageWindow(*window) if window else None)
+
+
+async def _get(
+    connection: AsyncConnection, tenant_number: int, account_id: str, *, lock: bool = False
+) -> AccountRecord:
+    record = await _find(connection, tenant_number, account_id, lock=lock)
+    if record is None:
+        raise AccountNotFound(account_name(account_id))
+    return record
+
+
+async def _find(
+    connection: AsyncConnection, tenant_number: int, account_id: str, *, lock: bool = False
+) -> AccountRecord | None:
+    statement: Select[*tuple[Any, ...]] = select(*_COLUMNS).where(
+        accounts.c.tenant_number == tenant_number, accounts.c.id == account_id
+    )
+    row = (await connection.execute(statement.with_for_update() if lock else statement)).one_or_none()
+    return None if row is None else AccountRecord(*row)

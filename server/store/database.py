@@ -1,0 +1,105 @@
+"""The connection to the database: engines, and what is particular to each kind."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import structlog
+from sqlalchemy import event, text
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from server.ledger.errors import ServiceUnavailable
+
+log = structlog.get_logger(__name__)
+
+POOL_WAIT_SECONDS_MAX = 5.0
+LOCK_WAIT_SECONDS_MAX = 5.0
+
+
+class Database:
+    """Hands out connections: `read` for a consistent look, `write` for a transaction.
+
+    SQLite has one writer, so there is one connection that writes, and readers of their own
+    that never wait for it (WAL). Whatever the driver says, callers only ever see
+    ServiceUnavailable; the log has the rest.
+    """
+
+    def __init__(self, url: str, *, readers: int = 4) -> None:
+        self.url: URL = make_url(url)
+        if self.url.get_backend_name() == "sqlite":
+            self._writer = _sqlite_engine(self.url, begin="BEGIN IMMEDIATE", connections=1)
+            self._reader = _sqlite_engine(self.url, begin="BEGIN", connections=readers, query_only=True)
+        else:
+            self._writer = self._reader = create_async_engine(
+                self.url, pool_size=readers, max_overflow=0, pool_timeout=POOL_WAIT_SECONDS_MAX
+            )
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncConnection]:
+        """A connection that sees one state of the database."""
+        with _only_known_errors():
+            async with self._reader.begin() as connection:
+                yield connection
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[AsyncConnection]:
+        """A database transaction: committed durably at the end, or undone by an exception."""
+        with _only_known_errors():
+            async with self._writer.begin() as connection:
+                yield connection
+
+    async def ping(self) -> None:
+        """Raises ServiceUnavailable unless the database answers."""
+        async with self.read() as connection:
+            await connection.execute(text("SELECT 1"))
+
+    async def close(self) -> None:
+        """Closes every connection."""
+        await self._reader.dispose()
+        await self._writer.dispose()
+
+
+@contextmanager
+def _only_known_errors() -> Iterator[None]:
+    try:
+        yield
+    except (InterfaceError, OperationalError, PoolTimeout, OSError) as error:
+        log.warning("database unavailable", error=str(error))
+        raise ServiceUnavailable from error
+
+
+def _sqlite_engine(url: URL, *, begin: str, connections: int, query_only: bool = False) -> AsyncEngine:
+    if url.database:
+        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+    engine = create_async_engine(
+        url,
+        pool_size=connections,
+        max_overflow=0,
+        pool_timeout=POOL_WAIT_SECONDS_MAX,
+        connect_args={"timeout": LOCK_WAIT_SECONDS_MAX},
+    )
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def prepare(connection: Any, _record: object) -> None:
+        # The driver would begin transactions at moments of its own; `begin` below does.
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        # A reader of a database that has just been made must not set its journal mode.
+        if not query_only:
+            cursor.execute("PRAGMA journal_mode = WAL")
+        cursor.execute("PRAGMA synchronous = FULL")
+        cursor.execute("PRAGMA foreign_keys = ON")
+        cursor.execute(f"PRAGMA query_only = {'ON' if query_only else 'OFF'}")
+        cursor.close()
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def begin_transaction(connection: Any) -> None:
+        connection.exec_driver_sql(begin)
+
+    return engine

@@ -1,0 +1,34 @@
+"""Brings the database to the schema of this version, with alembic."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, func, select
+
+from server.store.database import Database
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+MIGRATION_LOCK = 0x0DA1_B00C
+"""The number of the PostgreSQL advisory lock that processes take turns on; chosen once."""
+
+
+def _upgrade(connection: Connection) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
+async def migrate(database: Database) -> None:
+    """Applies the migrations that are missing, all of them or none.
+
+    Safe to run at every start, by any number of processes: SQLite's lock for writers, or
+    PostgreSQL's advisory lock, makes them take turns.
+    """
+    async with database.write() as connection:
+        if connection.dialect.name == "postgresql":
+            await connection.execute(select(func.pg_advisory_xact_lock(MIGRATION_LOCK)))
+        await connection.run_sync(_upgrade)

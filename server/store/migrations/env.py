@@ -1,0 +1,11 @@
+"""Where alembic finds its connection: server/store/migrate.py hands it over."""
+
+from __future__ import annotations
+
+from alembic import context
+
+from server.store.tables import metadata
+
+context.configure(connection=context.config.attributes["connection"], target_metadata=metadata)
+# The caller began the transaction and commits it.
+context.run_migrations()

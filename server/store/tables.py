@@ -1,0 +1,191 @@
+"""The tables. `migrations/` creates them; a test holds the two together.
+
+Rules that keep the schema fit for a sharded PostgreSQL: the big tables (account_states,
+transactions, usage_windows, requests) carry account_number in every primary key and
+unique constraint; the others are small enough to be copied to every node. Amounts are
+millionths of a credit, instants microseconds since 1970.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    String,
+    Table,
+    UniqueConstraint,
+)
+
+LABELS = ("location", "membership", "company")
+"""The labels by which lists can be filtered; each has a column and an index."""
+
+metadata = MetaData(
+    naming_convention={
+        "pk": "%(table_name)s_pkey",
+        "uq": "%(table_name)s_%(column_0_N_name)s_key",
+        "fk": "%(table_name)s_%(column_0_name)s_fkey",
+        "ck": "%(table_name)s_%(constraint_name)s_check",
+    }
+)
+
+# SQLite assigns numbers by itself only to a column declared INTEGER.
+_assigned_number = BigInteger().with_variant(Integer, "sqlite")
+# Ordered by code point on every engine, whatever the locale of the database.
+_ordered_id = String(128).with_variant(String(128, collation="C"), "postgresql")
+
+tenants = Table(
+    "tenants",
+    metadata,
+    Column("number", _assigned_number, primary_key=True),
+    Column("slug", String(128), nullable=False, unique=True),
+    # What Spacebring calls the network's id.
+    Column("uid", String(36), nullable=False, unique=True),
+    Column("display_name", String(255), nullable=False),
+    Column("create_time", BigInteger, nullable=False),
+    # 1 for a tenant whose keys are printed in the documentation.
+    Column("demo", SmallInteger, nullable=False),
+)
+
+accounts = Table(
+    "accounts",
+    metadata,
+    Column("number", _assigned_number, primary_key=True),
+    Column("tenant_number", ForeignKey("tenants.number"), nullable=False),
+    Column("id", _ordered_id, nullable=False),
+    Column("kind", SmallInteger, nullable=False),
+    Column("display_name", String(255), nullable=False),
+    Column("credit_limit", BigInteger, nullable=False),
+    Column("hour_anchor", BigInteger, nullable=False),
+    # A serialized daybook.v1.Account that holds nothing but the profile.
+    Column("profile", LargeBinary, nullable=False),
+    Column("create_time", BigInteger, nullable=False),
+    Column("update_time", BigInteger, nullable=False),
+    UniqueConstraint("tenant_number", "id"),
+    CheckConstraint("credit_limit >= 0", name="credit_limit"),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("tenant_number", ForeignKey("tenants.number"), nullable=False),
+    # Null for a key that is good for all of the tenant.
+    Column("account_number", ForeignKey("accounts.number"), nullable=True),
+    # SHA-256 of the secret; the secret itself is stored nowhere.
+    Column("secret_hash", LargeBinary(32), nullable=False),
+    Column("create_time", BigInteger, nullable=False),
+)
+
+token_keys = Table(
+    "token_keys",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("key", LargeBinary(32), nullable=False),
+    Column("create_time", BigInteger, nullable=False),
+)
+
+account_states = Table(
+    "account_states",
+    metadata,
+    Column("account_number", BigInteger, primary_key=True, autoincrement=False),
+    Column("balance", BigInteger, nullable=False),
+    Column("sequence", BigInteger, nullable=False),
+    Column("last_create_time", BigInteger, nullable=False),
+    # The newest row of usage_windows; 0 while there is none.
+    Column("window_number", BigInteger, nullable=False),
+)
+
+transactions = Table(
+    "transactions",
+    metadata,
+    Column("account_number", BigInteger, primary_key=True, autoincrement=False),
+    Column("sequence", BigInteger, primary_key=True, autoincrement=False),
+    Column("tenant_number", BigInteger, nullable=False),
+    Column("uid", LargeBinary(16), nullable=False),
+    Column("create_time", BigInteger, nullable=False),
+    Column("month", Integer, nullable=False),
+    Column("kind", SmallInteger, nullable=False),
+    Column("category", String(63), nullable=False),
+    Column("state", SmallInteger, nullable=False),
+    Column("amount", BigInteger, nullable=False),
+    Column("balance_after", BigInteger, nullable=False),
+    *(Column(label, String(128), nullable=True) for label in LABELS),
+    # The serialized daybook.v1.Transaction. A transaction never changes, so lists hand
+    # these bytes out as they are.
+    Column("body", LargeBinary, nullable=False),
+    UniqueConstraint("account_number", "uid"),
+    CheckConstraint("sequence >= 1", name="sequence"),
+    # The rows of an account lie together on disk, in the order in which they are read.
+    sqlite_with_rowid=False,
+)
+
+# One index for each way in which transactions are listed, every one in list order.
+Index("transactions_by_time", transactions.c.account_number, transactions.c.create_time, transactions.c.sequence)
+Index("transactions_by_amount", transactions.c.account_number, transactions.c.amount, transactions.c.sequence)
+Index(
+    "transactions_by_category",
+    transactions.c.account_number,
+    transactions.c.kind,
+    transactions.c.category,
+    transactions.c.create_time,
+    transactions.c.sequence,
+)
+Index(
+    "transactions_by_month_and_amount",
+    transactions.c.account_number,
+    transactions.c.month,
+    transactions.c.kind,
+    transactions.c.category,
+    transactions.c.amount,
+    transactions.c.sequence,
+)
+Index(
+    "transactions_of_tenant",
+    transactions.c.tenant_number,
+    transactions.c.create_time,
+    transactions.c.account_number,
+    transactions.c.sequence,
+)
+for _label in (transactions.c[label] for label in LABELS):
+    Index(
+        f"transactions_of_{_label.name}",
+        transactions.c.tenant_number,
+        _label,
+        transactions.c.create_time,
+        transactions.c.account_number,
+        transactions.c.sequence,
+        sqlite_where=_label.is_not(None),
+        postgresql_where=_label.is_not(None),
+    )
+
+usage_windows = Table(
+    "usage_windows",
+    metadata,
+    Column("account_number", BigInteger, primary_key=True, autoincrement=False),
+    # 1, 2, 3 and so on, without a gap: an offset is arithmetic on it, and the largest is
+    # the total.
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("start", BigInteger, nullable=False),
+    Column("computing", BigInteger, nullable=False),
+    Column("serverless", BigInteger, nullable=False),
+    CheckConstraint("number >= 1", name="number"),
+    sqlite_with_rowid=False,
+)
+
+requests = Table(
+    "requests",
+    metadata,
+    Column("account_number", BigInteger, primary_key=True, autoincrement=False),
+    Column("request_id", String(128), primary_key=True),
+    # SHA-256 over the method and the request without its request_id.
+    Column("fingerprint", LargeBinary(32), nullable=False),
+    # The serialized first answer.
+    Column("response", LargeBinary, nullable=False),
+)

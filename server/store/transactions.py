@@ -1,0 +1,253 @@
+"""Lists of transactions and hour windows: every statement that reads the big tables.
+
+A list's statement depends only on its shape, so it is built once per shape and used
+with other parameters from then on. Pages are found by keyset: never by OFFSET, whose
+cost grows with the depth and which skips rows when others are inserted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from daybook.v1.transaction_pb2 import Transaction
+from sqlalchemy import ColumnElement, Integer, Select, bindparam, select, tuple_, union_all
+
+from server.ledger.instants import month_bounds
+from server.ledger.paging import Order, OrderField, TransactionFilter, TransactionKey
+from server.ledger.posting import UsageWindow
+from server.store.database import Database
+from server.store.tables import LABELS, account_states, transactions, usage_windows
+
+STATEMENTS_CACHED_MAX = 512
+ALL_KINDS = tuple(Transaction.Kind.values())[1:]
+
+
+class TransactionRow(NamedTuple):
+    """A transaction in a list."""
+
+    position: int
+    account_number: int
+    sequence: int
+    body: bytes
+    """The serialized Transaction."""
+
+    @property
+    def key(self) -> TransactionKey:
+        """Where the transaction stands in the list."""
+        return TransactionKey(self.position, self.account_number, self.sequence)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """All that a statement depends on, beside the values of its parameters."""
+
+    of_account: bool
+    order: Order
+    pairs: int
+    """How many pairs of kind and category the list is put together from; 0 for no such filter."""
+    kinds: int
+    states: int
+    month: bool
+    create_time_from: bool
+    create_time_before: bool
+    labels: tuple[str, ...]
+    after: bool
+
+
+class TransactionStore:
+    """Reads transactions and hour windows."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def page(
+        self,
+        tenant_number: int,
+        account_number: int | None,
+        wanted: TransactionFilter,
+        order: Order,
+        after: TransactionKey | None,
+        limit: int,
+    ) -> list[TransactionRow]:
+        """At most `limit` transactions of an account, or of the tenant if it is None."""
+        statement, parameters = list_statement(tenant_number, account_number, wanted, order, after, limit)
+        async with self._database.read() as connection:
+            rows = await connection.execute(statement, parameters)
+            return [TransactionRow(*row) for row in rows]
+
+    async def get(self, account_number: int, uid: UUID) -> bytes | None:
+        """One transaction, serialized, or None if the account has none of this uid."""
+        statement = select(transactions.c.body).where(
+            transactions.c.account_number == account_number, transactions.c.uid == uid.bytes
+        )
+        async with self._database.read() as connection:
+            return (await connection.execute(statement)).scalar_one_or_none()
+
+    async def windows(self, account_number: int, offset: int, limit: int) -> tuple[int, list[UsageWindow], int]:
+        """An account's balance, a page of its hour windows, newest first, and their total.
+
+        All three at one instant. Windows are numbered without a gap, so that any offset
+        costs the same.
+        """
+        async with self._database.read() as connection:
+            balance, total = (
+                await connection.execute(
+                    select(account_states.c.balance, account_states.c.window_number).where(
+                        account_states.c.account_number == account_number
+                    )
+                )
+            ).one()
+            rows = await connection.execute(
+                select(*usage_windows.c["number", "start", "computing", "serverless"])
+                .where(usage_windows.c.account_number == account_number, usage_windows.c.number <= total - offset)
+                .order_by(usage_windows.c.number.desc())
+                .limit(limit)
+            )
+            return balance, [UsageWindow(*row) for row in rows], total
+
+
+def list_statement(
+    tenant_number: int,
+    account_number: int | None,
+    wanted: TransactionFilter,
+    order: Order,
+    after: TransactionKey | None,
+    limit: int,
+) -> tuple[Select[Any], dict[str, object]]:
+    """The statement of a list and its parameters."""
+    pairs = wanted.kind_categories or tuple(
+        product(wanted.kinds or ALL_KINDS, wanted.categories) if wanted.categories else ()
+    )
+    labels = {name: value for name in LABELS if (value := getattr(wanted, name)) is not None}
+    shape = _Shape(
+        of_account=account_number is not None,
+        order=order,
+        pairs=len(pairs),
+        kinds=0 if pairs else len(wanted.kinds),
+        states=len(wanted.states),
+        month=wanted.month is not None,
+        create_time_from=wanted.create_time_from is not None,
+        create_time_before=wanted.create_time_before is not None,
+        labels=tuple(labels),
+        after=after is not None,
+    )
+    parameters: dict[str, object] = {
+        "limit": limit,
+        **labels,
+        **{f"state_{i}": state for i, state in enumerate(wanted.states)},
+        **{f"pair_kind_{i}": kind for i, (kind, _) in enumerate(pairs)},
+        **{f"pair_category_{i}": category for i, (_, category) in enumerate(pairs)},
+    }
+    if account_number is not None:
+        parameters["account_number"] = account_number
+    else:
+        parameters["tenant_number"] = tenant_number
+    if not pairs:
+        parameters |= {f"kind_{i}": kind for i, kind in enumerate(wanted.kinds)}
+    if wanted.create_time_from is not None:
+        parameters["create_time_from"] = wanted.create_time_from
+    if wanted.create_time_before is not None:
+        parameters["create_time_before"] = wanted.create_time_before
+    if wanted.month is not None and order.field is OrderField.AMOUNT:
+        parameters["month"] = wanted.month
+    elif wanted.month is not None:
+        parameters["month_from"], parameters["month_before"] = month_bounds(wanted.month)
+    if after is not None:
+        parameters["after_position"] = after.position
+        parameters["after_sequence"] = after.sequence
+        if account_number is None:
+            parameters["after_account_number"] = after.account_number
+    return _statement(shape), parameters
+
+
+@lru_cache(STATEMENTS_CACHED_MAX)
+def _statement(shape: _Shape) -> Select[Any]:
+    position = transactions.c[shape.order.field.value]
+    key = (position, transactions.c.account_number, transactions.c.sequence)
+    limit = bindparam("limit", type_=Integer)
+    conditions = _conditions(shape, position)
+    if shape.pairs == 0 or not shape.of_account:
+        if shape.pairs:
+            conditions.append(
+                tuple_(transactions.c.kind, transactions.c.category).in_(
+                    [tuple_(bindparam(f"pair_kind_{i}"), bindparam(f"pair_category_{i}")) for i in range(shape.pairs)]
+                )
+            )
+        return _ordered(select(*key, transactions.c.body).where(*conditions), shape, *key).limit(limit)
+    # One short walk along the index for each pair, merged; the bodies are fetched only
+    # for the rows of the page.
+    walks = [
+        _ordered(
+            select(*key).where(
+                *conditions,
+                transactions.c.kind == bindparam(f"pair_kind_{i}"),
+                transactions.c.category == bindparam(f"pair_category_{i}"),
+            ),
+            shape,
+            *key,
+        )
+        .limit(limit)
+        .subquery()
+        for i in range(shape.pairs)
+    ]
+    merged = union_all(*(select(walk) for walk in walks)).subquery()
+    merged_key = tuple(merged.c)
+    page = _ordered(select(*merged_key), shape, *merged_key).limit(limit).subquery()
+    page_key = tuple(page.c)
+    return _ordered(
+        select(*page_key, transactions.c.body).join_from(
+            page,
+            transactions,
+            (transactions.c.account_number == page_key[1]) & (transactions.c.sequence == page_key[2]),
+        ),
+        shape,
+        *page_key,
+    )
+
+
+def _conditions(shape: _Shape, position: ColumnElement[int]) -> list[ColumnElement[bool]]:
+    columns = transactions.c
+    conditions: list[ColumnElement[bool]] = []
+    if shape.of_account:
+        conditions.append(columns.account_number == bindparam("account_number"))
+    else:
+        conditions.append(columns.tenant_number == bindparam("tenant_number"))
+    if shape.month and shape.order.field is OrderField.AMOUNT:
+        conditions.append(columns.month == bindparam("month"))
+    elif shape.month:
+        conditions.append(columns.create_time >= bindparam("month_from"))
+        conditions.append(columns.create_time < bindparam("month_before"))
+    if shape.create_time_from:
+        conditions.append(columns.create_time >= bindparam("create_time_from"))
+    if shape.create_time_before:
+        conditions.append(columns.create_time < bindparam("create_time_before"))
+    conditions += [columns[name] == bindparam(name) for name in shape.labels]
+    if shape.kinds:
+        conditions.append(columns.kind.in_([bindparam(f"kind_{i}") for i in range(shape.kinds)]))
+    if shape.states:
+        conditions.append(columns.state.in_([bindparam(f"state_{i}") for i in range(shape.states)]))
+    if shape.after:
+        here: list[ColumnElement[Any]]
+        last: list[ColumnElement[Any]]
+        here, last = [position, columns.sequence], [bindparam("after_position"), bindparam("after_sequence")]
+        if not shape.of_account:
+            here.insert(1, columns.account_number)
+            last.insert(1, bindparam("after_account_number"))
+        row, boundary = tuple_(*here), tuple_(*last)
+        conditions.append(row < boundary if shape.order.descending else row > boundary)
+    return conditions
+
+
+def _ordered(
+    statement: Select[Any],
+    shape: _Shape,
+    position: ColumnElement[int],
+    account_number: ColumnElement[int],
+    sequence: ColumnElement[int],
+) -> Select[Any]:
+    by = [position, sequence] if shape.of_account else [position, account_number, sequence]
+    return statement.order_by(*(column.desc() if shape.order.descending else column.asc() for column in by))

@@ -1,0 +1,94 @@
+"""What can be done with accounts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+
+from server.ledger.access import Caller
+from server.ledger.errors import EtagMismatch
+from server.ledger.instants import SECOND, Clock, Instant
+from server.ledger.names import account_name
+from server.ledger.paging import Page
+from server.ledger.posting import AccountState
+from server.store.accounts import AccountRecord, AccountStore
+from server.store.requests import Request
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """An account and what it holds."""
+
+    account: AccountRecord
+    state: AccountState
+
+
+class Accounts:
+    """Creates, reads and updates accounts, and tells what they hold."""
+
+    def __init__(self, store: AccountStore, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+
+    async def create(
+        self, caller: Caller, draft: AccountRecord, request: Request, *, hour_anchor: Instant | None
+    ) -> bytes:
+        """Creates an account; answers with the serialized Account. Raises AccountExists.
+
+        The draft's times are set here. Without an anchor, the account's hours begin at its
+        creation; either way they begin at a whole second.
+        """
+        caller.require_account(draft.id)
+        now = self._clock()
+        anchor = now if hour_anchor is None else hour_anchor
+        record = replace(draft, hour_anchor=anchor - anchor % SECOND, create_time=now, update_time=now)
+        return await self._store.create(caller.tenant_number, record, request)
+
+    async def get(self, caller: Caller, account_id: str) -> AccountRecord:
+        """One account. Raises AccountNotFound."""
+        caller.require_account(account_id)
+        return await self._store.get(caller.tenant_number, account_id)
+
+    async def list(self, caller: Caller, after: str | None, limit: int) -> Page[AccountRecord, str]:
+        """A page of the tenant's accounts, by ascending id, behind the id `after`."""
+        caller.require_tenant()
+        rows = await self._store.page(caller.tenant_number, after, limit + 1)
+        return Page.of(rows, limit, key=lambda row: row.id)
+
+    async def update(
+        self,
+        caller: Caller,
+        account_id: str,
+        change: Callable[[AccountRecord], AccountRecord],
+        request: Request,
+        *,
+        etag: str = "",
+    ) -> bytes:
+        """Applies a change; answers with the serialized Account.
+
+        Raises AccountNotFound, and EtagMismatch if an etag is given and stale.
+        """
+        caller.require_account(account_id)
+        now = self._clock()
+
+        def checked_change(record: AccountRecord) -> AccountRecord:
+            if etag and etag != record.etag:
+                raise EtagMismatch(account_name(account_id))
+            changed = change(record)
+            return record if changed == record else replace(changed, update_time=now)
+
+        return await self._store.update(caller.tenant_number, account_id, checked_change, request)
+
+    async def balance(self, caller: Caller, account_id: str) -> tuple[AccountState, Instant]:
+        """What an account holds, and the instant for which that is true. Raises AccountNotFound."""
+        caller.require_account(account_id)
+        state = await self._store.state(caller.tenant_number, account_id)
+        return state, max(self._clock(), state.last_create_time)
+
+    async def holdings(self, caller: Caller, account_ids: Collection[str]) -> dict[str, Holding]:
+        """Those of the accounts that exist, by id, each with what it holds now."""
+        caller.require_tenant()
+        if not account_ids:
+            return {}
+        found = await self._store.states(caller.tenant_number, account_ids)
+        return {account.id: Holding(account, state) for account, state in found}

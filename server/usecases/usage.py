@@ -1,0 +1,37 @@
+"""What can be done with usage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from server.ledger.access import Caller
+from server.ledger.money import Millionths
+from server.ledger.posting import UsageWindow
+from server.store.accounts import AccountStore
+from server.store.transactions import TransactionStore
+
+
+@dataclass(frozen=True, slots=True)
+class UsageHistory:
+    """What an account holds and the hours in which it used something."""
+
+    account_number: int
+    balance: Millionths
+    windows: list[UsageWindow]
+    total: int
+    """How many windows the account has over all pages."""
+
+
+class Usage:
+    """Tells what was used, hour by hour."""
+
+    def __init__(self, accounts: AccountStore, store: TransactionStore) -> None:
+        self._accounts = accounts
+        self._store = store
+
+    async def history(self, caller: Caller, account_id: str, offset: int, limit: int) -> UsageHistory:
+        """A page of an account's hour windows, newest first. Raises AccountNotFound."""
+        caller.require_account(account_id)
+        number = await self._accounts.number(caller.tenant_number, account_id)
+        balance, windows, total = await self._store.windows(number, offset, limit)
+        return UsageHistory(number, balance, windows, total)
