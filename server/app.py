@@ -1,0 +1,182 @@
+"""The composition root: the only place that knows how the parts fit together."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import grpc
+import structlog
+from daybook.facades.dreadnode.v1.credits_service_pb2_grpc import add_CreditsServicer_to_server
+from daybook.facades.nebulablock.v1.users_service_pb2_grpc import add_UsersServicer_to_server
+from daybook.facades.spacebring.v1.transactions_service_pb2_grpc import add_TransactionsServicer_to_server
+from daybook.facades.teable.v1.billing_service_pb2_grpc import add_BillingServicer_to_server
+from daybook.v1.ledger_service_pb2_grpc import add_LedgerServicer_to_server
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_reflection.v1alpha import reflection
+
+from server.config import Settings
+from server.facades import dreadnode, nebulablock, spacebring, teable
+from server.ledger.instants import Clock, Instant
+from server.ledger.names import RandomBytes
+from server.rpc.ledger import Ledger
+from server.store.accounts import AccountStore
+from server.store.credentials import CredentialStore
+from server.store.database import Database
+from server.store.migrate import migrate
+from server.store.poster import Poster
+from server.store.transactions import TransactionStore
+from server.transport.auth import Authenticator
+from server.transport.calls import OPEN_SERVICES, CallInterceptor
+from server.transport.page_tokens import KEY_BYTES, PageTokens
+from server.usecases.accounts import Accounts
+from server.usecases.transactions import Transactions
+from server.usecases.usage import Usage
+
+log = structlog.get_logger(__name__)
+
+METADATA_BYTES_MAX = 32_768
+
+FACADES = {
+    teable.SERVICE: teable.render_error,
+    nebulablock.SERVICE: nebulablock.render_error,
+    spacebring.SERVICE: spacebring.render_error,
+    dreadnode.SERVICE: dreadnode.render_error,
+}
+"""Each facade's service, and how it words errors."""
+SERVICES = ("daybook.v1.Ledger", *FACADES)
+
+
+class CannotStart(Exception):
+    """Why the server can't start, in words for whoever starts it."""
+
+
+def system_clock() -> Instant:
+    """The time of this machine."""
+    return time.time_ns() // 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Book:
+    """A ledger in a database, without a server: stores and use cases."""
+
+    database: Database
+    credentials: CredentialStore
+    account_store: AccountStore
+    accounts: Accounts
+    transactions: Transactions
+    usage: Usage
+    clock: Clock
+    random_bytes: RandomBytes
+
+
+@asynccontextmanager
+async def open_book(
+    database_url: str, clock: Clock = system_clock, random_bytes: RandomBytes = secrets.token_bytes
+) -> AsyncIterator[Book]:
+    """Opens the ledger in a database, which is created and migrated if need be."""
+    database = Database(database_url)
+    try:
+        await migrate(database)
+        account_store = AccountStore(database)
+        transaction_store = TransactionStore(database)
+        yield Book(
+            database=database,
+            credentials=CredentialStore(database),
+            account_store=account_store,
+            accounts=Accounts(account_store, clock),
+            transactions=Transactions(account_store, transaction_store, Poster(database, clock, random_bytes)),
+            usage=Usage(account_store, transaction_store),
+            clock=clock,
+            random_bytes=random_bytes,
+        )
+    finally:
+        await database.close()
+
+
+@asynccontextmanager
+async def serving(book: Book, settings: Settings) -> AsyncIterator[int]:
+    """Serves the book over gRPC; gives the port. Calls under way at the end may finish.
+
+    Raises CannotStart if the port is taken, or for a demo database on an address that
+    others can reach.
+    """
+    await _check_demo(book, settings.host)
+    token_key = await book.credentials.token_key(book.random_bytes(KEY_BYTES), book.clock())
+    page_tokens = PageTokens(token_key, book.random_bytes)
+    server = grpc.aio.server(
+        interceptors=[CallInterceptor(Authenticator(book.credentials), FACADES)],
+        options=[
+            # Without this two servers could share a port by accident.
+            ("grpc.so_reuseport", 0),
+            ("grpc.max_receive_message_length", settings.message_bytes_max),
+            ("grpc.max_send_message_length", settings.message_bytes_max),
+            ("grpc.max_concurrent_streams", settings.concurrent_streams_max),
+            # More than the gateway lets through, so that it is the gateway that refuses.
+            ("grpc.max_metadata_size", METADATA_BYTES_MAX),
+            ("grpc.absolute_max_metadata_size", 2 * METADATA_BYTES_MAX),
+        ],
+    )
+    add_LedgerServicer_to_server(Ledger(book.accounts, book.transactions, page_tokens), server)
+    add_BillingServicer_to_server(teable.Billing(book.transactions, page_tokens), server)
+    add_UsersServicer_to_server(nebulablock.Users(book.usage), server)
+    add_TransactionsServicer_to_server(
+        spacebring.CreditsTransactions(book.transactions, book.accounts, page_tokens), server
+    )
+    add_CreditsServicer_to_server(dreadnode.Credits(book.transactions), server)
+    health = HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    reflection.enable_server_reflection((*SERVICES, *OPEN_SERVICES), server)
+    try:
+        port = server.add_insecure_port(f"{settings.host}:{settings.port}")
+    except RuntimeError:
+        raise CannotStart(f"can't listen on {settings.host}:{settings.port}: is the port taken?") from None
+    await server.start()
+    for service in ("", *SERVICES):
+        await health.set(service, health_pb2.HealthCheckResponse.SERVING)
+    log.info("serving", host=settings.host, port=port)
+    try:
+        yield port
+    finally:
+        await health.enter_graceful_shutdown()
+        await server.stop(settings.shutdown_grace_seconds)
+        log.info("stopped")
+
+
+async def _check_demo(book: Book, host: str) -> None:
+    if await book.credentials.has_demo_tenant() and not is_loopback(host):
+        raise CannotStart(
+            f"the database holds demo data, whose keys everybody knows: it is not served on {host}, only on loopback"
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address can only be reached from this machine."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def configure_logs(settings: Settings) -> None:
+    """Structured logs to stderr: for people, or as JSON lines."""
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.dict_tracebacks
+            if settings.log_format == "json"
+            else structlog.processors.ExceptionRenderer(),
+            structlog.processors.JSONRenderer() if settings.log_format == "json" else structlog.dev.ConsoleRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(settings.log_level.upper())),
+        logger_factory=structlog.PrintLoggerFactory(),
+        cache_logger_on_first_use=True,
+    )

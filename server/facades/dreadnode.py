@@ -1,0 +1,127 @@
+"""Dreadnode's `GET /api/v1/org/{org}/credits/transactions`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from daybook.facades.dreadnode.v1.credits_service_pb2 import CreditTransaction, ListCreditTransactionsRequest
+from daybook.facades.dreadnode.v1.credits_service_pb2_grpc import CreditsServicer
+from daybook.v1.transaction_pb2 import Transaction, Usage
+
+from server.ledger import instants, money
+from server.ledger.errors import (
+    AccountNotFound,
+    AccountNotPermitted,
+    DaybookError,
+    FieldInvalid,
+    Unauthenticated,
+)
+from server.ledger.paging import TransactionFilter
+from server.store.transactions import TransactionRow
+from server.transport.auth import current_caller
+from server.transport.calls import Context
+from server.transport.errors import RestError, http_status_of
+from server.transport.rest import echo, number_or_null, text_or_null
+from server.usecases.transactions import Transactions
+
+SERVICE = "daybook.facades.dreadnode.v1.Credits"
+
+KINDS_OF_TYPES = {
+    "purchase": Transaction.GRANT,
+    "auto_refill": Transaction.GRANT,
+    "usage": Transaction.CHARGE,
+    "inference": Transaction.CHARGE,
+    "span_ingestion": Transaction.CHARGE,
+    "storage": Transaction.CHARGE,
+    "signup_allocation": Transaction.GRANT,
+    "refund": Transaction.REFUND,
+    "admin_adjustment": Transaction.ADJUSTMENT,
+    "web_search": Transaction.CHARGE,
+}
+"""Each type is a category, and this is the kind it shows."""
+LIMIT_DEFAULT = 50
+LIMIT_MAX = 100
+
+_ERROR_TYPES = {
+    400: "validation_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    409: "already_exists_error",
+    422: "validation_error",
+    500: "app_error",
+    502: "bad_gateway_error",
+}
+
+
+class Credits(CreditsServicer):
+    """Shows how an organization's credits moved."""
+
+    def __init__(self, transactions: Transactions) -> None:
+        self._transactions = transactions
+
+    async def ListCreditTransactions(
+        self, request: ListCreditTransactionsRequest, context: Context
+    ) -> AsyncIterator[CreditTransaction]:
+        """Parses, lists the newest transactions, renders them one by one."""
+        caller = current_caller()
+        await self._transactions.require_account(caller, request.org)
+        wanted, limit = _parse(request)
+        page = await self._transactions.list(caller, request.org, wanted, None, limit)
+        for row in page.rows:
+            yield _render(row)
+
+
+def _parse(request: ListCreditTransactionsRequest) -> tuple[TransactionFilter, int]:
+    limit = request.limit if request.HasField("limit") else LIMIT_DEFAULT
+    if limit < 1:
+        raise FieldInvalid("limit", "Input should be greater than or equal to 1")
+    if limit > LIMIT_MAX:
+        raise FieldInvalid("limit", f"Input should be less than or equal to {LIMIT_MAX}")
+    types = tuple(dict.fromkeys(request.transaction_type)) or tuple(KINDS_OF_TYPES)
+    for name in types:
+        if name not in KINDS_OF_TYPES:
+            expected = ", ".join(f"'{known}'" for known in KINDS_OF_TYPES)
+            raise FieldInvalid("transaction_type", f"Input should be one of {expected}, not '{echo(name)}'")
+    return TransactionFilter(kind_categories=tuple((KINDS_OF_TYPES[name], name) for name in types)), limit
+
+
+def _render(row: TransactionRow) -> CreditTransaction:
+    transaction = Transaction.FromString(row.body)
+    usage = transaction.usage
+    return CreditTransaction(
+        id=transaction.uid,
+        amount=money.to_whole_credits(money.parse(transaction.amount)),
+        created_at=instants.write(instants.from_timestamp(transaction.create_time)),
+        transaction_type=transaction.category,
+        has_receipt=bool(transaction.receipt_uri),
+        description=text_or_null(transaction.description),
+        inference_cost_usd=number_or_null(_cost(usage)),
+        input_tokens=number_or_null(usage.input_tokens if usage.HasField("input_tokens") else None),
+        output_tokens=number_or_null(usage.output_tokens if usage.HasField("output_tokens") else None),
+        model=text_or_null(usage.model),
+    )
+
+
+def _cost(usage: Usage) -> float | None:
+    return money.to_number(money.parse(usage.cost_usd)) if usage.HasField("cost_usd") else None
+
+
+def render_error(error: DaybookError) -> RestError:
+    """An error in the canonical envelope `{code, detail, type}`, with `errors` for a parameter."""
+    status, detail = http_status_of(error), error.message
+    body: dict[str, object] = {}
+    match error:
+        case Unauthenticated():
+            detail = "Authentication failed"
+        case AccountNotPermitted():
+            detail = "Access forbidden"
+        case AccountNotFound(metadata={"account": account}):
+            detail = f"Organization {account.removeprefix('accounts/')} not found"
+        case FieldInvalid():
+            status = 422
+            body["errors"] = [{"loc": ["query", error.field], "msg": error.problem, "type": "value_error"}]
+    if status == 503:
+        # The page has no 503; the nearest that it has is 502.
+        status = 502
+    return RestError(status, {"code": status, "detail": detail, "type": _ERROR_TYPES[status], **body})

@@ -1,0 +1,90 @@
+"""Nebula Block's `GET /users/credits/history`."""
+
+from __future__ import annotations
+
+from zoneinfo import ZoneInfo
+
+from daybook.facades.nebulablock.v1.users_service_pb2 import GetCreditsHistoryRequest, GetCreditsHistoryResponse
+from daybook.facades.nebulablock.v1.users_service_pb2_grpc import UsersServicer
+
+from server.ledger import money
+from server.ledger.errors import AccountNotPermitted, DaybookError, FieldInvalid
+from server.ledger.instants import HOUR, Instant, to_datetime
+from server.ledger.names import ALL_ACCOUNTS, account_name
+from server.ledger.posting import UsageWindow
+from server.transport.auth import current_caller
+from server.transport.calls import Context
+from server.transport.errors import RestError, http_status_of
+from server.usecases.usage import Usage
+
+SERVICE = "daybook.facades.nebulablock.v1.Users"
+
+LIMIT_DEFAULT = 20
+LIMIT_MAX = 100
+NUMERIC_ID_DIGITS_MAX = 15
+"""Up to so many digits a double, and with it JSON, holds every whole number."""
+
+_NEW_YORK = ZoneInfo("America/New_York")
+
+
+class Users(UsersServicer):
+    """Shows in which hours the caller spent credits."""
+
+    def __init__(self, usage: Usage) -> None:
+        self._usage = usage
+
+    async def GetCreditsHistory(self, request: GetCreditsHistoryRequest, context: Context) -> GetCreditsHistoryResponse:
+        """Parses, gets a page of the caller's hours, renders."""
+        caller = current_caller()
+        if caller.account_id is None:
+            raise AccountNotPermitted(account_name(ALL_ACCOUNTS))
+        limit = request.limit if request.HasField("limit") else LIMIT_DEFAULT
+        if not 1 <= limit <= LIMIT_MAX:
+            raise FieldInvalid("limit", f"must be between 1 and {LIMIT_MAX}")
+        if request.offset < 0:
+            raise FieldInvalid("offset", "must be 0 or greater")
+        history = await self._usage.history(caller, caller.account_id, request.offset, limit)
+        user_id = _user_id(caller.account_id, history.account_number)
+        return GetCreditsHistoryResponse(
+            data=GetCreditsHistoryResponse.Data(
+                credit_balance=money.to_number(history.balance),
+                credit_history=[_render(user_id, window) for window in history.windows],
+                total_credit_histories=history.total,
+            ),
+            message="User credit history successfully retrieved",
+            status="success",
+        )
+
+
+def _user_id(account_id: str, account_number: int) -> int:
+    if account_id.isascii() and account_id.isdigit() and len(account_id) <= NUMERIC_ID_DIGITS_MAX:
+        return int(account_id)
+    return account_number
+
+
+def _render(user_id: int, window: UsageWindow) -> GetCreditsHistoryResponse.CreditHistory:
+    return GetCreditsHistoryResponse.CreditHistory(
+        user_id=user_id,
+        computing_amount=money.to_number(window.computing),
+        serverless_amount=money.to_number(window.serverless),
+        create_time=_render_time(window.start),
+        update_time=_render_time(window.start + HOUR),
+        total=money.to_number(window.computing + window.serverless),
+    )
+
+
+def _render_time(instant: Instant) -> str:
+    # The label is constant, also in summer; the wall time is New York's.
+    return to_datetime(instant).astimezone(_NEW_YORK).strftime("EST %Y-%m-%d %H:%M:%S")
+
+
+def render_error(error: DaybookError) -> RestError:
+    """An error as `{data: null, message, status: "failed"}`."""
+    match error:
+        case AccountNotPermitted():
+            message = "the credential is not bound to a user"
+        case FieldInvalid():
+            message = f"{error.field} {error.problem}"
+        case _:
+            message = error.message
+    return RestError(http_status_of(error), {"data": None, "message": message, "status": "failed"})

@@ -1,0 +1,283 @@
+"""Spacebring's `GET /transactions/credits/v1`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from daybook.facades.spacebring.v1 import transactions_service_pb2 as spacebring
+from daybook.facades.spacebring.v1.transactions_service_pb2_grpc import TransactionsServicer
+from daybook.v1 import account_pb2 as native
+from daybook.v1.transaction_pb2 import Booking, EventTicket, Order, Transaction
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from server.ledger import instants, money
+from server.ledger.errors import (
+    AccountNotPermitted,
+    DaybookError,
+    FieldInvalid,
+    InvalidArgument,
+    TenantNotPermitted,
+)
+from server.ledger.instants import Instant, from_timestamp
+from server.ledger.paging import TransactionFilter
+from server.ledger.posting import Kind
+from server.transport.auth import Scheme, authentication
+from server.transport.calls import Context
+from server.transport.errors import RestError, http_status_of
+from server.transport.page_tokens import Listing, PageTokens
+from server.transport.rest import is_uuid
+from server.usecases.accounts import Accounts, Holding
+from server.usecases.transactions import Transactions
+
+SERVICE = "daybook.facades.spacebring.v1.Transactions"
+NETWORK_HEADER = "spacebring-network-id"
+
+LIMIT_DEFAULT = 25
+LIMIT_MAX = 100
+
+
+def _by_expiry(expiring: str, permanent: str) -> Callable[[Transaction], str]:
+    return lambda transaction: expiring if transaction.permanent_amount == "0" else permanent
+
+
+TYPES: dict[tuple[Kind, str], Callable[[Transaction], str]] = {
+    (Transaction.GRANT, "credit_package"): lambda _: "creditPackage",
+    (Transaction.GRANT, "subscription_renewal"): lambda _: "subscriptionRenewal",
+    (Transaction.CHARGE, "booking"): lambda _: "booking",
+    (Transaction.CHARGE, "event_ticket"): lambda _: "eventTicket",
+    (Transaction.CHARGE, "order"): lambda _: "order",
+    (Transaction.CHARGE, "admin_charge"): _by_expiry("chargeExpiringCredits", "chargePermanentCredits"),
+    (Transaction.EXPIRATION, "expiration"): lambda _: "subscriptionExpiration",
+    (Transaction.REFUND, "refund"): lambda _: "refund",
+    (Transaction.TRANSFER_IN, "transfer"): _by_expiry("transferExpiringCredits", "transferPermanentCredits"),
+    (Transaction.TRANSFER_OUT, "transfer"): _by_expiry("transferExpiringCredits", "transferPermanentCredits"),
+}
+"""Which of Spacebring's types a kind and a category are. What is not here is not listed."""
+
+_STATUSES = {
+    Transaction.SUCCEEDED: "succeeded",
+    Transaction.FAILED: "failed",
+    Transaction.CANCELED: "canceled",
+}
+
+_ERROR_TYPES = {
+    400: "invalidParams",
+    401: "unauthorized",
+    403: "forbidden",
+    404: "notFound",
+    500: "internalError",
+    503: "internalError",
+}
+
+
+class CreditsTransactions(TransactionsServicer):
+    """Shows how the credits of a network moved."""
+
+    def __init__(self, transactions: Transactions, accounts: Accounts, page_tokens: PageTokens) -> None:
+        self._transactions = transactions
+        self._accounts = accounts
+        self._page_tokens = page_tokens
+
+    async def GetCreditsTransactions(
+        self, request: spacebring.GetCreditsTransactionsRequest, context: Context
+    ) -> spacebring.GetCreditsTransactionsResponse:
+        """Parses, lists a page of the network's transactions, renders with their companies."""
+        caller = authentication.get().caller
+        _check_network(context)
+        wanted, limit = _parse(request)
+        listing = Listing.of(f"{SERVICE}/GetCreditsTransactions", caller, request, ("next_page_token", "limit"))
+        after = self._page_tokens.open_transaction(listing, request.next_page_token)
+        page = await self._transactions.list(caller, None, wanted, after, limit)
+        transactions = [Transaction.FromString(row.body) for row in page.rows]
+        companies = await self._accounts.holdings(
+            caller, {each.labels["company"] for each in transactions if "company" in each.labels}
+        )
+        return spacebring.GetCreditsTransactionsResponse(
+            transactions=[_render(each, companies) for each in transactions],
+            next_page_token=None
+            if page.next_key is None
+            else self._page_tokens.seal_transaction(listing, page.next_key),
+        )
+
+
+def _check_network(context: Context) -> None:
+    """A Bearer credential must name its network; any that names one must name its own."""
+    network = dict(context.invocation_metadata() or ()).get(NETWORK_HEADER)
+    if network is None:
+        if authentication.get().scheme is Scheme.BEARER:
+            raise FieldInvalid(NETWORK_HEADER, "is required with bearer token authentication")
+        return
+    if not isinstance(network, str) or not is_uuid(network):
+        raise FieldInvalid(NETWORK_HEADER, "must be a uuid")
+    if network.lower() != authentication.get().caller.tenant_uid:
+        raise TenantNotPermitted
+
+
+def _parse(request: spacebring.GetCreditsTransactionsRequest) -> tuple[TransactionFilter, int]:
+    limit = request.limit if request.HasField("limit") else LIMIT_DEFAULT
+    if not 1 <= limit <= LIMIT_MAX:
+        raise FieldInvalid("limit", f"must be between 1 and {LIMIT_MAX}")
+    until = _parse_date("createDate[lte]", request.create_date_lte)
+    wanted = TransactionFilter(
+        kind_categories=tuple(TYPES),
+        create_time_from=_parse_date("createDate[gte]", request.create_date_gte),
+        create_time_before=None if until is None else until + 1,
+        location=_parse_uuid("locationRef", request.location_ref),
+        membership=_parse_uuid("membershipRef", request.membership_ref),
+        company=_parse_uuid("companyRef", request.company_ref),
+    )
+    return wanted, limit
+
+
+def _parse_date(field: str, text: str) -> Instant | None:
+    if not text:
+        return None
+    try:
+        return instants.parse(text)
+    except ValueError as error:
+        raise FieldInvalid(field, str(error)) from None
+
+
+def _parse_uuid(field: str, text: str) -> str | None:
+    if not text:
+        return None
+    if not is_uuid(text):
+        raise FieldInvalid(field, "must be a uuid")
+    return text
+
+
+def _render(transaction: Transaction, companies: dict[str, Holding]) -> spacebring.CreditsTransaction:
+    labels = dict(transaction.labels)
+    company = companies.get(labels.get("company", ""))
+    rendered = spacebring.CreditsTransaction(
+        amount=_unsigned(transaction.amount),
+        create_date=_date(transaction.create_time),
+        id=transaction.uid,
+        expiring_amount=_unsigned(transaction.expiring_amount),
+        permanent_amount=_unsigned(transaction.permanent_amount),
+        status=_STATUSES[transaction.state],
+        type=TYPES[transaction.kind, transaction.category](transaction),
+        description=transaction.description or None,
+        company_ref=labels.get("company"),
+        location_ref=labels.get("location"),
+        membership_ref=labels.get("membership"),
+        membership_ref_creator=transaction.creator.membership or None,
+        user_ref_creator=transaction.creator.id or None,
+        user_ref_owner=transaction.owner.id or None,
+        user_creator=_render_user(transaction.creator) if transaction.HasField("creator") else None,
+        user_owner=_render_user(transaction.owner) if transaction.HasField("owner") else None,
+        company=None if company is None else _render_company(company),
+    )
+    match transaction.WhichOneof("subject"):
+        case "booking":
+            rendered.booking.CopyFrom(_render_booking(transaction.booking))
+        case "order":
+            rendered.order.CopyFrom(_render_order(transaction.order))
+        case "event_ticket":
+            rendered.ticket.CopyFrom(_render_ticket(transaction.event_ticket))
+    return rendered
+
+
+def _unsigned(amount: str) -> float:
+    return money.to_number(abs(money.parse(amount)))
+
+
+def _date(timestamp: Timestamp) -> str:
+    return instants.write(from_timestamp(timestamp))
+
+
+def _render_booking(booking: Booking) -> spacebring.Booking:
+    return spacebring.Booking(
+        id=booking.id,
+        resource=spacebring.Booking.Resource(id=booking.resource.id or None, title=booking.resource.title or None)
+        if booking.HasField("resource")
+        else None,
+    )
+
+
+def _render_order(order: Order) -> spacebring.Order:
+    return spacebring.Order(
+        id=order.id,
+        option=spacebring.Order.Option(id=order.option.id or None, name=order.option.name or None)
+        if order.HasField("option")
+        else None,
+        product=spacebring.Order.Product(id=order.product.id or None, title=order.product.title or None)
+        if order.HasField("product")
+        else None,
+    )
+
+
+def _render_ticket(ticket: EventTicket) -> spacebring.Ticket:
+    event = ticket.event
+    return spacebring.Ticket(
+        id=ticket.id,
+        create_date=_date(ticket.create_time) if ticket.HasField("create_time") else None,
+        event=spacebring.Ticket.Event(
+            id=event.id or None,
+            title=event.title or None,
+            start_date=_date(event.start_time) if event.HasField("start_time") else None,
+            end_date=_date(event.end_time) if event.HasField("end_time") else None,
+        )
+        if ticket.HasField("event")
+        else None,
+    )
+
+
+def _render_user(user: native.User) -> spacebring.User:
+    return spacebring.User(
+        id=user.id,
+        about=user.about or None,
+        email=user.email or None,
+        name=user.name or None,
+        phone_number=user.phone_number or None,
+        photo_url=user.photo_uri or None,
+        surname=user.surname or None,
+    )
+
+
+def _render_company(holding: Holding) -> spacebring.Company:
+    account = holding.account.to_message()
+    company = account.company
+    rendered = spacebring.Company(
+        id=holding.account.id,
+        title=company.title or account.display_name or None,
+        legal_name=company.legal_name or None,
+        tax_id=company.tax_id or None,
+        billing_address=company.billing_address or None,
+        notes=company.notes or None,
+        location_ref=company.location or None,
+        subscription_ref=company.subscription or None,
+        create_date=_date(company.create_time if company.HasField("create_time") else account.create_time),
+        delete_date=_date(company.delete_time) if company.HasField("delete_time") else None,
+        credits=spacebring.Company.Credits(expiring=0, permanent=money.to_number(holding.state.balance)),
+        day_passes=spacebring.Company.DayPasses(expiring=company.expiring_day_passes)
+        if company.HasField("expiring_day_passes")
+        else None,
+        metadata=company.metadata if company.HasField("metadata") else None,
+    )
+    if company.HasField("business_address"):
+        address = company.business_address
+        rendered.business_address.CopyFrom(
+            spacebring.Company.Address(
+                city=address.city or None,
+                country_code=address.country_code or None,
+                line1=address.line1 or None,
+                line2=address.line2 or None,
+                postal_code=address.postal_code or None,
+                state=address.state or None,
+            )
+        )
+    return rendered
+
+
+def render_error(error: DaybookError) -> RestError:
+    """An error as `{message, type}`."""
+    status = http_status_of(error)
+    match error:
+        case InvalidArgument():
+            message = f"{error.field} {error.problem}"
+        case AccountNotPermitted():
+            message = "the credential is not for the whole network"
+        case _:
+            message = error.message
+    return RestError(status, {"message": message, "type": _ERROR_TYPES[status]})

@@ -1,0 +1,149 @@
+"""Teable's `GET /api/space/{spaceId}/billing/credit-history`."""
+
+from __future__ import annotations
+
+from daybook.facades.teable.v1.billing_service_pb2 import (
+    GetSpaceCreditHistoryRequest,
+    GetSpaceCreditHistoryResponse,
+)
+from daybook.facades.teable.v1.billing_service_pb2_grpc import BillingServicer
+from daybook.v1.account_pb2 import User
+from daybook.v1.transaction_pb2 import Transaction
+from google.protobuf.struct_pb2 import Struct, Value
+
+from server.ledger import money
+from server.ledger.errors import (
+    AccountNotFound,
+    AccountNotPermitted,
+    DaybookError,
+    FieldInvalid,
+    PageTokenInvalid,
+    PageTokenMismatch,
+)
+from server.ledger.instants import from_timestamp, parse_month, write_milliseconds
+from server.ledger.paging import Order, OrderField, TransactionFilter
+from server.store.transactions import TransactionRow
+from server.transport.auth import current_caller
+from server.transport.calls import Context
+from server.transport.errors import RestError, http_status_of
+from server.transport.page_tokens import Listing, PageTokens
+from server.transport.rest import echo, null, text_or_null
+from server.usecases.transactions import Transactions
+
+SERVICE = "daybook.facades.teable.v1.Billing"
+
+SOURCE_TYPES = ("automation_ai_action", "ai_generation", "field_ai_generation", "ai_chat", "app_generation")
+"""Each is the category of the CHARGE that it shows."""
+ORDERS_BY = {"createdTime": OrderField.CREATE_TIME, "amount": OrderField.AMOUNT}
+ORDERS = ("asc", "desc")
+TAKE_DEFAULT = 50
+TAKE_MAX = 100
+
+_CODES = {
+    400: "validation_error",
+    401: "unauthorized",
+    403: "restricted_resource",
+    404: "not_found",
+    409: "conflict",
+    500: "internal_server_error",
+    503: "database_connection_unavailable",
+}
+
+
+class Billing(BillingServicer):
+    """Shows what a space consumed."""
+
+    def __init__(self, transactions: Transactions, page_tokens: PageTokens) -> None:
+        self._transactions = transactions
+        self._page_tokens = page_tokens
+
+    async def GetSpaceCreditHistory(
+        self, request: GetSpaceCreditHistoryRequest, context: Context
+    ) -> GetSpaceCreditHistoryResponse:
+        """Parses, lists a page of the space's charges, renders."""
+        caller = current_caller()
+        # Teable tells first whether the space is the caller's, then what is wrong with the rest.
+        await self._transactions.require_account(caller, request.space_id)
+        wanted, order, take = _parse(request)
+        listing = Listing.of(f"{SERVICE}/GetSpaceCreditHistory", caller, request, ("cursor", "take"))
+        after = self._page_tokens.open_transaction(listing, request.cursor)
+        page = await self._transactions.list(caller, request.space_id, wanted, after, take, order)
+        return GetSpaceCreditHistoryResponse(
+            data=[_render(row) for row in page.rows],
+            next_cursor=null()
+            if page.next_key is None
+            else Value(string_value=self._page_tokens.seal_transaction(listing, page.next_key)),
+        )
+
+
+def _parse(request: GetSpaceCreditHistoryRequest) -> tuple[TransactionFilter, Order, int]:
+    problems: dict[str, str] = {}
+    month = 0
+    if not request.HasField("month"):
+        problems["month"] = "Required"
+    else:
+        try:
+            month = parse_month(request.month)
+        except ValueError:
+            problems["month"] = "Invalid"
+    take = request.take if request.HasField("take") else TAKE_DEFAULT
+    if take < 1:
+        problems["take"] = "Number must be greater than or equal to 1"
+    elif take > TAKE_MAX:
+        problems["take"] = f"Number must be less than or equal to {TAKE_MAX}"
+    for name, value, allowed in (
+        ("sourceType", request.source_type, SOURCE_TYPES),
+        ("orderBy", request.order_by, tuple(ORDERS_BY)),
+        ("order", request.order, ORDERS),
+    ):
+        if value and value not in allowed:
+            expected = " | ".join(f"'{text}'" for text in allowed)
+            problems[name] = f"Invalid enum value. Expected {expected}, received '{echo(value)}'"
+    if problems:
+        raise FieldInvalid(
+            next(iter(problems)), "; ".join(f'{problem} at "{name}"' for name, problem in problems.items())
+        )
+    sources = (request.source_type,) if request.source_type else SOURCE_TYPES
+    wanted = TransactionFilter(kind_categories=tuple((Transaction.CHARGE, source) for source in sources), month=month)
+    field = ORDERS_BY[request.order_by or "createdTime"]
+    descending = (request.order or "desc") == "desc"
+    # Consumption is the negative of a charge's amount, so its order is the other one.
+    return wanted, Order(field, descending != (field is OrderField.AMOUNT)), take
+
+
+def _render(row: TransactionRow) -> GetSpaceCreditHistoryResponse.Record:
+    transaction = Transaction.FromString(row.body)
+    return GetSpaceCreditHistoryResponse.Record(
+        id=transaction.uid,
+        source_type=transaction.category,
+        amount=money.to_number(-money.parse(transaction.amount)),
+        created_time=write_milliseconds(from_timestamp(transaction.create_time)),
+        display_name=text_or_null(transaction.description),
+        user=_render_user(transaction.creator) if transaction.HasField("creator") else null(),
+    )
+
+
+def _render_user(user: User) -> Value:
+    fields = {
+        "id": Value(string_value=user.id),
+        "name": Value(string_value=f"{user.name} {user.surname}".strip()),
+        "avatar": text_or_null(user.photo_uri),
+    }
+    return Value(struct_value=Struct(fields=fields))
+
+
+def render_error(error: DaybookError) -> RestError:
+    """An error as `{message, status, code}`. What is not the caller's is 403, as Teable has it."""
+    status, message = http_status_of(error), error.message
+    match error:
+        case AccountNotPermitted(metadata={"account": account}):
+            message = f"not allowed to operate space|read on {account.removeprefix('accounts/')}"
+        case AccountNotFound(metadata={"account": account}):
+            status, message = 403, f"space {account.removeprefix('accounts/')} is not found"
+        case FieldInvalid():
+            message = f"Validation error: {error.problem}"
+        case PageTokenInvalid() | PageTokenMismatch():
+            message = 'Validation error: Invalid at "cursor"'
+    if status == 401:
+        message = "Unauthorized"
+    return RestError(status, {"message": message, "status": status, "code": _CODES[status]})

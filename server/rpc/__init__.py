@@ -1,0 +1,1 @@
+"""The native API: parse, one use-case call, render."""

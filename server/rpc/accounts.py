@@ -1,0 +1,128 @@
+"""The methods of daybook.v1.Ledger that are about accounts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from daybook.v1.account_pb2 import Account, Balance
+from daybook.v1.ledger_service_pb2 import (
+    CreateAccountRequest,
+    GetAccountRequest,
+    GetBalanceRequest,
+    ListAccountsRequest,
+    ListAccountsResponse,
+    UpdateAccountRequest,
+)
+
+from server.ledger import money
+from server.ledger.errors import FieldInvalid
+from server.ledger.instants import from_timestamp, to_timestamp
+from server.ledger.names import balance_name, is_account_id, parse_account_name, parse_balance_name
+from server.store.accounts import AccountRecord
+from server.transport.auth import current_caller
+from server.transport.calls import Context
+from server.transport.page_tokens import Listing, PageTokens
+from server.transport.validation import check_content, read_amount, read_page_size, read_profile, read_request
+from server.usecases.accounts import Accounts
+
+UPDATABLE = ("display_name", "user", "company", "credit_limit")
+
+
+class AccountMethods:
+    """CreateAccount, GetAccount, ListAccounts, UpdateAccount, GetBalance."""
+
+    _accounts: Accounts
+    _page_tokens: PageTokens
+
+    async def CreateAccount(self, request: CreateAccountRequest, context: Context) -> bytes:
+        """Parses the account, creates it, answers with its stored bytes."""
+        key = read_request("CreateAccount", request)
+        if not is_account_id(request.account_id):
+            raise FieldInvalid(
+                "account_id", "must have 1 to 128 letters, digits, _, . and -, the first a letter or a digit"
+            )
+        account = request.account
+        if account.kind not in Account.Kind.values()[1:]:
+            raise FieldInvalid("account.kind", f"must be one of {', '.join(Account.Kind.keys()[1:])}")
+        check_content("account", account)
+        hour_anchor = from_timestamp(account.hour_anchor) if account.HasField("hour_anchor") else None
+        draft = AccountRecord(
+            id=request.account_id,
+            kind=account.kind,
+            display_name=account.display_name,
+            credit_limit=_read_credit_limit(account.credit_limit),
+            profile=read_profile(account),
+        )
+        return await self._accounts.create(current_caller(), draft, key, hour_anchor=hour_anchor)
+
+    async def GetAccount(self, request: GetAccountRequest, context: Context) -> Account:
+        """Parses the name, gets the account."""
+        account_id = parse_account_name("name", request.name)
+        return (await self._accounts.get(current_caller(), account_id)).to_message()
+
+    async def ListAccounts(self, request: ListAccountsRequest, context: Context) -> ListAccountsResponse:
+        """Opens the page token, lists a page, seals the next token."""
+        caller = current_caller()
+        limit = read_page_size(request.page_size)
+        listing = Listing.of("daybook.v1.Ledger/ListAccounts", caller, request, ("page_token", "page_size"))
+        after = self._page_tokens.open_account(listing, request.page_token)
+        page = await self._accounts.list(caller, after, limit)
+        return ListAccountsResponse(
+            accounts=[record.to_message() for record in page.rows],
+            next_page_token="" if page.next_key is None else self._page_tokens.seal_account(listing, page.next_key),
+        )
+
+    async def UpdateAccount(self, request: UpdateAccountRequest, context: Context) -> bytes:
+        """Parses the mask, updates the account, answers with its bytes."""
+        key = read_request("UpdateAccount", request)
+        account_id = parse_account_name("account.name", request.account.name)
+        check_content("account", request.account)
+        change = _read_change(request)
+        return await self._accounts.update(current_caller(), account_id, change, key, etag=request.account.etag)
+
+    async def GetBalance(self, request: GetBalanceRequest, context: Context) -> Balance:
+        """Parses the name, gets the balance."""
+        account_id = parse_balance_name("name", request.name)
+        state, as_of = await self._accounts.balance(current_caller(), account_id)
+        return Balance(
+            name=balance_name(account_id),
+            amount=money.write(state.balance),
+            expiring_amount=money.write(0),
+            permanent_amount=money.write(state.balance),
+            available_amount=money.write(state.available),
+            sequence=state.sequence,
+            as_of_time=to_timestamp(as_of),
+        )
+
+
+def _read_credit_limit(text: str) -> int:
+    limit = read_amount("account.credit_limit", text) if text else 0
+    if limit < 0:
+        raise FieldInvalid("account.credit_limit", "must not be negative")
+    return limit
+
+
+def _read_change(request: UpdateAccountRequest) -> Callable[[AccountRecord], AccountRecord]:
+    """What the update does to an account: the masked fields, and no others, are written."""
+    account = request.account
+    paths = set(request.update_mask.paths)
+    if not request.HasField("update_mask"):
+        paths = {field.name for field, _ in account.ListFields() if field.name in UPDATABLE}
+    elif paths == {"*"}:
+        paths = set(UPDATABLE)
+    for path in paths:
+        if path not in UPDATABLE:
+            raise FieldInvalid("update_mask", f"can have {', '.join(UPDATABLE)} or *, not {path[:64]!r}")
+    changes: dict[str, object] = {}
+    if "display_name" in paths:
+        changes["display_name"] = account.display_name
+    if "credit_limit" in paths:
+        changes["credit_limit"] = _read_credit_limit(account.credit_limit)
+    if profile_paths := paths & {"user", "company"}:
+        given = account.WhichOneof("profile")
+        if given is not None and given not in profile_paths:
+            raise FieldInvalid("update_mask", f"names the other profile than account.{given}")
+        # A masked profile that is unset is cleared (AIP-134).
+        changes["profile"] = read_profile(account)
+    return lambda record: replace(record, **changes)  # type: ignore[arg-type]  # each has its field's type

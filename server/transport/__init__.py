@@ -1,0 +1,1 @@
+"""What every call shares: credentials, errors, page tokens, validation, observation."""

@@ -1,0 +1,113 @@
+"""How a refusal leaves the server.
+
+Every error becomes a google.rpc.Status with one ErrorInfo, and a BadRequest where a field
+is at fault. A facade's errors also carry their finished REST body in trailing metadata;
+the gateway (envoy.yaml) puts it in the place of the status.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import NoReturn, TypeAlias
+
+import grpc
+from google.protobuf.any_pb2 import Any
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
+from google.rpc.status_pb2 import Status
+
+from server.ledger.errors import (
+    Aborted,
+    AlreadyExists,
+    DaybookError,
+    FailedPrecondition,
+    Internal,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    Unauthenticated,
+    Unavailable,
+)
+
+DOMAIN = "daybook"
+
+CODES: Mapping[type[DaybookError], grpc.StatusCode] = {
+    InvalidArgument: grpc.StatusCode.INVALID_ARGUMENT,
+    Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
+    NotFound: grpc.StatusCode.NOT_FOUND,
+    AlreadyExists: grpc.StatusCode.ALREADY_EXISTS,
+    FailedPrecondition: grpc.StatusCode.FAILED_PRECONDITION,
+    Aborted: grpc.StatusCode.ABORTED,
+    Unavailable: grpc.StatusCode.UNAVAILABLE,
+    Internal: grpc.StatusCode.INTERNAL,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RestError:
+    """An error as one vendor's clients know it."""
+
+    status: int
+    """The HTTP status."""
+    body: Mapping[str, object]
+    """Printed as JSON."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+RenderError: TypeAlias = Callable[[DaybookError], RestError]
+"""Puts an error into a vendor's words."""
+
+
+def code_of(error: DaybookError) -> grpc.StatusCode:
+    """The gRPC status of an error: that of its class, or of the class above it."""
+    for ancestor in type(error).__mro__:
+        if ancestor in CODES:
+            return CODES[ancestor]
+    raise AssertionError(f"{type(error).__name__} has no status")
+
+
+def http_status_of(error: DaybookError) -> int:
+    """The HTTP status of an error, by the mapping of google.rpc.Code."""
+    return _HTTP_STATUSES[code_of(error)]
+
+
+_HTTP_STATUSES = {
+    grpc.StatusCode.INVALID_ARGUMENT: 400,
+    grpc.StatusCode.UNAUTHENTICATED: 401,
+    grpc.StatusCode.PERMISSION_DENIED: 403,
+    grpc.StatusCode.NOT_FOUND: 404,
+    grpc.StatusCode.ALREADY_EXISTS: 409,
+    grpc.StatusCode.FAILED_PRECONDITION: 400,
+    grpc.StatusCode.ABORTED: 409,
+    grpc.StatusCode.UNAVAILABLE: 503,
+    grpc.StatusCode.INTERNAL: 500,
+}
+
+
+def to_status(error: DaybookError) -> Status:
+    """The google.rpc.Status of an error."""
+    details = [_pack(ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata))]
+    if isinstance(error, InvalidArgument):
+        violation = BadRequest.FieldViolation(field=error.field, description=error.problem)
+        details.append(_pack(BadRequest(field_violations=[violation])))
+    return Status(code=code_of(error).value[0], message=error.message, details=details)
+
+
+def _pack(detail: ErrorInfo | BadRequest) -> Any:
+    packed = Any()
+    packed.Pack(detail)
+    return packed
+
+
+async def refuse(
+    context: grpc.aio.ServicerContext[object, object], error: DaybookError, render: RenderError | None
+) -> NoReturn:
+    """Ends the call with the error."""
+    metadata: list[tuple[str, str | bytes]] = [("grpc-status-details-bin", to_status(error).SerializeToString())]
+    if render is not None:
+        rest = render(error)
+        metadata += [("x-error-status", str(rest.status)), ("x-error-body", json.dumps(rest.body))]
+        metadata += rest.headers.items()
+    await context.abort(code_of(error), error.message, tuple(metadata))

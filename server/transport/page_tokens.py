@@ -1,0 +1,130 @@
+"""Page tokens: opaque, sealed, and good for one list only.
+
+A token is a daybook.internal.v1.PageToken, encrypted and authenticated with AES-256-GCM,
+as URL-safe base64 without padding. It names its method, its tenant and a hash of every
+argument of the call except the page's size, so that it can't be moved to another list.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from dataclasses import dataclass
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from daybook.internal.v1.page_token_pb2 import PageToken
+from google.protobuf.message import DecodeError, Message
+
+from server.ledger.access import Caller
+from server.ledger.errors import PageTokenInvalid, PageTokenMismatch
+from server.ledger.names import RandomBytes
+from server.ledger.paging import TransactionKey
+
+KEY_BYTES = 32
+NONCE_BYTES = 12
+TOKEN_CHARACTERS_MAX = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """A list of which pages are asked for: what a token must agree with."""
+
+    method: str
+    tenant_number: int
+    arguments_hash: bytes
+    token_field: str
+    """What callers call the token, for messages."""
+
+    @classmethod
+    def of(cls, method: str, caller: Caller, request: Message, paging: tuple[str, str]) -> Listing:
+        """The list that a request asks for; `paging` names its fields for the token and the size."""
+        token_field, size_field = paging
+        arguments = type(request)()
+        arguments.CopyFrom(request)
+        arguments.ClearField(token_field)
+        arguments.ClearField(size_field)
+        digest = hashlib.sha256(arguments.SerializeToString(deterministic=True)).digest()
+        public_name = request.DESCRIPTOR.fields_by_name[token_field]
+        # Native requests are documented in snake case, facades in the vendor's JSON names.
+        shown = token_field if method.startswith("daybook.v1.") else public_name.json_name
+        return cls(method, caller.tenant_number, digest[:16], shown)
+
+
+class PageTokens:
+    """Seals and opens page tokens."""
+
+    def __init__(self, key: bytes, random_bytes: RandomBytes) -> None:
+        self._cipher = AESGCM(key)
+        self._random_bytes = random_bytes
+
+    def seal_transaction(self, listing: Listing, last: TransactionKey) -> str:
+        """The token of the page behind a transaction."""
+        body = self._body(listing)
+        body.v1.transaction.position = last.position
+        body.v1.transaction.account_number = last.account_number
+        body.v1.transaction.sequence = last.sequence
+        return self._seal(body)
+
+    def seal_account(self, listing: Listing, last: str) -> str:
+        """The token of the page behind an account."""
+        body = self._body(listing)
+        body.v1.account_id = last
+        return self._seal(body)
+
+    def open_transaction(self, listing: Listing, token: str) -> TransactionKey | None:
+        """The transaction behind which the page begins; None for the first page.
+
+        Raises PageTokenInvalid, PageTokenMismatch.
+        """
+        if not token:
+            return None
+        key = self._open(listing, token).transaction
+        return TransactionKey(key.position, key.account_number, key.sequence)
+
+    def open_account(self, listing: Listing, token: str) -> str | None:
+        """The account behind which the page begins; None for the first page.
+
+        Raises PageTokenInvalid, PageTokenMismatch.
+        """
+        return self._open(listing, token).account_id if token else None
+
+    @staticmethod
+    def _body(listing: Listing) -> PageToken:
+        return PageToken(
+            v1=PageToken.V1(
+                method=listing.method,
+                tenant_number=listing.tenant_number,
+                arguments_hash=listing.arguments_hash,
+            )
+        )
+
+    def _seal(self, body: PageToken) -> str:
+        nonce = self._random_bytes(NONCE_BYTES)
+        return _encode(nonce + self._cipher.encrypt(nonce, body.SerializeToString(), None))
+
+    def _open(self, listing: Listing, token: str) -> PageToken.V1:
+        try:
+            sealed = _decode(token)
+            body = PageToken.FromString(self._cipher.decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], None))
+        except (ValueError, InvalidTag, DecodeError):
+            raise PageTokenInvalid(listing.token_field) from None
+        sealed_for = (body.v1.method, body.v1.tenant_number, body.v1.arguments_hash)
+        if sealed_for != (listing.method, listing.tenant_number, listing.arguments_hash):
+            raise PageTokenMismatch(listing.token_field)
+        return body.v1
+
+
+def _encode(sealed: bytes) -> str:
+    return base64.urlsafe_b64encode(sealed).decode().rstrip("=")
+
+
+def _decode(token: str) -> bytes:
+    """The bytes of a token. Raises ValueError for a text that none is spelled like."""
+    if len(token) > TOKEN_CHARACTERS_MAX:
+        raise ValueError("too long")
+    sealed = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
+    # The last character has bits that decoding ignores; a token has one spelling.
+    if _encode(sealed) != token:
+        raise ValueError("another spelling")
+    return sealed

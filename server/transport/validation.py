@@ -1,0 +1,221 @@
+"""Checks and reads the fields of native requests. Raises FieldInvalid, and nothing else.
+
+What the contract's comments promise about lengths stands here as one table.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from typing import TypeVar
+
+from daybook.v1.account_pb2 import Account, Company, User
+from daybook.v1.transaction_pb2 import Booking, EventTicket, Order, Transaction, Usage
+from google.protobuf.message import Message
+from google.protobuf.struct_pb2 import Struct
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from server.ledger import money
+from server.ledger.errors import FieldInvalid
+from server.ledger.money import Millionths
+from server.ledger.posting import Draft
+from server.store.requests import Request
+
+PAGE_SIZE_DEFAULT = 50
+PAGE_SIZE_MAX = 1000
+METADATA_BYTES_MAX = 8192
+LABELS_MAX = 32
+LABEL_CHARACTERS_MAX = 128
+REQUEST_ID_CHARACTERS_MAX = 128
+
+CHARACTERS_MAX: Mapping[str, Mapping[str, int]] = {
+    Account.DESCRIPTOR.full_name: {"display_name": 255},
+    User.DESCRIPTOR.full_name: {
+        "id": 128,
+        "name": 255,
+        "surname": 255,
+        "email": 255,
+        "phone_number": 64,
+        "photo_uri": 2048,
+        "about": 2048,
+        "membership": 128,
+    },
+    Company.DESCRIPTOR.full_name: {
+        "title": 255,
+        "legal_name": 255,
+        "tax_id": 64,
+        "billing_address": 1024,
+        "notes": 4096,
+        "location": 128,
+        "subscription": 128,
+    },
+    Company.Address.DESCRIPTOR.full_name: {
+        "line1": 255,
+        "line2": 255,
+        "city": 255,
+        "state": 255,
+        "postal_code": 32,
+        "country_code": 2,
+    },
+    Transaction.DESCRIPTOR.full_name: {"description": 1024, "receipt_uri": 2048},
+    Booking.DESCRIPTOR.full_name: {"id": 128},
+    Booking.Resource.DESCRIPTOR.full_name: {"id": 128, "title": 255},
+    Order.DESCRIPTOR.full_name: {"id": 128},
+    Order.Product.DESCRIPTOR.full_name: {"id": 128, "title": 255},
+    Order.Option.DESCRIPTOR.full_name: {"id": 128, "name": 255},
+    EventTicket.DESCRIPTOR.full_name: {"id": 128},
+    EventTicket.Event.DESCRIPTOR.full_name: {"id": 128, "title": 255},
+    Usage.DESCRIPTOR.full_name: {"model": 255},
+}
+
+REQUIRED_TEXTS = {(message.DESCRIPTOR.full_name, "id") for message in (User, Booking, Order, EventTicket)}
+
+CREATABLE_KINDS = (Transaction.GRANT, Transaction.CHARGE, Transaction.ADJUSTMENT)
+
+DETAILS = (
+    "description",
+    "owner",
+    "creator",
+    "labels",
+    "receipt_uri",
+    "metadata",
+    *(field.name for field in Transaction.DESCRIPTOR.oneofs_by_name["subject"].fields),
+)
+"""The fields of a transaction that a caller sets and posting takes over as they are."""
+
+_Message = TypeVar("_Message", bound=Message)
+
+_CATEGORY = re.compile(r"[a-z][a-z0-9_]{0,62}", re.ASCII)
+_REQUEST_ID = re.compile(r"[\x20-\x7e]{0,128}", re.ASCII)
+# 0001-01-01 and 9999-12-31T23:59:59, the bounds of a Timestamp.
+_TIMESTAMP_SECONDS_MIN = -62_135_596_800
+_TIMESTAMP_SECONDS_MAX = 253_402_300_799
+
+
+def read_page_size(page_size: int) -> int:
+    """How many rows a native page has at most."""
+    if page_size < 0:
+        raise FieldInvalid("page_size", "must not be negative")
+    return min(page_size or PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)
+
+
+def read_request(method: str, request: Message) -> Request:
+    """What makes a mutation the same mutation: its request_id, and all else it says."""
+    request_id: str = getattr(request, "request_id")  # noqa: B009  # Message has no such field for mypy
+    if not _REQUEST_ID.fullmatch(request_id):
+        raise FieldInvalid(
+            "request_id", f"must have at most {REQUEST_ID_CHARACTERS_MAX} characters, all of them printable ASCII"
+        )
+    rest = type(request)()
+    rest.CopyFrom(request)
+    rest.ClearField("request_id")
+    content = method.encode() + b"\n" + rest.SerializeToString(deterministic=True)
+    return Request(request_id, hashlib.sha256(content).digest())
+
+
+def read_amount(field: str, text: str) -> Millionths:
+    """An amount of credits."""
+    try:
+        return money.parse(text)
+    except ValueError as error:
+        raise FieldInvalid(field, str(error)) from None
+
+
+def read_transaction(transaction: Transaction) -> tuple[Draft, Transaction]:
+    """What is to be posted, and the details that go with it."""
+    if transaction.kind not in CREATABLE_KINDS:
+        names = ", ".join(Transaction.Kind.Name(kind) for kind in CREATABLE_KINDS)
+        raise FieldInvalid("transaction.kind", f"must be one of {names}")
+    if not _CATEGORY.fullmatch(transaction.category):
+        raise FieldInvalid(
+            "transaction.category",
+            "must be a lower-case letter, then at most 62 lower-case letters, digits and underscores",
+        )
+    if transaction.state not in (Transaction.STATE_UNSPECIFIED, Transaction.SUCCEEDED):
+        raise FieldInvalid("transaction.state", "must be SUCCEEDED or left out")
+    amount = read_amount("transaction.amount", transaction.amount)
+    is_usage = transaction.WhichOneof("subject") == "usage"
+    if is_usage and transaction.kind != Transaction.CHARGE:
+        raise FieldInvalid("transaction.usage", "is only possible with kind CHARGE")
+    details = _only(transaction, DETAILS)
+    _check_labels(details.labels)
+    check_content("transaction", details)
+    if (
+        transaction.usage.HasField("cost_usd")
+        and read_amount("transaction.usage.cost_usd", transaction.usage.cost_usd) < 0
+    ):
+        raise FieldInvalid("transaction.usage.cost_usd", "must not be negative")
+    return Draft(transaction.kind, transaction.category, amount, is_usage), details
+
+
+def read_profile(account: Account) -> bytes:
+    """The profile of an account, serialized as the store keeps it."""
+    return _only(account, ("user", "company")).SerializeToString(deterministic=True)
+
+
+def _only(message: _Message, names: tuple[str, ...]) -> _Message:
+    # Copied by name, so that output-only fields are ignored, as AIP-203 has it.
+    kept = type(message)()
+    for field, value in message.ListFields():
+        if field.name not in names:
+            continue
+        if field.is_repeated:
+            getattr(kept, field.name).MergeFrom(value)
+        elif field.message_type is not None:
+            getattr(kept, field.name).CopyFrom(value)
+        else:
+            setattr(kept, field.name, value)
+    return kept
+
+
+def _check_labels(labels: Mapping[str, str]) -> None:
+    if len(labels) > LABELS_MAX:
+        raise FieldInvalid("transaction.labels", f"must have at most {LABELS_MAX} entries")
+    for key, value in labels.items():
+        if not _CATEGORY.fullmatch(key):
+            raise FieldInvalid(
+                "transaction.labels",
+                "must have keys of a lower-case letter, then at most 62 lower-case letters, digits and underscores",
+            )
+        if not 1 <= len(value) <= LABEL_CHARACTERS_MAX or "\0" in value:
+            raise FieldInvalid(
+                f"transaction.labels.{key}", f"must have 1 to {LABEL_CHARACTERS_MAX} characters, none of them NUL"
+            )
+
+
+def check_content(path: str, message: Message) -> None:
+    """Holds every text, number, time and struct inside a message to its bounds."""
+    name = message.DESCRIPTOR.full_name
+    for required in ("id",):
+        if (name, required) in REQUIRED_TEXTS and not getattr(message, required):
+            raise FieldInvalid(f"{path}.{required}", "is required")
+    for field, value in message.ListFields():
+        place = f"{path}.{field.name}"
+        if field.is_repeated:
+            continue
+        if isinstance(value, Timestamp):
+            _check_timestamp(place, value)
+        elif isinstance(value, Struct):
+            if value.ByteSize() > METADATA_BYTES_MAX:
+                raise FieldInvalid(place, f"must take at most {METADATA_BYTES_MAX} bytes")
+        elif isinstance(value, Message):
+            check_content(place, value)
+        elif isinstance(value, str):
+            _check_text(place, value, CHARACTERS_MAX.get(name, {}).get(field.name))
+        elif isinstance(value, int) and field.enum_type is None and value < 0:
+            raise FieldInvalid(place, "must not be negative")
+
+
+def _check_text(place: str, text: str, characters_max: int | None) -> None:
+    if characters_max is not None and len(text) > characters_max:
+        raise FieldInvalid(place, f"must have at most {characters_max} characters")
+    if "\0" in text:
+        raise FieldInvalid(place, "must not contain the character NUL")
+
+
+def _check_timestamp(place: str, timestamp: Timestamp) -> None:
+    if not (
+        _TIMESTAMP_SECONDS_MIN <= timestamp.seconds <= _TIMESTAMP_SECONDS_MAX and 0 <= timestamp.nanos < 1_000_000_000
+    ):
+        raise FieldInvalid(place, "must be a time between the years 1 and 9999")
