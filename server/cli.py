@@ -1,0 +1,217 @@
+"""The `daybook` command."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+from collections.abc import AsyncIterator, Coroutine
+from typing import Annotated, Any
+from uuid import uuid4
+
+import typer
+from pydantic import ValidationError
+
+from server.app import CannotStart, configure_logs, is_loopback, open_book, serving
+from server.config import Settings
+from server.demo.guide import what_to_try
+from server.demo.load import DATABASE_URL as DEMO_DATABASE_URL
+from server.demo.load import load as load_demo
+from server.gateway import gateway, require_free_ports
+from server.ledger.errors import DaybookError
+from server.transport.auth import new_api_key
+
+app = typer.Typer(help="A credit ledger as a service.", no_args_is_help=True, pretty_exceptions_enable=False)
+tenants_app = typer.Typer(help="Who runs a set of accounts.", no_args_is_help=True)
+keys_app = typer.Typer(help="API keys.", no_args_is_help=True)
+app.add_typer(tenants_app, name="tenants")
+app.add_typer(keys_app, name="keys")
+
+
+def _option(name: str) -> Any:
+    field = Settings.model_fields[name]
+    return typer.Option(
+        f"--{name.replace('_', '-')}",
+        help=f"{field.description}; else DAYBOOK_{name.upper()}, else {field.default}",
+        show_default=False,
+    )
+
+
+DatabaseUrl = Annotated[str | None, _option("database_url")]
+Host = Annotated[str | None, _option("host")]
+Port = Annotated[int | None, _option("port")]
+GatewayHost = Annotated[str | None, _option("gateway_host")]
+GatewayPort = Annotated[int | None, _option("gateway_port")]
+GatewayAdminPort = Annotated[int | None, _option("gateway_admin_port")]
+ShutdownGraceSeconds = Annotated[float | None, _option("shutdown_grace_seconds")]
+LogLevel = Annotated[str | None, _option("log_level")]
+LogFormat = Annotated[str | None, _option("log_format")]
+
+
+def _settings(**flags: object) -> Settings:
+    """The environment's settings with the flags that were given in their place."""
+    try:
+        settings = Settings(**{name: value for name, value in flags.items() if value is not None})  # type: ignore[arg-type]
+    except ValidationError as error:
+        for problem in error.errors():
+            typer.echo(f"daybook: {'.'.join(map(str, problem['loc']))}: {problem['msg']}", err=True)
+        raise typer.Exit(2) from None
+    configure_logs(settings)
+    return settings
+
+
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    try:
+        asyncio.run(work)
+    except (CannotStart, DaybookError, ValueError) as error:
+        typer.echo(f"daybook: {error}", err=True)
+        raise typer.Exit(1) from None
+
+
+@contextlib.asynccontextmanager
+async def _until_stopped() -> AsyncIterator[asyncio.Event]:
+    """An event that SIGINT and SIGTERM set. A second signal ends the process at once."""
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def stop(number: signal.Signals) -> None:
+        loop.remove_signal_handler(number)
+        stopped.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop, number)
+    yield stopped
+
+
+async def _first_of(*waits: Coroutine[Any, Any, object]) -> None:
+    """Returns when the first of these does, and calls the others off."""
+    tasks = [asyncio.create_task(wait) for wait in waits]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+
+
+@app.command()
+def serve(
+    database_url: DatabaseUrl = None,
+    host: Host = None,
+    port: Port = None,
+    shutdown_grace_seconds: ShutdownGraceSeconds = None,
+    log_level: LogLevel = None,
+    log_format: LogFormat = None,
+) -> None:
+    """Serves gRPC until SIGINT or SIGTERM. Creates and migrates the database first."""
+    settings = _settings(**locals())
+
+    async def work() -> None:
+        async with _until_stopped() as stopped, open_book(settings.database_url) as book, serving(book, settings):
+            await stopped.wait()
+
+    _run(work())
+
+
+@app.command()
+def up(
+    database_url: DatabaseUrl = None,
+    host: Host = None,
+    port: Port = None,
+    gateway_host: GatewayHost = None,
+    gateway_port: GatewayPort = None,
+    gateway_admin_port: GatewayAdminPort = None,
+    shutdown_grace_seconds: ShutdownGraceSeconds = None,
+    log_level: LogLevel = None,
+    log_format: LogFormat = None,
+    with_demo: Annotated[
+        bool, typer.Option("--demo", help="load demo data into an empty database, and print what to try")
+    ] = False,
+) -> None:
+    """Serves gRPC, and REST through Envoy beside it, until SIGINT or SIGTERM."""
+    flags = {name: value for name, value in locals().items() if name != "with_demo"}
+    if with_demo:
+        flags["database_url"] = database_url or DEMO_DATABASE_URL
+    settings = _settings(**flags)
+
+    async def work() -> None:
+        require_free_ports(settings)
+        if with_demo:
+            await load_demo(settings.database_url)
+        async with _until_stopped() as stopped, open_book(settings.database_url) as book:
+            if await book.credentials.has_demo_tenant() and not is_loopback(settings.gateway_host):
+                raise CannotStart("the database holds demo data: its gateway listens on loopback only")
+            async with gateway(settings) as envoy, serving(book, settings):
+                await envoy.ready()
+                if with_demo:
+                    typer.echo(what_to_try(settings.gateway_port))
+                await _first_of(stopped.wait(), envoy.process.wait())
+                if not stopped.is_set():
+                    raise CannotStart("the gateway ended by itself; its message is above")
+
+    _run(work())
+
+
+@app.command()
+def migrate(database_url: DatabaseUrl = None) -> None:
+    """Creates the database, or brings it to the schema of this version."""
+    settings = _settings(database_url=database_url)
+
+    async def work() -> None:
+        async with open_book(settings.database_url):
+            typer.echo("the database is up to date")
+
+    _run(work())
+
+
+@tenants_app.command("create")
+def create_tenant(
+    slug: Annotated[str, typer.Argument(help="a short name, unique")],
+    display_name: Annotated[str, typer.Option(help="a name for people to read")] = "",
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Creates a tenant and prints its uid, which Spacebring clients send as network id."""
+    settings = _settings(database_url=database_url)
+
+    async def work() -> None:
+        async with open_book(settings.database_url) as book:
+            uid = str(uuid4())
+            await book.credentials.create_tenant(
+                slug=slug, uid=uid, display_name=display_name or slug, create_time=book.clock()
+            )
+            typer.echo(uid)
+
+    _run(work())
+
+
+@keys_app.command("create")
+def create_key(
+    tenant: Annotated[str, typer.Option(help="the slug of the tenant")],
+    account: Annotated[str | None, typer.Option(help="the id of the account to bind the key to")] = None,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Creates an API key and prints it. It can't be shown again."""
+    settings = _settings(database_url=database_url)
+
+    async def work() -> None:
+        async with open_book(settings.database_url) as book:
+            tenant_number = await book.credentials.tenant_number(tenant)
+            if tenant_number is None:
+                raise CannotStart(f"there is no tenant {tenant!r}")
+            account_number = await book.account_store.number(tenant_number, account) if account else None
+            key = new_api_key(book.random_bytes)
+            await book.credentials.create_api_key(
+                key_id=key.key_id,
+                secret_hash=key.secret_hash,
+                tenant_number=tenant_number,
+                account_number=account_number,
+                create_time=book.clock(),
+            )
+            typer.echo(key.text)
+
+    _run(work())
+
+
+def main() -> None:
+    """Runs the command of this process's arguments."""
+    # Lines appear as they are printed, also through a pipe.
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # stdout is a text stream here
+    app()

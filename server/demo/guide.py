@@ -1,0 +1,65 @@
+"""What to try with the demo, as commands to paste."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+from server.demo import dreadnode, nebulablock, spacebring, teable
+from server.demo.load import SECRET
+
+
+def commands(gateway_port: int) -> dict[str, str]:
+    """A command for each way in, by what it shows."""
+    origin = f"http://127.0.0.1:{gateway_port}"
+
+    def curl(key_id: str, path: str, *more: str) -> str:
+        return shlex.join(["curl", "-sS", "-H", f"Authorization: Bearer {key_id}.{SECRET}", *more, f"{origin}{path}"])
+
+    return {
+        "Teable: what a space consumed": curl(
+            teable.KEY, f"/api/space/{teable.SPACE}/billing/credit-history?month={teable.MONTH}&take=3"
+        ),
+        "Nebula Block: the documented example": curl(
+            nebulablock.DOCUMENTED_KEY, "/users/credits/history?limit=2&offset=0"
+        ),
+        "Spacebring: the transactions of a network": curl(
+            spacebring.KEY, "/transactions/credits/v1?limit=2", "-H", f"spacebring-network-id: {spacebring.NETWORK}"
+        ),
+        "Dreadnode: the transactions of an organization": curl(
+            dreadnode.KEY, f"/api/v1/org/{dreadnode.ORGANIZATION}/credits/transactions?limit=3"
+        ),
+        "Native REST: the newest transactions": curl(
+            dreadnode.KEY, f"/v1/accounts/{dreadnode.ORGANIZATION}/transactions?pageSize=2"
+        ),
+        "Native gRPC, by reflection": shlex.join(
+            [
+                _buf(),
+                "curl",
+                "--protocol",
+                "grpc",
+                "--http2-prior-knowledge",
+                "-H",
+                f"Authorization: Bearer {dreadnode.KEY}.{SECRET}",
+                "-d",
+                f'{{"parent": "accounts/{dreadnode.ORGANIZATION}", "pageSize": 2}}',
+                f"{origin}/daybook.v1.Ledger/ListTransactions",
+            ]
+        ),
+    }
+
+
+def what_to_try(gateway_port: int) -> str:
+    """All of them, to print."""
+    parts = [f"# {title}\n{command}" for title, command in commands(gateway_port).items()]
+    return "\n\n".join(["", "Daybook is up, on demo data. Try, in another terminal:", *parts, "Ctrl-C stops it.", ""])
+
+
+def _buf() -> str:
+    """buf as installed beside this interpreter, relative to here where that is shorter."""
+    path = Path(sys.executable).parent / "buf"
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

@@ -1,0 +1,85 @@
+"""Tells the stories to an empty ledger."""
+
+from __future__ import annotations
+
+from random import Random
+
+import structlog
+
+from server.app import Book, CannotStart, open_book
+from server.demo import dreadnode, nebulablock, spacebring, teable
+from server.demo.story import Story
+from server.ledger.access import Caller
+from server.ledger.instants import Instant
+from server.store.accounts import AccountRecord
+from server.store.requests import Request
+from server.transport.auth import hash_secret
+from server.transport.validation import read_profile, read_transaction
+
+log = structlog.get_logger(__name__)
+
+DATABASE_URL = "sqlite+aiosqlite:///.daybook/demo.db"
+SECRET = "public"  # noqa: S105  # the demo is for everybody
+"""The secret of every demo key: everybody may know it."""
+STORIES = (teable.STORY, nebulablock.STORY, spacebring.STORY, dreadnode.STORY)
+
+_SEED = 20241010
+_NEVER_REPEATED = Request("", b"")
+
+
+class _Clock:
+    """Shows the time at which the story is."""
+
+    now: Instant = 0
+
+    def __call__(self) -> Instant:
+        return self.now
+
+
+async def load(database_url: str) -> None:
+    """Puts the demo into an empty database; leaves a complete one alone.
+
+    Raises CannotStart for a database that holds anything else.
+    """
+    clock = _Clock()
+    async with open_book(database_url, clock, Random(_SEED).randbytes) as book:
+        last_key = list(STORIES[-1].keys)[-1]
+        if await book.credentials.api_key(last_key) is not None:
+            return
+        if await book.credentials.has_tenant():
+            raise CannotStart(
+                "demo data goes into an empty database only; this one holds something else, or a demo "
+                "whose loading was interrupted"
+            )
+        for story in STORIES:
+            await _tell(book, clock, story)
+            log.info("demo data loaded", tenant=story.slug, transactions=len(story.events))
+
+
+async def _tell(book: Book, clock: _Clock, story: Story) -> None:
+    clock.now = story.start
+    tenant_number = await book.credentials.create_tenant(
+        slug=story.slug, uid=story.uid, display_name=story.display_name, create_time=clock.now, demo=True
+    )
+    caller = Caller(tenant_number, story.uid, "demo")
+    for account_id, account in story.accounts.items():
+        record = AccountRecord(
+            id=account_id,
+            kind=account.kind,
+            display_name=account.display_name,
+            credit_limit=0,
+            profile=read_profile(account),
+        )
+        await book.accounts.create(caller, record, _NEVER_REPEATED, hour_anchor=story.start)
+    for event in sorted(story.events, key=lambda event: event.time):
+        clock.now = event.time
+        draft, details = read_transaction(event.transaction)
+        await book.transactions.create(caller, event.account_id, draft, details, _NEVER_REPEATED)
+    for key_id, bound_to in story.keys.items():
+        await book.credentials.create_api_key(
+            key_id=key_id,
+            secret_hash=hash_secret(SECRET),
+            tenant_number=tenant_number,
+            account_number=await book.account_store.number(tenant_number, bound_to) if bound_to else None,
+            create_time=story.start,
+        )

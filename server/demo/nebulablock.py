@@ -1,0 +1,60 @@
+"""Two users of a GPU cloud: the one of the documented example, and one with more hours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from daybook.v1.account_pb2 import Account
+from daybook.v1.transaction_pb2 import Transaction, Usage
+
+from server.demo.story import DAY, MINUTE, Event, Story, demo_uuid
+from server.ledger.instants import HOUR, parse
+
+DOCUMENTED_USER = "266"
+DOCUMENTED_KEY = "demo-nebulablock"
+BUSY_USER = "271"
+BUSY_KEY = "demo-nebulablock-busy"
+
+# 05:54:58 in New York, where the documented example begins.
+_START = parse("2024-10-10T09:54:58Z")
+
+
+def _grant(amount: str) -> Transaction:
+    return Transaction(kind=Transaction.GRANT, category="purchase", amount=amount, description="Top-up by card")
+
+
+def _use(category: str, amount: str, model: str) -> Transaction:
+    return Transaction(kind=Transaction.CHARGE, category=category, amount=f"-{amount}", usage=Usage(model=model))
+
+
+def _documented() -> Iterator[Event]:
+    """Two hours at 2.004 credits, billed every ten minutes, out of 13.8762: 9.8682 are left."""
+    yield Event(_START, DOCUMENTED_USER, _grant("13.8762"))
+    for tick in range(12):
+        yield Event(_START + tick * 10 * MINUTE, DOCUMENTED_USER, _use("computing", "0.334", "RTX-A6000"))
+
+
+def _busy() -> Iterator[Event]:
+    """Sixty hours of a machine over a week, with calls of serverless endpoints in between."""
+    yield Event(_START, BUSY_USER, _grant("250"))
+    for day in range(6):
+        for hour in range(10):
+            begin = _START + day * DAY + hour * HOUR
+            for tick in range(4):
+                yield Event(begin + tick * 15 * MINUTE, BUSY_USER, _use("computing", "0.75", "H100-80G"))
+            if hour % 3 == 0:
+                yield Event(begin + 7 * MINUTE, BUSY_USER, _use("serverless", "0.0123", "example-large"))
+
+
+STORY = Story(
+    slug="demo-nebulablock",
+    display_name="Example GPU cloud",
+    uid=demo_uuid("nebulablock"),
+    start=_START,
+    accounts={
+        DOCUMENTED_USER: Account(kind=Account.USER, display_name="User 266"),
+        BUSY_USER: Account(kind=Account.USER, display_name="User 271"),
+    },
+    keys={DOCUMENTED_KEY: DOCUMENTED_USER, BUSY_KEY: BUSY_USER},
+    events=[*_documented(), *_busy()],
+)

@@ -1,0 +1,42 @@
+"""What a story is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from uuid import NAMESPACE_URL, uuid5
+
+from daybook.v1.account_pb2 import Account
+from daybook.v1.transaction_pb2 import Transaction
+
+from server.ledger.instants import HOUR, SECOND, Instant
+
+MINUTE: Instant = 60 * SECOND
+DAY: Instant = 24 * HOUR
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that moved credits."""
+
+    time: Instant
+    account_id: str
+    transaction: Transaction
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """A tenant of the demo: its accounts, its keys, and what happened."""
+
+    slug: str
+    display_name: str
+    uid: str
+    start: Instant
+    accounts: dict[str, Account]
+    keys: dict[str, str | None]
+    """The ids of the tenant's keys, each with the account that it is bound to."""
+    events: list[Event]
+
+
+def demo_uuid(name: str) -> str:
+    """A uuid for a thing of the demo, the same in every run."""
+    return str(uuid5(NAMESPACE_URL, f"daybook:demo:{name}"))
