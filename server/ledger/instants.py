@@ -23,7 +23,9 @@ SECOND: Instant = 1_000_000
 HOUR: Instant = 3600 * SECOND
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:[Zz]|[+-]\d\d:\d\d)", re.ASCII)
+_RFC_3339 = re.compile(
+    r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:[Zz]|[+-](?:[01]\d|2[0-3]):[0-5]\d)", re.ASCII
+)
 _MONTH = re.compile(r"(\d{4})-(\d\d)", re.ASCII)
 
 
@@ -54,14 +56,15 @@ def parse(text: str) -> Instant:
     if not _RFC_3339.fullmatch(text):
         raise ValueError(problem)
     try:
-        return from_datetime(datetime.fromisoformat(text.upper()))
+        # Back and forth: an offset can lead out of the years that a datetime has.
+        return from_datetime(datetime.fromisoformat(text.upper()).astimezone(UTC))
     except (ValueError, OverflowError) as error:
         raise ValueError(problem) from error
 
 
 def write_milliseconds(instant: Instant) -> str:
     """An instant as `2024-10-10T06:54:58.000Z`; what is finer is cut off."""
-    return to_datetime(instant).strftime("%Y-%m-%dT%H:%M:%S.") + f"{instant % SECOND // 1000:03d}Z"
+    return to_datetime(instant).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def write(instant: Instant) -> str:

@@ -46,8 +46,8 @@ class AccountState:
 
     @property
     def available(self) -> Millionths:
-        """What a charge may take."""
-        return max(0, self.balance + self.credit_limit)
+        """What a charge may take; no charge can take more than an amount can say."""
+        return min(max(0, self.balance + self.credit_limit), money.LARGEST)
 
 
 @dataclass(frozen=True, slots=True)

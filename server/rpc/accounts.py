@@ -23,7 +23,7 @@ from server.store.accounts import AccountRecord
 from server.transport.auth import current_caller
 from server.transport.calls import Context
 from server.transport.page_tokens import Listing, PageTokens
-from server.transport.validation import check_content, read_amount, read_page_size, read_profile, read_request
+from server.transport.validation import check_account, read_amount, read_page_size, read_profile, read_request
 from server.usecases.accounts import Accounts
 
 UPDATABLE = ("display_name", "user", "company", "credit_limit")
@@ -45,7 +45,7 @@ class AccountMethods:
         account = request.account
         if account.kind not in Account.Kind.values()[1:]:
             raise FieldInvalid("account.kind", f"must be one of {', '.join(Account.Kind.keys()[1:])}")
-        check_content("account", account)
+        check_account(account)
         hour_anchor = from_timestamp(account.hour_anchor) if account.HasField("hour_anchor") else None
         draft = AccountRecord(
             id=request.account_id,
@@ -77,7 +77,7 @@ class AccountMethods:
         """Parses the mask, updates the account, answers with its bytes."""
         key = read_request("UpdateAccount", request)
         account_id = parse_account_name("account.name", request.account.name)
-        check_content("account", request.account)
+        check_account(request.account)
         change = _read_change(request)
         return await self._accounts.update(current_caller(), account_id, change, key, etag=request.account.etag)
 

@@ -8,7 +8,6 @@ there is nothing to guess that a slow hash would protect.
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import hmac
 import re
@@ -126,7 +125,7 @@ def _parse_authorization(value: str) -> _Credential:
         case "basic":
             try:
                 key_id, separator, secret = base64.b64decode(text.strip(), validate=True).decode().partition(":")
-            except (binascii.Error, UnicodeDecodeError):
+            except ValueError:
                 raise CredentialInvalid from None
             if separator:
                 return _checked(Scheme.BASIC, key_id, secret)

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 from daybook.v1.transaction_pb2 import Transaction
 from lark import Lark, Token, Transformer
-from lark.exceptions import UnexpectedInput
+from lark.exceptions import UnexpectedInput, UnexpectedToken
 
 from server.ledger import instants
 from server.ledger.errors import FieldInvalid, FilterInvalid
@@ -75,7 +75,8 @@ def parse_filter(text: str) -> TransactionFilter:
     try:
         factors = _Build().transform(_parser.parse(text))
     except UnexpectedInput as error:
-        place = f"at character {error.column}" if error.column > 0 else "at its end"
+        is_at_end = isinstance(error, UnexpectedToken) and error.token.type == "$END"
+        place = "at its end" if is_at_end else f"at character {(error.pos_in_stream or 0) + 1}"
         raise FilterInvalid("filter", f"can't be read {place}") from None
     found: dict[str, object] = {}
     for factor in factors:

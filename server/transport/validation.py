@@ -6,6 +6,7 @@ What the contract's comments promise about lengths stands here as one table.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Mapping
 from typing import TypeVar
@@ -13,7 +14,7 @@ from typing import TypeVar
 from daybook.v1.account_pb2 import Account, Company, User
 from daybook.v1.transaction_pb2 import Booking, EventTicket, Order, Transaction, Usage
 from google.protobuf.message import Message
-from google.protobuf.struct_pb2 import Struct
+from google.protobuf.struct_pb2 import Struct, Value
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from server.ledger import money
@@ -149,6 +150,11 @@ def read_transaction(transaction: Transaction) -> tuple[Draft, Transaction]:
     return Draft(transaction.kind, transaction.category, amount, is_usage), details
 
 
+def check_account(account: Account) -> None:
+    """Holds to their bounds what a caller can set of an account; the rest is ignored."""
+    check_content("account", _only(account, ("display_name", "hour_anchor", "user", "company")))
+
+
 def read_profile(account: Account) -> bytes:
     """The profile of an account, serialized as the store keeps it."""
     return _only(account, ("user", "company")).SerializeToString(deterministic=True)
@@ -197,14 +203,33 @@ def check_content(path: str, message: Message) -> None:
         if isinstance(value, Timestamp):
             _check_timestamp(place, value)
         elif isinstance(value, Struct):
-            if value.ByteSize() > METADATA_BYTES_MAX:
-                raise FieldInvalid(place, f"must take at most {METADATA_BYTES_MAX} bytes")
+            _check_struct(place, value)
         elif isinstance(value, Message):
             check_content(place, value)
         elif isinstance(value, str):
             _check_text(place, value, CHARACTERS_MAX.get(name, {}).get(field.name))
         elif isinstance(value, int) and field.enum_type is None and value < 0:
             raise FieldInvalid(place, "must not be negative")
+
+
+def _check_struct(place: str, struct: Struct) -> None:
+    if struct.ByteSize() > METADATA_BYTES_MAX:
+        raise FieldInvalid(place, f"must take at most {METADATA_BYTES_MAX} bytes")
+    if not all(map(_is_json, struct.fields.values())):
+        # One of them would make every list with it impossible to print.
+        raise FieldInvalid(place, "must not contain a number that JSON lacks, and no value that is unset")
+
+
+def _is_json(value: Value) -> bool:
+    match value.WhichOneof("kind"):
+        case "number_value":
+            return math.isfinite(value.number_value)
+        case "struct_value":
+            return all(map(_is_json, value.struct_value.fields.values()))
+        case "list_value":
+            return all(map(_is_json, value.list_value.values))
+        case kind:
+            return kind is not None
 
 
 def _check_text(place: str, text: str, characters_max: int | None) -> None:

@@ -280,7 +280,7 @@ class Company(_message.Message):
 
     @_builtins.property
     def metadata(self) -> _struct_pb2.Struct:
-        """Anything the tenant wants to keep, at most 8 KiB."""
+        """Anything the tenant wants to keep, at most 8 KiB, its numbers finite."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
@@ -342,8 +342,8 @@ class Balance(_message.Message):
     permanent_amount: _builtins.str
     """The part of amount that never expires. Negative where a credit limit is in use."""
     available_amount: _builtins.str
-    """What a charge may take now: amount plus the account's credit limit, never
-    below 0.
+    """What a charge may take now: amount plus the account's credit limit, never below 0
+    and never above 999999999999.999999.
     """
     sequence: _builtins.int
     """The sequence of the newest transaction that the balance includes. 0 while there

@@ -217,7 +217,7 @@ class Transaction(_message.Message):
 
     @_builtins.property
     def metadata(self) -> _struct_pb2.Struct:
-        """Anything the tenant wants to keep, at most 8 KiB."""
+        """Anything the tenant wants to keep, at most 8 KiB, its numbers finite."""
 
     @_builtins.property
     def booking(self) -> Global___Booking:

@@ -1,0 +1,135 @@
+"""Errors: each leaf has a reason of the contract, a status, and the details that go with it."""
+
+from __future__ import annotations
+
+import inspect
+import re
+
+import grpc
+import pytest
+from daybook.v1.error_reason_pb2 import ErrorReason
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
+
+from server.ledger import errors
+from server.ledger.errors import DaybookError, InvalidArgument
+from server.transport.errors import code_of, http_status_of, to_status
+
+CLASSES = [each for each in vars(errors).values() if inspect.isclass(each) and issubclass(each, DaybookError)]
+LEAVES = [each for each in CLASSES if not each.__subclasses__()]
+REASONS = ErrorReason.keys()[1:]
+
+# The mapping of google/rpc/code.proto.
+STATUSES = {
+    "InvalidArgument": (grpc.StatusCode.INVALID_ARGUMENT, 400),
+    "Unauthenticated": (grpc.StatusCode.UNAUTHENTICATED, 401),
+    "PermissionDenied": (grpc.StatusCode.PERMISSION_DENIED, 403),
+    "NotFound": (grpc.StatusCode.NOT_FOUND, 404),
+    "AlreadyExists": (grpc.StatusCode.ALREADY_EXISTS, 409),
+    "FailedPrecondition": (grpc.StatusCode.FAILED_PRECONDITION, 400),
+    "Aborted": (grpc.StatusCode.ABORTED, 409),
+    "Unavailable": (grpc.StatusCode.UNAVAILABLE, 503),
+    "Internal": (grpc.StatusCode.INTERNAL, 500),
+}
+
+
+def make(leaf: type[DaybookError]) -> DaybookError:
+    """An error of a class, with its parameter's name as the value of each."""
+    positional: list[str] = []
+    named: dict[str, str] = {}
+    for parameter in inspect.signature(leaf).parameters.values():
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+            named[parameter.name] = parameter.name
+        else:
+            positional.append(parameter.name)
+    return leaf(*positional, **named)
+
+
+def by_name(leaf: type[DaybookError]) -> str:
+    """The id of a case."""
+    return leaf.__name__
+
+
+def status_class(leaf: type[DaybookError]) -> type[DaybookError]:
+    """The class right below DaybookError that a leaf belongs to."""
+    return leaf.__mro__[leaf.__mro__.index(DaybookError) - 1]
+
+
+def test_reasons_and_leaves_are_one_to_one() -> None:
+    """Each reason of the contract but the zero is used by exactly one leaf, and no leaf has another."""
+    assert sorted(leaf.reason for leaf in LEAVES) == sorted(REASONS)
+
+
+@pytest.mark.parametrize("leaf", LEAVES, ids=by_name)
+def test_a_reason_is_its_class_in_capitals(leaf: type[DaybookError]) -> None:
+    """The reason of a class is its name in capitals, so that neither can be mistaken for another."""
+    assert re.sub(r"(?<!^)(?=[A-Z])", "_", leaf.__name__).upper() == leaf.reason
+
+
+def test_the_drawn_tree_is_the_tree() -> None:
+    """The tree in the module's docstring has exactly the classes of the module, each below its own status."""
+    drawn = {
+        match[1]: match[2].split(", ")
+        for match in re.finditer(r"[├└]── (\w+) +(\w.*)$", errors.__doc__ or "", re.MULTILINE)
+    }
+    real: dict[str, list[str]] = {}
+    for leaf in LEAVES:
+        real.setdefault(status_class(leaf).__name__, []).append(leaf.__name__)
+    assert {name: sorted(leaves) for name, leaves in drawn.items()} == {
+        name: sorted(leaves) for name, leaves in real.items()
+    }
+
+
+def test_only_leaves_are_raised_with_a_reason() -> None:
+    """No class above the leaves has a reason, so raising one is a mistake that shows."""
+    assert [each.__name__ for each in CLASSES if each not in LEAVES and hasattr(each, "reason")] == []
+
+
+@pytest.mark.parametrize("leaf", LEAVES, ids=by_name)
+def test_every_error_has_its_status(leaf: type[DaybookError]) -> None:
+    """The gRPC and the HTTP status of an error are those of google.rpc.Code for its class."""
+    code, http_status = STATUSES[status_class(leaf).__name__]
+    error = make(leaf)
+    assert code_of(error) is code
+    assert http_status_of(error) == http_status
+    assert to_status(error).code == code.value[0]
+
+
+@pytest.mark.parametrize("leaf", LEAVES, ids=by_name)
+def test_every_error_carries_one_error_info(leaf: type[DaybookError]) -> None:
+    """A status carries exactly one ErrorInfo with the domain, the reason and the metadata of its error."""
+    error = make(leaf)
+    infos = []
+    for detail in to_status(error).details:
+        info = ErrorInfo()
+        if detail.Unpack(info):
+            infos.append(info)
+    assert [(info.domain, info.reason, dict(info.metadata)) for info in infos] == [
+        ("daybook", leaf.reason, error.metadata)
+    ]
+
+
+@pytest.mark.parametrize("leaf", LEAVES, ids=by_name)
+def test_only_a_wrong_field_is_a_bad_request(leaf: type[DaybookError]) -> None:
+    """A status carries a BadRequest that names the field exactly when the argument is invalid."""
+    error = make(leaf)
+    violations: list[tuple[str, str]] = []
+    for detail in to_status(error).details:
+        bad_request = BadRequest()
+        if detail.Unpack(bad_request):
+            violations += [(each.field, each.description) for each in bad_request.field_violations]
+    if isinstance(error, InvalidArgument):
+        assert violations == [(error.field, error.problem)]
+        assert error.metadata == {"field": "field"}
+    else:
+        assert violations == []
+    assert len(to_status(error).details) == (2 if isinstance(error, InvalidArgument) else 1)
+
+
+@pytest.mark.parametrize("leaf", LEAVES, ids=by_name)
+def test_every_message_says_something(leaf: type[DaybookError]) -> None:
+    """An error's message is what its status and its text say, and it names what is at fault."""
+    error = make(leaf)
+    assert error.message
+    assert str(error) == error.message == to_status(error).message
+    for value in error.metadata.values():
+        assert value in error.message

@@ -1,0 +1,243 @@
+"""Resource names: which ids are good, which names are read, and how a uid is made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from uuid import RFC_4122, UUID
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.ledger.errors import FieldInvalid
+from server.ledger.names import (
+    account_name,
+    balance_name,
+    is_account_id,
+    parse_account_name,
+    parse_balance_name,
+    parse_transaction_name,
+    transaction_name,
+    uuid7,
+)
+
+UID = "0192f3a4-5b6c-7d8e-9f01-23456789abcd"
+
+ACCOUNT_IDS = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", fullmatch=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "good"),
+    [
+        ("a", True),
+        ("7", True),
+        ("Acme", True),
+        ("acme_1.2-3", True),
+        ("a..b", True),
+        ("a-", True),
+        (UID, True),
+        ("a" * 128, True),
+        ("a" * 129, False),
+        ("", False),
+        ("-", False),
+        ("-a", False),
+        ("_a", False),
+        (".a", False),
+        ("..", False),
+        ("a b", False),
+        ("a/b", False),
+        ("a:b", False),
+        ("a%2Fb", False),
+        ("a@b", False),
+        (" a", False),
+        ("a ", False),
+        ("a\n", False),
+        ("a\0", False),
+        ("ä", False),
+        ("aé", False),
+        ("٣", False),
+        ("a٣", False),
+        ("\u212a", False),  # The Kelvin sign, which lower-cases to an ASCII k.
+    ],
+)
+def test_account_ids(text: str, good: bool) -> None:
+    """An account id is 1 to 128 ASCII letters, digits, `_`, `.` and `-`, the first a letter or a digit."""
+    assert is_account_id(text) is good
+
+
+@pytest.mark.parametrize(
+    ("name", "account_id"),
+    [
+        ("accounts/acme", "acme"),
+        ("accounts/7", "7"),
+        ("accounts/A_b.c-d", "A_b.c-d"),
+        (f"accounts/{'a' * 128}", "a" * 128),
+    ],
+)
+def test_reads_account_names(name: str, account_id: str) -> None:
+    """The id is read out of `accounts/{account}`, with the wildcard allowed or not."""
+    assert parse_account_name("parent", name) == account_id
+    assert parse_account_name("parent", name, wildcard=True) == account_id
+
+
+NO_ACCOUNT_NAMES = [
+    "",
+    "acme",
+    "accounts",
+    "accounts/",
+    "accounts//",
+    "accounts/acme/",
+    "/accounts/acme",
+    "accounts/acme/transactions",
+    "accounts//acme",
+    "Accounts/acme",
+    "account/acme",
+    "accounts/_acme",
+    "accounts/a b",
+    "accounts/--",
+    f"accounts/{'a' * 129}",
+    " accounts/acme",
+    "accounts/acme\n",
+]
+
+
+@pytest.mark.parametrize("wildcard", [False, True])
+@pytest.mark.parametrize("name", NO_ACCOUNT_NAMES)
+def test_refuses_what_is_no_account_name(name: str, wildcard: bool) -> None:
+    """A name of another form is refused, and the error names the field."""
+    with pytest.raises(FieldInvalid) as refusal:
+        parse_account_name("parent", name, wildcard=wildcard)
+    assert refusal.value.field == "parent"
+    assert refusal.value.problem == "must have the form accounts/{account}"
+
+
+def test_the_wildcard_is_only_for_lists() -> None:
+    """`accounts/-` is read where a wildcard is allowed and refused elsewhere."""
+    assert parse_account_name("parent", "accounts/-", wildcard=True) == "-"
+    with pytest.raises(FieldInvalid):
+        parse_account_name("parent", "accounts/-")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "accounts/acme",
+        "accounts/acme/",
+        "accounts/acme/balances",
+        "accounts/acme/balance/",
+        "accounts/-/balance",
+        "accounts//balance",
+        "balance",
+        "accounts/acme/transactions",
+        "accounts/a b/balance",
+    ],
+)
+def test_refuses_what_is_no_balance_name(name: str) -> None:
+    """A name that is not `accounts/{account}/balance` of one account is refused."""
+    with pytest.raises(FieldInvalid) as refusal:
+        parse_balance_name("name", name)
+    assert (refusal.value.field, refusal.value.problem) == ("name", "must have the form accounts/{account}/balance")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "accounts/acme",
+        "accounts/acme/transactions",
+        "accounts/acme/transactions/",
+        f"accounts/acme/transactions/{UID}/",
+        f"accounts/-/transactions/{UID}",
+        f"accounts//transactions/{UID}",
+        f"accounts/acme/transaction/{UID}",
+        f"accounts/acme/transactions/{UID.upper()}",
+        f"accounts/acme/transactions/{UID.replace('-', '')}",
+        f"accounts/acme/transactions/{{{UID}}}",
+        f"accounts/acme/transactions/urn:uuid:{UID}",
+        f"accounts/acme/transactions/{UID[:-1]}",
+        f"accounts/acme/transactions/{UID}0",
+        f"accounts/acme/transactions/{UID}\n",
+        f"accounts/acme/transactions/{UID[:-1]}g",
+        f"accounts/acme/transactions/{UID[:-1]}٣",
+    ],
+)
+def test_refuses_what_is_no_transaction_name(name: str) -> None:
+    """A name that is not `accounts/{account}/transactions/{canonical uuid}` is refused."""
+    with pytest.raises(FieldInvalid) as refusal:
+        parse_transaction_name("name", name)
+    assert refusal.value.field == "name"
+    assert refusal.value.problem == "must have the form accounts/{account}/transactions/{transaction}"
+
+
+@given(ACCOUNT_IDS, st.uuids())
+def test_names_are_read_back(account_id: str, uid: UUID) -> None:
+    """Every name that is made is read as what it was made of."""
+    assert parse_account_name("name", account_name(account_id)) == account_id
+    assert parse_balance_name("name", balance_name(account_id)) == account_id
+    assert parse_transaction_name("name", transaction_name(account_id, uid)) == (account_id, uid)
+
+
+def test_names_have_the_documented_forms() -> None:
+    """Names are written as the contract documents them."""
+    assert account_name("acme") == "accounts/acme"
+    assert balance_name("acme") == "accounts/acme/balance"
+    assert transaction_name("acme", UUID(UID)) == f"accounts/acme/transactions/{UID}"
+
+
+def constant(value: bytes) -> Callable[[int], bytes]:
+    """Randomness that is always the same, and must be asked for in the amount there is."""
+
+    def random_bytes(count: int) -> bytes:
+        assert count == len(value)
+        return value
+
+    return random_bytes
+
+
+@pytest.mark.parametrize(
+    ("instant", "random", "uid"),
+    [
+        # By hand, after RFC 9562, 5.7: 48 bits of milliseconds, 0111, 12 bits, 10, 62 bits.
+        (0, "00000000000000000000", "00000000-0000-7000-8000-000000000000"),
+        (0, "ffffffffffffffffffff", "00000000-0000-7fff-bfff-ffffffffffff"),
+        # The example of RFC 9562, A.6: 0x017F22E279B0 ms, rand_a 0xCC3, rand_b 0x18C4DC0C0C07398F.
+        # rand_a and rand_b put together are 74 bits, the lower ones of the 80.
+        (0x017F22E279B0 * 1000, "0330d8c4dc0c0c07398f", "017f22e2-79b0-7cc3-98c4-dc0c0c07398f"),
+        (0x017F22E279B0 * 1000 + 999, "0330d8c4dc0c0c07398f", "017f22e2-79b0-7cc3-98c4-dc0c0c07398f"),
+        ((2**48 - 1) * 1000, "00000000000000000001", "ffffffff-ffff-7000-8000-000000000001"),
+    ],
+)
+def test_uids_have_the_layout_of_rfc_9562(instant: int, random: str, uid: str) -> None:
+    """A uid is laid out as RFC 9562, 5.7 has it, so that the same time and randomness give the same uid."""
+    assert str(uuid7(instant, constant(bytes.fromhex(random)))) == uid
+
+
+@given(st.integers(0, 2**48 * 1000 - 1), st.binary(min_size=10, max_size=10))
+def test_uids_are_of_version_7_and_tell_their_time(instant: int, random: bytes) -> None:
+    """A uid has version 7 and the RFC's variant, and its first 48 bits are the milliseconds."""
+    uid = uuid7(instant, constant(random))
+    assert uid.version == 7
+    assert uid.variant == RFC_4122
+    assert uid.int >> 80 == instant // 1000
+
+
+@given(
+    st.integers(0, 2**48 * 1000 - 1001),
+    st.integers(1000, 10**15),
+    st.binary(min_size=10, max_size=10),
+    st.binary(min_size=10, max_size=10),
+)
+def test_uids_sort_by_time(instant: int, later_by: int, first: bytes, second: bytes) -> None:
+    """A uid of a later millisecond sorts behind, as a number and as text, whatever the randomness."""
+    later = min(instant + later_by, 2**48 * 1000 - 1)
+    earlier_uid, later_uid = uuid7(instant, constant(first)), uuid7(later, constant(second))
+    assert earlier_uid.int < later_uid.int
+    assert str(earlier_uid) < str(later_uid)
+
+
+@given(st.binary(min_size=10, max_size=10), st.integers(0, 73))
+def test_every_random_bit_counts(random: bytes, bit: int) -> None:
+    """Each of the lower 74 random bits makes another uid."""
+    flipped = (int.from_bytes(random, "big") ^ 1 << bit).to_bytes(10, "big")
+    assert uuid7(0, constant(random)) != uuid7(0, constant(flipped))

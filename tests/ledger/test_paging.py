@@ -1,0 +1,64 @@
+"""Pages: where one ends, and in which order a list comes."""
+
+from __future__ import annotations
+
+import pytest
+
+from server.ledger.paging import Order, OrderField, Page, TransactionFilter
+
+
+@pytest.mark.parametrize(
+    ("row_count", "limit", "rows", "next_key"),
+    [
+        (0, 1, [], None),
+        (0, 3, [], None),
+        (1, 1, [0], None),
+        (2, 1, [0], "key 0"),
+        (2, 3, [0, 1], None),
+        (3, 3, [0, 1, 2], None),
+        (4, 3, [0, 1, 2], "key 2"),
+        (1000, 1000, list(range(1000)), None),
+        (1001, 1000, list(range(1000)), "key 999"),
+    ],
+)
+def test_one_row_too_many_makes_a_next_page(row_count: int, limit: int, rows: list[int], next_key: str | None) -> None:
+    """A page has at most `limit` rows, and the key of its last row exactly when a row was left over."""
+    page = Page.of(list(range(row_count)), limit, key=lambda row: f"key {row}")
+    assert page.rows == rows
+    assert page.next_key == next_key
+
+
+@pytest.mark.parametrize("total", [1, 2, 7, 8])
+@pytest.mark.parametrize("limit_of", ["1", "N-1", "N", "N+1"])
+def test_pages_put_together_are_the_list(total: int, limit_of: str) -> None:
+    """Reading on from each next_key gives every row once, at sizes 1, N-1, N and N+1."""
+    limit = max(1, {"1": 1, "N-1": total - 1, "N": total, "N+1": total + 1}[limit_of])
+    everything = list(range(total))
+    seen: list[int] = []
+    after = -1
+    pages = 0
+    while True:
+        page = Page.of(everything[after + 1 : after + 2 + limit], limit, key=lambda row: row)
+        seen += page.rows
+        pages += 1
+        if page.next_key is None:
+            break
+        after = page.next_key
+    assert seen == everything
+    assert pages == -(-total // limit)
+
+
+def test_lists_are_newest_first_unless_told_otherwise() -> None:
+    """An order that says nothing is by create_time, descending."""
+    assert Order() == Order(OrderField.CREATE_TIME, descending=True)
+
+
+def test_a_filter_that_says_nothing_names_nothing() -> None:
+    """Every field of an empty filter is empty or None, so that it lets all pass."""
+    empty = TransactionFilter()
+    assert {getattr(empty, name) for name in TransactionFilter.__slots__} == {(), None}
+
+
+def test_order_fields_have_the_names_of_the_contract() -> None:
+    """A list can be ordered by the contract's create_time and amount, and nothing else."""
+    assert {field.value for field in OrderField} == {"create_time", "amount"}

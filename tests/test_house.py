@@ -1,0 +1,185 @@
+"""The rules of the house, held by a test: layers, linters, contracts, and lists that must agree."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from daybook.v1.error_reason_pb2 import ErrorReason
+from google.protobuf.descriptor_pb2 import FileDescriptorSet
+
+from protos import generate
+from server.app import FACADES, SERVICES
+
+ROOT = Path(__file__).resolve().parents[1]
+BIN = Path(sys.executable).parent
+ERROR_REASONS = ErrorReason.keys()[1:]
+
+
+def run(*command: str) -> None:
+    """Runs a tool of the house; its findings are the failure."""
+    result = subprocess.run(
+        [str(BIN / command[0]), *command[1:]], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("ruff", "check", "."),
+        ("ruff", "format", "--check", "."),
+        ("mypy",),
+        ("lint-imports",),
+    ],
+    ids=lambda command: "-".join(command[:2]),
+)
+def test_tool_finds_nothing(command: tuple[str, ...]) -> None:
+    """Linters, formatter, types and layers are clean."""
+    run(*command)
+
+
+def test_generated_code_is_fresh(tmp_path: Path) -> None:
+    """What is committed in gen/ is what the contracts generate."""
+    generate.generate(tmp_path / "gen")
+    fresh, committed = files_under(tmp_path / "gen"), files_under(ROOT / "gen")
+    assert fresh.keys() == committed.keys()
+    stale = [name for name in fresh if fresh[name] != committed[name]]
+    assert not stale, "run `make gen`"
+
+
+def files_under(folder: Path) -> dict[str, bytes]:
+    """The content of every file, by its path in the folder."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+
+
+def test_contracts_pass_buf_lint(tmp_path: Path) -> None:
+    """Every element of a contract follows the rules of buf.yaml and has a comment."""
+    generate.write_descriptors(tmp_path / "contracts.binpb", source_info=True)
+    result = generate.buf("lint", str(tmp_path / "contracts.binpb"))
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_contracts_break_no_client(tmp_path: Path) -> None:
+    """The contracts still serve the clients of the descriptor set that is committed."""
+    committed = tmp_path / "committed.binpb"
+    result = subprocess.run(
+        ["git", "show", f"HEAD:gen/{generate.DESCRIPTORS}"], cwd=ROOT, capture_output=True, check=False
+    )
+    committed.write_bytes(
+        result.stdout if result.returncode == 0 else (ROOT / "gen" / generate.DESCRIPTORS).read_bytes()
+    )
+    generate.write_descriptors(tmp_path / "contracts.binpb")
+    assert generate.breaking_changes(tmp_path / "contracts.binpb", committed) == ""
+
+
+def test_a_breaking_change_is_noticed(tmp_path: Path) -> None:
+    """A contract that lost a field is refused, by the field's name."""
+    descriptors = FileDescriptorSet.FromString((ROOT / "gen" / generate.DESCRIPTORS).read_bytes())
+    (transactions,) = [file for file in descriptors.file if file.name == "daybook/v1/transaction.proto"]
+    fields = transactions.message_type[0].field
+    del fields[[field.name for field in fields].index("balance_after")]
+    (tmp_path / "broken.binpb").write_bytes(descriptors.SerializeToString())
+    found = generate.breaking_changes(tmp_path / "broken.binpb", ROOT / "gen" / generate.DESCRIPTORS)
+    assert "balance_after" in found
+
+
+def test_an_uncommented_field_is_noticed(tmp_path: Path) -> None:
+    """A field that lost its comment is refused."""
+    generate.write_descriptors(tmp_path / "contracts.binpb", source_info=True)
+    descriptors = FileDescriptorSet.FromString((tmp_path / "contracts.binpb").read_bytes())
+    (accounts,) = [file for file in descriptors.file if file.name == "daybook/v1/account.proto"]
+    # Message 0, its field 0: Account.name.
+    (name,) = [location for location in accounts.source_code_info.location if location.path == [4, 0, 2, 0]]
+    name.ClearField("leading_comments")
+    (tmp_path / "bare.binpb").write_bytes(descriptors.SerializeToString())
+    assert 'Field "name" should have a non-empty comment' in generate.buf("lint", str(tmp_path / "bare.binpb")).stdout
+
+
+def test_descriptors_hold_the_types_of_error_details() -> None:
+    """Envoy can print every detail that an error carries."""
+    descriptors = FileDescriptorSet.FromString((ROOT / "gen" / generate.DESCRIPTORS).read_bytes())
+    messages = {f"{file.package}.{message.name}" for file in descriptors.file for message in file.message_type}
+    assert {"google.rpc.Status", "google.rpc.ErrorInfo", "google.rpc.BadRequest"} <= messages
+
+
+def services_in(part: Any) -> Iterator[str]:
+    """Every service that some transcoder of envoy.yaml serves."""
+    if isinstance(part, dict):
+        if "proto_descriptor" in part:
+            yield from part["services"]
+        for value in part.values():
+            yield from services_in(value)
+    elif isinstance(part, list):
+        for value in part:
+            yield from services_in(value)
+
+
+def test_gateway_serves_every_service() -> None:
+    """Each service of the contracts is in the server, in envoy.yaml, and nothing else is."""
+    descriptors = FileDescriptorSet.FromString((ROOT / "gen" / generate.DESCRIPTORS).read_bytes())
+    contracts = {f"{file.package}.{service.name}" for file in descriptors.file for service in file.service}
+    assert set(services_in(yaml.safe_load((ROOT / "envoy.yaml").read_text()))) == contracts == set(SERVICES)
+
+
+def rest_paths() -> set[str]:
+    """Every path that a facade's contract binds, written like in the documentation."""
+    found = set()
+    for contract in (ROOT / "protos/daybook/facades").rglob("*.proto"):
+        found |= {path.replace("space_id", "spaceId") for path in re.findall(r'get: "([^"]+)"', contract.read_text())}
+    return found
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/architecture.md"])
+def test_documents_name_every_facade_path(document: str) -> None:
+    """The tables of REST paths leave no facade out."""
+    text = (ROOT / document).read_text()
+    assert not [path for path in rest_paths() if f"`GET {path}`" not in text and f"`{path}`" not in text]
+
+
+@pytest.mark.parametrize("service", FACADES)
+def test_facade_has_its_page(service: str) -> None:
+    """Each facade has a page in docs/facades that names its service."""
+    vendor = service.split(".")[2]
+    assert service in (ROOT / f"docs/facades/{vendor}.md").read_text()
+
+
+@pytest.mark.parametrize("reason", ERROR_REASONS)
+def test_error_reason_is_documented(reason: str) -> None:
+    """Each reason has an example in its contract and a row in docs/errors.md."""
+    contract = (ROOT / "protos/daybook/v1/error_reason.proto").read_text()
+    assert re.search(rf'Example: {{"reason": "{reason}"', contract)
+    assert f"| `{reason}` |" in (ROOT / "docs/errors.md").read_text()
+
+
+def tracked_files() -> list[Path]:
+    """The text files that git knows, or will know."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return [ROOT / name for name in listed.stdout.splitlines() if not name.endswith(".binpb")]
+
+
+def test_no_constraint_names_a_host() -> None:
+    """What is pinned can be had from any package index."""
+    for line in (ROOT / ".ci/constraints.txt").read_text().splitlines():
+        assert re.fullmatch(r"[A-Za-z0-9_.-]+==[A-Za-z0-9_.+!-]+", line), line
+
+
+def test_no_file_names_the_machine_it_was_written_on() -> None:
+    """Nothing that is committed holds the path of this checkout."""
+    assert not [path for path in tracked_files() if path.is_file() and f"{ROOT}/" in path.read_text(errors="ignore")]

@@ -1,0 +1,360 @@
+"""Credentials: which are read, whom they identify, and what becomes of their secret."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import TypeAlias
+
+import pytest
+from cachetools import TTLCache
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import text
+
+from server.app import Book, open_book
+from server.ledger.errors import CredentialInvalid, CredentialMissing, DaybookError
+from server.ledger.names import RandomBytes
+from server.transport.auth import (
+    CREDENTIAL_CHARACTERS_MAX,
+    KEY_CACHED_SECONDS_MAX,
+    Authentication,
+    Authenticator,
+    Scheme,
+    hash_secret,
+    new_api_key,
+)
+from tests.conftest import NOON, Clock
+
+Metadata: TypeAlias = Iterable[tuple[str, str | bytes]]
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key that is in the ledger, as its holder knows it."""
+
+    id: str
+    secret: str
+
+
+async def store_key(book: Book, key: Key, *, tenant: str = "house", account_number: int | None = None) -> int:
+    """Puts a key of a new tenant into the ledger; answers with the tenant's number."""
+    number = await book.credentials.create_tenant(
+        slug=tenant, uid=f"uid of {tenant}", display_name=tenant, create_time=NOON
+    )
+    await book.credentials.create_api_key(
+        key_id=key.id,
+        secret_hash=hash_secret(key.secret),
+        tenant_number=number,
+        account_number=account_number,
+        create_time=NOON,
+    )
+    return number
+
+
+def new_key(random_bytes: RandomBytes) -> Key:
+    """A key as new_api_key makes it."""
+    key_id, _, secret = new_api_key(random_bytes).text.partition(".")
+    return Key(key_id, secret)
+
+
+def basic(pair: str) -> str:
+    """An id and a secret as a Basic credential."""
+    return "Basic " + base64.b64encode(pair.encode()).decode()
+
+
+async def outcome_of(attempt: Awaitable[Authentication]) -> Scheme | type[DaybookError]:
+    """The scheme by which the caller got in, or the error by which they did not."""
+    try:
+        return (await attempt).scheme
+    except DaybookError as error:
+        return type(error)
+
+
+def other_case(word: str) -> str:
+    """A word with its first letter in the other case."""
+    place = next(place for place, character in enumerate(word) if character.isalpha())
+    return word[:place] + word[place].swapcase() + word[place + 1 :]
+
+
+Outcome: TypeAlias = Scheme | type[DaybookError]
+
+CASES: dict[str, tuple[Callable[[Key], Metadata], Outcome]] = {
+    "no metadata": (lambda _: (), CredentialMissing),
+    "other metadata only": (
+        lambda key: [("user-agent", "x"), ("authorisation", f"Bearer {key.id}.{key.secret}")],
+        CredentialMissing,
+    ),
+    "a value of bytes": (lambda key: [("authorization", f"Bearer {key.id}.{key.secret}".encode())], CredentialMissing),
+    "an x-api-key of bytes": (lambda key: [("x-api-key", f"{key.id}.{key.secret}".encode())], CredentialMissing),
+    "Bearer": (lambda key: [("authorization", f"Bearer {key.id}.{key.secret}")], Scheme.BEARER),
+    "bearer in lower case": (lambda key: [("authorization", f"bearer {key.id}.{key.secret}")], Scheme.BEARER),
+    "BEARER in capitals": (lambda key: [("authorization", f"BEARER {key.id}.{key.secret}")], Scheme.BEARER),
+    "Bearer with more spaces": (lambda key: [("authorization", f"Bearer   {key.id}.{key.secret} ")], Scheme.BEARER),
+    "Bearer behind other metadata": (
+        lambda key: [("user-agent", "x"), ("te", b"\xff"), ("authorization", f"Bearer {key.id}.{key.secret}")],
+        Scheme.BEARER,
+    ),
+    "Bearer without a key": (lambda _: [("authorization", "Bearer")], CredentialInvalid),
+    "Bearer with spaces only": (lambda _: [("authorization", "Bearer   ")], CredentialInvalid),
+    "Bearer with an id only": (lambda key: [("authorization", f"Bearer {key.id}")], CredentialInvalid),
+    "Bearer with an empty secret": (lambda key: [("authorization", f"Bearer {key.id}.")], CredentialInvalid),
+    "Bearer with an empty id": (lambda key: [("authorization", f"Bearer .{key.secret}")], CredentialInvalid),
+    "Bearer with a secret only": (lambda key: [("authorization", f"Bearer {key.secret}")], CredentialInvalid),
+    "Bearer with a colon": (lambda key: [("authorization", f"Bearer {key.id}:{key.secret}")], CredentialInvalid),
+    "a key without a scheme": (lambda key: [("authorization", f"{key.id}.{key.secret}")], CredentialInvalid),
+    "another scheme": (lambda key: [("authorization", f"Digest {key.id}.{key.secret}")], CredentialInvalid),
+    "a scheme that begins alike": (
+        lambda key: [("authorization", f"Bearers {key.id}.{key.secret}")],
+        CredentialInvalid,
+    ),
+    "an empty authorization": (lambda _: [("authorization", "")], CredentialInvalid),
+    "an authorization of spaces": (lambda _: [("authorization", "  ")], CredentialInvalid),
+    "X-API-Key": (lambda key: [("x-api-key", f"{key.id}.{key.secret}")], Scheme.API_KEY),
+    "X-API-Key with spaces": (lambda key: [("x-api-key", f" {key.id}.{key.secret} ")], Scheme.API_KEY),
+    "an empty X-API-Key": (lambda _: [("x-api-key", "")], CredentialInvalid),
+    "X-API-Key with a scheme": (lambda key: [("x-api-key", f"Bearer {key.id}.{key.secret}")], CredentialInvalid),
+    "X-API-Key with an id only": (lambda key: [("x-api-key", key.id)], CredentialInvalid),
+    "Basic": (lambda key: [("authorization", basic(f"{key.id}:{key.secret}"))], Scheme.BASIC),
+    "basic in lower case": (
+        lambda key: [("authorization", "basic " + basic(f"{key.id}:{key.secret}").partition(" ")[2])],
+        Scheme.BASIC,
+    ),
+    "Basic without padding": (
+        # 20 characters, a colon and 43 more: a length that needs padding.
+        lambda key: [("authorization", basic(f"{key.id}:{key.secret}").rstrip("="))],
+        CredentialInvalid,
+    ),
+    "Basic in clear": (lambda key: [("authorization", f"Basic {key.id}:{key.secret}")], CredentialInvalid),
+    "Basic with characters outside base64": (
+        lambda key: [("authorization", basic(f"{key.id}:{key.secret}") + "!")],
+        CredentialInvalid,
+    ),
+    "Basic of bytes that are no UTF-8": (
+        lambda _: [("authorization", "Basic " + base64.b64encode(b"\xff\xfe:x").decode())],
+        CredentialInvalid,
+    ),
+    "Basic without a colon": (lambda key: [("authorization", basic(f"{key.id}{key.secret}"))], CredentialInvalid),
+    "Basic with a point": (lambda key: [("authorization", basic(f"{key.id}.{key.secret}"))], CredentialInvalid),
+    "Basic with an empty secret": (lambda key: [("authorization", basic(f"{key.id}:"))], CredentialInvalid),
+    "Basic with an empty id": (lambda key: [("authorization", basic(f":{key.secret}"))], CredentialInvalid),
+    "Basic of nothing": (lambda _: [("authorization", "Basic ")], CredentialInvalid),
+    "Basic with a trailing space in the secret": (
+        lambda key: [("authorization", basic(f"{key.id}:{key.secret} "))],
+        CredentialInvalid,
+    ),
+    "a wrong secret": (lambda key: [("authorization", f"Bearer {key.id}.{key.secret}x")], CredentialInvalid),
+    "half a secret": (lambda key: [("authorization", f"Bearer {key.id}.{key.secret[:20]}")], CredentialInvalid),
+    "the hash of the secret": (
+        lambda key: [("authorization", f"Bearer {key.id}.{hash_secret(key.secret).hex()}")],
+        CredentialInvalid,
+    ),
+    "an unknown id": (lambda key: [("authorization", f"Bearer 00000000000000000000.{key.secret}")], CredentialInvalid),
+    "an id in the other case": (
+        lambda key: [("authorization", f"Bearer {other_case(key.id)}.{key.secret}")],
+        CredentialInvalid,
+    ),
+    "a secret in the other case": (
+        lambda key: [("authorization", f"Bearer {key.id}.{other_case(key.secret)}")],
+        CredentialInvalid,
+    ),
+    "an id with a wildcard": (
+        lambda key: [("authorization", f"Bearer {key.id[:-1]}%.{key.secret}")],
+        CredentialInvalid,
+    ),
+    "an id with SQL": (lambda key: [("authorization", f"Bearer ' OR 1=1 --.{key.secret}")], CredentialInvalid),
+    "an id with NUL": (lambda key: [("x-api-key", f"{key.id}\0.{key.secret}")], CredentialInvalid),
+    "an id of 65 characters": (lambda key: [("x-api-key", f"{'a' * 65}.{key.secret}")], CredentialInvalid),
+    "a million characters": (lambda _: [("authorization", "Bearer " + "a" * 1_000_000)], CredentialInvalid),
+}
+
+
+async def test_credentials(book: Book, random_bytes: RandomBytes) -> None:
+    """Each credential lets its holder in by its scheme, or is missing, or is invalid."""
+    key = new_key(random_bytes)
+    await store_key(book, key)
+    authenticator = Authenticator(book.credentials)
+    outcomes = {
+        name: await outcome_of(authenticator.authenticate(metadata(key))) for name, (metadata, _) in CASES.items()
+    }
+    assert outcomes == {name: outcome for name, (_, outcome) in CASES.items()}
+
+
+@pytest.mark.parametrize("value", ["Basic é", "Basic \N{KELVIN SIGN}ey", "Bearer é.é", "é"])
+async def test_a_credential_outside_ascii_is_invalid(book: Book, value: str) -> None:
+    """A credential with characters outside ASCII is refused like any other that is malformed."""
+    with pytest.raises(CredentialInvalid):
+        await Authenticator(book.credentials).authenticate([("authorization", value)])
+
+
+async def test_the_caller_is_the_one_of_the_key(book: Book, random_bytes: RandomBytes) -> None:
+    """Each of two tenants' keys identifies its own tenant, and is bound to no account."""
+    keys = {tenant: new_key(random_bytes) for tenant in ("house", "neighbour")}
+    numbers = {tenant: await store_key(book, key, tenant=tenant) for tenant, key in keys.items()}
+    authenticator = Authenticator(book.credentials)
+    for tenant, key in keys.items():
+        caller = (await authenticator.authenticate([("x-api-key", f"{key.id}.{key.secret}")])).caller
+        assert (caller.tenant_number, caller.tenant_uid) == (numbers[tenant], f"uid of {tenant}")
+        assert (caller.credential_id, caller.account_id) == (key.id, None)
+
+
+async def test_the_secret_of_another_key_is_invalid(book: Book, random_bytes: RandomBytes) -> None:
+    """One key's id doesn't open with another key's secret, also when both were just used."""
+    first, second = new_key(random_bytes), new_key(random_bytes)
+    await store_key(book, first)
+    await store_key(book, second, tenant="neighbour")
+    authenticator = Authenticator(book.credentials)
+    for key in (first, second):
+        await authenticator.authenticate([("x-api-key", f"{key.id}.{key.secret}")])
+    with pytest.raises(CredentialInvalid):
+        await authenticator.authenticate([("x-api-key", f"{first.id}.{second.secret}")])
+
+
+async def test_a_wrong_key_is_not_remembered(book: Book, random_bytes: RandomBytes) -> None:
+    """A key that was refused before it was made opens as soon as it is made."""
+    key = new_key(random_bytes)
+    authenticator = Authenticator(book.credentials)
+    metadata = [("x-api-key", f"{key.id}.{key.secret}")]
+    assert await outcome_of(authenticator.authenticate(metadata)) is CredentialInvalid
+    await store_key(book, key)
+    assert await outcome_of(authenticator.authenticate(metadata)) is Scheme.API_KEY
+
+
+async def test_a_right_key_does_not_open_for_a_wrong_secret(book: Book, random_bytes: RandomBytes) -> None:
+    """After a key was let in, the same id with another secret is still refused."""
+    key = new_key(random_bytes)
+    await store_key(book, key)
+    authenticator = Authenticator(book.credentials)
+    assert await outcome_of(authenticator.authenticate([("x-api-key", f"{key.id}.{key.secret}")])) is Scheme.API_KEY
+    assert await outcome_of(authenticator.authenticate([("x-api-key", f"{key.id}.wrong")])) is CredentialInvalid
+    assert await outcome_of(authenticator.authenticate([("x-api-key", f"{key.id}.")])) is CredentialInvalid
+
+
+async def test_the_scheme_is_that_of_each_call(book: Book, random_bytes: RandomBytes) -> None:
+    """A key that came by one scheme is told by its own scheme when it comes by another."""
+    key = new_key(random_bytes)
+    await store_key(book, key)
+    authenticator = Authenticator(book.credentials)
+    for name, value, scheme in (
+        ("authorization", f"Bearer {key.id}.{key.secret}", Scheme.BEARER),
+        ("x-api-key", f"{key.id}.{key.secret}", Scheme.API_KEY),
+        ("authorization", basic(f"{key.id}:{key.secret}"), Scheme.BASIC),
+        ("authorization", f"Bearer {key.id}.{key.secret}", Scheme.BEARER),
+    ):
+        assert (await authenticator.authenticate([(name, value)])).scheme is scheme
+
+
+async def test_an_empty_secret_never_opens(book: Book) -> None:
+    """A credential without a secret is refused, even if the ledger held the hash of nothing."""
+    await store_key(book, Key("key-1", ""))
+    authenticator = Authenticator(book.credentials)
+    for metadata in ([("x-api-key", "key-1.")], [("x-api-key", "key-1")], [("authorization", basic("key-1:"))]):
+        assert await outcome_of(authenticator.authenticate(metadata)) is CredentialInvalid
+
+
+async def test_separators_inside_a_secret(book: Book) -> None:
+    """The first separator ends the id, so that a secret may hold points and colons."""
+    key = Key("key-1", "a.b:c.d")
+    await store_key(book, key)
+    authenticator = Authenticator(book.credentials)
+    assert (
+        await outcome_of(authenticator.authenticate([("authorization", f"Bearer {key.id}.{key.secret}")]))
+        is Scheme.BEARER
+    )
+    assert (
+        await outcome_of(authenticator.authenticate([("authorization", basic(f"{key.id}:{key.secret}"))]))
+        is Scheme.BASIC
+    )
+
+
+async def test_length_is_limited(book: Book) -> None:
+    """A right credential of 4,096 characters opens, and one of 4,097 is refused."""
+    assert CREDENTIAL_CHARACTERS_MAX == 4096
+    longest = Key("longest", "x" * (CREDENTIAL_CHARACTERS_MAX - len("Bearer longest.")))
+    too_long = Key("toolong", longest.secret + "x")
+    await store_key(book, longest)
+    await store_key(book, too_long, tenant="neighbour")
+    authenticator = Authenticator(book.credentials)
+    assert (
+        await outcome_of(authenticator.authenticate([("authorization", f"Bearer longest.{longest.secret}")]))
+        is Scheme.BEARER
+    )
+    assert (
+        await outcome_of(authenticator.authenticate([("authorization", f"Bearer toolong.{too_long.secret}")]))
+        is CredentialInvalid
+    )
+
+
+async def test_a_refusal_does_not_tell_what_was_wrong(book: Book, random_bytes: RandomBytes) -> None:
+    """An unknown id and a wrong secret are refused in the same words, and without the credential in them."""
+    key = new_key(random_bytes)
+    await store_key(book, key)
+    authenticator = Authenticator(book.credentials)
+    told = set()
+    for credential in (f"{key.id}.wrong", f"unknown.{key.secret}", "malformed"):
+        with pytest.raises(CredentialInvalid) as refusal:
+            await authenticator.authenticate([("x-api-key", credential)])
+        told.add((refusal.value.message, *refusal.value.metadata.items()))
+    assert told == {("the credential is not valid",)}
+
+
+async def test_the_secret_is_not_in_the_database(tmp_path: Path, clock: Clock, random_bytes: RandomBytes) -> None:
+    """No file of the database holds a secret, as text or as bytes, while it is open or after it is closed."""
+    key = new_api_key(random_bytes)
+    key_id, _, secret = key.text.partition(".")
+
+    def content() -> bytes:
+        return b"".join(path.read_bytes() for path in sorted(tmp_path.iterdir()))
+
+    contents = []
+    async with open_book(f"sqlite+aiosqlite:///{tmp_path}/daybook.db", clock, random_bytes) as book:
+        await store_key(book, Key(key_id, secret))
+        await Authenticator(book.credentials).authenticate([("x-api-key", key.text)])
+        contents.append(content())
+    contents.append(content())
+    for stored in contents:
+        assert key_id.encode() in stored
+        assert hashlib.sha256(secret.encode()).digest() in stored
+        assert secret.encode() not in stored
+        assert base64.urlsafe_b64decode(secret + "=") not in stored
+        assert key.text.encode() not in stored
+
+
+def test_a_new_key_is_80_and_256_random_bits() -> None:
+    """A key's id and secret are all of the random bytes and nothing else, and its hash is the secret's SHA-256."""
+    key = new_api_key(lambda count: bytes(range(count)))
+    key_id, _, secret = key.text.partition(".")
+    assert key_id == key.key_id == "00010203040506070809"
+    assert secret == "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8"
+    assert base64.urlsafe_b64decode(secret + "=") == bytes(range(32))
+    assert key.secret_hash == hash_secret(secret) == hashlib.sha256(secret.encode()).digest()
+
+
+@given(st.integers(0, 2**32))
+def test_new_keys_differ(seed: int) -> None:
+    """Two keys of the same source share neither id nor secret."""
+    random_bytes = Random(seed).randbytes
+    first, second = new_key(random_bytes), new_key(random_bytes)
+    assert first.id != second.id
+    assert first.secret != second.secret
+
+
+async def test_a_key_that_is_gone_is_refused_within_seconds(book: Book, random_bytes: RandomBytes) -> None:
+    """A key that has gone from the database may open for 5 seconds more, and is refused from then on."""
+    assert KEY_CACHED_SECONDS_MAX <= 5
+    key = new_key(random_bytes)
+    await store_key(book, key)
+    authenticator = Authenticator(book.credentials)
+    # The same cache with a clock that the test can move.
+    seconds = 0.0
+    authenticator._callers = TTLCache(10, authenticator._callers.ttl, timer=lambda: seconds)
+    metadata = [("x-api-key", f"{key.id}.{key.secret}")]
+    await authenticator.authenticate(metadata)
+    async with book.database.write() as connection:
+        await connection.execute(text("DELETE FROM api_keys"))
+    seconds = KEY_CACHED_SECONDS_MAX
+    assert await outcome_of(authenticator.authenticate(metadata)) is CredentialInvalid

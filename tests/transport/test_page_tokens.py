@@ -1,0 +1,407 @@
+"""Page tokens: they open for the list they were sealed for, and for nothing else."""
+
+from __future__ import annotations
+
+import base64
+import string
+from collections.abc import Callable
+from itertools import product
+from random import Random
+from typing import Any
+
+import pytest
+from daybook.facades.dreadnode.v1 import credits_service_pb2
+from daybook.facades.nebulablock.v1 import users_service_pb2
+from daybook.facades.spacebring.v1 import transactions_service_pb2
+from daybook.facades.spacebring.v1.transactions_service_pb2 import GetCreditsTransactionsRequest
+from daybook.facades.teable.v1 import billing_service_pb2
+from daybook.facades.teable.v1.billing_service_pb2 import GetSpaceCreditHistoryRequest
+from daybook.internal.v1.page_token_pb2 import PageToken
+from daybook.v1 import ledger_service_pb2
+from daybook.v1.ledger_service_pb2 import ListAccountsRequest, ListTransactionsRequest
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.ledger.access import Caller
+from server.ledger.errors import InvalidArgument, PageTokenInvalid, PageTokenMismatch
+from server.ledger.paging import TransactionKey
+from server.transport.page_tokens import KEY_BYTES, NONCE_BYTES, TOKEN_CHARACTERS_MAX, Listing, PageTokens
+
+INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
+INT64 = st.integers(INT64_MIN, INT64_MAX) | st.sampled_from((INT64_MIN, -1, 0, 1, INT64_MAX))
+ALPHABET = string.ascii_letters + string.digits + "-_"
+KEY = TransactionKey(1_728_543_298_000_000, 7, 42)
+CALLER = Caller(tenant_number=1, tenant_uid="uid", credential_id="key")
+SEALING_KEY = bytes(range(KEY_BYTES))
+
+# Every list that gives out tokens: its method, its request, and its fields for the token and the page's size.
+LISTS: list[tuple[str, Message, str, str]] = [
+    (
+        "daybook.v1.Ledger/ListTransactions",
+        ListTransactionsRequest(
+            parent="accounts/acme-corporation", filter='category = "ai_chat"', order_by="create_time desc", page_size=3
+        ),
+        "page_token",
+        "page_size",
+    ),
+    ("daybook.v1.Ledger/ListAccounts", ListAccountsRequest(page_size=3), "page_token", "page_size"),
+    (
+        "daybook.facades.teable.v1.Billing/GetSpaceCreditHistory",
+        GetSpaceCreditHistoryRequest(
+            space_id="spcAcme", month="2024-10", take=3, source_type="ai_chat", order_by="amount", order="asc"
+        ),
+        "cursor",
+        "take",
+    ),
+    (
+        "daybook.facades.spacebring.v1.Transactions/GetCreditsTransactions",
+        GetCreditsTransactionsRequest(
+            limit=3,
+            create_date_gte="2024-10-01T00:00:00Z",
+            create_date_lte="2024-10-31T00:00:00Z",
+            location_ref="location",
+            membership_ref="membership",
+            company_ref="company",
+        ),
+        "next_page_token",
+        "limit",
+    ),
+]
+
+ARGUMENTS = [
+    pytest.param(method, request, token_field, size_field, field, id=f"{method.rpartition('/')[2]}.{field.name}")
+    for method, request, token_field, size_field in LISTS
+    for field in request.DESCRIPTOR.fields
+    if field.name not in (token_field, size_field)
+]
+
+
+def page_tokens(sealing_key: bytes = SEALING_KEY, seed: int = 1) -> PageTokens:
+    """Seals with a key, and with randomness that is the same in every run."""
+    return PageTokens(sealing_key, Random(seed).randbytes)
+
+
+def listing_of(method: str, request: Message, token_field: str, size_field: str, caller: Caller = CALLER) -> Listing:
+    """The list that a request asks for."""
+    return Listing.of(method, caller, request, (token_field, size_field))
+
+
+LISTING = listing_of(*LISTS[0])
+TOKEN = page_tokens().seal_transaction(LISTING, KEY)
+
+
+def sealed_bytes(token: str) -> bytes:
+    """What a token says to somebody without the key."""
+    return base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
+
+
+def text_of(sealed: bytes) -> str:
+    """The text of a token, without padding."""
+    return base64.urlsafe_b64encode(sealed).decode().rstrip("=")
+
+
+def copy_of(request: Message) -> Any:
+    """A copy of a request, whose fields may be set by name."""
+    copied = type(request)()
+    copied.CopyFrom(request)
+    return copied
+
+
+def changed(request: Message, field: FieldDescriptor) -> Any:
+    """The request with another value in one field, of whatever type."""
+    copied = copy_of(request)
+    if field.is_repeated:
+        getattr(copied, field.name).extend(["something else"])
+        return copied
+    change: dict[int, Callable[[Any], object]] = {
+        FieldDescriptor.CPPTYPE_STRING: lambda value: f"{value}x",
+        FieldDescriptor.CPPTYPE_INT32: lambda value: value + 1,
+        FieldDescriptor.CPPTYPE_INT64: lambda value: value + 1,
+        FieldDescriptor.CPPTYPE_ENUM: lambda value: value + 1,
+        FieldDescriptor.CPPTYPE_BOOL: lambda value: not value,
+    }
+    setattr(copied, field.name, change[field.cpp_type](getattr(copied, field.name)))
+    return copied
+
+
+def assert_invalid(token: str, tokens: PageTokens | None = None) -> None:
+    """The token is refused as damaged or made up."""
+    with pytest.raises(PageTokenInvalid):
+        (tokens or page_tokens()).open_transaction(LISTING, token)
+
+
+def test_every_request_that_takes_a_token_is_covered() -> None:
+    """The lists of this module are all that have a field for a token, native and of the facades."""
+    modules = (
+        ledger_service_pb2,
+        billing_service_pb2,
+        transactions_service_pb2,
+        users_service_pb2,
+        credits_service_pb2,
+    )
+    found = {
+        (f"{service.full_name}/{method.name}", method.input_type.full_name, field.name)
+        for module in modules
+        for service in module.DESCRIPTOR.services_by_name.values()
+        for method in service.methods
+        for field in method.input_type.fields
+        if "token" in field.name or "cursor" in field.name
+    }
+    assert found == {(method, request.DESCRIPTOR.full_name, token) for method, request, token, _ in LISTS}
+
+
+@given(st.binary(min_size=KEY_BYTES, max_size=KEY_BYTES), st.builds(TransactionKey, INT64, INT64, INT64))
+def test_a_transaction_is_read_back(sealing_key: bytes, key: TransactionKey) -> None:
+    """Every key of a transaction that is sealed is opened as it was, also negative and at the ends of 64 bits."""
+    tokens = page_tokens(sealing_key)
+    assert tokens.open_transaction(LISTING, tokens.seal_transaction(LISTING, key)) == key
+
+
+@given(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", fullmatch=True))
+def test_an_account_is_read_back(account_id: str) -> None:
+    """Every account id that is sealed is opened as it was."""
+    tokens, listing = page_tokens(), listing_of(*LISTS[1])
+    assert tokens.open_account(listing, tokens.seal_account(listing, account_id)) == account_id
+
+
+@pytest.mark.parametrize(
+    "key", [TransactionKey(*values) for values in product((INT64_MIN, INT64_MAX), repeat=3)], ids=str
+)
+def test_the_longest_token_is_not_too_long(key: TransactionKey) -> None:
+    """A token is URL-safe, and far shorter than what is looked at, whatever the key."""
+    token = page_tokens().seal_transaction(LISTING, key)
+    assert set(token) <= set(ALPHABET)
+    assert len(token) < TOKEN_CHARACTERS_MAX / 2
+
+
+def test_the_token_of_the_longest_account_id_opens() -> None:
+    """An account id of 128 characters fits into a token."""
+    tokens, listing = page_tokens(), listing_of(*LISTS[1])
+    assert tokens.open_account(listing, tokens.seal_account(listing, "a" * 128)) == "a" * 128
+
+
+def test_no_token_is_the_first_page() -> None:
+    """An empty token opens as None: there is nothing before the first page."""
+    assert page_tokens().open_transaction(LISTING, "") is None
+    assert page_tokens().open_account(listing_of(*LISTS[1]), "") is None
+
+
+def test_every_flipped_bit_is_noticed() -> None:
+    """A token with any one bit of nonce, body or tag flipped is refused as invalid."""
+    sealed = sealed_bytes(TOKEN)
+    for bit in range(8 * len(sealed)):
+        damaged = bytearray(sealed)
+        damaged[bit // 8] ^= 1 << bit % 8
+        assert_invalid(text_of(bytes(damaged)))
+
+
+def test_every_changed_character_is_noticed() -> None:
+    """A token with any one character replaced by any other of the alphabet is refused as invalid."""
+    for place, character in enumerate(TOKEN):
+        for other in ALPHABET.replace(character, ""):
+            assert_invalid(TOKEN[:place] + other + TOKEN[place + 1 :])
+
+
+@pytest.mark.parametrize("remainder", [0, 1, 2])
+def test_the_last_character_has_one_spelling(remainder: int) -> None:
+    """However many bits of the last character decoding ignores, only the spelling that was given out opens."""
+    tokens, listing = page_tokens(), listing_of(*LISTS[1])
+    token = next(
+        token
+        for length in range(1, 4)
+        if len(sealed_bytes(token := tokens.seal_account(listing, "a" * length))) % 3 == remainder
+    )
+    opened = []
+    for last in ALPHABET:
+        try:
+            opened.append((last, tokens.open_account(listing, token[:-1] + last)))
+        except PageTokenInvalid:
+            continue
+    assert [last for last, _ in opened] == [token[-1]]
+
+
+def test_every_truncation_is_noticed() -> None:
+    """A token that lost characters at its end or at its start is refused as invalid."""
+    for length in range(1, len(TOKEN)):
+        assert_invalid(TOKEN[:length])
+        assert_invalid(TOKEN[length:])
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        TOKEN + "A",
+        TOKEN + "=",
+        TOKEN + "==",
+        TOKEN + "\n",
+        " " + TOKEN,
+        TOKEN + TOKEN,
+        TOKEN[:10] + "\n" + TOKEN[10:],
+        TOKEN[:10] + "+" + TOKEN[11:],
+        TOKEN[:10] + "/" + TOKEN[11:],
+        TOKEN[:10] + "é" + TOKEN[11:],
+        TOKEN.swapcase(),
+        "A" * TOKEN_CHARACTERS_MAX,
+        "A" * (TOKEN_CHARACTERS_MAX + 1),
+        "A" * 1_000_000,
+        "=",
+        "A",
+        "AA",
+        " ",
+        "\0",
+        "token",
+        "٣" * 20,
+        "A" * 16,
+        "A" * 38,
+    ],
+    ids=range(23),
+)
+def test_what_is_no_token_is_noticed(token: str) -> None:
+    """A text that was never given out is refused as invalid, however long it is."""
+    assert_invalid(token)
+
+
+@given(st.text(min_size=1))
+def test_any_other_text_is_noticed(text: str) -> None:
+    """No text but a token opens, and none does anything but being refused as invalid."""
+    assert_invalid(text)
+
+
+def test_a_genuine_token_that_is_too_long_is_not_even_opened() -> None:
+    """A token beyond the limit is refused as invalid, also if it was sealed with the key."""
+    tokens, listing = page_tokens(), listing_of(*LISTS[1])
+    token = tokens.seal_account(listing, "a" * TOKEN_CHARACTERS_MAX)
+    with pytest.raises(PageTokenInvalid):
+        tokens.open_account(listing, token)
+
+
+def test_the_token_of_another_key_is_invalid() -> None:
+    """A token that was sealed with another key is refused as invalid, also if the keys differ in one bit."""
+    another = bytearray(SEALING_KEY)
+    another[-1] ^= 1
+    assert_invalid(page_tokens(bytes(another)).seal_transaction(LISTING, KEY))
+
+
+@pytest.mark.parametrize("body", [PageToken(), PageToken(v1=PageToken.V1())], ids=["no version", "an empty version"])
+def test_a_form_that_is_not_known_is_refused(body: PageToken) -> None:
+    """A genuine token of a form that this server doesn't know is refused, not read as the first page."""
+    tokens = page_tokens()
+    with pytest.raises(InvalidArgument):
+        tokens.open_transaction(LISTING, tokens._seal(body))
+
+
+@pytest.mark.parametrize(("sealed_for", "opened_for"), [(a, b) for a, b in product(LISTS, LISTS) if a is not b])
+def test_another_method_is_a_mismatch(
+    sealed_for: tuple[str, Message, str, str], opened_for: tuple[str, Message, str, str]
+) -> None:
+    """A token of one list is refused as a mismatch by every other one."""
+    tokens = page_tokens()
+    token = tokens.seal_transaction(listing_of(*sealed_for), KEY)
+    with pytest.raises(PageTokenMismatch) as refusal:
+        tokens.open_transaction(listing_of(*opened_for), token)
+    assert refusal.value.reason == "PAGE_TOKEN_MISMATCH"
+
+
+def test_the_same_arguments_of_another_method_are_a_mismatch() -> None:
+    """The method counts by itself: a token is refused for another method with an equal request."""
+    method, request, token_field, size_field = LISTS[0]
+    with pytest.raises(PageTokenMismatch):
+        page_tokens().open_transaction(listing_of(f"{method}2", request, token_field, size_field), TOKEN)
+
+
+def test_another_tenant_is_a_mismatch() -> None:
+    """A token of one tenant is refused as a mismatch for another one that asks for the same."""
+    elsewhere = Caller(tenant_number=2, tenant_uid="uid", credential_id="key")
+    with pytest.raises(PageTokenMismatch):
+        page_tokens().open_transaction(listing_of(*LISTS[0], caller=elsewhere), TOKEN)
+
+
+def test_another_credential_of_the_tenant_is_fine() -> None:
+    """A token is the tenant's: it opens for another credential, so that a key can be changed between pages."""
+    colleague = Caller(tenant_number=1, tenant_uid="uid", credential_id="another key")
+    assert page_tokens().open_transaction(listing_of(*LISTS[0], caller=colleague), TOKEN) == KEY
+
+
+@pytest.mark.parametrize(("method", "request_message", "token_field", "size_field", "field"), ARGUMENTS)
+def test_any_other_argument_is_a_mismatch(
+    method: str, request_message: Message, token_field: str, size_field: str, field: FieldDescriptor
+) -> None:
+    """A token is refused as a mismatch when any argument is changed, added or left out, whichever it is."""
+    tokens = page_tokens()
+    other = changed(request_message, field)
+    without = copy_of(request_message)
+    without.ClearField(field.name)
+    for sealed_for, opened_for in (
+        (request_message, other),
+        (other, request_message),
+        (without, other),
+        (other, without),
+    ):
+        token = tokens.seal_transaction(listing_of(method, sealed_for, token_field, size_field), KEY)
+        with pytest.raises(PageTokenMismatch):
+            tokens.open_transaction(listing_of(method, opened_for, token_field, size_field), token)
+
+
+@pytest.mark.parametrize(
+    ("method", "request_message", "token_field", "size_field"), LISTS, ids=[each[0] for each in LISTS]
+)
+def test_the_size_of_a_page_may_change(
+    method: str, request_message: Message, token_field: str, size_field: str
+) -> None:
+    """A token opens with another page size, with none, and with a token in the request's field for it."""
+    tokens = page_tokens()
+    token = tokens.seal_transaction(listing_of(method, request_message, token_field, size_field), KEY)
+    for size in (1, 1000, None):
+        request = copy_of(request_message)
+        request.ClearField(size_field)
+        if size is not None:
+            setattr(request, size_field, size)
+        setattr(request, token_field, token)
+        assert tokens.open_transaction(listing_of(method, request, token_field, size_field), token) == KEY
+
+
+@pytest.mark.parametrize(
+    ("method", "request_message", "token_field", "size_field", "shown"),
+    [
+        (*each, shown)
+        for each, shown in zip(LISTS, ("page_token", "page_token", "cursor", "nextPageToken"), strict=True)
+    ],
+)
+def test_the_refusal_names_the_field_as_callers_know_it(
+    method: str, request_message: Message, token_field: str, size_field: str, shown: str
+) -> None:
+    """The error names the token's field as the native contract or the vendor's JSON spells it."""
+    with pytest.raises(PageTokenInvalid) as refusal:
+        page_tokens().open_transaction(listing_of(method, request_message, token_field, size_field), "damaged")
+    assert refusal.value.field == shown
+
+
+def test_a_request_is_not_changed_by_looking_at_it() -> None:
+    """Making a listing leaves the token and the size in the request."""
+    request = ListTransactionsRequest(parent="accounts/acme", page_size=3, page_token="token")
+    listing_of("daybook.v1.Ledger/ListTransactions", request, "page_token", "page_size")
+    assert request == ListTransactionsRequest(parent="accounts/acme", page_size=3, page_token="token")
+
+
+def test_a_token_reveals_nothing() -> None:
+    """Neither the account, nor the filter, nor the method, nor any part of the body can be read in a token."""
+    listing = listing_of(*LISTS[1])
+    tokens = page_tokens()
+    for token, account in ((TOKEN, b"acme"), (tokens.seal_account(listing, "acme-corporation"), b"acme")):
+        sealed = sealed_bytes(token)
+        for secret in (account, b"ai_chat", b"category", b"Ledger", b"List", b"daybook", b"create_time", b"accounts"):
+            assert secret not in sealed
+            assert secret not in token.encode()
+        assert LISTING.arguments_hash not in sealed
+        assert listing.arguments_hash not in sealed
+
+
+def test_two_tokens_for_the_same_row_differ() -> None:
+    """Each token has a nonce of its own, so that equal tokens tell nothing, and both open."""
+    tokens = page_tokens()
+    first, second = (tokens.seal_transaction(LISTING, KEY) for _ in range(2))
+    assert sealed_bytes(first)[:NONCE_BYTES] != sealed_bytes(second)[:NONCE_BYTES]
+    assert sealed_bytes(first)[NONCE_BYTES:] != sealed_bytes(second)[NONCE_BYTES:]
+    assert tokens.open_transaction(LISTING, first) == tokens.open_transaction(LISTING, second) == KEY

@@ -1,0 +1,681 @@
+"""Validation: every bound of a request's fields, just inside it and just outside."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from daybook.v1.account_pb2 import Account, Company, User
+from daybook.v1.ledger_service_pb2 import CreateAccountRequest, CreateTransactionRequest, UpdateAccountRequest
+from daybook.v1.transaction_pb2 import Booking, EventTicket, Order, Transaction, Usage
+from google.api.field_behavior_pb2 import OUTPUT_ONLY, field_behavior
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.message import Message
+from google.protobuf.struct_pb2 import Struct
+from google.protobuf.timestamp_pb2 import Timestamp
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.ledger import money
+from server.ledger.errors import FieldInvalid
+from server.ledger.posting import Draft, Kind
+from server.transport.validation import (
+    CHARACTERS_MAX,
+    DETAILS,
+    METADATA_BYTES_MAX,
+    check_content,
+    read_amount,
+    read_page_size,
+    read_profile,
+    read_request,
+    read_transaction,
+)
+
+PROTOS = Path(__file__).parents[2] / "protos" / "daybook" / "v1"
+
+PROFILE = ("display_name", "user", "company")
+
+UNLIMITED = {
+    ("daybook.v1.Usage", "cost_usd"): "is an amount, whose grammar has a greatest length",
+}
+"""The texts without a limit in CHARACTERS_MAX that a caller can have stored, and why."""
+
+
+def charge(**fields: Any) -> Transaction:
+    """A transaction that may be posted, but for the given fields."""
+    return Transaction(**{"kind": Transaction.CHARGE, "category": "ai_chat", "amount": "-1", **fields})
+
+
+def problem_of(check: Callable[[], object]) -> str | None:
+    """The field that is refused, or None if all is well. Nothing but FieldInvalid is raised."""
+    try:
+        check()
+    except FieldInvalid as error:
+        return error.field if error.problem else "a field without a problem"
+    return None
+
+
+def field_problem(transaction: Transaction) -> str | None:
+    """The field of a transaction that is refused, or None."""
+    return problem_of(lambda: read_transaction(transaction))
+
+
+@dataclass(frozen=True)
+class Place:
+    """A field somewhere in a request, found by the names on the way to it."""
+
+    root: str
+    names: tuple[str, ...]
+    field: FieldDescriptor
+
+    @property
+    def message(self) -> str:
+        """The full name of the type whose field it is."""
+        return self.field.containing_type.full_name  # type: ignore[union-attr]  # Only extensions have none.
+
+    @property
+    def path(self) -> str:
+        """As the error calls it."""
+        return ".".join((self.root, *self.names))
+
+    def problem_with(self, value: Any) -> str | None:
+        """The field that is refused, or None, if this field has this value and all others are well."""
+        message: Any = charge() if self.root == "transaction" else Account(kind=Account.SPACE)
+        if "usage" not in self.names and self.root == "transaction":
+            message.kind = Transaction.ADJUSTMENT
+        inside = message
+        for name in self.names[:-1]:
+            inside = getattr(inside, name)
+            # Also an empty message counts as given, and has to have its id.
+            inside.SetInParent()
+            if "id" in inside.DESCRIPTOR.fields_by_name:
+                inside.id = "id"
+        if self.field.message_type is None:
+            setattr(inside, self.names[-1], value)
+        else:
+            getattr(inside, self.names[-1]).CopyFrom(value)
+        if self.root == "transaction":
+            return field_problem(message)
+        return problem_of(lambda: check_content("account", message))
+
+
+def places(root: str, descriptor: Descriptor, only: tuple[str, ...]) -> Iterator[Place]:
+    """Every single field inside a message, at any depth, that begins with one of some names."""
+
+    def inside(message: Descriptor, names: tuple[str, ...]) -> Iterator[Place]:
+        for field in message.fields:
+            if not names and field.name not in only:
+                continue
+            if field.is_repeated:
+                continue
+            yield Place(root, (*names, field.name), field)
+            if field.message_type is not None and field.message_type.file.package == "daybook.v1":
+                yield from inside(field.message_type, (*names, field.name))
+
+    return inside(descriptor, ())
+
+
+PLACES = [*places("transaction", Transaction.DESCRIPTOR, DETAILS), *places("account", Account.DESCRIPTOR, PROFILE)]
+TEXTS = [place for place in PLACES if place.field.cpp_type == FieldDescriptor.CPPTYPE_STRING]
+
+
+def limit_of(place: Place) -> int | None:
+    """How many characters a text may have, by the table."""
+    return CHARACTERS_MAX.get(place.message, {}).get(place.field.name)
+
+
+LIMITED = [(place, limit) for place in TEXTS if (limit := limit_of(place)) is not None]
+
+
+def of_type(full_name: str) -> list[Place]:
+    """The places of messages of one type."""
+    found = [place for place in PLACES if place.field.message_type and place.field.message_type.full_name == full_name]
+    assert found
+    return found
+
+
+def path_of(place: Place) -> str:
+    """The id of a case."""
+    return place.path
+
+
+@pytest.mark.parametrize(("place", "limit"), LIMITED, ids=[place.path for place, _ in LIMITED])
+def test_texts_are_limited(place: Place, limit: int) -> None:
+    """A text of exactly its limit is taken, in characters rather than bytes, and one more is refused by its name."""
+    assert place.problem_with("x" * limit) is None
+    assert place.problem_with("ä" * limit) is None
+    assert place.problem_with("🏦" * limit) is None
+    assert place.problem_with("x" * (limit + 1)) == place.path
+
+
+def test_every_text_has_a_limit_or_a_reason() -> None:
+    """Every text that a caller can have stored is limited by the table or stands in UNLIMITED, and never both."""
+    unlimited = {(place.message, place.field.name) for place in TEXTS if limit_of(place) is None}
+    assert unlimited == set(UNLIMITED)
+
+
+def test_every_limit_is_in_use() -> None:
+    """Every entry of the table is the name of a text that can be reached."""
+    used = {(place.message, place.field.name) for place, _ in LIMITED}
+    assert used == {(message, field) for message, fields in CHARACTERS_MAX.items() for field in fields}
+
+
+def documented_limits() -> dict[tuple[str, str], int]:
+    """What the comments of the contract say about the length of texts."""
+    limits: dict[tuple[str, str], int] = {}
+    for name in ("account.proto", "transaction.proto"):
+        scope: list[str] = []
+        comment: list[str] = []
+        for line in map(str.strip, (PROTOS / name).read_text().splitlines()):
+            if line.startswith("//"):
+                comment.append(line.removeprefix("//").strip())
+                continue
+            if match := re.fullmatch(r"(?:message|enum|oneof) (\w+) \{", line):
+                scope.append("" if line.startswith("oneof") else match[1])
+            elif line == "}":
+                scope.pop()
+            elif match := re.match(r"(?:optional )?string (\w+) = ", line):
+                message = ".".join(("daybook.v1", *filter(None, scope)))
+                if found := re.search(r"at most ([\d,]+) characters", " ".join(comment)):
+                    limits[message, match[1]] = int(found[1].replace(",", ""))
+            comment = []
+    return limits
+
+
+def test_the_limits_are_those_of_the_contract() -> None:
+    """The table says what the comments of the contract promise, and the contract mentions every limit."""
+    table = {(message, field): limit for message, fields in CHARACTERS_MAX.items() for field, limit in fields.items()}
+    # The contract calls this one two letters.
+    assert table.pop(("daybook.v1.Company.Address", "country_code")) == 2
+    assert documented_limits() == table
+
+
+@pytest.mark.parametrize("place", TEXTS, ids=path_of)
+def test_no_text_may_hold_nul(place: Place) -> None:
+    """A text with the character NUL, which PostgreSQL can't store, is refused by its name."""
+    assert place.problem_with("\0") == place.path
+
+
+@pytest.mark.parametrize("place", of_type("google.protobuf.Timestamp"), ids=path_of)
+@pytest.mark.parametrize(
+    ("seconds", "nanoseconds", "good"),
+    [
+        (0, 0, True),
+        (-62_135_596_800, 0, True),
+        (-62_135_596_801, 999_999_999, False),
+        (253_402_300_799, 999_999_999, True),
+        (253_402_300_800, 0, False),
+        (0, 1_000_000_000, False),
+        (0, 999_999_999, True),
+        (0, -1, False),
+        (2**63 - 1, 0, False),
+        (-(2**63), 0, False),
+    ],
+)
+def test_times_are_of_the_calendar(place: Place, seconds: int, nanoseconds: int, good: bool) -> None:
+    """A time from the year 1 to 9999 is taken, and anything else in a Timestamp is refused by its name."""
+    problem = place.problem_with(Timestamp(seconds=seconds, nanos=nanoseconds))
+    assert problem == (None if good else place.path)
+
+
+@pytest.mark.parametrize("seconds", [-62_135_596_801, 253_402_300_800])
+def test_the_hour_anchor_is_of_the_calendar(seconds: int) -> None:
+    """An hour anchor outside the calendar is refused by its name."""
+    account = Account(kind=Account.SPACE, hour_anchor=Timestamp(seconds=seconds))
+    assert problem_of(lambda: check_content("account", account)) == "account.hour_anchor"
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        place
+        for place in PLACES
+        if place.field.cpp_type in (FieldDescriptor.CPPTYPE_INT32, FieldDescriptor.CPPTYPE_INT64)
+    ],
+    ids=path_of,
+)
+@pytest.mark.parametrize(("number", "good"), [(0, True), (1, True), (2**31 - 1, True), (-1, False), (-(2**31), False)])
+def test_counts_are_not_negative(place: Place, number: int, good: bool) -> None:
+    """A count of 0 or more is taken, and a negative one is refused by its name."""
+    assert place.problem_with(number) == (None if good else place.path)
+
+
+def struct_of(size: int) -> Struct:
+    """A struct that takes exactly so many bytes."""
+    struct = Struct()
+    length = 0
+    for _ in range(4):
+        struct["key"] = "x" * length
+        # Lengths are written in one to three bytes, so one correction may need another.
+        length += size - struct.ByteSize()
+    assert struct.ByteSize() == size
+    return struct
+
+
+@pytest.mark.parametrize("place", of_type("google.protobuf.Struct"), ids=path_of)
+@pytest.mark.parametrize(("size", "good"), [(8191, True), (8192, True), (8193, False)])
+def test_metadata_is_limited(place: Place, size: int, good: bool) -> None:
+    """Metadata of 8 KiB is taken, and one byte more is refused by its name."""
+    assert METADATA_BYTES_MAX == 8 * 1024
+    assert place.problem_with(struct_of(size)) == (None if good else place.path)
+
+
+@pytest.mark.parametrize("place", of_type("google.protobuf.Struct"), ids=path_of)
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("nested", [False, True])
+def test_metadata_has_only_numbers_that_json_has(place: Place, number: float, nested: bool) -> None:
+    """A number in metadata that JSON can't say is refused, or every list that holds it would fail over REST."""
+    struct = Struct()
+    struct.update({"a": {"b": [1, {"c": number}]}} if nested else {"a": number})
+    assert place.problem_with(struct) == place.path
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("owner", User(name="Ada")),
+        ("creator", User(name="Ada")),
+        ("booking", Booking(resource=Booking.Resource(id="room"))),
+        ("order", Order(product=Order.Product(id="product"))),
+        ("event_ticket", EventTicket(event=EventTicket.Event(id="event"))),
+    ],
+)
+def test_ids_are_required(field: str, value: Message) -> None:
+    """A person and a subject have an id, also where nothing else is said; without it they are refused."""
+    assert field_problem(charge(**{field: value})) == f"transaction.{field}.id"
+    assert field_problem(charge(**{field: type(value)()})) == f"transaction.{field}.id"
+    assert field_problem(charge(**{field: type(value)(id="id")})) is None
+
+
+def test_the_id_of_a_profile_is_required() -> None:
+    """The person of an account has an id; a company needs none."""
+    assert problem_of(lambda: check_content("account", Account(user=User(name="Ada")))) == "account.user.id"
+    assert problem_of(lambda: check_content("account", Account(company=Company(title="Acme")))) is None
+
+
+@pytest.mark.parametrize(
+    ("category", "good"),
+    [
+        ("a", True),
+        ("ai_chat", True),
+        ("a1_", True),
+        ("a__b", True),
+        ("a" * 63, True),
+        ("a" * 64, False),
+        ("", False),
+        ("A", False),
+        ("aI", False),
+        ("1a", False),
+        ("_a", False),
+        ("a-b", False),
+        ("a b", False),
+        ("a.b", False),
+        ("a\n", False),
+        ("a\0", False),
+        ("ä", False),
+        ("aß", False),
+        ("a\u0661", False),
+    ],
+)
+def test_categories(category: str, good: bool) -> None:
+    """A category and a label's key is a lower-case letter, then at most 62 of these, digits and underscores."""
+    assert field_problem(charge(category=category)) == (None if good else "transaction.category")
+    assert field_problem(charge(labels={category: "value"})) == (None if good else "transaction.labels")
+
+
+@pytest.mark.parametrize(
+    ("value", "good"),
+    [
+        ("", False),
+        ("x", True),
+        (" ", True),
+        ("x" * 128, True),
+        ("ä" * 128, True),
+        ("x" * 129, False),
+        ("\0", False),
+        ("a\0b", False),
+        ("A/ü 🏦", True),
+    ],
+)
+def test_label_values(value: str, good: bool) -> None:
+    """A label's value has 1 to 128 characters without NUL, and is refused by its key."""
+    assert field_problem(charge(labels={"town": value})) == (None if good else "transaction.labels.town")
+
+
+@pytest.mark.parametrize(("count", "good"), [(0, True), (1, True), (32, True), (33, False)])
+def test_labels_are_limited(count: int, good: bool) -> None:
+    """There may be 32 labels and no more."""
+    labels = {f"key_{number}": "value" for number in range(count)}
+    assert field_problem(charge(labels=labels)) == (None if good else "transaction.labels")
+
+
+@pytest.mark.parametrize(
+    ("kind", "good"),
+    [
+        (Transaction.KIND_UNSPECIFIED, False),
+        (Transaction.GRANT, True),
+        (Transaction.CHARGE, True),
+        (Transaction.REFUND, False),
+        (Transaction.TRANSFER_IN, False),
+        (Transaction.TRANSFER_OUT, False),
+        (Transaction.EXPIRATION, False),
+        (Transaction.ADJUSTMENT, True),
+        (99, False),
+        (-1, False),
+    ],
+)
+def test_kinds(kind: Kind, good: bool) -> None:
+    """GRANT, CHARGE and ADJUSTMENT are created directly, and no other kind, known or not."""
+    assert field_problem(charge(kind=kind)) == (None if good else "transaction.kind")
+
+
+@pytest.mark.parametrize(
+    ("state", "good"),
+    [
+        (Transaction.STATE_UNSPECIFIED, True),
+        (Transaction.SUCCEEDED, True),
+        (Transaction.FAILED, False),
+        (Transaction.CANCELED, False),
+        (99, False),
+    ],
+)
+def test_states(state: Transaction.State.ValueType, good: bool) -> None:
+    """A transaction is created as SUCCEEDED, said or not said, and in no other state."""
+    assert field_problem(charge(state=state)) == (None if good else "transaction.state")
+
+
+@pytest.mark.parametrize(
+    ("text", "amount"),
+    [
+        ("-1", -1_000_000),
+        ("-0.000001", -1),
+        ("1", 1_000_000),
+        ("0", 0),
+        ("-999999999999.999999", -999_999_999_999_999_999),
+        ("", None),
+        ("1e3", None),
+        ("+1", None),
+        ("1.1234567", None),
+        ("1234567890123", None),
+        ("1,5", None),
+        ("-", None),
+    ],
+)
+def test_amounts(text: str, amount: int | None) -> None:
+    """An amount is read exactly, whatever its sign, or refused by its name."""
+    if amount is None:
+        assert field_problem(charge(amount=text)) == "transaction.amount"
+        assert problem_of(lambda: read_amount("some.field", text)) == "some.field"
+        return
+    assert read_transaction(charge(amount=text))[0] == Draft(Transaction.CHARGE, "ai_chat", amount)
+    assert read_amount("some.field", text) == amount
+
+
+@pytest.mark.parametrize(
+    ("cost", "good"),
+    [
+        ("0", True),
+        ("-0", True),
+        ("0.000001", True),
+        ("999999999999.999999", True),
+        ("-0.000001", False),
+        ("-1", False),
+        ("", False),
+        ("free", False),
+        ("0.1234567", False),
+        ("\0", False),
+    ],
+)
+def test_costs(cost: str, good: bool) -> None:
+    """The cost of usage is an amount of 0 or more, and refused by its name otherwise, also if it is empty."""
+    expected = None if good else "transaction.usage.cost_usd"
+    assert field_problem(charge(usage=Usage(cost_usd=cost))) == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "problem"),
+    [
+        (Transaction.CHARGE, None),
+        (Transaction.GRANT, "transaction.usage"),
+        (Transaction.ADJUSTMENT, "transaction.usage"),
+    ],
+)
+def test_usage_is_charged(kind: Kind, problem: str | None) -> None:
+    """A usage subject, also an empty one, is only possible with kind CHARGE."""
+    assert field_problem(charge(kind=kind, usage=Usage())) == problem
+    assert field_problem(charge(kind=kind, usage=Usage(model="m", input_tokens=1))) == problem
+
+
+@pytest.mark.parametrize(
+    ("subject", "is_usage"),
+    [
+        ({}, False),
+        ({"booking": Booking(id="b")}, False),
+        ({"order": Order(id="o")}, False),
+        ({"event_ticket": EventTicket(id="t")}, False),
+        ({"usage": Usage()}, True),
+    ],
+    ids=["none", "booking", "order", "event_ticket", "usage"],
+)
+def test_usage_is_told_by_the_subject(subject: dict[str, Any], is_usage: bool) -> None:
+    """A draft is usage exactly when its subject is one, also an empty one."""
+    assert read_transaction(charge(**subject))[0].is_usage is is_usage
+
+
+FULL = charge(
+    description="memo",
+    owner=User(id="owner", name="Ada", surname="Lovelace"),
+    creator=User(id="creator", membership="m"),
+    labels={"location": "berlin", "company": "acme"},
+    receipt_uri="https://example.com/1",
+    metadata=struct_of(100),
+    usage=Usage(model="large", input_tokens=0, output_tokens=7, cost_usd="0.5"),
+)
+
+
+def test_details_are_taken_over_as_they_are() -> None:
+    """Every detail that a caller gives is kept unchanged, and kind, category and amount go into the draft."""
+    draft, details = read_transaction(FULL)
+    assert draft == Draft(Transaction.CHARGE, "ai_chat", -1_000_000, is_usage=True)
+    expected = Transaction()
+    expected.CopyFrom(FULL)
+    for name in ("kind", "category", "amount"):
+        expected.ClearField(name)
+    assert details == expected
+
+
+@pytest.mark.parametrize(
+    "subject",
+    [
+        {"booking": Booking(id="b", resource=Booking.Resource(id="r", title="Room"))},
+        {"order": Order(id="o", product=Order.Product(id="p"), option=Order.Option(name="large"))},
+        {"event_ticket": EventTicket(id="t", create_time=Timestamp(seconds=5), event=EventTicket.Event(title="Party"))},
+    ],
+    ids=lambda subject: next(iter(subject)),
+)
+def test_subjects_are_taken_over_as_they_are(subject: dict[str, Any]) -> None:
+    """Every kind of subject is kept unchanged."""
+    assert read_transaction(charge(**subject))[1] == Transaction(**subject)
+
+
+def set_to_something(message: Any, field: FieldDescriptor) -> None:
+    """Gives a field a value that a server could have given it."""
+    if field.message_type is not None:
+        getattr(message, field.name).CopyFrom(Timestamp(seconds=1_728_543_298))
+    elif field.cpp_type == FieldDescriptor.CPPTYPE_STRING:
+        setattr(message, field.name, "999")
+    elif field.cpp_type == FieldDescriptor.CPPTYPE_ENUM:
+        setattr(message, field.name, 1)
+    else:
+        setattr(message, field.name, 999)
+
+
+def server_fields(descriptor: Descriptor) -> list[FieldDescriptor]:
+    """The fields that only the server sets, and the name."""
+    return [
+        field
+        for field in descriptor.fields
+        if OUTPUT_ONLY in field.GetOptions().Extensions[field_behavior] or field.name == "name"
+    ]
+
+
+def test_the_server_sets_what_matters() -> None:
+    """The fields on which the books depend are among those that only the server sets."""
+    names = {field.name for field in server_fields(Transaction.DESCRIPTOR)}
+    assert {"name", "uid", "sequence", "create_time", "balance_after"} <= names
+
+
+@pytest.mark.parametrize("field", server_fields(Transaction.DESCRIPTOR), ids=lambda field: field.name)
+def test_output_only_fields_of_a_transaction_are_ignored(field: FieldDescriptor) -> None:
+    """A value in a field that only the server sets changes nothing about what is posted."""
+    given_by_caller = Transaction()
+    given_by_caller.CopyFrom(FULL)
+    set_to_something(given_by_caller, field)
+    assert given_by_caller != FULL
+    assert read_transaction(given_by_caller) == read_transaction(FULL)
+
+
+@pytest.mark.parametrize("field", server_fields(Account.DESCRIPTOR), ids=lambda field: field.name)
+def test_output_only_fields_of_an_account_are_ignored(field: FieldDescriptor) -> None:
+    """A value in a field that only the server sets changes nothing about the profile that is kept."""
+    account = Account(user=User(id="ada"))
+    set_to_something(account, field)
+    assert Account.FromString(read_profile(account)) == Account(user=User(id="ada"))
+
+
+def test_a_profile_is_the_user_or_the_company() -> None:
+    """The profile that is kept has who is behind the account, and none of its other fields."""
+    company = Company(title="Acme", expiring_day_passes=0)
+    account = Account(name="accounts/a", kind=Account.COMPANY, display_name="x", credit_limit="5", company=company)
+    assert Account.FromString(read_profile(account)) == Account(company=company)
+    assert read_profile(Account(kind=Account.SPACE, display_name="x")) == b""
+
+
+def test_reading_a_transaction_leaves_it_alone() -> None:
+    """The request is the same after it was read."""
+    request = Transaction()
+    request.CopyFrom(FULL)
+    read_transaction(request)
+    assert request == FULL
+
+
+@pytest.mark.parametrize(
+    ("page_size", "limit"), [(0, 50), (1, 1), (50, 50), (999, 999), (1000, 1000), (1001, 1000), (2**31 - 1, 1000)]
+)
+def test_page_sizes(page_size: int, limit: int) -> None:
+    """A page has as many rows as asked for, 50 if nothing is said, and 1,000 at most."""
+    assert read_page_size(page_size) == limit
+
+
+@pytest.mark.parametrize("page_size", [-1, -(2**31)])
+def test_negative_page_sizes(page_size: int) -> None:
+    """A page of less than no rows is refused."""
+    assert problem_of(lambda: read_page_size(page_size)) == "page_size"
+
+
+@pytest.mark.parametrize(
+    ("request_id", "good"),
+    [
+        ("", True),
+        ("invoice-7", True),
+        (" ", True),
+        ("~", True),
+        ("x" * 128, True),
+        ("x" * 129, False),
+        ("\x1f", False),
+        ("\x7f", False),
+        ("a\n", False),
+        ("\0", False),
+        ("ä", False),
+        ("\u0661", False),
+    ],
+)
+def test_request_ids(request_id: str, good: bool) -> None:
+    """A request_id has at most 128 characters, all of them printable ASCII, and is kept as it is."""
+    request = CreateTransactionRequest(parent="accounts/acme", request_id=request_id)
+    if not good:
+        assert problem_of(lambda: read_request("CreateTransaction", request)) == "request_id"
+        return
+    assert read_request("CreateTransaction", request).request_id == request_id
+
+
+def test_a_fingerprint_is_of_all_but_the_request_id() -> None:
+    """The same request has the same fingerprint under any request_id, and the request is left alone."""
+    request = CreateTransactionRequest(parent="accounts/acme", transaction=FULL, request_id="first")
+    first = read_request("CreateTransaction", request)
+    assert request.request_id == "first"
+    request.request_id = "second"
+    assert read_request("CreateTransaction", request).fingerprint == first.fingerprint
+    assert len(first.fingerprint) == 32
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        CreateTransactionRequest(parent="accounts/acme2", transaction=FULL),
+        CreateTransactionRequest(parent="accounts/acme", transaction=charge()),
+        CreateTransactionRequest(parent="accounts/acme"),
+    ],
+    ids=["parent", "transaction", "no transaction"],
+)
+def test_another_request_has_another_fingerprint(other: CreateTransactionRequest) -> None:
+    """Requests that differ in anything but the request_id have different fingerprints."""
+    request = CreateTransactionRequest(parent="accounts/acme", transaction=FULL)
+    fingerprint = read_request("CreateTransaction", request).fingerprint
+    assert read_request("CreateTransaction", other).fingerprint != fingerprint
+
+
+def test_another_method_has_another_fingerprint() -> None:
+    """Two methods never share a fingerprint, also where their requests have the same bytes."""
+    create = CreateAccountRequest(account=Account(name="accounts/acme"))
+    update = UpdateAccountRequest(account=Account(name="accounts/acme"))
+    assert create.SerializeToString() == update.SerializeToString()
+    first = read_request("CreateAccount", create).fingerprint
+    assert read_request("UpdateAccount", update).fingerprint != first
+
+
+def test_an_empty_mask_is_another_request_than_none() -> None:
+    """A mask that is there and empty has another fingerprint than no mask."""
+    without = UpdateAccountRequest(account=Account(name="accounts/acme"))
+    empty = UpdateAccountRequest(account=Account(name="accounts/acme"), update_mask=FieldMask())
+    assert read_request("UpdateAccount", without).fingerprint != read_request("UpdateAccount", empty).fingerprint
+
+
+@given(st.permutations(range(32)), st.integers(0, 60))
+def test_the_order_of_labels_does_not_matter(order: list[int], removed: int) -> None:
+    """A request whose labels were put in in another order, some of them to be taken out again, is the same request."""
+    requests = []
+    for numbers, extra in ((range(32), 0), (order, removed)):
+        transaction = charge()
+        for number in numbers:
+            transaction.labels[f"key_{number}"] = f"value {number}"
+        # Room for more labels changes the order in which a map keeps its entries.
+        for number in range(extra):
+            transaction.labels[f"extra_{number}"] = "x"
+        for number in range(extra):
+            del transaction.labels[f"extra_{number}"]
+        requests.append(read_request("CreateTransaction", CreateTransactionRequest(transaction=transaction)))
+    assert requests[0] == requests[1]
+
+
+@given(
+    st.builds(
+        Transaction,
+        kind=st.sampled_from(Transaction.Kind.values()),
+        category=st.text(max_size=5) | st.just("ai_chat"),
+        amount=st.text(max_size=5) | st.integers(-money.LARGEST, money.LARGEST).map(money.write),
+        description=st.text(max_size=5),
+        labels=st.dictionaries(st.text(max_size=3) | st.just("town"), st.text(max_size=3), max_size=3),
+        owner=st.none() | st.builds(User, id=st.text(max_size=2)),
+        usage=st.none() | st.builds(Usage, input_tokens=st.integers(-1, 1), cost_usd=st.text(max_size=2)),
+    )
+)
+def test_any_transaction_is_read_or_refused(transaction: Transaction) -> None:
+    """Any transaction is either read or refused with FieldInvalid that names one of its fields."""
+    problem = field_problem(transaction)
+    assert problem is None or problem.startswith("transaction.")
