@@ -229,7 +229,7 @@ class Company(_message.Message):
         postal_code: _builtins.str
         """The postal code, at most 32 characters."""
         country_code: _builtins.str
-        """The country, two letters by ISO 3166-1."""
+        """The country, two capital letters by ISO 3166-1."""
         def __init__(
             self,
             *,

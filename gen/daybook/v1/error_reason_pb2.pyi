@@ -112,11 +112,41 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     {"account": "accounts/acme", "available_amount": "3.5", "amount": "-4"}}
     """
     BALANCE_OUT_OF_RANGE: _ErrorReason.ValueType  # 15
-    """The balance would pass 999999999999.999999 credits in either direction. Status
-    FAILED_PRECONDITION.
+    """The balance would pass 999999999999.999999 credits in either direction, or the usage
+    of an hour would. Status FAILED_PRECONDITION.
 
     Example: {"reason": "BALANCE_OUT_OF_RANGE", "domain": "daybook", "metadata":
     {"account": "accounts/acme"}}
+    """
+    TOO_MANY_LOTS: _ErrorReason.ValueType  # 18
+    """The account would have more than 1,000 open lots. Status FAILED_PRECONDITION.
+
+    Example: {"reason": "TOO_MANY_LOTS", "domain": "daybook", "metadata": {"account":
+    "accounts/acme"}}
+    """
+    NOT_REFUNDABLE: _ErrorReason.ValueType  # 19
+    """Only a charge that succeeded can be refunded. Status FAILED_PRECONDITION.
+
+    Example: {"reason": "NOT_REFUNDABLE", "domain": "daybook", "metadata": {"transaction":
+    "accounts/acme/transactions/0192f3a4-5b6c-7d8e-9f01-23456789abcd"}}
+    """
+    REFUND_EXCEEDS_CHARGE: _ErrorReason.ValueType  # 20
+    """The refunds of a charge would together exceed it. Status FAILED_PRECONDITION.
+
+    Example: {"reason": "REFUND_EXCEEDS_CHARGE", "domain": "daybook", "metadata":
+    {"transaction": "accounts/acme/transactions/0192f3a4-5b6c-7d8e-9f01-23456789abcd",
+    "refundable_amount": "1.5"}}
+    """
+    SCOPE_MISSING: _ErrorReason.ValueType  # 21
+    """The credential lacks a scope that the call needs. Status PERMISSION_DENIED.
+
+    Example: {"reason": "SCOPE_MISSING", "domain": "daybook", "metadata": {"scope": "admin"}}
+    """
+    TOO_BUSY: _ErrorReason.ValueType  # 22
+    """Too many calls wait to be posted. RetryInfo says when to try again. Status
+    RESOURCE_EXHAUSTED.
+
+    Example: {"reason": "TOO_BUSY", "domain": "daybook"}
     """
     SERVICE_UNAVAILABLE: _ErrorReason.ValueType  # 16
     """The server can't reach its database or is shutting down; repeat the call later,
@@ -227,11 +257,41 @@ Example: {"reason": "INSUFFICIENT_CREDITS", "domain": "daybook", "metadata":
 {"account": "accounts/acme", "available_amount": "3.5", "amount": "-4"}}
 """
 BALANCE_OUT_OF_RANGE: ErrorReason.ValueType  # 15
-"""The balance would pass 999999999999.999999 credits in either direction. Status
-FAILED_PRECONDITION.
+"""The balance would pass 999999999999.999999 credits in either direction, or the usage
+of an hour would. Status FAILED_PRECONDITION.
 
 Example: {"reason": "BALANCE_OUT_OF_RANGE", "domain": "daybook", "metadata":
 {"account": "accounts/acme"}}
+"""
+TOO_MANY_LOTS: ErrorReason.ValueType  # 18
+"""The account would have more than 1,000 open lots. Status FAILED_PRECONDITION.
+
+Example: {"reason": "TOO_MANY_LOTS", "domain": "daybook", "metadata": {"account":
+"accounts/acme"}}
+"""
+NOT_REFUNDABLE: ErrorReason.ValueType  # 19
+"""Only a charge that succeeded can be refunded. Status FAILED_PRECONDITION.
+
+Example: {"reason": "NOT_REFUNDABLE", "domain": "daybook", "metadata": {"transaction":
+"accounts/acme/transactions/0192f3a4-5b6c-7d8e-9f01-23456789abcd"}}
+"""
+REFUND_EXCEEDS_CHARGE: ErrorReason.ValueType  # 20
+"""The refunds of a charge would together exceed it. Status FAILED_PRECONDITION.
+
+Example: {"reason": "REFUND_EXCEEDS_CHARGE", "domain": "daybook", "metadata":
+{"transaction": "accounts/acme/transactions/0192f3a4-5b6c-7d8e-9f01-23456789abcd",
+"refundable_amount": "1.5"}}
+"""
+SCOPE_MISSING: ErrorReason.ValueType  # 21
+"""The credential lacks a scope that the call needs. Status PERMISSION_DENIED.
+
+Example: {"reason": "SCOPE_MISSING", "domain": "daybook", "metadata": {"scope": "admin"}}
+"""
+TOO_BUSY: ErrorReason.ValueType  # 22
+"""Too many calls wait to be posted. RetryInfo says when to try again. Status
+RESOURCE_EXHAUSTED.
+
+Example: {"reason": "TOO_BUSY", "domain": "daybook"}
 """
 SERVICE_UNAVAILABLE: ErrorReason.ValueType  # 16
 """The server can't reach its database or is shutting down; repeat the call later,

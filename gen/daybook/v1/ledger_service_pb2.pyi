@@ -9,7 +9,10 @@ from daybook.v1 import transaction_pb2 as _transaction_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
+from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.rpc import status_pb2 as _status_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -20,6 +23,30 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _TransactionView:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TransactionViewEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TransactionView.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TRANSACTION_VIEW_UNSPECIFIED: _TransactionView.ValueType  # 0
+    """Not given: BASIC."""
+    TRANSACTION_VIEW_BASIC: _TransactionView.ValueType  # 1
+    """All but the allocations."""
+    TRANSACTION_VIEW_FULL: _TransactionView.ValueType  # 2
+    """Everything."""
+
+class TransactionView(_TransactionView, metaclass=_TransactionViewEnumTypeWrapper):
+    """How much of a transaction an answer shows."""
+
+TRANSACTION_VIEW_UNSPECIFIED: TransactionView.ValueType  # 0
+"""Not given: BASIC."""
+TRANSACTION_VIEW_BASIC: TransactionView.ValueType  # 1
+"""All but the allocations."""
+TRANSACTION_VIEW_FULL: TransactionView.ValueType  # 2
+"""Everything."""
+Global___TransactionView: _TypeAlias = TransactionView  # noqa: Y015
 
 @_typing.final
 class CreateAccountRequest(_message.Message):
@@ -183,10 +210,16 @@ class CreateTransactionRequest(_message.Message):
     PARENT_FIELD_NUMBER: _builtins.int
     TRANSACTION_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    RECORD_DECLINED_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """The account, `accounts/{account}`."""
     request_id: _builtins.str
     """Makes the call safe to repeat; see CreateAccountRequest.request_id."""
+    record_declined: _builtins.bool
+    """Keeps a charge that lacks credits for the record: instead of refusing it with
+    INSUFFICIENT_CREDITS, the call succeeds with a transaction in state FAILED, and that is
+    the answer to every repetition.
+    """
     @_builtins.property
     def transaction(self) -> _transaction_pb2.Transaction:
         """What to post. Its name and its fields that are output only are ignored (AIP-203)."""
@@ -197,14 +230,315 @@ class CreateTransactionRequest(_message.Message):
         parent: _builtins.str = ...,
         transaction: _transaction_pb2.Transaction | None = ...,
         request_id: _builtins.str = ...,
+        record_declined: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["transaction", b"transaction"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["parent", b"parent", "request_id", b"request_id", "transaction", b"transaction"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["parent", b"parent", "record_declined", b"record_declined", "request_id", b"request_id", "transaction", b"transaction"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CreateTransactionRequest: _TypeAlias = CreateTransactionRequest  # noqa: Y015
+
+@_typing.final
+class BatchCreateTransactionsRequest(_message.Message):
+    """Asks for transactions to be posted, all or none."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """The account, `accounts/{account}`, or `accounts/-` if they belong to several."""
+    request_id: _builtins.str
+    """Makes the call safe to repeat; see CreateAccountRequest.request_id. It belongs to the
+    account of the first transaction.
+    """
+    @_builtins.property
+    def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___CreateTransactionRequest]:
+        """What to post: 1 to 1,000. The parent of each must be this request's, unless that is
+        `accounts/-`, or empty for the same. Their request_id must be empty.
+        """
+
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        requests: _abc.Iterable[Global___CreateTransactionRequest] | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["parent", b"parent", "request_id", b"request_id", "requests", b"requests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchCreateTransactionsRequest: _TypeAlias = BatchCreateTransactionsRequest  # noqa: Y015
+
+@_typing.final
+class BatchCreateTransactionsResponse(_message.Message):
+    """What was posted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRANSACTIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def transactions(self) -> _containers.RepeatedCompositeFieldContainer[_transaction_pb2.Transaction]:
+        """The transactions in the order of the request."""
+
+    def __init__(
+        self,
+        *,
+        transactions: _abc.Iterable[_transaction_pb2.Transaction] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["transactions", b"transactions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchCreateTransactionsResponse: _TypeAlias = BatchCreateTransactionsResponse  # noqa: Y015
+
+@_typing.final
+class BulkCreateTransactionsRequest(_message.Message):
+    """Asks for transactions to be posted, each by itself."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """The account, `accounts/{account}`, or `accounts/-` if they belong to several."""
+    @_builtins.property
+    def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___CreateTransactionRequest]:
+        """What to post: 1 to 1,000. The parent of each must be this request's, unless that is
+        `accounts/-`, or empty for the same. Each may have a request_id of its own.
+        """
+
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        requests: _abc.Iterable[Global___CreateTransactionRequest] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["parent", b"parent", "requests", b"requests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BulkCreateTransactionsRequest: _TypeAlias = BulkCreateTransactionsRequest  # noqa: Y015
+
+@_typing.final
+class BulkCreateTransactionsResponse(_message.Message):
+    """What became of each transaction."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Result(_message.Message):
+        """What became of one."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        TRANSACTION_FIELD_NUMBER: _builtins.int
+        ERROR_FIELD_NUMBER: _builtins.int
+        @_builtins.property
+        def transaction(self) -> _transaction_pb2.Transaction:
+            """It was posted."""
+
+        @_builtins.property
+        def error(self) -> _status_pb2.Status:
+            """It was refused, with the status that CreateTransaction would have had."""
+
+        def __init__(
+            self,
+            *,
+            transaction: _transaction_pb2.Transaction | None = ...,
+            error: _status_pb2.Status | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "result", b"result", "transaction", b"transaction"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "result", b"result", "transaction", b"transaction"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["transaction", "error"]  # noqa: Y015
+        _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
+        def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___BulkCreateTransactionsResponse.Result]:
+        """One for each request, in the same order."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___BulkCreateTransactionsResponse.Result] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BulkCreateTransactionsResponse: _TypeAlias = BulkCreateTransactionsResponse  # noqa: Y015
+
+@_typing.final
+class RefundTransactionRequest(_message.Message):
+    """Asks for a charge to be given back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    CREATOR_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The charge, `accounts/{account}/transactions/{transaction}`."""
+    amount: _builtins.str
+    """How much, in credits, above 0, written like Transaction.amount. Empty for all that is
+    left of the charge.
+    """
+    request_id: _builtins.str
+    """Makes the call safe to repeat; see CreateAccountRequest.request_id."""
+    description: _builtins.str
+    """A memo, as in Transaction.description."""
+    @_builtins.property
+    def creator(self) -> _account_pb2.User:
+        """Who gives it back."""
+
+    @_builtins.property
+    def metadata(self) -> _struct_pb2.Struct:
+        """As in Transaction.metadata."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        amount: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        description: _builtins.str = ...,
+        creator: _account_pb2.User | None = ...,
+        metadata: _struct_pb2.Struct | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["creator", b"creator", "metadata", b"metadata"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "creator", b"creator", "description", b"description", "metadata", b"metadata", "name", b"name", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RefundTransactionRequest: _TypeAlias = RefundTransactionRequest  # noqa: Y015
+
+@_typing.final
+class TransferCreditsRequest(_message.Message):
+    """Asks for credits to be moved."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DESTINATION_FIELD_NUMBER: _builtins.int
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    CREATOR_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The account that gives, `accounts/{account}`."""
+    destination: _builtins.str
+    """The account that gets, `accounts/{account}`. Another one than name."""
+    amount: _builtins.str
+    """How much, in credits, above 0, written like Transaction.amount."""
+    request_id: _builtins.str
+    """Makes the call safe to repeat; see CreateAccountRequest.request_id. It belongs to the
+    account that gives.
+    """
+    description: _builtins.str
+    """A memo, as in Transaction.description, for both sides."""
+    @_builtins.property
+    def creator(self) -> _account_pb2.User:
+        """Who moves them."""
+
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """As in Transaction.labels, for both sides."""
+
+    @_builtins.property
+    def metadata(self) -> _struct_pb2.Struct:
+        """As in Transaction.metadata, for both sides."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        destination: _builtins.str = ...,
+        amount: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        description: _builtins.str = ...,
+        creator: _account_pb2.User | None = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        metadata: _struct_pb2.Struct | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["creator", b"creator", "metadata", b"metadata"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "creator", b"creator", "description", b"description", "destination", b"destination", "labels", b"labels", "metadata", b"metadata", "name", b"name", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TransferCreditsRequest: _TypeAlias = TransferCreditsRequest  # noqa: Y015
+
+@_typing.final
+class TransferCreditsResponse(_message.Message):
+    """Both sides of a transfer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OUTGOING_FIELD_NUMBER: _builtins.int
+    INCOMING_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def outgoing(self) -> _transaction_pb2.Transaction:
+        """The TRANSFER_OUT of the account that gave."""
+
+    @_builtins.property
+    def incoming(self) -> _transaction_pb2.Transaction:
+        """The TRANSFER_IN of the account that got."""
+
+    def __init__(
+        self,
+        *,
+        outgoing: _transaction_pb2.Transaction | None = ...,
+        incoming: _transaction_pb2.Transaction | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["incoming", b"incoming", "outgoing", b"outgoing"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incoming", b"incoming", "outgoing", b"outgoing"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TransferCreditsResponse: _TypeAlias = TransferCreditsResponse  # noqa: Y015
 
 @_typing.final
 class GetTransactionRequest(_message.Message):
@@ -213,16 +547,20 @@ class GetTransactionRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
+    VIEW_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`accounts/{account}/transactions/{transaction}`."""
+    view: Global___TransactionView.ValueType
+    """How much to show of it."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
+        view: Global___TransactionView.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -243,7 +581,8 @@ class ListTransactionsRequest(_message.Message):
     """The account, `accounts/{account}`, or `accounts/-` for all accounts of the tenant."""
     page_size: _builtins.int
     """How many transactions at most. 0 means 50; more than 1,000 means 1,000; below 0
-    gets INVALID_ARGUMENT. May change from page to page.
+    gets INVALID_ARGUMENT. May change from page to page. A page ends early where its
+    transactions take more than 2 MiB.
     """
     page_token: _builtins.str
     """The next_page_token of the page before. Empty for the first page. A token of
@@ -310,6 +649,66 @@ class ListTransactionsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListTransactionsResponse: _TypeAlias = ListTransactionsResponse  # noqa: Y015
+
+@_typing.final
+class ListLotsRequest(_message.Message):
+    """Asks for a page of lots."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """The account, `accounts/{account}`."""
+    page_size: _builtins.int
+    """How many lots at most. 0 means 50; more than 1,000 means 1,000; below 0 gets
+    INVALID_ARGUMENT.
+    """
+    page_token: _builtins.str
+    """The next_page_token of the page before. Empty for the first page."""
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "parent", b"parent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListLotsRequest: _TypeAlias = ListLotsRequest  # noqa: Y015
+
+@_typing.final
+class ListLotsResponse(_message.Message):
+    """A page of lots."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """What to send as page_token for the next page. Empty on the last page."""
+    @_builtins.property
+    def lots(self) -> _containers.RepeatedCompositeFieldContainer[_transaction_pb2.Lot]:
+        """The lots of this page."""
+
+    def __init__(
+        self,
+        *,
+        lots: _abc.Iterable[_transaction_pb2.Lot] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lots", b"lots", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListLotsResponse: _TypeAlias = ListLotsResponse  # noqa: Y015
 
 @_typing.final
 class GetBalanceRequest(_message.Message):

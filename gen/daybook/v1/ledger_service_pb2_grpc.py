@@ -71,6 +71,26 @@ class LedgerStub:
                 request_serializer=daybook_dot_v1_dot_ledger__service__pb2.CreateTransactionRequest.SerializeToString,
                 response_deserializer=daybook_dot_v1_dot_transaction__pb2.Transaction.FromString,
                 _registered_method=True)
+        self.BatchCreateTransactions = channel.unary_unary(
+                '/daybook.v1.Ledger/BatchCreateTransactions',
+                request_serializer=daybook_dot_v1_dot_ledger__service__pb2.BatchCreateTransactionsRequest.SerializeToString,
+                response_deserializer=daybook_dot_v1_dot_ledger__service__pb2.BatchCreateTransactionsResponse.FromString,
+                _registered_method=True)
+        self.BulkCreateTransactions = channel.unary_unary(
+                '/daybook.v1.Ledger/BulkCreateTransactions',
+                request_serializer=daybook_dot_v1_dot_ledger__service__pb2.BulkCreateTransactionsRequest.SerializeToString,
+                response_deserializer=daybook_dot_v1_dot_ledger__service__pb2.BulkCreateTransactionsResponse.FromString,
+                _registered_method=True)
+        self.RefundTransaction = channel.unary_unary(
+                '/daybook.v1.Ledger/RefundTransaction',
+                request_serializer=daybook_dot_v1_dot_ledger__service__pb2.RefundTransactionRequest.SerializeToString,
+                response_deserializer=daybook_dot_v1_dot_transaction__pb2.Transaction.FromString,
+                _registered_method=True)
+        self.TransferCredits = channel.unary_unary(
+                '/daybook.v1.Ledger/TransferCredits',
+                request_serializer=daybook_dot_v1_dot_ledger__service__pb2.TransferCreditsRequest.SerializeToString,
+                response_deserializer=daybook_dot_v1_dot_ledger__service__pb2.TransferCreditsResponse.FromString,
+                _registered_method=True)
         self.GetTransaction = channel.unary_unary(
                 '/daybook.v1.Ledger/GetTransaction',
                 request_serializer=daybook_dot_v1_dot_ledger__service__pb2.GetTransactionRequest.SerializeToString,
@@ -80,6 +100,11 @@ class LedgerStub:
                 '/daybook.v1.Ledger/ListTransactions',
                 request_serializer=daybook_dot_v1_dot_ledger__service__pb2.ListTransactionsRequest.SerializeToString,
                 response_deserializer=daybook_dot_v1_dot_ledger__service__pb2.ListTransactionsResponse.FromString,
+                _registered_method=True)
+        self.ListLots = channel.unary_unary(
+                '/daybook.v1.Ledger/ListLots',
+                request_serializer=daybook_dot_v1_dot_ledger__service__pb2.ListLotsRequest.SerializeToString,
+                response_deserializer=daybook_dot_v1_dot_ledger__service__pb2.ListLotsResponse.FromString,
                 _registered_method=True)
         self.GetBalance = channel.unary_unary(
                 '/daybook.v1.Ledger/GetBalance',
@@ -137,10 +162,67 @@ class LedgerServicer:
     def CreateTransaction(self, request, context):
         """Posts a grant, a charge or an adjustment to an account.
 
+        A grant opens a lot, permanent or expiring. A charge takes from the lots in the order
+        that Transaction.priority describes, and borrows the rest on the credit limit. Credits
+        that come in pay back what was borrowed first. An expired lot is never spent: its
+        EXPIRATION is posted first, dated at its expire_time.
+
         NOT_FOUND if the tenant has no such account; FAILED_PRECONDITION, reason
         INSUFFICIENT_CREDITS, if the balance would go below minus the credit limit, and
         reason BALANCE_OUT_OF_RANGE if it would pass what an amount can say. The answer
         leaves only after the transaction is on disk.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchCreateTransactions(self, request, context):
+        """Posts up to 1,000 transactions, all or none.
+
+        They are posted in the order in which they are given. If one is refused, the call is
+        refused with its error, whose field begins with `requests[i].`, or whose metadata has
+        its `index`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BulkCreateTransactions(self, request, context):
+        """Posts up to 1,000 transactions, each by itself: what is refused doesn't stop the others.
+
+        The call succeeds unless it is malformed as a whole; each answer says what became of
+        its transaction.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RefundTransaction(self, request, context):
+        """Gives back a charge, in full or in part, any number of times, up to its amount.
+
+        The credits go back to the lots they came from, the last taken first, so that what
+        remains is as if only the rest had been charged. What came from a lot that has expired
+        meanwhile comes back in a new lot that lives as long as the old one had left at the time of
+        the charge. What had been borrowed comes back permanent. All of it pays back a debt
+        first. Answers with the REFUND; its category is `refund`; owner, labels and a subject
+        other than usage are the charge's.
+
+        NOT_FOUND if there is no such transaction; FAILED_PRECONDITION, reason NOT_REFUNDABLE
+        for anything but a CHARGE that SUCCEEDED, reason REFUND_EXCEEDS_CHARGE beyond its amount.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TransferCredits(self, request, context):
+        """Moves credits from one account to another of the same tenant, both sides at once.
+
+        They are taken as a charge takes them, except that nothing is borrowed, and arrive on
+        the terms they had: with the same expire_time and priority. The two transactions name
+        each other as transfer_peer; their category is `transfer`.
+
+        NOT_FOUND if the tenant lacks either account; FAILED_PRECONDITION, reason
+        INSUFFICIENT_CREDITS, if the source holds less.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -159,6 +241,14 @@ class LedgerServicer:
 
         Reading all pages gives every transaction that existed when the first page was
         read exactly once, also while others are being posted.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListLots(self, request, context):
+        """Lists the lots of an account in the order of their opening, spent and expired ones
+        included.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -199,6 +289,26 @@ def add_LedgerServicer_to_server(servicer, server):
                     request_deserializer=daybook_dot_v1_dot_ledger__service__pb2.CreateTransactionRequest.FromString,
                     response_serializer=daybook_dot_v1_dot_transaction__pb2.Transaction.SerializeToString,
             ),
+            'BatchCreateTransactions': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchCreateTransactions,
+                    request_deserializer=daybook_dot_v1_dot_ledger__service__pb2.BatchCreateTransactionsRequest.FromString,
+                    response_serializer=daybook_dot_v1_dot_ledger__service__pb2.BatchCreateTransactionsResponse.SerializeToString,
+            ),
+            'BulkCreateTransactions': grpc.unary_unary_rpc_method_handler(
+                    servicer.BulkCreateTransactions,
+                    request_deserializer=daybook_dot_v1_dot_ledger__service__pb2.BulkCreateTransactionsRequest.FromString,
+                    response_serializer=daybook_dot_v1_dot_ledger__service__pb2.BulkCreateTransactionsResponse.SerializeToString,
+            ),
+            'RefundTransaction': grpc.unary_unary_rpc_method_handler(
+                    servicer.RefundTransaction,
+                    request_deserializer=daybook_dot_v1_dot_ledger__service__pb2.RefundTransactionRequest.FromString,
+                    response_serializer=daybook_dot_v1_dot_transaction__pb2.Transaction.SerializeToString,
+            ),
+            'TransferCredits': grpc.unary_unary_rpc_method_handler(
+                    servicer.TransferCredits,
+                    request_deserializer=daybook_dot_v1_dot_ledger__service__pb2.TransferCreditsRequest.FromString,
+                    response_serializer=daybook_dot_v1_dot_ledger__service__pb2.TransferCreditsResponse.SerializeToString,
+            ),
             'GetTransaction': grpc.unary_unary_rpc_method_handler(
                     servicer.GetTransaction,
                     request_deserializer=daybook_dot_v1_dot_ledger__service__pb2.GetTransactionRequest.FromString,
@@ -208,6 +318,11 @@ def add_LedgerServicer_to_server(servicer, server):
                     servicer.ListTransactions,
                     request_deserializer=daybook_dot_v1_dot_ledger__service__pb2.ListTransactionsRequest.FromString,
                     response_serializer=daybook_dot_v1_dot_ledger__service__pb2.ListTransactionsResponse.SerializeToString,
+            ),
+            'ListLots': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListLots,
+                    request_deserializer=daybook_dot_v1_dot_ledger__service__pb2.ListLotsRequest.FromString,
+                    response_serializer=daybook_dot_v1_dot_ledger__service__pb2.ListLotsResponse.SerializeToString,
             ),
             'GetBalance': grpc.unary_unary_rpc_method_handler(
                     servicer.GetBalance,
@@ -371,6 +486,114 @@ class Ledger:
             _registered_method=True)
 
     @staticmethod
+    def BatchCreateTransactions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/daybook.v1.Ledger/BatchCreateTransactions',
+            daybook_dot_v1_dot_ledger__service__pb2.BatchCreateTransactionsRequest.SerializeToString,
+            daybook_dot_v1_dot_ledger__service__pb2.BatchCreateTransactionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BulkCreateTransactions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/daybook.v1.Ledger/BulkCreateTransactions',
+            daybook_dot_v1_dot_ledger__service__pb2.BulkCreateTransactionsRequest.SerializeToString,
+            daybook_dot_v1_dot_ledger__service__pb2.BulkCreateTransactionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RefundTransaction(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/daybook.v1.Ledger/RefundTransaction',
+            daybook_dot_v1_dot_ledger__service__pb2.RefundTransactionRequest.SerializeToString,
+            daybook_dot_v1_dot_transaction__pb2.Transaction.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TransferCredits(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/daybook.v1.Ledger/TransferCredits',
+            daybook_dot_v1_dot_ledger__service__pb2.TransferCreditsRequest.SerializeToString,
+            daybook_dot_v1_dot_ledger__service__pb2.TransferCreditsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def GetTransaction(request,
             target,
             options=(),
@@ -414,6 +637,33 @@ class Ledger:
             '/daybook.v1.Ledger/ListTransactions',
             daybook_dot_v1_dot_ledger__service__pb2.ListTransactionsRequest.SerializeToString,
             daybook_dot_v1_dot_ledger__service__pb2.ListTransactionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListLots(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/daybook.v1.Ledger/ListLots',
+            daybook_dot_v1_dot_ledger__service__pb2.ListLotsRequest.SerializeToString,
+            daybook_dot_v1_dot_ledger__service__pb2.ListLotsResponse.FromString,
             options,
             channel_credentials,
             insecure,

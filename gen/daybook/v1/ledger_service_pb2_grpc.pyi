@@ -46,10 +46,51 @@ class LedgerStub:
     CreateTransaction: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.CreateTransactionRequest, _transaction_pb2.Transaction]
     """Posts a grant, a charge or an adjustment to an account.
 
+    A grant opens a lot, permanent or expiring. A charge takes from the lots in the order
+    that Transaction.priority describes, and borrows the rest on the credit limit. Credits
+    that come in pay back what was borrowed first. An expired lot is never spent: its
+    EXPIRATION is posted first, dated at its expire_time.
+
     NOT_FOUND if the tenant has no such account; FAILED_PRECONDITION, reason
     INSUFFICIENT_CREDITS, if the balance would go below minus the credit limit, and
     reason BALANCE_OUT_OF_RANGE if it would pass what an amount can say. The answer
     leaves only after the transaction is on disk.
+    """
+    BatchCreateTransactions: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.BatchCreateTransactionsRequest, _ledger_service_pb2.BatchCreateTransactionsResponse]
+    """Posts up to 1,000 transactions, all or none.
+
+    They are posted in the order in which they are given. If one is refused, the call is
+    refused with its error, whose field begins with `requests[i].`, or whose metadata has
+    its `index`.
+    """
+    BulkCreateTransactions: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.BulkCreateTransactionsRequest, _ledger_service_pb2.BulkCreateTransactionsResponse]
+    """Posts up to 1,000 transactions, each by itself: what is refused doesn't stop the others.
+
+    The call succeeds unless it is malformed as a whole; each answer says what became of
+    its transaction.
+    """
+    RefundTransaction: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.RefundTransactionRequest, _transaction_pb2.Transaction]
+    """Gives back a charge, in full or in part, any number of times, up to its amount.
+
+    The credits go back to the lots they came from, the last taken first, so that what
+    remains is as if only the rest had been charged. What came from a lot that has expired
+    meanwhile comes back in a new lot that lives as long as the old one had left at the time of
+    the charge. What had been borrowed comes back permanent. All of it pays back a debt
+    first. Answers with the REFUND; its category is `refund`; owner, labels and a subject
+    other than usage are the charge's.
+
+    NOT_FOUND if there is no such transaction; FAILED_PRECONDITION, reason NOT_REFUNDABLE
+    for anything but a CHARGE that SUCCEEDED, reason REFUND_EXCEEDS_CHARGE beyond its amount.
+    """
+    TransferCredits: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.TransferCreditsRequest, _ledger_service_pb2.TransferCreditsResponse]
+    """Moves credits from one account to another of the same tenant, both sides at once.
+
+    They are taken as a charge takes them, except that nothing is borrowed, and arrive on
+    the terms they had: with the same expire_time and priority. The two transactions name
+    each other as transfer_peer; their category is `transfer`.
+
+    NOT_FOUND if the tenant lacks either account; FAILED_PRECONDITION, reason
+    INSUFFICIENT_CREDITS, if the source holds less.
     """
     GetTransaction: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.GetTransactionRequest, _transaction_pb2.Transaction]
     """Gets one transaction. NOT_FOUND if the account has none of this name."""
@@ -59,6 +100,10 @@ class LedgerStub:
 
     Reading all pages gives every transaction that existed when the first page was
     read exactly once, also while others are being posted.
+    """
+    ListLots: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.ListLotsRequest, _ledger_service_pb2.ListLotsResponse]
+    """Lists the lots of an account in the order of their opening, spent and expired ones
+    included.
     """
     GetBalance: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.GetBalanceRequest, _account_pb2.Balance]
     """Gets what an account holds now. NOT_FOUND if the tenant has no such account."""
@@ -123,10 +168,75 @@ class LedgerServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_transaction_pb2.Transaction]:
         """Posts a grant, a charge or an adjustment to an account.
 
+        A grant opens a lot, permanent or expiring. A charge takes from the lots in the order
+        that Transaction.priority describes, and borrows the rest on the credit limit. Credits
+        that come in pay back what was borrowed first. An expired lot is never spent: its
+        EXPIRATION is posted first, dated at its expire_time.
+
         NOT_FOUND if the tenant has no such account; FAILED_PRECONDITION, reason
         INSUFFICIENT_CREDITS, if the balance would go below minus the credit limit, and
         reason BALANCE_OUT_OF_RANGE if it would pass what an amount can say. The answer
         leaves only after the transaction is on disk.
+        """
+
+    @_abc_1.abstractmethod
+    def BatchCreateTransactions(
+        self,
+        request: _ledger_service_pb2.BatchCreateTransactionsRequest,
+        context: _aio.ServicerContext[_ledger_service_pb2.BatchCreateTransactionsRequest, _abc.Awaitable[_ledger_service_pb2.BatchCreateTransactionsResponse]],
+    ) -> _abc.Awaitable[_ledger_service_pb2.BatchCreateTransactionsResponse]:
+        """Posts up to 1,000 transactions, all or none.
+
+        They are posted in the order in which they are given. If one is refused, the call is
+        refused with its error, whose field begins with `requests[i].`, or whose metadata has
+        its `index`.
+        """
+
+    @_abc_1.abstractmethod
+    def BulkCreateTransactions(
+        self,
+        request: _ledger_service_pb2.BulkCreateTransactionsRequest,
+        context: _aio.ServicerContext[_ledger_service_pb2.BulkCreateTransactionsRequest, _abc.Awaitable[_ledger_service_pb2.BulkCreateTransactionsResponse]],
+    ) -> _abc.Awaitable[_ledger_service_pb2.BulkCreateTransactionsResponse]:
+        """Posts up to 1,000 transactions, each by itself: what is refused doesn't stop the others.
+
+        The call succeeds unless it is malformed as a whole; each answer says what became of
+        its transaction.
+        """
+
+    @_abc_1.abstractmethod
+    def RefundTransaction(
+        self,
+        request: _ledger_service_pb2.RefundTransactionRequest,
+        context: _aio.ServicerContext[_ledger_service_pb2.RefundTransactionRequest, _abc.Awaitable[_transaction_pb2.Transaction]],
+    ) -> _abc.Awaitable[_transaction_pb2.Transaction]:
+        """Gives back a charge, in full or in part, any number of times, up to its amount.
+
+        The credits go back to the lots they came from, the last taken first, so that what
+        remains is as if only the rest had been charged. What came from a lot that has expired
+        meanwhile comes back in a new lot that lives as long as the old one had left at the time of
+        the charge. What had been borrowed comes back permanent. All of it pays back a debt
+        first. Answers with the REFUND; its category is `refund`; owner, labels and a subject
+        other than usage are the charge's.
+
+        NOT_FOUND if there is no such transaction; FAILED_PRECONDITION, reason NOT_REFUNDABLE
+        for anything but a CHARGE that SUCCEEDED, reason REFUND_EXCEEDS_CHARGE beyond its amount.
+        """
+
+    @_abc_1.abstractmethod
+    def TransferCredits(
+        self,
+        request: _ledger_service_pb2.TransferCreditsRequest,
+        context: _aio.ServicerContext[_ledger_service_pb2.TransferCreditsRequest, _abc.Awaitable[_ledger_service_pb2.TransferCreditsResponse]],
+    ) -> _abc.Awaitable[_ledger_service_pb2.TransferCreditsResponse]:
+        """Moves credits from one account to another of the same tenant, both sides at once.
+
+        They are taken as a charge takes them, except that nothing is borrowed, and arrive on
+        the terms they had: with the same expire_time and priority. The two transactions name
+        each other as transfer_peer; their category is `transfer`.
+
+        NOT_FOUND if the tenant lacks either account; FAILED_PRECONDITION, reason
+        INSUFFICIENT_CREDITS, if the source holds less.
         """
 
     @_abc_1.abstractmethod
@@ -148,6 +258,16 @@ class LedgerServicer(metaclass=_abc_1.ABCMeta):
 
         Reading all pages gives every transaction that existed when the first page was
         read exactly once, also while others are being posted.
+        """
+
+    @_abc_1.abstractmethod
+    def ListLots(
+        self,
+        request: _ledger_service_pb2.ListLotsRequest,
+        context: _aio.ServicerContext[_ledger_service_pb2.ListLotsRequest, _abc.Awaitable[_ledger_service_pb2.ListLotsResponse]],
+    ) -> _abc.Awaitable[_ledger_service_pb2.ListLotsResponse]:
+        """Lists the lots of an account in the order of their opening, spent and expired ones
+        included.
         """
 
     @_abc_1.abstractmethod

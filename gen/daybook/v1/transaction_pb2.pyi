@@ -6,6 +6,7 @@ isort:skip_file
 from collections import abc as _abc
 from daybook.v1 import account_pb2 as _account_pb2
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
@@ -142,6 +143,10 @@ class Transaction(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     REFUND_OF_FIELD_NUMBER: _builtins.int
     TRANSFER_PEER_FIELD_NUMBER: _builtins.int
+    ALLOCATIONS_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    TTL_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     BOOKING_FIELD_NUMBER: _builtins.int
     ORDER_FIELD_NUMBER: _builtins.int
     EVENT_TICKET_FIELD_NUMBER: _builtins.int
@@ -162,8 +167,9 @@ class Transaction(_message.Message):
     digits and underscores. Facades map it to their vendors' types.
     """
     state: Global___Transaction.State.ValueType
-    """What became of the transaction. Only SUCCEEDED moves credits, and so far only
-    SUCCEEDED can be created; a request may leave it out.
+    """What became of the transaction; SUCCEEDED if left out. FAILED and CANCELED keep a
+    transaction for the record that was tried elsewhere: they move nothing, whatever the
+    amount, and no rule but the amount's sign is applied to them.
     """
     amount: _builtins.str
     """By how much the balance changes, in credits: positive adds, negative removes.
@@ -176,10 +182,10 @@ class Transaction(_message.Message):
     get INVALID_ARGUMENT; nothing is ever rounded.
     """
     expiring_amount: _builtins.str
-    """The part of amount that moved credits with a date of expiry. Same sign."""
+    """The part of amount that moved credits with a date of expiry. 0 where nothing moved."""
     permanent_amount: _builtins.str
-    """The part of amount that moved credits without one. Same sign;
-    expiring_amount + permanent_amount = amount.
+    """The part of amount that moved credits without one, or that was borrowed or paid back
+    on the credit limit. expiring_amount + permanent_amount = amount, unless nothing moved.
     """
     balance_after: _builtins.str
     """The balance of the account right after this transaction."""
@@ -193,6 +199,11 @@ class Transaction(_message.Message):
     """The name of the transaction that this one refunds. Empty unless kind is REFUND."""
     transfer_peer: _builtins.str
     """The name of the other side. Empty unless kind is TRANSFER_IN or TRANSFER_OUT."""
+    priority: _builtins.int
+    """How soon the credits that the transaction brings are spent: lots of a lower number go
+    first, then those that expire first (permanent ones last), then the oldest. From
+    -1,000 to 1,000. Only with an amount above 0.
+    """
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When the transaction was posted, in whole microseconds. Never decreases within
@@ -218,6 +229,22 @@ class Transaction(_message.Message):
     @_builtins.property
     def metadata(self) -> _struct_pb2.Struct:
         """Anything the tenant wants to keep, at most 8 KiB, its numbers finite."""
+
+    @_builtins.property
+    def allocations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Allocation]:
+        """What the transaction moved in which lot. Only in answers with the view FULL. They sum
+        to amount, unless nothing moved.
+        """
+
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """From this instant on they are gone. Must be later than the create_time."""
+
+    @_builtins.property
+    def ttl(self) -> _duration_pb2.Duration:
+        """They are gone so long after the create_time: from one second to 100 years. Answers
+        have the expire_time that came of it.
+        """
 
     @_builtins.property
     def booking(self) -> Global___Booking:
@@ -258,20 +285,111 @@ class Transaction(_message.Message):
         request_id: _builtins.str = ...,
         refund_of: _builtins.str = ...,
         transfer_peer: _builtins.str = ...,
+        allocations: _abc.Iterable[Global___Allocation] | None = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+        ttl: _duration_pb2.Duration | None = ...,
+        priority: _builtins.int = ...,
         booking: Global___Booking | None = ...,
         order: Global___Order | None = ...,
         event_ticket: Global___EventTicket | None = ...,
         usage: Global___Usage | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["booking", b"booking", "create_time", b"create_time", "creator", b"creator", "event_ticket", b"event_ticket", "metadata", b"metadata", "order", b"order", "owner", b"owner", "subject", b"subject", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["booking", b"booking", "create_time", b"create_time", "creator", b"creator", "event_ticket", b"event_ticket", "expire_time", b"expire_time", "lifetime", b"lifetime", "metadata", b"metadata", "order", b"order", "owner", b"owner", "subject", b"subject", "ttl", b"ttl", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "balance_after", b"balance_after", "booking", b"booking", "category", b"category", "create_time", b"create_time", "creator", b"creator", "description", b"description", "event_ticket", b"event_ticket", "expiring_amount", b"expiring_amount", "kind", b"kind", "labels", b"labels", "metadata", b"metadata", "name", b"name", "order", b"order", "owner", b"owner", "permanent_amount", b"permanent_amount", "receipt_uri", b"receipt_uri", "refund_of", b"refund_of", "request_id", b"request_id", "sequence", b"sequence", "state", b"state", "subject", b"subject", "transfer_peer", b"transfer_peer", "uid", b"uid", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocations", b"allocations", "amount", b"amount", "balance_after", b"balance_after", "booking", b"booking", "category", b"category", "create_time", b"create_time", "creator", b"creator", "description", b"description", "event_ticket", b"event_ticket", "expire_time", b"expire_time", "expiring_amount", b"expiring_amount", "kind", b"kind", "labels", b"labels", "lifetime", b"lifetime", "metadata", b"metadata", "name", b"name", "order", b"order", "owner", b"owner", "permanent_amount", b"permanent_amount", "priority", b"priority", "receipt_uri", b"receipt_uri", "refund_of", b"refund_of", "request_id", b"request_id", "sequence", b"sequence", "state", b"state", "subject", b"subject", "transfer_peer", b"transfer_peer", "ttl", b"ttl", "uid", b"uid", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_lifetime: _TypeAlias = _typing.Literal["expire_time", "ttl"]  # noqa: Y015
+    _WhichOneofArgType_lifetime: _TypeAlias = _typing.Literal["lifetime", b"lifetime"]  # noqa: Y015
     _WhichOneofReturnType_subject: _TypeAlias = _typing.Literal["booking", "order", "event_ticket", "usage"]  # noqa: Y015
     _WhichOneofArgType_subject: _TypeAlias = _typing.Literal["subject", b"subject"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_lifetime) -> _WhichOneofReturnType_lifetime | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_subject) -> _WhichOneofReturnType_subject | None: ...
 
 Global___Transaction: _TypeAlias = Transaction  # noqa: Y015
+
+@_typing.final
+class Allocation(_message.Message):
+    """What one transaction moved in one lot."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOT_FIELD_NUMBER: _builtins.int
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    lot: _builtins.str
+    """The name of the lot, `accounts/{account}/lots/{lot}`. Empty for what was borrowed on the
+    account's credit limit (below 0) or paid back to it (above 0).
+    """
+    amount: _builtins.str
+    """How much, in credits: above 0 into the lot, below 0 out of it."""
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When the lot expires. Unset for a permanent one."""
+
+    def __init__(
+        self,
+        *,
+        lot: _builtins.str = ...,
+        amount: _builtins.str = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "expire_time", b"expire_time", "lot", b"lot"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Allocation: _TypeAlias = Allocation  # noqa: Y015
+
+@_typing.final
+class Lot(_message.Message):
+    """A parcel of credits: every grant opens one, and charges are taken out of them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    REMAINING_AMOUNT_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The resource name, `accounts/{account}/lots/{lot}`, where the last segment is the lot's
+    number in its account: 1, 2, 3 and so on, in the order of opening.
+    """
+    sequence: _builtins.int
+    """The sequence of the transaction that opened it."""
+    amount: _builtins.str
+    """What was put into it at its opening, in credits: what the transaction brought, less what
+    paid back a debt.
+    """
+    remaining_amount: _builtins.str
+    """What is left of it now. 0 from its expire_time on."""
+    priority: _builtins.int
+    """How soon it is spent; see Transaction.priority."""
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """From when on it is gone. Unset for a permanent one."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        sequence: _builtins.int = ...,
+        amount: _builtins.str = ...,
+        remaining_amount: _builtins.str = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+        priority: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "expire_time", b"expire_time", "name", b"name", "priority", b"priority", "remaining_amount", b"remaining_amount", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Lot: _TypeAlias = Lot  # noqa: Y015
 
 @_typing.final
 class Booking(_message.Message):

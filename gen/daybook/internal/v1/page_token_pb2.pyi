@@ -35,6 +35,7 @@ class PageToken(_message.Message):
         ARGUMENTS_HASH_FIELD_NUMBER: _builtins.int
         TRANSACTION_FIELD_NUMBER: _builtins.int
         ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+        LOT_NUMBER_FIELD_NUMBER: _builtins.int
         method: _builtins.str
         """The full name of the method, `daybook.v1.Ledger/ListTransactions`."""
         tenant_number: _builtins.int
@@ -43,6 +44,8 @@ class PageToken(_message.Message):
         """The first 16 bytes of the SHA-256 over every other argument of the call."""
         account_id: _builtins.str
         """In a list of accounts: the account's id."""
+        lot_number: _builtins.int
+        """In a list of lots: the lot's number."""
         @_builtins.property
         def transaction(self) -> Global___PageToken.TransactionKey:
             """In a list of transactions."""
@@ -55,12 +58,13 @@ class PageToken(_message.Message):
             arguments_hash: _builtins.bytes = ...,
             transaction: Global___PageToken.TransactionKey | None = ...,
             account_id: _builtins.str = ...,
+            lot_number: _builtins.int = ...,
         ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "last", b"last", "transaction", b"transaction"]  # noqa: Y015
+        _HasFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "last", b"last", "lot_number", b"lot_number", "transaction", b"transaction"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "arguments_hash", b"arguments_hash", "last", b"last", "method", b"method", "tenant_number", b"tenant_number", "transaction", b"transaction"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "arguments_hash", b"arguments_hash", "last", b"last", "lot_number", b"lot_number", "method", b"method", "tenant_number", b"tenant_number", "transaction", b"transaction"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-        _WhichOneofReturnType_last: _TypeAlias = _typing.Literal["transaction", "account_id"]  # noqa: Y015
+        _WhichOneofReturnType_last: _TypeAlias = _typing.Literal["transaction", "account_id", "lot_number"]  # noqa: Y015
         _WhichOneofArgType_last: _TypeAlias = _typing.Literal["last", b"last"]  # noqa: Y015
         def WhichOneof(self, oneof_group: _WhichOneofArgType_last) -> _WhichOneofReturnType_last | None: ...
 

@@ -30,8 +30,10 @@ class ListCreditTransactionsRequest(_message.Message):
     TRANSACTION_TYPE_FIELD_NUMBER: _builtins.int
     org: _builtins.str
     """The organization's slug."""
-    limit: _builtins.int
-    """How many transactions at most: 1 to 100, 50 if absent."""
+    limit: _builtins.str
+    """How many transactions at most: 1 to 100, 50 if absent. A text, so that the credential
+    is looked at first.
+    """
     @_builtins.property
     def transaction_type(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Only these types; all ten if absent: purchase, auto_refill, usage, inference,
@@ -42,7 +44,7 @@ class ListCreditTransactionsRequest(_message.Message):
         self,
         *,
         org: _builtins.str = ...,
-        limit: _builtins.int | None = ...,
+        limit: _builtins.str | None = ...,
         transaction_type: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "limit", b"limit"]  # noqa: Y015

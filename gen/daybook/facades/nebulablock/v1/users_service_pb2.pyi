@@ -26,15 +26,17 @@ class GetCreditsHistoryRequest(_message.Message):
 
     LIMIT_FIELD_NUMBER: _builtins.int
     OFFSET_FIELD_NUMBER: _builtins.int
-    limit: _builtins.int
-    """How many hours at most: 1 to 100, 20 if absent."""
-    offset: _builtins.int
-    """How many hours to skip, from the newest: 0 or more, 0 if absent."""
+    limit: _builtins.str
+    """How many hours at most: 1 to 100, 20 if absent. A text, so that the credential is
+    looked at first.
+    """
+    offset: _builtins.str
+    """How many hours to skip, from the newest: 0 or more, 0 if absent. A text like limit."""
     def __init__(
         self,
         *,
-        limit: _builtins.int | None = ...,
-        offset: _builtins.int | None = ...,
+        limit: _builtins.str | None = ...,
+        offset: _builtins.str | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "_offset", b"_offset", "limit", b"limit", "offset", b"offset"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...

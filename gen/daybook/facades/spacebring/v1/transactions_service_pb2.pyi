@@ -34,8 +34,10 @@ class GetCreditsTransactionsRequest(_message.Message):
     LOCATION_REF_FIELD_NUMBER: _builtins.int
     MEMBERSHIP_REF_FIELD_NUMBER: _builtins.int
     COMPANY_REF_FIELD_NUMBER: _builtins.int
-    limit: _builtins.int
-    """How many transactions at most: 1 to 100, 25 if absent."""
+    limit: _builtins.str
+    """How many transactions at most: 1 to 100, 25 if absent. A text, so that the credential
+    is looked at first.
+    """
     next_page_token: _builtins.str
     """The nextPageToken of the page before. Absent for the first page."""
     create_date_gte: _builtins.str
@@ -51,7 +53,7 @@ class GetCreditsTransactionsRequest(_message.Message):
     def __init__(
         self,
         *,
-        limit: _builtins.int | None = ...,
+        limit: _builtins.str | None = ...,
         next_page_token: _builtins.str | None = ...,
         create_date_gte: _builtins.str | None = ...,
         create_date_lte: _builtins.str | None = ...,

@@ -38,8 +38,10 @@ class GetSpaceCreditHistoryRequest(_message.Message):
     """The month, `YYYY-MM`, of the UTC calendar. Required."""
     cursor: _builtins.str
     """The nextCursor of the page before. Absent for the first page."""
-    take: _builtins.int
-    """How many records at most: 1 to 100, 50 if absent."""
+    take: _builtins.str
+    """How many records at most: 1 to 100, 50 if absent. A text, because Teable looks at the
+    token and the space before it looks whether this is a number.
+    """
     source_type: _builtins.str
     """Only this source: automation_ai_action, ai_generation, field_ai_generation, ai_chat
     or app_generation. All five if absent.
@@ -54,7 +56,7 @@ class GetSpaceCreditHistoryRequest(_message.Message):
         space_id: _builtins.str = ...,
         month: _builtins.str | None = ...,
         cursor: _builtins.str | None = ...,
-        take: _builtins.int | None = ...,
+        take: _builtins.str | None = ...,
         source_type: _builtins.str | None = ...,
         order_by: _builtins.str | None = ...,
         order: _builtins.str | None = ...,
