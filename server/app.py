@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 import secrets
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,6 +17,7 @@ from daybook.facades.dreadnode.v1.credits_service_pb2_grpc import add_CreditsSer
 from daybook.facades.nebulablock.v1.users_service_pb2_grpc import add_UsersServicer_to_server
 from daybook.facades.spacebring.v1.transactions_service_pb2_grpc import add_TransactionsServicer_to_server
 from daybook.facades.teable.v1.billing_service_pb2_grpc import add_BillingServicer_to_server
+from daybook.v1.admin_service_pb2_grpc import add_AdminServicer_to_server
 from daybook.v1.ledger_service_pb2_grpc import add_LedgerServicer_to_server
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
@@ -25,8 +27,10 @@ from server.config import Settings
 from server.facades import dreadnode, nebulablock, spacebring, teable
 from server.ledger.instants import Clock, Instant
 from server.ledger.names import RandomBytes
+from server.rpc.admin import Admin
 from server.rpc.ledger import Ledger
 from server.store.accounts import AccountStore
+from server.store.books import BookStore
 from server.store.credentials import CredentialStore
 from server.store.database import Database
 from server.store.migrate import migrate
@@ -36,8 +40,10 @@ from server.transport.auth import Authenticator
 from server.transport.calls import OPEN_SERVICES, CallInterceptor
 from server.transport.page_tokens import KEY_BYTES, PageTokens
 from server.usecases.accounts import Accounts
+from server.usecases.expirations import Expirations
 from server.usecases.transactions import Transactions
 from server.usecases.usage import Usage
+from server.usecases.verification import Verification
 
 log = structlog.get_logger(__name__)
 
@@ -50,7 +56,7 @@ FACADES = {
     dreadnode.SERVICE: dreadnode.render_error,
 }
 """Each facade's service, and how it words errors."""
-SERVICES = ("daybook.v1.Ledger", *FACADES)
+SERVICES = ("daybook.v1.Ledger", "daybook.v1.Admin", *FACADES)
 
 
 class CannotStart(Exception):
@@ -72,6 +78,8 @@ class Book:
     accounts: Accounts
     transactions: Transactions
     usage: Usage
+    verification: Verification
+    expirations: Expirations
     clock: Clock
     random_bytes: RandomBytes
 
@@ -86,16 +94,20 @@ async def open_book(
         await migrate(database)
         account_store = AccountStore(database)
         transaction_store = TransactionStore(database)
-        yield Book(
-            database=database,
-            credentials=CredentialStore(database),
-            account_store=account_store,
-            accounts=Accounts(account_store, clock),
-            transactions=Transactions(account_store, transaction_store, Poster(database, clock, random_bytes)),
-            usage=Usage(account_store, transaction_store),
-            clock=clock,
-            random_bytes=random_bytes,
-        )
+        poster = Poster(database, clock, random_bytes)
+        async with poster.working():
+            yield Book(
+                database=database,
+                credentials=CredentialStore(database),
+                account_store=account_store,
+                accounts=Accounts(account_store, clock),
+                transactions=Transactions(account_store, transaction_store, poster),
+                usage=Usage(account_store, transaction_store, clock),
+                verification=Verification(account_store, BookStore(database)),
+                expirations=Expirations(account_store, poster, clock),
+                clock=clock,
+                random_bytes=random_bytes,
+            )
     finally:
         await database.close()
 
@@ -124,6 +136,7 @@ async def serving(book: Book, settings: Settings) -> AsyncIterator[int]:
         ],
     )
     add_LedgerServicer_to_server(Ledger(book.accounts, book.transactions, page_tokens), server)
+    add_AdminServicer_to_server(Admin(book.transactions, book.verification), server)
     add_BillingServicer_to_server(teable.Billing(book.transactions, page_tokens), server)
     add_UsersServicer_to_server(nebulablock.Users(book.usage), server)
     add_TransactionsServicer_to_server(
@@ -142,7 +155,8 @@ async def serving(book: Book, settings: Settings) -> AsyncIterator[int]:
         await health.set(service, health_pb2.HealthCheckResponse.SERVING)
     log.info("serving", host=settings.host, port=port)
     try:
-        yield port
+        async with book.expirations.sweeping():
+            yield port
     finally:
         await health.enter_graceful_shutdown()
         await server.stop(settings.shutdown_grace_seconds)
@@ -164,6 +178,13 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def _renderers(settings: Settings) -> list[structlog.types.Processor]:
+    # Plain tracebacks: decorated ones take seconds, and show local variables.
+    if settings.log_format == "json":
+        return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    return [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
+
+
 def configure_logs(settings: Settings) -> None:
     """Structured logs to stderr: for people, or as JSON lines."""
     structlog.configure(
@@ -171,12 +192,9 @@ def configure_logs(settings: Settings) -> None:
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.dict_tracebacks
-            if settings.log_format == "json"
-            else structlog.processors.ExceptionRenderer(),
-            structlog.processors.JSONRenderer() if settings.log_format == "json" else structlog.dev.ConsoleRenderer(),
+            *_renderers(settings),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(settings.log_level.upper())),
-        logger_factory=structlog.PrintLoggerFactory(),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )

@@ -12,6 +12,8 @@ from uuid import uuid4
 
 import typer
 from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import Progress as RichProgress
 
 from server.app import CannotStart, configure_logs, is_loopback, open_book, serving
 from server.config import Settings
@@ -19,8 +21,10 @@ from server.demo.guide import what_to_try
 from server.demo.load import DATABASE_URL as DEMO_DATABASE_URL
 from server.demo.load import load as load_demo
 from server.gateway import gateway, require_free_ports
+from server.ledger.access import ADMIN
 from server.ledger.errors import DaybookError
 from server.transport.auth import new_api_key
+from server.usecases.verification import Progress
 
 app = typer.Typer(help="A credit ledger as a service.", no_args_is_help=True, pretty_exceptions_enable=False)
 tenants_app = typer.Typer(help="Who runs a set of accounts.", no_args_is_help=True)
@@ -162,6 +166,38 @@ def migrate(database_url: DatabaseUrl = None) -> None:
     _run(work())
 
 
+@app.command()
+def verify(database_url: DatabaseUrl = None) -> None:
+    """Recomputes the books and prints each divergence. Exits with 1 if there is one.
+
+    May run while the ledger is being written to.
+    """
+    settings = _settings(database_url=database_url)
+
+    async def work() -> None:
+        async with open_book(settings.database_url) as book:
+            _, transaction_count = await book.verification.counts()
+            progress = Progress()
+            with RichProgress(console=Console(stderr=True)) as bar:
+                task = bar.add_task("verifying", total=transaction_count)
+                async for event in book.verification.verify_all(None):
+                    if isinstance(event, Progress):
+                        progress = event
+                        bar.update(task, completed=event.transactions)
+                    else:
+                        typer.echo(
+                            f"accounts/{event.account_id} {event.sequence} {event.subject}: "
+                            f"expected {event.expected}, found {event.found}"
+                        )
+            typer.echo(
+                f"{progress.accounts} accounts, {progress.transactions} transactions, {progress.findings} divergences"
+            )
+            if progress.findings:
+                raise typer.Exit(1)
+
+    _run(work())
+
+
 @tenants_app.command("create")
 def create_tenant(
     slug: Annotated[str, typer.Argument(help="a short name, unique")],
@@ -186,9 +222,13 @@ def create_tenant(
 def create_key(
     tenant: Annotated[str, typer.Option(help="the slug of the tenant")],
     account: Annotated[str | None, typer.Option(help="the id of the account to bind the key to")] = None,
+    scope: Annotated[list[str] | None, typer.Option(help="`admin`, for import and verification")] = None,
     database_url: DatabaseUrl = None,
 ) -> None:
     """Creates an API key and prints it. It can't be shown again."""
+    unknown = set(scope or ()) - {ADMIN}
+    if unknown:
+        raise typer.BadParameter(f"there is no scope {', '.join(sorted(unknown))}")
     settings = _settings(database_url=database_url)
 
     async def work() -> None:
@@ -204,6 +244,7 @@ def create_key(
                 tenant_number=tenant_number,
                 account_number=account_number,
                 create_time=book.clock(),
+                scopes=" ".join(scope or ()),
             )
             typer.echo(key.text)
 

@@ -15,6 +15,7 @@ from server.store.accounts import AccountRecord
 from server.store.requests import Request
 from server.transport.auth import hash_secret
 from server.transport.validation import read_profile, read_transaction
+from server.usecases.transactions import NewTransaction
 
 log = structlog.get_logger(__name__)
 
@@ -74,7 +75,7 @@ async def _tell(book: Book, clock: _Clock, story: Story) -> None:
     for event in sorted(story.events, key=lambda event: event.time):
         clock.now = event.time
         draft, details = read_transaction(event.transaction)
-        await book.transactions.create(caller, event.account_id, draft, details, _NEVER_REPEATED)
+        await book.transactions.create(caller, NewTransaction(event.account_id, draft, details, _NEVER_REPEATED))
     for key_id, bound_to in story.keys.items():
         await book.credentials.create_api_key(
             key_id=key_id,

@@ -21,7 +21,7 @@ from server.store.transactions import TransactionRow
 from server.transport.auth import current_caller
 from server.transport.calls import Context
 from server.transport.errors import RestError, http_status_of
-from server.transport.rest import echo, number_or_null, text_or_null
+from server.transport.rest import echo, number_or_null, read_integer, text_or_null
 from server.usecases.transactions import Transactions
 
 SERVICE = "daybook.facades.dreadnode.v1.Credits"
@@ -49,6 +49,7 @@ _ERROR_TYPES = {
     404: "not_found_error",
     409: "already_exists_error",
     422: "validation_error",
+    429: "rate_limit_error",
     500: "app_error",
     502: "bad_gateway_error",
 }
@@ -73,7 +74,9 @@ class Credits(CreditsServicer):
 
 
 def _parse(request: ListCreditTransactionsRequest) -> tuple[TransactionFilter, int]:
-    limit = request.limit if request.HasField("limit") else LIMIT_DEFAULT
+    limit = read_integer(request.limit) if request.HasField("limit") else LIMIT_DEFAULT
+    if limit is None:
+        raise FieldInvalid("limit", "Input should be a valid integer, unable to parse string as an integer")
     if limit < 1:
         raise FieldInvalid("limit", "Input should be greater than or equal to 1")
     if limit > LIMIT_MAX:

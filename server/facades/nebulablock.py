@@ -11,16 +11,18 @@ from server.ledger import money
 from server.ledger.errors import AccountNotPermitted, DaybookError, FieldInvalid
 from server.ledger.instants import HOUR, Instant, to_datetime
 from server.ledger.names import ALL_ACCOUNTS, account_name
-from server.ledger.posting import UsageWindow
+from server.ledger.usage import UsageWindow
 from server.transport.auth import current_caller
 from server.transport.calls import Context
 from server.transport.errors import RestError, http_status_of
+from server.transport.rest import read_integer
 from server.usecases.usage import Usage
 
 SERVICE = "daybook.facades.nebulablock.v1.Users"
 
 LIMIT_DEFAULT = 20
 LIMIT_MAX = 100
+OFFSET_MAX = 2**63 - 1
 NUMERIC_ID_DIGITS_MAX = 15
 """Up to so many digits a double, and with it JSON, holds every whole number."""
 
@@ -38,12 +40,8 @@ class Users(UsersServicer):
         caller = current_caller()
         if caller.account_id is None:
             raise AccountNotPermitted(account_name(ALL_ACCOUNTS))
-        limit = request.limit if request.HasField("limit") else LIMIT_DEFAULT
-        if not 1 <= limit <= LIMIT_MAX:
-            raise FieldInvalid("limit", f"must be between 1 and {LIMIT_MAX}")
-        if request.offset < 0:
-            raise FieldInvalid("offset", "must be 0 or greater")
-        history = await self._usage.history(caller, caller.account_id, request.offset, limit)
+        limit, offset = _parse(request)
+        history = await self._usage.history(caller, caller.account_id, offset, limit)
         user_id = _user_id(caller.account_id, history.account_number)
         return GetCreditsHistoryResponse(
             data=GetCreditsHistoryResponse.Data(
@@ -54,6 +52,16 @@ class Users(UsersServicer):
             message="User credit history successfully retrieved",
             status="success",
         )
+
+
+def _parse(request: GetCreditsHistoryRequest) -> tuple[int, int]:
+    limit = read_integer(request.limit) if request.HasField("limit") else LIMIT_DEFAULT
+    if limit is None or not 1 <= limit <= LIMIT_MAX:
+        raise FieldInvalid("limit", f"must be a number between 1 and {LIMIT_MAX}")
+    offset = read_integer(request.offset) if request.HasField("offset") else 0
+    if offset is None or not 0 <= offset <= OFFSET_MAX:
+        raise FieldInvalid("offset", f"must be a number between 0 and {OFFSET_MAX}")
+    return limit, offset
 
 
 def _user_id(account_id: str, account_number: int) -> int:
@@ -69,7 +77,7 @@ def _render(user_id: int, window: UsageWindow) -> GetCreditsHistoryResponse.Cred
         serverless_amount=money.to_number(window.serverless),
         create_time=_render_time(window.start),
         update_time=_render_time(window.start + HOUR),
-        total=money.to_number(window.computing + window.serverless),
+        total=money.to_number(window.total),
     )
 
 

@@ -21,11 +21,12 @@ from server.ledger.errors import (
 from server.ledger.instants import Instant, from_timestamp
 from server.ledger.paging import TransactionFilter
 from server.ledger.posting import Kind
+from server.store.unit import RefundTotal
 from server.transport.auth import Scheme, authentication
 from server.transport.calls import Context
 from server.transport.errors import RestError, http_status_of
 from server.transport.page_tokens import Listing, PageTokens
-from server.transport.rest import is_uuid
+from server.transport.rest import is_uuid, read_integer
 from server.usecases.accounts import Accounts, Holding
 from server.usecases.transactions import Transactions
 
@@ -65,6 +66,7 @@ _ERROR_TYPES = {
     401: "unauthorized",
     403: "forbidden",
     404: "notFound",
+    429: "tooManyRequests",
     500: "internalError",
     503: "internalError",
 }
@@ -92,8 +94,12 @@ class CreditsTransactions(TransactionsServicer):
         companies = await self._accounts.holdings(
             caller, {each.labels["company"] for each in transactions if "company" in each.labels}
         )
+        refunds = await self._transactions.refunds(page.rows)
         return spacebring.GetCreditsTransactionsResponse(
-            transactions=[_render(each, companies) for each in transactions],
+            transactions=[
+                _render(each, companies, refunds.get((row.account_number, row.sequence)))
+                for row, each in zip(page.rows, transactions, strict=True)
+            ],
             next_page_token=None
             if page.next_key is None
             else self._page_tokens.seal_transaction(listing, page.next_key),
@@ -114,23 +120,25 @@ def _check_network(context: Context) -> None:
 
 
 def _parse(request: spacebring.GetCreditsTransactionsRequest) -> tuple[TransactionFilter, int]:
-    limit = request.limit if request.HasField("limit") else LIMIT_DEFAULT
-    if not 1 <= limit <= LIMIT_MAX:
-        raise FieldInvalid("limit", f"must be between 1 and {LIMIT_MAX}")
-    until = _parse_date("createDate[lte]", request.create_date_lte)
+    limit = read_integer(request.limit) if request.HasField("limit") else LIMIT_DEFAULT
+    if limit is None or not 1 <= limit <= LIMIT_MAX:
+        raise FieldInvalid("limit", f"must be a number between 1 and {LIMIT_MAX}")
+    until = _parse_date("createDate[lte]", request.create_date_lte if request.HasField("create_date_lte") else None)
     wanted = TransactionFilter(
         kind_categories=tuple(TYPES),
-        create_time_from=_parse_date("createDate[gte]", request.create_date_gte),
+        create_time_from=_parse_date(
+            "createDate[gte]", request.create_date_gte if request.HasField("create_date_gte") else None
+        ),
         create_time_before=None if until is None else until + 1,
-        location=_parse_uuid("locationRef", request.location_ref),
-        membership=_parse_uuid("membershipRef", request.membership_ref),
-        company=_parse_uuid("companyRef", request.company_ref),
+        location=_parse_uuid("locationRef", request.location_ref if request.HasField("location_ref") else None),
+        membership=_parse_uuid("membershipRef", request.membership_ref if request.HasField("membership_ref") else None),
+        company=_parse_uuid("companyRef", request.company_ref if request.HasField("company_ref") else None),
     )
     return wanted, limit
 
 
-def _parse_date(field: str, text: str) -> Instant | None:
-    if not text:
+def _parse_date(field: str, text: str | None) -> Instant | None:
+    if text is None:
         return None
     try:
         return instants.parse(text)
@@ -138,15 +146,17 @@ def _parse_date(field: str, text: str) -> Instant | None:
         raise FieldInvalid(field, str(error)) from None
 
 
-def _parse_uuid(field: str, text: str) -> str | None:
-    if not text:
+def _parse_uuid(field: str, text: str | None) -> str | None:
+    if text is None:
         return None
     if not is_uuid(text):
         raise FieldInvalid(field, "must be a uuid")
-    return text
+    return text.lower()
 
 
-def _render(transaction: Transaction, companies: dict[str, Holding]) -> spacebring.CreditsTransaction:
+def _render(
+    transaction: Transaction, companies: dict[str, Holding], refund: RefundTotal | None
+) -> spacebring.CreditsTransaction:
     labels = dict(transaction.labels)
     company = companies.get(labels.get("company", ""))
     rendered = spacebring.CreditsTransaction(
@@ -167,6 +177,7 @@ def _render(transaction: Transaction, companies: dict[str, Holding]) -> spacebri
         user_creator=_render_user(transaction.creator) if transaction.HasField("creator") else None,
         user_owner=_render_user(transaction.owner) if transaction.HasField("owner") else None,
         company=None if company is None else _render_company(company),
+        refund=None if refund is None else _render_refund(refund),
     )
     match transaction.WhichOneof("subject"):
         case "booking":
@@ -176,6 +187,10 @@ def _render(transaction: Transaction, companies: dict[str, Holding]) -> spacebri
         case "event_ticket":
             rendered.ticket.CopyFrom(_render_ticket(transaction.event_ticket))
     return rendered
+
+
+def _render_refund(refund: RefundTotal) -> spacebring.Refund:
+    return spacebring.Refund(amount=money.to_number(refund.amount), create_date=instants.write(refund.last_create_time))
 
 
 def _unsigned(amount: str) -> float:
@@ -249,7 +264,10 @@ def _render_company(holding: Holding) -> spacebring.Company:
         subscription_ref=company.subscription or None,
         create_date=_date(company.create_time if company.HasField("create_time") else account.create_time),
         delete_date=_date(company.delete_time) if company.HasField("delete_time") else None,
-        credits=spacebring.Company.Credits(expiring=0, permanent=money.to_number(holding.state.balance)),
+        credits=spacebring.Company.Credits(
+            expiring=money.to_number(holding.state.expiring),
+            permanent=money.to_number(holding.state.balance - holding.state.expiring),
+        ),
         day_passes=spacebring.Company.DayPasses(expiring=company.expiring_day_passes)
         if company.HasField("expiring_day_passes")
         else None,

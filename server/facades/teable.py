@@ -27,7 +27,7 @@ from server.transport.auth import current_caller
 from server.transport.calls import Context
 from server.transport.errors import RestError, http_status_of
 from server.transport.page_tokens import Listing, PageTokens
-from server.transport.rest import echo, null, text_or_null
+from server.transport.rest import echo, null, read_integer, text_or_null
 from server.usecases.transactions import Transactions
 
 SERVICE = "daybook.facades.teable.v1.Billing"
@@ -45,6 +45,7 @@ _CODES = {
     403: "restricted_resource",
     404: "not_found",
     409: "conflict",
+    429: "too_many_requests",
     500: "internal_server_error",
     503: "database_connection_unavailable",
 }
@@ -86,29 +87,31 @@ def _parse(request: GetSpaceCreditHistoryRequest) -> tuple[TransactionFilter, Or
             month = parse_month(request.month)
         except ValueError:
             problems["month"] = "Invalid"
-    take = request.take if request.HasField("take") else TAKE_DEFAULT
-    if take < 1:
+    take = read_integer(request.take) if request.HasField("take") else TAKE_DEFAULT
+    if take is None:
+        problems["take"] = "Expected number, received nan"
+    elif take < 1:
         problems["take"] = "Number must be greater than or equal to 1"
     elif take > TAKE_MAX:
         problems["take"] = f"Number must be less than or equal to {TAKE_MAX}"
-    for name, value, allowed in (
-        ("sourceType", request.source_type, SOURCE_TYPES),
-        ("orderBy", request.order_by, tuple(ORDERS_BY)),
-        ("order", request.order, ORDERS),
+    for name, is_given, value, allowed in (
+        ("sourceType", request.HasField("source_type"), request.source_type, SOURCE_TYPES),
+        ("orderBy", request.HasField("order_by"), request.order_by, tuple(ORDERS_BY)),
+        ("order", request.HasField("order"), request.order, ORDERS),
     ):
-        if value and value not in allowed:
+        if is_given and value not in allowed:
             expected = " | ".join(f"'{text}'" for text in allowed)
             problems[name] = f"Invalid enum value. Expected {expected}, received '{echo(value)}'"
-    if problems:
+    if problems or take is None:
         raise FieldInvalid(
             next(iter(problems)), "; ".join(f'{problem} at "{name}"' for name, problem in problems.items())
         )
     sources = (request.source_type,) if request.source_type else SOURCE_TYPES
     wanted = TransactionFilter(kind_categories=tuple((Transaction.CHARGE, source) for source in sources), month=month)
-    field = ORDERS_BY[request.order_by or "createdTime"]
+    order_by = ORDERS_BY[request.order_by or "createdTime"]
     descending = (request.order or "desc") == "desc"
     # Consumption is the negative of a charge's amount, so its order is the other one.
-    return wanted, Order(field, descending != (field is OrderField.AMOUNT)), take
+    return wanted, Order(order_by, descending != (order_by is OrderField.AMOUNT)), take
 
 
 def _render(row: TransactionRow) -> GetSpaceCreditHistoryResponse.Record:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from server.ledger.errors import AccountNotPermitted
+from server.ledger.errors import AccountNotPermitted, ScopeMissing
 from server.ledger.names import ALL_ACCOUNTS, account_name
+
+ADMIN = "admin"
+"""The scope of those who run the ledger."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +20,7 @@ class Caller:
     credential_id: str
     account_id: str | None = None
     """The account to which the credential is bound; None for all of the tenant."""
+    scopes: frozenset[str] = frozenset()
 
     def require_account(self, account_id: str) -> None:
         """Raises AccountNotPermitted unless the caller may touch this account.
@@ -26,6 +30,11 @@ class Caller:
         """
         if self.account_id is not None and self.account_id != account_id:
             raise AccountNotPermitted(account_name(account_id))
+
+    def require_scope(self, scope: str) -> None:
+        """Raises ScopeMissing unless the credential has the scope."""
+        if scope not in self.scopes:
+            raise ScopeMissing(scope)
 
     def require_tenant(self) -> None:
         """Raises AccountNotPermitted unless the caller may touch all of its tenant."""

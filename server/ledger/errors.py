@@ -3,11 +3,12 @@
     DaybookError
     ├── InvalidArgument          FieldInvalid, FilterInvalid, PageTokenInvalid, PageTokenMismatch
     ├── Unauthenticated          CredentialMissing, CredentialInvalid
-    ├── PermissionDenied         AccountNotPermitted, TenantNotPermitted
+    ├── PermissionDenied         AccountNotPermitted, TenantNotPermitted, ScopeMissing
     ├── NotFound                 AccountNotFound, TransactionNotFound
     ├── AlreadyExists            AccountExists, RequestIdReused
-    ├── FailedPrecondition       InsufficientCredits, BalanceOutOfRange
+    ├── FailedPrecondition       InsufficientCredits, BalanceOutOfRange, TooManyLots, NotRefundable, RefundExceedsCharge
     ├── Aborted                  EtagMismatch
+    ├── ResourceExhausted        TooBusy
     ├── Unavailable              ServiceUnavailable
     └── Internal                 InternalFailure
 
@@ -116,6 +117,15 @@ class TenantNotPermitted(PermissionDenied):
         super().__init__("the credential belongs to another tenant")
 
 
+class ScopeMissing(PermissionDenied):
+    """The credential lacks a scope that the call needs."""
+
+    reason = "SCOPE_MISSING"
+
+    def __init__(self, scope: str) -> None:
+        super().__init__(f"the credential lacks the scope {scope}", scope=scope)
+
+
 class NotFound(DaybookError):
     """The tenant has no such thing."""
 
@@ -187,6 +197,37 @@ class BalanceOutOfRange(FailedPrecondition):
         super().__init__(f"the balance of {account} would be out of range", account=account)
 
 
+class TooManyLots(FailedPrecondition):
+    """The account would have more open lots than can be kept."""
+
+    reason = "TOO_MANY_LOTS"
+
+    def __init__(self, account: str) -> None:
+        super().__init__(f"{account} would have too many open lots", account=account)
+
+
+class NotRefundable(FailedPrecondition):
+    """Only a charge that succeeded can be refunded."""
+
+    reason = "NOT_REFUNDABLE"
+
+    def __init__(self, transaction: str) -> None:
+        super().__init__(f"{transaction} is not a charge that succeeded", transaction=transaction)
+
+
+class RefundExceedsCharge(FailedPrecondition):
+    """The refunds together would exceed the charge."""
+
+    reason = "REFUND_EXCEEDS_CHARGE"
+
+    def __init__(self, transaction: str, *, refundable_amount: str) -> None:
+        super().__init__(
+            f"{refundable_amount} credits of {transaction} are left to refund",
+            transaction=transaction,
+            refundable_amount=refundable_amount,
+        )
+
+
 class Aborted(DaybookError):
     """Somebody else was quicker."""
 
@@ -198,6 +239,21 @@ class EtagMismatch(Aborted):
 
     def __init__(self, account: str) -> None:
         super().__init__(f"{account} was changed since its etag was read", account=account)
+
+
+class ResourceExhausted(DaybookError):
+    """Too much at once."""
+
+
+class TooBusy(ResourceExhausted):
+    """The line of calls that wait to be posted is full."""
+
+    reason = "TOO_BUSY"
+    retry_seconds = 1.0
+    """After how long a caller may try again."""
+
+    def __init__(self) -> None:
+        super().__init__("too many calls are waiting; try again in a second")
 
 
 class Unavailable(DaybookError):

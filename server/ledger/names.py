@@ -35,6 +35,11 @@ def balance_name(account_id: str) -> str:
     return f"accounts/{account_id}/balance"
 
 
+def lot_name(account_id: str, number: int) -> str:
+    """`accounts/{account}/lots/{lot}`."""
+    return f"accounts/{account_id}/lots/{number}"
+
+
 def transaction_name(account_id: str, uid: UUID) -> str:
     """`accounts/{account}/transactions/{transaction}`."""
     return f"accounts/{account_id}/transactions/{uid}"
@@ -67,6 +72,11 @@ def parse_transaction_name(field: str, name: str) -> tuple[str, UUID]:
             return account_id, UUID(uid)
         case _:
             raise FieldInvalid(field, "must have the form accounts/{account}/transactions/{transaction}")
+
+
+def uid_text(stored: bytes) -> str:
+    """A stored uid as callers know it; of bytes that are none, their digits."""
+    return str(UUID(bytes=stored)) if len(stored) == 16 else stored.hex()
 
 
 def uuid7(instant: Instant, random_bytes: RandomBytes) -> UUID:

@@ -79,3 +79,12 @@ class Page(Generic[Row, Key]):
         if len(rows) <= limit:
             return cls(rows, None)
         return cls(rows[:limit], key(rows[limit - 1]))
+
+    def within(self, bytes_max: int, size: Callable[[Row], int], key: Callable[[Row], Key]) -> Page[Row, Key]:
+        """The page, cut short where its rows take more bytes; it keeps at least one row."""
+        total = 0
+        for count, row in enumerate(self.rows):
+            total += size(row)
+            if total > bytes_max and count:
+                return Page(self.rows[:count], key(self.rows[count - 1]))
+        return self

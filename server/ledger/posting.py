@@ -1,73 +1,133 @@
-"""The rules by which a transaction is posted to an account."""
+"""The rules by which transactions are posted to an account.
+
+The values are named tuples because several are copied at every posting, which a frozen
+dataclass does at four times the price.
+
+Each takes the state of an account and gives the state after it together with what was
+posted; a refusal is an exception and changes nothing. Whoever posts first calls
+`expire_due`, so that nothing is ever posted on top of a lot that should be gone.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TypeAlias
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, TypeAlias
 
 from daybook.v1.transaction_pb2 import Transaction
 
 from server.ledger import money
-from server.ledger.errors import BalanceOutOfRange, FieldInvalid, InsufficientCredits
-from server.ledger.instants import Instant, window_start
+from server.ledger.errors import BalanceOutOfRange, FieldInvalid, InsufficientCredits, TooManyLots
+from server.ledger.instants import Instant
+from server.ledger.lots import (
+    CREDIT_LINE,
+    PERMANENT,
+    Allocation,
+    Lot,
+    Terms,
+    expiring_part,
+    sort_lots,
+    take,
+)
 from server.ledger.money import Millionths
 from server.ledger.names import account_name
+from server.ledger.usage import UsageWindow, add_usage
 
 Kind: TypeAlias = "Transaction.Kind.ValueType"
+State: TypeAlias = "Transaction.State.ValueType"
 
-USAGE_CATEGORIES = ("computing", "serverless")
-"""The categories of usage that are summed in hour windows."""
-
-
-@dataclass(frozen=True, slots=True)
-class UsageWindow:
-    """What an account used in one of its hours. Hours without usage have no window."""
-
-    number: int
-    """1 for the account's first window, without a gap."""
-    start: Instant
-    computing: Millionths = 0
-    serverless: Millionths = 0
+OPEN_LOTS_MAX = 1000
+"""How many open lots an account may have: all of them are read to post to it."""
 
 
-@dataclass(frozen=True, slots=True)
-class AccountState:
+class AccountState(NamedTuple):
     """What the next posting to an account depends on."""
 
     account_number: int
     account_id: str
+    tenant_number: int
     credit_limit: Millionths
     hour_anchor: Instant
     balance: Millionths = 0
+    """The sum of the open lots less the debt."""
+    debt: Millionths = 0
+    """What is owed on the credit limit, 0 or more. While there is a debt no lot is open."""
+    lots: tuple[Lot, ...] = ()
+    """The open lots in the order in which they are spent."""
+    lot_count: int = 0
+    """The number of the newest lot."""
     sequence: int = 0
     last_create_time: Instant = 0
     window: UsageWindow | None = None
     """The newest window."""
+    import_time: Instant = 0
+    """When history was last imported; 0 if never."""
 
     @property
     def available(self) -> Millionths:
         """What a charge may take; no charge can take more than an amount can say."""
         return min(max(0, self.balance + self.credit_limit), money.LARGEST)
 
+    @property
+    def expiring(self) -> Millionths:
+        """The part of the balance that has a date of expiry."""
+        return sum(lot.remaining for lot in self.lots if lot.terms.expire_time is not None)
 
-@dataclass(frozen=True, slots=True)
-class Draft:
+    def at(self, now: Instant) -> AccountState:
+        """The state without the lots that have expired by now, whether or not that is posted."""
+        gone = sum(lot.remaining for lot in self.lots if lot.terms.are_past(now))
+        if not gone:
+            return self
+        lots = tuple(lot for lot in self.lots if not lot.terms.are_past(now))
+        return self._replace(lots=lots, balance=self.balance - gone)
+
+
+class Draft(NamedTuple):
     """A transaction that somebody wants posted."""
 
     kind: Kind
     category: str
     amount: Millionths
+    state: State = Transaction.SUCCEEDED
     is_usage: bool = False
+    expire_time: Instant | None = None
+    """When the credits that it brings expire."""
+    time_to_live: Instant | None = None
+    """How long they live from the posting on, instead of expire_time."""
+    priority: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Posting:
-    """What a draft becomes when it is posted."""
+class Posting(NamedTuple):
+    """What was posted."""
 
-    draft: Draft
+    kind: Kind
+    category: str
+    state: State
+    amount: Millionths
     sequence: int
     create_time: Instant
     balance_after: Millionths
+    allocations: tuple[Allocation, ...] = ()
+    """What moved in which lot; they sum to the amount, unless nothing moved."""
+    terms: Terms = PERMANENT
+    """Those of the lot that a grant opened."""
+
+    @property
+    def expiring_amount(self) -> Millionths:
+        """The part of the amount that moved credits with a date of expiry."""
+        return expiring_part(self.allocations)
+
+    @property
+    def permanent_amount(self) -> Millionths:
+        """The part that moved credits without one, the credit line's among them."""
+        return sum(each.amount for each in self.allocations) - self.expiring_amount
+
+
+class Portion(NamedTuple):
+    """Credits that come in: into the lot that they once came from, or into a new one."""
+
+    amount: Millionths
+    terms: Terms
+    lot: Lot | None = None
 
 
 def check_sign(draft: Draft) -> None:
@@ -82,41 +142,144 @@ def check_sign(draft: Draft) -> None:
 
 
 def post(state: AccountState, draft: Draft, now: Instant) -> tuple[AccountState, Posting]:
-    """Posts a draft: the state after it, and what was posted.
+    """Posts a grant, a charge or an adjustment.
 
-    Raises, in this order: FieldInvalid for an amount of the wrong sign,
-    InsufficientCredits where credits are taken that are not there, BalanceOutOfRange. A
-    clock that went back does not: the transaction then gets the time of its predecessor.
+    Raises, in this order: FieldInvalid for an amount of the wrong sign or an expire_time that
+    is past, InsufficientCredits where credits are taken that are not there,
+    BalanceOutOfRange, TooManyLots. A clock that went back does not: the transaction then
+    gets the time of its predecessor.
     """
     check_sign(draft)
-    balance = state.balance + draft.amount
-    if draft.amount < 0 and balance < -state.credit_limit:
-        raise InsufficientCredits(
-            account_name(state.account_id),
-            available_amount=money.write(state.available),
-            amount=money.write(draft.amount),
-        )
-    if abs(balance) > money.LARGEST:
-        raise BalanceOutOfRange(account_name(state.account_id))
     create_time = max(now, state.last_create_time)
-    after = replace(
-        state,
-        balance=balance,
-        sequence=state.sequence + 1,
-        last_create_time=create_time,
-        window=_add_usage(state, draft, create_time),
+    if draft.state != Transaction.SUCCEEDED:
+        return record(state, draft, now)
+    if draft.amount > 0:
+        terms = _terms(draft, create_time)
+        after, allocations = put(state, [Portion(draft.amount, terms)])
+    else:
+        terms = PERMANENT
+        after, allocations = withdraw(state, -draft.amount)
+    after, posting = posted(after, draft.kind, draft.category, draft.amount, create_time, allocations)
+    if draft.is_usage and draft.kind == Transaction.CHARGE:
+        window = add_usage(state.window, state.hour_anchor, draft.category, -draft.amount, create_time)
+        if window is not None and window.total > money.LARGEST:
+            raise BalanceOutOfRange(account_name(state.account_id))
+        after = after._replace(window=window)
+    return after, posting._replace(terms=terms)
+
+
+def record(state: AccountState, draft: Draft, now: Instant) -> tuple[AccountState, Posting]:
+    """Keeps a transaction that failed or was canceled: it moves nothing."""
+    after = state._replace(sequence=state.sequence + 1, last_create_time=max(now, state.last_create_time))
+    return after, Posting(
+        draft.kind, draft.category, draft.state, draft.amount, after.sequence, after.last_create_time, after.balance
     )
-    return after, Posting(draft, after.sequence, create_time, balance)
 
 
-def _add_usage(state: AccountState, draft: Draft, create_time: Instant) -> UsageWindow | None:
-    if not draft.is_usage or draft.category not in USAGE_CATEGORIES:
-        return state.window
-    start = window_start(state.hour_anchor, create_time)
-    window = state.window
-    if window is None or window.start != start:
-        # Times never decrease within an account, so another start is a later one.
-        window = UsageWindow(number=window.number + 1 if window else 1, start=start)
-    if draft.category == "computing":
-        return replace(window, computing=window.computing - draft.amount)
-    return replace(window, serverless=window.serverless - draft.amount)
+def expire_due(state: AccountState, now: Instant) -> list[tuple[AccountState, Posting]]:
+    """Posts the expiration of every lot that is past, each dated at its expire_time.
+
+    Gives each posting with the state after it, the earliest first.
+    """
+    # A clock that went back must not revive what an earlier posting could not spend.
+    now = max(now, state.last_create_time)
+    due = [lot for lot in state.lots if lot.terms.are_past(now)]
+    steps = []
+    for lot in sorted(due, key=lambda lot: (lot.terms.expire_time, lot.number)):
+        assert lot.terms.expire_time is not None
+        create_time = max(lot.terms.expire_time, state.last_create_time)
+        left = tuple(other for other in state.lots if other.number != lot.number)
+        state = state._replace(lots=left, balance=state.balance - lot.remaining)
+        allocation = Allocation(lot.number, -lot.remaining, lot.terms)
+        state, posting = posted(state, Transaction.EXPIRATION, "expiration", -lot.remaining, create_time, [allocation])
+        steps.append((state, posting))
+    return steps
+
+
+def withdraw(state: AccountState, amount: Millionths, *, borrow: bool = True) -> tuple[AccountState, list[Allocation]]:
+    """Takes an amount (above 0) out of the lots, and the rest from the credit line.
+
+    Raises InsufficientCredits beyond the credit limit, or at once if nothing may be
+    borrowed; then BalanceOutOfRange.
+    """
+    available = state.available if borrow else max(0, state.balance)
+    if amount > available:
+        raise InsufficientCredits(
+            account_name(state.account_id), available_amount=money.write(available), amount=money.write(-amount)
+        )
+    lots, allocations = take(state.lots, amount)
+    borrowed = -sum(each.amount for each in allocations if each.lot_number == CREDIT_LINE)
+    after = state._replace(lots=lots, debt=state.debt + borrowed, balance=state.balance - amount)
+    _check_range(after)
+    return after, allocations
+
+
+def put(state: AccountState, portions: Iterable[Portion]) -> tuple[AccountState, list[Allocation]]:
+    """Brings credits in. They pay back what is owed first; the rest goes into lots.
+
+    Raises BalanceOutOfRange, TooManyLots.
+    """
+    debt, lot_count = state.debt, state.lot_count
+    lots = {lot.number: lot for lot in state.lots}
+    allocations = []
+    brought = 0
+    for portion in portions:
+        brought += portion.amount
+        paid = min(debt, portion.amount)
+        if paid:
+            debt -= paid
+            allocations.append(Allocation(CREDIT_LINE, paid, PERMANENT))
+        rest = portion.amount - paid
+        if not rest:
+            continue
+        if portion.lot is None:
+            lot_count += 1
+            lot = Lot(lot_count, state.sequence + 1, portion.terms, rest, rest)
+        else:
+            lot = lots.get(portion.lot.number, portion.lot)
+            lot = lot._replace(remaining=lot.remaining + rest)
+        lots[lot.number] = lot
+        allocations.append(Allocation(lot.number, rest, lot.terms))
+    after = state._replace(
+        debt=debt, lot_count=lot_count, lots=sort_lots(lots.values()), balance=state.balance + brought
+    )
+    _check_range(after)
+    if len(after.lots) > OPEN_LOTS_MAX:
+        raise TooManyLots(account_name(state.account_id))
+    return after, allocations
+
+
+def posted(
+    state: AccountState,
+    kind: Kind,
+    category: str,
+    amount: Millionths,
+    create_time: Instant,
+    allocations: Sequence[Allocation],
+) -> tuple[AccountState, Posting]:
+    """Counts a transaction whose credits have moved already."""
+    after = state._replace(sequence=state.sequence + 1, last_create_time=create_time)
+    return after, Posting(
+        kind,
+        category,
+        Transaction.SUCCEEDED,
+        amount,
+        after.sequence,
+        create_time,
+        after.balance,
+        tuple(allocations),
+    )
+
+
+def _terms(draft: Draft, create_time: Instant) -> Terms:
+    expire_time = draft.expire_time
+    if draft.time_to_live is not None:
+        expire_time = create_time + draft.time_to_live
+    if expire_time is not None and expire_time <= create_time:
+        raise FieldInvalid("transaction.expire_time", "must be in the future")
+    return Terms(expire_time, draft.priority)
+
+
+def _check_range(state: AccountState) -> None:
+    if abs(state.balance) > money.LARGEST:
+        raise BalanceOutOfRange(account_name(state.account_id))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from daybook.v1 import transaction_pb2
 from daybook.v1.account_pb2 import Account, Balance
 from daybook.v1.ledger_service_pb2 import (
     CreateAccountRequest,
@@ -12,13 +13,16 @@ from daybook.v1.ledger_service_pb2 import (
     GetBalanceRequest,
     ListAccountsRequest,
     ListAccountsResponse,
+    ListLotsRequest,
+    ListLotsResponse,
     UpdateAccountRequest,
 )
 
 from server.ledger import money
 from server.ledger.errors import FieldInvalid
 from server.ledger.instants import from_timestamp, to_timestamp
-from server.ledger.names import balance_name, is_account_id, parse_account_name, parse_balance_name
+from server.ledger.lots import Lot
+from server.ledger.names import balance_name, is_account_id, lot_name, parse_account_name, parse_balance_name
 from server.store.accounts import AccountRecord
 from server.transport.auth import current_caller
 from server.transport.calls import Context
@@ -30,7 +34,7 @@ UPDATABLE = ("display_name", "user", "company", "credit_limit")
 
 
 class AccountMethods:
-    """CreateAccount, GetAccount, ListAccounts, UpdateAccount, GetBalance."""
+    """CreateAccount, GetAccount, ListAccounts, UpdateAccount, ListLots, GetBalance."""
 
     _accounts: Accounts
     _page_tokens: PageTokens
@@ -81,6 +85,19 @@ class AccountMethods:
         change = _read_change(request)
         return await self._accounts.update(current_caller(), account_id, change, key, etag=request.account.etag)
 
+    async def ListLots(self, request: ListLotsRequest, context: Context) -> ListLotsResponse:
+        """Opens the page token, lists a page, seals the next token."""
+        caller = current_caller()
+        account_id = parse_account_name("parent", request.parent)
+        limit = read_page_size(request.page_size)
+        listing = Listing.of("daybook.v1.Ledger/ListLots", caller, request, ("page_token", "page_size"))
+        after = self._page_tokens.open_lot(listing, request.page_token)
+        page = await self._accounts.lots(caller, account_id, after, limit)
+        return ListLotsResponse(
+            lots=[_render_lot(account_id, lot) for lot in page.rows],
+            next_page_token="" if page.next_key is None else self._page_tokens.seal_lot(listing, page.next_key),
+        )
+
     async def GetBalance(self, request: GetBalanceRequest, context: Context) -> Balance:
         """Parses the name, gets the balance."""
         account_id = parse_balance_name("name", request.name)
@@ -88,12 +105,24 @@ class AccountMethods:
         return Balance(
             name=balance_name(account_id),
             amount=money.write(state.balance),
-            expiring_amount=money.write(0),
-            permanent_amount=money.write(state.balance),
+            expiring_amount=money.write(state.expiring),
+            permanent_amount=money.write(state.balance - state.expiring),
             available_amount=money.write(state.available),
             sequence=state.sequence,
             as_of_time=to_timestamp(as_of),
         )
+
+
+def _render_lot(account_id: str, lot: Lot) -> transaction_pb2.Lot:
+    expire_time = lot.terms.expire_time
+    return transaction_pb2.Lot(
+        name=lot_name(account_id, lot.number),
+        sequence=lot.opened_by,
+        amount=money.write(lot.amount),
+        remaining_amount=money.write(lot.remaining),
+        expire_time=None if expire_time is None else to_timestamp(expire_time),
+        priority=lot.terms.priority,
+    )
 
 
 def _read_credit_limit(text: str) -> int:
@@ -123,6 +152,12 @@ def _read_change(request: UpdateAccountRequest) -> Callable[[AccountRecord], Acc
         given = account.WhichOneof("profile")
         if given is not None and given not in profile_paths:
             raise FieldInvalid("update_mask", f"names the other profile than account.{given}")
-        # A masked profile that is unset is cleared (AIP-134).
-        changes["profile"] = read_profile(account)
-    return lambda record: replace(record, **changes)  # type: ignore[arg-type]  # each has its field's type
+        profile = read_profile(account)
+
+    def change(record: AccountRecord) -> AccountRecord:
+        # A masked profile that is unset is cleared (AIP-134); the other kind is left alone.
+        if profile_paths and (profile or Account.FromString(record.profile).WhichOneof("profile") in profile_paths):
+            changes["profile"] = profile
+        return replace(record, **changes)  # type: ignore[arg-type]  # each has its field's type
+
+    return change

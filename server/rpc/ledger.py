@@ -5,13 +5,14 @@ from __future__ import annotations
 from daybook.v1.ledger_service_pb2_grpc import LedgerServicer
 
 from server.rpc.accounts import AccountMethods
+from server.rpc.movements import MovementMethods
 from server.rpc.transactions import TransactionMethods
 from server.transport.page_tokens import PageTokens
 from server.usecases.accounts import Accounts
 from server.usecases.transactions import Transactions
 
 
-class Ledger(AccountMethods, TransactionMethods, LedgerServicer):  # type: ignore[misc]  # answers may be bytes
+class Ledger(AccountMethods, TransactionMethods, MovementMethods, LedgerServicer):  # type: ignore[misc]  # answers may be bytes
     """All methods, one resource to a file."""
 
     def __init__(self, accounts: Accounts, transactions: Transactions, page_tokens: PageTokens) -> None:

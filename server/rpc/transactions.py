@@ -1,44 +1,88 @@
-"""The methods of daybook.v1.Ledger that are about transactions."""
+"""The methods of daybook.v1.Ledger that post, get and list transactions."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from daybook.v1.ledger_service_pb2 import (
+    TRANSACTION_VIEW_FULL,
+    BatchCreateTransactionsRequest,
+    BulkCreateTransactionsRequest,
+    BulkCreateTransactionsResponse,
     CreateTransactionRequest,
     GetTransactionRequest,
     ListTransactionsRequest,
     ListTransactionsResponse,
+    TransactionView,
 )
+from daybook.v1.transaction_pb2 import Transaction
 
+from server.ledger.bodies import join_messages, with_allocations
+from server.ledger.errors import DaybookError, FieldInvalid
 from server.ledger.names import ALL_ACCOUNTS, parse_account_name, parse_transaction_name
-from server.store.transactions import TransactionRow
 from server.transport.auth import current_caller
 from server.transport.calls import Context
+from server.transport.errors import to_status
 from server.transport.filters import parse_filter, parse_order_by
 from server.transport.page_tokens import Listing, PageTokens
 from server.transport.validation import read_page_size, read_request, read_transaction
-from server.usecases.transactions import Transactions
+from server.usecases.commands import of_item
+from server.usecases.transactions import NewTransaction, Transactions
 
-# The tag of ListTransactionsResponse.transactions: field 1, length-delimited.
-_TRANSACTIONS_TAG = b"\x0a"
+BATCH_MAX = 1000
 
 
 class TransactionMethods:
-    """CreateTransaction, GetTransaction, ListTransactions."""
+    """CreateTransaction, BatchCreateTransactions, BulkCreateTransactions, GetTransaction, ListTransactions."""
 
     _transactions: Transactions
     _page_tokens: PageTokens
 
     async def CreateTransaction(self, request: CreateTransactionRequest, context: Context) -> bytes:
         """Parses the transaction, posts it, answers with its stored bytes."""
-        key = read_request("CreateTransaction", request)
-        account_id = parse_account_name("parent", request.parent)
-        draft, details = read_transaction(request.transaction)
-        return await self._transactions.create(current_caller(), account_id, draft, details, key)
+        return await self._transactions.create(current_caller(), _parse(request))
 
-    async def GetTransaction(self, request: GetTransactionRequest, context: Context) -> bytes:
-        """Parses the name, answers with the transaction's stored bytes."""
+    async def BatchCreateTransactions(self, request: BatchCreateTransactionsRequest, context: Context) -> bytes:
+        """Parses the transactions, posts all or none, answers with their stored bytes."""
+        key = read_request("BatchCreateTransactions", request)
+        new = []
+        for index, each in enumerate(_batch(request.parent, request.requests)):
+            if each.request_id:
+                raise FieldInvalid(f"requests[{index}].request_id", "must be empty; the batch may have one")
+            if each.record_declined:
+                raise FieldInvalid(f"requests[{index}].record_declined", "is not possible in a batch")
+            try:
+                new.append(_parse(each))
+            except DaybookError as error:
+                raise of_item(error, index) from None
+        return await self._transactions.create_batch(current_caller(), new, key)
+
+    async def BulkCreateTransactions(
+        self, request: BulkCreateTransactionsRequest, context: Context
+    ) -> BulkCreateTransactionsResponse:
+        """Parses the transactions, posts each by itself, tells what became of each."""
+        results: list[bytes | DaybookError] = []
+        new: dict[int, NewTransaction] = {}
+        for index, each in enumerate(_batch(request.parent, request.requests)):
+            try:
+                new[index] = _parse(each)
+                results.append(b"")
+            except DaybookError as error:
+                results.append(error)
+        outcomes = await self._transactions.create_each(current_caller(), list(new.values()))
+        for index, outcome in zip(new, outcomes, strict=True):
+            results[index] = outcome
+        return BulkCreateTransactionsResponse(results=[_render_result(result) for result in results])
+
+    async def GetTransaction(self, request: GetTransactionRequest, context: Context) -> bytes | Transaction:
+        """Parses the name, answers with the transaction's stored bytes, in full view with its allocations."""
         account_id, uid = parse_transaction_name("name", request.name)
-        return await self._transactions.get(current_caller(), account_id, uid)
+        if request.view not in TransactionView.values():
+            raise FieldInvalid("view", "must be TRANSACTION_VIEW_BASIC or TRANSACTION_VIEW_FULL")
+        body, allocations = await self._transactions.get(current_caller(), account_id, uid)
+        if request.view == TRANSACTION_VIEW_FULL:
+            return with_allocations(account_id, body, allocations)
+        return body
 
     async def ListTransactions(self, request: ListTransactionsRequest, context: Context) -> bytes:
         """Opens the page token, lists a page, seals the next token."""
@@ -53,26 +97,34 @@ class TransactionMethods:
             caller, None if account_id == ALL_ACCOUNTS else account_id, wanted, after, limit, order
         )
         token = "" if page.next_key is None else self._page_tokens.seal_transaction(listing, page.next_key)
-        return render_page(page.rows, token)
+        # The token is field 2, so the two parts concatenate to one message.
+        return (
+            join_messages(row.body for row in page.rows)
+            + ListTransactionsResponse(next_page_token=token).SerializeToString()
+        )
 
 
-def render_page(rows: list[TransactionRow], next_page_token: str) -> bytes:
-    """A ListTransactionsResponse, put together from stored bytes.
-
-    A fast path: each row is its message already, so nothing is parsed or serialized again.
-    """
-    parts: list[bytes] = []
-    for row in rows:
-        parts += (_TRANSACTIONS_TAG, _varint(len(row.body)), row.body)
-    parts.append(ListTransactionsResponse(next_page_token=next_page_token).SerializeToString())
-    return b"".join(parts)
+def _parse(request: CreateTransactionRequest) -> NewTransaction:
+    key = read_request("CreateTransaction", request)
+    account_id = parse_account_name("parent", request.parent)
+    draft, details = read_transaction(request.transaction)
+    return NewTransaction(account_id, draft, details, key, request.record_declined)
 
 
-def _varint(number: int) -> bytes:
-    """A length as the wire format has it: seven bits a byte, the lowest first."""
-    encoded = bytearray()
-    while number > 0x7F:
-        encoded.append(number & 0x7F | 0x80)
-        number >>= 7
-    encoded.append(number)
-    return bytes(encoded)
+def _batch(parent: str, requests: Sequence[CreateTransactionRequest]) -> Sequence[CreateTransactionRequest]:
+    """The requests of a batch, each with its parent."""
+    account_id = parse_account_name("parent", parent, wildcard=True)
+    if not 1 <= len(requests) <= BATCH_MAX:
+        raise FieldInvalid("requests", f"must be 1 to {BATCH_MAX}")
+    for index, each in enumerate(requests):
+        if account_id != ALL_ACCOUNTS:
+            if each.parent not in ("", parent):
+                raise FieldInvalid(f"requests[{index}].parent", "must be the parent of the batch, or empty")
+            each.parent = parent
+    return requests
+
+
+def _render_result(result: bytes | DaybookError) -> BulkCreateTransactionsResponse.Result:
+    if isinstance(result, DaybookError):
+        return BulkCreateTransactionsResponse.Result(error=to_status(result))
+    return BulkCreateTransactionsResponse.Result(transaction=Transaction.FromString(result))

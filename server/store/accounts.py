@@ -9,18 +9,20 @@ from typing import Any
 
 from cachetools import LRUCache
 from daybook.v1.account_pb2 import Account
-from sqlalchemy import Row, Select, insert, select, update
+from sqlalchemy import Select, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from server.ledger import money
 from server.ledger.errors import AccountExists, AccountNotFound
 from server.ledger.instants import Instant, to_timestamp
+from server.ledger.lots import Lot
 from server.ledger.money import Millionths
 from server.ledger.names import account_name
-from server.ledger.posting import AccountState, UsageWindow
+from server.ledger.posting import AccountState
 from server.store.database import Database
 from server.store.requests import Request, first_answer, remember
-from server.store.tables import account_states, accounts, usage_windows
+from server.store.states import LOT_COLUMNS, load, to_lot
+from server.store.tables import account_states, accounts, lots
 
 ACCOUNT_NUMBERS_CACHED_MAX = 65_536
 
@@ -105,29 +107,52 @@ class AccountStore:
             rows = await connection.execute(statement.order_by(accounts.c.id).limit(limit))
             return [AccountRecord(*row) for row in rows]
 
-    async def state(self, tenant_number: int, account_id: str) -> AccountState:
-        """What an account holds. Raises AccountNotFound."""
-        found = await self.states(tenant_number, [account_id])
-        if not found:
-            raise AccountNotFound(account_name(account_id))
-        return found[0][1]
-
     async def states(
         self, tenant_number: int, account_ids: Collection[str]
     ) -> list[tuple[AccountRecord, AccountState]]:
         """Those of the accounts that exist, each with what it holds, all at one instant."""
-        statement = (
-            select(*_COLUMNS, *_STATE_COLUMNS)
-            .join(account_states, account_states.c.account_number == accounts.c.number)
-            .where(accounts.c.tenant_number == tenant_number, accounts.c.id.in_(account_ids))
-        )
+        async with self._database.snapshot() as connection:
+            rows = await connection.execute(
+                select(*_COLUMNS).where(accounts.c.tenant_number == tenant_number, accounts.c.id.in_(account_ids))
+            )
+            records = [AccountRecord(*row) for row in rows]
+            stored = await load(connection, [record.number for record in records])
+        return [(record, stored[record.number].state) for record in records]
+
+    async def lots(self, account_number: int, after: int, limit: int) -> list[Lot]:
+        """At most `limit` lots of an account, open or not, by number, behind `after`."""
         async with self._database.read() as connection:
-            rows = (await connection.execute(statement)).all()
-        return [(AccountRecord(*row[: len(_COLUMNS)]), _to_state(row)) for row in rows]
+            rows = await connection.execute(
+                select(*LOT_COLUMNS)
+                .where(lots.c.account_number == account_number, lots.c.number > after)
+                .order_by(lots.c.number)
+                .limit(limit)
+            )
+            return [to_lot(*row) for row in rows]
+
+    async def due_accounts(self, now: Instant, imported_before: Instant, limit: int) -> list[int]:
+        """Accounts with lots that have expired and are not posted as such: those of `limit` lots.
+
+        Accounts into which history was imported later than `imported_before` are left alone.
+        """
+        async with self._database.read() as connection:
+            rows = await connection.execute(
+                select(lots.c.account_number)
+                .join(account_states, account_states.c.account_number == lots.c.account_number)
+                .where(
+                    lots.c.remaining > 0,
+                    lots.c.expire_time <= now,
+                    account_states.c.import_time <= imported_before,
+                )
+                .order_by(lots.c.expire_time, lots.c.account_number)
+                .limit(limit)
+            )
+            return list(dict.fromkeys(rows.scalars()))
 
     async def create(self, tenant_number: int, record: AccountRecord, request: Request) -> bytes:
         """Creates an account and answers with it, serialized. Raises AccountExists."""
-        async with self._database.write() as connection:
+
+        async def work(connection: AsyncConnection) -> bytes:
             existing = await _find(connection, tenant_number, record.id)
             if existing is not None:
                 answer = await first_answer(connection, existing.number, request)
@@ -152,12 +177,22 @@ class AccountStore:
             ).scalar_one()
             await connection.execute(
                 insert(account_states).values(
-                    account_number=number, balance=0, sequence=0, last_create_time=0, window_number=0
+                    account_number=number,
+                    balance=0,
+                    debt=0,
+                    lot_count=0,
+                    sequence=0,
+                    last_hash=b"",
+                    last_create_time=0,
+                    window_number=0,
+                    import_time=0,
                 )
             )
             answer = replace(record, number=number).to_message().SerializeToString()
             await remember(connection, number, request, answer)
             return answer
+
+        return await self._database.transact(work)
 
     async def update(
         self,
@@ -170,7 +205,8 @@ class AccountStore:
 
         Raises AccountNotFound, and whatever `change` raises.
         """
-        async with self._database.write() as connection:
+
+        async def work(connection: AsyncConnection) -> bytes:
             record = await _get(connection, tenant_number, account_id, lock=True)
             answer = await first_answer(connection, record.number, request)
             if answer is not None:
@@ -191,50 +227,7 @@ class AccountStore:
             await remember(connection, record.number, request, answer)
             return answer
 
-
-_STATE_COLUMNS = (
-    account_states.c.balance,
-    account_states.c.sequence,
-    account_states.c.last_create_time,
-    account_states.c.window_number,
-)
-
-
-def _to_state(row: Row[*tuple[Any, ...]], window: UsageWindow | None = None) -> AccountState:
-    return AccountState(
-        account_number=row.number,
-        account_id=row.id,
-        credit_limit=row.credit_limit,
-        hour_anchor=row.hour_anchor,
-        balance=row.balance,
-        sequence=row.sequence,
-        last_create_time=row.last_create_time,
-        window=window,
-    )
-
-
-async def lock_state(connection: AsyncConnection, tenant_number: int, account_id: str) -> AccountState:
-    """All that the next posting depends on, locked until the database transaction ends.
-
-    Raises AccountNotFound.
-    """
-    number = (await _get(connection, tenant_number, account_id)).number
-    row = (
-        await connection.execute(
-            select(accounts.c.number, accounts.c.id, accounts.c.credit_limit, accounts.c.hour_anchor, *_STATE_COLUMNS)
-            .join(account_states, account_states.c.account_number == accounts.c.number)
-            .where(account_states.c.account_number == number)
-            .with_for_update(of=account_states)
-        )
-    ).one()
-    window = (
-        await connection.execute(
-            select(*usage_windows.c["number", "start", "computing", "serverless"]).where(
-                usage_windows.c.account_number == number, usage_windows.c.number == row.window_number
-            )
-        )
-    ).one_or_none()
-    return _to_state(row, UsageWindow(*window) if window else None)
+        return await self._database.transact(work)
 
 
 async def _get(

@@ -9,7 +9,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
 from server.ledger.instants import Instant
-from server.store.database import Database
+from server.store.database import Conflict, Database
 from server.store.tables import accounts, api_keys, tenants, token_keys
 
 
@@ -22,6 +22,8 @@ class ApiKeyRecord:
     tenant_number: int
     tenant_uid: str
     account_id: str | None
+    scopes: str
+    """Words with a space between them."""
 
 
 class CredentialStore:
@@ -33,7 +35,14 @@ class CredentialStore:
     async def api_key(self, key_id: str) -> ApiKeyRecord | None:
         """The key of this id, or None."""
         statement = (
-            select(api_keys.c.id, api_keys.c.secret_hash, tenants.c.number, tenants.c.uid, accounts.c.id)
+            select(
+                api_keys.c.id,
+                api_keys.c.secret_hash,
+                tenants.c.number,
+                tenants.c.uid,
+                accounts.c.id,
+                api_keys.c.scopes,
+            )
             .join(tenants, tenants.c.number == api_keys.c.tenant_number)
             .outerjoin(accounts, accounts.c.number == api_keys.c.account_number)
             .where(api_keys.c.id == key_id)
@@ -61,7 +70,7 @@ class CredentialStore:
                     )
                 ).scalar_one()
                 return number
-        except IntegrityError as error:
+        except (IntegrityError, Conflict) as error:
             raise ValueError(f"a tenant {slug!r} exists already") from error
 
     async def tenant_number(self, slug: str) -> int | None:
@@ -90,6 +99,7 @@ class CredentialStore:
         tenant_number: int,
         account_number: int | None,
         create_time: Instant,
+        scopes: str = "",
     ) -> None:
         """Stores a new key."""
         async with self._database.write() as connection:
@@ -98,6 +108,7 @@ class CredentialStore:
                     id=key_id,
                     tenant_number=tenant_number,
                     account_number=account_number,
+                    scopes=scopes,
                     secret_hash=secret_hash,
                     create_time=create_time,
                 )

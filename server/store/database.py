@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 from sqlalchemy import event, text
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -18,8 +18,21 @@ from server.ledger.errors import ServiceUnavailable
 
 log = structlog.get_logger(__name__)
 
+# PostgreSQL: serialization_failure, deadlock_detected, unique_violation. The last is what
+# the slower of two writers of one new row gets; when it looks again, the row is there.
+_CONFLICT_STATES = ("40001", "40P01", "23505")
+TRIES_MAX = 8
+"""How often work that lost against another writer is done again."""
+
 POOL_WAIT_SECONDS_MAX = 5.0
 LOCK_WAIT_SECONDS_MAX = 5.0
+
+
+Result = TypeVar("Result")
+
+
+class Conflict(Exception):
+    """Another writer was in the way; the same work may succeed if it is done again."""
 
 
 class Database:
@@ -27,7 +40,7 @@ class Database:
 
     SQLite has one writer, so there is one connection that writes, and readers of their own
     that never wait for it (WAL). Whatever the driver says, callers only ever see
-    ServiceUnavailable; the log has the rest.
+    ServiceUnavailable; the log has the rest. `write` may also raise Conflict.
     """
 
     def __init__(self, url: str, *, readers: int = 4) -> None:
@@ -48,11 +61,37 @@ class Database:
                 yield connection
 
     @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[AsyncConnection]:
+        """A connection that sees one state of the database over several statements."""
+        if self.url.get_backend_name() == "sqlite":
+            async with self.read() as connection:
+                yield connection
+            return
+        with _only_known_errors():
+            async with self._reader.connect() as connection:
+                await connection.execution_options(isolation_level="REPEATABLE READ")
+                async with connection.begin():
+                    yield connection
+
+    @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:
         """A database transaction: committed durably at the end, or undone by an exception."""
         with _only_known_errors():
             async with self._writer.begin() as connection:
                 yield connection
+
+    async def transact(self, work: Callable[[AsyncConnection], Awaitable[Result]]) -> Result:
+        """Does work in a database transaction, again if another writer was in the way.
+
+        Raises ServiceUnavailable if that happens every time, and whatever the work raises.
+        """
+        for _ in range(TRIES_MAX):
+            try:
+                async with self.write() as connection:
+                    return await work(connection)
+            except Conflict:
+                log.info("lost against another writer")
+        raise ServiceUnavailable
 
     async def ping(self) -> None:
         """Raises ServiceUnavailable unless the database answers."""
@@ -69,7 +108,14 @@ class Database:
 def _only_known_errors() -> Iterator[None]:
     try:
         yield
-    except (InterfaceError, OperationalError, PoolTimeout, OSError) as error:
+    except DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) in _CONFLICT_STATES:
+            raise Conflict from error
+        if not isinstance(error, InterfaceError | OperationalError):
+            raise
+        log.warning("database unavailable", error=str(error.orig))
+        raise ServiceUnavailable from error
+    except (PoolTimeout, OSError) as error:
         log.warning("database unavailable", error=str(error))
         raise ServiceUnavailable from error
 

@@ -1,137 +1,167 @@
-"""Posting: the one place that writes transactions."""
+"""The poster: the one place that commits transactions.
+
+Whatever calls are waiting become one database transaction, because a durable commit costs
+the same for one call as for hundreds. Each call still succeeds or is refused by itself,
+and gets its answer only after the commit.
+"""
 
 from __future__ import annotations
 
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 from uuid import UUID
 
-from daybook.v1.transaction_pb2 import Transaction
-from sqlalchemy import insert, update
+import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from server.ledger import money, posting
-from server.ledger.instants import Clock, month_of, to_timestamp
-from server.ledger.names import RandomBytes, transaction_name, uuid7
-from server.ledger.posting import AccountState, Draft, Posting
-from server.store.accounts import lock_state
+from server.ledger.errors import DaybookError, InternalFailure, ServiceUnavailable, TooBusy
+from server.ledger.instants import Clock, Instant
+from server.ledger.names import RandomBytes
 from server.store.database import Database
-from server.store.requests import Request, first_answer, remember
-from server.store.tables import LABELS, account_states, transactions, usage_windows
+from server.store.requests import AnswerKey
+from server.store.unit import Attempt
+from server.store.unit_store import load_unit, save_unit
+
+log = structlog.get_logger(__name__)
+
+LINE_CALLS_MAX = 2048
+"""How many calls may wait; the next one is told to come again."""
+GROUP_TRANSACTIONS_MAX = 2048
+"""How many transactions one commit has at most, unless a single call brings more."""
+
+Result = TypeVar("Result")
+
+
+class Command(ABC, Generic[Result]):
+    """A call that posts."""
+
+    @property
+    @abstractmethod
+    def account_numbers(self) -> Collection[int]:
+        """The accounts that it posts to."""
+
+    @property
+    def answer_keys(self) -> Collection[AnswerKey]:
+        """The requests that it may have been before."""
+        return ()
+
+    @property
+    def charge_keys(self) -> Collection[tuple[int, UUID]]:
+        """The transactions that it wants refunded, by account and uid."""
+        return ()
+
+    @property
+    def transaction_count(self) -> int:
+        """How many transactions it posts, about."""
+        return 1
+
+    @abstractmethod
+    def run(self, attempt: Attempt, now: Instant) -> Result:
+        """Applies the rules. What it raises, the caller gets, and nothing of it stays."""
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
-    """What the poster is asked to do."""
-
-    tenant_number: int
-    account_id: str
-    draft: Draft
-    details: Transaction
-    """The fields that posting doesn't decide: description, subject, labels and so on."""
-    request: Request
+class _Call:
+    command: Command[Any]
+    outcome: asyncio.Future[Any]
 
 
 class Poster:
-    """Posts transactions, one database transaction each."""
+    """Posts what calls hand in, in the order in which they come."""
 
     def __init__(self, database: Database, clock: Clock, random_bytes: RandomBytes) -> None:
         self._database = database
         self._clock = clock
         self._random_bytes = random_bytes
+        self._line: asyncio.Queue[_Call | None] = asyncio.Queue(LINE_CALLS_MAX)
+        self._is_closing = False
 
-    async def post(self, order: Order) -> bytes:
-        """Posts a transaction and answers with it, serialized, once it is on disk.
+    @asynccontextmanager
+    async def working(self) -> AsyncIterator[None]:
+        """Posts until the end of the block; what is in the line by then is still posted."""
+        worker = asyncio.create_task(self._work())
+        try:
+            yield
+        finally:
+            self._is_closing = True
+            await self._line.put(None)
+            await worker
 
-        Raises AccountNotFound, RequestIdReused, and what server.ledger.posting refuses;
-        then nothing has changed.
+    async def submit(self, command: Command[Result]) -> Result:
+        """Waits until the command is posted and on disk, and gives its result.
+
+        Raises what the command refuses, TooBusy if the line is full, and ServiceUnavailable.
+        A caller who goes away doesn't call the command back.
         """
-        async with self._database.write() as connection:
-            state = await lock_state(connection, order.tenant_number, order.account_id)
-            answer = await first_answer(connection, state.account_number, order.request)
-            if answer is not None:
-                return answer
-            after, posted = posting.post(state, order.draft, self._clock())
-            uid = uuid7(posted.create_time, self._random_bytes)
-            body = _body(order, posted, uid)
-            await _save_transaction(connection, order, after, posted, uid, body)
-            await _save_window(connection, state, after)
-            await _save_state(connection, after)
-            await remember(connection, state.account_number, order.request, body)
-            return body
+        if self._is_closing:
+            raise ServiceUnavailable
+        call = _Call(command, asyncio.get_running_loop().create_future())
+        try:
+            self._line.put_nowait(call)
+        except asyncio.QueueFull:
+            raise TooBusy from None
+        result: Result = await call.outcome
+        return result
 
+    async def _work(self) -> None:
+        is_open = True
+        while is_open:
+            group: list[_Call] = []
+            transaction_count = 0
+            while transaction_count < GROUP_TRANSACTIONS_MAX and not (group and self._line.empty()):
+                call = await self._line.get()
+                if call is None:
+                    is_open = False
+                    break
+                group.append(call)
+                transaction_count += call.command.transaction_count
+            if group:
+                await self._post(group)
 
-def _body(order: Order, posted: Posting, uid: UUID) -> bytes:
-    """The transaction as it is stored and served, for good."""
-    message = Transaction()
-    message.CopyFrom(order.details)
-    message.name = transaction_name(order.account_id, uid)
-    message.uid = str(uid)
-    message.sequence = posted.sequence
-    message.create_time.CopyFrom(to_timestamp(posted.create_time))
-    message.kind = posted.draft.kind
-    message.category = posted.draft.category
-    message.state = Transaction.SUCCEEDED
-    message.amount = money.write(posted.draft.amount)
-    message.expiring_amount = money.write(0)
-    message.permanent_amount = money.write(posted.draft.amount)
-    message.balance_after = money.write(posted.balance_after)
-    message.request_id = order.request.request_id
-    return message.SerializeToString(deterministic=True)
+    async def _post(self, group: list[_Call]) -> None:
+        try:
+            outcomes = await self._database.transact(lambda connection: self._run(connection, group))
+        except DaybookError as error:
+            outcomes = [error] * len(group)
+        except Exception:
+            log.exception("group failed", calls=len(group))
+            if len(group) > 1:
+                # One call must not take the others down with it.
+                for call in group:
+                    await self._post([call])
+                return
+            outcomes = [InternalFailure()]
+        for call, outcome in zip(group, outcomes, strict=True):
+            if call.outcome.done():
+                continue
+            if isinstance(outcome, Exception):
+                call.outcome.set_exception(outcome)
+            else:
+                call.outcome.set_result(outcome)
 
-
-async def _save_transaction(
-    connection: AsyncConnection, order: Order, after: AccountState, posted: Posting, uid: UUID, body: bytes
-) -> None:
-    labels = order.details.labels
-    await connection.execute(
-        insert(transactions).values(
-            account_number=after.account_number,
-            sequence=posted.sequence,
-            tenant_number=order.tenant_number,
-            uid=uid.bytes,
-            create_time=posted.create_time,
-            month=month_of(posted.create_time),
-            kind=posted.draft.kind,
-            category=posted.draft.category,
-            state=Transaction.SUCCEEDED,
-            amount=posted.draft.amount,
-            balance_after=posted.balance_after,
-            **{name: labels.get(name) for name in LABELS},
-            body=body,
+    async def _run(self, connection: AsyncConnection, group: list[_Call]) -> list[Any]:
+        """Gives each call's result or refusal. They hold once the caller has committed."""
+        commands = [call.command for call in group]
+        unit = await load_unit(
+            connection,
+            {number for command in commands for number in command.account_numbers},
+            {key for command in commands for key in command.answer_keys},
+            {key for command in commands for key in command.charge_keys},
+            self._random_bytes,
         )
-    )
-
-
-async def _save_window(connection: AsyncConnection, before: AccountState, after: AccountState) -> None:
-    window = after.window
-    if window is None or window == before.window:
-        return
-    amounts = {"computing": window.computing, "serverless": window.serverless}
-    if before.window is not None and before.window.number == window.number:
-        await connection.execute(
-            update(usage_windows)
-            .where(
-                usage_windows.c.account_number == after.account_number,
-                usage_windows.c.number == window.number,
-            )
-            .values(amounts)
-        )
-    else:
-        await connection.execute(
-            insert(usage_windows).values(
-                account_number=after.account_number, number=window.number, start=window.start, **amounts
-            )
-        )
-
-
-async def _save_state(connection: AsyncConnection, after: AccountState) -> None:
-    await connection.execute(
-        update(account_states)
-        .where(account_states.c.account_number == after.account_number)
-        .values(
-            balance=after.balance,
-            sequence=after.sequence,
-            last_create_time=after.last_create_time,
-            window_number=after.window.number if after.window else 0,
-        )
-    )
+        now = self._clock()
+        outcomes: list[Any] = []
+        for command in commands:
+            attempt = Attempt(unit)
+            try:
+                outcomes.append(command.run(attempt, now))
+            except DaybookError as refusal:
+                outcomes.append(refusal)
+            else:
+                attempt.accept()
+        await save_unit(connection, unit)
+        return outcomes

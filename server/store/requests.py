@@ -6,13 +6,19 @@ row, so it does not use its id up.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from itertools import islice
+from typing import TypeVar
 
-from sqlalchemy import insert, select
+from sqlalchemy import and_, insert, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from server.ledger.errors import RequestIdReused
-from server.store.tables import requests
+from server.store.tables import requests, transactions
+
+KEYS_AT_ONCE_MAX = 500
+"""How many ids one statement asks for; engines bound the parameters of a statement."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,27 +31,64 @@ class Request:
     """SHA-256 over the method and the request without its request_id."""
 
 
-async def first_answer(connection: AsyncConnection, account_number: int, request: Request) -> bytes | None:
-    """The answer that this request got before, or None if it is new.
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The first answer to a request: a transaction, or anything else serialized."""
 
-    Raises RequestIdReused if the id was used for another request. The account must be
-    locked, or two calls with one id could both be new.
+    request: Request
+    sequence: int | None
+    response: bytes
+
+    def to(self, request: Request) -> bytes:
+        """The answer, if it is this request's. Raises RequestIdReused."""
+        if self.request.fingerprint != request.fingerprint:
+            raise RequestIdReused(request.request_id)
+        return self.response
+
+
+Key = TypeVar("Key")
+AnswerKey = tuple[int, str]
+"""The number of an account, and a request_id."""
+
+
+async def first_answers(connection: AsyncConnection, keys: Collection[AnswerKey]) -> dict[AnswerKey, Answer]:
+    """The answers that these requests got before. Those that are new have none.
+
+    The accounts must be locked, or two calls with one id could both be new.
     """
+    found: dict[AnswerKey, Answer] = {}
+    for some in in_parts(sorted(keys)):
+        rows = await connection.execute(
+            select(
+                requests.c.account_number,
+                requests.c.request_id,
+                requests.c.fingerprint,
+                requests.c.sequence,
+                requests.c.response,
+                transactions.c.body,
+            )
+            .outerjoin(
+                transactions,
+                and_(
+                    transactions.c.account_number == requests.c.account_number,
+                    transactions.c.sequence == requests.c.sequence,
+                ),
+            )
+            .where(tuple_(requests.c.account_number, requests.c.request_id).in_(some))
+        )
+        for account_number, request_id, fingerprint, sequence, response, body in rows:
+            request = Request(request_id, bytes(fingerprint))
+            found[account_number, request_id] = Answer(request, sequence, bytes(body if response is None else response))
+    return found
+
+
+async def first_answer(connection: AsyncConnection, account_number: int, request: Request) -> bytes | None:
+    """The answer that this request got before, or None if it is new. Raises RequestIdReused."""
     if not request.request_id:
         return None
-    row = (
-        await connection.execute(
-            select(requests.c.fingerprint, requests.c.response).where(
-                requests.c.account_number == account_number,
-                requests.c.request_id == request.request_id,
-            )
-        )
-    ).one_or_none()
-    if row is None:
-        return None
-    if row.fingerprint != request.fingerprint:
-        raise RequestIdReused(request.request_id)
-    return bytes(row.response)
+    key = (account_number, request.request_id)
+    answer = (await first_answers(connection, [key])).get(key)
+    return None if answer is None else answer.to(request)
 
 
 async def remember(connection: AsyncConnection, account_number: int, request: Request, response: bytes) -> None:
@@ -59,3 +102,10 @@ async def remember(connection: AsyncConnection, account_number: int, request: Re
                 response=response,
             )
         )
+
+
+def in_parts(keys: list[Key]) -> Iterator[list[Key]]:
+    """Keys in parts that a statement can ask for at once."""
+    remaining = iter(keys)
+    while some := list(islice(remaining, KEYS_AT_ONCE_MAX)):
+        yield some

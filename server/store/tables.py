@@ -1,7 +1,7 @@
 """The tables. `migrations/` creates them; a test holds the two together.
 
 Rules that keep the schema fit for a sharded PostgreSQL: the big tables (account_states,
-transactions, usage_windows, requests) carry account_number in every primary key and
+transactions, lots, refunds, usage_windows, requests) carry account_number in every primary key and
 unique constraint; the others are small enough to be copied to every node. Amounts are
 millionths of a credit, instants microseconds since 1970.
 """
@@ -78,6 +78,8 @@ api_keys = Table(
     Column("tenant_number", ForeignKey("tenants.number"), nullable=False),
     # Null for a key that is good for all of the tenant.
     Column("account_number", ForeignKey("accounts.number"), nullable=True),
+    # What the key is good for beyond reading and posting: words with a space between them.
+    Column("scopes", String(255), nullable=False),
     # SHA-256 of the secret; the secret itself is stored nowhere.
     Column("secret_hash", LargeBinary(32), nullable=False),
     Column("create_time", BigInteger, nullable=False),
@@ -96,10 +98,18 @@ account_states = Table(
     metadata,
     Column("account_number", BigInteger, primary_key=True, autoincrement=False),
     Column("balance", BigInteger, nullable=False),
+    # What is owed on the credit limit.
+    Column("debt", BigInteger, nullable=False),
+    Column("lot_count", BigInteger, nullable=False),
     Column("sequence", BigInteger, nullable=False),
+    # The hash of the newest transaction; empty while there is none.
+    Column("last_hash", LargeBinary(32), nullable=False),
     Column("last_create_time", BigInteger, nullable=False),
     # The newest row of usage_windows; 0 while there is none.
     Column("window_number", BigInteger, nullable=False),
+    # When history was last imported into the account; 0 if never.
+    Column("import_time", BigInteger, nullable=False),
+    CheckConstraint("debt >= 0", name="debt"),
 )
 
 transactions = Table(
@@ -120,6 +130,10 @@ transactions = Table(
     # The serialized daybook.v1.Transaction. A transaction never changes, so lists hand
     # these bytes out as they are.
     Column("body", LargeBinary, nullable=False),
+    # A serialized daybook.internal.v1.Allocations.
+    Column("allocations", LargeBinary, nullable=False),
+    # SHA-256 over the predecessor's hash, body and allocations.
+    Column("hash", LargeBinary(32), nullable=False),
     UniqueConstraint("account_number", "uid"),
     CheckConstraint("sequence >= 1", name="sequence"),
     # The rows of an account lie together on disk, in the order in which they are read.
@@ -165,6 +179,39 @@ for _label in (transactions.c[label] for label in LABELS):
         postgresql_where=_label.is_not(None),
     )
 
+lots = Table(
+    "lots",
+    metadata,
+    Column("account_number", BigInteger, primary_key=True, autoincrement=False),
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    # The sequence of the transaction that opened it.
+    Column("opened_by", BigInteger, nullable=False),
+    Column("expire_time", BigInteger, nullable=True),
+    Column("priority", Integer, nullable=False),
+    Column("amount", BigInteger, nullable=False),
+    Column("remaining", BigInteger, nullable=False),
+    CheckConstraint("number >= 1", name="number"),
+    CheckConstraint("remaining >= 0 AND remaining <= amount", name="remaining"),
+    sqlite_with_rowid=False,
+)
+
+_is_open = lots.c.remaining > 0
+Index("lots_open", lots.c.account_number, lots.c.number, sqlite_where=_is_open, postgresql_where=_is_open)
+_can_expire = _is_open & lots.c.expire_time.is_not(None)
+Index("lots_due", lots.c.expire_time, lots.c.account_number, sqlite_where=_can_expire, postgresql_where=_can_expire)
+
+refunds = Table(
+    "refunds",
+    metadata,
+    # The charge.
+    Column("account_number", BigInteger, primary_key=True, autoincrement=False),
+    Column("sequence", BigInteger, primary_key=True, autoincrement=False),
+    # The sum of its refunds, and when the last of them was posted.
+    Column("amount", BigInteger, nullable=False),
+    Column("last_create_time", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+
 usage_windows = Table(
     "usage_windows",
     metadata,
@@ -186,6 +233,7 @@ requests = Table(
     Column("request_id", String(128), primary_key=True),
     # SHA-256 over the method and the request without its request_id.
     Column("fingerprint", LargeBinary(32), nullable=False),
-    # The serialized first answer.
-    Column("response", LargeBinary, nullable=False),
+    # The sequence of the transaction that is the first answer, or else the serialized answer.
+    Column("sequence", BigInteger, nullable=True),
+    Column("response", LargeBinary, nullable=True),
 )

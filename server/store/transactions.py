@@ -7,6 +7,7 @@ cost grows with the depth and which skips rows when others are inserted.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
@@ -18,9 +19,12 @@ from sqlalchemy import ColumnElement, Integer, Select, bindparam, select, tuple_
 
 from server.ledger.instants import month_bounds
 from server.ledger.paging import Order, OrderField, TransactionFilter, TransactionKey
-from server.ledger.posting import UsageWindow
+from server.ledger.posting import AccountState
+from server.ledger.usage import UsageWindow
 from server.store.database import Database
-from server.store.tables import LABELS, account_states, transactions, usage_windows
+from server.store.states import load
+from server.store.tables import LABELS, refunds, transactions, usage_windows
+from server.store.unit import RefundTotal
 
 STATEMENTS_CACHED_MAX = 512
 ALL_KINDS = tuple(Transaction.Kind.values())[1:]
@@ -79,35 +83,42 @@ class TransactionStore:
             rows = await connection.execute(statement, parameters)
             return [TransactionRow(*row) for row in rows]
 
-    async def get(self, account_number: int, uid: UUID) -> bytes | None:
-        """One transaction, serialized, or None if the account has none of this uid."""
-        statement = select(transactions.c.body).where(
+    async def get(self, account_number: int, uid: UUID) -> tuple[bytes, bytes] | None:
+        """A transaction's body and allocations, or None if the account has none of this uid."""
+        statement = select(transactions.c.body, transactions.c.allocations).where(
             transactions.c.account_number == account_number, transactions.c.uid == uid.bytes
         )
         async with self._database.read() as connection:
-            return (await connection.execute(statement)).scalar_one_or_none()
+            row = (await connection.execute(statement)).one_or_none()
+            return None if row is None else (bytes(row.body), bytes(row.allocations))
 
-    async def windows(self, account_number: int, offset: int, limit: int) -> tuple[int, list[UsageWindow], int]:
-        """An account's balance, a page of its hour windows, newest first, and their total.
+    async def refunds(self, charges: Collection[tuple[int, int]]) -> dict[tuple[int, int], RefundTotal]:
+        """What was given back of those of the charges that were refunded, by account and sequence."""
+        statement = select(refunds).where(tuple_(refunds.c.account_number, refunds.c.sequence).in_(charges))
+        async with self._database.read() as connection:
+            return {
+                (row.account_number, row.sequence): RefundTotal(row.amount, row.last_create_time)
+                for row in await connection.execute(statement)
+            }
+
+    async def windows(
+        self, account_number: int, offset: int, limit: int
+    ) -> tuple[AccountState, list[UsageWindow], int]:
+        """An account's state, a page of its hour windows, newest first, and their total.
 
         All three at one instant. Windows are numbered without a gap, so that any offset
         costs the same.
         """
-        async with self._database.read() as connection:
-            balance, total = (
-                await connection.execute(
-                    select(account_states.c.balance, account_states.c.window_number).where(
-                        account_states.c.account_number == account_number
-                    )
-                )
-            ).one()
+        async with self._database.snapshot() as connection:
+            state = (await load(connection, [account_number]))[account_number].state
+            total = state.window.number if state.window else 0
             rows = await connection.execute(
                 select(*usage_windows.c["number", "start", "computing", "serverless"])
                 .where(usage_windows.c.account_number == account_number, usage_windows.c.number <= total - offset)
                 .order_by(usage_windows.c.number.desc())
                 .limit(limit)
             )
-            return balance, [UsageWindow(*row) for row in rows], total
+            return state, [UsageWindow(*row) for row in rows], total
 
 
 def list_statement(
@@ -123,15 +134,28 @@ def list_statement(
         product(wanted.kinds or ALL_KINDS, wanted.categories) if wanted.categories else ()
     )
     labels = {name: value for name in LABELS if (value := getattr(wanted, name)) is not None}
+    # The key of the page before lies inside the range, so it implies the bound on its side;
+    # with both, an index walk would begin at the bound again and pass over every page before.
+    is_bounded_by_key = after is not None and order.field is OrderField.CREATE_TIME
+    lower, upper = wanted.create_time_from, wanted.create_time_before
+    month = wanted.month if order.field is OrderField.AMOUNT else None
+    if wanted.month is not None and month is None:
+        month_from, month_before = month_bounds(wanted.month)
+        lower = month_from if lower is None else max(lower, month_from)
+        upper = month_before if upper is None else min(upper, month_before)
+    if is_bounded_by_key and order.descending:
+        upper = None
+    elif is_bounded_by_key:
+        lower = None
     shape = _Shape(
         of_account=account_number is not None,
         order=order,
         pairs=len(pairs),
         kinds=0 if pairs else len(wanted.kinds),
         states=len(wanted.states),
-        month=wanted.month is not None,
-        create_time_from=wanted.create_time_from is not None,
-        create_time_before=wanted.create_time_before is not None,
+        month=month is not None,
+        create_time_from=lower is not None,
+        create_time_before=upper is not None,
         labels=tuple(labels),
         after=after is not None,
     )
@@ -148,14 +172,12 @@ def list_statement(
         parameters["tenant_number"] = tenant_number
     if not pairs:
         parameters |= {f"kind_{i}": kind for i, kind in enumerate(wanted.kinds)}
-    if wanted.create_time_from is not None:
-        parameters["create_time_from"] = wanted.create_time_from
-    if wanted.create_time_before is not None:
-        parameters["create_time_before"] = wanted.create_time_before
-    if wanted.month is not None and order.field is OrderField.AMOUNT:
-        parameters["month"] = wanted.month
-    elif wanted.month is not None:
-        parameters["month_from"], parameters["month_before"] = month_bounds(wanted.month)
+    if lower is not None:
+        parameters["create_time_from"] = lower
+    if upper is not None:
+        parameters["create_time_before"] = upper
+    if month is not None:
+        parameters["month"] = month
     if after is not None:
         parameters["after_position"] = after.position
         parameters["after_sequence"] = after.sequence
@@ -216,11 +238,8 @@ def _conditions(shape: _Shape, position: ColumnElement[int]) -> list[ColumnEleme
         conditions.append(columns.account_number == bindparam("account_number"))
     else:
         conditions.append(columns.tenant_number == bindparam("tenant_number"))
-    if shape.month and shape.order.field is OrderField.AMOUNT:
+    if shape.month:
         conditions.append(columns.month == bindparam("month"))
-    elif shape.month:
-        conditions.append(columns.create_time >= bindparam("month_from"))
-        conditions.append(columns.create_time < bindparam("month_before"))
     if shape.create_time_from:
         conditions.append(columns.create_time >= bindparam("create_time_from"))
     if shape.create_time_before:

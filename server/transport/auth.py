@@ -105,7 +105,8 @@ class Authenticator:
         secret_hash = hash_secret(credential.secret)
         if record is None or not hmac.compare_digest(record.secret_hash, secret_hash):
             raise CredentialInvalid
-        return Caller(record.tenant_number, record.tenant_uid, record.id, record.account_id)
+        scopes = frozenset(record.scopes.split())
+        return Caller(record.tenant_number, record.tenant_uid, record.id, record.account_id, scopes)
 
 
 def _credential(metadata: Iterable[tuple[str, str | bytes]]) -> _Credential:

@@ -13,8 +13,9 @@ from typing import Any, TypeAlias
 
 import grpc
 import structlog
+from google.protobuf.message import DecodeError
 
-from server.ledger.errors import DaybookError, Internal, InternalFailure, Unavailable
+from server.ledger.errors import DaybookError, FieldInvalid, Internal, InternalFailure, Unavailable
 from server.transport.auth import Authenticator, authentication
 from server.transport.errors import RenderError, code_of, refuse
 
@@ -62,23 +63,33 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
             async def unary(request: Any, context: Context) -> Any:
                 async with self._around(method, context, render):
-                    return await answer(request, context)
+                    return await answer(_well_formed(request), context)
 
             return grpc.unary_unary_rpc_method_handler(
-                unary, handler.request_deserializer, _unless_bytes(handler.response_serializer)
+                unary, _unless_malformed(handler.request_deserializer), _unless_bytes(handler.response_serializer)
             )
         if handler.unary_stream is not None:
             answers: Callable[[Any, Context], AsyncIterator[Any]] = handler.unary_stream  # type: ignore[assignment]
 
             async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
                 async with self._around(method, context, render):
-                    async for answer in answers(request, context):
+                    async for answer in answers(_well_formed(request), context):
                         yield answer
 
             return grpc.unary_stream_rpc_method_handler(
-                stream, handler.request_deserializer, _unless_bytes(handler.response_serializer)
+                stream, _unless_malformed(handler.request_deserializer), _unless_bytes(handler.response_serializer)
             )
-        raise AssertionError(f"{method} takes a stream, and nothing here wraps one")
+        if handler.stream_unary is not None:
+            summary: Callable[[Any, Context], Awaitable[Any]] = handler.stream_unary  # type: ignore[assignment]
+
+            async def upload(requests: Any, context: Context) -> Any:
+                async with self._around(method, context, render):
+                    return await summary(_all_well_formed(requests), context)
+
+            return grpc.stream_unary_rpc_method_handler(
+                upload, _unless_malformed(handler.request_deserializer), _unless_bytes(handler.response_serializer)
+            )
+        raise AssertionError(f"{method} streams both ways, and nothing here wraps that")
 
     @asynccontextmanager
     async def _around(self, method: str, context: Context, render: RenderError | None) -> AsyncIterator[None]:
@@ -100,6 +111,37 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             await refuse(context, InternalFailure(), render)
         finally:
             log.debug("call", method=method, code=code.name, seconds=time.perf_counter() - started)
+
+
+class _Malformed:
+    """Stands for a request that is no message of its type."""
+
+
+_MALFORMED = _Malformed()
+
+
+def _unless_malformed(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
+    """Keeps a request that can't be parsed from ending in an error of Python's own."""
+    assert deserialize is not None, "generated code always names one"
+
+    def parse(request: bytes) -> Any:
+        try:
+            return deserialize(request)
+        except DecodeError:
+            return _MALFORMED
+
+    return parse
+
+
+def _well_formed(request: Any) -> Any:
+    if request is _MALFORMED:
+        raise FieldInvalid("request", "is no message of its type, or holds text that is not UTF-8")
+    return request
+
+
+async def _all_well_formed(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield _well_formed(request)
 
 
 def _unless_bytes(serialize: Callable[[Any], bytes] | None) -> Callable[[Any], bytes]:

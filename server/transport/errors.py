@@ -14,7 +14,8 @@ from typing import NoReturn, TypeAlias
 
 import grpc
 from google.protobuf.any_pb2 import Any
-from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
+from google.protobuf.duration_pb2 import Duration
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
 from server.ledger.errors import (
@@ -26,6 +27,8 @@ from server.ledger.errors import (
     InvalidArgument,
     NotFound,
     PermissionDenied,
+    ResourceExhausted,
+    TooBusy,
     Unauthenticated,
     Unavailable,
 )
@@ -40,6 +43,7 @@ CODES: Mapping[type[DaybookError], grpc.StatusCode] = {
     AlreadyExists: grpc.StatusCode.ALREADY_EXISTS,
     FailedPrecondition: grpc.StatusCode.FAILED_PRECONDITION,
     Aborted: grpc.StatusCode.ABORTED,
+    ResourceExhausted: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Unavailable: grpc.StatusCode.UNAVAILABLE,
     Internal: grpc.StatusCode.INTERNAL,
 }
@@ -81,6 +85,7 @@ _HTTP_STATUSES = {
     grpc.StatusCode.ALREADY_EXISTS: 409,
     grpc.StatusCode.FAILED_PRECONDITION: 400,
     grpc.StatusCode.ABORTED: 409,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
     grpc.StatusCode.UNAVAILABLE: 503,
     grpc.StatusCode.INTERNAL: 500,
 }
@@ -92,10 +97,14 @@ def to_status(error: DaybookError) -> Status:
     if isinstance(error, InvalidArgument):
         violation = BadRequest.FieldViolation(field=error.field, description=error.problem)
         details.append(_pack(BadRequest(field_violations=[violation])))
+    if isinstance(error, TooBusy):
+        delay = Duration()
+        delay.FromMilliseconds(round(error.retry_seconds * 1000))
+        details.append(_pack(RetryInfo(retry_delay=delay)))
     return Status(code=code_of(error).value[0], message=error.message, details=details)
 
 
-def _pack(detail: ErrorInfo | BadRequest) -> Any:
+def _pack(detail: ErrorInfo | BadRequest | RetryInfo) -> Any:
     packed = Any()
     packed.Pack(detail)
     return packed

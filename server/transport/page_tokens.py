@@ -72,6 +72,19 @@ class PageTokens:
         body.v1.account_id = last
         return self._seal(body)
 
+    def seal_lot(self, listing: Listing, last: int) -> str:
+        """The token of the page behind a lot."""
+        body = self._body(listing)
+        body.v1.lot_number = last
+        return self._seal(body)
+
+    def open_lot(self, listing: Listing, token: str) -> int:
+        """The number of the lot behind which the page begins; 0 for the first page.
+
+        Raises PageTokenInvalid, PageTokenMismatch.
+        """
+        return self._open(listing, token).lot_number if token else 0
+
     def open_transaction(self, listing: Listing, token: str) -> TransactionKey | None:
         """The transaction behind which the page begins; None for the first page.
 

@@ -8,6 +8,8 @@ from google.protobuf.struct_pb2 import NULL_VALUE, Value
 
 ECHOED_CHARACTERS_MAX = 64
 
+# More digits than any number that a facade takes; it is only told that it is out of bounds.
+_INTEGER = re.compile(r"-?[0-9]{1,30}", re.ASCII)
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", re.ASCII)
 
 
@@ -29,6 +31,11 @@ def number_or_null(number: float | None) -> Value:
 def echo(text: str) -> str:
     """What a caller sent, short enough to be told back to them."""
     return text if len(text) <= ECHOED_CHARACTERS_MAX else f"{text[:ECHOED_CHARACTERS_MAX]}..."
+
+
+def read_integer(text: str) -> int | None:
+    """A whole number out of a query, or None where the text is none."""
+    return int(text) if _INTEGER.fullmatch(text) else None
 
 
 def is_uuid(text: str) -> bool:

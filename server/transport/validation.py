@@ -19,6 +19,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from server.ledger import money
 from server.ledger.errors import FieldInvalid
+from server.ledger.instants import SECOND, Instant, from_timestamp
 from server.ledger.money import Millionths
 from server.ledger.posting import Draft
 from server.store.requests import Request
@@ -26,6 +27,8 @@ from server.store.requests import Request
 PAGE_SIZE_DEFAULT = 50
 PAGE_SIZE_MAX = 1000
 METADATA_BYTES_MAX = 8192
+PRIORITY_MAX = 1000
+TIME_TO_LIVE_SECONDS_MAX = 100 * 366 * 24 * 3600
 LABELS_MAX = 32
 LABEL_CHARACTERS_MAX = 128
 REQUEST_ID_CHARACTERS_MAX = 128
@@ -88,6 +91,7 @@ DETAILS = (
 _Message = TypeVar("_Message", bound=Message)
 
 _CATEGORY = re.compile(r"[a-z][a-z0-9_]{0,62}", re.ASCII)
+_COUNTRY_CODE = re.compile(r"[A-Z]{2}", re.ASCII)
 _REQUEST_ID = re.compile(r"[\x20-\x7e]{0,128}", re.ASCII)
 # 0001-01-01 and 9999-12-31T23:59:59, the bounds of a Timestamp.
 _TIMESTAMP_SECONDS_MIN = -62_135_596_800
@@ -99,6 +103,14 @@ def read_page_size(page_size: int) -> int:
     if page_size < 0:
         raise FieldInvalid("page_size", "must not be negative")
     return min(page_size or PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)
+
+
+def read_positive_amount(field: str, text: str) -> Millionths:
+    """An amount above 0."""
+    amount = read_amount(field, text)
+    if amount <= 0:
+        raise FieldInvalid(field, "must be above 0")
+    return amount
 
 
 def read_request(method: str, request: Message) -> Request:
@@ -133,21 +145,57 @@ def read_transaction(transaction: Transaction) -> tuple[Draft, Transaction]:
             "transaction.category",
             "must be a lower-case letter, then at most 62 lower-case letters, digits and underscores",
         )
-    if transaction.state not in (Transaction.STATE_UNSPECIFIED, Transaction.SUCCEEDED):
-        raise FieldInvalid("transaction.state", "must be SUCCEEDED or left out")
+    if transaction.state not in Transaction.State.values():
+        raise FieldInvalid("transaction.state", "must be SUCCEEDED, FAILED, CANCELED or left out")
     amount = read_amount("transaction.amount", transaction.amount)
     is_usage = transaction.WhichOneof("subject") == "usage"
     if is_usage and transaction.kind != Transaction.CHARGE:
         raise FieldInvalid("transaction.usage", "is only possible with kind CHARGE")
-    details = _only(transaction, DETAILS)
-    _check_labels(details.labels)
-    check_content("transaction", details)
-    if (
-        transaction.usage.HasField("cost_usd")
-        and read_amount("transaction.usage.cost_usd", transaction.usage.cost_usd) < 0
-    ):
-        raise FieldInvalid("transaction.usage.cost_usd", "must not be negative")
-    return Draft(transaction.kind, transaction.category, amount, is_usage), details
+    expire_time, time_to_live = _read_lifetime(transaction)
+    if not -PRIORITY_MAX <= transaction.priority <= PRIORITY_MAX:
+        raise FieldInvalid("transaction.priority", f"must be between -{PRIORITY_MAX} and {PRIORITY_MAX}")
+    if amount <= 0 and transaction.priority:
+        raise FieldInvalid("transaction.priority", "is only possible with an amount above 0")
+    if amount <= 0 and transaction.WhichOneof("lifetime") is not None:
+        raise FieldInvalid(
+            f"transaction.{transaction.WhichOneof('lifetime')}", "is only possible with an amount above 0"
+        )
+    details = read_details("transaction", _only(transaction, DETAILS))
+    return Draft(
+        kind=transaction.kind,
+        category=transaction.category,
+        amount=amount,
+        state=transaction.state or Transaction.SUCCEEDED,
+        is_usage=is_usage,
+        expire_time=expire_time,
+        time_to_live=time_to_live,
+        priority=transaction.priority,
+    ), details
+
+
+def read_details(path: str, details: Transaction) -> Transaction:
+    """The fields of a transaction that posting takes over as they are, held to their bounds."""
+    _check_labels(path, details.labels)
+    check_content(path, details)
+    cost = details.usage.cost_usd
+    if details.usage.HasField("cost_usd") and read_amount(_join(path, "usage.cost_usd"), cost) < 0:
+        raise FieldInvalid(_join(path, "usage.cost_usd"), "must not be negative")
+    return details
+
+
+def _read_lifetime(transaction: Transaction) -> tuple[Instant | None, Instant | None]:
+    """The expire_time and the time to live of what a transaction brings; at most one of them."""
+    match transaction.WhichOneof("lifetime"):
+        case "expire_time":
+            check_timestamp("transaction.expire_time", transaction.expire_time)
+            return from_timestamp(transaction.expire_time), None
+        case "ttl":
+            time_to_live = transaction.ttl.seconds * SECOND + transaction.ttl.nanos // 1000
+            is_sound = 0 <= transaction.ttl.nanos < 1_000_000_000
+            if not is_sound or not SECOND <= time_to_live <= TIME_TO_LIVE_SECONDS_MAX * SECOND:
+                raise FieldInvalid("transaction.ttl", "must be between a second and 100 years")
+            return None, time_to_live
+    return None, None
 
 
 def check_account(account: Account) -> None:
@@ -175,19 +223,18 @@ def _only(message: _Message, names: tuple[str, ...]) -> _Message:
     return kept
 
 
-def _check_labels(labels: Mapping[str, str]) -> None:
+def _check_labels(path: str, labels: Mapping[str, str]) -> None:
+    place = _join(path, "labels")
     if len(labels) > LABELS_MAX:
-        raise FieldInvalid("transaction.labels", f"must have at most {LABELS_MAX} entries")
+        raise FieldInvalid(place, f"must have at most {LABELS_MAX} entries")
     for key, value in labels.items():
         if not _CATEGORY.fullmatch(key):
             raise FieldInvalid(
-                "transaction.labels",
+                place,
                 "must have keys of a lower-case letter, then at most 62 lower-case letters, digits and underscores",
             )
         if not 1 <= len(value) <= LABEL_CHARACTERS_MAX or "\0" in value:
-            raise FieldInvalid(
-                f"transaction.labels.{key}", f"must have 1 to {LABEL_CHARACTERS_MAX} characters, none of them NUL"
-            )
+            raise FieldInvalid(f"{place}.{key}", f"must have 1 to {LABEL_CHARACTERS_MAX} characters, none of them NUL")
 
 
 def check_content(path: str, message: Message) -> None:
@@ -195,21 +242,27 @@ def check_content(path: str, message: Message) -> None:
     name = message.DESCRIPTOR.full_name
     for required in ("id",):
         if (name, required) in REQUIRED_TEXTS and not getattr(message, required):
-            raise FieldInvalid(f"{path}.{required}", "is required")
+            raise FieldInvalid(_join(path, required), "is required")
     for field, value in message.ListFields():
-        place = f"{path}.{field.name}"
+        place = _join(path, field.name)
         if field.is_repeated:
             continue
         if isinstance(value, Timestamp):
-            _check_timestamp(place, value)
+            check_timestamp(place, value)
         elif isinstance(value, Struct):
             _check_struct(place, value)
         elif isinstance(value, Message):
             check_content(place, value)
         elif isinstance(value, str):
             _check_text(place, value, CHARACTERS_MAX.get(name, {}).get(field.name))
+            if field.name == "country_code" and not _COUNTRY_CODE.fullmatch(value):
+                raise FieldInvalid(place, "must be two capital letters by ISO 3166-1")
         elif isinstance(value, int) and field.enum_type is None and value < 0:
             raise FieldInvalid(place, "must not be negative")
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
 
 
 def _check_struct(place: str, struct: Struct) -> None:
@@ -239,7 +292,8 @@ def _check_text(place: str, text: str, characters_max: int | None) -> None:
         raise FieldInvalid(place, "must not contain the character NUL")
 
 
-def _check_timestamp(place: str, timestamp: Timestamp) -> None:
+def check_timestamp(place: str, timestamp: Timestamp) -> None:
+    """Holds a time to the bounds of a Timestamp."""
     if not (
         _TIMESTAMP_SECONDS_MIN <= timestamp.seconds <= _TIMESTAMP_SECONDS_MAX and 0 <= timestamp.nanos < 1_000_000_000
     ):

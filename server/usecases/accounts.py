@@ -6,8 +6,9 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 from server.ledger.access import Caller
-from server.ledger.errors import EtagMismatch
+from server.ledger.errors import AccountNotFound, EtagMismatch
 from server.ledger.instants import SECOND, Clock, Instant
+from server.ledger.lots import Lot
 from server.ledger.names import account_name
 from server.ledger.paging import Page
 from server.ledger.posting import AccountState
@@ -82,13 +83,32 @@ class Accounts:
     async def balance(self, caller: Caller, account_id: str) -> tuple[AccountState, Instant]:
         """What an account holds, and the instant for which that is true. Raises AccountNotFound."""
         caller.require_account(account_id)
-        state = await self._store.state(caller.tenant_number, account_id)
-        return state, max(self._clock(), state.last_create_time)
+        found = await self._store.states(caller.tenant_number, [account_id])
+        if not found:
+            raise AccountNotFound(account_name(account_id))
+        state = found[0][1]
+        now = max(self._clock(), state.last_create_time)
+        return state.at(now), now
+
+    async def lots(self, caller: Caller, account_id: str, after: int, limit: int) -> Page[Lot, int]:
+        """A page of an account's lots, by number, behind the number `after`.
+
+        What has expired has nothing left, whether or not that is posted. Raises AccountNotFound.
+        """
+        caller.require_account(account_id)
+        number = await self._store.number(caller.tenant_number, account_id)
+        now = self._clock()
+        rows = [
+            lot._replace(remaining=0) if lot.terms.are_past(now) else lot
+            for lot in await self._store.lots(number, after, limit + 1)
+        ]
+        return Page.of(rows, limit, key=lambda row: row.number)
 
     async def holdings(self, caller: Caller, account_ids: Collection[str]) -> dict[str, Holding]:
         """Those of the accounts that exist, by id, each with what it holds now."""
         caller.require_tenant()
         if not account_ids:
             return {}
+        now = self._clock()
         found = await self._store.states(caller.tenant_number, account_ids)
-        return {account.id: Holding(account, state) for account, state in found}
+        return {account.id: Holding(account, state.at(now)) for account, state in found}

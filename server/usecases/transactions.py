@@ -2,22 +2,52 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from uuid import UUID
 
 from daybook.v1.transaction_pb2 import Transaction
 
-from server.ledger.access import Caller
-from server.ledger.errors import FieldInvalid, TransactionNotFound
-from server.ledger.names import transaction_name
+from server.ledger.access import ADMIN, Caller
+from server.ledger.errors import AccountNotFound, DaybookError, FieldInvalid, TransactionNotFound
+from server.ledger.instants import Instant
+from server.ledger.money import Millionths
+from server.ledger.names import account_name, is_account_id, transaction_name
 from server.ledger.paging import Order, OrderField, Page, TransactionFilter, TransactionKey
 from server.ledger.posting import Draft
-from server.store import poster
 from server.store.accounts import AccountStore
 from server.store.poster import Poster
 from server.store.requests import Request
 from server.store.transactions import TransactionRow, TransactionStore
+from server.store.unit import RefundTotal
+from server.usecases.commands import (
+    BatchCreate,
+    Create,
+    Import,
+    ImportOutcome,
+    Item,
+    Refund,
+    Transfer,
+    of_item,
+)
 
 NEWEST_FIRST = Order()
+PAGE_BYTES_MAX = 2 * 1024 * 1024
+"""What the transactions of a page take at most: an answer must fit into a message."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewTransaction:
+    """A transaction that a caller wants posted."""
+
+    account_id: str
+    draft: Draft
+    details: Transaction
+    """The fields that posting doesn't decide: description, subject, labels and so on."""
+    request: Request
+    record_declined: bool = False
+    """Whether a charge that lacks credits is kept for the record instead of refused."""
 
 
 class Transactions:
@@ -28,29 +58,122 @@ class Transactions:
         self._store = store
         self._poster = poster
 
-    async def create(
-        self, caller: Caller, account_id: str, draft: Draft, details: Transaction, request: Request
-    ) -> bytes:
+    async def create(self, caller: Caller, new: NewTransaction) -> bytes:
         """Posts a transaction; answers with it, serialized, once it is on disk.
 
-        Raises AccountNotFound, RequestIdReused, and what server.ledger.posting refuses.
+        Raises AccountNotFound, RequestIdReused, TooBusy, and what server.ledger.posting
+        refuses.
         """
-        caller.require_account(account_id)
-        return await self._poster.post(poster.Order(caller.tenant_number, account_id, draft, details, request))
+        return await self._poster.submit(Create(await self._item(caller, new)))
 
-    async def get(self, caller: Caller, account_id: str, uid: UUID) -> bytes:
-        """One transaction, serialized. Raises AccountNotFound, TransactionNotFound."""
-        caller.require_account(account_id)
-        number = await self._accounts.number(caller.tenant_number, account_id)
-        body = await self._store.get(number, uid)
-        if body is None:
+    async def create_batch(self, caller: Caller, new: Sequence[NewTransaction], request: Request) -> bytes:
+        """Posts all of these or none; answers with a serialized BatchCreateTransactionsResponse.
+
+        Raises what `create` raises, with the index of the transaction.
+        """
+        items = []
+        for index, each in enumerate(new):
+            try:
+                items.append(await self._item(caller, each))
+            except DaybookError as error:
+                raise of_item(error, index) from None
+        return await self._poster.submit(BatchCreate(items, request))
+
+    async def create_each(self, caller: Caller, new: Sequence[NewTransaction]) -> list[bytes | DaybookError]:
+        """Posts each of these by itself; answers with each one's transaction or refusal."""
+
+        async def outcome(item: Item | DaybookError) -> bytes | DaybookError:
+            if isinstance(item, DaybookError):
+                return item
+            try:
+                return await self._poster.submit(Create(item))
+            except DaybookError as error:
+                return error
+
+        items: list[Item | DaybookError] = []
+        for each in new:
+            try:
+                items.append(await self._item(caller, each))
+            except DaybookError as error:
+                items.append(error)
+        # All are in the line, in their order, before the first is waited for.
+        return list(await asyncio.gather(*(outcome(item) for item in items)))
+
+    async def refund(
+        self,
+        caller: Caller,
+        account_id: str,
+        uid: UUID,
+        amount: Millionths | None,
+        details: Transaction,
+        request: Request,
+    ) -> bytes:
+        """Gives back an amount of a charge, or all that is left; answers with the REFUND.
+
+        Raises AccountNotFound, TransactionNotFound, and what server.ledger.refunds refuses.
+        """
+        number = await self._number(caller, account_id)
+        return await self._poster.submit(Refund(number, account_id, uid, amount, details, request))
+
+    async def transfer(
+        self,
+        caller: Caller,
+        source_id: str,
+        destination_id: str,
+        amount: Millionths,
+        details: Transaction,
+        request: Request,
+    ) -> bytes:
+        """Moves credits; answers with a serialized TransferCreditsResponse.
+
+        A caller who is bound to an account may give from it and not to it alone: both sides
+        must be theirs. Raises AccountNotFound, InsufficientCredits.
+        """
+        source = await self._number(caller, source_id)
+        destination = await self._number(caller, destination_id)
+        return await self._poster.submit(
+            Transfer(source, source_id, destination, destination_id, amount, details, request)
+        )
+
+    async def import_history(self, caller: Caller, history: Sequence[tuple[NewTransaction, Instant]]) -> ImportOutcome:
+        """Posts history, each at its own time, up to the first that is refused."""
+        caller.require_scope(ADMIN)
+        items = []
+        error = None
+        for new, time in history:
+            try:
+                items.append((await self._item(caller, new), time))
+            except DaybookError as refusal:
+                error = refusal
+                break
+        outcome = await self._poster.submit(Import(items)) if items else ImportOutcome(0, 0)
+        return outcome if outcome.error else replace(outcome, error=error)
+
+    async def get(self, caller: Caller, account_id: str, uid: UUID) -> tuple[bytes, bytes]:
+        """A transaction's body and allocations. Raises AccountNotFound, TransactionNotFound."""
+        stored = await self._store.get(await self._number(caller, account_id), uid)
+        if stored is None:
             raise TransactionNotFound(transaction_name(account_id, uid))
-        return body
+        return stored
+
+    async def refunds(self, charges: Collection[TransactionRow]) -> dict[tuple[int, int], RefundTotal]:
+        """What was given back of listed transactions, by account and sequence."""
+        return await self._store.refunds([(row.account_number, row.sequence) for row in charges]) if charges else {}
+
+    async def _number(self, caller: Caller, account_id: str) -> int:
+        caller.require_account(account_id)
+        if not is_account_id(account_id):
+            # A facade takes its account's id as it comes.
+            raise AccountNotFound(account_name(account_id))
+        return await self._accounts.number(caller.tenant_number, account_id)
+
+    async def _item(self, caller: Caller, new: NewTransaction) -> Item:
+        number = await self._number(caller, new.account_id)
+        return Item(number, new.draft, new.details, new.request, new.record_declined)
 
     async def require_account(self, caller: Caller, account_id: str) -> None:
         """Raises AccountNotPermitted or AccountNotFound unless `list` would find the account."""
-        caller.require_account(account_id)
-        await self._accounts.number(caller.tenant_number, account_id)
+        await self._number(caller, account_id)
 
     async def list(
         self,
@@ -67,11 +190,11 @@ class Transactions:
         """
         number = None
         if account_id is not None:
-            caller.require_account(account_id)
-            number = await self._accounts.number(caller.tenant_number, account_id)
+            number = await self._number(caller, account_id)
         else:
             caller.require_tenant()
             if order.field is OrderField.AMOUNT:
                 raise FieldInvalid("order_by", "must not be by amount for accounts/-")
         rows = await self._store.page(caller.tenant_number, number, wanted, order, after, limit + 1)
-        return Page.of(rows, limit, key=lambda row: row.key)
+        page = Page.of(rows, limit, key=lambda row: row.key)
+        return page.within(PAGE_BYTES_MAX, size=lambda row: len(row.body), key=lambda row: row.key)

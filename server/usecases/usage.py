@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from server.ledger.access import Caller
+from server.ledger.instants import Clock
 from server.ledger.money import Millionths
-from server.ledger.posting import UsageWindow
+from server.ledger.usage import UsageWindow
 from server.store.accounts import AccountStore
 from server.store.transactions import TransactionStore
 
@@ -25,13 +26,14 @@ class UsageHistory:
 class Usage:
     """Tells what was used, hour by hour."""
 
-    def __init__(self, accounts: AccountStore, store: TransactionStore) -> None:
+    def __init__(self, accounts: AccountStore, store: TransactionStore, clock: Clock) -> None:
         self._accounts = accounts
         self._store = store
+        self._clock = clock
 
     async def history(self, caller: Caller, account_id: str, offset: int, limit: int) -> UsageHistory:
         """A page of an account's hour windows, newest first. Raises AccountNotFound."""
         caller.require_account(account_id)
         number = await self._accounts.number(caller.tenant_number, account_id)
-        balance, windows, total = await self._store.windows(number, offset, limit)
-        return UsageHistory(number, balance, windows, total)
+        state, windows, total = await self._store.windows(number, offset, limit)
+        return UsageHistory(number, state.at(self._clock()).balance, windows, total)

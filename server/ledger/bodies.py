@@ -1,0 +1,113 @@
+"""The bytes that are kept of a transaction, for good: its message, its allocations, its hash."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from uuid import UUID
+
+from daybook.internal.v1.allocations_pb2 import Allocations
+from daybook.v1 import transaction_pb2
+from daybook.v1.transaction_pb2 import Transaction
+
+from server.ledger import money
+from server.ledger.instants import to_timestamp
+from server.ledger.lots import CREDIT_LINE, Allocation, Terms
+from server.ledger.names import lot_name, transaction_name
+from server.ledger.posting import Posting
+
+
+def write_body(account_id: str, posted: Posting, details: Transaction, uid: UUID, request_id: str) -> bytes:
+    """The transaction as it is served: what posting decided, and the caller's details."""
+    message = Transaction()
+    message.CopyFrom(details)
+    message.name = transaction_name(account_id, uid)
+    message.uid = str(uid)
+    message.sequence = posted.sequence
+    message.create_time.CopyFrom(to_timestamp(posted.create_time))
+    message.kind = posted.kind
+    message.category = posted.category
+    message.state = posted.state
+    message.amount = money.write(posted.amount)
+    message.expiring_amount = money.write(posted.expiring_amount)
+    message.permanent_amount = money.write(posted.permanent_amount)
+    message.balance_after = money.write(posted.balance_after)
+    message.request_id = request_id
+    if posted.terms.expire_time is not None:
+        message.expire_time.CopyFrom(to_timestamp(posted.terms.expire_time))
+    message.priority = posted.terms.priority
+    return message.SerializeToString(deterministic=True)
+
+
+def write_allocations(allocations: Iterable[Allocation]) -> bytes:
+    """Allocations as they are stored."""
+    return Allocations(
+        allocations=[
+            Allocations.Allocation(
+                lot_number=each.lot_number,
+                amount=each.amount,
+                expire_time=each.terms.expire_time,
+                priority=each.terms.priority,
+            )
+            for each in allocations
+        ]
+    ).SerializeToString(deterministic=True)
+
+
+def read_allocations(stored: bytes) -> tuple[Allocation, ...]:
+    """Allocations out of their stored form."""
+    return tuple(
+        Allocation(
+            each.lot_number,
+            each.amount,
+            Terms(each.expire_time if each.HasField("expire_time") else None, each.priority),
+        )
+        for each in Allocations.FromString(stored).allocations
+    )
+
+
+def with_allocations(account_id: str, body: bytes, stored: bytes) -> Transaction:
+    """A transaction in full view."""
+    message = Transaction.FromString(body)
+    for each in read_allocations(stored):
+        shown = transaction_pb2.Allocation(amount=money.write(each.amount))
+        if each.lot_number != CREDIT_LINE:
+            shown.lot = lot_name(account_id, each.lot_number)
+        if each.terms.expire_time is not None:
+            shown.expire_time.CopyFrom(to_timestamp(each.terms.expire_time))
+        message.allocations.append(shown)
+    return message
+
+
+def chain(previous_hash: bytes, body: bytes, allocations: bytes) -> bytes:
+    """The hash of a transaction: SHA-256 over its predecessor's hash and its own stored bytes.
+
+    The length of the body stands between the two, so that no byte can move from one to the
+    other. The first transaction's predecessor has the empty hash.
+    """
+    return hashlib.sha256(b"%b%d:%b%b" % (previous_hash, len(body), body, allocations)).digest()
+
+
+# The tag of field 1, length-delimited: where list answers hold their transactions.
+_FIELD_1_TAG = b"\x0a"
+
+
+def join_messages(bodies: Iterable[bytes]) -> bytes:
+    """A message whose field 1 repeats these messages, put together from stored bytes.
+
+    A fast path: each is serialized already, so nothing is parsed or written again.
+    """
+    parts: list[bytes] = []
+    for body in bodies:
+        parts += (_FIELD_1_TAG, _varint(len(body)), body)
+    return b"".join(parts)
+
+
+def _varint(number: int) -> bytes:
+    """A length as the wire format has it: seven bits a byte, the lowest first."""
+    encoded = bytearray()
+    while number > 0x7F:
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    encoded.append(number)
+    return bytes(encoded)

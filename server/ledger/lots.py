@@ -1,0 +1,94 @@
+"""Lots: the parcels in which credits come, and the order in which they are spent.
+
+Every grant opens a lot, permanent or expiring. A balance is the sum of an account's open
+lots, less what it owes on its credit limit. What owes is written as a lot too, number 0,
+so that every transaction is the sum of its allocations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from server.ledger.instants import Instant
+from server.ledger.money import Millionths
+
+CREDIT_LINE = 0
+"""The lot number of what an account owes: it goes below zero, as far as the credit limit."""
+
+_NEVER: Instant = 2**63 - 1
+
+
+class Terms(NamedTuple):
+    """For how long credits are good, and how soon they are spent."""
+
+    expire_time: Instant | None = None
+    """From this instant on they are gone; None for credits that stay."""
+    priority: int = 0
+    """Lots of a lower number are spent first."""
+
+    def are_past(self, now: Instant) -> bool:
+        """Whether the credits are gone."""
+        return self.expire_time is not None and self.expire_time <= now
+
+
+PERMANENT = Terms()
+
+
+class Lot(NamedTuple):
+    """A parcel of credits of one account."""
+
+    number: int
+    """1, 2, 3 and so on in its account, in the order of opening."""
+    opened_by: int
+    """The sequence of the transaction that opened it."""
+    terms: Terms
+    amount: Millionths
+    """What was put into it at its opening."""
+    remaining: Millionths
+    """What is left of it; never below 0. A refund can raise it again, up to amount."""
+
+    @property
+    def spending_order(self) -> tuple[int, Instant, int]:
+        """Priority, then the earliest to expire (permanent last), then the oldest."""
+        expire_time = self.terms.expire_time
+        return self.terms.priority, _NEVER if expire_time is None else expire_time, self.number
+
+
+class Allocation(NamedTuple):
+    """What one transaction moved in one lot: above 0 into it, below 0 out of it."""
+
+    lot_number: int
+    """CREDIT_LINE for what was borrowed (below 0) or paid back (above 0)."""
+    amount: Millionths
+    terms: Terms
+    """Those of the lot, so that a transaction can be read without it."""
+
+
+def sort_lots(lots: Iterable[Lot]) -> tuple[Lot, ...]:
+    """Open lots in the order in which they are spent."""
+    return tuple(sorted((lot for lot in lots if lot.remaining), key=lambda lot: lot.spending_order))
+
+
+def take(lots: tuple[Lot, ...], amount: Millionths) -> tuple[tuple[Lot, ...], list[Allocation]]:
+    """Takes an amount (above 0) out of sorted lots: what is left open, and what came from where.
+
+    What the lots don't hold is borrowed from the credit line; whether that is allowed, the
+    caller decides.
+    """
+    allocations = []
+    for place, lot in enumerate(lots):
+        taken = min(lot.remaining, amount)
+        allocations.append(Allocation(lot.number, -taken, lot.terms))
+        amount -= taken
+        if taken < lot.remaining:
+            return (lot._replace(remaining=lot.remaining - taken), *lots[place + 1 :]), allocations
+        if not amount:
+            return lots[place + 1 :], allocations
+    allocations.append(Allocation(CREDIT_LINE, -amount, PERMANENT))
+    return (), allocations
+
+
+def expiring_part(allocations: Iterable[Allocation]) -> Millionths:
+    """How much of a transaction moved credits with a date of expiry."""
+    return sum(each.amount for each in allocations if each.terms.expire_time is not None)

@@ -1,0 +1,79 @@
+"""The rules by which a charge is given back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from daybook.v1.transaction_pb2 import Transaction
+
+from server.ledger import money
+from server.ledger.errors import NotRefundable, RefundExceedsCharge
+from server.ledger.instants import Instant
+from server.ledger.lots import CREDIT_LINE, PERMANENT, Allocation, Lot, Terms
+from server.ledger.money import Millionths
+from server.ledger.posting import AccountState, Kind, Portion, Posting, State, posted, put
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """A transaction that somebody wants refunded."""
+
+    name: str
+    kind: Kind
+    state: State
+    amount: Millionths
+    create_time: Instant
+    allocations: tuple[Allocation, ...]
+    lots: Mapping[int, Lot]
+    """The lots of its allocations, by number, open or not."""
+    refunded: Millionths = 0
+    """What was given back before, 0 or more."""
+
+
+def refund(
+    state: AccountState, charge: Charge, amount: Millionths | None, now: Instant
+) -> tuple[AccountState, Posting]:
+    """Gives back an amount (above 0) of a charge, or all that is left of it.
+
+    It goes back to the lots it came from, the last taken first: what remains is as if
+    only the rest had been charged. Credits of a lot that has expired meanwhile come back in
+    a new lot that lives as long as the old one had left when the charge took from it: the
+    customer has what they had, no more and no less. What had been borrowed comes back
+    permanent. All of it pays back debts first, as every credit does.
+
+    Raises, in this order: NotRefundable for anything but a charge that succeeded,
+    RefundExceedsCharge, and what `put` raises.
+    """
+    if charge.kind != Transaction.CHARGE or charge.state != Transaction.SUCCEEDED:
+        raise NotRefundable(charge.name)
+    left = -charge.amount - charge.refunded
+    if amount is None:
+        amount = left
+    if amount > left or not left:
+        raise RefundExceedsCharge(charge.name, refundable_amount=money.write(left))
+    create_time = max(now, state.last_create_time)
+    after, allocations = put(state, _portions(charge, amount, create_time))
+    return posted(after, Transaction.REFUND, "refund", amount, create_time, allocations)
+
+
+def _portions(charge: Charge, amount: Millionths, create_time: Instant) -> Iterator[Portion]:
+    given_back = charge.refunded
+    for allocation in reversed(charge.allocations):
+        taken = -allocation.amount
+        skipped = min(given_back, taken)
+        given_back -= skipped
+        part = min(taken - skipped, amount)
+        amount -= part
+        if part:
+            yield _portion(charge, allocation, part, create_time)
+
+
+def _portion(charge: Charge, allocation: Allocation, part: Millionths, create_time: Instant) -> Portion:
+    if allocation.lot_number == CREDIT_LINE:
+        return Portion(part, PERMANENT)
+    expire_time = allocation.terms.expire_time
+    if expire_time is not None and expire_time <= create_time:
+        life = expire_time - charge.create_time
+        return Portion(part, Terms(create_time + life, allocation.terms.priority))
+    return Portion(part, allocation.terms, charge.lots[allocation.lot_number])

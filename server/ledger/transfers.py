@@ -1,0 +1,29 @@
+"""The rules by which credits go from one account to another."""
+
+from __future__ import annotations
+
+from daybook.v1.transaction_pb2 import Transaction
+
+from server.ledger.instants import Instant
+from server.ledger.money import Millionths
+from server.ledger.posting import AccountState, Portion, Posting, posted, put, withdraw
+
+
+def transfer(
+    source: AccountState, destination: AccountState, amount: Millionths, now: Instant
+) -> tuple[tuple[AccountState, Posting], tuple[AccountState, Posting]]:
+    """Moves an amount (above 0); gives the outgoing and the incoming side.
+
+    The source spends as a charge does, except that nothing can be borrowed to be given
+    away. The destination gets the credits on the terms that they had: a lot for each of
+    the source's, with its expire_time and priority. Both sides have the same time.
+
+    Raises InsufficientCredits, and what `put` raises.
+    """
+    create_time = max(now, source.last_create_time, destination.last_create_time)
+    source, taken = withdraw(source, amount, borrow=False)
+    destination, brought = put(destination, [Portion(-each.amount, each.terms) for each in taken])
+    return (
+        posted(source, Transaction.TRANSFER_OUT, "transfer", -amount, create_time, taken),
+        posted(destination, Transaction.TRANSFER_IN, "transfer", amount, create_time, brought),
+    )

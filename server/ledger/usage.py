@@ -1,0 +1,43 @@
+"""Hour windows: what an account used in each of its hours."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from server.ledger.instants import Instant, window_start
+from server.ledger.money import Millionths
+
+USAGE_CATEGORIES = ("computing", "serverless")
+"""The categories of usage that are summed."""
+
+
+class UsageWindow(NamedTuple):
+    """What an account used in one of its hours. Hours without usage have no window."""
+
+    number: int
+    """1 for the account's first window, without a gap."""
+    start: Instant
+    computing: Millionths = 0
+    serverless: Millionths = 0
+
+    @property
+    def total(self) -> Millionths:
+        """All that was used in the hour."""
+        return self.computing + self.serverless
+
+
+def add_usage(
+    newest: UsageWindow | None, hour_anchor: Instant, category: str, used: Millionths, time: Instant
+) -> UsageWindow | None:
+    """The newest window after a charge of usage; the same as before for other categories."""
+    if category not in USAGE_CATEGORIES:
+        return newest
+    start = window_start(hour_anchor, time)
+    if newest is None or newest.start != start:
+        # Times never decrease within an account, so another start is a later one.
+        newest = UsageWindow(number=newest.number + 1 if newest else 1, start=start)
+    if category == "computing":
+        newest = newest._replace(computing=newest.computing + used)
+    else:
+        newest = newest._replace(serverless=newest.serverless + used)
+    return newest

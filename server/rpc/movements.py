@@ -1,0 +1,51 @@
+"""The methods of daybook.v1.Ledger that move credits back or across."""
+
+from __future__ import annotations
+
+from daybook.v1.ledger_service_pb2 import RefundTransactionRequest, TransferCreditsRequest
+from daybook.v1.transaction_pb2 import Transaction
+
+from server.ledger.errors import FieldInvalid
+from server.ledger.names import parse_account_name, parse_transaction_name
+from server.transport.auth import current_caller
+from server.transport.calls import Context
+from server.transport.validation import read_details, read_positive_amount, read_request
+from server.usecases.transactions import Transactions
+
+
+class MovementMethods:
+    """RefundTransaction, TransferCredits."""
+
+    _transactions: Transactions
+
+    async def RefundTransaction(self, request: RefundTransactionRequest, context: Context) -> bytes:
+        """Parses name and amount, refunds, answers with the refund's stored bytes."""
+        key = read_request("RefundTransaction", request)
+        account_id, uid = parse_transaction_name("name", request.name)
+        amount = read_positive_amount("amount", request.amount) if request.amount else None
+        details = Transaction(
+            description=request.description,
+            creator=request.creator if request.HasField("creator") else None,
+            metadata=request.metadata if request.HasField("metadata") else None,
+        )
+        return await self._transactions.refund(
+            current_caller(), account_id, uid, amount, read_details("", details), key
+        )
+
+    async def TransferCredits(self, request: TransferCreditsRequest, context: Context) -> bytes:
+        """Parses both names and the amount, transfers, answers with both sides."""
+        key = read_request("TransferCredits", request)
+        source = parse_account_name("name", request.name)
+        destination = parse_account_name("destination", request.destination)
+        if source == destination:
+            raise FieldInvalid("destination", "must be another account than name")
+        amount = read_positive_amount("amount", request.amount)
+        details = Transaction(
+            description=request.description,
+            creator=request.creator if request.HasField("creator") else None,
+            labels=request.labels,
+            metadata=request.metadata if request.HasField("metadata") else None,
+        )
+        return await self._transactions.transfer(
+            current_caller(), source, destination, amount, read_details("", details), key
+        )

@@ -1,0 +1,215 @@
+"""A unit of work: the accounts that a group of calls posts to, in memory, until it is saved.
+
+Each call makes an attempt on top of the unit. One that is refused is dropped and leaves no
+trace; one that succeeds becomes part of the unit, and the next call sees it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+from uuid import UUID
+
+from daybook.v1.transaction_pb2 import Transaction
+
+from server.ledger import posting
+from server.ledger.bodies import chain, write_allocations, write_body
+from server.ledger.instants import Instant, month_of
+from server.ledger.lots import CREDIT_LINE, Lot
+from server.ledger.money import Millionths
+from server.ledger.names import RandomBytes, uuid7
+from server.ledger.posting import AccountState, Posting
+from server.ledger.refunds import Charge
+from server.ledger.usage import UsageWindow
+from server.store.requests import Answer, AnswerKey, Request
+from server.store.states import StoredState
+from server.store.tables import LABELS
+
+NO_DETAILS = Transaction()
+"""Of a transaction about which there is nothing to say."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredCharge:
+    """A transaction that is to be refunded."""
+
+    sequence: int
+    charge: Charge
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class RefundTotal:
+    """What was given back of a charge so far."""
+
+    amount: Millionths
+    last_create_time: Instant
+
+
+@dataclass(slots=True)
+class Changes:
+    """What is to be written."""
+
+    states: dict[int, StoredState] = field(default_factory=dict)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    """Rows of the table transactions."""
+    lots: dict[tuple[int, int], Lot] = field(default_factory=dict)
+    windows: dict[tuple[int, int], UsageWindow] = field(default_factory=dict)
+    refunds: dict[tuple[int, int], RefundTotal] = field(default_factory=dict)
+    answers: dict[AnswerKey, Answer] = field(default_factory=dict)
+
+    def add(self, later: Changes) -> None:
+        """Takes over what changed later."""
+        self.states.update(later.states)
+        self.rows += later.rows
+        self.lots.update(later.lots)
+        self.windows.update(later.windows)
+        self.refunds.update(later.refunds)
+        self.answers.update(later.answers)
+
+
+@dataclass(slots=True)
+class Unit:
+    """What was loaded, and what has changed since."""
+
+    states: Mapping[int, StoredState]
+    lots: Mapping[tuple[int, int], Lot]
+    """By account and number: those that are open, and those of charges to be refunded."""
+    charges: Mapping[tuple[int, UUID], StoredCharge]
+    """By account and uid: transactions that are to be refunded."""
+    refunds: Mapping[tuple[int, int], RefundTotal]
+    """By account and sequence of the charge."""
+    answers: Mapping[AnswerKey, Answer]
+    """Those that the requests of the group got before."""
+    random_bytes: RandomBytes
+    changes: Changes = field(default_factory=Changes)
+
+
+class Attempt:
+    """What one call does. Nothing of it stays unless it is accepted."""
+
+    def __init__(self, unit: Unit) -> None:
+        self._unit = unit
+        self._changes = Changes()
+
+    def accept(self) -> None:
+        """Makes all of it part of the unit."""
+        self._unit.changes.add(self._changes)
+
+    def answer(self, account_number: int, request: Request) -> bytes | None:
+        """The answer that the request got before, or None if it is new. Raises RequestIdReused."""
+        if not request.request_id:
+            return None
+        key = (account_number, request.request_id)
+        for answers in (self._changes.answers, self._unit.changes.answers, self._unit.answers):
+            if key in answers:
+                return answers[key].to(request)
+        return None
+
+    def remember(self, account_number: int, request: Request, response: bytes, *, sequence: int | None = None) -> None:
+        """Keeps the answer of a request that has an id; of a transaction, only its sequence."""
+        if request.request_id:
+            self._changes.answers[account_number, request.request_id] = Answer(request, sequence, response)
+
+    def state(self, account_number: int, now: Instant) -> AccountState:
+        """The state of an account, after its due expirations are posted."""
+        state = self._stored(account_number).state
+        for after, expiration in posting.expire_due(state, now):
+            self.write(after, expiration, NO_DETAILS)
+            state = after
+        return state
+
+    def sequence(self, account_number: int) -> int:
+        """The sequence of the account's newest transaction."""
+        return self._stored(account_number).state.sequence
+
+    def last_create_time(self, account_number: int) -> Instant:
+        """The time of the account's newest transaction."""
+        return self._stored(account_number).state.last_create_time
+
+    def charge(self, account_number: int, uid: UUID) -> StoredCharge | None:
+        """A transaction that is to be refunded, with what was given back of it so far."""
+        stored = self._unit.charges.get((account_number, uid))
+        if stored is None:
+            return None
+        key = (account_number, stored.sequence)
+        total = self._changes.refunds.get(key) or self._unit.changes.refunds.get(key) or self._unit.refunds.get(key)
+        lots = {
+            each.lot_number: lot
+            for each in stored.charge.allocations
+            if (lot := self._lot(account_number, each.lot_number)) is not None
+        }
+        return replace(stored, charge=replace(stored.charge, lots=lots, refunded=total.amount if total else 0))
+
+    def add_refund(self, account_number: int, stored: StoredCharge, refund: Posting) -> None:
+        """Counts a refund of a charge."""
+        self._changes.refunds[account_number, stored.sequence] = RefundTotal(
+            stored.charge.refunded + refund.amount, refund.create_time
+        )
+
+    def new_uid(self, create_time: Instant) -> UUID:
+        """A uid for a transaction."""
+        return uuid7(create_time, self._unit.random_bytes)
+
+    def write(
+        self,
+        after: AccountState,
+        posted: Posting,
+        details: Transaction,
+        *,
+        uid: UUID | None = None,
+        request_id: str = "",
+    ) -> bytes:
+        """Stages a transaction and the state that it leads to; gives its serialized message."""
+        number = after.account_number
+        before = self._stored(number)
+        uid = uid or self.new_uid(posted.create_time)
+        body = write_body(after.account_id, posted, details, uid, request_id)
+        allocations = write_allocations(posted.allocations)
+        new_hash = chain(before.last_hash, body, allocations)
+        self._changes.states[number] = StoredState(after, new_hash)
+        self._move_lots(number, posted)
+        if after.window is not None and after.window != before.state.window:
+            self._changes.windows[number, after.window.number] = after.window
+        self._changes.rows.append(
+            {
+                "account_number": number,
+                "sequence": posted.sequence,
+                "tenant_number": after.tenant_number,
+                "uid": uid.bytes,
+                "create_time": posted.create_time,
+                "month": month_of(posted.create_time),
+                "kind": posted.kind,
+                "category": posted.category,
+                "state": posted.state,
+                "amount": posted.amount,
+                "balance_after": posted.balance_after,
+                **{name: details.labels.get(name) for name in LABELS},
+                "body": body,
+                "allocations": allocations,
+                "hash": new_hash,
+            }
+        )
+        return body
+
+    def _stored(self, account_number: int) -> StoredState:
+        for states in (self._changes.states, self._unit.changes.states):
+            if account_number in states:
+                return states[account_number]
+        return self._unit.states[account_number]
+
+    def _lot(self, account_number: int, number: int) -> Lot | None:
+        key = (account_number, number)
+        return self._changes.lots.get(key) or self._unit.changes.lots.get(key) or self._unit.lots.get(key)
+
+    def _move_lots(self, account_number: int, posted: Posting) -> None:
+        for each in posted.allocations:
+            if each.lot_number == CREDIT_LINE:
+                continue
+            lot = self._lot(account_number, each.lot_number)
+            if lot is None:
+                lot = Lot(each.lot_number, posted.sequence, each.terms, each.amount, each.amount)
+            else:
+                lot = lot._replace(remaining=lot.remaining + each.amount)
+            self._changes.lots[account_number, each.lot_number] = lot

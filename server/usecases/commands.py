@@ -1,0 +1,295 @@
+"""The calls that post: each applies the rules to the accounts that the poster has locked."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from daybook.v1.ledger_service_pb2 import TransferCreditsResponse
+from daybook.v1.transaction_pb2 import Transaction
+
+from server.ledger import posting
+from server.ledger.bodies import join_messages
+from server.ledger.errors import DaybookError, FieldInvalid, InsufficientCredits, InvalidArgument, TransactionNotFound
+from server.ledger.instants import Instant
+from server.ledger.money import Millionths
+from server.ledger.names import transaction_name
+from server.ledger.posting import AccountState, Draft
+from server.ledger.refunds import refund
+from server.ledger.transfers import transfer
+from server.store.poster import Command
+from server.store.requests import AnswerKey, Request
+from server.store.unit import Attempt
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A transaction that is to be posted to an account."""
+
+    account_number: int
+    draft: Draft
+    details: Transaction
+    request: Request
+    record_declined: bool = False
+    """Whether a charge that lacks credits is kept, in state FAILED, instead of refused."""
+
+    @property
+    def answer_keys(self) -> Collection[AnswerKey]:
+        """Its request, if that has an id."""
+        return [(self.account_number, self.request.request_id)] if self.request.request_id else ()
+
+    def post(self, attempt: Attempt, state: AccountState, now: Instant) -> bytes:
+        """Posts it on top of a state; gives the serialized transaction."""
+        try:
+            after, posted = posting.post(state, self.draft, now)
+        except InsufficientCredits:
+            if not self.record_declined:
+                raise
+            after, posted = posting.record(state, self.draft._replace(state=Transaction.FAILED), now)
+        body = attempt.write(after, posted, self.details, request_id=self.request.request_id)
+        attempt.remember(self.account_number, self.request, body, sequence=posted.sequence)
+        return body
+
+
+@dataclass(frozen=True, slots=True)
+class Create(Command[bytes]):
+    """Posts one transaction; gives it, serialized."""
+
+    item: Item
+
+    @property
+    def account_numbers(self) -> Collection[int]:
+        """The item's account."""
+        return (self.item.account_number,)
+
+    @property
+    def answer_keys(self) -> Collection[AnswerKey]:
+        """The item's request."""
+        return self.item.answer_keys
+
+    def run(self, attempt: Attempt, now: Instant) -> bytes:
+        """Posts, or repeats the first answer."""
+        answer = attempt.answer(self.item.account_number, self.item.request)
+        if answer is not None:
+            return answer
+        return self.item.post(attempt, attempt.state(self.item.account_number, now), now)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchCreate(Command[bytes]):
+    """Posts all of its items or none; gives a serialized BatchCreateTransactionsResponse."""
+
+    items: Sequence[Item]
+    request: Request
+
+    @property
+    def account_numbers(self) -> Collection[int]:
+        """Every item's account."""
+        return {item.account_number for item in self.items}
+
+    @property
+    def answer_keys(self) -> Collection[AnswerKey]:
+        """The batch's request, which belongs to the account of the first item."""
+        return [(self.items[0].account_number, self.request.request_id)] if self.request.request_id else ()
+
+    @property
+    def transaction_count(self) -> int:
+        """One for each item."""
+        return len(self.items)
+
+    def run(self, attempt: Attempt, now: Instant) -> bytes:
+        """Posts the items in their order. A refusal names the item."""
+        home = self.items[0].account_number
+        answer = attempt.answer(home, self.request)
+        if answer is not None:
+            return answer
+        bodies = []
+        for index, item in enumerate(self.items):
+            try:
+                bodies.append(item.post(attempt, attempt.state(item.account_number, now), now))
+            except DaybookError as error:
+                raise of_item(error, index) from None
+        answer = join_messages(bodies)
+        attempt.remember(home, self.request, answer)
+        return answer
+
+
+def of_item(error: DaybookError, index: int, field: str = "requests") -> DaybookError:
+    """The error of one of several requests: it says which one."""
+    error.metadata["index"] = str(index)
+    if isinstance(error, InvalidArgument):
+        error.field = f"{field}[{index}].{error.field}"
+        error.metadata["field"] = error.field
+        error.message = f"{error.field}: {error.problem}"
+    return error
+
+
+@dataclass(frozen=True, slots=True)
+class Refund(Command[bytes]):
+    """Gives a charge back; gives the REFUND, serialized."""
+
+    account_number: int
+    account_id: str
+    uid: UUID
+    amount: Millionths | None
+    details: Transaction
+    request: Request
+
+    @property
+    def account_numbers(self) -> Collection[int]:
+        """The charge's account."""
+        return (self.account_number,)
+
+    @property
+    def answer_keys(self) -> Collection[AnswerKey]:
+        """Its request, if that has an id."""
+        return [(self.account_number, self.request.request_id)] if self.request.request_id else ()
+
+    @property
+    def charge_keys(self) -> Collection[tuple[int, UUID]]:
+        """The charge."""
+        return ((self.account_number, self.uid),)
+
+    def run(self, attempt: Attempt, now: Instant) -> bytes:
+        """Refunds, or repeats the first answer."""
+        answer = attempt.answer(self.account_number, self.request)
+        if answer is not None:
+            return answer
+        state = attempt.state(self.account_number, now)
+        stored = attempt.charge(self.account_number, self.uid)
+        if stored is None:
+            raise TransactionNotFound(transaction_name(self.account_id, self.uid))
+        after, posted = refund(state, stored.charge, self.amount, now)
+        details = self._details(Transaction.FromString(stored.body))
+        body = attempt.write(after, posted, details, request_id=self.request.request_id)
+        attempt.add_refund(self.account_number, stored, posted)
+        attempt.remember(self.account_number, self.request, body, sequence=posted.sequence)
+        return body
+
+    def _details(self, charge: Transaction) -> Transaction:
+        details = Transaction(refund_of=charge.name, labels=charge.labels)
+        details.MergeFrom(self.details)
+        if charge.HasField("owner"):
+            details.owner.CopyFrom(charge.owner)
+        subject = charge.WhichOneof("subject")
+        if subject is not None and subject != "usage":
+            getattr(details, subject).CopyFrom(getattr(charge, subject))
+        return details
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer(Command[bytes]):
+    """Moves credits between two accounts; gives a serialized TransferCreditsResponse."""
+
+    source_number: int
+    source_id: str
+    destination_number: int
+    destination_id: str
+    amount: Millionths
+    details: Transaction
+    request: Request
+
+    @property
+    def account_numbers(self) -> Collection[int]:
+        """Both sides."""
+        return (self.source_number, self.destination_number)
+
+    @property
+    def answer_keys(self) -> Collection[AnswerKey]:
+        """Its request, which belongs to the source."""
+        return [(self.source_number, self.request.request_id)] if self.request.request_id else ()
+
+    @property
+    def transaction_count(self) -> int:
+        """One for each side."""
+        return 2
+
+    def run(self, attempt: Attempt, now: Instant) -> bytes:
+        """Transfers, or repeats the first answer."""
+        answer = attempt.answer(self.source_number, self.request)
+        if answer is not None:
+            return answer
+        # Both sides get the same time, and nothing that is past by then may move or receive.
+        time = max(now, *(attempt.last_create_time(number) for number in self.account_numbers))
+        source, destination = attempt.state(self.source_number, time), attempt.state(self.destination_number, time)
+        (source, outgoing), (destination, incoming) = transfer(source, destination, self.amount, time)
+        outgoing_uid, incoming_uid = attempt.new_uid(outgoing.create_time), attempt.new_uid(incoming.create_time)
+        request_id = self.request.request_id
+        details = Transaction(transfer_peer=transaction_name(self.destination_id, incoming_uid))
+        details.MergeFrom(self.details)
+        outgoing_body = attempt.write(source, outgoing, details, uid=outgoing_uid, request_id=request_id)
+        details.transfer_peer = transaction_name(self.source_id, outgoing_uid)
+        incoming_body = attempt.write(destination, incoming, details, uid=incoming_uid, request_id=request_id)
+        answer = TransferCreditsResponse(
+            outgoing=Transaction.FromString(outgoing_body), incoming=Transaction.FromString(incoming_body)
+        ).SerializeToString(deterministic=True)
+        attempt.remember(self.source_number, self.request, answer)
+        return answer
+
+
+@dataclass(frozen=True, slots=True)
+class Expire(Command[int]):
+    """Posts what has expired of an account; gives how many lots that were."""
+
+    account_number: int
+
+    @property
+    def account_numbers(self) -> Collection[int]:
+        """The account."""
+        return (self.account_number,)
+
+    def run(self, attempt: Attempt, now: Instant) -> int:
+        """Posts the expirations that are due."""
+        before = attempt.sequence(self.account_number)
+        return attempt.state(self.account_number, now).sequence - before
+
+
+@dataclass(frozen=True, slots=True)
+class ImportOutcome:
+    """What became of a part of an import."""
+
+    imported: int
+    skipped: int
+    error: DaybookError | None = None
+    """Why the item behind these was refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class Import(Command[ImportOutcome]):
+    """Posts history, each item at its own time, up to the first that is refused."""
+
+    items: Sequence[tuple[Item, Instant]]
+
+    @property
+    def account_numbers(self) -> Collection[int]:
+        """Every item's account."""
+        return {item.account_number for item, _ in self.items}
+
+    @property
+    def answer_keys(self) -> Collection[AnswerKey]:
+        """Every item's request that has an id."""
+        return [key for item, _ in self.items for key in item.answer_keys]
+
+    @property
+    def transaction_count(self) -> int:
+        """One for each item."""
+        return len(self.items)
+
+    def run(self, attempt: Attempt, now: Instant) -> ImportOutcome:
+        """Posts the items in their order; those before a refusal stay."""
+        imported = skipped = 0
+        for item, time in self.items:
+            try:
+                if attempt.answer(item.account_number, item.request) is not None:
+                    skipped += 1
+                    continue
+                if time > now:
+                    raise FieldInvalid("create_time", "must not be in the future")
+                if time < attempt.last_create_time(item.account_number):
+                    raise FieldInvalid("create_time", "must not be before the account's newest transaction")
+                item.post(attempt, attempt.state(item.account_number, time)._replace(import_time=now), time)
+            except DaybookError as error:
+                return ImportOutcome(imported, skipped, error)
+            imported += 1
+        return ImportOutcome(imported, skipped)

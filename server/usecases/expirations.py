@@ -1,0 +1,68 @@
+"""Posts what has expired of accounts that nobody touches."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import structlog
+
+from server.ledger.errors import DaybookError
+from server.ledger.instants import SECOND, Clock, Instant
+from server.store.accounts import AccountStore
+from server.store.poster import Poster
+from server.usecases.commands import Expire
+
+log = structlog.get_logger(__name__)
+
+SWEEP_SECONDS = 20.0
+"""How long the sweep rests. What expires is posted within a minute."""
+LOTS_AT_ONCE = 500
+IMPORT_REST: Instant = 10 * 60 * SECOND
+"""How long an account into which history was imported is left alone: more of it may come, and
+must not be before an expiration."""
+
+
+class Expirations:
+    """Looks for lots that are past and has them posted."""
+
+    def __init__(self, accounts: AccountStore, poster: Poster, clock: Clock) -> None:
+        self._accounts = accounts
+        self._poster = poster
+        self._clock = clock
+
+    async def sweep(self) -> int:
+        """Posts every expiration that is due now; gives how many lots that were."""
+        now = self._clock()
+        total = 0
+        while numbers := await self._accounts.due_accounts(now, now - IMPORT_REST, LOTS_AT_ONCE):
+            expired = await asyncio.gather(*(self._poster.submit(Expire(number)) for number in numbers))
+            total += sum(expired)
+            if not any(expired):
+                # Another process was quicker, or this clock is behind; next time then.
+                break
+        return total
+
+    @contextlib.asynccontextmanager
+    async def sweeping(self) -> AsyncIterator[None]:
+        """Sweeps now and then until the end of the block."""
+        task = asyncio.create_task(self._sweep_for_ever())
+        try:
+            yield
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    async def _sweep_for_ever(self) -> None:
+        while True:
+            try:
+                lots = await self.sweep()
+                if lots:
+                    log.info("expired", lots=lots)
+            except DaybookError as error:
+                log.warning("sweep failed", reason=error.reason)
+            except Exception:
+                log.exception("sweep failed")
+            await asyncio.sleep(SWEEP_SECONDS)

@@ -1,0 +1,109 @@
+"""Proves the books."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+from server.ledger.access import ADMIN, Caller
+from server.ledger.audit import AccountAudit, Finding, refund_print
+from server.store.accounts import AccountStore
+from server.store.books import AccountKey, Books, BookStore
+from server.store.tables import LABELS
+
+Thing = TypeVar("Thing")
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a verification has come."""
+
+    accounts: int = 0
+    transactions: int = 0
+    findings: int = 0
+    is_done: bool = False
+
+
+class Verification:
+    """Recomputes books and tells each divergence."""
+
+    def __init__(self, accounts: AccountStore, store: BookStore) -> None:
+        self._accounts = accounts
+        self._store = store
+
+    async def verify(self, caller: Caller, account_id: str | None) -> AsyncIterator[Finding | Progress]:
+        """Verifies an account of the caller's tenant, or all of them if it is None.
+
+        Raises ScopeMissing, AccountNotFound.
+        """
+        caller.require_scope(ADMIN)
+        if account_id is None:
+            caller.require_tenant()
+            async for event in self.verify_all(caller.tenant_number):
+                yield event
+            return
+        caller.require_account(account_id)
+        number = await self._accounts.number(caller.tenant_number, account_id)
+        async for event in self._verify(AccountKey(number, account_id, caller.tenant_number), Progress()):
+            yield event
+
+    async def verify_all(self, tenant_number: int | None) -> AsyncIterator[Finding | Progress]:
+        """Verifies a tenant, or everybody if it is None. The last event is a Progress that is done."""
+        progress = Progress()
+        async for key in self._store.accounts(tenant_number):
+            async for event in self._verify(key, progress):
+                if isinstance(event, Progress):
+                    progress = event
+                    if event.is_done:
+                        continue
+                yield event
+        yield Progress(progress.accounts, progress.transactions, progress.findings, is_done=True)
+
+    async def counts(self) -> tuple[int, int]:
+        """How many accounts and transactions there are to verify."""
+        return await self._store.counts(None)
+
+    async def _verify(self, key: AccountKey, before: Progress) -> AsyncIterator[Finding | Progress]:
+        transactions, findings = before.transactions, before.findings
+        async with self._store.open(key.number) as books:
+            stored = await books.state()
+            if stored is None:
+                yield Finding(key.id, 0, "state", "a row of account_states", "none")
+                yield Progress(before.accounts + 1, transactions, findings + 1, is_done=True)
+                return
+            audit = AccountAudit(key.id, key.tenant_number, stored.state.hour_anchor, LABELS)
+            async for entries in books.entries():
+                for entry in entries:
+                    audit.read(entry)
+                await _compare(audit, books)
+                for finding in _drained(audit.findings):
+                    findings += 1
+                    yield finding
+                transactions += len(entries)
+                yield Progress(before.accounts, transactions, findings)
+            refunded = 0
+            async for totals in books.refund_totals():
+                for total in totals:
+                    refunded += refund_print(f"accounts/{key.id}/transactions/{total.uid}", total.amount)
+                    audit.check_refund(total.sequence, total.last_create_time, is_dated=total.is_dated_by_a_refund)
+            audit.finish(stored.state, stored.last_hash, refunded, *await books.totals())
+            await _compare(audit, books)
+            for finding in _drained(audit.findings):
+                findings += 1
+                yield finding
+        yield Progress(before.accounts + 1, transactions, findings, is_done=True)
+
+
+async def _compare(audit: AccountAudit, books: Books) -> None:
+    """Compares the lots and windows that the audit is through with."""
+    if opened := _drained(audit.opened_lots):
+        audit.check_lots(opened, await books.lots(opened[0].number, opened[-1].number))
+    if closed := _drained(audit.closed_windows):
+        audit.check_windows(closed, await books.windows(closed[0].number, closed[-1].number))
+
+
+def _drained(things: list[Thing]) -> list[Thing]:
+    taken = things[:]
+    things.clear()
+    return taken
