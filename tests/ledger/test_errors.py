@@ -8,7 +8,7 @@ import re
 import grpc
 import pytest
 from daybook.v1.error_reason_pb2 import ErrorReason
-from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 
 from server.ledger import errors
 from server.ledger.errors import DaybookError, InvalidArgument
@@ -27,6 +27,7 @@ STATUSES = {
     "AlreadyExists": (grpc.StatusCode.ALREADY_EXISTS, 409),
     "FailedPrecondition": (grpc.StatusCode.FAILED_PRECONDITION, 400),
     "Aborted": (grpc.StatusCode.ABORTED, 409),
+    "ResourceExhausted": (grpc.StatusCode.RESOURCE_EXHAUSTED, 429),
     "Unavailable": (grpc.StatusCode.UNAVAILABLE, 503),
     "Internal": (grpc.StatusCode.INTERNAL, 500),
 }
@@ -122,7 +123,17 @@ def test_only_a_wrong_field_is_a_bad_request(leaf: type[DaybookError]) -> None:
         assert error.metadata == {"field": "field"}
     else:
         assert violations == []
-    assert len(to_status(error).details) == (2 if isinstance(error, InvalidArgument) else 1)
+
+
+def test_a_busy_server_says_when_to_come_again() -> None:
+    """TooBusy carries a RetryInfo with its delay, and no other error has one."""
+    delays = {}
+    for leaf in LEAVES:
+        for detail in to_status(make(leaf)).details:
+            retry = RetryInfo()
+            if detail.Unpack(retry):
+                delays[leaf] = retry.retry_delay.ToTimedelta().total_seconds()
+    assert delays == {errors.TooBusy: 1.0}
 
 
 @pytest.mark.parametrize("leaf", LEAVES, ids=by_name)

@@ -1,91 +1,148 @@
-"""The rules of posting: what is refused and in which order, balances, sequences, times and usage windows."""
+"""The rules of posting: what is refused and in which order, what moves in which lot, and when."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from dataclasses import FrozenInstanceError, replace
-from typing import Any
+from collections.abc import Sequence
 
 import pytest
 from daybook.v1.transaction_pb2 import Transaction
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from server.ledger.errors import BalanceOutOfRange, DaybookError, FieldInvalid, InsufficientCredits
+from server.ledger.errors import BalanceOutOfRange, DaybookError, FieldInvalid, InsufficientCredits, TooManyLots
 from server.ledger.instants import HOUR, Instant
+from server.ledger.lots import CREDIT_LINE, PERMANENT, Allocation, Lot, Terms, sort_lots
 from server.ledger.money import LARGEST, Millionths
-from server.ledger.posting import AccountState, Draft, Kind, UsageWindow, post
+from server.ledger.posting import (
+    OPEN_LOTS_MAX,
+    AccountState,
+    Draft,
+    Kind,
+    Portion,
+    Posting,
+    State,
+    expire_due,
+    post,
+    put,
+    record,
+    withdraw,
+)
+from server.ledger.usage import UsageWindow
 
 NOW: Instant = 480_000 * HOUR
 ONE: Millionths = 1_000_000
 
+GRANT, CHARGE, ADJUSTMENT = Transaction.GRANT, Transaction.CHARGE, Transaction.ADJUSTMENT
+EXPIRATION = Transaction.EXPIRATION
+SUCCEEDED, FAILED, CANCELED = Transaction.SUCCEEDED, Transaction.FAILED, Transaction.CANCELED
 
-def account(balance: Millionths = 0, credit_limit: Millionths = 0, **fields: Any) -> AccountState:
-    """An account whose hours begin with the clock's, unless told otherwise."""
+
+def lot(number: int, remaining: Millionths, expire_time: Instant | None = None, priority: int = 0) -> Lot:
+    """A full lot, opened by the transaction of its own number."""
+    return Lot(number, number, Terms(expire_time, priority), remaining, remaining)
+
+
+def account(
+    *lots: Lot,
+    debt: Millionths = 0,
+    credit_limit: Millionths = 0,
+    last_create_time: Instant = NOW - HOUR,
+    window: UsageWindow | None = None,
+) -> AccountState:
+    """An account that holds these lots or owes this debt; as many transactions as lots were posted."""
+    newest = max((each.number for each in lots), default=0)
     return AccountState(
-        **{
-            "account_number": 7,
-            "account_id": "acme",
-            "credit_limit": credit_limit,
-            "hour_anchor": 0,
-            "balance": balance,
-            **fields,
-        }
+        account_number=7,
+        account_id="acme",
+        tenant_number=3,
+        credit_limit=credit_limit,
+        hour_anchor=0,
+        balance=sum(each.remaining for each in lots) - debt,
+        debt=debt,
+        lots=sort_lots(lots),
+        lot_count=newest,
+        sequence=newest,
+        last_create_time=last_create_time,
+        window=window,
     )
 
 
-def usage(amount: Millionths, category: str = "computing") -> Draft:
-    """A charge for something used."""
-    return Draft(Transaction.CHARGE, category, amount, is_usage=True)
+def holding(balance: Millionths, credit_limit: Millionths) -> AccountState:
+    """An account with a balance: one permanent lot of it, or a debt."""
+    if balance > 0:
+        return account(lot(1, balance), credit_limit=credit_limit)
+    return account(debt=-balance, credit_limit=credit_limit)
+
+
+def moved(allocations: Sequence[Allocation]) -> list[tuple[int, Millionths]]:
+    """Each allocation's lot and amount."""
+    return [(each.lot_number, each.amount) for each in allocations]
+
+
+def remainders(state: AccountState) -> list[tuple[int, Millionths]]:
+    """Each open lot's number and what is left of it, in spending order."""
+    return [(each.number, each.remaining) for each in state.lots]
+
+
+def follow(state: AccountState, draft: Draft, now: Instant) -> tuple[AccountState, list[Posting]]:
+    """Posts as the service does: what is due expires first."""
+    postings = []
+    for after, expiration in expire_due(state, now):
+        state = after
+        postings.append(expiration)
+    state, posting = post(state, draft, now)
+    return state, [*postings, posting]
 
 
 @pytest.mark.parametrize(
     ("kind", "balance", "credit_limit", "amount", "outcome"),
     [
-        (Transaction.GRANT, 0, 0, 1, 1),
-        (Transaction.GRANT, 0, 0, LARGEST, LARGEST),
-        (Transaction.GRANT, LARGEST - 1, 0, 1, LARGEST),
-        (Transaction.GRANT, LARGEST, 0, 1, BalanceOutOfRange),
-        (Transaction.GRANT, 1, 0, LARGEST, BalanceOutOfRange),
-        (Transaction.GRANT, 0, 0, 0, FieldInvalid),
-        (Transaction.GRANT, 0, 0, -1, FieldInvalid),
-        (Transaction.GRANT, ONE, 0, -1, FieldInvalid),
-        (Transaction.CHARGE, 1, 0, -1, 0),
-        (Transaction.CHARGE, ONE, 0, -1, ONE - 1),
-        (Transaction.CHARGE, 0, 0, -1, InsufficientCredits),
-        (Transaction.CHARGE, ONE, 0, -ONE - 1, InsufficientCredits),
-        (Transaction.CHARGE, 0, 5, -5, -5),
-        (Transaction.CHARGE, 0, 5, -6, InsufficientCredits),
-        (Transaction.CHARGE, 3, 5, -8, -5),
-        (Transaction.CHARGE, 3, 5, -9, InsufficientCredits),
-        (Transaction.CHARGE, -5, 5, -1, InsufficientCredits),
-        (Transaction.CHARGE, 0, LARGEST, -LARGEST, -LARGEST),
-        (Transaction.CHARGE, 0, 0, 0, FieldInvalid),
-        (Transaction.CHARGE, ONE, 0, 1, FieldInvalid),
-        (Transaction.ADJUSTMENT, 0, 0, 1, 1),
-        (Transaction.ADJUSTMENT, 1, 0, -1, 0),
-        (Transaction.ADJUSTMENT, 0, 5, -5, -5),
-        (Transaction.ADJUSTMENT, 0, 0, -1, InsufficientCredits),
-        (Transaction.ADJUSTMENT, 0, 5, -6, InsufficientCredits),
-        (Transaction.ADJUSTMENT, LARGEST, 0, 1, BalanceOutOfRange),
-        (Transaction.ADJUSTMENT, 0, 0, 0, FieldInvalid),
+        (GRANT, 0, 0, 1, 1),
+        (GRANT, 0, 0, LARGEST, LARGEST),
+        (GRANT, LARGEST - 1, 0, 1, LARGEST),
+        (GRANT, LARGEST, 0, 1, BalanceOutOfRange),
+        (GRANT, 1, 0, LARGEST, BalanceOutOfRange),
+        (GRANT, -1, 1, LARGEST, LARGEST - 1),
+        (GRANT, 0, 0, 0, FieldInvalid),
+        (GRANT, 0, 0, -1, FieldInvalid),
+        (GRANT, ONE, 0, -1, FieldInvalid),
+        (CHARGE, 1, 0, -1, 0),
+        (CHARGE, ONE, 0, -1, ONE - 1),
+        (CHARGE, 0, 0, -1, InsufficientCredits),
+        (CHARGE, ONE, 0, -ONE - 1, InsufficientCredits),
+        (CHARGE, 0, 5, -5, -5),
+        (CHARGE, 0, 5, -6, InsufficientCredits),
+        (CHARGE, 3, 5, -8, -5),
+        (CHARGE, 3, 5, -9, InsufficientCredits),
+        (CHARGE, -2, 5, -3, -5),
+        (CHARGE, -2, 5, -4, InsufficientCredits),
+        (CHARGE, -5, 5, -1, InsufficientCredits),
+        (CHARGE, 0, LARGEST, -LARGEST, -LARGEST),
+        (CHARGE, 0, 0, 0, FieldInvalid),
+        (CHARGE, ONE, 0, 1, FieldInvalid),
+        (ADJUSTMENT, 0, 0, 1, 1),
+        (ADJUSTMENT, 1, 0, -1, 0),
+        (ADJUSTMENT, 0, 5, -5, -5),
+        (ADJUSTMENT, 0, 0, -1, InsufficientCredits),
+        (ADJUSTMENT, 0, 5, -6, InsufficientCredits),
+        (ADJUSTMENT, LARGEST, 0, 1, BalanceOutOfRange),
+        (ADJUSTMENT, 0, 0, 0, FieldInvalid),
         # A limit that was lowered undoes nothing: what adds is taken, what removes is not.
-        (Transaction.GRANT, -10, 5, 1, -9),
-        (Transaction.ADJUSTMENT, -10, 5, 1, -9),
-        (Transaction.CHARGE, -10, 5, -1, InsufficientCredits),
+        (GRANT, -10, 5, 1, -9),
+        (GRANT, -10, 5, 11, 1),
+        (ADJUSTMENT, -10, 5, 1, -9),
+        (CHARGE, -10, 5, -1, InsufficientCredits),
         # No request can give such a limit, but the range does not depend on that.
-        (Transaction.CHARGE, -LARGEST, 2 * LARGEST, -1, BalanceOutOfRange),
-        (Transaction.ADJUSTMENT, -LARGEST, 2 * LARGEST, -1, BalanceOutOfRange),
-        # Precedence: a wrong sign is told before missing credits, and those before the range.
-        (Transaction.GRANT, 0, 0, -ONE, FieldInvalid),
-        (Transaction.CHARGE, LARGEST, 0, LARGEST, FieldInvalid),
-        (Transaction.GRANT, -LARGEST, 0, -LARGEST, FieldInvalid),
-        (Transaction.CHARGE, -LARGEST, 0, -LARGEST, InsufficientCredits),
-        (Transaction.ADJUSTMENT, -LARGEST, LARGEST, -1, InsufficientCredits),
+        (CHARGE, -LARGEST, 2 * LARGEST, -1, BalanceOutOfRange),
+        (ADJUSTMENT, -LARGEST, 2 * LARGEST, -1, BalanceOutOfRange),
+        # Several faults at once: the sign is told before missing credits, and those before the range.
+        (GRANT, -LARGEST, 0, -LARGEST, FieldInvalid),
+        (CHARGE, LARGEST, 0, LARGEST, FieldInvalid),
+        (CHARGE, -LARGEST, 0, -LARGEST, InsufficientCredits),
+        (ADJUSTMENT, -LARGEST, LARGEST, -1, InsufficientCredits),
     ],
 )
-def test_rules(
+def test_balances_and_refusals(
     kind: Kind,
     balance: Millionths,
     credit_limit: Millionths,
@@ -93,31 +150,69 @@ def test_rules(
     outcome: Millionths | type[DaybookError],
 ) -> None:
     """A draft of a kind gives the new balance, or the first of the errors that apply."""
-    state, draft = account(balance, credit_limit), Draft(kind, "test", amount)
+    state, draft = holding(balance, credit_limit), Draft(kind, "test", amount)
     if isinstance(outcome, int):
         after, posting = post(state, draft, NOW)
         assert after.balance == posting.balance_after == outcome
+        assert sum(each.remaining for each in after.lots) - after.debt == outcome
         return
-    before = replace(state)
     with pytest.raises(DaybookError) as refusal:
         post(state, draft, NOW)
     assert type(refusal.value) is outcome
-    assert state == before
 
 
 @pytest.mark.parametrize(
-    ("kind", "amount", "problem"),
+    ("draft", "state", "refusal"),
     [
-        (Transaction.GRANT, -1, "must be above 0 for a GRANT"),
-        (Transaction.CHARGE, 1, "must be below 0 for a CHARGE"),
-        (Transaction.ADJUSTMENT, 0, "must not be 0"),
+        pytest.param(
+            Draft(GRANT, "purchase", 0, expire_time=NOW),
+            account(),
+            FieldInvalid("transaction.amount", "must be above 0 for a GRANT"),
+            id="sign before expiry",
+        ),
+        pytest.param(
+            Draft(GRANT, "purchase", LARGEST, expire_time=NOW),
+            account(lot(1, 1)),
+            FieldInvalid("transaction.expire_time", "must be in the future"),
+            id="expiry before range",
+        ),
+        pytest.param(
+            Draft(GRANT, "purchase", 1, expire_time=NOW),
+            account(*(lot(number, 1) for number in range(1, OPEN_LOTS_MAX + 1))),
+            FieldInvalid("transaction.expire_time", "must be in the future"),
+            id="expiry before lots",
+        ),
+        pytest.param(
+            Draft(GRANT, "purchase", LARGEST),
+            account(*(lot(number, 1) for number in range(1, OPEN_LOTS_MAX + 1))),
+            BalanceOutOfRange("accounts/acme"),
+            id="range before lots",
+        ),
+        pytest.param(
+            Draft(CHARGE, "ai_chat", 1, is_usage=True),
+            account(),
+            FieldInvalid("transaction.amount", "must be below 0 for a CHARGE"),
+            id="sign of a charge",
+        ),
+        pytest.param(
+            Draft(ADJUSTMENT, "correction", 0, expire_time=NOW),
+            account(),
+            FieldInvalid("transaction.amount", "must not be 0"),
+            id="adjustment by nothing",
+        ),
+        pytest.param(
+            Draft(ADJUSTMENT, "correction", 5, expire_time=NOW - 1),
+            account(),
+            FieldInvalid("transaction.expire_time", "must be in the future"),
+            id="adjustment that is past",
+        ),
     ],
 )
-def test_a_wrong_sign_names_the_field(kind: Kind, amount: Millionths, problem: str) -> None:
-    """An amount of the wrong sign is told by the field's name and what it must be."""
-    with pytest.raises(FieldInvalid) as refusal:
-        post(account(), Draft(kind, "test", amount), NOW)
-    assert (refusal.value.field, refusal.value.problem) == ("transaction.amount", problem)
+def test_precedence_of_refusals(draft: Draft, state: AccountState, refusal: DaybookError) -> None:
+    """Of several faults the first in the documented order is told, in words that name the field or account."""
+    with pytest.raises(type(refusal)) as raised:
+        post(state, draft, NOW)
+    assert (raised.value.message, raised.value.metadata) == (refusal.message, refusal.metadata)
 
 
 @pytest.mark.parametrize(
@@ -135,8 +230,9 @@ def test_missing_credits_are_told_in_credits(
     balance: Millionths, credit_limit: Millionths, available_amount: str
 ) -> None:
     """The refusal names the account, what is asked for, and what is available, which is never below 0."""
+    state = holding(balance, credit_limit)
     with pytest.raises(InsufficientCredits) as refusal:
-        post(account(balance, credit_limit), Draft(Transaction.CHARGE, "test", -4_000_000), NOW)
+        post(state, Draft(CHARGE, "test", -4_000_000), NOW)
     assert refusal.value.metadata == {
         "account": "accounts/acme",
         "available_amount": available_amount,
@@ -144,18 +240,157 @@ def test_missing_credits_are_told_in_credits(
     }
 
 
-def test_a_posting_says_what_was_posted() -> None:
-    """A posting holds its draft, the next sequence, its time and the balance after it, as the new state does."""
-    state = account(10 * ONE, sequence=41, last_create_time=NOW - 1)
-    draft = Draft(Transaction.CHARGE, "booking", -3 * ONE)
-    after, posting = post(state, draft, NOW)
-    assert (posting.draft, posting.sequence, posting.create_time, posting.balance_after) == (draft, 42, NOW, 7 * ONE)
-    assert after == replace(state, balance=7 * ONE, sequence=42, last_create_time=NOW)
+@pytest.mark.parametrize(
+    ("lots", "debt", "credit_limit", "available", "expiring"),
+    [
+        pytest.param([], 0, 0, 0, 0, id="empty"),
+        pytest.param([lot(1, 5)], 0, 0, 5, 0, id="permanent"),
+        pytest.param([lot(1, 5), lot(2, 7, NOW + 1)], 0, 3, 15, 7, id="both and a limit"),
+        pytest.param([lot(1, 5, NOW + 1), lot(2, 7, NOW + 9, 4)], 0, 0, 12, 12, id="expiring"),
+        pytest.param([], 4, 10, 6, 0, id="owing"),
+        pytest.param([], 10, 10, 0, 0, id="owing all of the limit"),
+        pytest.param([], 11, 10, 0, 0, id="owing more than the limit"),
+        pytest.param([lot(1, LARGEST)], 0, 1, LARGEST, 0, id="more than an amount can say"),
+    ],
+)
+def test_what_an_account_holds(
+    lots: list[Lot], debt: Millionths, credit_limit: Millionths, available: Millionths, expiring: Millionths
+) -> None:
+    """Available is the balance and the limit, held to what an amount can say; expiring is what has a date of expiry."""
+    state = account(*lots, debt=debt, credit_limit=credit_limit)
+    assert (state.available, state.expiring) == (available, expiring)
 
 
-def test_the_first_sequence_is_1() -> None:
-    """The first transaction of an account has sequence 1."""
-    assert post(account(), Draft(Transaction.GRANT, "purchase", 1), NOW)[1].sequence == 1
+# Lots 1 to 3 of 10 each: permanent, expiring later, expiring sooner. Spent: 3, 2, 1.
+THREE_LOTS = (lot(1, 10), lot(2, 10, NOW + 2 * HOUR), lot(3, 10, NOW + HOUR))
+
+
+@pytest.mark.parametrize(
+    ("amount", "allocations", "left", "debt", "expiring_amount", "permanent_amount"),
+    [
+        pytest.param(-1, [(3, -1)], [(3, 9), (2, 10), (1, 10)], 0, -1, 0, id="of one"),
+        pytest.param(-10, [(3, -10)], [(2, 10), (1, 10)], 0, -10, 0, id="exactly one"),
+        pytest.param(-11, [(3, -10), (2, -1)], [(2, 9), (1, 10)], 0, -11, 0, id="of two"),
+        pytest.param(-20, [(3, -10), (2, -10)], [(1, 10)], 0, -20, 0, id="all that expires"),
+        pytest.param(-26, [(3, -10), (2, -10), (1, -6)], [(1, 4)], 0, -20, -6, id="of three"),
+        pytest.param(-30, [(3, -10), (2, -10), (1, -10)], [], 0, -20, -10, id="all there is"),
+        pytest.param(-31, [(3, -10), (2, -10), (1, -10), (0, -1)], [], 1, -20, -11, id="one is borrowed"),
+        pytest.param(-40, [(3, -10), (2, -10), (1, -10), (0, -10)], [], 10, -20, -20, id="up to the limit"),
+    ],
+)
+@pytest.mark.parametrize("kind", [CHARGE, ADJUSTMENT])
+def test_what_a_charge_takes(
+    kind: Kind,
+    amount: Millionths,
+    allocations: list[tuple[int, Millionths]],
+    left: list[tuple[int, Millionths]],
+    debt: Millionths,
+    expiring_amount: Millionths,
+    permanent_amount: Millionths,
+) -> None:
+    """A charge takes from the lots in spending order, borrows the rest, and says how much of it could expire."""
+    state, posting = post(account(*THREE_LOTS, credit_limit=10), Draft(kind, "test", amount), NOW)
+    assert moved(posting.allocations) == allocations
+    assert (remainders(state), state.debt) == (left, debt)
+    assert (posting.expiring_amount, posting.permanent_amount) == (expiring_amount, permanent_amount)
+    assert state.lot_count == 3
+
+
+@pytest.mark.parametrize(
+    ("amount", "expire_time", "allocations", "lots", "debt", "expiring_amount", "permanent_amount"),
+    [
+        pytest.param(4, None, [(0, 4)], [], 6, 0, 4, id="less than the debt"),
+        pytest.param(4, NOW + 1, [(0, 4)], [], 6, 0, 4, id="less than the debt, expiring"),
+        pytest.param(10, None, [(0, 10)], [], 0, 0, 10, id="the debt"),
+        pytest.param(10, NOW + 1, [(0, 10)], [], 0, 0, 10, id="the debt, expiring"),
+        pytest.param(11, None, [(0, 10), (1, 1)], [Lot(1, 1, PERMANENT, 1, 1)], 0, 0, 11, id="one more"),
+        pytest.param(
+            15, NOW + 1, [(0, 10), (1, 5)], [Lot(1, 1, Terms(NOW + 1, 6), 5, 5)], 0, 5, 10, id="more, expiring"
+        ),
+    ],
+)
+@pytest.mark.parametrize("kind", [GRANT, ADJUSTMENT])
+def test_what_comes_in_pays_back_first(
+    kind: Kind,
+    amount: Millionths,
+    expire_time: Instant | None,
+    allocations: list[tuple[int, Millionths]],
+    lots: list[Lot],
+    debt: Millionths,
+    expiring_amount: Millionths,
+    permanent_amount: Millionths,
+) -> None:
+    """Of a debt of 10 is paid back what comes in; only what is left over opens a lot, and only that can expire."""
+    priority = 6 if expire_time else 0
+    draft = Draft(kind, "purchase", amount, expire_time=expire_time, priority=priority)
+    state, posting = post(account(debt=10, credit_limit=10), draft, NOW)
+    assert moved(posting.allocations) == allocations
+    assert state.lots == tuple(lots)
+    assert (state.debt, state.balance, state.lot_count) == (debt, amount - 10, len(lots))
+    assert (posting.expiring_amount, posting.permanent_amount) == (expiring_amount, permanent_amount)
+
+
+@pytest.mark.parametrize(
+    ("expire_time", "time_to_live", "priority", "terms"),
+    [
+        pytest.param(None, None, 0, PERMANENT, id="permanent"),
+        pytest.param(None, None, -1000, Terms(None, -1000), id="of a priority"),
+        pytest.param(NOW + 1, None, 0, Terms(NOW + 1), id="the shortest life"),
+        pytest.param(NOW + HOUR, None, 5, Terms(NOW + HOUR, 5), id="until a date"),
+        pytest.param(None, 1, 0, Terms(NOW + 1), id="for a microsecond"),
+        pytest.param(None, HOUR, 7, Terms(NOW + HOUR, 7), id="for an hour"),
+    ],
+)
+@pytest.mark.parametrize("kind", [GRANT, ADJUSTMENT])
+def test_the_lot_that_a_grant_opens(
+    kind: Kind, expire_time: Instant | None, time_to_live: Instant | None, priority: int, terms: Terms
+) -> None:
+    """A grant opens the next lot, full, on its terms, and the posting tells these terms."""
+    draft = Draft(kind, "purchase", 8, expire_time=expire_time, time_to_live=time_to_live, priority=priority)
+    state, posting = post(account()._replace(sequence=41, lot_count=5), draft, NOW)
+    assert state.lots == (Lot(6, 42, terms, 8, 8),)
+    assert posting.allocations == (Allocation(6, 8, terms),)
+    assert posting.terms == terms
+
+
+def test_a_new_lot_takes_its_place_in_the_order() -> None:
+    """After a grant the open lots are still in spending order, wherever the new one belongs."""
+    draft = Draft(GRANT, "purchase", 10, expire_time=NOW + HOUR + 1)
+    assert remainders(post(account(*THREE_LOTS), draft, NOW)[0]) == [(3, 10), (4, 10), (2, 10), (1, 10)]
+
+
+@pytest.mark.parametrize(
+    ("now", "last_create_time", "expire_time", "accepted"),
+    [
+        (NOW, NOW, NOW - HOUR, False),
+        (NOW, NOW, NOW - 1, False),
+        (NOW, NOW, NOW, False),
+        (NOW, NOW, NOW + 1, True),
+        # The clock went back, so the transaction is dated at its predecessor: its credits must outlive that.
+        (NOW - HOUR, NOW, NOW - 1, False),
+        (NOW - HOUR, NOW, NOW, False),
+        (NOW - HOUR, NOW, NOW + 1, True),
+        (NOW, NOW - HOUR, NOW - 1, False),
+        (NOW, NOW, 0, False),
+    ],
+)
+def test_credits_must_outlive_their_grant(
+    now: Instant, last_create_time: Instant, expire_time: Instant, accepted: bool
+) -> None:
+    """Credits that would be gone at their own create_time are refused."""
+    state, draft = account(last_create_time=last_create_time), Draft(GRANT, "purchase", 1, expire_time=expire_time)
+    if accepted:
+        assert post(state, draft, now)[0].balance == 1
+        return
+    with pytest.raises(FieldInvalid) as refusal:
+        post(state, draft, now)
+    assert refusal.value.field == "transaction.expire_time"
+
+
+def test_a_time_to_live_begins_at_the_create_time() -> None:
+    """Where the clock went back, credits live as long as asked for from their create_time, not from the clock."""
+    state, _ = post(account(last_create_time=NOW), Draft(GRANT, "purchase", 1, time_to_live=5), NOW - HOUR)
+    assert state.lots[0].terms == Terms(NOW + 5)
 
 
 @pytest.mark.parametrize(
@@ -168,217 +403,339 @@ def test_the_first_sequence_is_1() -> None:
         (NOW, 0, NOW),
     ],
 )
-def test_time_never_decreases(last_create_time: Instant, now: Instant, create_time: Instant) -> None:
+@pytest.mark.parametrize("state", [SUCCEEDED, FAILED])
+@pytest.mark.parametrize(("kind", "amount"), [(GRANT, 1), (CHARGE, -1), (ADJUSTMENT, 1), (ADJUSTMENT, -1)])
+def test_time_never_decreases(
+    kind: Kind, amount: Millionths, state: State, last_create_time: Instant, now: Instant, create_time: Instant
+) -> None:
     """A transaction gets the time of the clock, or of its predecessor where the clock went back."""
-    state = account(last_create_time=last_create_time)
-    after, posting = post(state, Draft(Transaction.GRANT, "purchase", 1), now)
+    before = account(lot(1, 10), last_create_time=last_create_time)
+    after, posting = post(before, Draft(kind, "purchase", amount, state=state), now)
     assert posting.create_time == after.last_create_time == create_time
 
 
 @pytest.mark.parametrize(
-    ("window", "draft", "now", "after"),
+    "draft",
     [
-        pytest.param(None, usage(-3), NOW + 5, UsageWindow(1, NOW, 3, 0), id="the first window has number 1"),
-        pytest.param(
-            None, usage(-3, "serverless"), NOW, UsageWindow(1, NOW, 0, 3), id="serverless has a sum of its own"
-        ),
-        pytest.param(
-            UsageWindow(4, NOW, 10, 20),
-            usage(-3),
-            NOW + HOUR - 1,
-            UsageWindow(4, NOW, 13, 20),
-            id="the hour's last instant",
-        ),
-        pytest.param(
-            UsageWindow(4, NOW, 10, 20),
-            usage(-3, "serverless"),
-            NOW,
-            UsageWindow(4, NOW, 10, 23),
-            id="the hour's first",
-        ),
-        pytest.param(
-            UsageWindow(4, NOW, 10, 20), usage(-3), NOW + HOUR, UsageWindow(5, NOW + HOUR, 3, 0), id="the next hour"
-        ),
-        pytest.param(
-            UsageWindow(4, NOW, 10, 20),
-            usage(-3),
-            NOW + 99 * HOUR + 1,
-            UsageWindow(5, NOW + 99 * HOUR, 3, 0),
-            id="hours without usage take no number",
-        ),
-        pytest.param(
-            UsageWindow(4, NOW, 10, 20),
-            usage(-3, "inference"),
-            NOW + HOUR,
-            UsageWindow(4, NOW, 10, 20),
-            id="another category",
-        ),
-        pytest.param(None, usage(-3, "computing_time"), NOW, None, id="a category that only begins alike"),
-        pytest.param(
-            UsageWindow(4, NOW, 10, 20),
-            Draft(Transaction.CHARGE, "computing", -3),
-            NOW,
-            UsageWindow(4, NOW, 10, 20),
-            id="a charge without a usage subject",
-        ),
-        pytest.param(None, Draft(Transaction.GRANT, "computing", 3), NOW, None, id="a grant of the category"),
+        pytest.param(Draft(GRANT, "purchase", 5), id="grant"),
+        pytest.param(Draft(CHARGE, "ai_chat", -5), id="charge"),
+        pytest.param(Draft(ADJUSTMENT, "correction", 5), id="adjustment up"),
+        pytest.param(Draft(ADJUSTMENT, "correction", -5), id="adjustment down"),
+        pytest.param(Draft(CHARGE, "ai_chat", -LARGEST), id="more than there is"),
+        pytest.param(Draft(GRANT, "purchase", LARGEST), id="out of range"),
+        pytest.param(Draft(GRANT, "purchase", 5, expire_time=NOW - HOUR), id="past"),
+        pytest.param(Draft(CHARGE, "computing", -5, is_usage=True), id="usage"),
     ],
 )
-def test_usage_windows(window: UsageWindow | None, draft: Draft, now: Instant, after: UsageWindow | None) -> None:
-    """Usage of the two categories is added, as a positive amount, to the window of its hour, and nothing else is."""
-    assert post(account(100, window=window), draft, now)[0].window == after
+@pytest.mark.parametrize("state", [FAILED, CANCELED])
+@pytest.mark.parametrize("lots", [(), (lot(1, 10, NOW + 1),)], ids=["empty", "holding"])
+def test_what_failed_moves_nothing(lots: tuple[Lot, ...], state: State, draft: Draft) -> None:
+    """A FAILED or CANCELED transaction takes a sequence and a time and leaves all else as it was."""
+    before = account(*lots, window=UsageWindow(2, NOW - HOUR, 3, 4))._replace(sequence=8)
+    after, posting = post(before, draft._replace(state=state), NOW)
+    assert after == before._replace(sequence=9, last_create_time=NOW)
+    assert posting == Posting(draft.kind, draft.category, state, draft.amount, 9, NOW, before.balance)
+    assert (posting.expiring_amount, posting.permanent_amount) == (0, 0)
 
 
-def test_windows_go_by_the_time_of_the_transaction() -> None:
-    """Where the clock went back an hour, usage is added to the window of the create_time, not of the clock."""
-    state = account(100, last_create_time=NOW + 1, window=UsageWindow(4, NOW, 10, 0))
-    assert post(state, usage(-3), NOW - 1)[0].window == UsageWindow(4, NOW, 13, 0)
+@pytest.mark.parametrize(("kind", "amount"), [(GRANT, -1), (GRANT, 0), (CHARGE, 1), (CHARGE, 0), (ADJUSTMENT, 0)])
+@pytest.mark.parametrize("state", [FAILED, CANCELED])
+def test_what_failed_still_has_the_sign_of_its_kind(state: State, kind: Kind, amount: Millionths) -> None:
+    """Also a transaction that moves nothing is refused if its sign doesn't fit its kind."""
+    with pytest.raises(FieldInvalid) as refusal:
+        post(account(), Draft(kind, "test", amount, state=state), NOW)
+    assert refusal.value.field == "transaction.amount"
 
 
-def test_windows_go_by_the_anchor_of_the_account() -> None:
-    """The hour of an account begins at its anchor, also where that lies in the future."""
-    state = account(100, hour_anchor=NOW + 10 * HOUR + 600)
-    assert post(state, usage(-3), NOW + 599)[0].window == UsageWindow(1, NOW + 600 - HOUR, 3, 0)
-    assert post(state, usage(-3), NOW + 600)[0].window == UsageWindow(1, NOW + 600, 3, 0)
+def test_a_declined_charge_is_recorded_in_debt_too() -> None:
+    """A record has the balance of the account, also where that is negative."""
+    draft = Draft(CHARGE, "ai_chat", -7, state=FAILED)
+    after, posting = record(account(debt=4, credit_limit=5), draft, NOW)
+    assert (after.balance, after.debt, posting.balance_after, posting.allocations) == (-4, 4, -4, ())
 
 
 @pytest.mark.parametrize(
-    ("value", "field"),
+    ("open_lots", "debt", "amount", "outcome"),
     [
-        (account(), "balance"),
-        (UsageWindow(1, 0), "computing"),
-        (usage(-1), "amount"),
-        (post(account(), Draft(Transaction.GRANT, "purchase", 1), NOW)[1], "sequence"),
+        (OPEN_LOTS_MAX - 2, 0, 1, OPEN_LOTS_MAX - 1),
+        (OPEN_LOTS_MAX - 1, 0, 1, OPEN_LOTS_MAX),
+        (OPEN_LOTS_MAX, 0, 1, TooManyLots),
+        (OPEN_LOTS_MAX, 0, -1, OPEN_LOTS_MAX - 1),
+        (0, 5, 5, 0),
     ],
-    ids=lambda value: type(value).__name__,
 )
-def test_states_and_postings_cannot_change(value: object, field: str) -> None:
-    """What the rules take and give is frozen, so a refused draft can't leave a trace in it."""
-    with pytest.raises(FrozenInstanceError):
-        setattr(value, field, 5)
-
-
-def test_posting_leaves_the_state_before_it_alone() -> None:
-    """The state that was given is the same after a posting as before it."""
-    state = account(100, window=UsageWindow(4, NOW, 10, 20))
-    before = replace(state)
-    assert post(state, usage(-3), NOW)[0] != before
-    assert state == before
-
-
-class Posting(RuleBasedStateMachine):
-    """Posts anything at any time, and keeps books of its own the simplest way."""
-
-    @initialize(credit_limit=st.integers(0, 50) | st.just(LARGEST), hour_anchor=st.integers(-3 * HOUR, 3 * HOUR))
-    def open_account(self, credit_limit: Millionths, hour_anchor: Instant) -> None:
-        """Opens the account, with empty books."""
-        self.hour_anchor = hour_anchor
-        self.state = account(credit_limit=credit_limit, hour_anchor=hour_anchor)
-        self.clock = NOW
-        self.amounts: list[Millionths] = []
-        self.sequences: list[int] = []
-        self.times: list[Instant] = []
-        self.hours: dict[int, dict[str, Millionths]] = defaultdict(lambda: {"computing": 0, "serverless": 0})
-        self.windows: dict[int, UsageWindow] = {}
-
-    @rule(elapsed=st.integers(-2 * HOUR, 3 * HOUR) | st.integers(-5, 5) | st.sampled_from((HOUR, -HOUR, HOUR - 1)))
-    def move_the_clock(self, elapsed: Instant) -> None:
-        """Moves the clock, also backwards."""
-        self.clock += elapsed
-
-    @rule(limit=st.integers(0, 50))
-    def change_the_limit(self, limit: Millionths) -> None:
-        """Changes the credit limit, also to less than what is used already."""
-        self.state = replace(self.state, credit_limit=limit)
-
-    @rule(
-        kind=st.sampled_from((Transaction.GRANT, Transaction.CHARGE, Transaction.ADJUSTMENT)),
-        size=st.integers(0, 100) | st.integers(LARGEST - 5, LARGEST),
-        negative=st.booleans(),
-        category=st.sampled_from(("computing", "serverless", "inference")),
-        is_usage=st.booleans(),
-    )
-    def post_a_draft(self, kind: Kind, size: Millionths, negative: bool, category: str, is_usage: bool) -> None:
-        """Posts a draft, and expects what the books say must come of it."""
-        amount = -size if negative else size
-        is_usage = is_usage and kind == Transaction.CHARGE
-        fits: dict[Kind, bool] = {
-            Transaction.GRANT: amount > 0,
-            Transaction.CHARGE: amount < 0,
-            Transaction.ADJUSTMENT: amount != 0,
-        }
-        expected: type[DaybookError] | None = None
-        balance = sum(self.amounts) + amount
-        if not fits[kind]:
-            expected = FieldInvalid
-        elif amount < 0 and balance < -self.state.credit_limit:
-            expected = InsufficientCredits
-        elif balance > LARGEST:
-            expected = BalanceOutOfRange
-        try:
-            after, posting = post(self.state, Draft(kind, category, amount, is_usage), self.clock)
-        except DaybookError as error:
-            assert type(error) is expected  # noqa: PT017  # Which error, or whether one, depends on the draw.
-            return
-        assert expected is None
-        if amount < 0:
-            assert after.balance >= -self.state.credit_limit
-        self.state = after
-        self.amounts.append(amount)
-        self.sequences.append(posting.sequence)
-        self.times.append(posting.create_time)
-        if is_usage and category in ("computing", "serverless"):
-            self.hours[(posting.create_time - self.hour_anchor) // HOUR][category] -= amount
-        if after.window is not None:
-            self.windows[after.window.number] = after.window
-
-    @invariant()
-    def balance_is_the_sum(self) -> None:
-        """The balance is the sum of all amounts."""
-        assert self.state.balance == sum(self.amounts)
-        assert self.state.available == min(max(0, sum(self.amounts) + self.state.credit_limit), LARGEST)
-
-    @invariant()
-    def sequences_have_no_gap(self) -> None:
-        """Sequences are 1, 2, 3, and the state has the last of them."""
-        assert self.sequences == list(range(1, len(self.amounts) + 1))
-        assert self.state.sequence == len(self.amounts)
-
-    @invariant()
-    def times_never_decrease(self) -> None:
-        """Times are in the order of the sequences."""
-        assert self.times == sorted(self.times)
-
-    @invariant()
-    def windows_are_the_sums_of_their_hours(self) -> None:
-        """There is one window per hour with usage, numbered 1, 2, 3 by time, with that hour's sums."""
-        assert [
-            (number, window.start, window.computing, window.serverless)
-            for number, window in sorted(self.windows.items())
-        ] == [
-            (number, self.hour_anchor + hour * HOUR, sums["computing"], sums["serverless"])
-            for number, (hour, sums) in enumerate(sorted(self.hours.items()), start=1)
-        ]
-
-
-TestPosting = Posting.TestCase
-TestPosting.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
-
-
-@given(
-    st.integers(-LARGEST, LARGEST),
-    st.integers(0, LARGEST),
-    st.integers(-LARGEST, LARGEST),
-    st.sampled_from((Transaction.GRANT, Transaction.CHARGE, Transaction.ADJUSTMENT)),
-)
-def test_nothing_that_removes_goes_below_the_limit(
-    balance: Millionths, credit_limit: Millionths, amount: Millionths, kind: Kind
+def test_open_lots_are_bounded(
+    open_lots: int, debt: Millionths, amount: Millionths, outcome: int | type[DaybookError]
 ) -> None:
-    """Whatever the state, a posting that removes ends at minus the credit limit or above, and all end in range."""
-    try:
-        after, _ = post(account(balance, credit_limit), Draft(kind, "test", amount), NOW)
-    except DaybookError:
+    """The lot beyond the bound is refused; closing one makes room."""
+    state = account(*(lot(number, 1) for number in range(1, open_lots + 1)), debt=debt)
+    draft = Draft(ADJUSTMENT, "correction", amount)
+    if isinstance(outcome, int):
+        assert len(post(state, draft, NOW)[0].lots) == outcome
         return
-    assert after.balance == balance + amount
-    assert abs(after.balance) <= LARGEST
-    assert amount > 0 or after.balance >= -credit_limit
+    with pytest.raises(outcome) as refusal:
+        post(state, draft, NOW)
+    assert refusal.value.metadata == {"account": "accounts/acme"}
+
+
+@pytest.mark.parametrize(("portions", "accepted"), [(1, True), (2, True), (3, False)])
+def test_several_portions_count_together(portions: int, accepted: bool) -> None:
+    """Credits that come in several lots are refused as a whole if all of them together are too many."""
+    state = account(*(lot(number, 1) for number in range(1, OPEN_LOTS_MAX - 1)))
+    incoming = [Portion(1, Terms(NOW + number)) for number in range(1, portions + 1)]
+    if accepted:
+        assert len(put(state, incoming)[0].lots) == OPEN_LOTS_MAX - 2 + portions
+        return
+    with pytest.raises(TooManyLots):
+        put(state, incoming)
+
+
+def test_a_full_account_takes_credits_back_into_an_open_lot() -> None:
+    """At the bound of open lots, credits that go into one of these lots are not refused."""
+    lots = [lot(number, 2) for number in range(1, OPEN_LOTS_MAX + 1)]
+    state = account(*lots)
+    spent, _ = withdraw(state, 1)
+    assert put(spent, [Portion(1, PERMANENT, lots[0])])[0] == state
+
+
+def test_portions_go_where_they_belong() -> None:
+    """Each portion pays what is still owed, then goes into its lot, open or closed, or into a new one."""
+    closed = Lot(2, 2, Terms(NOW + 9), 10, 0)
+    state = account(debt=5)._replace(lot_count=4, sequence=20)
+    after, allocations = put(
+        state, [Portion(3, Terms(NOW + 7)), Portion(4, closed.terms, closed), Portion(6, PERMANENT)]
+    )
+    assert moved(allocations) == [(CREDIT_LINE, 3), (CREDIT_LINE, 2), (2, 2), (5, 6)]
+    assert after.lots == (closed._replace(remaining=2), Lot(5, 21, PERMANENT, 6, 6))
+    assert (after.debt, after.lot_count, after.balance) == (0, 5, 8)
+
+
+def test_a_portion_is_added_to_what_its_lot_holds_now() -> None:
+    """Credits that go back raise the lot as it is in the state, whatever copy of it came along."""
+    current = Lot(1, 1, PERMANENT, 10, 6)
+    stale = current._replace(remaining=0)
+    after, _ = put(account(current), [Portion(1, PERMANENT, stale), Portion(2, PERMANENT, current)])
+    assert after.lots == (current._replace(remaining=9),)
+
+
+@pytest.mark.parametrize(
+    ("lots", "debt", "credit_limit", "amount", "borrow", "outcome"),
+    [
+        pytest.param([lot(1, 10)], 0, 5, 15, True, -5, id="borrowing all"),
+        pytest.param([lot(1, 10)], 0, 5, 16, True, "0.000015", id="more than may be borrowed"),
+        pytest.param([lot(1, 10)], 0, 5, 10, False, 0, id="all there is"),
+        pytest.param([lot(1, 10)], 0, 5, 11, False, "0.00001", id="no borrowing"),
+        pytest.param([], 0, 5, 1, False, "0", id="no borrowing from nothing"),
+        pytest.param([], 3, 5, 1, False, "0", id="no borrowing while owing"),
+        pytest.param([], 3, 5, 2, True, -5, id="borrowing more"),
+    ],
+)
+def test_withdrawing(
+    lots: list[Lot], debt: Millionths, credit_limit: Millionths, amount: Millionths, borrow: bool, outcome: int | str
+) -> None:
+    """A withdrawal gives the new balance, or is refused with what was available, in credits."""
+    state = account(*lots, debt=debt, credit_limit=credit_limit)
+    if isinstance(outcome, int):
+        after, allocations = withdraw(state, amount, borrow=borrow)
+        assert (after.balance, sum(each.amount for each in allocations)) == (outcome, -amount)
+        return
+    with pytest.raises(InsufficientCredits) as refusal:
+        withdraw(state, amount, borrow=borrow)
+    assert refusal.value.metadata["available_amount"] == outcome
+
+
+@pytest.mark.parametrize(
+    ("now", "last_create_time", "expirations"),
+    [
+        pytest.param(NOW + HOUR - 1, NOW, [], id="a microsecond before"),
+        pytest.param(NOW + HOUR, NOW, [(3, NOW + HOUR, 20)], id="at the expire_time"),
+        pytest.param(NOW + HOUR + 1, NOW, [(3, NOW + HOUR, 20)], id="a microsecond after"),
+        pytest.param(
+            NOW + 2 * HOUR, NOW, [(3, NOW + HOUR, 20), (2, NOW + 2 * HOUR, 10)], id="two, each at its own time"
+        ),
+        pytest.param(
+            NOW + 99 * HOUR,
+            NOW,
+            [(3, NOW + HOUR, 20), (2, NOW + 2 * HOUR, 10)],
+            id="long after",
+        ),
+        pytest.param(NOW - HOUR, NOW, [], id="the clock went back"),
+        pytest.param(
+            NOW, NOW + HOUR, [(3, NOW + HOUR, 20)], id="the clock went back behind a transaction at the expire_time"
+        ),
+        pytest.param(
+            NOW + 2 * HOUR,
+            NOW + HOUR + 5,
+            [(3, NOW + HOUR + 5, 20), (2, NOW + 2 * HOUR, 10)],
+            id="never before the newest transaction",
+        ),
+    ],
+)
+def test_expirations(
+    now: Instant, last_create_time: Instant, expirations: list[tuple[int, Instant, Millionths]]
+) -> None:
+    """Each lot that is past expires by itself, the earliest first, dated at its expire_time."""
+    state = account(*THREE_LOTS, last_create_time=last_create_time)
+    steps = expire_due(state, now)
+    assert [
+        (posting.allocations[0].lot_number, posting.create_time, posting.balance_after) for _, posting in steps
+    ] == expirations
+    for sequence, (after, posting) in enumerate(steps, 4):
+        assert (posting.kind, posting.category, posting.state) == (EXPIRATION, "expiration", SUCCEEDED)
+        assert (posting.amount, posting.sequence, posting.expiring_amount) == (-10, sequence, -10)
+        assert (after.balance, after.sequence, after.last_create_time) == (
+            posting.balance_after,
+            sequence,
+            posting.create_time,
+        )
+        assert posting.allocations[0].lot_number not in [each.number for each in after.lots]
+
+
+def test_expirations_of_one_instant_come_in_the_order_of_their_lots() -> None:
+    """Lots with the same expire_time expire the oldest first, whatever their priority."""
+    state = account(lot(1, 1, NOW, 9), lot(2, 2, NOW, -9), lot(3, 3, NOW, 0), last_create_time=NOW - 1)
+    assert [posting.amount for _, posting in expire_due(state, NOW)] == [-1, -2, -3]
+
+
+def test_only_what_remains_expires() -> None:
+    """An expiration takes what is left of the lot, and an account without such lots has none."""
+    state = account(Lot(1, 1, Terms(NOW), 100, 30), lot(2, 5))
+    ((after, posting),) = expire_due(state, NOW)
+    assert (posting.amount, posting.allocations) == (-30, (Allocation(1, -30, Terms(NOW)),))
+    assert (after.balance, remainders(after)) == (5, [(2, 5)])
+    assert expire_due(after, NOW + 99 * HOUR) == []
+
+
+@pytest.mark.parametrize(
+    ("now", "balance", "expiring", "left"),
+    [
+        pytest.param(NOW, 30, 20, [3, 2, 1], id="before"),
+        pytest.param(NOW + HOUR - 1, 30, 20, [3, 2, 1], id="a microsecond before"),
+        pytest.param(NOW + HOUR, 20, 10, [2, 1], id="at the expire_time"),
+        pytest.param(NOW + 2 * HOUR - 1, 20, 10, [2, 1], id="a microsecond before the second"),
+        pytest.param(NOW + 2 * HOUR, 10, 0, [1], id="at the second"),
+        pytest.param(NOW + 999 * HOUR, 10, 0, [1], id="much later"),
+    ],
+)
+def test_the_state_at_an_instant(now: Instant, balance: Millionths, expiring: Millionths, left: list[int]) -> None:
+    """A lot is gone from the state at exactly its expire_time, and nothing else of the state changes."""
+    state = account(*THREE_LOTS, credit_limit=4, last_create_time=NOW)
+    seen = state.at(now)
+    assert (seen.balance, seen.expiring, [each.number for each in seen.lots]) == (balance, expiring, left)
+    assert seen.available == balance + 4
+    assert seen == state._replace(balance=balance, lots=seen.lots)
+
+
+def test_expiry_never_takes_credits_that_were_paid_for() -> None:
+    """Grant 100 that expire, spend 80, grant 50 for good: after the expiry 50 are left, not 30 or -30."""
+    state, _ = post(account(), Draft(GRANT, "promotion", 100, expire_time=NOW + HOUR), NOW)
+    state, _ = post(state, Draft(CHARGE, "ai_chat", -80), NOW)
+    state, _ = post(state, Draft(GRANT, "purchase", 50), NOW)
+    ((state, expiration),) = expire_due(state, NOW + HOUR)
+    assert (expiration.amount, expiration.balance_after, state.balance) == (-20, 50, 50)
+    assert remainders(state) == [(2, 50)]
+
+
+@pytest.mark.parametrize(
+    ("now", "amount", "outcome"),
+    [
+        (NOW + HOUR - 1, -100, [(CHARGE, -100, 0, NOW + HOUR - 1)]),
+        (NOW + HOUR, -100, InsufficientCredits),
+        (NOW + HOUR, -40, [(EXPIRATION, -60, 40, NOW + HOUR), (CHARGE, -40, 0, NOW + HOUR)]),
+        (NOW + 9 * HOUR, -40, [(EXPIRATION, -60, 40, NOW + HOUR), (CHARGE, -40, 0, NOW + 9 * HOUR)]),
+    ],
+)
+def test_a_lot_that_is_past_is_never_spent(
+    now: Instant, amount: Millionths, outcome: list[tuple[Kind, Millionths, Millionths, Instant]] | type[DaybookError]
+) -> None:
+    """Of 60 expiring and 40 permanent credits a charge at the expire_time can have only the 40."""
+    state = account(lot(1, 60, NOW + HOUR), lot(2, 40), last_create_time=NOW)
+    if isinstance(outcome, type):
+        with pytest.raises(outcome):
+            follow(state, Draft(CHARGE, "ai_chat", amount), now)
+        return
+    _, postings = follow(state, Draft(CHARGE, "ai_chat", amount), now)
+    assert [(each.kind, each.amount, each.balance_after, each.create_time) for each in postings] == outcome
+
+
+def test_a_clock_that_went_back_revives_nothing() -> None:
+    """What was past at the newest transaction stays past, even if the clock now shows an earlier time."""
+    state = account(lot(1, 60, NOW), lot(2, 40), last_create_time=NOW)
+    assert [(posting.amount, posting.create_time) for _, posting in expire_due(state, NOW - HOUR)] == [(-60, NOW)]
+
+
+@pytest.mark.parametrize(
+    ("draft", "now", "window"),
+    [
+        pytest.param(Draft(CHARGE, "computing", -3, is_usage=True), NOW, (4, NOW, 13, 20), id="usage"),
+        pytest.param(Draft(CHARGE, "serverless", -3, is_usage=True), NOW, (4, NOW, 10, 23), id="serverless usage"),
+        pytest.param(Draft(CHARGE, "computing", -3, is_usage=True), NOW + HOUR, (5, NOW + HOUR, 3, 0), id="next hour"),
+        pytest.param(Draft(CHARGE, "computing", -3, is_usage=True), NOW - 1, (4, NOW, 13, 20), id="clock went back"),
+        pytest.param(Draft(CHARGE, "inference", -3, is_usage=True), NOW, (4, NOW, 10, 20), id="another category"),
+        pytest.param(Draft(CHARGE, "computing", -3), NOW, (4, NOW, 10, 20), id="no usage subject"),
+        pytest.param(Draft(GRANT, "computing", 3, is_usage=True), NOW, (4, NOW, 10, 20), id="a grant"),
+        pytest.param(Draft(ADJUSTMENT, "computing", -3, is_usage=True), NOW, (4, NOW, 10, 20), id="an adjustment"),
+        pytest.param(
+            Draft(CHARGE, "computing", -3, state=FAILED, is_usage=True), NOW, (4, NOW, 10, 20), id="a failed charge"
+        ),
+    ],
+)
+def test_usage_goes_into_its_window(
+    draft: Draft, now: Instant, window: tuple[int, Instant, Millionths, Millionths]
+) -> None:
+    """A charge of usage that succeeds is added to the window of its create_time, and nothing else is."""
+    state = account(lot(1, 100), last_create_time=NOW, window=UsageWindow(4, NOW, 10, 20))
+    assert post(state, draft, now)[0].window == UsageWindow(*window)
+
+
+def test_borrowed_usage_counts_in_full() -> None:
+    """Usage is what was used, also where a part of it had to be borrowed."""
+    state = account(lot(1, 1), credit_limit=9, last_create_time=NOW)
+    assert post(state, Draft(CHARGE, "computing", -10, is_usage=True), NOW)[0].window == UsageWindow(1, NOW, 10, 0)
+
+
+def test_a_posting_says_what_was_posted() -> None:
+    """A posting holds its draft's kind, category and amount, the next sequence, its time and the balance after it."""
+    before = account(lot(1, 10))._replace(sequence=41)
+    after, posting = post(before, Draft(CHARGE, "booking", -3), NOW)
+    assert posting == Posting(CHARGE, "booking", SUCCEEDED, -3, 42, NOW, 7, (Allocation(1, -3, PERMANENT),), PERMANENT)
+    assert after == before._replace(balance=7, lots=(Lot(1, 1, PERMANENT, 10, 7),), sequence=42, last_create_time=NOW)
+
+
+drafts = st.builds(
+    Draft,
+    kind=st.sampled_from((GRANT, CHARGE, ADJUSTMENT)),
+    category=st.just("computing"),
+    amount=st.integers(-30, 30),
+    state=st.sampled_from((SUCCEEDED, SUCCEEDED, SUCCEEDED, FAILED, CANCELED)),
+    is_usage=st.booleans(),
+    expire_time=st.none() | st.integers(NOW, NOW + 40),
+    priority=st.integers(-1, 1),
+)
+
+
+@given(st.lists(st.tuples(drafts, st.integers(-3, 8)), max_size=30), st.integers(0, 40))
+def test_the_books_always_add_up(steps: list[tuple[Draft, Instant]], credit_limit: Millionths) -> None:
+    """After any drafts at any times, balance, lots, debt, allocations, sequences and times agree with each other."""
+    state, now = account(credit_limit=credit_limit, last_create_time=0), NOW
+    postings: list[Posting] = []
+    for draft, elapsed in steps:
+        now += elapsed
+        try:
+            state, posted = follow(state, draft, now)
+        except DaybookError:
+            continue
+        postings += posted
+        assert state.balance == sum(each.remaining for each in state.lots) - state.debt >= -credit_limit
+        assert state.debt == 0 or not state.lots
+        assert state.lots == sort_lots(state.lots)
+        assert all(0 < each.remaining <= each.amount for each in state.lots)
+        assert not [each for each in state.lots if each.terms.are_past(state.last_create_time)]
+    balance = 0
+    for sequence, posting in enumerate(postings, 1):
+        moves = posting.state == SUCCEEDED
+        balance += posting.amount if moves else 0
+        assert (posting.sequence, posting.balance_after) == (sequence, balance)
+        assert sum(each.amount for each in posting.allocations) == (posting.amount if moves else 0)
+        assert posting.expiring_amount + posting.permanent_amount == (posting.amount if moves else 0)
+    assert [each.create_time for each in postings] == sorted(each.create_time for each in postings)

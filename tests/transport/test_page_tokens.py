@@ -18,7 +18,7 @@ from daybook.facades.teable.v1 import billing_service_pb2
 from daybook.facades.teable.v1.billing_service_pb2 import GetSpaceCreditHistoryRequest
 from daybook.internal.v1.page_token_pb2 import PageToken
 from daybook.v1 import ledger_service_pb2
-from daybook.v1.ledger_service_pb2 import ListAccountsRequest, ListTransactionsRequest
+from daybook.v1.ledger_service_pb2 import ListAccountsRequest, ListLotsRequest, ListTransactionsRequest
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from hypothesis import given
@@ -47,10 +47,11 @@ LISTS: list[tuple[str, Message, str, str]] = [
         "page_size",
     ),
     ("daybook.v1.Ledger/ListAccounts", ListAccountsRequest(page_size=3), "page_token", "page_size"),
+    ("daybook.v1.Ledger/ListLots", ListLotsRequest(parent="accounts/acme", page_size=3), "page_token", "page_size"),
     (
         "daybook.facades.teable.v1.Billing/GetSpaceCreditHistory",
         GetSpaceCreditHistoryRequest(
-            space_id="spcAcme", month="2024-10", take=3, source_type="ai_chat", order_by="amount", order="asc"
+            space_id="spcAcme", month="2024-10", take="3", source_type="ai_chat", order_by="amount", order="asc"
         ),
         "cursor",
         "take",
@@ -58,7 +59,7 @@ LISTS: list[tuple[str, Message, str, str]] = [
     (
         "daybook.facades.spacebring.v1.Transactions/GetCreditsTransactions",
         GetCreditsTransactionsRequest(
-            limit=3,
+            limit="3",
             create_date_gte="2024-10-01T00:00:00Z",
             create_date_lte="2024-10-31T00:00:00Z",
             location_ref="location",
@@ -357,7 +358,8 @@ def test_the_size_of_a_page_may_change(
         request = copy_of(request_message)
         request.ClearField(size_field)
         if size is not None:
-            setattr(request, size_field, size)
+            is_text = isinstance(getattr(request, size_field), str)
+            setattr(request, size_field, str(size) if is_text else size)
         setattr(request, token_field, token)
         assert tokens.open_transaction(listing_of(method, request, token_field, size_field), token) == KEY
 
@@ -366,7 +368,9 @@ def test_the_size_of_a_page_may_change(
     ("method", "request_message", "token_field", "size_field", "shown"),
     [
         (*each, shown)
-        for each, shown in zip(LISTS, ("page_token", "page_token", "cursor", "nextPageToken"), strict=True)
+        for each, shown in zip(
+            LISTS, ("page_token", "page_token", "page_token", "cursor", "nextPageToken"), strict=True
+        )
     ],
 )
 def test_the_refusal_names_the_field_as_callers_know_it(

@@ -379,13 +379,13 @@ def test_kinds(kind: Kind, good: bool) -> None:
     [
         (Transaction.STATE_UNSPECIFIED, True),
         (Transaction.SUCCEEDED, True),
-        (Transaction.FAILED, False),
-        (Transaction.CANCELED, False),
+        (Transaction.FAILED, True),
+        (Transaction.CANCELED, True),
         (99, False),
     ],
 )
 def test_states(state: Transaction.State.ValueType, good: bool) -> None:
-    """A transaction is created as SUCCEEDED, said or not said, and in no other state."""
+    """A transaction is created in any state that there is; left out means SUCCEEDED."""
     assert field_problem(charge(state=state)) == (None if good else "transaction.state")
 
 
@@ -505,7 +505,9 @@ def test_subjects_are_taken_over_as_they_are(subject: dict[str, Any]) -> None:
 
 def set_to_something(message: Any, field: FieldDescriptor) -> None:
     """Gives a field a value that a server could have given it."""
-    if field.message_type is not None:
+    if field.is_repeated:
+        getattr(message, field.name).add()
+    elif field.message_type is not None:
         getattr(message, field.name).CopyFrom(Timestamp(seconds=1_728_543_298))
     elif field.cpp_type == FieldDescriptor.CPPTYPE_STRING:
         setattr(message, field.name, "999")

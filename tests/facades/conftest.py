@@ -1,0 +1,83 @@
+"""A real `daybook up --demo` for all tests of a process, and a way to add data of one's own."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import pytest
+from daybook.v1.account_pb2 import Account
+from daybook.v1.ledger_service_pb2 import CreateAccountRequest, CreateTransactionRequest
+from daybook.v1.ledger_service_pb2_grpc import LedgerStub
+from daybook.v1.transaction_pb2 import Transaction
+
+from tests.facades.exchanges import send
+from tests.facades.processes import Daybook, Ports, sqlite_url, wait_until
+
+
+@pytest.fixture(scope="session")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daybook]:
+    """The demo behind its gateway; at the end Ctrl-C stops it with exit code 0 and leaves no process."""
+    folder, ports = tmp_path_factory.mktemp("demo"), Ports.free()
+    daybook = Daybook.start(
+        *("up", "--demo", "--database-url", sqlite_url(folder / "daybook.db")), *ports.flags, folder=folder, ports=ports
+    )
+    try:
+        daybook.wait_for("Ctrl-C stops it.")
+        wait_until(lambda: send(daybook.origin, "/healthz").status == 200, "/healthz answers 200")
+        yield daybook
+        assert daybook.stop() == 0
+    finally:
+        daybook.kill()
+
+
+def ledger_stub(channel: grpc.Channel) -> Any:
+    """The native API, called without asyncio, for which alone the generated stubs have types."""
+    return LedgerStub(channel)  # type: ignore[arg-type]
+
+
+class NativeCaller:
+    """Writes to the running demo over gRPC through the gateway, in accounts of the test's own."""
+
+    def __init__(self, channel: grpc.Channel) -> None:
+        self.ledger = ledger_stub(channel)
+
+    def create_account(self, key: str, kind: Account.Kind.ValueType = Account.OTHER, **fields: object) -> str:
+        """Creates an account in the tenant of the key; answers with its id, which no other test has."""
+        account_id = f"test-{uuid.uuid4()}"
+        account = Account(kind=kind, **fields)  # type: ignore[arg-type]
+        self.ledger.CreateAccount(
+            CreateAccountRequest(account_id=account_id, account=account), metadata=credential(key)
+        )
+        return account_id
+
+    def post(
+        self, key: str, account_id: str, kind: Transaction.Kind.ValueType, category: str, amount: str, **fields: object
+    ) -> Transaction:
+        """Posts a transaction."""
+        transaction = Transaction(kind=kind, category=category, amount=amount, **fields)  # type: ignore[arg-type]
+        posted: Transaction = self.ledger.CreateTransaction(
+            CreateTransactionRequest(parent=f"accounts/{account_id}", transaction=transaction),
+            metadata=credential(key),
+        )
+        return posted
+
+
+def credential(key: str) -> tuple[tuple[str, str], ...]:
+    """The metadata that lets a native call in."""
+    return (("authorization", f"Bearer {key}"),)
+
+
+@pytest.fixture(scope="session")
+def channel(gateway: Daybook) -> Iterator[grpc.Channel]:
+    """A gRPC channel to the gateway."""
+    with grpc.insecure_channel(f"127.0.0.1:{gateway.ports.gateway}") as channel:
+        yield channel
+
+
+@pytest.fixture(scope="session")
+def native(channel: grpc.Channel) -> NativeCaller:
+    """A native caller through the gateway."""
+    return NativeCaller(channel)

@@ -1,0 +1,228 @@
+"""Golden exchanges: what is sent to the gateway and what must come back, as files a person can read.
+
+A file `<vendor>/<NN-name>.http` holds exchanges, separated by lines that begin with `###`.
+Each reads
+
+    # What it shows.
+    GET /path?query
+    name: value
+
+    HTTP 200
+    name: value
+
+    {"body": "as JSON, laid out as it reads best"}
+
+Request lines and headers are sent as they stand. Of the answer's headers those that are
+written must be there with that value. The body must be the same JSON: the same keys, null
+where there is null, the same types, the same order in arrays, and numbers that are equal as
+decimals (2.0 and 2 are). What can't be fixed has a placeholder in the place of a string:
+
+    "<uuid7>"              a uuid of version 7; no two in one body are equal
+    "<uuid7: name>"        the same, and the same one wherever the file has this name
+    "<page token: name>"   an opaque text that needs no escaping in a URL; a request line
+                           of the same file sends it as `<name>`
+    "<text>"               some text, where no page gives the words
+    "<text: word>"         some text that contains the word
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+from http.client import HTTPResponse
+from pathlib import Path
+from typing import TypeAlias
+from urllib.parse import urlsplit
+
+Json: TypeAlias = "dict[str, Json] | list[Json] | str | Decimal | bool | None"
+
+_ANSWER_SECONDS_MAX = 60.0
+_PLACEHOLDER = re.compile(r"<(uuid7|page token|text)(?:: ([^<>]+))?>")
+_UUID_7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
+_PAGE_TOKEN = re.compile(r"[A-Za-z0-9_.~-]+")
+_CAPTURED = re.compile(r"<([^<>]+)>")
+_INTERNAL_HEADERS = ("grpc-", "x-envoy-", "x-error-")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back."""
+
+    status: int
+    headers: list[tuple[str, str]]
+    body: bytes
+
+    def header(self, name: str) -> str | None:
+        """The value of a header, or None; several are joined as HTTP has it."""
+        values = [value for each, value in self.headers if each == name.lower()]
+        return ", ".join(values) if values else None
+
+    def json(self) -> Json:
+        """The body, with numbers as decimals."""
+        return read_json(self.body.decode())
+
+
+def send(
+    origin: str, target: str | bytes, *, method: str = "GET", headers: dict[str, str] | None = None, body: bytes = b""
+) -> Answer:
+    """Sends a request whose line is exactly this: no client puts its escapes in order."""
+    place = urlsplit(origin)
+    assert place.hostname is not None
+    lines = [
+        b"%s %s HTTP/1.1" % (method.encode(), target.encode() if isinstance(target, str) else target),
+        b"host: " + place.netloc.encode(),
+        b"connection: close",
+        *(f"{name}: {value}".encode() for name, value in (headers or {}).items()),
+    ]
+    if body:
+        lines.append(b"content-length: %d" % len(body))
+    with socket.create_connection((place.hostname, place.port or 80), _ANSWER_SECONDS_MAX) as connection:
+        connection.sendall(b"\r\n".join(lines) + b"\r\n\r\n" + body)
+        response = HTTPResponse(connection, method=method)
+        response.begin()
+        content = response.read()
+        return Answer(response.status, [(name.lower(), value) for name, value in response.getheaders()], content)
+
+
+def read_json(text: str) -> Json:
+    """Reads JSON with numbers as decimals; refuses a key that comes twice."""
+
+    def to_dict(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
+        assert len({key for key, _ in pairs}) == len(pairs), f"a key comes twice in {pairs}"
+        return dict(pairs)
+
+    read: Json = json.loads(text, object_pairs_hook=to_dict, parse_float=Decimal, parse_int=Decimal)
+    return read
+
+
+def write_json(value: Json) -> str:
+    """Writes JSON for a person to compare."""
+
+    def to_number(number: object) -> object:
+        assert isinstance(number, Decimal)
+        return int(number) if number == number.to_integral_value() else float(number)
+
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, default=to_number)
+
+
+def problems_of_any_answer(answer: Answer) -> Iterator[str]:
+    """What every answer of REST must keep, whatever was asked."""
+    if answer.header("content-type") != "application/json":
+        yield f"content-type is {answer.header('content-type')!r}"
+    if not answer.header("x-request-id"):
+        yield "there is no x-request-id"
+    for name, value in answer.headers:
+        if name.startswith(_INTERNAL_HEADERS):
+            yield f"{name}: {value} is for the filters only"
+    if answer.status == 401 and not answer.header("www-authenticate"):
+        yield "a 401 needs www-authenticate"
+
+
+class Matcher:
+    """Compares bodies, and remembers what stood in the place of named placeholders."""
+
+    def __init__(self) -> None:
+        self.captured: dict[str, str] = {}
+        self._seen: set[str] = set()
+
+    def differences(self, expected: Json, actual: Json) -> list[str]:
+        """Where two bodies differ; empty if nowhere."""
+        self._seen = set()
+        return list(self._compare("$", expected, actual))
+
+    def _compare(self, place: str, expected: Json, actual: Json) -> Iterator[str]:
+        if isinstance(expected, str) and (placeholder := _PLACEHOLDER.fullmatch(expected)):
+            yield from self._compare_placeholder(place, placeholder[1], placeholder[2], actual)
+        elif type(expected) is not type(actual):
+            yield f"{place}: expected {write_json(expected)}, got {write_json(actual)}"
+        elif isinstance(expected, dict) and isinstance(actual, dict):
+            for key in expected.keys() - actual.keys():
+                yield f"{place}.{key}: is missing, expected {write_json(expected[key])}"
+            for key in actual.keys() - expected.keys():
+                yield f"{place}.{key}: should not be there, got {write_json(actual[key])}"
+            for key in expected.keys() & actual.keys():
+                yield from self._compare(f"{place}.{key}", expected[key], actual[key])
+        elif isinstance(expected, list) and isinstance(actual, list):
+            if len(expected) != len(actual):
+                yield f"{place}: expected {len(expected)} elements, got {len(actual)}"
+            for index, (one, other) in enumerate(zip(expected, actual, strict=False)):
+                yield from self._compare(f"{place}[{index}]", one, other)
+        elif expected != actual:
+            yield f"{place}: expected {write_json(expected)}, got {write_json(actual)}"
+
+    def _compare_placeholder(self, place: str, kind: str, name: str | None, actual: Json) -> Iterator[str]:
+        if not isinstance(actual, str) or not actual:
+            yield f"{place}: expected a text for <{kind}>, got {write_json(actual)}"
+        elif kind == "text":
+            if name is not None and name not in actual:
+                yield f"{place}: expected a text with {name!r}, got {actual!r}"
+        elif not (_UUID_7 if kind == "uuid7" else _PAGE_TOKEN).fullmatch(actual):
+            yield f"{place}: {actual!r} is no {kind}"
+        elif actual in self._seen:
+            yield f"{place}: {actual} comes twice"
+        else:
+            self._seen.add(actual)
+            if name is not None and self.captured.setdefault(name, actual) != actual:
+                yield f"{place}: expected the {name} of before, {self.captured[name]}, got {actual}"
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """A request and the answer that it must get."""
+
+    place: str
+    method: str
+    target: str
+    headers: dict[str, str]
+    status: int
+    answer_headers: dict[str, str]
+    body: Json
+
+    def replay(self, origin: str, matcher: Matcher) -> list[str]:
+        """Sends the request; says how the answer differs, behind a line that says of what; empty if it doesn't."""
+        missing = [name for name in _CAPTURED.findall(self.target) if name not in matcher.captured]
+        if missing:
+            return [f"{self.place}: {self.method} {self.target}", f"no exchange before it gave {missing}"]
+        target = _CAPTURED.sub(lambda reference: matcher.captured[reference[1]], self.target)
+        answer = send(origin, target, method=self.method, headers=self.headers)
+        problems = list(problems_of_any_answer(answer))
+        if answer.status != self.status:
+            problems.append(f"expected status {self.status}, got {answer.status}")
+        for name, value in self.answer_headers.items():
+            if answer.header(name) != value:
+                problems.append(f"expected {name}: {value}, got {answer.header(name)}")
+        try:
+            actual = answer.json()
+        except ValueError:
+            problems.append(f"the body is no JSON: {answer.body!r}")
+        else:
+            problems += matcher.differences(self.body, actual)
+            if problems:
+                problems.append(f"the whole body: {write_json(actual)}")
+        return [f"{self.place}: {self.method} {target}", *problems] if problems else []
+
+
+def read_exchanges(file: Path) -> list[Exchange]:
+    """The exchanges of a file."""
+    parts = re.split(r"(?m)^###.*\n", file.read_text())
+    return [_read_exchange(f"{file.name}, exchange {number}", part) for number, part in enumerate(parts, start=1)]
+
+
+def _read_exchange(place: str, text: str) -> Exchange:
+    request, answer, body = re.sub(r"(?m)^#.*\n", "", text).strip().split("\n\n", 2)
+    request_line, *headers = request.splitlines()
+    method, target = request_line.split(" ")
+    status_line, *answer_headers = answer.splitlines()
+    protocol, status = status_line.split(" ")
+    assert protocol == "HTTP", f"{place}: {status_line}"
+    return Exchange(
+        place, method, target, _read_headers(headers), int(status), _read_headers(answer_headers), read_json(body)
+    )
+
+
+def _read_headers(lines: list[str]) -> dict[str, str]:
+    return {name: value for name, _, value in (line.partition(": ") for line in lines)}

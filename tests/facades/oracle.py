@@ -1,0 +1,181 @@
+"""What each vendor's list must show of the demo, worked out from the stories by the vendors' pages and nothing else.
+
+Only what the server is told (the events of server.demo) is used, none of what the server does with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta, timezone
+from decimal import ROUND_HALF_UP, Decimal
+
+from daybook.v1.account_pb2 import User
+from daybook.v1.transaction_pb2 import Transaction
+
+from server.demo import dreadnode, nebulablock, spacebring, teable
+from server.demo.story import Event, Story
+from tests.facades.exchanges import Json
+
+SOURCE_TYPES = ("automation_ai_action", "ai_generation", "field_ai_generation", "ai_chat", "app_generation")
+TRANSACTION_TYPES = {
+    "purchase": Transaction.GRANT,
+    "auto_refill": Transaction.GRANT,
+    "usage": Transaction.CHARGE,
+    "inference": Transaction.CHARGE,
+    "span_ingestion": Transaction.CHARGE,
+    "storage": Transaction.CHARGE,
+    "signup_allocation": Transaction.GRANT,
+    "refund": Transaction.REFUND,
+    "admin_adjustment": Transaction.ADJUSTMENT,
+    "web_search": Transaction.CHARGE,
+}
+SPACEBRING_TYPES = {
+    (Transaction.GRANT, "credit_package"): "creditPackage",
+    (Transaction.GRANT, "subscription_renewal"): "subscriptionRenewal",
+    (Transaction.CHARGE, "booking"): "booking",
+    (Transaction.CHARGE, "event_ticket"): "eventTicket",
+    (Transaction.CHARGE, "order"): "order",
+    # All credits of the story are permanent.
+    (Transaction.CHARGE, "admin_charge"): "chargePermanentCredits",
+}
+# The stories' hours are all in October, when New York is four hours behind.
+_NEW_YORK_IN_OCTOBER = timezone(timedelta(hours=-4))
+
+
+def _moment(event: Event) -> datetime:
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=event.time)
+
+
+def _newest_first(story: Story) -> list[Event]:
+    """Of events at one time first that of the account made later, then the one told later."""
+    accounts = list(story.accounts)
+    told = enumerate(story.events)
+    ordered = sorted(told, key=lambda each: (each[1].time, accounts.index(each[1].account_id), each[0]), reverse=True)
+    return [event for _, event in ordered]
+
+
+def teable_records(month: str, source_type: str | None = None) -> list[dict[str, Json]]:
+    """The space's records of a month, newest first, without their ids."""
+    return [
+        {
+            "sourceType": event.transaction.category,
+            "amount": -Decimal(event.transaction.amount),
+            "createdTime": _moment(event).strftime("%Y-%m-%dT%H:%M:%S.000Z"),
+            "displayName": event.transaction.description or None,
+            "user": _teable_user(event.transaction.creator) if event.transaction.HasField("creator") else None,
+        }
+        for event in _newest_first(teable.STORY)
+        if event.account_id == teable.SPACE
+        and event.transaction.kind == Transaction.CHARGE
+        and event.transaction.category in ((source_type,) if source_type else SOURCE_TYPES)
+        and _moment(event).strftime("%Y-%m") == month
+    ]
+
+
+def _teable_user(user: User) -> Json:
+    return {"id": user.id, "name": user.name, "avatar": user.photo_uri or None}
+
+
+def nebulablock_hours(user: str) -> list[dict[str, Json]]:
+    """The user's hours, newest first."""
+    begin = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=nebulablock.STORY.start)
+    hours: dict[int, dict[str, Decimal]] = {}
+    for event in nebulablock.STORY.events:
+        if event.account_id == user and event.transaction.category in ("computing", "serverless"):
+            hour = (_moment(event) - begin) // timedelta(hours=1)
+            amounts = hours.setdefault(hour, {"computing": Decimal(0), "serverless": Decimal(0)})
+            amounts[event.transaction.category] -= Decimal(event.transaction.amount)
+
+    def wall_time(hour: int) -> str:
+        return (begin + timedelta(hours=hour)).astimezone(_NEW_YORK_IN_OCTOBER).strftime("EST %Y-%m-%d %H:%M:%S")
+
+    return [
+        {
+            "user_id": Decimal(user),
+            "computing_amount": amounts["computing"],
+            "serverless_amount": amounts["serverless"],
+            "create_time": wall_time(hour),
+            "update_time": wall_time(hour + 1),
+            "total": amounts["computing"] + amounts["serverless"],
+        }
+        for hour, amounts in sorted(hours.items(), reverse=True)
+    ]
+
+
+def nebulablock_balance(user: str) -> Decimal:
+    """What the user has left."""
+    amounts = (Decimal(event.transaction.amount) for event in nebulablock.STORY.events if event.account_id == user)
+    return sum(amounts, Decimal(0))
+
+
+def spacebring_transactions(
+    *,
+    location: str | None = None,
+    membership: str | None = None,
+    company: str | None = None,
+    first: datetime | None = None,
+    last: datetime | None = None,
+) -> list[dict[str, Json]]:
+    """The network's transactions, newest first: of each what tells it from the others."""
+
+    def wanted(event: Event) -> bool:
+        labels = event.transaction.labels
+        return (
+            (location is None or labels["location"] == location)
+            and (membership is None or ("membership" in labels and labels["membership"] == membership))
+            and (company is None or ("company" in labels and labels["company"] == company))
+            and (first is None or _moment(event) >= first)
+            and (last is None or _moment(event) <= last)
+        )
+
+    return [_spacebring_transaction(event) for event in _newest_first(spacebring.STORY) if wanted(event)]
+
+
+def _spacebring_transaction(event: Event) -> dict[str, Json]:
+    transaction = event.transaction
+    subjects: Iterator[tuple[str, Json]] = (
+        (shown, {"id": getattr(transaction, name).id})
+        for name, shown in (("booking", "booking"), ("order", "order"), ("event_ticket", "ticket"))
+        if transaction.HasField(name)  # type: ignore[arg-type]  # each is a field of it
+    )
+    optional: dict[str, Json] = {
+        "locationRef": transaction.labels.get("location"),
+        "membershipRef": transaction.labels.get("membership"),
+        "companyRef": transaction.labels.get("company"),
+        "description": transaction.description or None,
+        "userRefOwner": transaction.owner.id or None,
+        "userRefCreator": transaction.creator.id or None,
+    }
+    return {
+        "amount": abs(Decimal(transaction.amount)),
+        "createDate": _moment(event).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "type": SPACEBRING_TYPES[transaction.kind, transaction.category],
+        **dict(subjects),
+        **{name: value for name, value in optional.items() if value is not None},
+    }
+
+
+def dreadnode_transactions(*types: str) -> list[dict[str, Json]]:
+    """The organization's transactions of these types, newest first, without their ids."""
+    return [
+        _dreadnode_transaction(event)
+        for event in _newest_first(dreadnode.STORY)
+        if event.transaction.category in (types or TRANSACTION_TYPES)
+        and event.transaction.kind == TRANSACTION_TYPES[event.transaction.category]
+    ]
+
+
+def _dreadnode_transaction(event: Event) -> dict[str, Json]:
+    transaction = event.transaction
+    usage = transaction.usage if transaction.HasField("usage") else None
+    return {
+        "amount": Decimal(transaction.amount).quantize(Decimal(1), ROUND_HALF_UP),
+        "created_at": _moment(event).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "transaction_type": transaction.category,
+        "has_receipt": transaction.receipt_uri != "",
+        "description": transaction.description or None,
+        "inference_cost_usd": Decimal(usage.cost_usd) if usage else None,
+        "input_tokens": Decimal(usage.input_tokens) if usage else None,
+        "output_tokens": Decimal(usage.output_tokens) if usage else None,
+        "model": usage.model if usage else None,
+    }

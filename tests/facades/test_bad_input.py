@@ -1,0 +1,264 @@
+"""Whatever stands behind the question mark, nobody gets a 5xx, and a refusal is in the vendor's words."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from decimal import Decimal
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from server.demo import spacebring
+from tests.facades.exchanges import Answer, Json, problems_of_any_answer, send
+from tests.facades.processes import Daybook
+
+TEABLE_CODES = {400: "validation_error", 401: "unauthorized", 403: "restricted_resource", 404: "not_found"}
+SPACEBRING_TYPES = {400: "invalidParams", 401: "unauthorized", 403: "forbidden", 404: "notFound"}
+DREADNODE_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    422: "validation_error",
+}
+
+
+def is_teable(status: int, body: Json) -> bool:
+    """Whether it is `{message, status, code}`."""
+    return (
+        isinstance(body, dict)
+        and body.keys() == {"message", "status", "code"}
+        and isinstance(body["message"], str)
+        and body["status"] == Decimal(status)
+        and body["code"] == TEABLE_CODES.get(status)
+    )
+
+
+def is_nebulablock(_status: int, body: Json) -> bool:
+    """Whether it is `{data: null, message, status: "failed"}`."""
+    return (
+        isinstance(body, dict)
+        and body.keys() == {"data", "message", "status"}
+        and body["data"] is None
+        and isinstance(body["message"], str)
+        and body["status"] == "failed"
+    )
+
+
+def is_spacebring(status: int, body: Json) -> bool:
+    """Whether it is `{message, type}`."""
+    return (
+        isinstance(body, dict)
+        and body.keys() == {"message", "type"}
+        and isinstance(body["message"], str)
+        and body["type"] == SPACEBRING_TYPES.get(status)
+    )
+
+
+def is_dreadnode(status: int, body: Json) -> bool:
+    """Whether it is `{code, detail, type}`, with `errors` where parameters are at fault."""
+    if not isinstance(body, dict) or body.keys() - {"errors"} != {"code", "detail", "type"}:
+        return False
+    errors = body.get("errors", [])
+    return (
+        body["code"] == Decimal(status)
+        and isinstance(body["detail"], str)
+        and body["type"] == DREADNODE_TYPES.get(status)
+        and isinstance(errors, list)
+        and (status == 422) == bool(errors)
+        and all(
+            isinstance(error, dict)
+            and error.keys() == {"loc", "msg", "type"}
+            and isinstance(error["loc"], list)
+            and all(isinstance(place, str) for place in error["loc"])
+            and isinstance(error["msg"], str)
+            and isinstance(error["type"], str)
+            for error in errors
+        )
+    )
+
+
+@dataclass(frozen=True)
+class Api:
+    """One documented path."""
+
+    path: str
+    key: str
+    parameters: tuple[str, ...]
+    is_envelope: Callable[[int, Json], bool]
+    good: str = ""
+    """A query that is answered."""
+
+
+APIS = {
+    "teable": Api(
+        "/api/space/spcExampleStudio/billing/credit-history",
+        "demo-teable",
+        ("month", "cursor", "take", "sourceType", "orderBy", "order"),
+        is_teable,
+        "month=2024-10",
+    ),
+    "teable-without-api": Api(
+        "/space/spcExampleStudio/billing/credit-history",
+        "demo-teable",
+        ("month", "cursor", "take", "sourceType", "orderBy", "order"),
+        is_teable,
+        "month=2024-10",
+    ),
+    "nebulablock": Api("/users/credits/history", "demo-nebulablock", ("limit", "offset"), is_nebulablock),
+    "nebulablock-api": Api("/api/v1/users/credits/history", "demo-nebulablock", ("limit", "offset"), is_nebulablock),
+    "spacebring": Api(
+        "/transactions/credits/v1",
+        "demo-spacebring",
+        (
+            "limit",
+            "nextPageToken",
+            "createDate[gte]",
+            "createDate%5Blte%5D",
+            "createDate",
+            "locationRef",
+            "membershipRef",
+            "companyRef",
+        ),
+        is_spacebring,
+    ),
+    "dreadnode": Api(
+        "/api/v1/org/example/credits/transactions", "demo-dreadnode", ("limit", "transaction_type"), is_dreadnode
+    ),
+}
+
+# Everything that HTTP lets stand in a request line, and percent escapes of everything else, right and wrong ones.
+visible = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E, exclude_characters="#"), max_size=12)
+escaped = st.binary(max_size=6).map(lambda content: "".join(f"%{byte:02X}" for byte in content))
+unicode_escaped = st.text(max_size=4).map(
+    lambda text: "".join(f"%{byte:02x}" for byte in text.encode("utf-8", "surrogatepass"))
+)
+broken = st.sampled_from(["%", "%2", "%zz", "%%", "%u0041", "100%", "%C3%28", "%ED%A0%80", "%00", "+", "%0d%0a"])
+numbers = st.one_of(st.integers(), st.integers(-(2**70), 2**70), st.floats()).map(str)
+plausible = st.sampled_from(
+    [
+        "2024-10",
+        "2024-13",
+        "0000-01",
+        "9999-12",
+        "ai_chat",
+        "asc",
+        "amount",
+        "purchase",
+        "50",
+        "1e3",
+        "true",
+        "null",
+        "2024-10-22T12:00:00Z",
+        "0001-01-01T00:00:00+23:59",
+        "9999-12-31T23:59:59-23:59",
+        spacebring.HARBOUR,
+        "-0",
+        "0x10",
+    ]
+)
+values = st.one_of(st.just(""), visible, escaped, unicode_escaped, broken, numbers, plausible)
+
+
+def queries(api: Api) -> st.SearchStrategy[str]:
+    """Query strings: known and unknown names, repeated, empty, without `=`."""
+    names = st.one_of(st.sampled_from(api.parameters), st.sampled_from(api.parameters), visible, escaped, broken)
+    pairs = st.one_of(st.tuples(names, values).map("=".join), names)
+    return st.lists(pairs, max_size=5).map("&".join)
+
+
+def ask(gateway: Daybook, api: Api, target: str) -> Answer:
+    """Asks with a good credential."""
+    credential = {"authorization": f"Bearer {api.key}.public", "spacebring-network-id": spacebring.NETWORK}
+    return send(gateway.origin, target, headers=credential)
+
+
+def require_sound(api: Api, target: str, answer: Answer) -> None:
+    """Fails on a 5xx and on a refusal in words that are not the vendor's."""
+    assert answer.status == 200 or 400 <= answer.status < 500, f"{target}: {answer.status} {answer.body!r}"
+    assert not list(problems_of_any_answer(answer)), target
+    body = answer.json()
+    assert answer.status == 200 or api.is_envelope(answer.status, body), f"{target}: {answer.status} {answer.body!r}"
+
+
+@pytest.mark.parametrize("name", APIS)
+def test_random_query(gateway: Daybook, name: str) -> None:
+    """A query string of whatever is answered or refused properly."""
+    api = APIS[name]
+
+    @settings(max_examples=60, deadline=None, database=None, derandomize=True)
+    @given(query=queries(api), good=st.booleans())
+    def check(query: str, *, good: bool) -> None:
+        target = f"{api.path}?{api.good + '&' if good else ''}{query}"
+        require_sound(api, target, ask(gateway, api, target))
+
+    check()
+
+
+def is_readable(segment: str) -> bool:
+    """Whether the gateway can make out a path with this: test_path_with_nul is about the others."""
+    return segment != "" and "%00" not in segment
+
+
+@pytest.mark.parametrize("name", ["teable", "teable-without-api", "dreadnode"])
+def test_random_account(gateway: Daybook, name: str) -> None:
+    """An account in the path of whatever is refused properly: nobody has such a one."""
+    api = APIS[name]
+    before, after = api.path.replace("spcExampleStudio", "{}").replace("/example/", "/{}/").split("{}")
+    # Dots would be a way up the path, to somebody else's.
+    unreserved = st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=8).map(
+        lambda text: "".join(f"%{byte:02X}" for byte in text.encode())
+    )
+
+    @settings(max_examples=40, deadline=None, database=None, derandomize=True)
+    @given(
+        account=st.one_of(
+            unreserved, escaped.filter(is_readable), st.sampled_from(["%zz", "-", "a%2Fb", "*", "x" * 300])
+        )
+    )
+    @example(account="%FF")
+    def check(account: str) -> None:
+        target = f"{before}{account}{after}?{api.good}"
+        answer = ask(gateway, api, target)
+        require_sound(api, target, answer)
+        assert answer.status != 200, target
+
+    check()
+
+
+@pytest.mark.parametrize("name", ["teable", "teable-without-api", "dreadnode"])
+def test_path_with_nul(gateway: Daybook, name: str) -> None:
+    """A path that the gateway itself refuses to read gets the vendor's body, with words in it."""
+    api = APIS[name]
+    target = api.path.replace("spcExampleStudio", "a%00b").replace("/example/", "/a%00b/")
+    answer = ask(gateway, api, target)
+    # Envoy refuses it before it gives the request an id, so there is none to answer with.
+    assert 400 <= answer.status < 500
+    body = answer.json()
+    assert isinstance(body, dict)
+    words = body.get("message", body.get("detail"))
+    assert isinstance(words, str)
+    assert words.removeprefix("Validation error: ")
+
+
+@pytest.mark.parametrize("name", APIS)
+def test_text_that_is_no_utf_8(gateway: Daybook, name: str) -> None:
+    """A parameter whose bytes are no text is the caller's mistake, not the server's."""
+    api = APIS[name]
+    for parameter in api.parameters:
+        for value in ("%FF", "%C3%28", "%ED%A0%80"):
+            # The good query is a month, and two of them would be another mistake.
+            target = f"{api.path}?{api.good if parameter != 'month' else ''}&{parameter}={value}"
+            answer = ask(gateway, api, target)
+            require_sound(api, target, answer)
+            # The page has no parameter `createDate`, so it may be passed over.
+            assert answer.status in (400, 422) or parameter == "createDate", target
+
+
+def test_long_query(gateway: Daybook) -> None:
+    """A query that is too long for the gateway is refused, not crashed on."""
+    padding = "".join(random.Random(1).choices("abcdef", k=30_000))
+    answer = send(gateway.origin, f"/users/credits/history?x={padding}")
+    assert 400 <= answer.status < 500

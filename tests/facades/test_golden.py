@@ -1,0 +1,84 @@
+"""Every exchange of the golden files, through a real gateway."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.facades.exchanges import Matcher, read_exchanges, read_json
+from tests.facades.processes import Daybook
+
+FILES = sorted(Path(__file__).parent.glob("*/*.http"))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}/{file.stem}")
+def test_exchanges(gateway: Daybook, file: Path) -> None:
+    """Each request of the file gets the answer that the file shows."""
+    matcher = Matcher()
+    problems = [problem for each in read_exchanges(file) for problem in each.replay(gateway.origin, matcher)]
+    if problems:
+        pytest.fail("\n".join(problems), pytrace=False)
+
+
+def test_every_vendor_has_golden_files() -> None:
+    """No folder of exchanges is empty or lost."""
+    assert {file.parent.name for file in FILES} == {"dreadnode", "nebulablock", "spacebring", "teable"}
+
+
+@pytest.mark.parametrize(
+    ("expected", "actual"),
+    [
+        ("1", '"1"'),
+        ("1", "true"),
+        ("0", "false"),
+        ("2.004", "2.0040000000000001"),
+        ("null", '""'),
+        ('{"a": null}', "{}"),
+        ("{}", '{"a": null}'),
+        ("[1, 2]", "[2, 1]"),
+        ("[1]", "[1, 2]"),
+        ("[1, 2]", "[1]"),
+        ("[]", '{"data": []}'),
+        ('"<uuid7>"', '"0192e2e0-3f00-405b-a856-6f43b10310ce"'),
+        ('"<uuid7>"', '"0192E2E0-3F00-705B-A856-6F43B10310CE"'),
+        ('["<uuid7>", "<uuid7>"]', '["0192e2e0-3f00-705b-a856-6f43b10310ce", "0192e2e0-3f00-705b-a856-6f43b10310ce"]'),
+        ('"<page token: next>"', "null"),
+        ('"<page token: next>"', '"a+b/c="'),
+        ('"<text>"', '""'),
+        ('"<text: take>"', '"month is wrong"'),
+    ],
+)
+def test_comparison_finds_difference(expected: str, actual: str) -> None:
+    """What is not the same JSON is not taken for it."""
+    assert Matcher().differences(read_json(expected), read_json(actual))
+
+
+@pytest.mark.parametrize(
+    ("expected", "actual"),
+    [
+        ("0.0", "0"),
+        ("2.004", "2.0040"),
+        ('{"a": 1, "b": null}', '{"b": null, "a": 1}'),
+        ('["<uuid7>"]', '["0192e2e0-3f00-705b-a856-6f43b10310ce"]'),
+        ('"<text: take>"', '"take is wrong"'),
+    ],
+)
+def test_comparison_lets_same_pass(expected: str, actual: str) -> None:
+    """The same JSON in another spelling is the same."""
+    assert not Matcher().differences(read_json(expected), read_json(actual))
+
+
+def test_name_stands_for_one_value() -> None:
+    """A named placeholder means the same value in all exchanges of a file."""
+    matcher = Matcher()
+    first, second = "0192e2e0-3f00-705b-a856-6f43b10310ce", "0192e272-6200-795b-8a71-8f1946db6388"
+    assert not matcher.differences("<uuid7: row>", first)
+    assert not matcher.differences("<uuid7: row>", first)
+    assert matcher.differences("<uuid7: row>", second)
+
+
+def test_key_that_comes_twice_is_refused() -> None:
+    """JSON with a key twice is not read as if it had one."""
+    with pytest.raises(AssertionError, match="twice"):
+        read_json('{"a": 1, "a": 2}')

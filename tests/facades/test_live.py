@@ -1,0 +1,259 @@
+"""What is posted natively is shown by each vendor's API at once, by the rules of its page."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from zoneinfo import ZoneInfo
+
+import pytest
+from daybook.v1.account_pb2 import Account, User
+from daybook.v1.transaction_pb2 import Booking, EventTicket, Order, Transaction, Usage
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from tests.facades.conftest import NativeCaller
+from tests.facades.exchanges import Json, send
+from tests.facades.processes import Daybook, run, sqlite_url
+
+TEABLE, DREADNODE = "demo-teable.public", "demo-dreadnode.public"
+
+
+def get(gateway: Daybook, key: str, target: str, **headers: str) -> Json:
+    """The body of a successful answer."""
+    answer = send(gateway.origin, target, headers={"authorization": f"Bearer {key}", **headers})
+    assert answer.status == 200, answer.body
+    return answer.json()
+
+
+def printed(gateway: Daybook, *arguments: str) -> str:
+    """What the `daybook` command prints, run beside the server on its database."""
+    database = sqlite_url(gateway.folder / "daybook.db")
+    result = run(*arguments, "--database-url", database, folder=gateway.folder)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
+def time_of(transaction: Transaction) -> datetime:
+    """When it was posted."""
+    return transaction.create_time.ToDatetime(UTC)
+
+
+def test_teable_shows_charges_of_five_categories(gateway: Daybook, native: NativeCaller) -> None:
+    """Charges of the five sources are shown as consumption, to the millisecond; all else is not."""
+    space = native.create_account(TEABLE)
+    creator = User(id="u1", name="Ада", surname="Лавлейс", photo_uri="https://example.com/a.png")
+    posted = [
+        native.post(TEABLE, space, Transaction.GRANT, "ai_chat", "100"),
+        native.post(TEABLE, space, Transaction.CHARGE, "purchase", "-1"),
+        native.post(TEABLE, space, Transaction.ADJUSTMENT, "ai_chat", "-1"),
+        native.post(
+            TEABLE, space, Transaction.CHARGE, "ai_chat", "-0.000001", description='"Ünïcode" \\ 🙂', creator=creator
+        ),
+    ]
+    charge = posted[-1]
+    moment = time_of(charge)
+    body = get(gateway, TEABLE, f"/api/space/{space}/billing/credit-history?month={moment:%Y-%m}")
+    assert body == {
+        "data": [
+            {
+                "id": charge.uid,
+                "sourceType": "ai_chat",
+                "amount": Decimal("0.000001"),
+                "createdTime": f"{moment:%Y-%m-%dT%H:%M:%S}.{moment.microsecond // 1000:03}Z",
+                "displayName": '"Ünïcode" \\ 🙂',
+                "user": {"id": "u1", "name": "Ада Лавлейс", "avatar": "https://example.com/a.png"},
+            }
+        ],
+        "nextCursor": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("amount", "shown"),
+    [
+        ("0.4", 0),
+        ("0.499999", 0),
+        ("0.5", 1),
+        ("1.5", 2),
+        ("2.5", 3),
+        ("-0.4", 0),
+        ("-0.5", -1),
+        ("-1.5", -2),
+        ("-2.5", -3),
+        ("2147483648", 2147483648),
+        ("999999999990", 999999999990),
+    ],
+)
+def test_dreadnode_amount_is_whole(gateway: Daybook, native: NativeCaller, amount: str, shown: int) -> None:
+    """Credits are whole numbers with their sign; half a credit goes away from zero; none is too large."""
+    organization = native.create_account(DREADNODE, credit_limit="10")
+    native.post(DREADNODE, organization, Transaction.ADJUSTMENT, "admin_adjustment", amount)
+    answer = send(
+        gateway.origin,
+        f"/api/v1/org/{organization}/credits/transactions",
+        headers={"authorization": f"Bearer {DREADNODE}"},
+    )
+    # An integer of JSON has neither a point nor an exponent.
+    assert re.findall(rb'"amount":([^,]*),', answer.body) == [str(shown).encode()]
+
+
+def test_dreadnode_shows_each_type_of_its_kind_only(gateway: Daybook, native: NativeCaller) -> None:
+    """A category is one of the vendor's types only where credits moved in the way that the type means."""
+    organization = native.create_account(DREADNODE)
+    native.post(DREADNODE, organization, Transaction.GRANT, "inference", "10")
+    native.post(DREADNODE, organization, Transaction.CHARGE, "purchase", "-1")
+    native.post(DREADNODE, organization, Transaction.CHARGE, "ai_chat", "-1")
+    usage = Usage(model="m", input_tokens=0, output_tokens=2**33, cost_usd="0")
+    shown = native.post(DREADNODE, organization, Transaction.CHARGE, "inference", "-1", usage=usage)
+    moment = time_of(shown)
+    assert get(gateway, DREADNODE, f"/api/v1/org/{organization}/credits/transactions") == [
+        {
+            "id": shown.uid,
+            "amount": Decimal(-1),
+            "created_at": moment.isoformat().replace("+00:00", "Z"),
+            "transaction_type": "inference",
+            "has_receipt": False,
+            "description": None,
+            "inference_cost_usd": Decimal(0),
+            "input_tokens": Decimal(0),
+            "output_tokens": Decimal(2**33),
+            "model": "m",
+        }
+    ]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network of the tests' own: Spacebring lists all of a network, and the demo's must stay as it is."""
+
+    gateway: Daybook
+    uid: str
+    key: str
+
+    def rows(self, location: str) -> list[Json]:
+        """The transactions of a location."""
+        target = f"/transactions/credits/v1?limit=100&locationRef={location}"
+        body = get(self.gateway, self.key, target, **{"spacebring-network-id": self.uid})
+        assert isinstance(body, dict)
+        assert body.keys() == {"transactions"}
+        rows = body["transactions"]
+        assert isinstance(rows, list)
+        return rows
+
+
+@pytest.fixture(scope="module")
+def network(gateway: Daybook) -> Network:
+    """A network without transactions, made with the command line."""
+    slug = f"network-{uuid.uuid4()}"
+    uid = printed(gateway, "tenants", "create", slug)
+    return Network(gateway, uid, printed(gateway, "keys", "create", "--tenant", slug))
+
+
+@pytest.fixture
+def unlisted_account(native: NativeCaller, network: Network) -> str:
+    """An account with credits, given in a way that Spacebring's list does not show."""
+    account = native.create_account(network.key)
+    native.post(network.key, account, Transaction.GRANT, "purchase", "100")
+    return account
+
+
+def test_spacebring_leaves_out_what_is_not_there(network: Network, native: NativeCaller, unlisted_account: str) -> None:
+    """The barest rows: no empty text, no null, no company that nobody knows; only the eleven types."""
+    location, company = str(uuid.uuid4()), str(uuid.uuid4())
+    labels = {"location": location, "company": company}
+    for kind, category, amount in (
+        (Transaction.CHARGE, "ai_chat", "-1"),
+        (Transaction.GRANT, "booking", "1"),
+        (Transaction.ADJUSTMENT, "order", "1"),
+    ):
+        native.post(network.key, unlisted_account, kind, category, amount, labels=labels)
+    booking, ticket, order = (
+        native.post(network.key, unlisted_account, Transaction.CHARGE, category, "-0.25", labels=labels, **subject)
+        for category, subject in (
+            ("booking", {"booking": Booking(id="b")}),
+            ("event_ticket", {"event_ticket": EventTicket(id="t", event=EventTicket.Event(title="T"))}),
+            ("order", {"order": Order(id="o", product=Order.Product(id="p"))}),
+        )
+    )
+
+    def row(transaction: Transaction, **more: Json) -> Json:
+        return {
+            "amount": Decimal("0.25"),
+            "companyRef": company,
+            "createDate": time_of(transaction).isoformat().replace("+00:00", "Z"),
+            "expiringAmount": Decimal(0),
+            "id": transaction.uid,
+            "locationRef": location,
+            "permanentAmount": Decimal("0.25"),
+            "status": "succeeded",
+            **more,
+        }
+
+    assert network.rows(location) == [
+        row(order, type="order", order={"id": "o", "product": {"id": "p"}}),
+        row(ticket, type="eventTicket", ticket={"id": "t", "event": {"title": "T"}}),
+        row(booking, type="booking", booking={"id": "b"}),
+    ]
+
+
+def test_spacebring_tells_what_a_company_has_now(network: Network, native: NativeCaller) -> None:
+    """A company's credits are those of this moment, also beside an old transaction."""
+    location = str(uuid.uuid4())
+    company = native.create_account(network.key, Account.COMPANY, display_name="Shown for want of a title")
+    labels = {"location": location, "company": company}
+    native.post(network.key, company, Transaction.GRANT, "credit_package", "10", labels=labels)
+
+    def credits_now() -> list[Json]:
+        rows = network.rows(location)
+        companies = [row["company"] for row in rows if isinstance(row, dict)]
+        assert all(isinstance(each, dict) and each["title"] == "Shown for want of a title" for each in companies)
+        return [each["credits"] for each in companies if isinstance(each, dict)]
+
+    assert credits_now() == [{"expiring": Decimal(0), "permanent": Decimal(10)}]
+    native.post(network.key, company, Transaction.CHARGE, "order", "-2.5", labels=labels)
+    assert credits_now() == [{"expiring": Decimal(0), "permanent": Decimal("7.5")}] * 2
+
+
+def test_nebulablock_hours_of_now(gateway: Daybook, native: NativeCaller) -> None:
+    """An id that is no number shows as the account's number; hours begin at the anchor, by New York's clock."""
+    key = printed(gateway, "keys", "create", "--tenant", "demo-nebulablock")
+    anchor = Timestamp()
+    anchor.FromJsonString("2020-01-01T00:17:42Z")
+    user = native.create_account(key, Account.USER, hour_anchor=anchor)
+    bound = printed(gateway, "keys", "create", "--tenant", "demo-nebulablock", "--account", user)
+    native.post(key, user, Transaction.GRANT, "computing", "5")
+    native.post(key, user, Transaction.CHARGE, "computing", "-1")
+    charges = [
+        native.post(key, user, Transaction.CHARGE, category, amount, usage=Usage(model="m"))
+        for category, amount in (("computing", "-0.1"), ("serverless", "-0.2"), ("storage", "-0.3"))
+    ]
+    body = get(gateway, bound, "/users/credits/history")
+    assert isinstance(body, dict)
+    data = body["data"]
+    assert isinstance(data, dict)
+    rows = data["credit_history"]
+    assert isinstance(rows, list)
+    row = rows[0]
+    assert isinstance(row, dict)
+    begin = datetime.strptime(str(row["create_time"]), "EST %Y-%m-%d %H:%M:%S").replace(
+        tzinfo=ZoneInfo("America/New_York")
+    )
+    assert (begin.minute, begin.second) == (17, 42)
+    seconds = (time_of(charges[0]) - begin.astimezone(UTC)).total_seconds()
+    assert 0 <= seconds < 3600
+    assert data["credit_balance"] == Decimal("3.4")
+    assert isinstance(row["user_id"], Decimal)
+    assert row["user_id"] == account_number(gateway, key, user)
+    # Only usage counts. It may have begun in one hour and gone on in the next.
+    assert data["total_credit_histories"] == Decimal(len(rows))
+    assert sum(Decimal(str(each["total"])) for each in rows if isinstance(each, dict)) == Decimal("0.3")
+
+
+def account_number(gateway: Daybook, key: str, account: str) -> Decimal:
+    """The number that Daybook assigned."""
+    body = get(gateway, key, f"/v1/accounts/{account}")
+    assert isinstance(body, dict)
+    return Decimal(str(body["number"]))

@@ -1,0 +1,338 @@
+"""Reading all pages gives every row of the stories exactly once and in order, at any size of page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from itertools import pairwise
+from typing import cast
+from urllib.parse import quote, urlencode
+
+import httpx
+import pytest
+from daybook.v1.transaction_pb2 import Transaction
+
+from server.demo import dreadnode, nebulablock, spacebring, teable
+from tests.facades import oracle
+from tests.facades.conftest import NativeCaller
+from tests.facades.exchanges import Json, read_json, write_json
+from tests.facades.processes import Daybook
+
+Row = dict[str, Json]
+MONTH = "2024-10"
+NETWORK = {"spacebring-network-id": spacebring.NETWORK}
+SIZE_MAX = 100
+
+
+@pytest.fixture(scope="module")
+def client(gateway: Daybook) -> Iterator[httpx.Client]:
+    """A client that keeps its connection to the gateway."""
+    with httpx.Client(base_url=gateway.origin) as client:
+        yield client
+
+
+def get(client: httpx.Client, key: str, target: str) -> Json:
+    """The body of a successful answer."""
+    answer = client.get(target, headers={"authorization": f"Bearer {key}.public", **NETWORK})
+    assert answer.status_code == 200, f"{target}: {answer.text}"
+    return read_json(answer.text)
+
+
+def pages_of(read: Callable[[str], tuple[list[Row], str | None]], size: int) -> list[Row]:
+    """All rows: reads pages until there is no token, and holds each page to its size."""
+    rows, token = read("")
+    found = list(rows)
+    while token is not None:
+        assert len(rows) == size, "only the last page may be shorter"
+        rows, token = read(token)
+        assert rows, "no page but the first may be empty"
+        found += rows
+    assert len(rows) <= size
+    return found
+
+
+def sizes_for(count: int) -> list[int]:
+    """The sizes at which pages end in interesting places, as far as a page may be so long."""
+    return sorted({size for size in (1, 2, count - 1, count, count + 1, SIZE_MAX) if 1 <= size <= SIZE_MAX})
+
+
+def without_ids(rows: list[Row]) -> list[Row]:
+    """The rows without what nobody can know before; no two have the same id."""
+    assert len({cast("str", row["id"]) for row in rows}) == len(rows), "a row comes twice"
+    return [{name: value for name, value in row.items() if name != "id"} for row in rows]
+
+
+def in_any_order(rows: list[Row]) -> list[str]:
+    """Something that is equal for the same rows in another order."""
+    return sorted(write_json(row) for row in rows)
+
+
+def all_of_teable(client: httpx.Client, space: str, size: int, **query: str) -> list[Row]:
+    """All records of a list of Teable's."""
+
+    def read(cursor: str) -> tuple[list[Row], str | None]:
+        shown = urlencode({"month": MONTH, **query, "take": size, **({"cursor": cursor} if cursor else {})})
+        body = get(client, "demo-teable", f"/api/space/{space}/billing/credit-history?{shown}")
+        assert isinstance(body, dict)
+        return cast("list[Row]", body["data"]), cast("str | None", body["nextCursor"])
+
+    return pages_of(read, size)
+
+
+@pytest.mark.parametrize("order", ["asc", "desc"])
+@pytest.mark.parametrize("source_type", [None, *oracle.SOURCE_TYPES])
+def test_teable_by_time(client: httpx.Client, source_type: str | None, order: str) -> None:
+    """Every record of the month once, by time, and of one time in the order of posting."""
+    expected = oracle.teable_records(MONTH, source_type)[:: 1 if order == "desc" else -1]
+    query = {"sourceType": source_type} if source_type else {}
+    for size in sizes_for(len(expected)):
+        rows = all_of_teable(client, teable.SPACE, size, orderBy="createdTime", order=order, **query)
+        assert without_ids(rows) == expected, f"at size {size}"
+
+
+@pytest.mark.parametrize("source_type", [None, *oracle.SOURCE_TYPES])
+def test_teable_by_amount(client: httpx.Client, source_type: str | None) -> None:
+    """Every record of the month once, by amount; many are equal, and up is down reversed at every size."""
+    expected = oracle.teable_records(MONTH, source_type)
+    query = {"sourceType": source_type} if source_type else {}
+    for size in sizes_for(len(expected)):
+        down = all_of_teable(client, teable.SPACE, size, orderBy="amount", order="desc", **query)
+        up = all_of_teable(client, teable.SPACE, size, orderBy="amount", order="asc", **query)
+        assert in_any_order(without_ids(down)) == in_any_order(expected), f"at size {size}"
+        assert all(cast("Decimal", one["amount"]) >= cast("Decimal", other["amount"]) for one, other in pairwise(down))
+        assert up == down[::-1], f"at size {size}"
+
+
+@pytest.mark.parametrize("month", ["2024-08", "2024-09", "2024-11", "2024-12"])
+def test_teable_months(client: httpx.Client, month: str) -> None:
+    """Every month has its own records."""
+    rows = all_of_teable(client, teable.SPACE, SIZE_MAX, month=month)
+    assert without_ids(rows) == oracle.teable_records(month)
+
+
+@pytest.mark.parametrize("order_by", ["createdTime", "amount"])
+@pytest.mark.parametrize("order", ["asc", "desc"])
+def test_teable_while_others_spend(client: httpx.Client, native: NativeCaller, order_by: str, order: str) -> None:
+    """What was there at the first page comes once, whatever is posted between the pages."""
+    space = native.create_account("demo-teable.public")
+    native.post("demo-teable.public", space, Transaction.GRANT, "purchase", "1000")
+    charge = [
+        native.post("demo-teable.public", space, Transaction.CHARGE, "ai_chat", f"-{amount}")
+        for amount in (3, 1, 2, 3, 1, 2)
+    ]
+    found: list[str] = []
+    month = charge[0].create_time.ToDatetime(UTC).strftime("%Y-%m")
+    cursor: str | None = ""
+    while cursor is not None:
+        query = {
+            "month": month,
+            "orderBy": order_by,
+            "order": order,
+            "take": 2,
+            **({"cursor": cursor} if cursor else {}),
+        }
+        body = get(client, "demo-teable", f"/api/space/{space}/billing/credit-history?{urlencode(query)}")
+        assert isinstance(body, dict)
+        found += [cast("str", row["id"]) for row in cast("list[Row]", body["data"])]
+        cursor = cast("str | None", body["nextCursor"])
+        if len(found) <= len(charge):
+            for amount in ("0.5", "1", "1.5", "2", "3", "4"):
+                native.post("demo-teable.public", space, Transaction.CHARGE, "ai_chat", f"-{amount}")
+    assert len(set(found)) == len(found)
+    assert {each.uid for each in charge} <= set(found)
+
+
+@pytest.mark.parametrize(
+    "user",
+    [(nebulablock.DOCUMENTED_USER, nebulablock.DOCUMENTED_KEY), (nebulablock.BUSY_USER, nebulablock.BUSY_KEY)],
+    ids=["documented", "busy"],
+)
+def test_nebulablock(client: httpx.Client, user: tuple[str, str]) -> None:
+    """Offsets by any limit give every hour once, newest first; balance and total stand on every page."""
+    account, key = user
+    expected = oracle.nebulablock_hours(account)
+    for size in sizes_for(len(expected)):
+        found: list[Row] = []
+        for offset in range(0, len(expected) + size, size):
+            body = get(client, key, f"/users/credits/history?limit={size}&offset={offset}")
+            assert isinstance(body, dict)
+            data = body["data"]
+            assert isinstance(data, dict)
+            assert (data["credit_balance"], data["total_credit_histories"]) == (
+                oracle.nebulablock_balance(account),
+                Decimal(len(expected)),
+            )
+            found += cast("list[Row]", data["credit_history"])
+        assert found == expected, f"at limit {size}"
+
+
+def test_nebulablock_at_every_offset(client: httpx.Client) -> None:
+    """Each offset begins at the row of that number."""
+    expected = oracle.nebulablock_hours(nebulablock.BUSY_USER)
+    for offset in range(len(expected) + 2):
+        body = get(client, nebulablock.BUSY_KEY, f"/users/credits/history?limit=3&offset={offset}")
+        assert isinstance(body, dict)
+        assert isinstance(body["data"], dict)
+        assert body["data"]["credit_history"] == expected[offset : offset + 3]
+
+
+def project(rows: list[Row]) -> list[Row]:
+    """Of each transaction of Spacebring what the oracle tells."""
+    refs = ("locationRef", "membershipRef", "companyRef", "userRefOwner", "userRefCreator")
+    names = ("amount", "createDate", "type", "description", *refs)
+    projected = [{name: row[name] for name in names if name in row} for row in rows]
+    for row, kept in zip(rows, projected, strict=True):
+        for subject in ("booking", "order", "ticket"):
+            if subject in row:
+                kept[subject] = {"id": cast("Row", row[subject])["id"]}
+    return projected
+
+
+def all_of_spacebring(client: httpx.Client, size: int, query: str) -> list[Row]:
+    """All transactions of a list of Spacebring's; `query` is sent as it stands."""
+
+    def read(token: str) -> tuple[list[Row], str | None]:
+        parts = [query, f"limit={size}", *([f"nextPageToken={token}"] if token else [])]
+        body = get(client, spacebring.KEY, "/transactions/credits/v1?" + "&".join(filter(None, parts)))
+        assert isinstance(body, dict)
+        return cast("list[Row]", body["transactions"]), cast("str | None", body.get("nextPageToken"))
+
+    rows = pages_of(read, size)
+    without_ids(rows)
+    return project(rows)
+
+
+@pytest.mark.parametrize(
+    ("query", "filters"),
+    [
+        ("", {}),
+        (f"locationRef={spacebring.HARBOUR}", {"location": spacebring.HARBOUR}),
+        (f"locationRef={spacebring.OLD_TOWN}", {"location": spacebring.OLD_TOWN}),
+        (f"membershipRef={spacebring.MEMBERSHIP_HARBOUR}", {"membership": spacebring.MEMBERSHIP_HARBOUR}),
+        (f"membershipRef={spacebring.MEMBERSHIP_OLD_TOWN}", {"membership": spacebring.MEMBERSHIP_OLD_TOWN}),
+        (f"companyRef={spacebring.STUDIO}", {"company": spacebring.STUDIO}),
+        (f"companyRef={spacebring.BUREAU}", {"company": spacebring.BUREAU}),
+        (
+            f"companyRef={spacebring.STUDIO}&membershipRef={spacebring.MEMBERSHIP_HARBOUR}",
+            {"company": spacebring.STUDIO, "membership": spacebring.MEMBERSHIP_HARBOUR},
+        ),
+        (
+            f"locationRef={spacebring.OLD_TOWN}&companyRef={spacebring.BUREAU}",
+            {"location": spacebring.OLD_TOWN, "company": spacebring.BUREAU},
+        ),
+    ],
+    ids=[
+        "network",
+        "harbour",
+        "old town",
+        "member",
+        "freelancer",
+        "studio",
+        "bureau",
+        "company+member",
+        "place+company",
+    ],
+)
+def test_spacebring(client: httpx.Client, query: str, filters: dict[str, str]) -> None:
+    """Every transaction that passes the filter once, newest first."""
+    expected = oracle.spacebring_transactions(**filters)  # type: ignore[arg-type]  # all of these are texts
+    assert expected
+    for size in sizes_for(len(expected)):
+        assert all_of_spacebring(client, size, query) == expected, f"at limit {size}"
+
+
+# The times of a renewal, of a booking and of an order in the story.
+FIRST = datetime(2024, 8, 31, 7, tzinfo=UTC)
+BETWEEN = datetime(2024, 9, 2, 9, tzinfo=UTC)
+LAST = datetime(2024, 9, 26, 10, tzinfo=UTC)
+MICROSECOND = timedelta(microseconds=1)
+
+
+def test_bounds_are_times_of_the_story() -> None:
+    """The bounds below fall on transactions, so that inclusive and exclusive differ."""
+    times = {each["createDate"] for each in oracle.spacebring_transactions()}
+    assert {moment.strftime("%Y-%m-%dT%H:%M:%SZ") for moment in (FIRST, BETWEEN, LAST)} <= times
+
+
+@pytest.mark.parametrize("encode", [lambda text: text, lambda text: quote(text, safe="=&")], ids=["raw", "encoded"])
+@pytest.mark.parametrize(
+    ("first", "last"),
+    [
+        (FIRST, None),
+        (FIRST + MICROSECOND, None),
+        (None, LAST),
+        (None, LAST - MICROSECOND),
+        (FIRST, LAST),
+        (FIRST + MICROSECOND, LAST - MICROSECOND),
+        (BETWEEN, BETWEEN),
+        (BETWEEN + MICROSECOND, BETWEEN),
+    ],
+    ids=["from", "after", "to", "before", "range", "inside", "instant", "nothing"],
+)
+def test_spacebring_dates(
+    client: httpx.Client, first: datetime | None, last: datetime | None, encode: Callable[[str], str]
+) -> None:
+    """Both bounds are inclusive, with their names and values raw or percent-encoded."""
+    bounds = {"createDate[gte]": first, "createDate[lte]": last}
+    query = encode("&".join(f"{name}={moment:%Y-%m-%dT%H:%M:%S.%fZ}" for name, moment in bounds.items() if moment))
+    expected = oracle.spacebring_transactions(first=first, last=last)
+    for size in (7, SIZE_MAX):
+        assert all_of_spacebring(client, size, query) == expected, f"at limit {size}"
+
+
+@pytest.mark.parametrize(
+    "spelled",
+    ["2024-09-02T11:00:00%2B02:00", "2024-09-02T04:00:00-05:00", "2024-09-02T09:00:00-00:00", "2024-09-02t09:00:00z"],
+)
+def test_spacebring_offsets(client: httpx.Client, spelled: str) -> None:
+    """An instant is the same in every time zone, as either bound."""
+    from_then = all_of_spacebring(client, SIZE_MAX, f"createDate[gte]={spelled}")
+    until_then = all_of_spacebring(client, SIZE_MAX, f"createDate[lte]={spelled}")
+    assert from_then == oracle.spacebring_transactions(first=BETWEEN)
+    assert until_then == oracle.spacebring_transactions(last=BETWEEN)
+
+
+@pytest.mark.parametrize("size", [1, 2, SIZE_MAX - 1, SIZE_MAX])
+def test_dreadnode_limit(client: httpx.Client, size: int) -> None:
+    """The newest of all types, as many as the limit."""
+    rows = get(client, dreadnode.KEY, f"/api/v1/org/example/credits/transactions?limit={size}")
+    assert without_ids(cast("list[Row]", rows)) == oracle.dreadnode_transactions()[:size]
+
+
+@pytest.mark.parametrize(
+    "types",
+    [
+        *((name,) for name in oracle.TRANSACTION_TYPES),
+        ("purchase", "usage"),
+        ("usage", "purchase"),
+        ("storage", "storage", "usage"),
+        ("signup_allocation", "refund", "admin_adjustment", "web_search"),
+        ("inference", "span_ingestion"),
+        tuple(oracle.TRANSACTION_TYPES),
+    ],
+    ids=lambda types: f"{types[0]}+{len(types) - 1}",
+)
+def test_dreadnode_types(client: httpx.Client, types: tuple[str, ...]) -> None:
+    """The newest of the types that are asked for, as many as the limit."""
+    expected = oracle.dreadnode_transactions(*types)
+    query = urlencode([("transaction_type", name) for name in types])
+    for size in sizes_for(len(expected)):
+        rows = get(client, dreadnode.KEY, f"/api/v1/org/example/credits/transactions?{query}&limit={size}")
+        assert without_ids(cast("list[Row]", rows)) == expected[:size], f"at limit {size}"
+
+
+def test_defaults_of_size(client: httpx.Client) -> None:
+    """Without a size a page has 50 (Teable), 20 (Nebula Block), 25 (Spacebring) and 50 (Dreadnode) rows."""
+    records = get(client, teable.KEY, f"/api/space/{teable.SPACE}/billing/credit-history?month={MONTH}")
+    hours = get(client, nebulablock.BUSY_KEY, "/users/credits/history")
+    transactions = get(client, spacebring.KEY, "/transactions/credits/v1")
+    credits_ = get(client, dreadnode.KEY, "/api/v1/org/example/credits/transactions")
+    assert isinstance(records, dict)
+    assert isinstance(hours, dict)
+    assert isinstance(hours["data"], dict)
+    assert isinstance(transactions, dict)
+    assert without_ids(cast("list[Row]", records["data"])) == oracle.teable_records(MONTH)[:50]
+    assert hours["data"]["credit_history"] == oracle.nebulablock_hours(nebulablock.BUSY_USER)[:20]
+    assert project(cast("list[Row]", transactions["transactions"])) == oracle.spacebring_transactions()[:25]
+    assert without_ids(cast("list[Row]", credits_)) == oracle.dreadnode_transactions()[:50]

@@ -1,0 +1,384 @@
+"""The `daybook` command as an operator has it: what is printed, what is refused, and how it ends."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import socket
+import sqlite3
+import subprocess
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import grpc
+import psutil
+import pytest
+from daybook.v1.account_pb2 import Account
+from daybook.v1.ledger_service_pb2 import (
+    CreateAccountRequest,
+    CreateTransactionRequest,
+    GetAccountRequest,
+    ListAccountsRequest,
+)
+from daybook.v1.transaction_pb2 import Transaction
+
+from tests.facades.conftest import credential, ledger_stub
+from tests.facades.exchanges import Matcher, read_exchanges, read_json, send
+from tests.facades.processes import (
+    Daybook,
+    Ports,
+    copy_database,
+    environment,
+    require_gone,
+    run,
+    sqlite_url,
+    wait_until,
+)
+
+TITLES = {
+    "Teable: what a space consumed",
+    "Nebula Block: the documented example",
+    "Spacebring: the transactions of a network",
+    "Dreadnode: the transactions of an organization",
+    "Native REST: the newest transactions",
+    "Native gRPC, by reflection",
+}
+SIGNALS = [signal.SIGINT, signal.SIGTERM]
+Start = Callable[..., Daybook]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts `daybook` commands in a folder of the test's own; kills what a failed test leaves."""
+    started: list[Daybook] = []
+
+    def start(*arguments: str, ports: Ports | None = None, **settings: str) -> Daybook:
+        folder = tmp_path / f"run {len(started)}"
+        started.append(Daybook.start(*arguments, folder=folder, ports=ports or Ports.free(), settings=settings))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.kill()
+
+
+@pytest.fixture
+def demo_database(gateway: Daybook, tmp_path: Path) -> Path:
+    """A database with the whole demo, which takes no time to load."""
+    file = tmp_path / "demo.db"
+    copy_database(gateway.folder / "daybook.db", file)
+    return file
+
+
+@pytest.fixture
+def empty_database(tmp_path: Path) -> Path:
+    """Where a database may be made."""
+    return tmp_path / "empty.db"
+
+
+def start_up(start: Start, database: Path, *more: str) -> Daybook:
+    """A `daybook up` on free ports that is ready."""
+    ports = Ports.free()
+    daybook = start("up", "--database-url", sqlite_url(database), *ports.flags, *more, ports=ports)
+    wait_until(lambda: is_healthy(daybook), "/healthz answers 200")
+    return daybook
+
+
+def is_healthy(daybook: Daybook) -> bool:
+    """Whether the gateway answers that a server is there."""
+    assert daybook.process.poll() is None, daybook.stderr
+    try:
+        return send(daybook.origin, "/healthz").status == 200
+    except OSError:
+        return False
+
+
+def listens(port: int) -> bool:
+    """Whether somebody takes connections at a port."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def require_refusal(result: subprocess.CompletedProcess[str], *words: str, code: int = 1) -> None:
+    """The command ended with one plain line that has these words, and printed nothing else."""
+    assert result.returncode == code, result.stderr
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("daybook: ")
+    assert not [word for word in words if word not in line], line
+
+
+def printed_commands(daybook: Daybook) -> dict[str, str]:
+    """The commands of the printed guide, by their titles."""
+    lines = daybook.stdout.splitlines()
+    return {line[2:]: lines[number + 1] for number, line in enumerate(lines) if line.startswith("# ")}
+
+
+def test_guide_has_a_command_for_each_way_in(gateway: Daybook) -> None:
+    """Six commands are printed."""
+    assert printed_commands(gateway).keys() == TITLES
+
+
+@pytest.mark.parametrize("title", sorted(TITLES))
+def test_printed_command_works(gateway: Daybook, title: str) -> None:
+    """What the guide prints can be pasted into a shell as it stands."""
+    result = subprocess.run(
+        ["bash", "-c", printed_commands(gateway)[title]],
+        cwd=gateway.folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    body = read_json(result.stdout)
+    rows = body if isinstance(body, list) else [body]
+    assert rows
+    # No error of any vendor, and nothing empty: a list of this body has rows.
+    assert '"id"' in result.stdout or '"uid"' in result.stdout or '"user_id"' in result.stdout
+
+
+def test_printed_commands_name_the_gateway(gateway: Daybook) -> None:
+    """Each command asks this gateway, whatever port it was given."""
+    for command in printed_commands(gateway).values():
+        (url,) = [word for word in shlex.split(command) if word.startswith("http")]
+        assert url.startswith(f"{gateway.origin}/")
+
+
+@pytest.mark.parametrize("which", ["server", "gateway", "admin"])
+def test_taken_port_is_named(tmp_path: Path, empty_database: Path, which: str) -> None:
+    """A port that is taken ends `daybook up` with one line that names it, before anything is made."""
+    ports = Ports.free()
+    port = int(getattr(ports, which))
+    with socket.create_server(("127.0.0.1", port)):
+        result = run("up", "--demo", "--database-url", sqlite_url(empty_database), *ports.flags, folder=tmp_path)
+    require_refusal(result, str(port), "taken")
+    assert not empty_database.exists()
+
+
+def test_taken_port_of_serve_is_named(tmp_path: Path, empty_database: Path) -> None:
+    """`daybook serve` says so too."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        result = run("serve", "--database-url", sqlite_url(empty_database), "--port", port, folder=tmp_path)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert [line for line in result.stderr.splitlines() if line.startswith("daybook: ") and port in line]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_signal_lets_a_call_under_way_finish(start: Start, demo_database: Path, number: signal.Signals) -> None:
+    """A call that came before the signal gets its answer; then all ends with code 0."""
+    daybook = start_up(start, demo_database)
+    with (
+        grpc.insecure_channel(f"127.0.0.1:{daybook.ports.gateway}") as channel,
+        closing(sqlite3.connect(demo_database, isolation_level=None)) as other,
+    ):
+        # While somebody else writes, no posting can end.
+        other.execute("BEGIN IMMEDIATE")
+        grant = Transaction(kind=Transaction.GRANT, category="test", amount="1")
+        ledger, metadata = ledger_stub(channel), credential("demo-dreadnode.public")
+        call = ledger.CreateTransaction.future(
+            CreateTransactionRequest(parent="accounts/example", transaction=grant), metadata=metadata
+        )
+        wait_until(lambda: calls_under_way(daybook) == 1, "the gateway passes the call on")
+        # It takes the same connections, so when this is answered the server has the other.
+        ledger.GetAccount(GetAccountRequest(name="accounts/example"), metadata=metadata)
+        family = daybook.family()
+        daybook.process.send_signal(number)
+        wait_until(lambda: not listens(daybook.ports.server), "the server takes no more connections")
+        assert not call.done()
+        assert daybook.process.poll() is None
+        other.execute("ROLLBACK")
+        posted: Transaction = call.result(timeout=60)
+        assert posted.amount == "1"
+        assert daybook.process.wait(60) == 0
+        require_gone(family)
+        assert other.execute(
+            "SELECT count(*) FROM transactions WHERE uid = ?", (uuid.UUID(posted.uid).bytes,)
+        ).fetchone() == (1,)
+    assert "Traceback" not in daybook.stderr
+
+
+def calls_under_way(daybook: Daybook) -> int:
+    """How many calls the gateway has passed on and had no answer to, health checks apart."""
+    admin = f"http://127.0.0.1:{daybook.ports.admin}"
+    stats = send(admin, "/stats?filter=cluster.daybook.upstream_rq_active$").body.decode()
+    return int(stats.rpartition(":")[2])
+
+
+def test_kill_leaves_no_envoy(start: Start, demo_database: Path) -> None:
+    """When the parent is killed at once, Envoy ends by itself."""
+    daybook = start_up(start, demo_database)
+    family = daybook.family()
+    assert [each.name() for each in family] == ["envoy"]
+    daybook.process.kill()
+    daybook.process.wait(60)
+    require_gone(family)
+    assert not listens(daybook.ports.gateway)
+
+
+def test_end_of_envoy_is_the_end(start: Start, demo_database: Path) -> None:
+    """Without its gateway `daybook up` ends too, and says why."""
+    daybook = start_up(start, demo_database, "--demo")
+    daybook.wait_for("Ctrl-C stops it.")
+    (envoy,) = daybook.family()
+    envoy.kill()
+    assert daybook.process.wait(60) == 1
+    assert "daybook: the gateway ended" in daybook.stderr
+    assert "Traceback" not in daybook.stderr
+    assert not listens(daybook.ports.server)
+
+
+@pytest.mark.parametrize("option", ["--host", "--gateway-host"])
+@pytest.mark.parametrize("address", ["0.0.0.0", "::"])  # noqa: S104  # refused
+def test_demo_stays_on_loopback(tmp_path: Path, demo_database: Path, option: str, address: str) -> None:
+    """Keys that everybody knows are not served to everybody."""
+    ports = Ports.free()
+    before = set(psutil.Process().children(recursive=True))
+    result = run(
+        "up", "--demo", "--database-url", sqlite_url(demo_database), *ports.flags, option, address, folder=tmp_path
+    )
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert [line for line in result.stderr.splitlines() if line.startswith("daybook: ") and "loopback" in line]
+    assert "Try, in another terminal" not in result.stdout
+    assert set(psutil.Process().children(recursive=True)) == before
+    assert not listens(ports.server)
+    assert not listens(ports.gateway)
+
+
+def test_demo_database_is_served_on_loopback_only_by_serve_too(tmp_path: Path, demo_database: Path) -> None:
+    """`daybook serve` keeps demo data on loopback, also without --demo."""
+    port = str(Ports.free().server)
+    result = run(
+        *("serve", "--database-url", sqlite_url(demo_database), "--port", port, "--host", "0.0.0.0"),  # noqa: S104  # refused
+        folder=tmp_path,
+    )
+    require_refusal(result, "loopback")
+
+
+def test_second_start_finds_the_demo(start: Start, demo_database: Path) -> None:
+    """A demo that is there is served as it is, and not told twice."""
+    daybook = start_up(start, demo_database, "--demo")
+    daybook.wait_for("Ctrl-C stops it.")
+    assert "demo data loaded" not in daybook.stdout + daybook.stderr
+    for name in ("nebulablock/01-documented", "dreadnode/01-list", "spacebring/01-pages"):
+        for exchange in read_exchanges(Path(__file__).parent / f"{name}.http"):
+            if "<" not in exchange.target:
+                assert not exchange.replay(daybook.origin, Matcher())
+    assert daybook.stop(signal.SIGINT) == 0
+
+
+def test_first_start_loads_the_demo(gateway: Daybook) -> None:
+    """The demo says of each of its four tenants that it was loaded."""
+    assert (gateway.stdout + gateway.stderr).count("demo data loaded") == 4
+
+
+def test_logs_go_to_stderr(gateway: Daybook) -> None:
+    """What is printed to be read or piped on has no log lines in between."""
+    assert "demo data loaded" in gateway.stderr
+    assert gateway.stdout.strip().startswith("Daybook is up")
+
+
+def test_demo_goes_into_no_other_database(tmp_path: Path, empty_database: Path) -> None:
+    """A database that holds a tenant of somebody's stays as it is."""
+    url = sqlite_url(empty_database)
+    assert run("tenants", "create", "house", "--database-url", url, folder=tmp_path).returncode == 0
+    result = run("up", "--demo", "--database-url", url, *Ports.free().flags, folder=tmp_path)
+    require_refusal(result, "demo", "empty")
+    with closing(sqlite3.connect(empty_database)) as connection:
+        assert connection.execute("SELECT slug FROM tenants").fetchall() == [("house",)]
+
+
+def test_keys_open_what_is_served(start: Start, empty_database: Path) -> None:
+    """A tenant and its keys, bound and unbound, are made beside a running server and open it; SIGTERM stops it."""
+    url, ports = sqlite_url(empty_database), Ports.free()
+    daybook = start("serve", "--database-url", url, "--port", str(ports.server), ports=ports)
+    daybook.wait_for("serving")
+
+    def printed(*arguments: str) -> str:
+        result = run(*arguments, "--database-url", url, folder=daybook.folder)
+        assert (result.returncode, result.stderr) == (0, "")
+        (line,) = result.stdout.splitlines()
+        return line
+
+    assert str(uuid.UUID(printed("tenants", "create", "house", "--display-name", "The house"))) != ""
+    with grpc.insecure_channel(f"127.0.0.1:{ports.server}") as channel:
+        ledger = ledger_stub(channel)
+        unbound = printed("keys", "create", "--tenant", "house")
+        for account_id in ("mine", "theirs"):
+            ledger.CreateAccount(
+                CreateAccountRequest(account_id=account_id, account=Account(kind=Account.USER)),
+                metadata=credential(unbound),
+            )
+        bound = printed("keys", "create", "--tenant", "house", "--account", "mine")
+        assert len({unbound, bound}) == 2
+        mine = ledger.GetAccount(GetAccountRequest(name="accounts/mine"), metadata=credential(bound))
+        assert mine.name == "accounts/mine"
+        with pytest.raises(grpc.RpcError, match="PERMISSION_DENIED"):
+            ledger.GetAccount(GetAccountRequest(name="accounts/theirs"), metadata=credential(bound))
+        listed = ledger.ListAccounts(ListAccountsRequest(), metadata=credential(unbound))
+        assert [account.name for account in listed.accounts] == ["accounts/mine", "accounts/theirs"]
+        with pytest.raises(grpc.RpcError, match="UNAUTHENTICATED"):
+            ledger.ListAccounts(ListAccountsRequest(), metadata=credential(f"{unbound}x"))
+    assert daybook.stop(signal.SIGTERM) == 0
+    assert "Traceback" not in daybook.stderr
+    # Whoever reads the database can't use a key.
+    assert unbound.partition(".")[2].encode() not in empty_database.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (("tenants", "create", "house"), "house"),
+        (("keys", "create", "--tenant", "nobody"), "nobody"),
+        (("keys", "create", "--tenant", "house", "--account", "nothing"), "nothing"),
+    ],
+    ids=["tenant twice", "no tenant", "no account"],
+)
+def test_what_cannot_be_made_is_said(
+    tmp_path: Path, empty_database: Path, arguments: tuple[str, ...], word: str
+) -> None:
+    """A name that is taken or missing is said in one line."""
+    url = sqlite_url(empty_database)
+    assert run("tenants", "create", "house", "--database-url", url, folder=tmp_path).returncode == 0
+    require_refusal(run(*arguments, "--database-url", url, folder=tmp_path), word)
+
+
+@pytest.mark.parametrize(
+    ("flags", "settings", "word"),
+    [
+        (("--port", "70000"), {}, "port"),
+        (("--port", "-1"), {}, "port"),
+        (("--log-level", "x"), {}, "log_level"),
+        (("--gateway-port", "0"), {}, "gateway_port"),
+        (("--shutdown-grace-seconds", "-1"), {}, "shutdown_grace_seconds"),
+        ((), {"DAYBOOK_PORT": "abc"}, "port"),
+        ((), {"DAYBOOK_LOG_FORMAT": "xml"}, "log_format"),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",
+)
+def test_bad_setting_is_named(tmp_path: Path, flags: tuple[str, ...], settings: dict[str, str], word: str) -> None:
+    """A setting that can't be is refused with code 2 and one line that names it."""
+    result = run("up", "--database-url", sqlite_url(tmp_path / "never.db"), *flags, folder=tmp_path, settings=settings)
+    require_refusal(result, word, code=2)
+    assert not (tmp_path / "never.db").exists()
+
+
+def test_environment_sets_and_flag_wins(start: Start, empty_database: Path) -> None:
+    """DAYBOOK_PORT and DAYBOOK_DATABASE_URL count where there is no flag; a flag counts more."""
+    of_environment, of_flag = Ports.free(), Ports.free()
+    settings = {"DAYBOOK_PORT": str(of_environment.server), "DAYBOOK_DATABASE_URL": sqlite_url(empty_database)}
+    by_environment = start("serve", ports=of_environment, **settings)
+    by_environment.wait_for("serving")
+    assert listens(of_environment.server)
+    assert empty_database.exists()
+    by_flag = start("serve", "--port", str(of_flag.server), ports=of_flag, **settings)
+    by_flag.wait_for("serving")
+    assert listens(of_flag.server)
+    assert by_flag.stop(signal.SIGINT) == 0
+    assert by_environment.stop(signal.SIGTERM) == 0

@@ -1,0 +1,227 @@
+"""A server that is killed at any moment, over and over: what was acknowledged is there, once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import TypeAlias
+
+import grpc
+from daybook.v1.account_pb2 import Account
+from daybook.v1.ledger_service_pb2 import (
+    CreateTransactionRequest,
+    RefundTransactionRequest,
+    TransferCreditsRequest,
+    TransferCreditsResponse,
+)
+from daybook.v1.transaction_pb2 import Transaction, Usage
+from google.protobuf.duration_pb2 import Duration
+
+from server.app import open_book
+from server.ledger.access import Caller
+from server.store.accounts import AccountRecord
+from server.store.requests import Request
+from server.transport.auth import new_api_key
+from tests.conftest import Client, read_refusal
+
+DAYBOOK = str(Path(sys.executable).parent / "daybook")
+CRASHES = 20
+CALLERS = 32
+START_SECONDS_MAX = 60
+ACCOUNT_IDS = ("a", "b", "c", "d", "e")
+
+Call: TypeAlias = "CreateTransactionRequest | RefundTransactionRequest | TransferCreditsRequest"
+Answer: TypeAlias = "Transaction | TransferCreditsResponse"
+
+
+@dataclass
+class Story:
+    """What callers have sent and heard, over all crashes."""
+
+    sent: dict[str, Call] = field(default_factory=dict)
+    """By request_id."""
+    acknowledged: dict[str, Answer] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    """The reasons."""
+    charges: list[str] = field(default_factory=list)
+    """The names of charges that were acknowledged."""
+
+    @property
+    def in_doubt(self) -> list[str]:
+        """The ids of the requests of which nobody knows whether they were done."""
+        return [each for each in self.sent if each not in self.acknowledged and each not in self.refused]
+
+    def next_call(self, random: Random) -> Call:
+        """Another request, with an id of its own."""
+        request_id = f"id-{len(self.sent)}"
+        account_id, other_id = random.sample(ACCOUNT_IDS, 2)
+        call: Call
+        match random.randrange(5):
+            case 0:
+                grant = Transaction(kind=Transaction.GRANT, category="test", amount=str(random.randint(1, 50)))
+                if random.random() < 0.3:
+                    grant.ttl.CopyFrom(Duration(seconds=random.randint(1, 20)))
+                call = CreateTransactionRequest(parent=f"accounts/{account_id}", transaction=grant)
+            case 1 | 2:
+                charge = Transaction(
+                    kind=Transaction.CHARGE,
+                    category="computing",
+                    amount=f"-{random.randint(1, 20)}",
+                    usage=Usage(model="m"),
+                )
+                call = CreateTransactionRequest(parent=f"accounts/{account_id}", transaction=charge)
+            case 3 if self.charges:
+                call = RefundTransactionRequest(name=random.choice(self.charges), amount="0.25")
+            case _:
+                call = TransferCreditsRequest(
+                    name=f"accounts/{account_id}", destination=f"accounts/{other_id}", amount=str(random.randint(1, 9))
+                )
+        call.request_id = request_id
+        self.sent[request_id] = call
+        return call
+
+
+async def send(client: Client, call: Call) -> Answer:
+    """Sends a request by the method that is its own."""
+    if isinstance(call, CreateTransactionRequest):
+        return await client.ledger.CreateTransaction(call, metadata=client.metadata)
+    if isinstance(call, RefundTransactionRequest):
+        return await client.ledger.RefundTransaction(call, metadata=client.metadata)
+    return await client.ledger.TransferCredits(call, metadata=client.metadata)
+
+
+async def attempt(client: Client, story: Story, call: Call) -> bool:
+    """Sends a request and notes what comes of it; False if the server is gone."""
+    try:
+        answer = await send(client, call)
+    except grpc.aio.AioRpcError as error:
+        if error.code() is grpc.StatusCode.UNAVAILABLE:
+            return False
+        story.refused[call.request_id] = read_refusal(error).reason
+        return True
+    story.acknowledged[call.request_id] = answer
+    if isinstance(answer, Transaction) and answer.kind == Transaction.CHARGE:
+        story.charges.append(answer.name)
+    return True
+
+
+async def keep_calling(client: Client, story: Story, random: Random) -> None:
+    """Sends one request after the other until the server is gone."""
+    while await attempt(client, story, story.next_call(random)):
+        pass
+
+
+@asynccontextmanager
+async def daybook(database_url: str, key: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, Client]]:
+    """Runs `daybook serve` as a process of its own; kills it in the end if nobody else has."""
+    process = await asyncio.create_subprocess_exec(
+        DAYBOOK,
+        *("serve", "--port", "0", "--database-url", database_url, "--log-format", "json"),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{await port_of(process)}") as channel:
+            yield process, Client(channel, key)
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+async def port_of(process: asyncio.subprocess.Process) -> int:
+    """The port on which a server that has just been started listens, by its own word."""
+    assert process.stdout is not None
+    async with asyncio.timeout(START_SECONDS_MAX):
+        async for line in process.stdout:
+            if line.startswith(b"{") and (told := json.loads(line))["event"] == "serving":
+                return int(told["port"])
+    raise AssertionError("the server did not start")
+
+
+async def prepare(database_url: str) -> str:
+    """A ledger with a tenant and its accounts; gives a key."""
+    async with open_book(database_url) as book:
+        number = await book.credentials.create_tenant(slug="t", uid="u", display_name="T", create_time=book.clock())
+        caller = Caller(number, "u", "")
+        for account_id in ACCOUNT_IDS:
+            record = AccountRecord(account_id, Account.SPACE, "", 20_000_000 if account_id == "a" else 0, b"")
+            await book.accounts.create(caller, record, Request("", b""), hour_anchor=None)
+        key = new_api_key(book.random_bytes)
+        await book.credentials.create_api_key(
+            key_id=key.key_id,
+            secret_hash=key.secret_hash,
+            tenant_number=number,
+            account_number=None,
+            create_time=book.clock(),
+            scopes="admin",
+        )
+        return key.text
+
+
+def transactions_of(answer: Answer) -> list[Transaction]:
+    """The transactions in an answer."""
+    return [answer] if isinstance(answer, Transaction) else [answer.outgoing, answer.incoming]
+
+
+async def test_killed_over_and_over(tmp_path: Path) -> None:
+    """After any number of crashes nothing acknowledged is lost, nothing is there twice, and a repetition is safe."""
+    database_url = f"sqlite+aiosqlite:///{tmp_path}/daybook.db"
+    key = await prepare(database_url)
+    story = Story()
+    for crash in range(CRASHES):
+        random = Random(crash)
+        async with daybook(database_url, key) as (process, client):
+            calls = [asyncio.create_task(keep_calling(client, story, Random(f"{crash}-{n}"))) for n in range(CALLERS)]
+            # The moment of the crash is what is tried here.
+            await asyncio.sleep(random.uniform(0.01, 0.35))
+            process.kill()
+            await process.wait()
+            await asyncio.wait_for(asyncio.gather(*calls), timeout=30)
+    assert len(story.acknowledged) > 10 * CRASHES, "there was hardly anything to lose"
+    in_doubt = story.in_doubt
+    assert len(in_doubt) >= CRASHES, "the crashes hit nobody"
+
+    async with daybook(database_url, key) as (process, client):
+        await check_books(client, story)
+        repeated = in_doubt + Random(0).sample(sorted(story.acknowledged), 10 * CRASHES)
+        for request_id in repeated:
+            before = story.acknowledged.get(request_id)
+            assert await attempt(client, story, story.sent[request_id])
+            assert before is None or story.acknowledged[request_id] == before, "a repetition got another answer"
+        assert not story.in_doubt
+        rows = await check_books(client, story)
+        # Now that all is known, there is nothing but what was acknowledged, and expirations.
+        acknowledged = {each.name for answer in story.acknowledged.values() for each in transactions_of(answer)}
+        expirations = {row.name for row in rows if row.kind == Transaction.EXPIRATION}
+        assert {row.name for row in rows} == acknowledged | expirations
+        process.terminate()
+        assert await asyncio.wait_for(process.wait(), timeout=30) == 0
+
+
+async def check_books(client: Client, story: Story) -> list[Transaction]:
+    """Holds the books to what was acknowledged and refused; gives all transactions."""
+    rows = await client.history("-")
+    stored = {row.name: row for row in rows}
+    assert len(stored) == len(rows)
+    for answer in story.acknowledged.values():
+        for each in transactions_of(answer):
+            assert stored[each.name] == each
+    # A transfer has one transaction on each side, all else has one.
+    times = Counter(row.request_id for row in rows if row.kind != Transaction.TRANSFER_IN)
+    del times[""]
+    assert set(times.values()) == {1}
+    incoming = Counter(row.request_id for row in rows if row.kind == Transaction.TRANSFER_IN)
+    assert incoming == Counter(row.request_id for row in rows if row.kind == Transaction.TRANSFER_OUT)
+    assert not story.refused.keys() & times.keys()
+    assert set(story.refused.values()) <= {"INSUFFICIENT_CREDITS", "REFUND_EXCEEDS_CHARGE"}
+    assert times.keys() <= story.sent.keys()
+    assert await client.verify() == []
+    return rows

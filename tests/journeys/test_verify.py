@@ -1,0 +1,555 @@
+"""Books that somebody has tampered with: verify finds each divergence and says where it is."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any, TypeAlias
+
+import grpc
+import pytest
+import pytest_asyncio
+from daybook.v1.ledger_service_pb2 import (
+    BatchCreateTransactionsRequest,
+    CreateTransactionRequest,
+    GetAccountRequest,
+    RefundTransactionRequest,
+)
+from daybook.v1.transaction_pb2 import Transaction, Usage
+from google.protobuf.duration_pb2 import Duration
+from sqlalchemy import Table, and_, delete, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from server.app import open_book, serving
+from server.config import Settings
+from server.ledger.instants import HOUR, SECOND
+from server.store.database import Database
+from server.store.tables import (
+    account_states,
+    accounts,
+    lots,
+    refunds,
+    transactions,
+    usage_windows,
+)
+from tests.conftest import NOON, Client, Clock, PostgreSQL, Server, refusal_of
+
+GRANT, CHARGE = Transaction.GRANT, Transaction.CHARGE
+CREDIT = 1_000_000
+DAYBOOK = str(Path(sys.executable).parent / "daybook")
+
+Row: TypeAlias = dict[str, Any]
+Change: TypeAlias = Callable[[Any], Any]
+
+
+async def fill(client: Client, clock: Clock) -> None:
+    """The books that are tampered with: `acme` has something of everything, `debtor` a debt, `sound` is left alone."""
+    for account_id in ("sound", "acme", "other"):
+        await client.create_account(account_id)
+    await client.create_account("debtor", credit_limit="10")
+    usage: dict[str, Any] = {"category": "computing", "usage": Usage(model="m", input_tokens=7)}
+    steps: list[tuple[Transaction.Kind.ValueType, str, dict[str, Any]]] = [
+        (GRANT, "100", {"description": "The first"}),
+        (GRANT, "50", {"ttl": Duration(seconds=10 * 24 * 3600), "priority": 5}),
+        (CHARGE, "-10", usage),
+        (CHARGE, "-5", {**usage, "category": "serverless"}),
+        (Transaction.REFUND, "4", {"of": 3}),
+        (CHARGE, "-20", {"labels": {"location": "l", "membership": "m", "company": "c"}}),
+        (Transaction.REFUND, "20", {"of": 6}),
+        (GRANT, "7", {"priority": -1}),
+        (CHARGE, "-7", {}),
+        (CHARGE, "-1", usage),
+    ]
+    for kind, amount, fields in steps:
+        if kind == Transaction.REFUND:
+            name = (await client.history("acme"))[fields["of"] - 1].name
+            await client.ledger.RefundTransaction(
+                RefundTransactionRequest(name=name, amount=amount), metadata=client.metadata
+            )
+        else:
+            await client.post("acme", kind, amount, **fields)
+        clock.advance(3600)
+    for account_id, amount in (("debtor", "-4"), ("sound", "-1"), ("other", "-1")):
+        if account_id != "debtor":
+            await client.post(account_id, GRANT, "5")
+        await client.post(account_id, CHARGE, amount, **usage)
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """A server, a caller with the scope `admin`, and the books as they should be."""
+
+    server: Server
+    client: Client
+    numbers: Mapping[str, int]
+    sound: Mapping[Table, list[Row]]
+
+    async def restore(self) -> None:
+        """Puts every row back."""
+        async with self.server.book.database.write() as connection:
+            for table, rows in self.sound.items():
+                await connection.execute(delete(table))
+                await connection.execute(insert(table), rows)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["sqlite", "postgresql"])
+async def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ledger]:
+    """One ledger for the whole table, on each engine."""
+    if request.param == "sqlite":
+        database_url = f"sqlite+aiosqlite:///{tmp_path_factory.mktemp('verify')}/daybook.db"
+    else:
+        postgresql: PostgreSQL = request.getfixturevalue("postgresql")
+        postgresql.execute("CREATE DATABASE test_verify")
+        database_url = postgresql.url("test_verify")
+    clock = Clock()
+    async with (
+        open_book(database_url, clock, Random(1).randbytes) as book,
+        serving(book, Settings(port=0, shutdown_grace_seconds=1)) as port,
+        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+    ):
+        server = Server(book, channel)
+        client = await server.client(await server.create_tenant("house"), scopes={"admin"})
+        await fill(client, clock)
+        async with book.database.read() as connection:
+            numbers = {row.id: row.number for row in await connection.execute(select(accounts))}
+            sound = {
+                table: [dict(row) for row in (await connection.execute(select(table))).mappings()]
+                for table in (account_states, transactions, lots, refunds, usage_windows)
+            }
+        yield Ledger(server, client, numbers, sound)
+    if request.param == "postgresql":
+        postgresql.execute("DROP DATABASE test_verify WITH (FORCE)")
+
+
+Plant: TypeAlias = Callable[[AsyncConnection, int], Awaitable[None]]
+"""Tampers with the books of an account, given by its number."""
+
+
+def _is(table: Table, number: int, key: Mapping[str, int]) -> Any:
+    return and_(table.c.account_number == number, *(table.c[name] == value for name, value in key.items()))
+
+
+TAMPERED: set[str] = set()
+"""The columns that some case changes."""
+
+
+def changed(table: Table, column: str, change: Change, **key: int) -> Plant:
+    """A column of one row says something else."""
+    TAMPERED.add(f"{table.name}.{column}")
+
+    async def plant(connection: AsyncConnection, number: int) -> None:
+        place = _is(table, number, key)
+        old = (await connection.execute(select(table.c[column]).where(place))).scalar_one()
+        value = change(bytes(old) if isinstance(old, memoryview) else old)
+        assert value != old, "nothing would be changed"
+        await connection.execute(update(table).where(place).values({column: value}))
+
+    return plant
+
+
+def removed(table: Table, **key: int) -> Plant:
+    """One row is missing."""
+
+    async def plant(connection: AsyncConnection, number: int) -> None:
+        done = await connection.execute(delete(table).where(_is(table, number, key)))
+        assert done.rowcount == 1
+
+    return plant
+
+
+def added(table: Table, **values: Any) -> Plant:
+    """There is one row too many."""
+
+    async def plant(connection: AsyncConnection, number: int) -> None:
+        await connection.execute(insert(table).values(account_number=number, **values))
+
+    return plant
+
+
+def copied(sequence: int, to: int) -> Plant:
+    """A transaction is there a second time, under another uid."""
+
+    async def plant(connection: AsyncConnection, number: int) -> None:
+        place = _is(transactions, number, {"sequence": sequence})
+        row = dict((await connection.execute(select(transactions).where(place))).mappings().one())
+        await connection.execute(insert(transactions).values({**row, "sequence": to, "uid": b"x" * 16}))
+
+    return plant
+
+
+def swapped(first: int, second: int) -> Plant:
+    """Two transactions stand in each other's place."""
+
+    async def plant(connection: AsyncConnection, number: int) -> None:
+        found = transactions.c.sequence.in_([first, second]) & (transactions.c.account_number == number)
+        rows = (await connection.execute(select(transactions).where(found))).mappings().all()
+        await connection.execute(delete(transactions).where(found))
+        for row in rows:
+            sequence = first + second - row["sequence"]
+            await connection.execute(insert(transactions).values({**row, "sequence": sequence}))
+
+    return plant
+
+
+def flipped(place: int) -> Change:
+    """Bytes of which one has another bit."""
+    return lambda old: old[:place] + bytes([old[place] ^ 1]) + old[place + 1 :] if place >= 0 else old[:-1]
+
+
+def plus(difference: int) -> Change:
+    """A number that is off by so much."""
+    return lambda old: old + difference
+
+
+def to(value: Any) -> Change:
+    """Another value, whatever it was."""
+    return lambda _old: value
+
+
+def replaced(old_text: bytes, new_text: bytes) -> Change:
+    """Bytes that say something else at one place, and are well-formed."""
+    assert len(old_text) == len(new_text)
+    return lambda old: old.replace(old_text, new_text)
+
+
+def dated(seconds: int) -> Change:
+    """A body that tells another time."""
+
+    def change(old: bytes) -> bytes:
+        message = Transaction.FromString(old)
+        message.create_time.seconds = seconds
+        return message.SerializeToString(deterministic=True)
+
+    return change
+
+
+Where: TypeAlias = "tuple[int, str] | None"
+"""The sequence and the subject of a finding that there must be; None where only the account is known."""
+
+CASES: dict[str, tuple[str, Plant, Where]] = {
+    # Columns of a transaction.
+    "amount": ("acme", changed(transactions, "amount", plus(-1), sequence=6), (6, "amount")),
+    "amount of the first": ("acme", changed(transactions, "amount", plus(1), sequence=1), (1, "amount")),
+    "amount of the last": ("acme", changed(transactions, "amount", plus(1), sequence=10), (10, "amount")),
+    "balance_after": (
+        "acme",
+        changed(transactions, "balance_after", plus(1), sequence=6),
+        (6, "balance_after"),
+    ),
+    "balance_after of the last": (
+        "acme",
+        changed(transactions, "balance_after", plus(1), sequence=10),
+        (10, "balance_after"),
+    ),
+    "create_time": ("acme", changed(transactions, "create_time", plus(1), sequence=6), (6, "create_time")),
+    "create_time before its predecessor": (
+        "acme",
+        changed(transactions, "create_time", plus(-2 * HOUR), sequence=6),
+        (6, "create_time"),
+    ),
+    "create_time beyond the calendar": (
+        "acme",
+        changed(transactions, "create_time", to(2**62), sequence=6),
+        (6, "create_time"),
+    ),
+    "month": ("acme", changed(transactions, "month", to(202409), sequence=6), (6, "month")),
+    "month that is none": ("acme", changed(transactions, "month", to(0), sequence=6), (6, "month")),
+    "kind": ("acme", changed(transactions, "kind", to(int(Transaction.ADJUSTMENT)), sequence=6), (6, "kind")),
+    "kind that is none": ("acme", changed(transactions, "kind", to(99), sequence=6), (6, "kind")),
+    "category": ("acme", changed(transactions, "category", to("other"), sequence=6), (6, "category")),
+    "category of usage": ("acme", changed(transactions, "category", to("serverless"), sequence=3), (3, "category")),
+    "state": ("acme", changed(transactions, "state", to(int(Transaction.FAILED)), sequence=6), (6, "state")),
+    "location": ("acme", changed(transactions, "location", to("x"), sequence=6), (6, "label location")),
+    "membership": ("acme", changed(transactions, "membership", to(""), sequence=6), (6, "label membership")),
+    "lost label": ("acme", changed(transactions, "company", to(None), sequence=6), (6, "label company")),
+    "added label": ("acme", changed(transactions, "company", to("c"), sequence=1), (1, "label company")),
+    "uid": ("acme", changed(transactions, "uid", flipped(15), sequence=6), (6, "uid")),
+    "uid that is none": ("acme", changed(transactions, "uid", to(b"x"), sequence=6), (6, "uid")),
+    "tenant": ("acme", changed(transactions, "tenant_number", plus(1), sequence=6), (6, "tenant")),
+    "hash": ("acme", changed(transactions, "hash", flipped(0), sequence=6), (6, "hash")),
+    "hash of the last": ("acme", changed(transactions, "hash", flipped(31), sequence=10), (10, "hash")),
+    "body": ("acme", changed(transactions, "body", replaced(b"The first", b"The worst"), sequence=1), (1, "hash")),
+    "amount in the body": ("acme", changed(transactions, "body", replaced(b"-20", b"-21"), sequence=6), (6, "hash")),
+    "any byte of the body": ("acme", changed(transactions, "body", flipped(0), sequence=6), (6, "hash")),
+    "body of the last": ("acme", changed(transactions, "body", flipped(40), sequence=10), (10, "hash")),
+    "cut body": ("acme", changed(transactions, "body", flipped(-1), sequence=6), (6, "hash")),
+    "empty body": ("acme", changed(transactions, "body", to(b""), sequence=6), (6, "hash")),
+    "body of garbage": ("acme", changed(transactions, "body", to(b"\xff" * 40), sequence=6), (6, "body")),
+    "body of a refund of garbage": (
+        "acme",
+        changed(transactions, "body", to(b"\xff" * 40), sequence=7),
+        (7, "body"),
+    ),
+    "time in the body beyond the calendar": (
+        "acme",
+        changed(transactions, "body", dated(2**50), sequence=6),
+        (6, "create_time"),
+    ),
+    "uid of a refund that is none": ("acme", changed(transactions, "uid", to(b"x"), sequence=7), (7, "uid")),
+    "allocations": ("acme", changed(transactions, "allocations", flipped(5), sequence=6), (6, "hash")),
+    "no allocations": (
+        "acme",
+        changed(transactions, "allocations", to(b""), sequence=6),
+        (6, "sum of allocations"),
+    ),
+    "allocations of garbage": ("acme", changed(transactions, "allocations", to(b"\xff"), sequence=6), (6, "hash")),
+    # Rows of transactions.
+    "first transaction missing": ("acme", removed(transactions, sequence=1), (2, "sequence")),
+    "transaction missing": ("acme", removed(transactions, sequence=5), (6, "sequence")),
+    "last transaction missing": ("acme", removed(transactions, sequence=10), (0, "sequence")),
+    "only transaction missing": ("debtor", removed(transactions, sequence=1), (0, "sequence")),
+    "transaction moved": ("acme", changed(transactions, "sequence", to(12), sequence=10), (12, "sequence")),
+    "transaction copied": ("acme", copied(10, to=11), (11, "hash")),
+    "transactions swapped": ("acme", swapped(3, 4), (3, "hash")),
+    # The state of the account.
+    "balance": ("acme", changed(account_states, "balance", plus(1)), (0, "balance")),
+    "debt": ("debtor", changed(account_states, "debt", plus(-1)), (0, "debt")),
+    "debt of nothing": ("acme", changed(account_states, "debt", plus(1)), (0, "debt")),
+    "sequence": ("acme", changed(account_states, "sequence", plus(1)), (0, "sequence")),
+    "sequence behind": ("acme", changed(account_states, "sequence", plus(-1)), (0, "sequence")),
+    "last hash": ("acme", changed(account_states, "last_hash", flipped(0)), (0, "last hash")),
+    "no last hash": ("acme", changed(account_states, "last_hash", to(b"")), (0, "last hash")),
+    "lot count": ("acme", changed(account_states, "lot_count", plus(1)), (0, "lot count")),
+    "lot count behind": ("acme", changed(account_states, "lot_count", plus(-1)), (0, "lot count")),
+    "last create_time": ("acme", changed(account_states, "last_create_time", plus(1)), (0, "last create_time")),
+    "newest window": ("acme", changed(account_states, "window_number", plus(-1)), (0, "newest window")),
+    "no newest window": ("acme", changed(account_states, "window_number", to(0)), (0, "newest window")),
+    "no state": ("acme", removed(account_states), (0, "state")),
+    # Lots.
+    "remaining": ("acme", changed(lots, "remaining", plus(-1), number=1), (0, "remaining of lot 1")),
+    "remaining of a spent lot": ("acme", changed(lots, "remaining", plus(1), number=3), (0, "remaining of lot 3")),
+    "nothing remaining": ("acme", changed(lots, "remaining", to(0), number=2), (0, "remaining of lot 2")),
+    "amount of a lot": ("acme", changed(lots, "amount", plus(1), number=1), (1, "lot 1")),
+    "amount of a spent lot": ("acme", changed(lots, "amount", plus(1), number=3), (8, "lot 3")),
+    "expire_time": ("acme", changed(lots, "expire_time", plus(1), number=2), (2, "lot 2")),
+    "no expire_time": ("acme", changed(lots, "expire_time", to(None), number=2), (2, "lot 2")),
+    "expire_time of a permanent lot": (
+        "acme",
+        changed(lots, "expire_time", to(NOON + 100 * HOUR), number=1),
+        (1, "lot 1"),
+    ),
+    "priority": ("acme", changed(lots, "priority", plus(1), number=2), (2, "lot 2")),
+    "opened_by": ("acme", changed(lots, "opened_by", plus(1), number=2), (2, "lot 2")),
+    "lot missing": ("acme", removed(lots, number=1), (1, "lot 1")),
+    "spent lot missing": ("acme", removed(lots, number=3), (8, "lot 3")),
+    "lot too many": (
+        "acme",
+        added(lots, number=4, opened_by=1, priority=0, amount=CREDIT, remaining=CREDIT),
+        (0, "remaining of lot 4"),
+    ),
+    "spent lot too many": (
+        "acme",
+        added(lots, number=4, opened_by=1, priority=0, amount=CREDIT, remaining=0),
+        (0, "lots"),
+    ),
+    # Hour windows.
+    "computing": ("acme", changed(usage_windows, "computing", plus(1), number=1), (0, "window 1")),
+    "serverless": ("acme", changed(usage_windows, "serverless", plus(-1), number=2), (0, "window 2")),
+    "serverless of another hour": ("acme", changed(usage_windows, "serverless", plus(1), number=1), (0, "window 1")),
+    "computing of the newest": ("acme", changed(usage_windows, "computing", plus(1), number=3), (0, "window 3")),
+    "start": ("acme", changed(usage_windows, "start", plus(SECOND), number=2), (0, "window 2")),
+    "window missing": ("acme", removed(usage_windows, number=1), (0, "window 1")),
+    "newest window missing": ("acme", removed(usage_windows, number=3), (0, "window 3")),
+    "window too many": (
+        "acme",
+        added(usage_windows, number=4, start=NOON + 100 * HOUR, computing=0, serverless=0),
+        (0, "windows"),
+    ),
+    # What was given back of charges.
+    "refund total": ("acme", changed(refunds, "amount", plus(-1), sequence=3), None),
+    "refund total missing": ("acme", removed(refunds, sequence=6), None),
+    "refund total too many": ("acme", added(refunds, sequence=9, amount=1, last_create_time=NOON), None),
+    "refund total of another charge": ("acme", changed(refunds, "sequence", to(4), sequence=3), None),
+    "time of a refund": ("acme", changed(refunds, "last_create_time", plus(1), sequence=6), None),
+}
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_untouched_books(shared: Ledger) -> None:
+    """Books that nobody has touched have no divergence, one account at a time or all at once."""
+    assert await shared.client.verify() == []
+    for account_id in shared.numbers:
+        assert await shared.client.verify(f"accounts/{account_id}") == []
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("case", CASES)
+async def test_tampered_books(shared: Ledger, case: str) -> None:
+    """Whatever was changed behind the ledger's back is found, and told of the account and the place it is in."""
+    account_id, plant, where = CASES[case]
+    async with shared.server.book.database.write() as connection:
+        await plant(connection, shared.numbers[account_id])
+    try:
+        findings = await shared.client.verify()
+        alone = await shared.client.verify(f"accounts/{account_id}")
+        sound = await shared.client.verify("accounts/sound")
+    finally:
+        await shared.restore()
+    assert {finding.account for finding in findings} == {f"accounts/{account_id}"}
+    assert findings == alone
+    assert sound == []
+    assert all(finding.expected != finding.found for finding in findings)
+    if where is not None:
+        assert where in {(finding.sequence, finding.subject) for finding in findings}
+    assert await shared.client.verify() == []
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_several_divergences(shared: Ledger) -> None:
+    """Divergences of several accounts are all told, and one at an early row doesn't repeat at the later ones."""
+    async with shared.server.book.database.write() as connection:
+        for account_id, plant in (
+            ("acme", changed(transactions, "hash", flipped(0), sequence=2)),
+            ("acme", changed(transactions, "category", to("x"), sequence=9)),
+            ("other", changed(account_states, "balance", plus(1))),
+        ):
+            await plant(connection, shared.numbers[account_id])
+    try:
+        findings = await shared.client.verify()
+    finally:
+        await shared.restore()
+    told = [(finding.account, finding.sequence, finding.subject) for finding in findings]
+    assert ("accounts/acme", 2, "hash") in told
+    assert ("accounts/acme", 9, "category") in told
+    assert ("accounts/other", 0, "balance") in told
+    # A hash is part of the next one, so its neighbour differs too; nothing beyond that does.
+    assert {sequence for account, sequence, _ in told if account == "accounts/acme"} <= {2, 3, 9}
+
+
+async def test_who_may_verify(server: Server, client: Client, admin: Client) -> None:
+    """Verification needs the scope `admin`, and tells nothing of other tenants or beyond a bound account."""
+    for account_id in ("acme", "other"):
+        await client.create_account(account_id)
+        await client.post(account_id, GRANT, "1")
+    for account in ("", "accounts/acme", "accounts/nobody"):
+        refusal = await refusal_of(client.verify(account))
+        assert refusal.verdict == ("PERMISSION_DENIED", "SCOPE_MISSING")
+        assert refusal.metadata == {"scope": "admin"}
+    assert (await refusal_of(admin.verify("accounts/nobody"))).verdict == ("NOT_FOUND", "ACCOUNT_NOT_FOUND")
+    for account in ("accounts/-", "acme", "accounts/acme/transactions"):
+        refusal = await refusal_of(admin.verify(account))
+        assert (*refusal.verdict, *refusal.fields) == ("INVALID_ARGUMENT", "FIELD_INVALID", "account")
+    tenant_number = await server.book.credentials.tenant_number("house")
+    assert tenant_number is not None
+    bound = await server.client(tenant_number, account_id="acme", scopes={"admin"})
+    assert await bound.verify("accounts/acme") == []
+    for account in ("", "accounts/other"):
+        assert (await refusal_of(bound.verify(account))).verdict == ("PERMISSION_DENIED", "ACCOUNT_NOT_PERMITTED")
+    async with server.book.database.write() as connection:
+        await connection.execute(update(account_states).values(balance=0))
+    stranger = await server.client(await server.create_tenant("stranger"), scopes={"admin"})
+    await stranger.create_account("theirs")
+    assert await stranger.verify() == []
+    assert (await refusal_of(stranger.verify("accounts/acme"))).verdict == ("NOT_FOUND", "ACCOUNT_NOT_FOUND")
+    assert {finding.account for finding in await admin.verify()} == {"accounts/acme", "accounts/other"}
+
+
+async def test_long_books(server: Server, client: Client, admin: Client, clock: Clock) -> None:
+    """Books that are read in several parts are proved across their seams, and a fault is found in each part."""
+    account = await client.create_account("acme")
+    grant = Transaction(kind=GRANT, category="x", amount="3")
+    charge = Transaction(kind=CHARGE, category="computing", amount="-1", usage=Usage())
+    requests = [CreateTransactionRequest(transaction=each) for each in [grant, charge] * 50]
+    for _ in range(21):
+        await client.ledger.BatchCreateTransactions(
+            BatchCreateTransactionsRequest(parent="accounts/acme", requests=requests), metadata=client.metadata
+        )
+        # Spends the lots, of which no more than a thousand may be open.
+        await client.post("acme", CHARGE, "-90")
+        clock.advance(3600)
+    assert await admin.verify() == []
+    async with server.book.database.write() as connection:
+        for plant in (
+            changed(transactions, "category", to("y"), sequence=1000),
+            changed(transactions, "category", to("y"), sequence=1001),
+            removed(lots, number=999),
+            removed(usage_windows, number=10),
+            changed(usage_windows, "computing", plus(1), number=20),
+            removed(transactions, sequence=2000),
+        ):
+            await plant(connection, account.number)
+    told = {(finding.sequence, finding.subject) for finding in await admin.verify()}
+    assert {
+        (1000, "category"),
+        (1001, "category"),
+        (0, "window 10"),
+        (0, "window 20"),
+        (2001, "sequence"),
+    } <= told
+    assert "lot 999" in {subject for _, subject in told}
+
+
+async def test_verifying_while_others_post(client: Client, admin: Client) -> None:
+    """Each account is judged as it was at one instant, whatever is posted meanwhile."""
+    for account_id in ("acme", "other"):
+        await client.create_account(account_id)
+        await client.post(account_id, GRANT, "1000")
+    is_done = asyncio.Event()
+
+    async def keep_posting(account_id: str) -> None:
+        while not is_done.is_set():
+            await client.post(account_id, CHARGE, "-1", category="computing", usage=Usage())
+            await client.post(account_id, GRANT, "1")
+
+    posting = [asyncio.create_task(keep_posting(account_id)) for account_id in ("acme", "other") for _ in range(2)]
+    try:
+        for _ in range(10):
+            assert await admin.verify() == []
+    finally:
+        is_done.set()
+        await asyncio.gather(*posting)
+    assert await admin.verify() == []
+
+
+async def run(*arguments: str) -> tuple[int, list[str], str]:
+    """Runs the `daybook` command; gives its exit status, the lines it printed, and what it said beside."""
+    process = await asyncio.create_subprocess_exec(
+        DAYBOOK, *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    out, err = await asyncio.wait_for(process.communicate(), timeout=60)
+    assert process.returncode is not None
+    return process.returncode, out.decode().splitlines(), err.decode()
+
+
+async def test_command(tmp_path: Path, clock: Clock) -> None:
+    """`daybook verify` ends with 0 and tells of no divergence, or with 1 and a line for each, of every tenant."""
+    database_url = f"sqlite+aiosqlite:///{tmp_path}/daybook.db"
+    async with (
+        open_book(database_url, clock) as book,
+        serving(book, Settings(port=0)) as port,
+        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+    ):
+        server = Server(book, channel)
+        client = await server.client(await server.create_tenant("house"))
+        await fill(client, clock)
+        stranger = await server.client(await server.create_tenant("stranger"))
+        theirs = await stranger.create_account("theirs")
+        await stranger.post("theirs", GRANT, "1")
+        acme = await client.ledger.GetAccount(GetAccountRequest(name="accounts/acme"), metadata=client.metadata)
+    status, lines, _ = await run("verify", "--database-url", database_url)
+    assert (status, lines) == (0, ["5 accounts, 16 transactions, 0 divergences"])
+    database = Database(database_url)
+    async with database.write() as connection:
+        await changed(transactions, "category", to("other"), sequence=6)(connection, acme.number)
+        await changed(account_states, "last_create_time", plus(1))(connection, theirs.number)
+    await database.close()
+    status, lines, said = await run("verify", "--database-url", database_url)
+    assert status == 1
+    assert lines[:-1] == [
+        "accounts/acme 6 category: expected test, found other",
+        f"accounts/theirs 0 last create_time: expected {clock.now}, found {clock.now + 1}",
+    ]
+    assert lines[-1] == "5 accounts, 16 transactions, 2 divergences"
+    assert "Traceback" not in said
+
+
+def test_every_column_is_tampered_with() -> None:
+    """The table above has a case for every column of the books but their keys."""
+    books = (account_states, transactions, lots, refunds, usage_windows)
+    columns = {f"{table.name}.{column.name}" for table in books for column in table.columns if not column.primary_key}
+    # That one only tells the sweep when to wait.
+    assert columns - TAMPERED == {"account_states.import_time"}

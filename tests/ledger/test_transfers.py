@@ -1,0 +1,302 @@
+"""The rules of transfers: what arrives, on which terms, and when."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+from daybook.v1.ledger_service_pb2 import TransferCreditsResponse
+from daybook.v1.transaction_pb2 import Transaction
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.ledger.errors import BalanceOutOfRange, DaybookError, InsufficientCredits, TooManyLots
+from server.ledger.instants import HOUR, Instant, from_timestamp
+from server.ledger.lots import CREDIT_LINE, PERMANENT, Allocation, Lot, Terms, sort_lots
+from server.ledger.money import LARGEST, Millionths
+from server.ledger.posting import OPEN_LOTS_MAX, AccountState, Posting
+from server.ledger.transfers import transfer
+from server.ledger.usage import UsageWindow
+from server.store.requests import Request
+from server.store.states import StoredState
+from server.store.unit import Attempt, Unit
+from server.usecases.commands import Transfer
+
+NOW: Instant = 480_000 * HOUR
+SOURCE, DESTINATION = 7, 8
+
+
+def lot(number: int, remaining: Millionths, expire_time: Instant | None = None, priority: int = 0) -> Lot:
+    """A full lot, opened by the transaction of its own number."""
+    return Lot(number, number, Terms(expire_time, priority), remaining, remaining)
+
+
+def account(
+    number: int,
+    *lots: Lot,
+    debt: Millionths = 0,
+    credit_limit: Millionths = 0,
+    last_create_time: Instant = NOW - HOUR,
+) -> AccountState:
+    """An account that holds these lots or owes this debt; as many transactions as lots were posted."""
+    newest = max((each.number for each in lots), default=0)
+    return AccountState(
+        account_number=number,
+        account_id=f"account-{number}",
+        tenant_number=3,
+        credit_limit=credit_limit,
+        hour_anchor=0,
+        balance=sum(each.remaining for each in lots) - debt,
+        debt=debt,
+        lots=sort_lots(lots),
+        lot_count=newest,
+        sequence=newest,
+        last_create_time=last_create_time,
+    )
+
+
+def moved(posting: Posting) -> list[tuple[int, Millionths]]:
+    """Each allocation's lot and amount."""
+    return [(each.lot_number, each.amount) for each in posting.allocations]
+
+
+def test_credits_arrive_on_the_terms_they_had() -> None:
+    """Each lot that is taken from becomes a lot of the destination, with its expire_time and its priority."""
+    source = account(SOURCE, lot(1, 10), lot(2, 20, NOW + HOUR), lot(3, 30, NOW + 5 * HOUR, -2), lot(4, 40, None, 3))
+    destination = account(DESTINATION, lot(1, 1), lot(2, 2, NOW + 3 * HOUR))
+    (left, outgoing), (right, incoming) = transfer(source, destination, 65, NOW)
+    assert outgoing.allocations == (
+        Allocation(3, -30, Terms(NOW + 5 * HOUR, -2)),
+        Allocation(2, -20, Terms(NOW + HOUR)),
+        Allocation(1, -10, PERMANENT),
+        Allocation(4, -5, Terms(None, 3)),
+    )
+    assert incoming.allocations == (
+        Allocation(3, 30, Terms(NOW + 5 * HOUR, -2)),
+        Allocation(4, 20, Terms(NOW + HOUR)),
+        Allocation(5, 10, PERMANENT),
+        Allocation(6, 5, Terms(None, 3)),
+    )
+    assert left.lots == (Lot(4, 4, Terms(None, 3), 40, 35),)
+    # Transaction 3 of the destination opened four of them; all are in spending order.
+    assert right.lots == (
+        Lot(3, 3, Terms(NOW + 5 * HOUR, -2), 30, 30),
+        Lot(4, 3, Terms(NOW + HOUR), 20, 20),
+        lot(2, 2, NOW + 3 * HOUR),
+        lot(1, 1),
+        Lot(5, 3, PERMANENT, 10, 10),
+        Lot(6, 3, Terms(None, 3), 5, 5),
+    )
+
+
+def test_both_sides_say_what_they_are() -> None:
+    """The sides are transactions of their own kinds and one category, each next in its account, of opposite amounts."""
+    source = account(SOURCE, lot(1, 10, NOW + 9))._replace(sequence=41, window=UsageWindow(2, NOW, 5, 6))
+    destination = account(DESTINATION)._replace(sequence=99, window=UsageWindow(3, NOW, 7, 8))
+    (left, outgoing), (right, incoming) = transfer(source, destination, 4, NOW)
+    assert outgoing == Posting(
+        Transaction.TRANSFER_OUT,
+        "transfer",
+        Transaction.SUCCEEDED,
+        -4,
+        42,
+        NOW,
+        6,
+        (Allocation(1, -4, Terms(NOW + 9)),),
+    )
+    assert incoming == Posting(
+        Transaction.TRANSFER_IN, "transfer", Transaction.SUCCEEDED, 4, 100, NOW, 4, (Allocation(1, 4, Terms(NOW + 9)),)
+    )
+    assert left == source._replace(balance=6, lots=left.lots, sequence=42, last_create_time=NOW)
+    assert right == destination._replace(balance=4, lots=right.lots, lot_count=1, sequence=100, last_create_time=NOW)
+
+
+@pytest.mark.parametrize(
+    ("lots", "debt", "credit_limit", "amount", "outcome"),
+    [
+        pytest.param([lot(1, 10)], 0, 0, 10, 0, id="all there is"),
+        pytest.param([lot(1, 10)], 0, 0, 11, "0.00001", id="one more"),
+        pytest.param([lot(1, 10)], 0, 99, 10, 0, id="all there is, with a limit"),
+        pytest.param([lot(1, 10)], 0, 99, 11, "0.00001", id="nothing is borrowed"),
+        pytest.param([], 0, 99, 1, "0", id="nothing there"),
+        pytest.param([], 5, 99, 1, "0", id="owing"),
+        pytest.param([lot(1, 10), lot(2, 5, NOW + 1)], 0, 0, 15, 0, id="of several lots"),
+        pytest.param([lot(1, 10), lot(2, 5, NOW + 1)], 0, 0, 16, "0.000015", id="one more than several lots"),
+    ],
+)
+def test_only_what_is_there_is_given_away(
+    lots: list[Lot], debt: Millionths, credit_limit: Millionths, amount: Millionths, outcome: Millionths | str
+) -> None:
+    """A transfer leaves the source with a balance, or is refused with what there was to give, its limit left out."""
+    source = account(SOURCE, *lots, debt=debt, credit_limit=credit_limit)
+    if isinstance(outcome, int):
+        (left, _), (right, _) = transfer(source, account(DESTINATION), amount, NOW)
+        assert (left.balance, left.debt, right.balance) == (outcome, 0, amount)
+        return
+    with pytest.raises(InsufficientCredits) as refusal:
+        transfer(source, account(DESTINATION), amount, NOW)
+    assert refusal.value.metadata["account"] == f"accounts/account-{SOURCE}"
+    assert refusal.value.metadata["available_amount"] == outcome
+
+
+@pytest.mark.parametrize(
+    ("amount", "incoming", "debt", "lots", "expiring_amount"),
+    [
+        pytest.param(3, [(0, 3)], 4, [], 0, id="less than the debt"),
+        pytest.param(7, [(0, 7)], 0, [], 0, id="the debt"),
+        pytest.param(8, [(0, 7), (1, 1)], 0, [(1, 1, NOW + HOUR)], 1, id="one more"),
+        pytest.param(10, [(0, 7), (1, 3)], 0, [(1, 3, NOW + HOUR)], 3, id="the first lot"),
+        pytest.param(15, [(0, 7), (1, 3), (2, 5)], 0, [(1, 3, NOW + HOUR), (2, 5, None)], 3, id="into the second lot"),
+    ],
+)
+def test_a_destination_that_owes_pays_back_first(
+    amount: Millionths,
+    incoming: list[tuple[int, Millionths]],
+    debt: Millionths,
+    lots: list[tuple[int, Millionths, Instant | None]],
+    expiring_amount: Millionths,
+) -> None:
+    """Of what arrives, a debt of 7 is paid back first, with the credits that the source would have spent first."""
+    source = account(SOURCE, lot(1, 10, NOW + HOUR), lot(2, 10))
+    _, (right, posting) = transfer(source, account(DESTINATION, debt=7), amount, NOW)
+    assert moved(posting) == incoming
+    assert (right.debt, right.balance) == (debt, amount - 7)
+    assert [(each.number, each.remaining, each.terms.expire_time) for each in right.lots] == lots
+    assert (posting.expiring_amount, posting.permanent_amount) == (expiring_amount, amount - expiring_amount)
+
+
+@pytest.mark.parametrize(
+    ("source_time", "destination_time", "now", "create_time"),
+    [
+        (NOW - 2, NOW - 1, NOW, NOW),
+        (NOW, NOW, NOW, NOW),
+        (NOW + 1, NOW - 1, NOW, NOW + 1),
+        (NOW - 1, NOW + 1, NOW, NOW + 1),
+        (NOW + 2, NOW + 1, NOW, NOW + 2),
+        (0, 0, NOW, NOW),
+    ],
+)
+def test_both_sides_have_one_time(
+    source_time: Instant, destination_time: Instant, now: Instant, create_time: Instant
+) -> None:
+    """Both transactions have the time of the clock, or of the newest transaction of either side if that is later."""
+    source = account(SOURCE, lot(1, 10), last_create_time=source_time)
+    destination = account(DESTINATION, last_create_time=destination_time)
+    (left, outgoing), (right, incoming) = transfer(source, destination, 1, now)
+    assert outgoing.create_time == incoming.create_time == create_time
+    assert left.last_create_time == right.last_create_time == create_time
+
+
+@pytest.mark.parametrize(
+    ("source", "destination", "amount", "outcome"),
+    [
+        pytest.param([lot(1, 10)], [lot(1, LARGEST - 10)], 10, LARGEST, id="up to the range"),
+        pytest.param([lot(1, 10)], [lot(1, LARGEST - 9)], 10, BalanceOutOfRange, id="out of range"),
+        pytest.param(
+            [lot(1, 10), lot(2, 10)],
+            [lot(number, 1) for number in range(1, OPEN_LOTS_MAX)],
+            10,
+            OPEN_LOTS_MAX + 9,
+            id="the last lot",
+        ),
+        pytest.param(
+            [lot(1, 10), lot(2, 10)],
+            [lot(number, 1) for number in range(1, OPEN_LOTS_MAX)],
+            11,
+            TooManyLots,
+            id="one lot too many",
+        ),
+        pytest.param(
+            [lot(1, 10)],
+            [lot(number, 1) for number in range(1, OPEN_LOTS_MAX + 1)],
+            11,
+            InsufficientCredits,
+            id="missing credits before lots",
+        ),
+    ],
+)
+def test_a_destination_is_bounded(
+    source: list[Lot], destination: list[Lot], amount: Millionths, outcome: Millionths | type[DaybookError]
+) -> None:
+    """A transfer gives the destination's new balance, or is refused where it can't hold what arrives."""
+    giver, taker = account(SOURCE, *source), account(DESTINATION, *destination)
+    if isinstance(outcome, int):
+        assert transfer(giver, taker, amount, NOW)[1][0].balance == outcome
+        return
+    with pytest.raises(outcome):
+        transfer(giver, taker, amount, NOW)
+
+
+any_lots = st.lists(
+    st.tuples(st.integers(1, 20), st.none() | st.integers(NOW + 1, NOW + 5), st.integers(-1, 1)), max_size=6
+).map(lambda rows: [lot(number, *row) for number, row in enumerate(rows, 1)])
+
+
+@given(any_lots, st.integers(0, 20), any_lots, st.integers(0, 20), st.integers(1, 100))
+def test_a_transfer_makes_and_destroys_nothing(
+    giving: list[Lot], limit: Millionths, getting: list[Lot], debt: Millionths, amount: Millionths
+) -> None:
+    """For any accounts, the sum of both balances stays, and credits keep their terms unless they paid a debt."""
+    source = account(SOURCE, *giving, credit_limit=limit)
+    destination = account(DESTINATION, debt=debt) if debt else account(DESTINATION, *getting)
+    if amount > source.balance:
+        with pytest.raises(InsufficientCredits):
+            transfer(source, destination, amount, NOW)
+        return
+    (left, outgoing), (right, incoming) = transfer(source, destination, amount, NOW)
+    assert left.balance + right.balance == source.balance + destination.balance
+    assert left.debt == 0
+    assert sum(each.amount for each in outgoing.allocations) == outgoing.amount == -amount
+    assert sum(each.amount for each in incoming.allocations) == incoming.amount == amount
+    assert right.balance == sum(each.remaining for each in right.lots) - right.debt
+    if not debt:
+        taken = [(-each.amount, each.terms) for each in outgoing.allocations]
+        assert [(each.amount, each.terms) for each in incoming.allocations] == taken
+    assert not [each for each in outgoing.allocations if each.lot_number == CREDIT_LINE]
+
+
+def run(source: AccountState, destination: AccountState, amount: Millionths, now: Instant) -> TransferCreditsResponse:
+    """Transfers as the service does, on accounts as they were stored."""
+    states = {state.account_number: StoredState(state, b"") for state in (source, destination)}
+    lots = {(state.account_number, each.number): each for state in (source, destination) for each in state.lots}
+    unit = Unit(states, lots, charges={}, refunds={}, answers={}, random_bytes=Random(1).randbytes)
+    command = Transfer(
+        SOURCE, source.account_id, DESTINATION, destination.account_id, amount, Transaction(), Request("", b"")
+    )
+    return TransferCreditsResponse.FromString(command.run(Attempt(unit), now))
+
+
+@pytest.mark.parametrize(
+    ("now", "amount", "accepted"),
+    [
+        (NOW + HOUR - 1, 10, True),
+        (NOW + HOUR, 10, False),
+        (NOW + HOUR, 4, True),
+    ],
+)
+def test_what_is_past_is_not_given_away(now: Instant, amount: Millionths, accepted: bool) -> None:
+    """Of 6 expiring and 4 permanent credits a transfer at the expire_time can give only the 4."""
+    source, destination = account(SOURCE, lot(1, 6, NOW + HOUR), lot(2, 4)), account(DESTINATION)
+    if accepted:
+        assert run(source, destination, amount, now).incoming.balance_after == f"0.{amount:06d}".rstrip("0")
+        return
+    with pytest.raises(InsufficientCredits):
+        run(source, destination, amount, now)
+
+
+def test_a_source_gives_nothing_that_is_past_at_the_time_of_the_transfer() -> None:
+    """Where the destination's newest transaction is ahead of the clock, credits that are past by then are not given."""
+    source = account(SOURCE, lot(1, 6, NOW + 50), last_create_time=NOW)
+    destination = account(DESTINATION, last_create_time=NOW + 100)
+    with pytest.raises(InsufficientCredits):
+        run(source, destination, 6, NOW)
+
+
+def test_a_destination_holds_nothing_that_is_past_at_the_time_of_the_transfer() -> None:
+    """Where the source's newest transaction is ahead of the clock, the destination's credits expire before it."""
+    source = account(SOURCE, lot(1, 6), last_create_time=NOW + 100)
+    destination = account(DESTINATION, lot(1, 5, NOW + 50), last_create_time=NOW)
+    incoming = run(source, destination, 6, NOW).incoming
+    assert from_timestamp(incoming.create_time) == NOW + 100
+    # The expiration took sequence 2, as the lot was opened by 1.
+    assert (incoming.sequence, incoming.balance_after) == (3, "0.000006")

@@ -1,0 +1,389 @@
+"""Refunds over the wire: what comes back, where to, and never more than was charged."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+import pytest
+from daybook.v1.account_pb2 import User
+from daybook.v1.ledger_service_pb2 import RefundTransactionRequest, TransferCreditsRequest
+from daybook.v1.transaction_pb2 import Allocation, Booking, EventTicket, Order, Transaction, Usage
+from google.protobuf.struct_pb2 import Struct, Value
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from server.ledger.instants import SECOND, to_timestamp
+from tests.conftest import NOON, Client, Clock, Server, only_sqlite, refusal_of
+
+GRANT, CHARGE, REFUND = Transaction.GRANT, Transaction.CHARGE, Transaction.REFUND
+EXCEEDS = ("FAILED_PRECONDITION", "REFUND_EXCEEDS_CHARGE")
+NOBODY = "0192f3a4-5b6c-7d8e-9f01-23456789abcd"
+
+
+def after(seconds: float) -> Timestamp:
+    """So long after NOON."""
+    return to_timestamp(NOON + round(seconds * SECOND))
+
+
+async def refund(client: Client, name: str, amount: str = "", *, request_id: str = "") -> Transaction:
+    """Gives back an amount of a charge, or all that is left."""
+    return await client.ledger.RefundTransaction(
+        RefundTransactionRequest(name=name, amount=amount, request_id=request_id), metadata=client.metadata
+    )
+
+
+async def remaining(client: Client) -> list[str]:
+    """What is left in each lot of acme."""
+    return [lot.remaining_amount for lot in await client.lots()]
+
+
+async def test_refund(client: Client, clock: Clock) -> None:
+    """A refund names its charge, has the charge's owner, labels and subject, and the rest from its own request."""
+    await client.create_account("acme")
+    await client.post("acme", GRANT, "10", expire_time=after(3600))
+    owner = User(id="u-1", name="Ada", surname="Lovelace")
+    charge = await client.post(
+        "acme",
+        CHARGE,
+        "-4",
+        category="booking",
+        description="A desk",
+        owner=owner,
+        creator=User(id="u-2"),
+        labels={"location": "l-1", "membership": "m-1", "company": "c-1", "project": "x"},
+        receipt_uri="https://example.com/receipt",
+        metadata=Struct(fields={"of": Value(string_value="the charge")}),
+        booking=Booking(id="b-1", resource=Booking.Resource(id="r-1", title="Desk")),
+    )
+    clock.advance(60)
+    metadata = Struct(fields={"of": Value(string_value="the refund")})
+    refunded = await client.ledger.RefundTransaction(
+        RefundTransactionRequest(
+            name=charge.name,
+            amount="1.50",
+            request_id="refund-7",
+            description="Too loud",
+            creator=User(id="u-3", name="Grace"),
+            metadata=metadata,
+        ),
+        metadata=client.metadata,
+    )
+    assert refunded == Transaction(
+        name=f"accounts/acme/transactions/{refunded.uid}",
+        uid=refunded.uid,
+        sequence=3,
+        create_time=after(60),
+        kind=REFUND,
+        category="refund",
+        state=Transaction.SUCCEEDED,
+        amount="1.5",
+        expiring_amount="1.5",
+        permanent_amount="0",
+        balance_after="7.5",
+        description="Too loud",
+        owner=owner,
+        creator=User(id="u-3", name="Grace"),
+        labels=charge.labels,
+        metadata=metadata,
+        request_id="refund-7",
+        refund_of=charge.name,
+        booking=charge.booking,
+    )
+    full = await client.full(refunded.name)
+    assert list(full.allocations) == [Allocation(lot="accounts/acme/lots/1", amount="1.5", expire_time=after(3600))]
+    assert (await client.history())[2] == refunded
+    assert (await client.history())[1] == charge, "a charge that is refunded stays as it was"
+
+
+@pytest.mark.parametrize(
+    ("subject", "copied"),
+    [
+        (Transaction(booking=Booking(id="b")), True),
+        (Transaction(order=Order(id="o", product=Order.Product(id="p"), option=Order.Option(id="x"))), True),
+        (Transaction(event_ticket=EventTicket(id="t", event=EventTicket.Event(id="e"))), True),
+        (Transaction(usage=Usage(model="m", input_tokens=1)), False),
+        (Transaction(), False),
+    ],
+    ids=["booking", "order", "event_ticket", "usage", "none"],
+)
+@only_sqlite
+async def test_subject_of_a_refund(client: Client, subject: Transaction, copied: bool) -> None:
+    """A refund has the subject of its charge, except usage, which is not undone."""
+    await client.create_account("acme", credit_limit="5")
+    field = subject.WhichOneof("subject")
+    fields = {} if field is None else {field: getattr(subject, field)}
+    charge = await client.post("acme", CHARGE, "-1", **fields)
+    refunded = await refund(client, charge.name)
+    assert refunded.WhichOneof("subject") == (field if copied else None)
+    if copied:
+        assert field is not None
+        assert getattr(refunded, field) == getattr(subject, field)
+    assert not refunded.HasField("owner")
+    assert not refunded.HasField("creator")
+
+
+async def test_refunds_up_to_the_charge(client: Client, admin: Client) -> None:
+    """A charge can be refunded any number of times, up to its amount; nothing more comes back."""
+    await client.create_account("acme")
+    await client.post("acme", GRANT, "10")
+    charge = await client.post("acme", CHARGE, "-3")
+    assert (await refund(client, charge.name, "0.000001")).balance_after == "7.000001"
+    refusal = await refusal_of(refund(client, charge.name, "3"))
+    assert refusal.verdict == EXCEEDS
+    assert refusal.metadata == {"transaction": charge.name, "refundable_amount": "2.999999"}
+    assert (await refund(client, charge.name, "1")).balance_after == "8.000001"
+    assert (await refund(client, charge.name)).amount == "1.999999"
+    for amount in ("", "0.000001", "999999999999.999999"):
+        refusal = await refusal_of(refund(client, charge.name, amount))
+        assert refusal.verdict == EXCEEDS
+        assert refusal.metadata["refundable_amount"] == "0"
+    assert (await client.balance()).amount == "10"
+    assert await remaining(client) == ["10"]
+    assert len(await client.history()) == 5
+    assert await admin.verify() == []
+
+
+async def test_refund_goes_back_the_way_the_charge_came(client: Client, admin: Client) -> None:
+    """Credits go back to the lots they came from, the last taken first."""
+    await client.create_account("acme")
+    await client.post("acme", GRANT, "5")
+    await client.post("acme", GRANT, "3", expire_time=after(3600))
+    await client.post("acme", GRANT, "2", priority=-1)
+    charge = await client.post("acme", CHARGE, "-9")
+    assert await remaining(client) == ["1", "0", "0"]
+    first = await refund(client, charge.name, "5")
+    assert await remaining(client) == ["5", "1", "0"]
+    assert (first.expiring_amount, first.permanent_amount) == ("1", "4")
+    second = await refund(client, charge.name, "3")
+    assert await remaining(client) == ["5", "3", "1"]
+    assert (second.expiring_amount, second.permanent_amount) == ("2", "1")
+    await refund(client, charge.name)
+    assert await remaining(client) == ["5", "3", "2"]
+    assert len(await client.lots()) == 3
+    assert await admin.verify() == []
+
+
+async def test_refund_of_what_has_expired_meanwhile(client: Client, admin: Client, clock: Clock) -> None:
+    """What came from a lot that has expired comes back in a new lot, with the life that the old one had left."""
+    await client.create_account("acme")
+    await client.post("acme", GRANT, "5", expire_time=after(1000), priority=7)
+    await client.post("acme", GRANT, "5", priority=8)
+    clock.advance(400)
+    charge = await client.post("acme", CHARGE, "-6")
+    clock.advance(1600)
+    refunded = await refund(client, charge.name)
+    assert (refunded.expiring_amount, refunded.permanent_amount, refunded.balance_after) == ("5", "1", "10")
+    lots = await client.lots()
+    assert [lot.remaining_amount for lot in lots] == ["0", "5", "5"]
+    new = lots[2]
+    # 600 seconds were left at the charge; the refund is at 2000.
+    assert (new.sequence, new.amount, new.expire_time, new.priority) == (refunded.sequence, "5", after(2600), 7)
+    assert [each.lot for each in (await client.full(refunded.name)).allocations] == [
+        "accounts/acme/lots/2",
+        "accounts/acme/lots/3",
+    ]
+    clock.advance(600)
+    assert (await client.balance()).amount == "5"
+    assert await admin.verify() == []
+
+
+async def test_refund_at_the_expire_time(client: Client, clock: Clock) -> None:
+    """A lot that expires at the very instant of the refund is past, so the credits come back in a new one."""
+    await client.create_account("acme")
+    await client.post("acme", GRANT, "5", expire_time=after(10))
+    charge = await client.post("acme", CHARGE, "-5")
+    clock.advance(10)
+    await refund(client, charge.name)
+    lots = await client.lots()
+    assert [(lot.remaining_amount, lot.expire_time) for lot in lots] == [("0", after(10)), ("5", after(20))]
+
+
+async def test_refund_of_what_was_borrowed(client: Client, admin: Client) -> None:
+    """What had been borrowed is owed no more; it comes back permanent where it has been paid meanwhile."""
+    await client.create_account("acme", credit_limit="10")
+    await client.post("acme", GRANT, "2", expire_time=after(3600))
+    charge = await client.post("acme", CHARGE, "-8")
+    assert (await client.balance()).amount == "-6"
+    refunded = await refund(client, charge.name, "1")
+    assert (refunded.permanent_amount, refunded.balance_after) == ("1", "-5")
+    assert list((await client.full(refunded.name)).allocations) == [Allocation(amount="1")]
+    await client.post("acme", GRANT, "5", expire_time=after(3600))
+    refunded = await refund(client, charge.name)
+    held = await client.balance()
+    assert (held.amount, held.expiring_amount, held.permanent_amount) == ("7", "2", "5")
+    assert [(each.lot, each.amount) for each in (await client.full(refunded.name)).allocations] == [
+        ("accounts/acme/lots/2", "5"),
+        ("accounts/acme/lots/1", "2"),
+    ]
+    assert await admin.verify() == []
+
+
+async def test_refund_pays_back_a_debt_first(client: Client, admin: Client) -> None:
+    """Of credits that come back, what another charge has borrowed is paid before a lot gets any."""
+    await client.create_account("acme", credit_limit="10")
+    await client.post("acme", GRANT, "5")
+    charge = await client.post("acme", CHARGE, "-5")
+    await client.post("acme", CHARGE, "-3")
+    refunded = await refund(client, charge.name)
+    assert refunded.balance_after == "2"
+    assert await remaining(client) == ["2"]
+    assert [(each.lot, each.amount) for each in (await client.full(refunded.name)).allocations] == [
+        ("", "3"),
+        ("accounts/acme/lots/1", "2"),
+    ]
+    assert await admin.verify() == []
+
+
+@pytest.mark.parametrize(
+    "what", ["grant", "adjustment", "failed", "canceled", "refund", "transfer out", "transfer in", "expiration"]
+)
+async def test_only_charges_that_succeeded(client: Client, clock: Clock, what: str) -> None:
+    """Nothing but a charge that succeeded can be refunded, not even a refund."""
+    await client.create_account("acme")
+    await client.create_account("other")
+    grant = await client.post("acme", GRANT, "10", expire_time=after(1))
+    match what:
+        case "grant":
+            name = grant.name
+        case "adjustment":
+            name = (await client.post("acme", Transaction.ADJUSTMENT, "-1")).name
+        case "failed":
+            name = (await client.post("acme", CHARGE, "-1", state=Transaction.FAILED)).name
+        case "canceled":
+            name = (await client.post("acme", CHARGE, "-1", state=Transaction.CANCELED)).name
+        case "refund":
+            name = (await refund(client, (await client.post("acme", CHARGE, "-1")).name)).name
+        case "expiration":
+            clock.advance(1)
+            await client.post("acme", GRANT, "1")
+            name = (await client.history())[1].name
+        case _:
+            sides = await client.ledger.TransferCredits(
+                TransferCreditsRequest(name="accounts/acme", destination="accounts/other", amount="1"),
+                metadata=client.metadata,
+            )
+            name = (sides.outgoing if what == "transfer out" else sides.incoming).name
+    held = await client.balance()
+    for amount in ("", "0.5", "100"):
+        refusal = await refusal_of(refund(client, name, amount))
+        assert refusal.verdict == ("FAILED_PRECONDITION", "NOT_REFUNDABLE")
+        assert refusal.metadata == {"transaction": name}
+    assert await client.balance() == held
+
+
+async def test_refund_of_nothing(server: Server, client: Client) -> None:
+    """What the account has not is NOT_FOUND, also where another account or tenant has it."""
+    for account_id in ("acme", "other"):
+        await client.create_account(account_id, credit_limit="5")
+    charge = await client.post("acme", CHARGE, "-1")
+    unknown = f"accounts/acme/transactions/{NOBODY}"
+    elsewhere = f"accounts/other/transactions/{charge.uid}"
+    for name in (unknown, elsewhere):
+        refusal = await refusal_of(refund(client, name))
+        assert refusal.verdict == ("NOT_FOUND", "TRANSACTION_NOT_FOUND")
+        assert refusal.metadata == {"transaction": name}
+    refusal = await refusal_of(refund(client, f"accounts/nobody/transactions/{charge.uid}"))
+    assert refusal.verdict == ("NOT_FOUND", "ACCOUNT_NOT_FOUND")
+    stranger = await server.client(await server.create_tenant("stranger"))
+    assert (await refusal_of(refund(stranger, charge.name))).verdict == ("NOT_FOUND", "ACCOUNT_NOT_FOUND")
+    await stranger.create_account("acme", credit_limit="5")
+    assert (await refusal_of(refund(stranger, charge.name))).verdict == ("NOT_FOUND", "TRANSACTION_NOT_FOUND")
+    assert (await client.balance()).amount == "-1"
+
+
+async def test_bound_credential(server: Server, client: Client) -> None:
+    """A credential that is bound to an account refunds its charges and nobody else's."""
+    for account_id in ("acme", "other"):
+        await client.create_account(account_id, credit_limit="5")
+    own, foreign = [await client.post(account_id, CHARGE, "-1") for account_id in ("acme", "other")]
+    tenant_number = await server.book.credentials.tenant_number("house")
+    assert tenant_number is not None
+    bound = await server.client(tenant_number, account_id="acme")
+    for name in (foreign.name, f"accounts/nobody/transactions/{NOBODY}"):
+        refusal = await refusal_of(refund(bound, name))
+        assert refusal.verdict == ("PERMISSION_DENIED", "ACCOUNT_NOT_PERMITTED")
+    assert (await client.balance("other")).amount == "-1"
+    assert (await refund(bound, own.name)).balance_after == "0"
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        *(
+            ({"amount": amount}, "amount")
+            for amount in ("0", "-1", "-0", "0.0000001", "1.0000000", "1000000000000", "+1", "1e0", " 1", "1\n", "all")
+        ),
+        ({"name": ""}, "name"),
+        ({"name": "accounts/acme"}, "name"),
+        ({"name": f"accounts/-/transactions/{NOBODY}"}, "name"),
+        ({"name": f"accounts/acme/transactions/{NOBODY.upper()}"}, "name"),
+        ({"request_id": "x" * 129}, "request_id"),
+        ({"request_id": "é"}, "request_id"),
+        ({"description": "x" * 1025}, "description"),
+        ({"creator": User()}, "creator.id"),
+        ({"metadata": Struct(fields={"x": Value(number_value=float("nan"))})}, "metadata"),
+    ],
+    ids=lambda value: str(value)[:40].replace("\n", " "),
+)
+@only_sqlite
+async def test_wrong_request(client: Client, changes: dict[str, object], field: str) -> None:
+    """A refund that is malformed is refused by the name of its field, and gives nothing back."""
+    await client.create_account("acme", credit_limit="5")
+    charge = await client.post("acme", CHARGE, "-2")
+    request = RefundTransactionRequest(**{"name": charge.name, **changes})  # type: ignore[arg-type]
+    refusal = await refusal_of(client.ledger.RefundTransaction(request, metadata=client.metadata))
+    assert (*refusal.verdict, *refusal.fields) == ("INVALID_ARGUMENT", "FIELD_INVALID", field)
+    assert (await client.balance()).amount == "-2"
+
+
+async def test_refund_is_replayed(client: Client, clock: Clock) -> None:
+    """A repeated refund gets the same bytes and gives nothing more, also when nothing is left."""
+    await client.create_account("acme", credit_limit="5")
+    charge = await client.post("acme", CHARGE, "-2")
+    request = RefundTransactionRequest(name=charge.name, request_id="id").SerializeToString()
+    first = await client.raw_call("RefundTransaction", request)
+    clock.advance(100)
+    await client.post("acme", CHARGE, "-1")
+    assert await client.raw_call("RefundTransaction", request) == first
+    assert Transaction.FromString(first).request_id == "id"
+    assert (await client.balance()).amount == "-1"
+    assert len(await client.history()) == 3
+
+
+async def test_id_of_another_request(client: Client) -> None:
+    """An id that another request has used is refused, whichever method it was; a refused one is free."""
+    await client.create_account("acme", credit_limit="5")
+    charge = await client.post("acme", CHARGE, "-2", request_id="charge")
+    assert (await refusal_of(refund(client, charge.name, "3", request_id="refund"))).verdict == EXCEEDS
+    refunded = await refund(client, charge.name, "1", request_id="refund")
+    assert refunded.amount == "1"
+    for call in (
+        refund(client, charge.name, "1", request_id="charge"),
+        refund(client, charge.name, "1.0", request_id="refund"),
+        refund(client, charge.name, request_id="refund"),
+        client.post("acme", GRANT, "1", request_id="refund"),
+    ):
+        assert (await refusal_of(call)).verdict == ("ALREADY_EXISTS", "REQUEST_ID_REUSED")
+    assert (await client.balance()).amount == "-1"
+
+
+async def test_concurrent_refunds(client: Client, admin: Client) -> None:
+    """However many refund at once, no more comes back than was charged."""
+    await client.create_account("acme", credit_limit="10")
+    charge = await client.post("acme", CHARGE, "-10")
+    outcomes = await asyncio.gather(*(refund(client, charge.name, "1.5") for _ in range(24)), return_exceptions=True)
+    refusals = [outcome for outcome in outcomes if isinstance(outcome, grpc.aio.AioRpcError)]
+    assert len(outcomes) - len(refusals) == 6
+    assert {refusal.code() for refusal in refusals} == {grpc.StatusCode.FAILED_PRECONDITION}
+    assert (await client.balance()).amount == "-1"
+    assert (await refund(client, charge.name)).amount == "1"
+    assert await admin.verify() == []
+
+
+async def test_concurrent_repetitions(client: Client) -> None:
+    """One refund that is sent many times at once is done once and answered alike."""
+    await client.create_account("acme", credit_limit="10")
+    charge = await client.post("acme", CHARGE, "-10")
+    answers = await asyncio.gather(*(refund(client, charge.name, "1", request_id="id") for _ in range(16)))
+    assert all(answer == answers[0] for answer in answers)
+    assert (await client.balance()).amount == "-9"

@@ -1,0 +1,342 @@
+"""Calls that are repeated with their request_id: done once, answered alike."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+import pytest
+from daybook.v1.account_pb2 import Account, User
+from daybook.v1.ledger_service_pb2 import (
+    CreateAccountRequest,
+    CreateTransactionRequest,
+    GetAccountRequest,
+    ListTransactionsRequest,
+    UpdateAccountRequest,
+)
+from daybook.v1.transaction_pb2 import Transaction
+from google.protobuf.field_mask_pb2 import FieldMask
+
+from tests.conftest import Client, Clock, Server
+from tests.rpc.conftest import only_sqlite, refusal_of
+
+GRANT, CHARGE = Transaction.GRANT, Transaction.CHARGE
+REUSED = ("ALREADY_EXISTS", "REQUEST_ID_REUSED")
+
+
+async def raw_call(client: Client, method: str, request: bytes) -> bytes:
+    """The bytes of an answer, as they come over the wire."""
+    call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = client.channel.unary_unary(f"/daybook.v1.Ledger/{method}")
+    return await call(request, metadata=client.metadata)
+
+
+async def history(client: Client, account_id: str = "acme") -> list[Transaction]:
+    """All transactions of a small account, oldest first."""
+    page = await client.ledger.ListTransactions(
+        ListTransactionsRequest(parent=f"accounts/{account_id}", order_by="create_time"), metadata=client.metadata
+    )
+    assert not page.next_page_token
+    return list(page.transactions)
+
+
+def grant(*, amount: str = "5", request_id: str = "id", account_id: str = "acme") -> CreateTransactionRequest:
+    """A request for a grant, with labels, which protobuf serializes in no certain order."""
+    transaction = Transaction(kind=GRANT, category="test", amount=amount)
+    for key in ("location", "company", "project"):
+        transaction.labels[key] = "x"
+    return CreateTransactionRequest(parent=f"accounts/{account_id}", transaction=transaction, request_id=request_id)
+
+
+def create_account(
+    *, display_name: str = "Acme", request_id: str = "id", account_id: str = "acme"
+) -> CreateAccountRequest:
+    """A request for an account."""
+    account = Account(kind=Account.SPACE, display_name=display_name, user=User(id="u"))
+    return CreateAccountRequest(account_id=account_id, account=account, request_id=request_id)
+
+
+def update_account(*, display_name: str = "New", request_id: str = "id", etag: str = "") -> UpdateAccountRequest:
+    """A request for another display name."""
+    return UpdateAccountRequest(
+        account=Account(name="accounts/acme", display_name=display_name, etag=etag),
+        update_mask=FieldMask(paths=["display_name"]),
+        request_id=request_id,
+    )
+
+
+async def test_transaction_is_replayed(client: Client, clock: Clock) -> None:
+    """The same id with the same request gets the same bytes again and posts once."""
+    await client.create_account("acme")
+    request = grant().SerializeToString()
+    first = await raw_call(client, "CreateTransaction", request)
+    clock.advance(3600)
+    await client.post("acme", GRANT, "1")
+    assert await raw_call(client, "CreateTransaction", request) == first
+    rows = await history(client)
+    assert [row.balance_after for row in rows] == ["5", "6"]
+    assert rows[0] == Transaction.FromString(first)
+    assert rows[0].request_id == "id"
+
+
+@only_sqlite
+async def test_labels_in_another_order_are_the_same_request(client: Client) -> None:
+    """A map has no order: the same labels written the other way round are the same request."""
+    await client.create_account("acme")
+    first = await client.ledger.CreateTransaction(grant(), metadata=client.metadata)
+    other = grant()
+    other.transaction.labels.clear()
+    for key in ("project", "location", "company"):
+        other.transaction.labels[key] = "x"
+    assert await client.ledger.CreateTransaction(other, metadata=client.metadata) == first
+    assert len(await history(client)) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "verdict"),
+    [
+        ({"amount": "6"}, REUSED),
+        ({"amount": "5.0"}, REUSED),
+        ({"description": "more"}, REUSED),
+        ({"category": "other"}, REUSED),
+        ({"labels": {"extra": "x"}}, REUSED),
+    ],
+)
+@only_sqlite
+async def test_other_transaction_of_the_same_id(
+    client: Client, changes: dict[str, object], verdict: tuple[str, str]
+) -> None:
+    """The same id with another request is refused, posts nothing, and spoils nothing."""
+    await client.create_account("acme")
+    first = await client.ledger.CreateTransaction(grant(), metadata=client.metadata)
+    other = grant()
+    other.transaction.MergeFrom(Transaction(**changes))  # type: ignore[arg-type]
+    refusal = await refusal_of(client.ledger.CreateTransaction(other, metadata=client.metadata))
+    assert refusal.verdict == verdict
+    assert refusal.metadata == {"request_id": "id"}
+    assert await client.ledger.CreateTransaction(grant(), metadata=client.metadata) == first
+    assert await history(client) == [first]
+
+
+async def test_refused_call_leaves_its_id_free(client: Client) -> None:
+    """A charge that was refused for want of credits succeeds with the same id after a grant."""
+    await client.create_account("acme")
+    refusal = await refusal_of(client.post("acme", CHARGE, "-3", request_id="charge"))
+    assert refusal.reason == "INSUFFICIENT_CREDITS"
+    await client.post("acme", GRANT, "3")
+    charged = await client.post("acme", CHARGE, "-3", request_id="charge")
+    assert charged.balance_after == "0"
+    assert await client.post("acme", CHARGE, "-3", request_id="charge") == charged, "and is replayed, not refused"
+    assert len(await history(client)) == 2
+
+
+@only_sqlite
+async def test_refused_id_is_free_for_another_request(client: Client) -> None:
+    """An id of a refused call may be used for something else."""
+    await client.create_account("acme")
+    await refusal_of(client.post("acme", CHARGE, "-3", request_id="id"))
+    await refusal_of(client.post("acme", GRANT, "x", request_id="id"))
+    assert (await client.post("acme", GRANT, "7", request_id="id")).sequence == 1
+
+
+@only_sqlite
+async def test_calls_without_an_id_are_all_new(client: Client) -> None:
+    """Without an id the same request posts again."""
+    await client.create_account("acme")
+    posted = [await client.post("acme", GRANT, "1") for _ in range(3)]
+    assert [each.sequence for each in posted] == [1, 2, 3]
+
+
+async def test_ids_are_per_account(server: Server) -> None:
+    """One id posts once in each account, and tenants don't share accounts."""
+    one = await server.client(await server.create_tenant("one"))
+    two = await server.client(await server.create_tenant("two"))
+    for client, account_id in ((one, "acme"), (one, "other"), (two, "acme")):
+        await client.create_account(account_id)
+        posted = await client.ledger.CreateTransaction(grant(account_id=account_id), metadata=client.metadata)
+        assert posted.sequence == 1
+        assert await history(client, account_id) == [posted]
+
+
+async def test_concurrent_calls_with_one_id(client: Client) -> None:
+    """Of 16 calls at once with one id one posts, and all get its answer."""
+    await client.create_account("acme")
+    request = grant().SerializeToString()
+    answers = await asyncio.gather(*(raw_call(client, "CreateTransaction", request) for _ in range(16)))
+    assert len(set(answers)) == 1
+    assert await history(client) == [Transaction.FromString(answers[0])]
+
+
+async def test_concurrent_requests_that_share_an_id(client: Client) -> None:
+    """Of 8 different requests at once with one id one posts, and the others are refused."""
+    await client.create_account("acme")
+    answers = await asyncio.gather(
+        *(client.post("acme", GRANT, str(number), request_id="id") for number in range(1, 9)), return_exceptions=True
+    )
+    posted = [answer for answer in answers if isinstance(answer, Transaction)]
+    codes = [answer.code() for answer in answers if isinstance(answer, grpc.aio.AioRpcError)]
+    assert await history(client) == posted
+    assert len(posted) == 1
+    assert codes == [grpc.StatusCode.ALREADY_EXISTS] * 7
+
+
+@only_sqlite
+async def test_account_is_replayed(client: Client, clock: Clock) -> None:
+    """A repeated CreateAccount gets its first answer, also after the account was updated."""
+    request = create_account().SerializeToString()
+    first = await raw_call(client, "CreateAccount", request)
+    clock.advance(60)
+    await client.ledger.UpdateAccount(update_account(request_id=""), metadata=client.metadata)
+    assert await raw_call(client, "CreateAccount", request) == first
+    current = await client.ledger.GetAccount(GetAccountRequest(name="accounts/acme"), metadata=client.metadata)
+    assert current.display_name == "New"
+
+
+@only_sqlite
+@pytest.mark.parametrize(
+    ("request_message", "verdict"),
+    [
+        (create_account(display_name="Other"), REUSED),
+        (create_account(request_id="other"), ("ALREADY_EXISTS", "ACCOUNT_EXISTS")),
+        (create_account(request_id=""), ("ALREADY_EXISTS", "ACCOUNT_EXISTS")),
+    ],
+)
+async def test_other_account_of_the_same_id(
+    client: Client, request_message: CreateAccountRequest, verdict: tuple[str, str]
+) -> None:
+    """Another CreateAccount of an account that exists is refused and leaves its id free."""
+    first = await client.ledger.CreateAccount(create_account(), metadata=client.metadata)
+    refusal = await refusal_of(client.ledger.CreateAccount(request_message, metadata=client.metadata))
+    assert refusal.verdict == verdict
+    assert await client.ledger.GetAccount(GetAccountRequest(name=first.name), metadata=client.metadata) == first
+    if request_message.request_id == "other":
+        assert (await client.post("acme", GRANT, "1", request_id="other")).sequence == 1
+
+
+async def test_concurrent_creations_with_one_id(client: Client) -> None:
+    """Of 16 CreateAccount calls at once with one id one creates, and all get its answer."""
+    for turn in range(4):
+        request = create_account(account_id=f"account-{turn}").SerializeToString()
+        answers = await asyncio.gather(*(raw_call(client, "CreateAccount", request) for _ in range(16)))
+        assert len(set(answers)) == 1
+
+
+async def test_concurrent_creations_without_an_id(client: Client) -> None:
+    """Of 16 CreateAccount calls at once for one account one creates it, and the others learn that it exists."""
+    for turn in range(4):
+        request = create_account(account_id=f"account-{turn}", request_id="").SerializeToString()
+        answers = await asyncio.gather(
+            *(raw_call(client, "CreateAccount", request) for _ in range(16)), return_exceptions=True
+        )
+        codes = [answer.code() for answer in answers if isinstance(answer, grpc.aio.AioRpcError)]
+        assert codes == [grpc.StatusCode.ALREADY_EXISTS] * 15
+
+
+async def test_update_is_replayed(client: Client, clock: Clock) -> None:
+    """A repeated UpdateAccount gets its first answer and does not undo what was written since."""
+    created = await client.ledger.CreateAccount(create_account(request_id=""), metadata=client.metadata)
+    request = update_account(etag=created.etag).SerializeToString()
+    first = await raw_call(client, "UpdateAccount", request)
+    clock.advance(60)
+    newer = await client.ledger.UpdateAccount(
+        update_account(display_name="Newer", request_id="2"), metadata=client.metadata
+    )
+    assert await raw_call(client, "UpdateAccount", request) == first, "though the etag is stale by now"
+    current = await client.ledger.GetAccount(GetAccountRequest(name="accounts/acme"), metadata=client.metadata)
+    assert current == newer
+
+
+@only_sqlite
+async def test_other_update_of_the_same_id(client: Client) -> None:
+    """Another UpdateAccount with a used id is refused and writes nothing."""
+    await client.ledger.CreateAccount(create_account(request_id=""), metadata=client.metadata)
+    first = await client.ledger.UpdateAccount(update_account(), metadata=client.metadata)
+    call = client.ledger.UpdateAccount(update_account(display_name="Newer"), metadata=client.metadata)
+    assert (await refusal_of(call)).verdict == REUSED
+    assert await client.ledger.GetAccount(GetAccountRequest(name="accounts/acme"), metadata=client.metadata) == first
+
+
+@only_sqlite
+async def test_refused_update_leaves_its_id_free(client: Client) -> None:
+    """An update that was refused for its etag succeeds with the same id and the right one."""
+    created = await client.ledger.CreateAccount(create_account(request_id=""), metadata=client.metadata)
+    call = client.ledger.UpdateAccount(update_account(etag="stale"), metadata=client.metadata)
+    assert (await refusal_of(call)).reason == "ETAG_MISMATCH"
+    updated = await client.ledger.UpdateAccount(update_account(etag=created.etag), metadata=client.metadata)
+    assert updated.display_name == "New"
+
+
+async def test_concurrent_updates_with_one_id(client: Client) -> None:
+    """Of 16 UpdateAccount calls at once with one id one writes, and all get its answer."""
+    await client.ledger.CreateAccount(create_account(request_id=""), metadata=client.metadata)
+    request = update_account().SerializeToString()
+    answers = await asyncio.gather(*(raw_call(client, "UpdateAccount", request) for _ in range(16)))
+    assert len(set(answers)) == 1
+
+
+@only_sqlite
+async def test_id_of_another_method(client: Client) -> None:
+    """An id is used up for every method of its account, not only for the one that used it."""
+    await client.ledger.CreateAccount(create_account(request_id="a"), metadata=client.metadata)
+    await client.ledger.UpdateAccount(update_account(request_id="b"), metadata=client.metadata)
+    await client.post("acme", GRANT, "1", request_id="c")
+    for call in (
+        client.post("acme", GRANT, "1", request_id="a"),
+        client.post("acme", GRANT, "1", request_id="b"),
+        client.ledger.UpdateAccount(update_account(request_id="a"), metadata=client.metadata),
+        client.ledger.UpdateAccount(update_account(request_id="c"), metadata=client.metadata),
+        client.ledger.CreateAccount(create_account(request_id="b"), metadata=client.metadata),
+        client.ledger.CreateAccount(create_account(request_id="c"), metadata=client.metadata),
+    ):
+        assert (await refusal_of(call)).verdict == REUSED
+    assert len(await history(client)) == 1
+
+
+async def test_concurrent_methods_that_share_an_id(client: Client) -> None:
+    """Of an update and a posting at once with one id one succeeds, and the other is refused."""
+    await client.ledger.CreateAccount(create_account(request_id=""), metadata=client.metadata)
+    for turn in range(8):
+        request_id = f"turn-{turn}"
+        answers = await asyncio.gather(
+            client.post("acme", GRANT, "1", request_id=request_id),
+            client.ledger.UpdateAccount(
+                update_account(display_name=request_id, request_id=request_id), metadata=client.metadata
+            ),
+            return_exceptions=True,
+        )
+        codes = [answer.code() for answer in answers if isinstance(answer, grpc.aio.AioRpcError)]
+        assert codes == [grpc.StatusCode.ALREADY_EXISTS]
+
+
+@only_sqlite
+@pytest.mark.parametrize(
+    ("request_id", "accepted"),
+    [
+        ("x" * 128, True),
+        (" !~", True),
+        ("0", True),
+        ("x" * 129, False),
+        ("é", False),
+        ("a\n", False),
+        ("a\0", False),
+        ("\x7f", False),
+        ("\t", False),
+        ("\u0661", False),
+    ],
+)
+async def test_request_id(client: Client, request_id: str, accepted: bool) -> None:
+    """An id has at most 128 characters, all of them printable ASCII, in every method."""
+    for account_id in ("posted", "updated"):
+        await client.create_account(account_id)
+    for call in (
+        client.ledger.CreateAccount(create_account(request_id=request_id), metadata=client.metadata),
+        client.post("posted", GRANT, "1", request_id=request_id),
+        client.ledger.UpdateAccount(
+            UpdateAccountRequest(account=Account(name="accounts/updated"), request_id=request_id),
+            metadata=client.metadata,
+        ),
+    ):
+        if accepted:
+            await call
+        else:
+            refusal = await refusal_of(call)
+            assert (*refusal.verdict, *refusal.fields) == ("INVALID_ARGUMENT", "FIELD_INVALID", "request_id")

@@ -1,0 +1,363 @@
+"""Migrations, and what the database is set to: on both engines."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import TypeAlias
+
+import grpc
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from daybook.v1.ledger_service_pb2 import GetTransactionRequest, ListTransactionsRequest
+from daybook.v1.transaction_pb2 import Transaction
+from sqlalchemy import Connection, insert, select, text
+from sqlalchemy.exc import DBAPIError, IntegrityError
+
+from server.app import Book, open_book
+from server.ledger.errors import ServiceUnavailable
+from server.store import migrate as migrate_module
+from server.store.credentials import CredentialStore
+from server.store.database import Database
+from server.store.migrate import migrate
+from server.store.tables import accounts, metadata, requests, transactions
+from tests.conftest import NOON, Client, Server
+
+Schema: TypeAlias = "list[tuple[object, ...]]"
+
+
+@pytest.fixture
+async def open_database(database_url: str) -> AsyncIterator[Callable[[], Database]]:
+    """Opens the database under test, as often as one likes; all are closed in the end."""
+    opened: list[Database] = []
+
+    def open_one() -> Database:
+        opened.append(Database(database_url))
+        return opened[-1]
+
+    yield open_one
+    for database in opened:
+        await database.close()
+
+
+SQLITE_SCHEMA = """
+    SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY type, name
+"""
+POSTGRESQL_SCHEMA = """
+    SELECT 'column' AS what, c.relname::text, a.attname::text, format_type(a.atttypid, a.atttypmod)
+           || CASE WHEN a.attnotnull THEN ' NOT NULL' ELSE '' END
+           || coalesce(' COLLATE ' || o.collname, '') || coalesce(' DEFAULT ' || pg_get_expr(d.adbin, d.adrelid), '')
+      FROM pg_attribute a
+      JOIN pg_class c ON c.oid = a.attrelid AND c.relkind IN ('r', 'S')
+      LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+      LEFT JOIN pg_collation o ON o.oid = a.attcollation AND o.collname <> 'default'
+     WHERE c.relnamespace = 'public'::regnamespace AND a.attnum > 0
+     UNION ALL
+    SELECT 'constraint', conrelid::regclass::text, conname::text, pg_get_constraintdef(oid)
+      FROM pg_constraint WHERE connamespace = 'public'::regnamespace
+     UNION ALL
+    SELECT 'index', tablename::text, indexname::text, indexdef
+      FROM pg_indexes WHERE schemaname = 'public'
+     ORDER BY 1, 2, 3
+"""
+
+
+async def schema_of(database: Database) -> Schema:
+    """Everything the database itself says of its tables, but for alembic's own."""
+    statement = SQLITE_SCHEMA if database.url.get_backend_name() == "sqlite" else POSTGRESQL_SCHEMA
+    async with database.read() as connection:
+        rows = (await connection.execute(text(statement))).all()
+    return [tuple(row) for row in rows if "alembic_version" not in str(row)]
+
+
+async def test_migrated_schema_is_the_metadata(open_database: Callable[[], Database]) -> None:
+    """Alembic finds no difference between a migrated database and the tables of the code."""
+    database = open_database()
+    await migrate(database)
+
+    def differences(connection: Connection) -> list[object]:
+        return list(compare_metadata(MigrationContext.configure(connection), metadata))
+
+    async with database.read() as connection:
+        assert await connection.run_sync(differences) == []
+
+
+async def test_migrated_schema_is_the_created_schema(open_database: Callable[[], Database]) -> None:
+    """Column by column, constraint by constraint, migrating gives what creating the tables afresh gives.
+
+    Alembic's comparison sees neither checks nor collations nor WITHOUT ROWID.
+    """
+    database = open_database()
+    await migrate(database)
+    migrated = await schema_of(database)
+    async with database.write() as connection:
+        await connection.run_sync(metadata.drop_all)
+    assert await schema_of(database) == []
+    async with database.write() as connection:
+        await connection.run_sync(metadata.create_all)
+    created = await schema_of(database)
+    assert len(created) > len(metadata.tables)
+    if database.url.get_backend_name() == "sqlite":
+        # The two write the same statement with other white space and order of constraints.
+        assert [normal(row) for row in migrated] == [normal(row) for row in created]
+    else:
+        assert migrated == created
+
+
+def normal(row: tuple[object, ...]) -> tuple[object, ...]:
+    """A row of sqlite_master with its statement as a bag of words."""
+    *names, statement = row
+    return *names, sorted(str(statement).replace(",", " ").replace("(", " ( ").replace(")", " ) ").split())
+
+
+async def test_migrating_twice_changes_nothing(open_database: Callable[[], Database]) -> None:
+    """A second migration keeps the schema and every row."""
+    database = open_database()
+    await migrate(database)
+    await CredentialStore(database).create_tenant(slug="house", uid="u", display_name="House", create_time=1)
+    before = await schema_of(database)
+    await migrate(database)
+    await migrate(open_database())
+    assert await schema_of(database) == before
+    assert await CredentialStore(database).tenant_number("house") is not None
+    async with database.read() as connection:
+        assert len((await connection.execute(text("SELECT version_num FROM alembic_version"))).all()) == 1
+
+
+async def test_concurrent_migrations(open_database: Callable[[], Database]) -> None:
+    """Eight processes that start at once on an empty database all find it migrated."""
+    databases = [open_database() for _ in range(8)]
+    await asyncio.gather(*(migrate(database) for database in databases))
+    for database in databases:
+        await database.ping()
+        assert await CredentialStore(database).has_tenant() is False
+    async with databases[0].read() as connection:
+        assert len((await connection.execute(text("SELECT version_num FROM alembic_version"))).all()) == 1
+
+
+async def test_concurrent_token_keys(open_database: Callable[[], Database]) -> None:
+    """Eight processes that each bring a key for page tokens agree on one of them."""
+    databases = [open_database() for _ in range(8)]
+    await migrate(databases[0])
+    candidates = [bytes([number]) * 32 for number in range(8)]
+    keys = await asyncio.gather(
+        *(
+            CredentialStore(database).token_key(candidate, NOON)
+            for database, candidate in zip(databases, candidates, strict=True)
+        )
+    )
+    assert len(set(keys)) == 1
+    assert keys[0] in candidates
+    assert await CredentialStore(databases[0]).token_key(b"x" * 32, NOON) == keys[0], "and it stays"
+
+
+async def test_failed_migration_leaves_nothing(
+    open_database: Callable[[], Database], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A migration that fails midway leaves an empty database, and the next one succeeds."""
+    database = open_database()
+
+    def fail_after(connection: Connection) -> None:
+        upgrade(connection)
+        raise RuntimeError("the disk is full")
+
+    upgrade = migrate_module._upgrade
+    monkeypatch.setattr(migrate_module, "_upgrade", fail_after)
+    with pytest.raises(RuntimeError, match="the disk is full"):
+        await migrate(database)
+    assert await schema_of(database) == []
+    monkeypatch.undo()
+    await migrate(database)
+    assert await schema_of(database) != []
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize(
+    ("pragma", "of_writer", "of_reader"),
+    [
+        ("journal_mode", "wal", "wal"),
+        ("synchronous", 2, 2),
+        ("foreign_keys", 1, 1),
+        ("query_only", 0, 1),
+    ],
+)
+async def test_sqlite_settings(
+    open_database: Callable[[], Database], pragma: str, of_writer: object, of_reader: object
+) -> None:
+    """SQLite writes ahead, syncs every commit and checks foreign keys; readers can't write."""
+    database = open_database()
+    await migrate(database)
+    for _ in range(2):
+        async with database.write() as connection:
+            assert (await connection.execute(text(f"PRAGMA {pragma}"))).scalar_one() == of_writer
+        async with database.read() as connection:
+            assert (await connection.execute(text(f"PRAGMA {pragma}"))).scalar_one() == of_reader
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+async def test_sqlite_readers_cannot_write(open_database: Callable[[], Database]) -> None:
+    """A statement that writes is refused on a connection that reads."""
+    database = open_database()
+    await migrate(database)
+    with pytest.raises(ServiceUnavailable):
+        async with database.read() as connection:
+            await connection.execute(text("DELETE FROM tenants"))
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+async def test_sqlite_reads_while_writing(open_database: Callable[[], Database]) -> None:
+    """A reader doesn't wait for the writer, and sees nothing of it before the commit."""
+    database = open_database()
+    await migrate(database)
+    store = CredentialStore(database)
+    async with database.write() as connection:
+        await connection.execute(
+            text("INSERT INTO tenants (slug, uid, display_name, create_time, demo) VALUES ('s', 'u', 'n', 1, 0)")
+        )
+        assert await store.has_tenant() is False
+    assert await store.has_tenant() is True
+
+
+def an_account(**changes: object) -> dict[str, object]:
+    """A row of accounts that is right but for its changes."""
+    return {
+        "tenant_number": 1,
+        "id": "a",
+        "kind": 1,
+        "display_name": "",
+        "credit_limit": 0,
+        "hour_anchor": 0,
+        "profile": b"",
+        "create_time": 0,
+        "update_time": 0,
+        **changes,
+    }
+
+
+def a_transaction(**changes: object) -> dict[str, object]:
+    """A row of transactions that is right but for its changes."""
+    return {
+        "account_number": 1,
+        "sequence": 1,
+        "tenant_number": 1,
+        "uid": b"u" * 16,
+        "create_time": 0,
+        "month": 197001,
+        "kind": 1,
+        "category": "test",
+        "state": 1,
+        "amount": 1,
+        "balance_after": 1,
+        "body": b"",
+        "allocations": b"",
+        "hash": b"h" * 32,
+        **changes,
+    }
+
+
+@pytest.mark.parametrize(
+    ("rows", "accepted"),
+    [
+        ([(accounts, an_account())], True),
+        ([(accounts, an_account(tenant_number=2))], False),
+        ([(accounts, an_account(credit_limit=-1))], False),
+        ([(accounts, an_account()), (accounts, an_account())], False),
+        ([(accounts, an_account()), (accounts, an_account(id="A"))], True),
+        ([(transactions, a_transaction())], True),
+        ([(transactions, a_transaction(sequence=0))], False),
+        ([(transactions, a_transaction()), (transactions, a_transaction(uid=b"v" * 16))], False),
+        ([(transactions, a_transaction()), (transactions, a_transaction(sequence=2))], False),
+        ([(transactions, a_transaction()), (transactions, a_transaction(account_number=2))], True),
+        ([(transactions, a_transaction(body=None))], False),
+        ([(requests, {"account_number": 1, "request_id": "r", "fingerprint": b"", "response": b""})] * 2, False),
+    ],
+    ids=range(12),
+)
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+async def test_constraints(
+    open_database: Callable[[], Database], rows: list[tuple[object, dict[str, object]]], accepted: bool
+) -> None:
+    """The database itself refuses what the rules of the ledger exclude."""
+    database = open_database()
+    await migrate(database)
+    await CredentialStore(database).create_tenant(slug="s", uid="u", display_name="n", create_time=1)
+
+    async def write() -> None:
+        async with database.write() as connection:
+            for table, values in rows:
+                await connection.execute(insert(table).values(values))  # type: ignore[arg-type]
+
+    if accepted:
+        await write()
+    else:
+        with pytest.raises(IntegrityError):
+            await write()
+
+
+async def test_stored_body_is_what_is_served(server: Server, client: Client) -> None:
+    """GetTransaction and the lists hand out the very bytes that are stored."""
+    await client.create_account("acme")
+    labels = dict.fromkeys(("z", "a", "location", "m"), "x")
+    posted = await client.post("acme", Transaction.GRANT, "1.5", labels=labels, description="é")
+    async with server.book.database.read() as connection:
+        body = (await connection.execute(select(transactions.c.body))).scalar_one()
+    raw: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = client.channel.unary_unary(
+        "/daybook.v1.Ledger/GetTransaction"
+    )
+    request = GetTransactionRequest(name=posted.name).SerializeToString()
+    assert await raw(request, metadata=client.metadata) == body
+    raw = client.channel.unary_unary("/daybook.v1.Ledger/ListTransactions")
+    request = ListTransactionsRequest(parent="accounts/acme").SerializeToString()
+    assert await raw(request, metadata=client.metadata) == b"\x0a" + varint(len(body)) + body
+
+
+def varint(number: int) -> bytes:
+    """A length as the wire format has it, for up to two bytes."""
+    assert number < 1 << 14
+    return bytes([number]) if number < 128 else bytes([number & 127 | 128, number >> 7])
+
+
+async def test_indexed_columns_agree_with_the_body(client: Client, book: Book) -> None:
+    """What lists filter and sort by says the same as the body beside it."""
+    await client.create_account("acme", credit_limit="5")
+    await client.post("acme", Transaction.GRANT, "1.5", labels={"location": "l", "membership": "m", "company": "c"})
+    await client.post("acme", Transaction.CHARGE, "-2.000001", category="other", labels={"project": "p"})
+    async with book.database.read() as connection:
+        rows = (await connection.execute(select(transactions).order_by(transactions.c.sequence))).all()
+    assert len(rows) == 2
+    for row in rows:
+        body = Transaction.FromString(row.body)
+        assert (row.sequence, row.kind, row.category, row.state) == (
+            body.sequence,
+            body.kind,
+            body.category,
+            body.state,
+        )
+        assert row.uid.hex() == body.uid.replace("-", "")
+        assert (row.create_time, row.month) == (NOON, 202410)
+        labels = {name: getattr(row, name) for name in ("location", "membership", "company")}
+        assert labels == {name: body.labels.get(name) for name in labels}
+    assert [(row.amount, row.balance_after) for row in rows] == [(1_500_000, 1_500_000), (-2_000_001, -500_001)]
+
+
+async def test_reopened_book_goes_on(database_url: str) -> None:
+    """A ledger that is closed and opened again has its tenants and its token key."""
+    async with open_book(database_url) as book:
+        tenant_number = await book.credentials.create_tenant(slug="s", uid="u", display_name="n", create_time=1)
+        key = await book.credentials.token_key(b"k" * 32, 1)
+    async with open_book(database_url) as book:
+        assert await book.credentials.tenant_number("s") == tenant_number
+        assert await book.credentials.token_key(b"l" * 32, 1) == key
+
+
+async def test_unreachable_database() -> None:
+    """Whoever can't reach the database learns that, and not where it is."""
+    database = Database("postgresql+asyncpg://nobody@/nothing?host=/nonexistent")
+    try:
+        with pytest.raises(ServiceUnavailable) as caught:
+            await database.ping()
+        assert "nonexistent" not in caught.value.message
+        assert not isinstance(caught.value, DBAPIError)
+    finally:
+        await database.close()

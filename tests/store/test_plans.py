@@ -1,0 +1,263 @@
+"""How SQLite walks the big table for each list of the product: along an index, already in order."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from daybook.v1.transaction_pb2 import Transaction
+from sqlalchemy import Connection
+from sqlalchemy.dialects import sqlite
+
+from server.facades import dreadnode, spacebring, teable
+from server.ledger.paging import Order, OrderField, TransactionFilter, TransactionKey
+from server.store.database import Database
+from server.store.migrate import migrate
+from server.store.transactions import list_statement
+
+CHARGE = Transaction.CHARGE
+TIME_DESC, TIME_ASC = Order(), Order(descending=False)
+AMOUNT_DESC, AMOUNT_ASC = Order(OrderField.AMOUNT), Order(OrderField.AMOUNT, descending=False)
+AFTER = TransactionKey(1_700_000_000_000_000, 7, 42)
+
+TEABLE = tuple((CHARGE, source) for source in teable.SOURCE_TYPES)
+DREADNODE = tuple((kind, category) for category, kind in dreadnode.KINDS_OF_TYPES.items())
+SPACEBRING = tuple(spacebring.TYPES)
+
+ACCOUNT, TENANT = 7, None
+
+
+@pytest.fixture
+async def database(tmp_path: Path) -> AsyncIterator[Database]:
+    """A migrated database. SQLite plans without statistics, as the product never runs ANALYZE."""
+    database = Database(f"sqlite+aiosqlite:///{tmp_path}/daybook.db")
+    await migrate(database)
+    yield database
+    await database.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A line of EXPLAIN QUERY PLAN."""
+
+    parent: int
+    detail: str
+
+    @property
+    def bounds(self) -> str:
+        """The conditions that a search uses of its index."""
+        return self.detail[self.detail.index("(") + 1 : self.detail.rindex(")")]
+
+
+async def plan_of(
+    database: Database,
+    account_number: int | None,
+    wanted: TransactionFilter,
+    order: Order,
+    after: TransactionKey | None,
+) -> list[Step]:
+    """How SQLite goes about a list."""
+    statement, parameters = list_statement(1, account_number, wanted, order, after, 51)
+    compiled = statement.compile(dialect=sqlite.dialect(), compile_kwargs={"render_postcompile": True})
+    values = compiled.construct_params(parameters)
+
+    def explain(connection: Connection) -> list[Step]:
+        rows = connection.exec_driver_sql(
+            f"EXPLAIN QUERY PLAN {compiled}", tuple(values[name] for name in compiled.positiontup or ())
+        )
+        return [Step(row.parent, row.detail) for row in rows]
+
+    async with database.read() as connection:
+        return await connection.run_sync(explain)
+
+
+Shape = tuple[int | None, TransactionFilter, Order]
+
+WALKS: list[tuple[str, Shape, str, str]] = [
+    # A name, the list, the index, and what of the index bounds the walk.
+    ("account", (ACCOUNT, TransactionFilter(), TIME_DESC), "transactions_by_time", "account_number=?"),
+    ("account, oldest first", (ACCOUNT, TransactionFilter(), TIME_ASC), "transactions_by_time", "account_number=?"),
+    (
+        "account, range",
+        (ACCOUNT, TransactionFilter(create_time_from=1, create_time_before=2), TIME_DESC),
+        "transactions_by_time",
+        "account_number=? AND create_time>? AND create_time<?",
+    ),
+    (
+        "account, month",
+        (ACCOUNT, TransactionFilter(month=202410), TIME_DESC),
+        "transactions_by_time",
+        "account_number=? AND create_time>? AND create_time<?",
+    ),
+    (
+        "account, largest first",
+        (ACCOUNT, TransactionFilter(), AMOUNT_DESC),
+        "transactions_by_amount",
+        "account_number=?",
+    ),
+    (
+        "account, smallest first",
+        (ACCOUNT, TransactionFilter(), AMOUNT_ASC),
+        "transactions_by_amount",
+        "account_number=?",
+    ),
+    (
+        "account, one kind",
+        (ACCOUNT, TransactionFilter(kinds=(CHARGE,)), TIME_DESC),
+        "transactions_by_time",
+        "account_number=?",
+    ),
+    (
+        "account, state",
+        (ACCOUNT, TransactionFilter(states=(Transaction.SUCCEEDED,)), TIME_DESC),
+        "transactions_by_time",
+        "account_number=?",
+    ),
+    (
+        "account, location",
+        (ACCOUNT, TransactionFilter(location="l"), TIME_DESC),
+        "transactions_by_time",
+        "account_number=?",
+    ),
+    ("tenant", (TENANT, TransactionFilter(), TIME_DESC), "transactions_of_tenant", "tenant_number=?"),
+    ("tenant, oldest first", (TENANT, TransactionFilter(), TIME_ASC), "transactions_of_tenant", "tenant_number=?"),
+    (
+        "tenant, range",
+        (TENANT, TransactionFilter(create_time_from=1, create_time_before=2), TIME_DESC),
+        "transactions_of_tenant",
+        "tenant_number=? AND create_time>? AND create_time<?",
+    ),
+    (
+        "tenant, kind and category",
+        (TENANT, TransactionFilter(kinds=(CHARGE,), categories=("x",)), TIME_DESC),
+        "transactions_of_tenant",
+        "tenant_number=?",
+    ),
+    (
+        "spacebring",
+        (TENANT, TransactionFilter(kind_categories=SPACEBRING), TIME_DESC),
+        "transactions_of_tenant",
+        "tenant_number=?",
+    ),
+    *(
+        (
+            f"spacebring, {label}{', range' if bounds else ''}",
+            (TENANT, TransactionFilter(kind_categories=SPACEBRING, **{label: "x"}, **bounds), TIME_DESC),  # type: ignore[arg-type]
+            f"transactions_of_{label}",
+            f"tenant_number=? AND {label}=?" + (" AND create_time>? AND create_time<?" if bounds else ""),
+        )
+        for label in ("location", "membership", "company")
+        for bounds in ({}, {"create_time_from": 1, "create_time_before": 2})
+    ),
+]
+
+MERGES: list[tuple[str, Shape, str, str]] = [
+    (
+        "account, one kind and category",
+        (ACCOUNT, TransactionFilter(kinds=(CHARGE,), categories=("x",)), TIME_DESC),
+        "transactions_by_category",
+        "account_number=? AND kind=? AND category=?",
+    ),
+    (
+        "account, one category",
+        (ACCOUNT, TransactionFilter(categories=("x",)), TIME_DESC),
+        "transactions_by_category",
+        "account_number=? AND kind=? AND category=?",
+    ),
+    (
+        "dreadnode",
+        (ACCOUNT, TransactionFilter(kind_categories=DREADNODE), TIME_DESC),
+        "transactions_by_category",
+        "account_number=? AND kind=? AND category=?",
+    ),
+    (
+        "teable, newest first",
+        (ACCOUNT, TransactionFilter(kind_categories=TEABLE, month=202410), TIME_DESC),
+        "transactions_by_category",
+        "account_number=? AND kind=? AND category=? AND create_time>? AND create_time<?",
+    ),
+    (
+        "teable, oldest first",
+        (ACCOUNT, TransactionFilter(kind_categories=TEABLE[:1], month=202410), TIME_ASC),
+        "transactions_by_category",
+        "account_number=? AND kind=? AND category=? AND create_time>? AND create_time<?",
+    ),
+    (
+        "teable, most consumed first",
+        (ACCOUNT, TransactionFilter(kind_categories=TEABLE, month=202410), AMOUNT_ASC),
+        "transactions_by_month_and_amount",
+        "account_number=? AND month=? AND kind=? AND category=?",
+    ),
+    (
+        "teable, least consumed first",
+        (ACCOUNT, TransactionFilter(kind_categories=TEABLE, month=202410), AMOUNT_DESC),
+        "transactions_by_month_and_amount",
+        "account_number=? AND month=? AND kind=? AND category=?",
+    ),
+]
+
+
+@pytest.mark.parametrize("after", [None, AFTER], ids=["first page", "next page"])
+@pytest.mark.parametrize(("name", "shape", "index", "bounds"), WALKS, ids=[row[0] for row in WALKS])
+async def test_walk(
+    database: Database, after: TransactionKey | None, name: str, shape: Shape, index: str, bounds: str
+) -> None:
+    """A list is one search along its index, which is in the order of the list: nothing is sorted."""
+    del name
+    plan = await plan_of(database, *shape, after)
+    # Values of an IN are looked up in a list of constants, which is no table.
+    walks = [step for step in plan if step.parent == 0 and "SUBQUERY" not in step.detail]
+    assert [step.detail.partition(" (")[0] for step in walks] == [f"SEARCH transactions USING INDEX {index}"], plan
+    others = [step.detail for step in plan if step not in walks]
+    assert all(detail.startswith("LIST SUBQUERY") or "CONSTANT ROW" in detail for detail in others), plan
+    if after is None:
+        assert walks[0].bounds == bounds, plan
+    else:
+        assert goes_on_from_the_key(walks[0], shape), plan
+
+
+@pytest.mark.parametrize("after", [None, AFTER], ids=["first page", "next page"])
+@pytest.mark.parametrize(("name", "shape", "index", "bounds"), MERGES, ids=[row[0] for row in MERGES])
+async def test_merge(
+    database: Database, after: TransactionKey | None, name: str, shape: Shape, index: str, bounds: str
+) -> None:
+    """A list of several categories is one search for each, along an index in order; only their pages are sorted.
+
+    The bodies come by primary key, for the rows of the page alone.
+    """
+    del name
+    wanted = shape[1]
+    plan = await plan_of(database, *shape, after)
+    kinds = len(wanted.kinds) or len(Transaction.Kind.values()) - 1
+    pairs = len(wanted.kind_categories) or kinds * len(wanted.categories)
+    walks = [step for step in plan if f" INDEX {index} (" in step.detail]
+    assert len(walks) == pairs, plan
+    for walk in walks:
+        assert walk.detail.startswith(f"SEARCH transactions USING COVERING INDEX {index} ("), walk
+        assert goes_on_from_the_key(walk, shape) if after else walk.bounds == bounds, walk
+        beside = [step.detail for step in plan if step.parent == walk.parent and step != walk]
+        assert not [detail for detail in beside if "TEMP B-TREE" in detail], f"a walk is sorted: {plan}"
+    others = [step.detail for step in plan if "transactions" in step.detail and step not in walks]
+    assert others == ["SEARCH transactions USING PRIMARY KEY (account_number=? AND sequence=?)"], plan
+
+
+def goes_on_from_the_key(step: Step, shape: Shape) -> bool:
+    """Whether a search begins where the page before ended, rather than at the beginning of the list."""
+    of_account, order = shape[0] is not None, shape[2]
+    columns = f"{order.field.value},{'' if of_account else 'account_number,'}sequence"
+    marks = "?,?" if of_account else "?,?,?"
+    return f"({columns}){'<' if order.descending else '>'}({marks})" in step.bounds
+
+
+async def test_lookup(database: Database) -> None:
+    """A transaction is found by its uid within its account."""
+    async with database.read() as connection:
+        rows = await connection.exec_driver_sql(
+            "EXPLAIN QUERY PLAN SELECT body FROM transactions WHERE account_number = 1 AND uid = x'00'"
+        )
+        plan = [str(row[-1]) for row in rows]
+    assert len(plan) == 1
+    assert plan[0].startswith("SEARCH transactions USING INDEX")
+    assert plan[0].endswith("(account_number=? AND uid=?)")
