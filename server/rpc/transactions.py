@@ -30,6 +30,7 @@ from server.usecases.commands import of_item
 from server.usecases.transactions import NewTransaction, Transactions
 
 BATCH_MAX = 1000
+BATCH_BYTES_MAX = 2 * 1024 * 1024
 
 
 class TransactionMethods:
@@ -116,6 +117,9 @@ def _batch(parent: str, requests: Sequence[CreateTransactionRequest]) -> Sequenc
     account_id = parse_account_name("parent", parent, wildcard=True)
     if not 1 <= len(requests) <= BATCH_MAX:
         raise FieldInvalid("requests", f"must be 1 to {BATCH_MAX}")
+    if sum(each.ByteSize() for each in requests) > BATCH_BYTES_MAX:
+        # The answer says more than the request and must still fit into a message.
+        raise FieldInvalid("requests", f"must take at most {BATCH_BYTES_MAX} bytes")
     for index, each in enumerate(requests):
         if account_id != ALL_ACCOUNTS:
             if each.parent not in ("", parent):

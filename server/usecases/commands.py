@@ -44,7 +44,7 @@ class Item:
         try:
             after, posted = posting.post(state, self.draft, now)
         except InsufficientCredits:
-            if not self.record_declined:
+            if not self.record_declined or self.draft.kind != Transaction.CHARGE:
                 raise
             after, posted = posting.record(state, self.draft._replace(state=Transaction.FAILED), now)
         body = attempt.write(after, posted, self.details, request_id=self.request.request_id)

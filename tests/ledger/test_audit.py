@@ -181,6 +181,11 @@ def audit(books: Books) -> list[Finding]:
     return account.findings
 
 
+def refunded_of(books: Books, sequence: int, amount: Millionths) -> int:
+    """The print of refunds of one charge and no other."""
+    return refund_print(transaction_name("account-7", UUID(bytes=books.entries[sequence - 1].uid)), amount)
+
+
 def places(findings: Sequence[Finding]) -> set[tuple[int, str]]:
     """Where findings are: the sequence and the subject of each."""
     return {(finding.sequence, finding.subject) for finding in findings}
@@ -244,7 +249,8 @@ def test_honest_books_hold_what_was_posted() -> None:
         2: UsageWindow(2, START + HOUR, 0, 60),
         3: UsageWindow(3, START + 2 * HOUR, 10, 0),
     }
-    assert books.refunded != 0
+    # Both refunds were of transaction 4, which came to 100.
+    assert books.refunded == refunded_of(books, 4, 100)
     assert len(books.entries) == ENTRIES
 
 
@@ -253,6 +259,9 @@ def test_honest_books_hold_what_was_posted() -> None:
     ("corrupt", "subject"),
     [
         pytest.param(lambda entry: replace(entry, uid=bytes([entry.uid[0] ^ 1]) + entry.uid[1:]), "uid", id="uid"),
+        pytest.param(lambda entry: replace(entry, uid=entry.uid[:-1]), "uid", id="short uid"),
+        pytest.param(lambda entry: replace(entry, uid=b""), "uid", id="no uid"),
+        pytest.param(lambda entry: replace(entry, tenant_number=4), "tenant", id="tenant"),
         pytest.param(lambda entry: replace(entry, create_time=entry.create_time + 1), "create_time", id="later"),
         pytest.param(lambda entry: replace(entry, create_time=entry.create_time - 1), "create_time", id="earlier"),
         pytest.param(lambda entry: replace(entry, create_time=0), "create_time", id="in 1970"),
@@ -428,8 +437,15 @@ def without(table: dict[int, Any], number: int) -> dict[int, Any]:
         ),
         pytest.param(lambda books: replace(books, window_number=2), {(0, "newest window")}, id="an older window"),
         pytest.param(lambda books: replace(books, window_number=0), {(0, "newest window")}, id="no window"),
-        pytest.param(lambda books: replace(books, refunded=99), {(0, "refund totals")}, id="refunded less"),
+        pytest.param(
+            lambda books: replace(books, refunded=refunded_of(books, 4, 99)), {(0, "refund totals")}, id="refunded less"
+        ),
         pytest.param(lambda books: replace(books, refunded=0), {(0, "refund totals")}, id="refunded nothing"),
+        pytest.param(
+            lambda books: replace(books, refunded=refunded_of(books, 2, 100)),
+            {(0, "refund totals")},
+            id="refunded another charge",
+        ),
         pytest.param(
             lambda books: with_lot(books, 3, remaining=14),
             {(0, "remaining of lot 3"), (0, "sum of open lots less debt")},

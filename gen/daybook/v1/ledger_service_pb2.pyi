@@ -257,7 +257,7 @@ class BatchCreateTransactionsRequest(_message.Message):
     """
     @_builtins.property
     def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___CreateTransactionRequest]:
-        """What to post: 1 to 1,000. The parent of each must be this request's, unless that is
+        """What to post: 1 to 1,000, of at most 2 MiB together. The parent of each must be this request's, unless that is
         `accounts/-`, or empty for the same. Their request_id must be empty.
         """
 
@@ -312,7 +312,7 @@ class BulkCreateTransactionsRequest(_message.Message):
     """The account, `accounts/{account}`, or `accounts/-` if they belong to several."""
     @_builtins.property
     def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___CreateTransactionRequest]:
-        """What to post: 1 to 1,000. The parent of each must be this request's, unless that is
+        """What to post: 1 to 1,000, of at most 2 MiB together. The parent of each must be this request's, unless that is
         `accounts/-`, or empty for the same. Each may have a request_id of its own.
         """
 
