@@ -182,7 +182,8 @@ def _renderers(settings: Settings) -> list[structlog.types.Processor]:
     # Plain tracebacks: decorated ones take seconds, and show local variables.
     if settings.log_format == "json":
         return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
-    return [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
+    plain = structlog.dev.plain_traceback
+    return [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
 
 
 def configure_logs(settings: Settings) -> None:
