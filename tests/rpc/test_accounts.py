@@ -20,8 +20,8 @@ from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from server.ledger.instants import to_timestamp
-from tests.conftest import NOON, Client, Clock, Server
-from tests.rpc.conftest import only_sqlite, refusal_of, shares_a_server
+from tests.conftest import NOON, Client, Clock, Server, only_sqlite, refusal_of
+from tests.rpc.conftest import shares_a_server
 
 PERSON = User(id="u-1", name="Ada", surname="Lovelace", email="ada@example.com", membership="m-1")
 COMPANY = Company(

@@ -28,8 +28,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from server.app import SERVICES
-from tests.conftest import Client, Server
-from tests.rpc.conftest import only_sqlite, refusal_of
+from tests.conftest import Client, Server, only_sqlite, refusal_of
 
 Metadata = Sequence[tuple[str, str]]
 MISSING = ("UNAUTHENTICATED", "CREDENTIAL_MISSING")

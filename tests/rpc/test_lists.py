@@ -19,8 +19,7 @@ from sqlalchemy import insert
 from server.ledger.instants import SECOND, from_timestamp, to_timestamp, write
 from server.ledger.posting import Kind
 from server.store.tables import transactions
-from tests.conftest import NOON, Client, Clock, Server
-from tests.rpc.conftest import only_sqlite
+from tests.conftest import NOON, Client, Clock, Server, only_sqlite
 
 GRANT, CHARGE, ADJUSTMENT = Transaction.GRANT, Transaction.CHARGE, Transaction.ADJUSTMENT
 

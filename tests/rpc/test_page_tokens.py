@@ -23,8 +23,7 @@ from hypothesis import strategies as st
 
 from server.app import open_book, serving
 from server.config import Settings
-from tests.conftest import Client, Clock, Server
-from tests.rpc.conftest import only_sqlite, refusal_of
+from tests.conftest import Client, Clock, Server, only_sqlite, refusal_of
 
 INVALID = ("INVALID_ARGUMENT", "PAGE_TOKEN_INVALID")
 MISMATCH = ("INVALID_ARGUMENT", "PAGE_TOKEN_MISMATCH")

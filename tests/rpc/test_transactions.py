@@ -23,8 +23,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from server.app import open_book
 from server.ledger.instants import to_timestamp
 from server.ledger.posting import Kind
-from tests.conftest import NOON, Client, Clock
-from tests.rpc.conftest import only_sqlite, refusal_of, shares_a_server
+from tests.conftest import NOON, Client, Clock, only_sqlite, refusal_of
+from tests.rpc.conftest import shares_a_server
 
 GRANT, CHARGE, ADJUSTMENT = Transaction.GRANT, Transaction.CHARGE, Transaction.ADJUSTMENT
 LARGEST = "999999999999.999999"
