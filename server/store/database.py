@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import structlog
-from sqlalchemy import event, text
+from sqlalchemy import event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -92,11 +92,6 @@ class Database:
             except Conflict:
                 log.info("lost against another writer")
         raise ServiceUnavailable
-
-    async def ping(self) -> None:
-        """Raises ServiceUnavailable unless the database answers."""
-        async with self.read() as connection:
-            await connection.execute(text("SELECT 1"))
 
     async def close(self) -> None:
         """Closes every connection."""

@@ -126,8 +126,8 @@ class Transactions:
     ) -> bytes:
         """Moves credits; answers with a serialized TransferCreditsResponse.
 
-        A caller who is bound to an account may give from it and not to it alone: both sides
-        must be theirs. Raises AccountNotFound, InsufficientCredits.
+        The caller must be permitted both accounts, which a credential that is bound to one
+        never is. Raises AccountNotFound, InsufficientCredits.
         """
         source = await self._number(caller, source_id)
         destination = await self._number(caller, destination_id)
