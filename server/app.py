@@ -38,6 +38,7 @@ from server.store.poster import Poster
 from server.store.transactions import TransactionStore
 from server.transport.auth import Authenticator
 from server.transport.calls import OPEN_SERVICES, CallInterceptor
+from server.transport.limits import RateLimiter, Stopwatch
 from server.transport.page_tokens import KEY_BYTES, PageTokens
 from server.usecases.accounts import Accounts
 from server.usecases.expirations import Expirations
@@ -113,7 +114,7 @@ async def open_book(
 
 
 @asynccontextmanager
-async def serving(book: Book, settings: Settings) -> AsyncIterator[int]:
+async def serving(book: Book, settings: Settings, stopwatch: Stopwatch = time.monotonic_ns) -> AsyncIterator[int]:
     """Serves the book over gRPC; gives the port. Calls under way at the end may finish.
 
     Raises CannotStart if the port is taken, or for a demo database on an address that
@@ -123,7 +124,7 @@ async def serving(book: Book, settings: Settings) -> AsyncIterator[int]:
     token_key = await book.credentials.token_key(book.random_bytes(KEY_BYTES), book.clock())
     page_tokens = PageTokens(token_key, book.random_bytes)
     server = grpc.aio.server(
-        interceptors=[CallInterceptor(Authenticator(book.credentials), FACADES)],
+        interceptors=[CallInterceptor(Authenticator(book.credentials), _limiter(settings, stopwatch), FACADES)],
         options=[
             # Without this two servers could share a port by accident.
             ("grpc.so_reuseport", 0),
@@ -161,6 +162,12 @@ async def serving(book: Book, settings: Settings) -> AsyncIterator[int]:
         await health.enter_graceful_shutdown()
         await server.stop(settings.shutdown_grace_seconds)
         log.info("stopped")
+
+
+def _limiter(settings: Settings, stopwatch: Stopwatch) -> RateLimiter | None:
+    if not settings.rate_limit_calls_per_second:
+        return None
+    return RateLimiter(settings.rate_limit_calls_per_second, settings.rate_limit_burst, stopwatch)
 
 
 async def _check_demo(book: Book, host: str) -> None:

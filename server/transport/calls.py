@@ -1,7 +1,7 @@
-"""What happens around every call: it is timed, its caller is found, its errors are told.
+"""What happens around every call: it is timed, its caller found and counted, its errors told.
 
-One interceptor does all three, because grpc.aio asks every interceptor anew for a handler
-at each call; this one wraps each method once and keeps the result.
+One interceptor does it all, because grpc.aio asks every interceptor anew for a handler at
+each call; this one wraps each method once and keeps the result.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError
 from server.ledger.errors import DaybookError, FieldInvalid, Internal, InternalFailure, Unavailable
 from server.transport.auth import Authenticator, authentication
 from server.transport.errors import RenderError, code_of, refuse
+from server.transport.limits import RateLimiter
 
 log = structlog.get_logger(__name__)
 
@@ -31,9 +32,15 @@ OPEN_SERVICES = ("grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflect
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Stands before every method of every service but OPEN_SERVICES."""
 
-    def __init__(self, authenticator: Authenticator, renderers: Mapping[str, RenderError]) -> None:
-        """`renderers` tells, by the full name of a facade's service, how it words errors."""
+    def __init__(
+        self, authenticator: Authenticator, limiter: RateLimiter | None, renderers: Mapping[str, RenderError]
+    ) -> None:
+        """`renderers` tells, by the full name of a facade's service, how it words errors.
+
+        Without a limiter every credential may call as often as it likes.
+        """
         self._authenticator = authenticator
+        self._limiter = limiter
         self._renderers = renderers
         self._wrapped: dict[str, Handler | None] = {}
 
@@ -96,7 +103,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         started = time.perf_counter()
         code = grpc.StatusCode.OK
         try:
-            authentication.set(await self._authenticator.authenticate(context.invocation_metadata() or ()))
+            found = await self._authenticator.authenticate(context.invocation_metadata() or ())
+            if self._limiter is not None:
+                self._limiter.take(found.caller.credential_id)
+            authentication.set(found)
             yield
         except DaybookError as error:
             code = code_of(error)

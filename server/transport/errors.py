@@ -8,6 +8,7 @@ the gateway (envoy.yaml) puts it in the place of the status.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NoReturn, TypeAlias
@@ -28,7 +29,6 @@ from server.ledger.errors import (
     NotFound,
     PermissionDenied,
     ResourceExhausted,
-    TooBusy,
     Unauthenticated,
     Unavailable,
 )
@@ -97,9 +97,9 @@ def to_status(error: DaybookError) -> Status:
     if isinstance(error, InvalidArgument):
         violation = BadRequest.FieldViolation(field=error.field, description=error.problem)
         details.append(_pack(BadRequest(field_violations=[violation])))
-    if isinstance(error, TooBusy):
+    if isinstance(error, ResourceExhausted):
         delay = Duration()
-        delay.FromMilliseconds(round(error.retry_seconds * 1000))
+        delay.FromMilliseconds(math.ceil(error.retry_seconds * 1000))
         details.append(_pack(RetryInfo(retry_delay=delay)))
     return Status(code=code_of(error).value[0], message=error.message, details=details)
 
@@ -119,4 +119,7 @@ async def refuse(
         rest = render(error)
         metadata += [("x-error-status", str(rest.status)), ("x-error-body", json.dumps(rest.body))]
         metadata += rest.headers.items()
+    if isinstance(error, ResourceExhausted):
+        # What RetryInfo says, for REST: whole seconds, and 0 would mean at once.
+        metadata.append(("retry-after", str(max(1, math.ceil(error.retry_seconds)))))
     await context.abort(code_of(error), error.message, tuple(metadata))

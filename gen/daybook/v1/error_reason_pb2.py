@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x64\x61ybook/v1/error_reason.proto\x12\ndaybook.v1*\x9e\x04\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12\x11\n\rFIELD_INVALID\x10\x01\x12\x12\n\x0e\x46ILTER_INVALID\x10\x02\x12\x16\n\x12PAGE_TOKEN_INVALID\x10\x03\x12\x17\n\x13PAGE_TOKEN_MISMATCH\x10\x04\x12\x16\n\x12\x43REDENTIAL_MISSING\x10\x05\x12\x16\n\x12\x43REDENTIAL_INVALID\x10\x06\x12\x19\n\x15\x41\x43\x43OUNT_NOT_PERMITTED\x10\x07\x12\x18\n\x14TENANT_NOT_PERMITTED\x10\x08\x12\x15\n\x11\x41\x43\x43OUNT_NOT_FOUND\x10\t\x12\x19\n\x15TRANSACTION_NOT_FOUND\x10\n\x12\x12\n\x0e\x41\x43\x43OUNT_EXISTS\x10\x0b\x12\x15\n\x11REQUEST_ID_REUSED\x10\x0c\x12\x11\n\rETAG_MISMATCH\x10\r\x12\x18\n\x14INSUFFICIENT_CREDITS\x10\x0e\x12\x18\n\x14\x42\x41LANCE_OUT_OF_RANGE\x10\x0f\x12\x11\n\rTOO_MANY_LOTS\x10\x12\x12\x12\n\x0eNOT_REFUNDABLE\x10\x13\x12\x19\n\x15REFUND_EXCEEDS_CHARGE\x10\x14\x12\x11\n\rSCOPE_MISSING\x10\x15\x12\x0c\n\x08TOO_BUSY\x10\x16\x12\x17\n\x13SERVICE_UNAVAILABLE\x10\x10\x12\x14\n\x10INTERNAL_FAILURE\x10\x11\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x64\x61ybook/v1/error_reason.proto\x12\ndaybook.v1*\xb0\x04\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12\x11\n\rFIELD_INVALID\x10\x01\x12\x12\n\x0e\x46ILTER_INVALID\x10\x02\x12\x16\n\x12PAGE_TOKEN_INVALID\x10\x03\x12\x17\n\x13PAGE_TOKEN_MISMATCH\x10\x04\x12\x16\n\x12\x43REDENTIAL_MISSING\x10\x05\x12\x16\n\x12\x43REDENTIAL_INVALID\x10\x06\x12\x19\n\x15\x41\x43\x43OUNT_NOT_PERMITTED\x10\x07\x12\x18\n\x14TENANT_NOT_PERMITTED\x10\x08\x12\x15\n\x11\x41\x43\x43OUNT_NOT_FOUND\x10\t\x12\x19\n\x15TRANSACTION_NOT_FOUND\x10\n\x12\x12\n\x0e\x41\x43\x43OUNT_EXISTS\x10\x0b\x12\x15\n\x11REQUEST_ID_REUSED\x10\x0c\x12\x11\n\rETAG_MISMATCH\x10\r\x12\x18\n\x14INSUFFICIENT_CREDITS\x10\x0e\x12\x18\n\x14\x42\x41LANCE_OUT_OF_RANGE\x10\x0f\x12\x11\n\rTOO_MANY_LOTS\x10\x12\x12\x12\n\x0eNOT_REFUNDABLE\x10\x13\x12\x19\n\x15REFUND_EXCEEDS_CHARGE\x10\x14\x12\x11\n\rSCOPE_MISSING\x10\x15\x12\x0c\n\x08TOO_BUSY\x10\x16\x12\x10\n\x0cRATE_LIMITED\x10\x17\x12\x17\n\x13SERVICE_UNAVAILABLE\x10\x10\x12\x14\n\x10INTERNAL_FAILURE\x10\x11\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,5 +32,5 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'daybook.v1.error_reason_pb2
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ERRORREASON']._serialized_start=46
-  _globals['_ERRORREASON']._serialized_end=588
+  _globals['_ERRORREASON']._serialized_end=606
 # @@protoc_insertion_point(module_scope)
