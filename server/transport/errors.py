@@ -77,6 +77,18 @@ def http_status_of(error: DaybookError) -> int:
     return _HTTP_STATUSES[code_of(error)]
 
 
+def plain_message(error: DaybookError) -> str:
+    """What a facade says. Where nothing is the caller's mistake, the words that the gateway has for the same thing."""
+    match error:
+        case ResourceExhausted():
+            return "Too many requests"
+        case Unavailable():
+            return "The service is unavailable"
+        case Internal():
+            return "Internal server error"
+    return error.message
+
+
 _HTTP_STATUSES = {
     grpc.StatusCode.INVALID_ARGUMENT: 400,
     grpc.StatusCode.UNAUTHENTICATED: 401,
