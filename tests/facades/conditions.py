@@ -55,6 +55,8 @@ def slow(_demo: Daybook, folder: Path) -> Iterator[str]:
     """A gateway that waits for less than a second, and behind it a server that never answers."""
 
     def impatient(configuration: dict[str, Any]) -> None:
+        # Nobody accepts their connections, and only so many may wait for it.
+        del configuration["static_resources"]["clusters"][0]["health_checks"]
         for each in _http(configuration)["route_config"]["virtual_hosts"][0]["routes"]:
             if "idle_timeout" in each["route"]:
                 each["route"].update(timeout="0.5s", idle_timeout="0.5s")

@@ -15,13 +15,33 @@ from server.demo import spacebring
 from tests.facades.exchanges import Answer, Json, problems_of_any_answer, send
 from tests.facades.processes import Daybook
 
-TEABLE_CODES = {400: "validation_error", 401: "unauthorized", 403: "restricted_resource", 404: "not_found"}
-SPACEBRING_TYPES = {400: "invalidParams", 401: "unauthorized", 403: "forbidden", 404: "notFound"}
+TEABLE_CODES = {
+    400: "validation_error",
+    401: "unauthorized",
+    403: "restricted_resource",
+    404: "not_found",
+    429: "too_many_requests",
+    500: "internal_server_error",
+    503: "database_connection_unavailable",
+}
+SPACEBRING_TYPES = {
+    400: "invalidParams",
+    401: "unauthorized",
+    403: "forbidden",
+    404: "notFound",
+    429: "tooManyRequests",
+    500: "internalError",
+    503: "internalError",
+}
 DREADNODE_TYPES = {
+    400: "invalid_request_error",
     401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
     422: "validation_error",
+    429: "rate_limit_error",
+    500: "app_error",
+    502: "bad_gateway_error",
 }
 
 
