@@ -38,7 +38,7 @@ def crowded(demo: Daybook, folder: Path) -> Iterator[str]:
         (limit,) = [each for each in _http(configuration)["http_filters"] if "local_ratelimit" in each["name"]]
         limit["typed_config"]["token_bucket"] = {"max_tokens": 1, "tokens_per_fill": 1, "fill_interval": "3600s"}
 
-    with _gateway(folder, demo.ports.server, one_an_hour) as origin:
+    with gateway_before(folder, demo.ports.server, one_an_hour) as origin:
         wait_until(lambda: send(origin, "/").status == 429, "the bucket is empty")
         yield origin
 
@@ -46,7 +46,7 @@ def crowded(demo: Daybook, folder: Path) -> Iterator[str]:
 @contextmanager
 def away(_demo: Daybook, folder: Path) -> Iterator[str]:
     """A gateway behind which there is no server."""
-    with _gateway(folder, Ports.free().server) as origin:
+    with gateway_before(folder, Ports.free().server) as origin:
         yield origin
 
 
@@ -63,7 +63,7 @@ def slow(_demo: Daybook, folder: Path) -> Iterator[str]:
 
     with (
         socket.create_server(("127.0.0.1", 0)) as silent,
-        _gateway(folder, silent.getsockname()[1], impatient) as origin,
+        gateway_before(folder, silent.getsockname()[1], impatient) as origin,
     ):
         yield origin
 
@@ -120,7 +120,9 @@ def _unchanged(_configuration: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _gateway(folder: Path, server_port: int, change: Callable[[dict[str, Any]], None] = _unchanged) -> Iterator[str]:
+def gateway_before(
+    folder: Path, server_port: int, change: Callable[[dict[str, Any]], None] = _unchanged
+) -> Iterator[str]:
     """An Envoy with the project's configuration but for one change, in front of whatever is at a port."""
     ports = Ports.free()
     settings = Settings(port=server_port, gateway_port=ports.gateway, gateway_admin_port=ports.admin)

@@ -23,6 +23,7 @@ TEABLE_CODES = {
     429: "too_many_requests",
     500: "internal_server_error",
     503: "database_connection_unavailable",
+    504: "gateway_timeout",
 }
 SPACEBRING_TYPES = {
     400: "invalidParams",
@@ -32,6 +33,7 @@ SPACEBRING_TYPES = {
     429: "tooManyRequests",
     500: "internalError",
     503: "internalError",
+    504: "internalError",
 }
 DREADNODE_TYPES = {
     400: "invalid_request_error",
@@ -42,6 +44,7 @@ DREADNODE_TYPES = {
     429: "rate_limit_error",
     500: "app_error",
     502: "bad_gateway_error",
+    504: "gateway_timeout_error",
 }
 
 

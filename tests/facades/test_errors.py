@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,9 @@ from server.ledger.errors import (
     ServiceUnavailable,
     TooBusy,
 )
-from tests.facades.conditions import limited
+from tests.facades.conditions import gateway_before, limited
 from tests.facades.conftest import OriginIn, credential, ledger_stub
-from tests.facades.exchanges import Exchange, Json, problems_of_any_answer, read_exchanges, read_json, send
+from tests.facades.exchanges import Json, problems_of_any_answer, read_exchanges, read_json, send
 from tests.facades.processes import ROOT, Daybook
 from tests.facades.test_bad_input import is_dreadnode, is_nebulablock, is_spacebring, is_teable
 from tests.ledger.test_errors import LEAVES, make
@@ -79,28 +80,35 @@ DOCUMENTED = {
 }
 
 
-def shown_by_golden_files(vendor: str) -> set[int]:
-    """The statuses of refusals that some exchange of the vendor has."""
-    exchanges: list[Exchange] = []
-    for file in sorted((FOLDER / vendor).glob("*.http")):
-        exchanges += read_exchanges(file)
-    return {each.status for each in exchanges if each.status >= 400}
+def shown_by_golden_files(vendor: str) -> set[tuple[int, str]]:
+    """The statuses of the vendor's refusals, each with the number of a file that shows it."""
+    files = sorted((FOLDER / vendor).glob("*.http"))
+    return {(each.status, file.name[:2]) for file in files for each in read_exchanges(file) if each.status >= 400}
 
 
-def read_table(vendor: str) -> tuple[set[int], set[int]]:
-    """The statuses of the table of errors on a vendor's page: those that arise, and those that do not."""
+def read_table(vendor: str) -> tuple[set[tuple[int, str]], set[int]]:
+    """The table of errors on a vendor's page: statuses with the numbers of their files, and those that do not arise."""
     text = (ROOT / f"docs/facades/{vendor}.md").read_text()
-    rows = re.findall(r"(?m)^\| (\d{3}) \| (.*) \|$", text)
-    arise = {int(status) for status, row in rows if "does not arise" not in row}
-    return arise, {int(status) for status, _ in rows} - arise
+    arise, absent = set(), set()
+    for status, row, numbers in re.findall(r"(?m)^\| (\d{3}) \| (.*) \| ([\d, ]*)\|$", text):
+        if "does not arise" in row:
+            absent.add(int(status))
+        else:
+            assert numbers, row
+            arise |= {(int(status), number) for number in re.findall(r"\d+", numbers)}
+    return arise, absent
 
 
 @pytest.mark.parametrize("vendor", ENVELOPES)
 def test_every_documented_status_is_shown_or_explained(vendor: str) -> None:
     """Each status has golden exchanges and a row in the vendor's page, or a row that says why it does not arise."""
     arise, absent = read_table(vendor)
-    assert arise == shown_by_golden_files(vendor)
-    assert DOCUMENTED[vendor] <= arise | absent
+    shown = shown_by_golden_files(vendor)
+    assert arise <= shown
+    statuses = {status for status, _ in shown}
+    assert {status for status, _ in arise} == statuses
+    assert not absent & statuses
+    assert DOCUMENTED[vendor] <= statuses | absent
 
 
 def test_native_callers_are_limited_too(gateway: Daybook, tmp_path: Path) -> None:
@@ -157,6 +165,58 @@ def test_health_is_not_limited(origin_in: OriginIn) -> None:
         health: Any = HealthStub(channel)
         statuses = [health.Check(HealthCheckRequest()).status for _ in range(5)]
     assert statuses == [HealthCheckResponse.SERVING] * 5
+
+
+# A path of each vendor, and what it makes of what gRPC itself refuses.
+PATHS = {
+    "teable": ("/api/space/spcExampleStudio/billing/credit-history?month=2024-10", {}),
+    "nebulablock": ("/users/credits/history", {}),
+    "spacebring": ("/transactions/credits/v1", {}),
+    "dreadnode": ("/api/v1/org/example/credits/transactions", {503: 502}),
+}
+
+
+class Refusing(grpc.GenericRpcHandler):
+    """Ends every call with a code, in words that are for nobody's client, and without a vendor's body."""
+
+    code = grpc.StatusCode.UNKNOWN
+
+    def service(self, _details: grpc.HandlerCallDetails) -> Any:
+        """The handler of whatever method."""
+        return grpc.unary_unary_rpc_method_handler(lambda _, context: context.abort(self.code, "words of gRPC"))
+
+
+@pytest.fixture(scope="module")
+def refusing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Refusing, str]]:
+    """A server that refuses everything, and the gateway before it."""
+    handler, server = Refusing(), grpc.server(ThreadPoolExecutor())
+    server.add_generic_rpc_handlers((handler,))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    with gateway_before(tmp_path_factory.mktemp("refusing"), port) as origin:
+        yield handler, origin
+    server.stop(None).wait()
+
+
+@pytest.mark.parametrize("vendor", ENVELOPES)
+def test_what_grpc_refuses_is_in_the_vendors_words(refusing: tuple[Refusing, str], vendor: str) -> None:
+    """An error that no facade has put into words has those of its status, and is our fault if it is no other's.
+
+    RESOURCE_EXHAUSTED is not 429: gRPC says it of a message that is too large, and that
+    would be no better a moment later.
+    """
+    handler, origin = refusing
+    path, others = PATHS[vendor]
+    for code in grpc.StatusCode:
+        if code is grpc.StatusCode.OK:
+            continue
+        handler.code = code
+        answer = send(origin, path)
+        assert not list(problems_of_any_answer(answer))
+        status = {grpc.StatusCode.UNAVAILABLE: 503, grpc.StatusCode.DEADLINE_EXCEEDED: 504}.get(code, 500)
+        assert answer.status == others.get(status, status), code
+        assert ENVELOPES[vendor](answer.status, answer.json()), answer.body
+        assert b"words of gRPC" not in answer.body
 
 
 @pytest.mark.parametrize(
