@@ -359,6 +359,8 @@ def test_what_cannot_be_made_is_said(
         (("--shutdown-grace-seconds", "-1"), {}, "shutdown_grace_seconds"),
         ((), {"DAYBOOK_PORT": "abc"}, "port"),
         ((), {"DAYBOOK_LOG_FORMAT": "xml"}, "log_format"),
+        ((), {"DAYBOOK_RATE_LIMIT_BURST": "0"}, "rate_limit_burst"),
+        ((), {"DAYBOOK_RATE_LIMIT_CALLS_PER_SECOND": "0.0001"}, "rate_limit_calls_per_second"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",
 )

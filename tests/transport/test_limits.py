@@ -169,6 +169,24 @@ async def test_the_server_counts(server: Server, client: Client, stopwatch: Stop
 
 
 @only_sqlite
+async def test_the_server_counts_each_key(server: Server, client: Client, admin: Client, stopwatch: Stopwatch) -> None:
+    """Another key of the same tenant has a bucket of its own; the same key sent in another way has not."""
+    settings = Settings(port=0, rate_limit_calls_per_second=0.001, rate_limit_burst=1)
+    await client.create_account("acme")
+    async with (
+        serving(server.book, settings, stopwatch) as port,
+        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+    ):
+        request = GetBalanceRequest(name="accounts/acme/balance")
+        for key in (client.key, admin.key):
+            caller = Client(channel, key)
+            await caller.balance()
+            assert (await refusal_of(caller.balance())).reason == "RATE_LIMITED"
+            other_way = caller.ledger.GetBalance(request, metadata=(("x-api-key", key),))
+            assert (await refusal_of(other_way)).reason == "RATE_LIMITED"
+
+
+@only_sqlite
 async def test_a_refusal_of_the_server(server: Server, client: Client, stopwatch: Stopwatch) -> None:
     """It is RESOURCE_EXHAUSTED with a RetryInfo, and retry-after in whole seconds, which are never too few."""
     settings = Settings(port=0, rate_limit_calls_per_second=0.4, rate_limit_burst=1)
