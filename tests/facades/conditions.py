@@ -46,8 +46,11 @@ def crowded(demo: Daybook, folder: Path) -> Iterator[str]:
 @contextmanager
 def away(_demo: Daybook, folder: Path) -> Iterator[str]:
     """A gateway behind which there is no server."""
-    with gateway_before(folder, Ports.free().server) as origin:
-        yield origin
+    with socket.socket() as kept_free:
+        # A port that is taken and not listened at refuses connections, and nobody else gets it.
+        kept_free.bind(("127.0.0.1", 0))
+        with gateway_before(folder, kept_free.getsockname()[1]) as origin:
+            yield origin
 
 
 @contextmanager
