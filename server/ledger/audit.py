@@ -16,8 +16,8 @@ from google.protobuf.message import DecodeError
 
 from server.ledger import money
 from server.ledger.bodies import chain, read_allocations
-from server.ledger.instants import Instant, from_timestamp, month_of
-from server.ledger.lots import CREDIT_LINE, Allocation, Lot, expiring_part
+from server.ledger.instants import EARLIEST, Instant, from_timestamp, month_of
+from server.ledger.lots import CREDIT_LINE, Allocation, Lot, parts
 from server.ledger.money import Millionths
 from server.ledger.names import uid_text
 from server.ledger.posting import AccountState
@@ -80,7 +80,7 @@ class AccountAudit:
         self._lots: dict[int, Lot] = {}
         self._lot_count = 0
         self._window: UsageWindow | None = None
-        self._last_create_time: Instant = 0
+        self._last_create_time: Instant = EARLIEST
         self._refunded = 0
 
     def read(self, entry: Entry) -> None:
@@ -167,7 +167,7 @@ class AccountAudit:
             self.findings.append(Finding(self._account_id, sequence, subject, str(expected), str(found)))
 
     def _check_columns(self, entry: Entry, message: Transaction, allocations: tuple[Allocation, ...]) -> None:
-        expiring = expiring_part(allocations)
+        expiring, permanent = parts(allocations)
         for subject, expected, found in (
             ("sequence in body", entry.sequence, message.sequence),
             ("tenant", self._tenant_number, entry.tenant_number),
@@ -180,11 +180,7 @@ class AccountAudit:
             ("amount", message.amount, money.write(entry.amount)),
             ("balance_after in body", message.balance_after, money.write(entry.balance_after)),
             ("expiring_amount", money.write(expiring), message.expiring_amount),
-            (
-                "permanent_amount",
-                money.write(sum(each.amount for each in allocations) - expiring),
-                message.permanent_amount,
-            ),
+            ("permanent_amount", money.write(permanent), message.permanent_amount),
             *((f"label {name}", message.labels.get(name), entry.labels.get(name)) for name in self._label_names),
         ):
             self._expect(entry.sequence, subject, expected, found)
@@ -219,7 +215,7 @@ class AccountAudit:
             self._expect(entry.sequence, f"terms of lot {number}", lot.terms, allocation.terms)
             if amount < 0 and entry.kind != Transaction.EXPIRATION and lot.terms.are_past(entry.create_time):
                 self._expect(entry.sequence, f"lot {number}", "not spent, for it is past", money.write(amount))
-            lot = lot._replace(remaining=lot.remaining + amount)
+            lot = lot.with_remaining(lot.remaining + amount)
         if not 0 <= lot.remaining <= lot.amount:
             within = f"0 to {money.write(lot.amount)}"
             self._expect(entry.sequence, f"remaining of lot {number}", within, money.write(lot.remaining))

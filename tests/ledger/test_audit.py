@@ -25,7 +25,7 @@ from server.store.poster import Command
 from server.store.requests import Request
 from server.store.states import StoredState
 from server.store.tables import LABELS
-from server.store.unit import Attempt, StoredCharge, Unit
+from server.store.unit import Attempt, Row, StoredCharge, Unit
 from server.usecases.commands import Create, Item, Refund, Transfer
 
 START = parse("2024-10-31T23:30:00Z")
@@ -70,33 +70,31 @@ class Writer:
             random_bytes=Random(5).randbytes,
         )
 
-    def run(self, command: Command[Any], minutes: int) -> dict[str, Any]:
+    def run(self, command: Command[Any], minutes: int) -> Row:
         """Carries a call out, so many minutes after the start; gives the row that it wrote last."""
         attempt = Attempt(self.unit)
         command.run(attempt, START + minutes * HOUR // 60)
         attempt.accept()
         return self.unit.changes.rows[-1]
 
-    def post(
-        self, draft: Draft, minutes: int, details: Transaction | None = None, account_number: int = ACME
-    ) -> dict[str, Any]:
+    def post(self, draft: Draft, minutes: int, details: Transaction | None = None, account_number: int = ACME) -> Row:
         """Posts a draft."""
         return self.run(Create(Item(account_number, draft, details or Transaction(), NO_REQUEST)), minutes)
 
-    def refund(self, row: dict[str, Any], amount: Millionths | None, minutes: int) -> None:
+    def refund(self, row: Row, amount: Millionths | None, minutes: int) -> None:
         """Refunds the charge of a row."""
-        uid = UUID(bytes=row["uid"])
+        uid = UUID(bytes=row.uid)
         charge = Charge(
-            Transaction.FromString(row["body"]).name,
-            row["kind"],
-            row["state"],
-            row["amount"],
-            row["create_time"],
-            read_allocations(row["allocations"]),
+            Transaction.FromString(row.body).name,
+            row.kind,
+            row.state,
+            row.amount,
+            row.create_time,
+            read_allocations(row.allocations),
             {},
         )
-        self.uids[row["sequence"]] = uid
-        self.charges[ACME, uid] = StoredCharge(row["sequence"], charge, row["body"])
+        self.uids[row.sequence] = uid
+        self.charges[ACME, uid] = StoredCharge(row.sequence, charge, row.body)
         self.run(Refund(ACME, "account-7", uid, amount, Transaction(), NO_REQUEST), minutes)
 
     def transfer(self, source: int, destination: int, amount: Millionths, minutes: int) -> None:
@@ -109,7 +107,7 @@ class Writer:
         changes = self.unit.changes
         stored = changes.states[ACME]
         return Books(
-            entries=tuple(to_entry(row) for row in changes.rows if row["account_number"] == ACME),
+            entries=tuple(to_entry(row) for row in changes.rows if row.account_number == ACME),
             state=stored.state._replace(lots=(), window=None),
             last_hash=stored.last_hash,
             window_number=stored.state.window.number if stored.state.window else 0,
@@ -123,24 +121,12 @@ class Writer:
         )
 
 
-def to_entry(row: dict[str, Any]) -> Entry:
+def to_entry(row: Row) -> Entry:
     """A row of the table transactions, as it is read for an audit."""
-    return Entry(
-        sequence=row["sequence"],
-        tenant_number=row["tenant_number"],
-        uid=row["uid"],
-        create_time=row["create_time"],
-        month=row["month"],
-        kind=row["kind"],
-        category=row["category"],
-        state=row["state"],
-        amount=row["amount"],
-        balance_after=row["balance_after"],
-        labels={name: row[name] for name in LABELS if row[name] is not None},
-        body=row["body"],
-        allocations=row["allocations"],
-        hash=row["hash"],
-    )
+    columns = row._asdict()
+    del columns["account_number"]
+    labels = {name: value for name in LABELS if (value := columns.pop(name)) is not None}
+    return Entry(**columns, labels=labels)
 
 
 @lru_cache
