@@ -192,6 +192,13 @@ class Transactions:
         """Raises AccountNotPermitted or AccountNotFound unless `list` would find the account."""
         await self._number(caller, account_id)
 
+    async def slice(self, caller: Caller, account_id: str, offset: int, limit: int) -> tuple[list[TransactionRow], int]:
+        """Transactions of an account, newest first, behind the `offset` newest; and how many it has in all.
+
+        Both at one instant. Raises AccountNotFound.
+        """
+        return await self._store.slice(await self._number(caller, account_id), offset, limit)
+
     async def list(
         self,
         caller: Caller,
