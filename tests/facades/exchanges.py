@@ -69,14 +69,16 @@ class Answer:
 def send(
     origin: str, target: str | bytes, *, method: str = "GET", headers: dict[str, str] | None = None, body: bytes = b""
 ) -> Answer:
-    """Sends a request whose line is exactly this: no client puts its escapes in order."""
+    """Sends a request whose line is exactly this: no client puts its escapes in order.
+
+    `host` among the headers stands in for that of the origin.
+    """
     place = urlsplit(origin)
     assert place.hostname is not None
     lines = [
         b"%s %s HTTP/1.1" % (method.encode(), target.encode() if isinstance(target, str) else target),
-        b"host: " + place.netloc.encode(),
         b"connection: close",
-        *(f"{name}: {value}".encode() for name, value in (headers or {}).items()),
+        *(f"{name}: {value}".encode() for name, value in {"host": place.netloc, **(headers or {})}.items()),
     ]
     if body:
         lines.append(b"content-length: %d" % len(body))
