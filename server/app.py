@@ -15,6 +15,7 @@ import grpc
 import structlog
 from daybook.facades.dreadnode.v1.credits_service_pb2_grpc import add_CreditsServicer_to_server
 from daybook.facades.nebulablock.v1.users_service_pb2_grpc import add_UsersServicer_to_server
+from daybook.facades.paged.v1.statements_service_pb2_grpc import add_StatementsServicer_to_server
 from daybook.facades.spacebring.v1.transactions_service_pb2_grpc import add_TransactionsServicer_to_server
 from daybook.facades.teable.v1.billing_service_pb2_grpc import add_BillingServicer_to_server
 from daybook.v1.admin_service_pb2_grpc import add_AdminServicer_to_server
@@ -24,7 +25,7 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
 from server.config import Settings
-from server.facades import dreadnode, nebulablock, spacebring, teable
+from server.facades import dreadnode, nebulablock, paged, spacebring, teable
 from server.ledger.instants import Clock, Instant
 from server.ledger.names import RandomBytes
 from server.rpc.admin import Admin
@@ -55,6 +56,7 @@ FACADES = {
     nebulablock.SERVICE: nebulablock.render_error,
     spacebring.SERVICE: spacebring.render_error,
     dreadnode.SERVICE: dreadnode.render_error,
+    paged.SERVICE: paged.render_error,
 }
 """Each facade's service, and how it words errors."""
 SERVICES = ("daybook.v1.Ledger", "daybook.v1.Admin", *FACADES)
@@ -144,6 +146,7 @@ async def serving(book: Book, settings: Settings, stopwatch: Stopwatch = time.mo
         spacebring.CreditsTransactions(book.transactions, book.accounts, page_tokens), server
     )
     add_CreditsServicer_to_server(dreadnode.Credits(book.transactions), server)
+    add_StatementsServicer_to_server(paged.Statements(book.transactions), server)
     health = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     reflection.enable_server_reflection((*SERVICES, *OPEN_SERVICES), server)

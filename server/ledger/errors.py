@@ -250,7 +250,7 @@ class ResourceExhausted(DaybookError):
 
 
 class TooBusy(ResourceExhausted):
-    """The line of calls that wait to be posted is full."""
+    """The line of calls that wait to be posted is full, or as many as may be are verifying."""
 
     reason = "TOO_BUSY"
     retry_seconds = 1.0

@@ -23,10 +23,17 @@ Condition: TypeAlias = Callable[[Daybook, Path], AbstractContextManager[str]]
 
 @contextmanager
 def limited(demo: Daybook, folder: Path) -> Iterator[str]:
-    """A server that lets each key call twice, and then once in a thousand seconds."""
-    copy_database(demo.folder / "daybook.db", folder / "daybook.db")
+    """A server that lets each key call twice, and then once in a thousand seconds.
+
+    It has one more key than the demo, for no two vendors' exchanges may share one.
+    """
+    another_key = """
+        CREATE TEMPORARY TABLE copy AS SELECT * FROM api_keys WHERE id = 'demo-dreadnode';
+        UPDATE copy SET id = 'demo-paged';
+        INSERT INTO api_keys SELECT * FROM copy;
+    """
     settings = {"DAYBOOK_RATE_LIMIT_CALLS_PER_SECOND": "0.001", "DAYBOOK_RATE_LIMIT_BURST": "2"}
-    with _up(folder, settings) as origin:
+    with _changed(demo, folder, another_key, settings) as origin:
         yield origin
 
 
@@ -91,17 +98,11 @@ CONDITIONS: Mapping[str, Condition] = {each.__name__: each for each in (limited,
 
 
 @contextmanager
-def _changed(demo: Daybook, folder: Path, statements: str) -> Iterator[str]:
-    """The demo once more, with its database changed behind its back."""
+def _changed(demo: Daybook, folder: Path, statements: str, settings: Mapping[str, str] | None = None) -> Iterator[str]:
+    """The demo once more, with settings of its own, and its database changed behind its back."""
     copy_database(demo.folder / "daybook.db", folder / "daybook.db")
     with closing(sqlite3.connect(folder / "daybook.db")) as connection:
         connection.executescript(statements)
-    with _up(folder, {}) as origin:
-        yield origin
-
-
-@contextmanager
-def _up(folder: Path, settings: Mapping[str, str]) -> Iterator[str]:
     ports = Ports.free()
     flags = ("up", "--database-url", sqlite_url(folder / "daybook.db"), *ports.flags)
     daybook = Daybook.start(*flags, folder=folder, ports=ports, settings=settings)

@@ -89,14 +89,16 @@ def send(
     body: bytes = b"",
     protocol: str = "HTTP/1.1",
 ) -> Answer:
-    """Sends a request whose line is exactly this: no client puts its escapes in order."""
+    """Sends a request whose line is exactly this: no client puts its escapes in order.
+
+    `host` among the headers stands in for that of the origin.
+    """
     place = urlsplit(origin)
     assert place.hostname is not None
     lines = [
         b"%s %s %s" % (method.encode(), target.encode() if isinstance(target, str) else target, protocol.encode()),
-        b"host: " + place.netloc.encode(),
         b"connection: close",
-        *(f"{name}: {value}".encode() for name, value in (headers or {}).items()),
+        *(f"{name}: {value}".encode() for name, value in {"host": place.netloc, **(headers or {})}.items()),
     ]
     if body:
         lines.append(b"content-length: %d" % len(body))

@@ -103,6 +103,15 @@ def is_dreadnode(status: int, body: Json) -> bool:
     )
 
 
+def is_paged(status: int, body: Json) -> bool:
+    """Whether it is `{detail}`, with `field` where a parameter may be at fault."""
+    return (
+        isinstance(body, dict)
+        and body.keys() - ({"field"} if status in (400, 404) else set()) == {"detail"}
+        and all(isinstance(value, str) and value for value in body.values())
+    )
+
+
 @dataclass(frozen=True)
 class Api:
     """One documented path."""
@@ -150,6 +159,7 @@ APIS = {
     "dreadnode": Api(
         "/api/v1/org/example/credits/transactions", "demo-dreadnode", ("limit", "transaction_type"), is_dreadnode
     ),
+    "paged": Api("/api/billing/accounts/example/transactions", "demo-dreadnode", ("page", "page_size"), is_paged),
 }
 
 # Everything that HTTP lets stand in a request line, and percent escapes of everything else, right and wrong ones.
@@ -225,7 +235,7 @@ def is_readable(segment: str) -> bool:
     return segment != "" and "%00" not in segment
 
 
-@pytest.mark.parametrize("name", ["teable", "teable-without-api", "dreadnode"])
+@pytest.mark.parametrize("name", ["teable", "teable-without-api", "dreadnode", "paged"])
 def test_random_account(gateway: Daybook, name: str) -> None:
     """An account in the path of whatever is refused properly: nobody has such a one."""
     api = APIS[name]
@@ -251,7 +261,7 @@ def test_random_account(gateway: Daybook, name: str) -> None:
     check()
 
 
-@pytest.mark.parametrize("name", ["teable", "teable-without-api", "dreadnode"])
+@pytest.mark.parametrize("name", ["teable", "teable-without-api", "dreadnode", "paged"])
 def test_path_with_nul(gateway: Daybook, name: str) -> None:
     """A path that the gateway itself refuses to read gets the vendor's body, with words in it."""
     api = APIS[name]

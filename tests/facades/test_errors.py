@@ -34,7 +34,7 @@ from tests.facades.conditions import gateway_before, limited
 from tests.facades.conftest import OriginIn, credential, ledger_stub
 from tests.facades.exchanges import Json, problems_of_any_answer, read_exchanges, read_json, send
 from tests.facades.processes import ROOT, Daybook
-from tests.facades.test_bad_input import is_dreadnode, is_nebulablock, is_spacebring, is_teable
+from tests.facades.test_bad_input import is_dreadnode, is_nebulablock, is_paged, is_spacebring, is_teable
 from tests.ledger.test_errors import LEAVES, make
 
 KEY = "demo-dreadnode.public"
@@ -45,6 +45,7 @@ ENVELOPES: dict[str, Callable[[int, Json], bool]] = {
     "nebulablock": is_nebulablock,
     "spacebring": is_spacebring,
     "dreadnode": is_dreadnode,
+    "paged": is_paged,
 }
 RENDERERS = {service.split(".")[2]: render for service, render in FACADES.items()}
 # Nothing is written through a facade.
@@ -77,6 +78,7 @@ DOCUMENTED = {
     "nebulablock": set[int](),
     "spacebring": {400},
     "dreadnode": {400, 401, 403, 404, 409, 422, 426, 429, 500, 502, 504},
+    "paged": set[int](),
 }
 
 
@@ -173,6 +175,7 @@ PATHS = {
     "nebulablock": ("/users/credits/history", {}),
     "spacebring": ("/transactions/credits/v1", {}),
     "dreadnode": ("/api/v1/org/example/credits/transactions", {503: 502}),
+    "paged": ("/api/billing/accounts/example/transactions", {}),
 }
 
 
