@@ -241,6 +241,35 @@ def texts(value: Json) -> Iterator[str]:
             yield from texts(each)
 
 
+@pytest.mark.parametrize(
+    ("query", "same_as"),
+    [
+        ("page_size=1&page_size=2", "page_size=2"),
+        ("page_size=2&pageSize=1", "page_size=1"),
+        ("page%5Fsize=%32", "page_size=2"),
+        ("page_size=2&page_token&filter", "page_size=2"),
+        ("page_size=2&filter=&orderBy=", "page_size=2"),
+        ("page_size=2&&", "page_size=2"),
+        ("filter=kind+%3D+GRANT&page_size=2", "filter=kind%20%3D%20GRANT&page_size=2"),
+        ('filter=create_time+<+"2024-11-05T00:00:00%2B01:00"', "filter=create_time%20%3C%20%222024-11-04T23:00:00Z%22"),
+    ],
+)
+def test_native_parameters(gateway: Daybook, query: str, same_as: str) -> None:
+    """The last of several values counts; a plus is a space; a name alone is absent; a slash at the end is no matter."""
+    wanted = without_token(Target(f"{TRANSACTIONS}?{same_as}", "demo-dreadnode").send(gateway).json())
+    for path in (TRANSACTIONS, f"{TRANSACTIONS}/", "/v1/accounts/%65xample/transactions"):
+        answer = Target(f"{path}?{query}", "demo-dreadnode").send(gateway)
+        assert (answer.status, without_token(answer.json())) == (200, wanted)
+
+
+def test_unknown_key_of_a_body_is_ignored(gateway: Daybook) -> None:
+    """Envoy has no switch to refuse one; docs/http.md tells it."""
+    body = json.dumps({"colour": "red", "kind": "COLOUR"}).encode()
+    headers = {**NATIVE, "content-type": "application/json"}
+    answer = send(gateway.origin, "/v1/accounts?accountId=never", method="POST", headers=headers, body=body)
+    assert reason_of(answer.json())[2] == ["account.kind"]
+
+
 @contextmanager
 def connected(daybook: Daybook) -> Iterator[socket.socket]:
     """A connection to the gateway."""
@@ -411,13 +440,13 @@ async def gateway_before(behaviour: Behaviour | None) -> AsyncIterator[Callable[
     await servicer.set("", HealthCheckResponse.SERVING)
     add_HealthServicer_to_server(servicer, server)
 
-    def ask_it(target: str, **headers: str) -> Answer:
-        answer = send(f"http://127.0.0.1:{ports.gateway}", target, headers=headers)
+    def ask_it(target: str, method: str = "GET", **headers: str) -> Answer:
+        answer = send(f"http://127.0.0.1:{ports.gateway}", target, method=method, headers=headers)
         assert not list(problems_of_any_answer(answer))
         return answer
 
-    async def ask_in_thread(target: str, **headers: str) -> Answer:
-        return await asyncio.to_thread(ask_it, target, **headers)
+    async def ask_in_thread(target: str, method: str = "GET", **headers: str) -> Answer:
+        return await asyncio.to_thread(ask_it, target, method, **headers)
 
     async with gateway_module.gateway(settings) as running:
         if behaviour is not None:
@@ -471,26 +500,62 @@ async def test_missing_server_is_a_status_too() -> None:
         assert b"127.0.0.1" not in answer.body
 
 
-async def test_slow_server_is_a_status_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An answer that takes too long is refused in the same form."""
+def change_host(monkeypatch: pytest.MonkeyPatch, change: Callable[[dict[str, Any]], None]) -> None:
+    """Has the next gateway run with a virtual host that an operator has changed."""
     render = gateway_module.render_configuration
 
-    def render_impatient(settings: Settings) -> dict[str, Any]:
+    def render_changed(settings: Settings) -> dict[str, Any]:
         configuration = render(settings)
         (listener,) = configuration["static_resources"]["listeners"]
         (manager,) = listener["filter_chains"][0]["filters"]
         (host,) = manager["typed_config"]["route_config"]["virtual_hosts"]
-        for route in host["routes"]:
-            route["route"]["timeout"] = "0.05s"
+        change(host)
         return configuration
 
-    monkeypatch.setattr(gateway_module, "render_configuration", render_impatient)
+    monkeypatch.setattr(gateway_module, "render_configuration", render_changed)
+
+
+async def test_slow_server_is_a_status_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that takes too long is refused in the same form."""
+
+    def hurry(host: dict[str, Any]) -> None:
+        for route in host["routes"]:
+            route["route"]["timeout"] = "0.05s"
 
     async def hang(_request: bytes, _context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
         await asyncio.Event().wait()
         return b""
 
+    change_host(monkeypatch, hurry)
     async with gateway_before(hang) as ask_it:
         answer = await ask_it(ACCOUNT)
         assert answer.status == 504
         assert reason_of(answer.json()) == ("TIMED_OUT", {}, [])
+
+
+@pytest.mark.parametrize(
+    ("allowed", "origin", "is_allowed"),
+    [
+        ([{"exact": "https://app.example.com"}], "https://app.example.com", True),
+        ([{"exact": "https://app.example.com"}], "https://evil.example.com", False),
+        ([{"safe_regex": {"regex": r"https://[a-z0-9-]+\.example\.com"}}], "https://any.example.com", True),
+        ([{"safe_regex": {"regex": r"https://[a-z0-9-]+\.example\.com"}}], "https://any.example.com.evil.com", False),
+        ([], "https://app.example.com", False),
+    ],
+)
+async def test_origins_can_be_narrowed(
+    monkeypatch: pytest.MonkeyPatch, allowed: list[object], origin: str, *, is_allowed: bool
+) -> None:
+    """As docs/operating.md tells; a page of another origin gets no CORS headers, asked beforehand or not."""
+
+    def narrow(host: dict[str, Any]) -> None:
+        host["typed_per_filter_config"]["envoy.filters.http.cors"]["allow_origin_string_match"] = allowed
+
+    change_host(monkeypatch, narrow)
+    async with gateway_before(None) as ask_it:
+        preflight = {"origin": origin, "access-control-request-method": "GET"}
+        answers = [await ask_it(ACCOUNT, origin=origin), await ask_it(ACCOUNT, method="OPTIONS", **preflight)]
+    for answer in answers:
+        assert answer.header("access-control-allow-origin") == (origin if is_allowed else None)
+        assert (answer.header("access-control-expose-headers") is not None) == is_allowed
+    assert answers[1].header("access-control-allow-methods") == ("GET, HEAD, POST, PATCH" if is_allowed else None)
