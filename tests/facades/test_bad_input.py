@@ -231,6 +231,7 @@ def test_path_with_nul(gateway: Daybook, name: str) -> None:
     words = body.get("message", body.get("detail"))
     assert isinstance(words, str)
     assert words.removeprefix("Validation error: ")
+    assert b'""' not in answer.body
 
 
 @pytest.mark.parametrize("name", APIS)
