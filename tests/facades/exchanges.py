@@ -14,9 +14,11 @@ Each reads
 
 Request lines and headers are sent as they stand; `HTTP/1.0` may end the line, else it is 1.1.
 `body: 9 bytes` is no header: so many bytes follow. Of the answer's headers those that are
-written must be there with that value. The body must be the same JSON: the same keys, null
+written must be there with that value; `name: <absent>` must not be there. The body, after
+what its content-encoding says was done to it, must be the same JSON: the same keys, null
 where there is null, the same types, the same order in arrays, and numbers that are equal as
-decimals (2.0 and 2 are). What can't be fixed has a placeholder in the place of a string:
+decimals (2.0 and 2 are). Where no body is written, as for HEAD, there must be none. What
+can't be fixed has a placeholder in the place of a string:
 
     "<uuid7>"              a uuid of version 7; no two in one body are equal
     "<uuid7: name>"        the same, and the same one wherever the file has this name
@@ -39,16 +41,19 @@ they are with a gateway in that condition, one of those of tests/facades/conditi
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from http.client import HTTPResponse
 from pathlib import Path
 from typing import TypeAlias
 from urllib.parse import urlsplit
+
+import brotli
 
 Json: TypeAlias = "dict[str, Json] | list[Json] | str | Decimal | bool | None"
 
@@ -59,7 +64,13 @@ _PAGE_TOKEN = re.compile(r"[A-Za-z0-9_.~-]+")
 _CONDITION = re.compile(r"@ (\w+)\n")
 _SECONDS = re.compile(r"[1-9][0-9]*")
 _CAPTURED = re.compile(r"<([^<>]+)>")
+_ABSENT = "<absent>"
 _INTERNAL_HEADERS = ("grpc-", "x-envoy-", "x-error-")
+_DECODERS: Mapping[str | None, Callable[[bytes], bytes]] = {
+    None: bytes,
+    "gzip": gzip.decompress,
+    "br": brotli.decompress,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +87,8 @@ class Answer:
         return ", ".join(values) if values else None
 
     def json(self) -> Json:
-        """The body, with numbers as decimals."""
-        return read_json(self.body.decode())
+        """The body, decompressed, with numbers as decimals."""
+        return read_json(_DECODERS[self.header("content-encoding")](self.body).decode())
 
 
 def send(
@@ -133,15 +144,21 @@ def write_json(value: Json) -> str:
 
 def problems_of_any_answer(answer: Answer) -> Iterator[str]:
     """What every answer of REST must keep, whatever was asked."""
-    if answer.header("content-type") != "application/json":
+    if answer.body and answer.header("content-type") != "application/json":
         yield f"content-type is {answer.header('content-type')!r}"
     if not answer.header("x-request-id"):
         yield "there is no x-request-id"
     for name, value in answer.headers:
         if name.startswith(_INTERNAL_HEADERS):
             yield f"{name}: {value} is for the filters only"
+    if answer.header("cache-control") != "no-store":
+        yield f"cache-control is {answer.header('cache-control')!r}"
+    if "origin" not in (answer.header("vary") or ""):
+        yield f"vary is {answer.header('vary')!r}"
     if answer.status == 401 and not answer.header("www-authenticate"):
         yield "a 401 needs www-authenticate"
+    if answer.status == 429 and not answer.header("retry-after"):
+        yield "a 429 needs retry-after"
 
 
 class Matcher:
@@ -204,7 +221,8 @@ class Exchange:
     content: bytes
     status: int
     answer_headers: dict[str, str]
-    body: Json
+    body: str
+    """JSON, or empty where no body must come."""
 
     def replay(self, origin: str, matcher: Matcher) -> list[str]:
         """Sends the request; says how the answer differs, behind a line that says of what; empty if it doesn't."""
@@ -220,17 +238,24 @@ class Exchange:
             problems.append(f"expected status {self.status}, got {answer.status}")
         for name, value in self.answer_headers.items():
             found = answer.header(name)
-            if not (_SECONDS.fullmatch(found or "") if value == "<seconds>" else found == value):
+            if not (
+                _SECONDS.fullmatch(found or "")
+                if value == "<seconds>"
+                else found == value or (found is None and value == _ABSENT)
+            ):
                 problems.append(f"expected {name}: {value}, got {found}")
+        problems += self._problems_of_body(answer, matcher)
+        return [f"{self.place}: {self.method} {target}", *problems] if problems else []
+
+    def _problems_of_body(self, answer: Answer, matcher: Matcher) -> list[str]:
+        if not self.body:
+            return [f"expected no body, got {answer.body!r}"] if answer.body else []
         try:
             actual = answer.json()
         except ValueError:
-            problems.append(f"the body is no JSON: {answer.body!r}")
-        else:
-            problems += matcher.differences(self.body, actual)
-            if problems:
-                problems.append(f"the whole body: {write_json(actual)}")
-        return [f"{self.place}: {self.method} {target}", *problems] if problems else []
+            return [f"the body is no JSON: {answer.body!r}"]
+        differences = matcher.differences(read_json(self.body), actual)
+        return [*differences, f"the whole body: {write_json(actual)}"] if differences else []
 
 
 def read_condition(file: Path) -> str:
@@ -246,7 +271,7 @@ def read_exchanges(file: Path) -> list[Exchange]:
 
 
 def _read_exchange(place: str, text: str) -> Exchange:
-    request, answer, body = re.sub(r"(?m)^#.*\n", "", text).strip().split("\n\n", 2)
+    request, answer, *body = re.sub(r"(?m)^#.*\n", "", text).strip().split("\n\n", 2)
     request_line, *header_lines = request.splitlines()
     method, target, *protocol = request_line.split(" ")
     headers = _read_headers(header_lines)
@@ -263,7 +288,7 @@ def _read_exchange(place: str, text: str) -> Exchange:
         b"x" * content_length,
         int(status),
         _read_headers(answer_headers),
-        read_json(body),
+        "".join(body),
     )
 
 

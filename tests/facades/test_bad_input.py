@@ -230,11 +230,6 @@ def test_random_query(gateway: Daybook, name: str) -> None:
     check()
 
 
-def is_readable(segment: str) -> bool:
-    """Whether the gateway can make out a path with this: test_path_with_nul is about the others."""
-    return segment != "" and "%00" not in segment
-
-
 @pytest.mark.parametrize("name", ["teable", "teable-without-api", "dreadnode", "paged"])
 def test_random_account(gateway: Daybook, name: str) -> None:
     """An account in the path of whatever is refused properly: nobody has such a one."""
@@ -246,11 +241,7 @@ def test_random_account(gateway: Daybook, name: str) -> None:
     )
 
     @settings(max_examples=40, deadline=None, database=None, derandomize=True)
-    @given(
-        account=st.one_of(
-            unreserved, escaped.filter(is_readable), st.sampled_from(["%zz", "-", "a%2Fb", "*", "x" * 300])
-        )
-    )
+    @given(account=st.one_of(unreserved, escaped.filter(bool), st.sampled_from(["%zz", "-", "a%2Fb", "*", "x" * 300])))
     @example(account="%FF")
     def check(account: str) -> None:
         target = f"{before}{account}{after}?{api.good}"
@@ -267,13 +258,13 @@ def test_path_with_nul(gateway: Daybook, name: str) -> None:
     api = APIS[name]
     target = api.path.replace("spcExampleStudio", "a%00b").replace("/example/", "/a%00b/")
     answer = ask(gateway, api, target)
-    # Envoy refuses it before it gives the request an id, so there is none to answer with.
-    assert 400 <= answer.status < 500
+    require_sound(api, target, answer)
     body = answer.json()
     assert isinstance(body, dict)
     words = body.get("message", body.get("detail"))
     assert isinstance(words, str)
     assert words.removeprefix("Validation error: ")
+    assert b'""' not in answer.body
 
 
 @pytest.mark.parametrize("name", APIS)
