@@ -148,7 +148,8 @@ def test_a_crowded_gateway(origin_in: OriginIn) -> None:
     answer = send(origin, "/v1/accounts/example", headers={"authorization": f"Bearer {KEY}"})
     assert not list(problems_of_any_answer(answer))
     assert (answer.status, answer.header("retry-after")) == (429, "1")
-    assert answer.json() == read_json('{"code": 8, "message": "Too many requests"}')
+    info = '{"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "RATE_LIMITED", "domain": "daybook"}'
+    assert answer.json() == read_json(f'{{"code": 8, "message": "Too many requests", "details": [{info}]}}')
     with grpc.insecure_channel(origin.removeprefix("http://")) as channel, pytest.raises(grpc.RpcError) as caught:
         ledger_stub(channel).GetAccount(GetAccountRequest(name="accounts/example"), metadata=credential(KEY))
     error = caught.value
