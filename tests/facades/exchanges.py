@@ -76,7 +76,8 @@ def send(
         b"%s %s HTTP/1.1" % (method.encode(), target.encode() if isinstance(target, str) else target),
         b"host: " + place.netloc.encode(),
         b"connection: close",
-        *(f"{name}: {value}".encode() for name, value in (headers or {}).items()),
+        # A byte that is no text is written as Python escapes it, with a surrogate.
+        *(f"{name}: {value}".encode(errors="surrogateescape") for name, value in (headers or {}).items()),
     ]
     if body:
         lines.append(b"content-length: %d" % len(body))
