@@ -284,6 +284,16 @@ def test_body_means_nothing(gateway: Daybook, name: str, body: bytes) -> None:
     assert without_token(answer.json()) == without_token(ask(gateway, api, target).json())
 
 
+@pytest.mark.parametrize("name", ["teable", "teable-without-api", "dreadnode"])
+@pytest.mark.parametrize("parameter", ["org", "%6Frg", "spaceId", "%73%70aceId", "space_id", "space%5fid"])
+def test_query_names_no_other_account(gateway: Daybook, name: str, parameter: str) -> None:
+    """The account is the one of the path, whatever a parameter of the same name says."""
+    api = APIS[name]
+    answer = ask(gateway, api, f"{api.path}?{api.good}&{parameter}=spcExampleArchive")
+    assert answer.status == 200, answer.body
+    assert without_token(answer.json()) == without_token(ask(gateway, api, f"{api.path}?{api.good}").json())
+
+
 def without_token(body: Json) -> Json:
     """A page without its token, which is sealed anew each time."""
     if isinstance(body, dict):
