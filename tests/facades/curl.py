@@ -1,8 +1,8 @@
 """A stand-in for curl: the flags that vendors' samples use, and nothing else.
 
-Nothing that the project installs brings curl, and a fresh machine need not have it. This one
-is run by a shell like curl, so that quotes and continued lines are read as a reader's shell
-reads them. What it doesn't know it refuses.
+A fresh machine need not have curl, and the package index has curl's library only, not the
+program. This one is run by a shell like curl, so that quotes and continued lines are read as
+a reader's shell reads them. What it doesn't know it refuses.
 """
 
 from __future__ import annotations

@@ -197,6 +197,73 @@ def test_random_query(gateway: Daybook, name: str) -> None:
     check()
 
 
+def is_readable(segment: str) -> bool:
+    """Whether the gateway can make out a path with this: test_path_with_nul is about the others."""
+    return segment != "" and "%00" not in segment
+
+
+@pytest.mark.parametrize("name", ["teable", "teable-without-api", "dreadnode"])
+def test_random_account(gateway: Daybook, name: str) -> None:
+    """An account in the path of whatever is refused properly: nobody has such a one."""
+    api = APIS[name]
+    before, after = api.path.replace("spcExampleStudio", "{}").replace("/example/", "/{}/").split("{}")
+    # Dots would be a way up the path, to somebody else's.
+    unreserved = st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=8).map(
+        lambda text: "".join(f"%{byte:02X}" for byte in text.encode())
+    )
+
+    @settings(max_examples=40, deadline=None, database=None, derandomize=True)
+    @given(
+        account=st.one_of(
+            unreserved, escaped.filter(is_readable), st.sampled_from(["%zz", "-", "a%2Fb", "*", "x" * 300])
+        )
+    )
+    @example(account="%FF")
+    def check(account: str) -> None:
+        target = f"{before}{account}{after}?{api.good}"
+        answer = ask(gateway, api, target)
+        require_sound(api, target, answer)
+        assert answer.status != 200, target
+
+    check()
+
+
+@pytest.mark.parametrize("name", ["teable", "teable-without-api", "dreadnode"])
+def test_path_with_nul(gateway: Daybook, name: str) -> None:
+    """A path that the gateway itself refuses to read gets the vendor's body, with words in it."""
+    api = APIS[name]
+    target = api.path.replace("spcExampleStudio", "a%00b").replace("/example/", "/a%00b/")
+    answer = ask(gateway, api, target)
+    # Envoy refuses it before it gives the request an id, so there is none to answer with.
+    assert 400 <= answer.status < 500
+    body = answer.json()
+    assert isinstance(body, dict)
+    words = body.get("message", body.get("detail"))
+    assert isinstance(words, str)
+    assert words.removeprefix("Validation error: ")
+
+
+@pytest.mark.parametrize("name", APIS)
+def test_text_that_is_no_utf_8(gateway: Daybook, name: str) -> None:
+    """A parameter whose bytes are no text is the caller's mistake, not the server's."""
+    api = APIS[name]
+    for parameter in api.parameters:
+        for value in ("%FF", "%C3%28", "%ED%A0%80"):
+            # The good query is a month, and two of them would be another mistake.
+            target = f"{api.path}?{api.good if parameter != 'month' else ''}&{parameter}={value}"
+            answer = ask(gateway, api, target)
+            require_sound(api, target, answer)
+            # The page has no parameter `createDate`, so it may be passed over.
+            assert answer.status in (400, 422) or parameter == "createDate", target
+
+
+def test_long_query(gateway: Daybook) -> None:
+    """A query that is too long for the gateway is refused, not crashed on."""
+    padding = "".join(random.Random(1).choices("abcdef", k=30_000))
+    answer = send(gateway.origin, f"/users/credits/history?x={padding}")
+    assert 400 <= answer.status < 500
+
+
 # Names that mean something to somebody on the way, those that frame the request apart.
 header_names = st.sampled_from(
     [
@@ -299,70 +366,3 @@ def without_token(body: Json) -> Json:
     if isinstance(body, dict):
         return {key: value for key, value in body.items() if key not in {"nextCursor", "nextPageToken"}}
     return body
-
-
-def is_readable(segment: str) -> bool:
-    """Whether the gateway can make out a path with this: test_path_with_nul is about the others."""
-    return segment != "" and "%00" not in segment
-
-
-@pytest.mark.parametrize("name", ["teable", "teable-without-api", "dreadnode"])
-def test_random_account(gateway: Daybook, name: str) -> None:
-    """An account in the path of whatever is refused properly: nobody has such a one."""
-    api = APIS[name]
-    before, after = api.path.replace("spcExampleStudio", "{}").replace("/example/", "/{}/").split("{}")
-    # Dots would be a way up the path, to somebody else's.
-    unreserved = st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=8).map(
-        lambda text: "".join(f"%{byte:02X}" for byte in text.encode())
-    )
-
-    @settings(max_examples=40, deadline=None, database=None, derandomize=True)
-    @given(
-        account=st.one_of(
-            unreserved, escaped.filter(is_readable), st.sampled_from(["%zz", "-", "a%2Fb", "*", "x" * 300])
-        )
-    )
-    @example(account="%FF")
-    def check(account: str) -> None:
-        target = f"{before}{account}{after}?{api.good}"
-        answer = ask(gateway, api, target)
-        require_sound(api, target, answer)
-        assert answer.status != 200, target
-
-    check()
-
-
-@pytest.mark.parametrize("name", ["teable", "teable-without-api", "dreadnode"])
-def test_path_with_nul(gateway: Daybook, name: str) -> None:
-    """A path that the gateway itself refuses to read gets the vendor's body, with words in it."""
-    api = APIS[name]
-    target = api.path.replace("spcExampleStudio", "a%00b").replace("/example/", "/a%00b/")
-    answer = ask(gateway, api, target)
-    # Envoy refuses it before it gives the request an id, so there is none to answer with.
-    assert 400 <= answer.status < 500
-    body = answer.json()
-    assert isinstance(body, dict)
-    words = body.get("message", body.get("detail"))
-    assert isinstance(words, str)
-    assert words.removeprefix("Validation error: ")
-
-
-@pytest.mark.parametrize("name", APIS)
-def test_text_that_is_no_utf_8(gateway: Daybook, name: str) -> None:
-    """A parameter whose bytes are no text is the caller's mistake, not the server's."""
-    api = APIS[name]
-    for parameter in api.parameters:
-        for value in ("%FF", "%C3%28", "%ED%A0%80"):
-            # The good query is a month, and two of them would be another mistake.
-            target = f"{api.path}?{api.good if parameter != 'month' else ''}&{parameter}={value}"
-            answer = ask(gateway, api, target)
-            require_sound(api, target, answer)
-            # The page has no parameter `createDate`, so it may be passed over.
-            assert answer.status in (400, 422) or parameter == "createDate", target
-
-
-def test_long_query(gateway: Daybook) -> None:
-    """A query that is too long for the gateway is refused, not crashed on."""
-    padding = "".join(random.Random(1).choices("abcdef", k=30_000))
-    answer = send(gateway.origin, f"/users/credits/history?x={padding}")
-    assert 400 <= answer.status < 500
