@@ -136,6 +136,29 @@ def test_gateway_serves_every_service() -> None:
     assert set(services_in(yaml.safe_load((ROOT / "envoy.yaml").read_text()))) == contracts == set(SERVICES)
 
 
+def transcoders_in(part: Any) -> Iterator[dict[str, Any]]:
+    """Every configuration of a transcoder in a part of envoy.yaml."""
+    if isinstance(part, dict) and "proto_descriptor" in part:
+        yield part
+    for value in part.values() if isinstance(part, dict) else part if isinstance(part, list) else ():
+        yield from transcoders_in(value)
+
+
+def test_no_query_says_other_than_the_path() -> None:
+    """What a path binds, the transcoder of its service ignores in a query, in both spellings that it takes."""
+    for transcoder in transcoders_in(yaml.safe_load((ROOT / "envoy.yaml").read_text())):
+        packages = {service.rpartition(".")[0] for service in transcoder["services"]}
+        contracts = "".join(
+            contract.read_text()
+            for package in packages
+            for contract in (ROOT / "protos" / package.replace(".", "/")).glob("*.proto")
+        )
+        paths = re.findall(r'(?:get|post|patch|put|delete): "(/[^"]+)"', contracts)
+        bound = {name for path in paths for name in re.findall(r"\{([a-z_.]+)", path)}
+        spellings = bound | {re.sub(r"_([a-z])", lambda letter: letter[1].upper(), name) for name in bound}
+        assert set(transcoder["ignored_query_parameters"]) == spellings != set()
+
+
 def rest_paths() -> set[str]:
     """Every path that a facade's contract binds, written like in the documentation."""
     found = set()

@@ -109,7 +109,11 @@ def send(
     lines = [
         b"%s %s %s" % (method.encode(), target.encode() if isinstance(target, str) else target, protocol.encode()),
         b"connection: close",
-        *(f"{name}: {value}".encode() for name, value in {"host": place.netloc, **(headers or {})}.items()),
+        # A byte that is no text is written as Python escapes it, with a surrogate.
+        *(
+            f"{name}: {value}".encode(errors="surrogateescape")
+            for name, value in {"host": place.netloc, **(headers or {})}.items()
+        ),
     ]
     if body:
         lines.append(b"content-length: %d" % len(body))

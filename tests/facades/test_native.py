@@ -618,6 +618,30 @@ def test_http_2_answers_are_the_same(rest: Rest, gateway: Daybook, target: str) 
     assert not [name for name in {**headers, **trailers} if name.startswith(("grpc-", "x-envoy-", "x-error-"))]
 
 
+def test_query_names_no_other_resource(rest: Rest) -> None:
+    """The resource is the one of the path, whatever a parameter of the same name says."""
+    mine, other = rest.account(displayName="mine"), rest.account(displayName="other")
+    rest.post(mine, "GRANT", "1")
+    for parameter in ("name", "n%61me"):
+        account = rest.call("GET", f"/v1/accounts/{mine}?{parameter}=accounts/{other}")
+        assert account["displayName"] == "mine"
+    rows = rest.call("GET", f"/v1/accounts/{mine}/transactions?parent=accounts/{other}")["transactions"]
+    assert isinstance(rows, list)
+    (row,) = rows
+    assert isinstance(row, dict)
+    assert str(row["name"]).startswith(f"accounts/{mine}/")
+    posted = rest.call(
+        "POST",
+        f"/v1/accounts/{mine}/transactions?parent=accounts/{other}",
+        {"kind": "GRANT", "category": "test", "amount": "1"},
+    )
+    assert str(posted["name"]).startswith(f"accounts/{mine}/")
+    changed = rest.call(
+        "PATCH", f"/v1/accounts/{mine}?account.name=accounts/{other}&updateMask=displayName", {"displayName": "changed"}
+    )
+    assert (changed["name"], changed["displayName"]) == (f"accounts/{mine}", "changed")
+
+
 def get_over_http_2(gateway: Daybook, target: str) -> tuple[dict[str, str], dict[str, str], bytes]:
     """Headers, trailers and body of an answer; no client at hand shows trailers."""
     connection = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))

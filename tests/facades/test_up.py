@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import socket
@@ -24,6 +25,7 @@ from daybook.v1.ledger_service_pb2 import (
 )
 from daybook.v1.transaction_pb2 import Transaction
 
+from tests.facades import curl
 from tests.facades.conftest import credential, ledger_stub
 from tests.facades.exchanges import Matcher, read_exchanges, read_json, send
 from tests.facades.processes import (
@@ -123,12 +125,14 @@ def test_guide_has_a_command_for_each_way_in(gateway: Daybook) -> None:
 
 
 @pytest.mark.parametrize("title", sorted(TITLES))
-def test_printed_command_works(gateway: Daybook, title: str) -> None:
+def test_printed_command_works(gateway: Daybook, title: str, tmp_path: Path) -> None:
     """What the guide prints can be pasted into a shell as it stands."""
+    # Behind all others, for a machine without curl.
+    curl.install(tmp_path)
     result = subprocess.run(
-        ["bash", "-c", printed_commands(gateway)[title]],
+        ["sh", "-c", printed_commands(gateway)[title]],
         cwd=gateway.folder,
-        env=environment(),
+        env=environment(PATH=f"{os.environ['PATH']}{os.pathsep}{tmp_path}"),
         capture_output=True,
         text=True,
         timeout=60,

@@ -1,0 +1,38 @@
+"""The vendors' contracts, `<vendor>/openapi.yaml`, as Schemathesis reads them."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import requests
+import schemathesis
+from schemathesis import BaseSchema, Response
+from schemathesis.schemas import APIOperation
+
+from server.app import FACADES
+
+# The paged list is our own: there is no vendor's page to hold it against.
+VENDORS = tuple(sorted({service.split(".")[2] for service in FACADES} - {"paged"}))
+# Credentials are the tests' own; those that Schemathesis makes up are looked at elsewhere.
+_CONFIG = schemathesis.Config.from_dict({"seed": 1, "generation": {"with-security-parameters": False}})
+
+
+@cache
+def contract(vendor: str) -> BaseSchema:
+    """The contract of a vendor."""
+    return schemathesis.openapi.from_path(Path(__file__).parent / vendor / "openapi.yaml", config=_CONFIG)
+
+
+def operation(vendor: str) -> APIOperation[Any, Any, Any, Any]:
+    """The one operation of a contract."""
+    (path,) = contract(vendor)
+    return contract(vendor)[path]["GET"]
+
+
+def require_page(vendor: str, body: bytes) -> None:
+    """Fails unless the body is one of the documented 200."""
+    request = requests.Request("GET", "http://localhost/").prepare()
+    answer = Response(200, {"content-type": ["application/json"]}, body, request, 0.0, verify=False)
+    operation(vendor).validate_response(answer)

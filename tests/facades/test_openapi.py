@@ -1,0 +1,397 @@
+"""Requests made up from each vendor's contract get answers that fit it.
+
+The contracts are `<vendor>/openapi.yaml`, written from the vendors' pages. Schemathesis makes
+requests that a contract allows and requests that it forbids; the real gateway answers them.
+Its strategies are used like any other, without its plugin for pytest, so that it is in sight
+here how many requests there are and what each must get.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+from daybook.v1.account_pb2 import Account, Company, User
+from daybook.v1.ledger_service_pb2 import CreateAccountRequest, RefundTransactionRequest, TransferCreditsRequest
+from daybook.v1.transaction_pb2 import Booking, EventTicket, Order, Transaction
+from google.protobuf.duration_pb2 import Duration
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from schemathesis import GenerationMode, Response
+from schemathesis.checks import not_a_server_error
+from schemathesis.core.failures import FailureGroup
+from schemathesis.generation.case import Case
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    negative_data_rejection,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from server.demo import dreadnode, nebulablock, spacebring, teable
+from server.demo.load import SECRET
+from tests.facades.conftest import NativeCaller, credential
+from tests.facades.contracts import VENDORS, contract, operation
+from tests.facades.processes import SECONDS_MAX, Daybook, run, sqlite_url, wait_until
+
+ANY_ANSWER = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
+EXAMPLES = settings(
+    max_examples=60,
+    deadline=None,
+    database=None,
+    derandomize=True,
+    # What a contract forbids is found by trying.
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
+
+
+@dataclass(frozen=True)
+class Api:
+    """A documented operation, and what a caller of the demo says in every request."""
+
+    vendor: str
+    key: str
+    base: str = ""
+    """What the gateway has before the path."""
+    path_parameters: dict[str, str] = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=dict)
+    known: dict[str, str | int] = field(default_factory=dict)
+    """A query to which the demo has rows; what else may be asked is made up beside it."""
+    cursor: str | None = None
+    """The parameter that asks for the next page. One that is made up is no page's, and refused."""
+    next_cursor: str = ""
+    """The member of a page that has its value."""
+
+    def cases(self, mode: GenerationMode) -> st.SearchStrategy[Case[Any]]:
+        """Requests whose query is what the contract allows or forbids, half of them beside the known query."""
+        anything, beside_known = (
+            operation(self.vendor).as_strategy(
+                mode, path_parameters=self.path_parameters, headers=self.headers, query=query
+            )
+            for query in (None, self.known)
+        )
+        return st.one_of(anything, beside_known)
+
+    def edges(self, mode: GenerationMode) -> Iterator[Case[Any]]:
+        """Requests at the bounds of what the contract allows, or just past them; the same in every run."""
+        schema = contract(self.vendor)
+        for case in schema.iter_coverage_cases(
+            operation(self.vendor),
+            generation_modes=[mode],
+            generation_config=schema.config.generation_for(operation=operation(self.vendor)),
+        ):
+            case.path_parameters.update(self.path_parameters)
+            case.headers.update(self.headers)
+            # There is but one method.
+            if case.method == "GET":
+                yield case
+
+    def case(self) -> Case[Any]:
+        """The request for all that the demo has."""
+        return operation(self.vendor).Case(
+            path_parameters=self.path_parameters, headers=self.headers, query=dict(self.known)
+        )
+
+    def send(self, gateway: Daybook, case: Case[Any]) -> Response:
+        """Sends a request with a good credential; whatever the answer is, it must fit the contract."""
+        answer = case.call(
+            base_url=f"{gateway.origin}{self.base}",
+            headers={"authorization": f"Bearer {self.key}"},
+            timeout=SECONDS_MAX,
+        )
+        case.validate_response(answer, checks=ANY_ANSWER)
+        return answer
+
+
+_TEABLE = Api(
+    "teable",
+    f"{teable.KEY}.{SECRET}",
+    path_parameters={"spaceId": teable.SPACE},
+    known={"month": teable.MONTH},
+    cursor="cursor",
+    next_cursor="nextCursor",
+)
+_NEBULABLOCK = Api("nebulablock", f"{nebulablock.BUSY_KEY}.{SECRET}", known={"offset": 1})
+APIS = {
+    "teable": replace(_TEABLE, base="/api"),
+    "teable-without-api": _TEABLE,
+    "nebulablock": _NEBULABLOCK,
+    "nebulablock-api": replace(_NEBULABLOCK, base="/api/v1"),
+    "spacebring": Api(
+        "spacebring",
+        f"{spacebring.KEY}.{SECRET}",
+        headers={"spacebring-network-id": spacebring.NETWORK},
+        known={"createDate[gte]": "2024-08-01T00:00:00+02:00", "locationRef": spacebring.HARBOUR},
+        cursor="nextPageToken",
+        next_cursor="nextPageToken",
+    ),
+    "dreadnode": Api(
+        "dreadnode",
+        f"{dreadnode.KEY}.{SECRET}",
+        path_parameters={"org": dreadnode.ORGANIZATION},
+    ),
+}
+
+
+@pytest.mark.parametrize("vendor", VENDORS)
+def test_contract_is_openapi(vendor: str) -> None:
+    """The contract itself is well-formed."""
+    contract(vendor).validate()
+
+
+def test_every_vendor_is_asked() -> None:
+    """No contract is left out below."""
+    assert {api.vendor for api in APIS.values()} == set(VENDORS)
+
+
+@pytest.mark.parametrize("name", APIS)
+def test_what_the_contract_allows(gateway: Daybook, name: str) -> None:
+    """A request that fits the contract gets 200 and a body that fits it, and so does the one for the next page."""
+    api = APIS[name]
+
+    @EXAMPLES
+    @given(case=api.cases(GenerationMode.POSITIVE))
+    def check(case: Case[Any]) -> None:
+        if api.cursor is not None:
+            case.query.pop(api.cursor, None)
+        first = api.send(gateway, case)
+        assert first.status_code == 200, first.text
+        if api.cursor is not None and first.json().get(api.next_cursor):
+            case.query[api.cursor] = first.json()[api.next_cursor]
+            second = api.send(gateway, case)
+            assert second.status_code == 200, second.text
+
+    check()
+
+
+@pytest.mark.parametrize("name", APIS)
+def test_what_the_contract_forbids(gateway: Daybook, name: str) -> None:
+    """A request that breaks the contract gets a documented error with its documented body."""
+    api = APIS[name]
+
+    @EXAMPLES
+    @given(case=api.cases(GenerationMode.NEGATIVE))
+    def check(case: Case[Any]) -> None:
+        case.validate_response(api.send(gateway, case), checks=[negative_data_rejection])
+
+    check()
+
+
+@pytest.mark.parametrize("name", APIS)
+def test_edges_within(gateway: Daybook, name: str) -> None:
+    """Each parameter at each end of its range and with each value of its list, alone and beside others, gets 200."""
+    api = APIS[name]
+    cases = list(api.edges(GenerationMode.POSITIVE))
+    assert len(cases) >= 10
+    for case in cases:
+        answer = api.send(gateway, case)
+        assert answer.status_code == 200, f"{case}: {answer.text}"
+
+
+@pytest.mark.parametrize("name", APIS)
+def test_edges_without(gateway: Daybook, name: str) -> None:
+    """Each parameter just past its range, of another type, empty or missing is refused; one that is unknown is not."""
+    api = APIS[name]
+    cases = list(api.edges(GenerationMode.NEGATIVE))
+    assert len(cases) >= 20
+    for case in cases:
+        answer = api.send(gateway, case)
+        is_only_unknown = "x-schemathesis-unknown-property" in case.query
+        assert (answer.status_code == 200) == is_only_unknown, f"{case}: {answer.text}"
+
+
+@pytest.mark.parametrize("name", [name for name, api in APIS.items() if api.cursor is not None])
+def test_cursor_of_nobody(gateway: Daybook, name: str) -> None:
+    """The contract lets a cursor be any text; one that no page gave is refused all the same."""
+    api = APIS[name]
+
+    @EXAMPLES
+    @given(case=api.cases(GenerationMode.POSITIVE), cursor=st.text(st.characters(codec="utf-8"), min_size=1))
+    def check(case: Case[Any], cursor: str) -> None:
+        assert api.cursor is not None
+        case.query[api.cursor] = cursor
+        assert api.send(gateway, case).status_code == 400
+
+    check()
+
+
+@pytest.mark.parametrize("name", APIS)
+def test_pages_of_the_demo(gateway: Daybook, name: str) -> None:
+    """The longest page fits the contract and, where there is a cursor, every page to the last."""
+    api = APIS[name]
+    case = api.case()
+    if api.cursor is None:
+        case.query["limit"] = 100
+    body = api.send(gateway, case).json()
+    pages = 1
+    while api.cursor is not None and (cursor := body.get(api.next_cursor)):
+        case.query[api.cursor] = cursor
+        body = api.send(gateway, case).json()
+        pages += 1
+    assert pages > 1 or api.cursor is None
+
+
+def test_every_type_of_spacebring(gateway: Daybook, native: NativeCaller) -> None:
+    """Rows of all eleven types, and of every status, with all that a transaction can hold, fit the contract."""
+    network = f"network-{uuid.uuid4()}"
+    database = ("--database-url", sqlite_url(gateway.folder / "daybook.db"))
+    uid = run("tenants", "create", network, *database, folder=gateway.folder).stdout.strip()
+    key = run("keys", "create", "--tenant", network, *database, folder=gateway.folder).stdout.strip()
+    api = replace(APIS["spacebring"], key=key, headers={"spacebring-network-id": uid}, known={})
+    company, other = str(uuid.uuid4()), str(uuid.uuid4())
+    for account_id in (company, other):
+        account = Account(kind=Account.COMPANY, company=Company(title="Studio", location=str(uuid.uuid4())))
+        native.ledger.CreateAccount(
+            CreateAccountRequest(account_id=account_id, account=account), metadata=credential(key)
+        )
+    person = User(id=str(uuid.uuid4()), name="Ада", surname="Лавлейс", membership=str(uuid.uuid4()))
+    labels = {"location": str(uuid.uuid4()), "membership": str(uuid.uuid4()), "company": company}
+
+    def post(kind: Transaction.Kind.ValueType, category: str, amount: str, **fields: Any) -> Transaction:
+        return native.post(key, company, kind, category, amount, labels=labels, creator=person, owner=person, **fields)
+
+    def transfer(amount: str) -> None:
+        request = TransferCreditsRequest(
+            name=f"accounts/{company}", destination=f"accounts/{other}", amount=amount, labels=labels, creator=person
+        )
+        native.ledger.TransferCredits(request, metadata=credential(key))
+
+    post(Transaction.GRANT, "subscription_renewal", "20", ttl=Duration(seconds=3600))
+    post(Transaction.CHARGE, "admin_charge", "-1")
+    transfer("19")
+    post(Transaction.GRANT, "credit_package", "50", description="50 credits")
+    post(Transaction.CHARGE, "admin_charge", "-1")
+    transfer("1")
+    booking = post(
+        Transaction.CHARGE,
+        "booking",
+        "-2.000001",
+        booking=Booking(id=str(uuid.uuid4()), resource=Booking.Resource(id=str(uuid.uuid4()), title="Room")),
+    )
+    native.ledger.RefundTransaction(RefundTransactionRequest(name=booking.name, amount="0.5"), metadata=credential(key))
+    post(Transaction.CHARGE, "order", "-3", order=Order(id=str(uuid.uuid4())), state=Transaction.FAILED)
+    post(Transaction.CHARGE, "event_ticket", "-3", event_ticket=EventTicket(id=str(uuid.uuid4())))
+    post(Transaction.CHARGE, "order", "-3", order=Order(id=str(uuid.uuid4())), state=Transaction.CANCELED)
+    post(Transaction.GRANT, "credit_package", "1", ttl=Duration(seconds=1))
+
+    def rows() -> list[dict[str, Any]]:
+        # What has expired is written down before the next transaction.
+        post(Transaction.GRANT, "not_listed", "1")
+        answer = api.send(gateway, api.case())
+        assert answer.status_code == 200, answer.text
+        body = answer.json()
+        assert "nextPageToken" not in body
+        listed: list[dict[str, Any]] = body["transactions"]
+        return listed
+
+    wait_until(lambda: rows()[0]["type"] == "subscriptionExpiration", "the credits of one second expire")
+    schema = contract("spacebring").raw_schema["components"]["schemas"]["Transaction"]["properties"]
+    listed = rows()
+    assert {row["type"] for row in listed} == set(schema["type"]["enum"])
+    assert {row["status"] for row in listed} == set(schema["status"]["enum"])
+    assert {field for row in listed for field in row} == set(schema)
+
+
+BAD_BODIES: dict[str, tuple[str, Callable[[Any], object]]] = {
+    "teable: another field in a row": ("teable", lambda body: body["data"][0].update(unit="credit")),
+    "teable: another field in a user": ("teable", lambda body: user_of(body).update(email="a@example.com")),
+    "teable: no avatar": ("teable", lambda body: user_of(body).pop("avatar")),
+    "teable: no name to show": ("teable", lambda body: body["data"][0].pop("displayName")),
+    "teable: amount as text": ("teable", lambda body: body["data"][0].update(amount="1")),
+    "teable: no such day": ("teable", lambda body: body["data"][0].update(createdTime="2024-10-32T06:54:58.000Z")),
+    "teable: no milliseconds": ("teable", lambda body: body["data"][0].update(createdTime="2024-10-10T06:54:58Z")),
+    "teable: a source of its own": ("teable", lambda body: body["data"][0].update(sourceType="ai")),
+    "teable: no cursor": ("teable", lambda body: body.pop("nextCursor")),
+    "nebulablock: user_id as text": ("nebulablock", lambda body: hour_of(body).update(user_id="271")),
+    "nebulablock: an id": ("nebulablock", lambda body: hour_of(body).update(id=1)),
+    "nebulablock: no total": ("nebulablock", lambda body: hour_of(body).pop("total")),
+    "nebulablock: time in ISO 8601": (
+        "nebulablock",
+        lambda body: hour_of(body).update(create_time="2024-10-10T06:54:58Z"),
+    ),
+    "nebulablock: other words": ("nebulablock", lambda body: body.update(message="OK")),
+    "nebulablock: failed": ("nebulablock", lambda body: body.update(status="failed")),
+    "spacebring: id is no uuid": ("spacebring", lambda body: body["transactions"][0].update(id="1")),
+    "spacebring: reference is no uuid": ("spacebring", lambda body: body["transactions"][0].update(locationRef="here")),
+    "spacebring: no such hour": (
+        "spacebring",
+        lambda body: body["transactions"][0].update(createDate="2024-10-10T25:54:58Z"),
+    ),
+    "spacebring: time without a zone": (
+        "spacebring",
+        lambda body: body["transactions"][0].update(createDate="2024-10-10T06:54:58"),
+    ),
+    "spacebring: a type of its own": ("spacebring", lambda body: body["transactions"][0].update(type="gift")),
+    "spacebring: null token": ("spacebring", lambda body: body.update(nextPageToken=None)),
+    "spacebring: empty text": ("spacebring", lambda body: body["transactions"][0].update(description="")),
+    "spacebring: signed amount": ("spacebring", lambda body: body["transactions"][0].update(amount=-1)),
+    "dreadnode: id is no uuid": ("dreadnode", lambda body: body[0].update(id="1")),
+    "dreadnode: half a credit": ("dreadnode", lambda body: body[0].update(amount=0.5)),
+    "dreadnode: a day only": ("dreadnode", lambda body: body[0].update(created_at="2024-10-10")),
+    "dreadnode: a type of its own": ("dreadnode", lambda body: body[0].update(transaction_type="gift")),
+    "dreadnode: another field": ("dreadnode", lambda body: body[0].update(currency="USD")),
+}
+
+
+def user_of(page: dict[str, Any]) -> dict[str, Any]:
+    """The first user on a page of Teable's."""
+    return next(record["user"] for record in page["data"] if record["user"])
+
+
+def hour_of(history: dict[str, Any]) -> dict[str, Any]:
+    """The first hour on a page of Nebula Block's."""
+    hour: dict[str, Any] = history["data"]["credit_history"][0]
+    return hour
+
+
+@pytest.mark.parametrize("name", BAD_BODIES)
+def test_contract_is_strict(gateway: Daybook, name: str) -> None:
+    """A contract finds what is wrong with a body that is right but for one thing."""
+    vendor, spoil = BAD_BODIES[name]
+    case = APIS[vendor].case()
+    answer = APIS[vendor].send(gateway, case)
+    body = answer.json()
+    spoil(body)
+    with pytest.raises(FailureGroup, match="schema"):
+        case.validate_response(answer_of(answer, 200, body), checks=ANY_ANSWER)
+
+
+@pytest.mark.parametrize(
+    ("vendor", "status", "body"),
+    [
+        ("teable", 400, {"message": "m", "status": 400, "code": "unauthorized"}),
+        ("teable", 400, {"message": "m", "status": "400", "code": "validation_error"}),
+        ("teable", 418, {"message": "m", "status": 418, "code": "validation_error"}),
+        ("teable", 500, {"message": "m", "status": 500, "code": "internal_server_error"}),
+        ("nebulablock", 400, {"message": "m", "status": "failed"}),
+        ("nebulablock", 400, {"data": {}, "message": "m", "status": "failed"}),
+        ("spacebring", 400, {"message": "m", "type": "unauthorized"}),
+        ("spacebring", 400, {"message": "", "type": "invalidParams"}),
+        ("dreadnode", 422, {"code": 422, "detail": "d", "type": "validation_error"}),
+        ("dreadnode", 422, {"code": 422, "detail": "d", "type": "validation_error", "errors": []}),
+        ("dreadnode", 404, {"code": 422, "detail": "d", "type": "not_found_error"}),
+        ("dreadnode", 503, {"code": 503, "detail": "d", "type": "bad_gateway_error"}),
+    ],
+)
+def test_contract_is_strict_with_errors(gateway: Daybook, vendor: str, status: int, body: Any) -> None:
+    """A contract finds an error that is not the vendor's, or is the server's fault."""
+    case = APIS[vendor].case()
+    answer = APIS[vendor].send(gateway, case)
+    with pytest.raises(FailureGroup):
+        case.validate_response(answer_of(answer, status, body), checks=ANY_ANSWER)
+
+
+def answer_of(like: Response, status: int, body: Any) -> Response:
+    """Another answer to the same request."""
+    return Response(
+        status,
+        {"content-type": ["application/json"]},
+        json.dumps(body).encode(),
+        like.request,
+        like.elapsed,
+        verify=True,
+    )

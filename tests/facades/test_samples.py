@@ -1,0 +1,103 @@
+"""The samples of vendors' pages run as they stand, the host, the token and TLS aside.
+
+Each `<vendor>/samples/sample.*` has the form in which the vendor's page, or the generator
+behind such pages, shows a call: a line of curl, Python's http.client, JavaScript's fetch,
+Node's http. Node comes from the package index. curl doesn't, so the shell that runs a sample
+finds a stand-in (`curl.py`); that the real one gets on with the gateway is seen by
+`test_up.py` where there is one.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from server.demo import dreadnode, nebulablock, spacebring, teable
+from server.demo.load import SECRET
+from tests.facades import curl
+from tests.facades.contracts import VENDORS, require_page
+from tests.facades.exchanges import read_json
+from tests.facades.processes import NODE, SECONDS_MAX, Daybook
+
+SAMPLES = sorted(Path(__file__).parent.glob("*/samples/sample.*"))
+KEYS = {
+    "dreadnode": dreadnode.KEY,
+    "nebulablock": nebulablock.DOCUMENTED_KEY,
+    "spacebring": spacebring.KEY,
+    "teable": teable.KEY,
+}
+# console.log shortens what it shows of an object; this has it print the whole of it.
+PRINT_ALL = "console.log = (value) => process.stdout.write(typeof value === 'string' ? value : JSON.stringify(value));"
+PROGRAMS = {
+    ".sh": ["sh"],
+    ".py": [sys.executable],
+    ".mjs": [NODE, "--import", f"data:text/javascript,{PRINT_ALL}"],
+    ".cjs": [NODE, "--import", f"data:text/javascript,{PRINT_ALL}"],
+}
+
+
+def directed_at(gateway: Daybook, vendor: str, text: str) -> str:
+    """A sample with the gateway for the vendor's host, and a credential of the demo for the reader's."""
+    place, key = urlsplit(gateway.origin).netloc, KEYS[vendor]
+    replacements = {
+        "https://api.example.com": gateway.origin,
+        'HTTPSConnection("api.example.com")': f'HTTPConnection("{place}")',
+        "require('https')": "require('http')",
+        "hostname: 'api.example.com'": "hostname: '127.0.0.1'",
+        "port: null": f"port: {gateway.ports.gateway}",
+        "REPLACE_BEARER_TOKEN": f"{key}.{SECRET}",
+        "REPLACE_BASIC_AUTH": base64.b64encode(f"{key}:{SECRET}".encode()).decode(),
+        "REPLACE_NETWORK_ID": spacebring.NETWORK,
+    }
+    for old, new in replacements.items():
+        text = text.replace(old, new)
+    assert "example.com" not in text
+    assert "REPLACE" not in text
+    return text
+
+
+def rows_of(vendor: str, body: Any) -> list[Any]:
+    """The rows of a page."""
+    match vendor:
+        case "teable":
+            rows = body["data"]
+        case "nebulablock":
+            rows = body["data"]["credit_history"]
+        case "spacebring":
+            rows = body["transactions"]
+        case _:
+            rows = body
+    assert isinstance(rows, list)
+    return rows
+
+
+@pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: f"{sample.parent.parent.name}{sample.suffix}")
+def test_sample(gateway: Daybook, tmp_path: Path, sample: Path) -> None:
+    """A sample ends well and prints the two newest rows, in the documented shape."""
+    vendor = sample.parent.parent.name
+    program = tmp_path / sample.name
+    program.write_text(directed_at(gateway, vendor, sample.read_text()))
+    curl.install(tmp_path)
+    result = subprocess.run(
+        [*PROGRAMS[sample.suffix], str(program)],
+        env={**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"},
+        capture_output=True,
+        timeout=SECONDS_MAX,
+        check=False,
+    )
+    assert (result.returncode, result.stderr) == (0, b"")
+    require_page(vendor, result.stdout)
+    assert len(rows_of(vendor, read_json(result.stdout.decode()))) == 2
+
+
+def test_every_vendor_has_samples() -> None:
+    """No sample is lost: each vendor has them in three languages."""
+    found = {(sample.parent.parent.name, sample.suffix) for sample in SAMPLES}
+    assert {(vendor, suffix) for vendor in VENDORS for suffix in (".sh", ".py", ".mjs")} <= found
