@@ -160,7 +160,8 @@ def dreadnode_transactions(*types: str) -> list[dict[str, Json]]:
     return [
         _dreadnode_transaction(event)
         for event in _newest_first(dreadnode.STORY)
-        if event.transaction.category in (types or TRANSACTION_TYPES)
+        if event.account_id == dreadnode.ORGANIZATION
+        and event.transaction.category in (types or TRANSACTION_TYPES)
         and event.transaction.kind == TRANSACTION_TYPES[event.transaction.category]
     ]
 
