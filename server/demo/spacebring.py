@@ -25,6 +25,7 @@ MEMBERSHIP_HARBOUR = demo_uuid("membership harbour")
 MEMBERSHIP_OLD_TOWN = demo_uuid("membership old town")
 LIGHTHOUSE = demo_uuid("location lighthouse")
 WORKSHOP = demo_uuid("company workshop")
+STALL = demo_uuid("company stall")
 MEMBERSHIP_LIGHTHOUSE = demo_uuid("membership lighthouse")
 
 _OPENING = parse("2024-06-01T08:00:00Z")
@@ -117,6 +118,8 @@ _ACCOUNTS = {
             delete_time=to_timestamp(parse("2024-07-31T16:00:00Z")),
         ),
     ),
+    # Of which nothing is known but where it stands.
+    STALL: Account(kind=Account.COMPANY, company=Company(business_address=Company.Address(state="Example Shore"))),
     MEMBERSHIP_LIGHTHOUSE: Account(kind=Account.MEMBERSHIP, display_name="Apprentice, lighthouse", user=_APPRENTICE),
 }
 
@@ -196,15 +199,45 @@ def _opening() -> Iterator[Event]:
         transaction.owner.CopyFrom(_MAKER)
         transaction.labels.update(_labels(LIGHTHOUSE, company=WORKSHOP))
         yield Event(_OPENING + day * DAY, WORKSHOP, transaction, name=f"day {day}")
-    for hours, transaction in (
-        (0, _charge("booking", "-1.5", booking=Booking(id=demo_uuid("bare booking"), resource=Booking.Resource()))),
-        (24 * 25, _charge("order", "-1", order=Order(id=demo_uuid("bare order"), product=Order.Product(title="Tea")))),
-        (24 * 26, _charge("event_ticket", "-0.5", event_ticket=EventTicket(id=demo_uuid("bare ticket")))),
-    ):
+    for hours, transaction in _of_apprentice():
         transaction.owner.CopyFrom(_APPRENTICE)
-        transaction.labels.update({"membership": MEMBERSHIP_LIGHTHOUSE})
-        # Two of these fall a few microseconds behind the whole second.
+        transaction.labels["membership"] = MEMBERSHIP_LIGHTHOUSE
+        # All but the first fall a few microseconds behind the whole second.
         yield Event(_OPENING + 11 * DAY + hours * HOUR + hours * 10, MEMBERSHIP_LIGHTHOUSE, transaction)
+
+
+def _of_apprentice() -> Iterator[tuple[int, Transaction]]:
+    """After how many hours, and what: of each subject only a part is known."""
+    bare_booking = Booking(id=demo_uuid("bare booking"), resource=Booking.Resource())
+    yield 0, _charge("booking", "-1.5", booking=bare_booking)
+    tea = Order(id=demo_uuid("bare order"), product=Order.Product(title="Tea"))
+    yield 25 * 24, _charge("order", "-1", order=tea)
+    ticket = EventTicket(id=demo_uuid("bare ticket"))
+    yield (
+        26 * 24,
+        _charge("event_ticket", "-0.5", event_ticket=ticket, creator=_APPRENTICE, labels={"company": STALL}),
+    )
+    desk = Booking.Resource
+    for number, resource in enumerate((desk(id=demo_uuid("desk")), desk(title="Desk 7"))):
+        booking = Booking(id=demo_uuid(f"booking part {number}"), resource=resource)
+        yield 28 * 24 + number, _charge("booking", "-0.5", booking=booking)
+    for number, (product, option) in enumerate(
+        (
+            (Order.Product(id=demo_uuid("tea")), Order.Option(id=demo_uuid("tea 500 g"))),
+            (None, Order.Option(name="500 g")),
+        )
+    ):
+        order = Order(id=demo_uuid(f"order part {number}"), product=product, option=option)
+        yield 29 * 24 + number, _charge("order", "-0.5", order=order)
+    for number, event in enumerate(
+        (
+            EventTicket.Event(title="Tea at the lighthouse"),
+            EventTicket.Event(id=demo_uuid("event tea"), start_time=_END_OF_JUNE),
+            EventTicket.Event(end_time=_END_OF_JUNE),
+        )
+    ):
+        ticket = EventTicket(id=demo_uuid(f"ticket part {number}"), event=event)
+        yield 30 * 24 + number, _charge("event_ticket", "-0.5", event_ticket=ticket)
 
 
 def _movements() -> Iterator[Refund | Transfer]:

@@ -41,11 +41,19 @@ SPACEBRING_TYPES = {
 _OF_COMPANY: dict[str, Json] = {"locationRef": spacebring.LIGHTHOUSE, "companyRef": spacebring.WORKSHOP}
 _OF_ALL: dict[str, Json] = {**_OF_COMPANY, "membershipRef": spacebring.MEMBERSHIP_LIGHTHOUSE}
 _OF_MEMBERSHIP: dict[str, Json] = {"membershipRef": spacebring.MEMBERSHIP_LIGHTHOUSE}
+_OF_STALL: dict[str, Json] = {**_OF_MEMBERSHIP, "companyRef": spacebring.STALL}
 # The opening of the lighthouse, worked out by hand, newest first: when, type, amount, memo, refs, owner,
 # creator, and a subject with the name of its id. Expirations, refunds and both sides of transfers are rows too.
 _OPENING: tuple[tuple[str, str, str, str, dict[str, Json], str, str, str, str], ...] = (
+    ("07-12T10:00:00.007220", "eventTicket", "0.5", "", _OF_MEMBERSHIP, "apprentice", "", "ticket", "ticket part 2"),
+    ("07-12T09:00:00.007210", "eventTicket", "0.5", "", _OF_MEMBERSHIP, "apprentice", "", "ticket", "ticket part 1"),
+    ("07-12T08:00:00.007200", "eventTicket", "0.5", "", _OF_MEMBERSHIP, "apprentice", "", "ticket", "ticket part 0"),
+    ("07-11T09:00:00.006970", "order", "0.5", "", _OF_MEMBERSHIP, "apprentice", "", "order", "order part 1"),
+    ("07-11T08:00:00.006960", "order", "0.5", "", _OF_MEMBERSHIP, "apprentice", "", "order", "order part 0"),
+    ("07-10T09:00:00.006730", "booking", "0.5", "", _OF_MEMBERSHIP, "apprentice", "", "booking", "booking part 1"),
+    ("07-10T08:00:00.006720", "booking", "0.5", "", _OF_MEMBERSHIP, "apprentice", "", "booking", "booking part 0"),
     ("07-09T08:00:00", "creditPackage", "30", "Card declined", _OF_COMPANY, "maker", "", "", ""),
-    ("07-08T08:00:00.006240", "eventTicket", "0.5", "", _OF_MEMBERSHIP, "apprentice", "", "ticket", "bare ticket"),
+    ("07-08T08:00:00.006240", "eventTicket", "0.5", "", _OF_STALL, "apprentice", "apprentice", "ticket", "bare ticket"),
     ("07-08T08:00:00", "chargePermanentCredits", "5000", "Damages", _OF_COMPANY, "maker", "manager", "", ""),
     ("07-07T08:00:00.006000", "order", "1", "", _OF_MEMBERSHIP, "apprentice", "", "order", "bare order"),
     ("07-07T08:00:00", "creditPackage", "12.345678", "A gift", _OF_COMPANY, "maker", "", "", ""),
