@@ -69,7 +69,8 @@ class Credits(CreditsServicer):
         caller = current_caller()
         await self._transactions.require_account(caller, request.org)
         wanted, limit = _parse(request)
-        page = await self._transactions.list(caller, request.org, wanted, None, limit)
+        # There is no next page to put anything off to, and each row is a message of its own.
+        page = await self._transactions.list(caller, request.org, wanted, None, limit, bytes_max=None)
         for row in page.rows:
             yield _render(row)
 

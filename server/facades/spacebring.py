@@ -21,7 +21,7 @@ from server.ledger.errors import (
 )
 from server.ledger.instants import Instant, from_timestamp
 from server.ledger.money import Millionths
-from server.ledger.paging import TransactionFilter
+from server.ledger.paging import Page, TransactionFilter
 from server.ledger.posting import Kind
 from server.store.unit import RefundTotal
 from server.transport.auth import Scheme, authentication
@@ -30,7 +30,7 @@ from server.transport.errors import RestError, http_status_of
 from server.transport.page_tokens import Listing, PageTokens
 from server.transport.rest import is_uuid, read_integer
 from server.usecases.accounts import Accounts, Holding
-from server.usecases.transactions import Transactions
+from server.usecases.transactions import PAGE_BYTES_MAX, Transactions
 
 SERVICE = "daybook.facades.spacebring.v1.Transactions"
 NETWORK_HEADER = "spacebring-network-id"
@@ -104,14 +104,19 @@ class CreditsTransactions(TransactionsServicer):
             caller, {each.labels["company"] for each in transactions if "company" in each.labels}
         )
         refunds = await self._transactions.refunds(page.rows)
+        rendered = [
+            (row.key, _render(each, companies, refunds.get((row.account_number, row.sequence))))
+            for row, each in zip(page.rows, transactions, strict=True)
+        ]
+        # A company is longer in its rows than its id is in what is stored.
+        shown = Page(rendered, page.next_key).within(
+            PAGE_BYTES_MAX, size=lambda each: each[1].ByteSize(), key=lambda each: each[0]
+        )
         return spacebring.GetCreditsTransactionsResponse(
-            transactions=[
-                _render(each, companies, refunds.get((row.account_number, row.sequence)))
-                for row, each in zip(page.rows, transactions, strict=True)
-            ],
+            transactions=[each for _, each in shown.rows],
             next_page_token=None
-            if page.next_key is None
-            else self._page_tokens.seal_transaction(listing, page.next_key),
+            if shown.next_key is None
+            else self._page_tokens.seal_transaction(listing, shown.next_key),
         )
 
 
