@@ -241,7 +241,7 @@ def _of_apprentice() -> Iterator[tuple[int, Transaction]]:
 
 
 def _movements() -> Iterator[Refund | Transfer]:
-    """Of the opening: half of a booking is given back in two parts; the apprentice gets credits of both sorts."""
+    """Of the opening: much of a booking is given back in two parts; the apprentice gets credits of both sorts."""
     for day, amount in ((3, "5"), (4, "7.5")):
         details = Transaction(description=f"Refund of {amount}", creator=_MANAGER)
         yield Refund(_OPENING + day * DAY, WORKSHOP, "day 2", amount, details)
