@@ -1,18 +1,20 @@
-"""An organization that runs evaluations of models, in November 2024."""
+"""An organization that runs evaluations of models, in November 2024, and one where things are tried out."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from daybook.v1.account_pb2 import Account
 from daybook.v1.transaction_pb2 import Transaction, Usage
 
-from server.demo.story import DAY, MINUTE, Event, Story, demo_uuid
+from server.demo.story import DAY, MINUTE, Event, Refund, Story, demo_uuid
 from server.ledger import money
 from server.ledger.instants import HOUR, parse
 from server.ledger.money import ONE_CREDIT
 
 ORGANIZATION = "example"
+LABORATORY = "example-lab"
 KEY = "demo-dreadnode"
 
 _START = parse("2024-11-01T09:00:00Z")
@@ -71,12 +73,43 @@ def _events() -> Iterator[Event]:
     yield Event(_START + 20 * DAY, ORGANIZATION, correction)
 
 
+def _experiments() -> Iterator[Event]:
+    """At the edges: fractions of a credit, usage of which little is known, and what came to nothing."""
+    free_run = Usage(input_tokens=0, output_tokens=0, cost_usd="0")
+    declined = Transaction(kind=Transaction.CHARGE, category="usage", amount="-50", state=Transaction.FAILED)
+    stopped = Transaction(kind=Transaction.CHARGE, category="storage", amount="-50", state=Transaction.CANCELED)
+    for number, transaction in enumerate(
+        (
+            _grant("purchase", 99, 'Předplaceno “99” "木" 🪚', receipt="https://example.com/receipts/1"),
+            _fraction("usage", "-0.499999"),
+            _fraction("inference", "-1.5", description="Evaluation run", usage=free_run),
+            _fraction("inference", "-0.5", usage=Usage(model="模型-ünïversal")),
+            declined,
+            stopped,
+            Transaction(kind=Transaction.ADJUSTMENT, category="admin_adjustment", amount="-2.5"),
+            Transaction(kind=Transaction.GRANT, category="bonus", amount="1"),
+        )
+    ):
+        time = _START + number * DAY + number * 1000
+        yield Event(time, LABORATORY, transaction, name=f"experiment {number}")
+
+
+def _fraction(category: str, amount: str, **fields: Any) -> Transaction:
+    return Transaction(kind=Transaction.CHARGE, category=category, amount=amount, **fields)
+
+
 STORY = Story(
     slug="demo-dreadnode",
     display_name="Example evaluations",
     uid=demo_uuid("dreadnode"),
     start=_START,
-    accounts={ORGANIZATION: Account(kind=Account.ORGANIZATION, display_name="Example")},
+    accounts={
+        ORGANIZATION: Account(kind=Account.ORGANIZATION, display_name="Example"),
+        LABORATORY: Account(kind=Account.ORGANIZATION, display_name="Laboratory"),
+    },
     keys={KEY: None},
-    events=list(_events()),
+    events=[*_experiments(), *_events()],
+    movements=[
+        Refund(_START + 9 * DAY, LABORATORY, "experiment 2", "1.5", Transaction(description="The run was repeated"))
+    ],
 )

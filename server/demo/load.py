@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from random import Random
+from uuid import UUID
 
 import structlog
+from daybook.v1.transaction_pb2 import Transaction
 
 from server.app import Book, CannotStart, open_book
 from server.demo import dreadnode, nebulablock, spacebring, teable
-from server.demo.story import Story
+from server.demo.story import Event, Refund, Story, Transfer
+from server.ledger import money
 from server.ledger.access import Caller
 from server.ledger.instants import Instant
 from server.store.accounts import AccountRecord
 from server.store.requests import Request
 from server.transport.auth import hash_secret
 from server.transport.validation import read_profile, read_transaction
-from server.usecases.transactions import NewTransaction
+from server.usecases.transactions import NewTransaction, Transactions
 
 log = structlog.get_logger(__name__)
 
@@ -54,7 +57,23 @@ async def load(database_url: str) -> None:
             )
         for story in STORIES:
             await _tell(book, clock, story)
-            log.info("demo data loaded", tenant=story.slug, transactions=len(story.events))
+            log.info("demo data loaded", tenant=story.slug, events=len(story.events) + len(story.movements))
+
+
+async def _happen(
+    transactions: Transactions, caller: Caller, event: Event | Refund | Transfer, named: dict[str, UUID]
+) -> None:
+    match event:
+        case Event(account_id=account_id):
+            draft, details = read_transaction(event.transaction)
+            body = await transactions.create(caller, NewTransaction(account_id, draft, details, _NEVER_REPEATED))
+            named[event.name] = UUID(Transaction.FromString(body).uid)
+        case Refund(account_id=account_id, details=details):
+            amount = money.parse(event.amount)
+            await transactions.refund(caller, account_id, named[event.charge], amount, details, _NEVER_REPEATED)
+        case Transfer(source_id=source, destination_id=destination, details=details):
+            amount = money.parse(event.amount)
+            await transactions.transfer(caller, source, destination, amount, details, _NEVER_REPEATED)
 
 
 async def _tell(book: Book, clock: _Clock, story: Story) -> None:
@@ -72,10 +91,12 @@ async def _tell(book: Book, clock: _Clock, story: Story) -> None:
             profile=read_profile(account),
         )
         await book.accounts.create(caller, record, _NEVER_REPEATED, hour_anchor=story.start)
-    for event in sorted(story.events, key=lambda event: event.time):
+    named: dict[str, UUID] = {}
+    for event in sorted([*story.events, *story.movements], key=lambda event: event.time):
         clock.now = event.time
-        draft, details = read_transaction(event.transaction)
-        await book.transactions.create(caller, NewTransaction(event.account_id, draft, details, _NEVER_REPEATED))
+        await _happen(book.transactions, caller, event, named)
+    # What expired in accounts that nobody touched afterwards.
+    await book.expirations.sweep()
     for key_id, bound_to in story.keys.items():
         await book.credentials.create_api_key(
             key_id=key_id,

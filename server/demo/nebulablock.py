@@ -1,4 +1,4 @@
-"""Two users of a GPU cloud: the one of the documented example, and one with more hours."""
+"""Three users of a GPU cloud: the one of the documented example, one with more hours, and one in each season."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ DOCUMENTED_USER = "266"
 DOCUMENTED_KEY = "demo-nebulablock"
 BUSY_USER = "271"
 BUSY_KEY = "demo-nebulablock-busy"
+SEASONED_USER = "305"
+SEASONED_KEY = "demo-nebulablock-seasons"
 
 # 05:54:58 in New York, where the documented example begins.
 _START = parse("2024-10-10T09:54:58Z")
@@ -46,6 +48,26 @@ def _busy() -> Iterator[Event]:
                 yield Event(begin + 7 * MINUTE, BUSY_USER, _use("serverless", "0.0123", "example-large"))
 
 
+def _seasons() -> Iterator[Event]:
+    """Hours in winter and in summer, and those in which New York puts its clocks back and forward."""
+    yield Event(_START, SEASONED_USER, _grant("100"))
+    for time, category, amount in (
+        # The clocks go back at 06:00 UTC, from 2 to 1.
+        ("2024-11-03T04:54:58Z", "computing", "0.1"),
+        ("2024-11-03T05:54:57.999999Z", "serverless", "0.2"),
+        ("2024-11-03T05:54:58Z", "computing", "1"),
+        ("2024-11-03T07:54:57Z", "computing", "2"),
+        ("2025-01-15T15:00:00Z", "serverless", "0.000001"),
+        # And forward at 07:00 UTC, from 2 to 3.
+        ("2025-03-09T06:54:58Z", "computing", "4"),
+        ("2025-07-04T16:00:00Z", "computing", "8.25"),
+    ):
+        yield Event(parse(time), SEASONED_USER, _use(category, amount, "H100-80G"))
+    failed = _use("computing", "16", "H100-80G")
+    failed.state = Transaction.FAILED
+    yield Event(parse("2025-07-04T16:00:01Z"), SEASONED_USER, failed)
+
+
 STORY = Story(
     slug="demo-nebulablock",
     display_name="Example GPU cloud",
@@ -54,7 +76,8 @@ STORY = Story(
     accounts={
         DOCUMENTED_USER: Account(kind=Account.USER, display_name="User 266"),
         BUSY_USER: Account(kind=Account.USER, display_name="User 271"),
+        SEASONED_USER: Account(kind=Account.USER, display_name="User 305"),
     },
-    keys={DOCUMENTED_KEY: DOCUMENTED_USER, BUSY_KEY: BUSY_USER},
-    events=[*_documented(), *_busy()],
+    keys={DOCUMENTED_KEY: DOCUMENTED_USER, BUSY_KEY: BUSY_USER, SEASONED_KEY: SEASONED_USER},
+    events=[*_documented(), *_busy(), *_seasons()],
 )

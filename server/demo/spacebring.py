@@ -1,4 +1,7 @@
-"""A coworking network with two locations, two companies and two memberships, over a quarter."""
+"""A coworking network: two locations over a quarter, and before it the opening of a third.
+
+The opening is where credits expire, come back, go to another account, fail and are called off.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from daybook.v1.account_pb2 import Account, Company, User
 from daybook.v1.transaction_pb2 import Booking, EventTicket, Order, Transaction
 from google.protobuf.struct_pb2 import Struct
 
-from server.demo.story import DAY, Event, Story, demo_uuid
+from server.demo.story import DAY, Event, Refund, Story, Transfer, demo_uuid
 from server.ledger.instants import HOUR, Instant, parse, to_timestamp
 
 NETWORK = demo_uuid("network")
@@ -20,7 +23,14 @@ STUDIO = demo_uuid("company studio")
 BUREAU = demo_uuid("company bureau")
 MEMBERSHIP_HARBOUR = demo_uuid("membership harbour")
 MEMBERSHIP_OLD_TOWN = demo_uuid("membership old town")
+LIGHTHOUSE = demo_uuid("location lighthouse")
+WORKSHOP = demo_uuid("company workshop")
+STALL = demo_uuid("company stall")
+MEMBERSHIP_LIGHTHOUSE = demo_uuid("membership lighthouse")
 
+_OPENING = parse("2024-06-01T08:00:00Z")
+_END_OF_JUNE = to_timestamp(parse("2024-07-01T08:00:00Z"))
+_FAR_AWAY = to_timestamp(parse("2099-12-31T23:59:59Z"))
 _START = parse("2024-08-01T07:00:00Z")
 _DAYS = 92
 
@@ -38,11 +48,22 @@ _FREELANCER = User(
     id=demo_uuid("user freelancer"), name="Freelancer", email="freelancer@example.com", membership=MEMBERSHIP_OLD_TOWN
 )
 _MANAGER = User(id=demo_uuid("user manager"), name="Community manager", email="manager@example.com")
+_MAKER = User(
+    id=demo_uuid("user maker"),
+    name="Zoë",
+    surname="Šťastná-O'Hara",
+    email="zoë@example.com",
+    phone_number="+420 555 0101",
+    photo_uri="https://example.com/avatars/zo%C3%AB.png?size=64&round=1",
+    about='Says "木工" 🪚 \\o/ <here>',
+    membership=MEMBERSHIP_LIGHTHOUSE,
+)
+_APPRENTICE = User(id=demo_uuid("user apprentice"))
 
 
-def _metadata() -> Struct:
+def _metadata(**content: Any) -> Struct:
     metadata = Struct()
-    metadata.update({"sector": "design"})
+    metadata.update(content)
     return metadata
 
 
@@ -62,7 +83,7 @@ _ACCOUNTS = {
             location=HARBOUR,
             subscription=demo_uuid("subscription studio"),
             expiring_day_passes=4,
-            metadata=_metadata(),
+            metadata=_metadata(sector="design"),
             create_time=to_timestamp(_START),
         ),
     ),
@@ -72,6 +93,34 @@ _ACCOUNTS = {
         company=Company(title="Example Bureau", location=OLD_TOWN, create_time=to_timestamp(_START)),
     ),
     MEMBERSHIP_OLD_TOWN: Account(kind=Account.MEMBERSHIP, display_name="Freelancer, old town", user=_FREELANCER),
+    WORKSHOP: Account(
+        kind=Account.COMPANY,
+        display_name="Workshop",
+        company=Company(
+            title="Dílna “U Majáku”",
+            legal_name="Example Workshop s.r.o.",
+            tax_id="EX-0002",
+            billing_address="Example Workshop\n2 Example Pier\nExampleton",
+            business_address=Company.Address(
+                line1="2 Example Pier",
+                line2="Tower, 3rd floor",
+                city="Exampleton",
+                state="Example Shore",
+                postal_code="00002",
+                country_code="CZ",
+            ),
+            notes="Moved out in July",
+            location=LIGHTHOUSE,
+            subscription=demo_uuid("subscription workshop"),
+            expiring_day_passes=0,
+            metadata=_metadata(sector="wood", desks=3, tags=["saw", None], contact={"vip": True}),
+            create_time=to_timestamp(parse("2024-05-20T10:30:00.25Z")),
+            delete_time=to_timestamp(parse("2024-07-31T16:00:00Z")),
+        ),
+    ),
+    # Of which nothing is known but where it stands.
+    STALL: Account(kind=Account.COMPANY, company=Company(business_address=Company.Address(state="Example Shore"))),
+    MEMBERSHIP_LIGHTHOUSE: Account(kind=Account.MEMBERSHIP, display_name="Apprentice, lighthouse", user=_APPRENTICE),
 }
 
 
@@ -121,15 +170,87 @@ def _of_freelancer(time: Instant, transaction: Transaction) -> Event:
     return Event(time, MEMBERSHIP_OLD_TOWN, transaction)
 
 
-def _grant(category: str, amount: str, description: str) -> Transaction:
-    return Transaction(kind=Transaction.GRANT, category=category, amount=amount, description=description)
+def _grant(category: str, amount: str, description: str, **fields: Any) -> Transaction:
+    return Transaction(kind=Transaction.GRANT, category=category, amount=amount, description=description, **fields)
 
 
 def _charge(category: str, amount: str, **fields: Any) -> Transaction:
     return Transaction(kind=Transaction.CHARGE, category=category, amount=amount, **fields)
 
 
-def _events() -> Iterator[Event]:
+def _opening() -> Iterator[Event]:
+    """The company of the lighthouse, and its apprentice, who only gets what the company gives."""
+    for day, transaction in (
+        (0, _grant("subscription_renewal", "100", "June", expire_time=_END_OF_JUNE)),
+        (1, _grant("credit_package", "50", "50 credits", creator=_MAKER)),
+        (2, _charge("booking", "-20", creator=_MAKER, booking=_room(-1))),
+        (5, _charge("admin_charge", "-4", description="Broken cup", creator=_MANAGER)),
+        (7, _charge("event_ticket", "-8", creator=_MAKER, event_ticket=_evening(-1, _OPENING))),
+        (8, _charge("booking", "-500", state=Transaction.FAILED, description="Too few credits", booking=_room(-2))),
+        (9, _charge("event_ticket", "-8", state=Transaction.CANCELED, event_ticket=_evening(-2, _OPENING))),
+        (31, _charge("order", "-2.25", creator=_MAKER, order=_coffee(-1))),
+        (32, _charge("admin_charge", "-3", description="Lost key card", creator=_MANAGER)),
+        (34, _grant("credit_package", "7", "7 credits to be used first", expire_time=_FAR_AWAY)),
+        (35, _charge("admin_charge", "-9", description="Cleaning", creator=_MANAGER)),
+        (36, _grant("credit_package", "12.345678", "A gift", expire_time=_FAR_AWAY)),
+        (37, _charge("admin_charge", "-5000", state=Transaction.FAILED, description="Damages", creator=_MANAGER)),
+        (38, _grant("credit_package", "30", "Card declined", state=Transaction.FAILED)),
+    ):
+        transaction.owner.CopyFrom(_MAKER)
+        transaction.labels.update(_labels(LIGHTHOUSE, company=WORKSHOP))
+        yield Event(_OPENING + day * DAY, WORKSHOP, transaction, name=f"day {day}")
+    for hours, transaction in _of_apprentice():
+        transaction.owner.CopyFrom(_APPRENTICE)
+        transaction.labels["membership"] = MEMBERSHIP_LIGHTHOUSE
+        # All but the first fall a few microseconds behind the whole second.
+        yield Event(_OPENING + 11 * DAY + hours * HOUR + hours * 10, MEMBERSHIP_LIGHTHOUSE, transaction)
+
+
+def _of_apprentice() -> Iterator[tuple[int, Transaction]]:
+    """After how many hours, and what: of each subject only a part is known."""
+    bare_booking = Booking(id=demo_uuid("bare booking"), resource=Booking.Resource())
+    yield 0, _charge("booking", "-1.5", booking=bare_booking)
+    tea = Order(id=demo_uuid("bare order"), product=Order.Product(title="Tea"))
+    yield 25 * 24, _charge("order", "-1", order=tea)
+    ticket = EventTicket(id=demo_uuid("bare ticket"))
+    yield (
+        26 * 24,
+        _charge("event_ticket", "-0.5", event_ticket=ticket, creator=_APPRENTICE, labels={"company": STALL}),
+    )
+    desk = Booking.Resource
+    for number, resource in enumerate((desk(id=demo_uuid("desk")), desk(title="Desk 7"))):
+        booking = Booking(id=demo_uuid(f"booking part {number}"), resource=resource)
+        yield 28 * 24 + number, _charge("booking", "-0.5", booking=booking)
+    for number, (product, option) in enumerate(
+        (
+            (Order.Product(id=demo_uuid("tea")), Order.Option(id=demo_uuid("tea 500 g"))),
+            (None, Order.Option(name="500 g")),
+        )
+    ):
+        order = Order(id=demo_uuid(f"order part {number}"), product=product, option=option)
+        yield 29 * 24 + number, _charge("order", "-0.5", order=order)
+    for number, event in enumerate(
+        (
+            EventTicket.Event(title="Tea at the lighthouse"),
+            EventTicket.Event(id=demo_uuid("event tea"), start_time=_END_OF_JUNE),
+            EventTicket.Event(end_time=_END_OF_JUNE),
+        )
+    ):
+        ticket = EventTicket(id=demo_uuid(f"ticket part {number}"), event=event)
+        yield 30 * 24 + number, _charge("event_ticket", "-0.5", event_ticket=ticket)
+
+
+def _movements() -> Iterator[Refund | Transfer]:
+    """Of the opening: much of a booking is given back in two parts; the apprentice gets credits of both sorts."""
+    for day, amount in ((3, "5"), (4, "7.5")):
+        details = Transaction(description=f"Refund of {amount}", creator=_MANAGER)
+        yield Refund(_OPENING + day * DAY, WORKSHOP, "day 2", amount, details)
+    for day, amount in ((6, "10"), (33, "6")):
+        details = Transaction(creator=_MAKER, labels=_labels(LIGHTHOUSE, MEMBERSHIP_LIGHTHOUSE, WORKSHOP))
+        yield Transfer(_OPENING + day * DAY, WORKSHOP, MEMBERSHIP_LIGHTHOUSE, amount, details)
+
+
+def _quarter() -> Iterator[Event]:
     for day in range(_DAYS):
         now = _START + day * DAY
         if day % 30 == 0:
@@ -157,8 +278,9 @@ STORY = Story(
     slug="demo-spacebring",
     display_name="Example Coworking",
     uid=NETWORK,
-    start=_START,
+    start=_OPENING,
     accounts=_ACCOUNTS,
     keys={KEY: None},
-    events=list(_events()),
+    events=[*_opening(), *_quarter()],
+    movements=list(_movements()),
 )

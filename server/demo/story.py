@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from uuid import NAMESPACE_URL, uuid5
 
 from daybook.v1.account_pb2 import Account
@@ -21,6 +21,33 @@ class Event:
     time: Instant
     account_id: str
     transaction: Transaction
+    name: str = ""
+    """By which a refund finds it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refund:
+    """Credits that were given back."""
+
+    time: Instant
+    account_id: str
+    charge: str
+    """The name of the event."""
+    amount: str
+    details: Transaction
+    """What the refund says of itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """Credits that went from one account to another."""
+
+    time: Instant
+    source_id: str
+    destination_id: str
+    amount: str
+    details: Transaction
+    """What both sides say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +62,7 @@ class Story:
     keys: dict[str, str | None]
     """The ids of the tenant's keys, each with the account that it is bound to."""
     events: list[Event]
+    movements: list[Refund | Transfer] = field(default_factory=list)
 
 
 def demo_uuid(name: str) -> str:

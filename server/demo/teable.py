@@ -1,4 +1,4 @@
-"""A workspace that spends AI credits, from September to November 2024."""
+"""A workspace that spends AI credits, from September to November 2024, and one where things are tried out."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from daybook.v1.account_pb2 import Account, User
 from daybook.v1.transaction_pb2 import Transaction, Usage
 
-from server.demo.story import DAY, MINUTE, Event, Story, demo_uuid
+from server.demo.story import DAY, MINUTE, Event, Refund, Story, demo_uuid
 from server.ledger import money
 from server.ledger.instants import HOUR, parse
 
 SPACE = "spcExampleStudio"
+LABORATORY = "spcExampleLab"
 KEY = "demo-teable"
 MONTH = "2024-10"
 
@@ -54,15 +55,45 @@ def _events() -> Iterator[Event]:
             yield Event(_START + day * DAY + hour * HOUR + day % 60 * MINUTE, SPACE, charge)
 
 
+def _experiments() -> Iterator[Event]:
+    """At the edges: of a month, of an amount, of what is known of a user; and what came to nothing."""
+    stranger = User(id="usrStranger")
+    author = User(id="usrAuthor", name="Zoë", surname="Šťastná", photo_uri="https://example.com/avatars/zo%C3%AB.png")
+    bought = Transaction(kind=Transaction.GRANT, category="purchase", amount="2000000")
+    yield Event(parse("2024-06-01T00:00:00Z"), LABORATORY, bought)
+    for time, source, amount, name, user, state in (
+        ("2024-06-01T00:00:00Z", "ai_chat", "-0.000001", "", stranger, Transaction.SUCCEEDED),
+        (
+            "2024-06-15T12:34:56.789999Z",
+            "ai_generation",
+            "-1234567.890123",
+            'Obálka "木" 🪚',
+            author,
+            Transaction.SUCCEEDED,
+        ),
+        ("2024-06-16T09:00:00Z", "ai_chat", "-5", "Model was away", author, Transaction.FAILED),
+        ("2024-06-16T09:00:01Z", "ai_chat", "-5", "Stopped", author, Transaction.CANCELED),
+        ("2024-06-17T09:00:00Z", "automation_ai_action", "-2", "Nightly summary", None, Transaction.SUCCEEDED),
+        ("2024-06-30T23:59:59.999999Z", "field_ai_generation", "-0.1", "Last of June", None, Transaction.SUCCEEDED),
+        ("2024-07-01T00:00:00Z", "app_generation", "-0.3", "First of July", None, Transaction.SUCCEEDED),
+    ):
+        charge = Transaction(
+            kind=Transaction.CHARGE, category=source, amount=amount, description=name, creator=user, state=state
+        )
+        yield Event(parse(time), LABORATORY, charge, name=name)
+
+
 STORY = Story(
     slug="demo-teable",
     display_name="Example Studio",
     uid=demo_uuid("teable"),
-    start=_START,
+    start=parse("2024-06-01T00:00:00Z"),
     accounts={
         SPACE: Account(kind=Account.SPACE, display_name="Example Studio"),
         "spcExampleArchive": Account(kind=Account.SPACE, display_name="Archive, never used"),
+        LABORATORY: Account(kind=Account.SPACE, display_name="Laboratory"),
     },
     keys={KEY: None},
-    events=list(_events()),
+    events=[*_experiments(), *_events()],
+    movements=[Refund(parse("2024-06-18T09:00:00Z"), LABORATORY, "Nightly summary", "1.5", Transaction())],
 )

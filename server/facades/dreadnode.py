@@ -17,6 +17,7 @@ from server.ledger.errors import (
     Unauthenticated,
 )
 from server.ledger.paging import TransactionFilter
+from server.ledger.posting import Kind
 from server.store.transactions import TransactionRow
 from server.transport.auth import current_caller
 from server.transport.calls import Context
@@ -26,19 +27,19 @@ from server.usecases.transactions import Transactions
 
 SERVICE = "daybook.facades.dreadnode.v1.Credits"
 
-KINDS_OF_TYPES = {
-    "purchase": Transaction.GRANT,
-    "auto_refill": Transaction.GRANT,
-    "usage": Transaction.CHARGE,
-    "inference": Transaction.CHARGE,
-    "span_ingestion": Transaction.CHARGE,
-    "storage": Transaction.CHARGE,
-    "signup_allocation": Transaction.GRANT,
-    "refund": Transaction.REFUND,
-    "admin_adjustment": Transaction.ADJUSTMENT,
-    "web_search": Transaction.CHARGE,
+TYPES: dict[tuple[Kind, str], str] = {
+    (Transaction.GRANT, "purchase"): "purchase",
+    (Transaction.GRANT, "auto_refill"): "auto_refill",
+    (Transaction.CHARGE, "usage"): "usage",
+    (Transaction.CHARGE, "inference"): "inference",
+    (Transaction.CHARGE, "span_ingestion"): "span_ingestion",
+    (Transaction.CHARGE, "storage"): "storage",
+    (Transaction.GRANT, "signup_allocation"): "signup_allocation",
+    (Transaction.REFUND, "refund"): "refund",
+    (Transaction.ADJUSTMENT, "admin_adjustment"): "admin_adjustment",
+    (Transaction.CHARGE, "web_search"): "web_search",
 }
-"""Each type is a category, and this is the kind it shows."""
+"""Which of Dreadnode's types a kind and a category are. What is not here is not listed."""
 LIMIT_DEFAULT = 50
 LIMIT_MAX = 100
 
@@ -68,7 +69,8 @@ class Credits(CreditsServicer):
         caller = current_caller()
         await self._transactions.require_account(caller, request.org)
         wanted, limit = _parse(request)
-        page = await self._transactions.list(caller, request.org, wanted, None, limit)
+        # There is no next page to put anything off to, and each row is a message of its own.
+        page = await self._transactions.list(caller, request.org, wanted, None, limit, bytes_max=None)
         for row in page.rows:
             yield _render(row)
 
@@ -81,12 +83,18 @@ def _parse(request: ListCreditTransactionsRequest) -> tuple[TransactionFilter, i
         raise FieldInvalid("limit", "Input should be greater than or equal to 1")
     if limit > LIMIT_MAX:
         raise FieldInvalid("limit", f"Input should be less than or equal to {LIMIT_MAX}")
-    types = tuple(dict.fromkeys(request.transaction_type)) or tuple(KINDS_OF_TYPES)
+    known_types = tuple(TYPES.values())
+    types = request.transaction_type or known_types
     for name in types:
-        if name not in KINDS_OF_TYPES:
-            expected = ", ".join(f"'{known}'" for known in KINDS_OF_TYPES)
+        if name not in known_types:
+            expected = ", ".join(f"'{known}'" for known in known_types)
             raise FieldInvalid("transaction_type", f"Input should be one of {expected}, not '{echo(name)}'")
-    return TransactionFilter(kind_categories=tuple((KINDS_OF_TYPES[name], name) for name in types)), limit
+    wanted = TransactionFilter(
+        kind_categories=tuple(pair for pair, name in TYPES.items() if name in types),
+        # A row can't say that it failed; it would read as if credits had moved.
+        states=(Transaction.SUCCEEDED,),
+    )
+    return wanted, limit
 
 
 def _render(row: TransactionRow) -> CreditTransaction:
@@ -96,7 +104,7 @@ def _render(row: TransactionRow) -> CreditTransaction:
         id=transaction.uid,
         amount=money.to_whole_credits(money.parse(transaction.amount)),
         created_at=instants.write(instants.from_timestamp(transaction.create_time)),
-        transaction_type=transaction.category,
+        transaction_type=TYPES[transaction.kind, transaction.category],
         has_receipt=bool(transaction.receipt_uri),
         description=text_or_null(transaction.description),
         inference_cost_usd=number_or_null(_cost(usage)),

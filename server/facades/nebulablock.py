@@ -45,7 +45,7 @@ class Users(UsersServicer):
         user_id = _user_id(caller.account_id, history.account_number)
         return GetCreditsHistoryResponse(
             data=GetCreditsHistoryResponse.Data(
-                credit_balance=money.to_number(history.balance),
+                credit_balance=money.to_number(history.available),
                 credit_history=[_render(user_id, window) for window in history.windows],
                 total_credit_histories=history.total,
             ),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 from daybook.facades.spacebring.v1 import transactions_service_pb2 as spacebring
 from daybook.facades.spacebring.v1.transactions_service_pb2_grpc import TransactionsServicer
 from daybook.v1 import account_pb2 as native
 from daybook.v1.transaction_pb2 import Booking, EventTicket, Order, Transaction
+from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from server.ledger import instants, money
@@ -19,7 +20,8 @@ from server.ledger.errors import (
     TenantNotPermitted,
 )
 from server.ledger.instants import Instant, from_timestamp
-from server.ledger.paging import TransactionFilter
+from server.ledger.money import Millionths
+from server.ledger.paging import Page, TransactionFilter
 from server.ledger.posting import Kind
 from server.store.unit import RefundTotal
 from server.transport.auth import Scheme, authentication
@@ -28,7 +30,7 @@ from server.transport.errors import RestError, http_status_of, plain_message
 from server.transport.page_tokens import Listing, PageTokens
 from server.transport.rest import is_uuid, read_integer
 from server.usecases.accounts import Accounts, Holding
-from server.usecases.transactions import Transactions
+from server.usecases.transactions import PAGE_BYTES_MAX, Transactions
 
 SERVICE = "daybook.facades.spacebring.v1.Transactions"
 NETWORK_HEADER = "spacebring-network-id"
@@ -36,22 +38,29 @@ NETWORK_HEADER = "spacebring-network-id"
 LIMIT_DEFAULT = 25
 LIMIT_MAX = 100
 
-
-def _by_expiry(expiring: str, permanent: str) -> Callable[[Transaction], str]:
-    return lambda transaction: expiring if transaction.permanent_amount == "0" else permanent
+_Message = TypeVar("_Message", bound=Message)
 
 
-TYPES: dict[tuple[Kind, str], Callable[[Transaction], str]] = {
-    (Transaction.GRANT, "credit_package"): lambda _: "creditPackage",
-    (Transaction.GRANT, "subscription_renewal"): lambda _: "subscriptionRenewal",
-    (Transaction.CHARGE, "booking"): lambda _: "booking",
-    (Transaction.CHARGE, "event_ticket"): lambda _: "eventTicket",
-    (Transaction.CHARGE, "order"): lambda _: "order",
-    (Transaction.CHARGE, "admin_charge"): _by_expiry("chargeExpiringCredits", "chargePermanentCredits"),
-    (Transaction.EXPIRATION, "expiration"): lambda _: "subscriptionExpiration",
-    (Transaction.REFUND, "refund"): lambda _: "refund",
-    (Transaction.TRANSFER_IN, "transfer"): _by_expiry("transferExpiringCredits", "transferPermanentCredits"),
-    (Transaction.TRANSFER_OUT, "transfer"): _by_expiry("transferExpiringCredits", "transferPermanentCredits"),
+class ByLots(NamedTuple):
+    """Two types that are told apart by the credits that moved."""
+
+    expiring: str
+    """The type where only credits moved that expire."""
+    other: str
+    """The type of everything else, also where both sorts of credits moved."""
+
+
+TYPES: dict[tuple[Kind, str], str | ByLots] = {
+    (Transaction.GRANT, "credit_package"): "creditPackage",
+    (Transaction.GRANT, "subscription_renewal"): "subscriptionRenewal",
+    (Transaction.CHARGE, "booking"): "booking",
+    (Transaction.CHARGE, "event_ticket"): "eventTicket",
+    (Transaction.CHARGE, "order"): "order",
+    (Transaction.CHARGE, "admin_charge"): ByLots("chargeExpiringCredits", "chargePermanentCredits"),
+    (Transaction.EXPIRATION, "expiration"): "subscriptionExpiration",
+    (Transaction.REFUND, "refund"): "refund",
+    (Transaction.TRANSFER_IN, "transfer"): ByLots("transferExpiringCredits", "transferPermanentCredits"),
+    (Transaction.TRANSFER_OUT, "transfer"): ByLots("transferExpiringCredits", "transferPermanentCredits"),
 }
 """Which of Spacebring's types a kind and a category are. What is not here is not listed."""
 
@@ -95,14 +104,19 @@ class CreditsTransactions(TransactionsServicer):
             caller, {each.labels["company"] for each in transactions if "company" in each.labels}
         )
         refunds = await self._transactions.refunds(page.rows)
+        rendered = [
+            (row.key, _render(each, companies, refunds.get((row.account_number, row.sequence))))
+            for row, each in zip(page.rows, transactions, strict=True)
+        ]
+        # A company is longer in its rows than its id is in what is stored.
+        shown = Page(rendered, page.next_key).within(
+            PAGE_BYTES_MAX, size=lambda each: each[1].ByteSize(), key=lambda each: each[0]
+        )
         return spacebring.GetCreditsTransactionsResponse(
-            transactions=[
-                _render(each, companies, refunds.get((row.account_number, row.sequence)))
-                for row, each in zip(page.rows, transactions, strict=True)
-            ],
+            transactions=[each for _, each in shown.rows],
             next_page_token=None
-            if page.next_key is None
-            else self._page_tokens.seal_transaction(listing, page.next_key),
+            if shown.next_key is None
+            else self._page_tokens.seal_transaction(listing, shown.next_key),
         )
 
 
@@ -159,14 +173,15 @@ def _render(
 ) -> spacebring.CreditsTransaction:
     labels = dict(transaction.labels)
     company = companies.get(labels.get("company", ""))
+    expiring, permanent = _parts(transaction)
     rendered = spacebring.CreditsTransaction(
-        amount=_unsigned(transaction.amount),
+        amount=money.to_number(abs(expiring + permanent)),
         create_date=_date(transaction.create_time),
         id=transaction.uid,
-        expiring_amount=_unsigned(transaction.expiring_amount),
-        permanent_amount=_unsigned(transaction.permanent_amount),
+        expiring_amount=money.to_number(abs(expiring)),
+        permanent_amount=money.to_number(abs(permanent)),
         status=_STATUSES[transaction.state],
-        type=TYPES[transaction.kind, transaction.category](transaction),
+        type=_type(transaction, permanent),
         description=transaction.description or None,
         company_ref=labels.get("company"),
         location_ref=labels.get("location"),
@@ -176,7 +191,7 @@ def _render(
         user_ref_owner=transaction.owner.id or None,
         user_creator=_render_user(transaction.creator) if transaction.HasField("creator") else None,
         user_owner=_render_user(transaction.owner) if transaction.HasField("owner") else None,
-        company=None if company is None else _render_company(company),
+        company=_render_company(company) if company and company.account.kind == native.Account.COMPANY else None,
         refund=None if refund is None else _render_refund(refund),
     )
     match transaction.WhichOneof("subject"):
@@ -193,8 +208,27 @@ def _render_refund(refund: RefundTotal) -> spacebring.Refund:
     return spacebring.Refund(amount=money.to_number(refund.amount), create_date=instants.write(refund.last_create_time))
 
 
-def _unsigned(amount: str) -> float:
-    return money.to_number(abs(money.parse(amount)))
+def _parts(transaction: Transaction) -> tuple[Millionths, Millionths]:
+    """The expiring and the permanent part of what a transaction moved, or would have moved.
+
+    What failed or was canceled took nothing from any lot. So that its amount is the sum of its
+    parts like everyone's, and tells what was tried, all of it counts as permanent.
+    """
+    if transaction.state != Transaction.SUCCEEDED:
+        return 0, money.parse(transaction.amount)
+    return money.parse(transaction.expiring_amount), money.parse(transaction.permanent_amount)
+
+
+def _type(transaction: Transaction, permanent: Millionths) -> str:
+    named = TYPES[transaction.kind, transaction.category]
+    if isinstance(named, ByLots):
+        return named.other if permanent else named.expiring
+    return named
+
+
+def _unless_empty(part: _Message) -> _Message | None:
+    """A part of an answer, or None, which leaves it out, where nothing is in it."""
+    return part if part.ListFields() else None
 
 
 def _date(timestamp: Timestamp) -> str:
@@ -204,21 +238,17 @@ def _date(timestamp: Timestamp) -> str:
 def _render_booking(booking: Booking) -> spacebring.Booking:
     return spacebring.Booking(
         id=booking.id,
-        resource=spacebring.Booking.Resource(id=booking.resource.id or None, title=booking.resource.title or None)
-        if booking.HasField("resource")
-        else None,
+        resource=_unless_empty(
+            spacebring.Booking.Resource(id=booking.resource.id or None, title=booking.resource.title or None)
+        ),
     )
 
 
 def _render_order(order: Order) -> spacebring.Order:
     return spacebring.Order(
         id=order.id,
-        option=spacebring.Order.Option(id=order.option.id or None, name=order.option.name or None)
-        if order.HasField("option")
-        else None,
-        product=spacebring.Order.Product(id=order.product.id or None, title=order.product.title or None)
-        if order.HasField("product")
-        else None,
+        option=_unless_empty(spacebring.Order.Option(id=order.option.id or None, name=order.option.name or None)),
+        product=_unless_empty(spacebring.Order.Product(id=order.product.id or None, title=order.product.title or None)),
     )
 
 
@@ -227,14 +257,14 @@ def _render_ticket(ticket: EventTicket) -> spacebring.Ticket:
     return spacebring.Ticket(
         id=ticket.id,
         create_date=_date(ticket.create_time) if ticket.HasField("create_time") else None,
-        event=spacebring.Ticket.Event(
-            id=event.id or None,
-            title=event.title or None,
-            start_date=_date(event.start_time) if event.HasField("start_time") else None,
-            end_date=_date(event.end_time) if event.HasField("end_time") else None,
-        )
-        if ticket.HasField("event")
-        else None,
+        event=_unless_empty(
+            spacebring.Ticket.Event(
+                id=event.id or None,
+                title=event.title or None,
+                start_date=_date(event.start_time) if event.HasField("start_time") else None,
+                end_date=_date(event.end_time) if event.HasField("end_time") else None,
+            )
+        ),
     )
 
 
@@ -253,12 +283,23 @@ def _render_user(user: native.User) -> spacebring.User:
 def _render_company(holding: Holding) -> spacebring.Company:
     account = holding.account.to_message()
     company = account.company
-    rendered = spacebring.Company(
+    address = company.business_address
+    return spacebring.Company(
         id=holding.account.id,
         title=company.title or account.display_name or None,
         legal_name=company.legal_name or None,
         tax_id=company.tax_id or None,
         billing_address=company.billing_address or None,
+        business_address=_unless_empty(
+            spacebring.Company.Address(
+                city=address.city or None,
+                country_code=address.country_code or None,
+                line1=address.line1 or None,
+                line2=address.line2 or None,
+                postal_code=address.postal_code or None,
+                state=address.state or None,
+            )
+        ),
         notes=company.notes or None,
         location_ref=company.location or None,
         subscription_ref=company.subscription or None,
@@ -273,19 +314,6 @@ def _render_company(holding: Holding) -> spacebring.Company:
         else None,
         metadata=company.metadata if company.HasField("metadata") else None,
     )
-    if company.HasField("business_address"):
-        address = company.business_address
-        rendered.business_address.CopyFrom(
-            spacebring.Company.Address(
-                city=address.city or None,
-                country_code=address.country_code or None,
-                line1=address.line1 or None,
-                line2=address.line2 or None,
-                postal_code=address.postal_code or None,
-                state=address.state or None,
-            )
-        )
-    return rendered
 
 
 def render_error(error: DaybookError) -> RestError:

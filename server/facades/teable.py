@@ -22,6 +22,7 @@ from server.ledger.errors import (
 )
 from server.ledger.instants import from_timestamp, parse_month, write_milliseconds
 from server.ledger.paging import Order, OrderField, TransactionFilter
+from server.ledger.posting import Kind
 from server.store.transactions import TransactionRow
 from server.transport.auth import current_caller
 from server.transport.calls import Context
@@ -32,8 +33,14 @@ from server.usecases.transactions import Transactions
 
 SERVICE = "daybook.facades.teable.v1.Billing"
 
-SOURCE_TYPES = ("automation_ai_action", "ai_generation", "field_ai_generation", "ai_chat", "app_generation")
-"""Each is the category of the CHARGE that it shows."""
+TYPES: dict[tuple[Kind, str], str] = {
+    (Transaction.CHARGE, "automation_ai_action"): "automation_ai_action",
+    (Transaction.CHARGE, "ai_generation"): "ai_generation",
+    (Transaction.CHARGE, "field_ai_generation"): "field_ai_generation",
+    (Transaction.CHARGE, "ai_chat"): "ai_chat",
+    (Transaction.CHARGE, "app_generation"): "app_generation",
+}
+"""Which of Teable's source types a kind and a category are. What is not here is not listed."""
 ORDERS_BY = {"createdTime": OrderField.CREATE_TIME, "amount": OrderField.AMOUNT}
 ORDERS = ("asc", "desc")
 TAKE_DEFAULT = 50
@@ -95,7 +102,7 @@ def _parse(request: GetSpaceCreditHistoryRequest) -> tuple[TransactionFilter, Or
     elif take > TAKE_MAX:
         problems["take"] = f"Number must be less than or equal to {TAKE_MAX}"
     for name, is_given, value, allowed in (
-        ("sourceType", request.HasField("source_type"), request.source_type, SOURCE_TYPES),
+        ("sourceType", request.HasField("source_type"), request.source_type, tuple(TYPES.values())),
         ("orderBy", request.HasField("order_by"), request.order_by, tuple(ORDERS_BY)),
         ("order", request.HasField("order"), request.order, ORDERS),
     ):
@@ -106,8 +113,12 @@ def _parse(request: GetSpaceCreditHistoryRequest) -> tuple[TransactionFilter, Or
         raise FieldInvalid(
             next(iter(problems)), "; ".join(f'{problem} at "{name}"' for name, problem in problems.items())
         )
-    sources = (request.source_type,) if request.source_type else SOURCE_TYPES
-    wanted = TransactionFilter(kind_categories=tuple((Transaction.CHARGE, source) for source in sources), month=month)
+    wanted = TransactionFilter(
+        kind_categories=tuple(pair for pair, name in TYPES.items() if request.source_type in ("", name)),
+        # A record can't say that it failed; it would read as if credits had been consumed.
+        states=(Transaction.SUCCEEDED,),
+        month=month,
+    )
     order_by = ORDERS_BY[request.order_by or "createdTime"]
     descending = (request.order or "desc") == "desc"
     # Consumption is the negative of a charge's amount, so its order is the other one.
@@ -118,7 +129,7 @@ def _render(row: TransactionRow) -> GetSpaceCreditHistoryResponse.Record:
     transaction = Transaction.FromString(row.body)
     return GetSpaceCreditHistoryResponse.Record(
         id=transaction.uid,
-        source_type=transaction.category,
+        source_type=TYPES[transaction.kind, transaction.category],
         amount=money.to_number(-money.parse(transaction.amount)),
         created_time=write_milliseconds(from_timestamp(transaction.create_time)),
         display_name=text_or_null(transaction.description),

@@ -24,7 +24,7 @@ from server.ledger.names import RandomBytes
 from server.store.database import Database
 from server.store.requests import AnswerKey
 from server.store.unit import Attempt
-from server.store.unit_store import load_unit, save_unit
+from server.store.unit_store import load_openers, load_unit, save_unit
 
 log = structlog.get_logger(__name__)
 
@@ -154,6 +154,7 @@ class Poster:
             self._random_bytes,
         )
         now = self._clock()
+        await load_openers(connection, unit, now)
         outcomes: list[Any] = []
         for command in commands:
             attempt = Attempt(unit)

@@ -150,6 +150,8 @@ Index(
     transactions.c.category,
     transactions.c.create_time,
     transactions.c.sequence,
+    # Not in the order, but looked at on the way.
+    transactions.c.state,
 )
 Index(
     "transactions_by_month_and_amount",
@@ -159,6 +161,7 @@ Index(
     transactions.c.category,
     transactions.c.amount,
     transactions.c.sequence,
+    transactions.c.state,
 )
 Index(
     "transactions_of_tenant",

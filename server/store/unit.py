@@ -70,7 +70,8 @@ class Changes:
     """What is to be written."""
 
     states: dict[int, StoredState] = field(default_factory=dict)
-    rows: list[Row] = field(default_factory=list)
+    rows: dict[tuple[int, int], Row] = field(default_factory=dict)
+    """Rows of the table transactions, by account and sequence, in the order of posting."""
     lots: dict[tuple[int, int], Lot] = field(default_factory=dict)
     windows: dict[tuple[int, int], UsageWindow] = field(default_factory=dict)
     refunds: dict[tuple[int, int], RefundTotal] = field(default_factory=dict)
@@ -79,7 +80,7 @@ class Changes:
     def add(self, later: Changes) -> None:
         """Takes over what changed later."""
         self.states.update(later.states)
-        self.rows += later.rows
+        self.rows.update(later.rows)
         self.lots.update(later.lots)
         self.windows.update(later.windows)
         self.refunds.update(later.refunds)
@@ -100,6 +101,8 @@ class Unit:
     answers: Mapping[AnswerKey, Answer]
     """Those that the requests of the group got before."""
     random_bytes: RandomBytes
+    openers: Mapping[tuple[int, int], bytes] = field(default_factory=dict)
+    """By account and sequence: the bodies of what opened the lots that are past."""
     changes: Changes = field(default_factory=Changes)
 
 
@@ -133,7 +136,7 @@ class Attempt:
         """The state of an account, after its due expirations are posted."""
         state = self._stored(account_number).state
         for after, expiration in posting.expire_due(state, now):
-            self.write(after, expiration, Transaction())
+            self.write(after, expiration, self._details_of_expiration(account_number, expiration))
             state = after
         return state
 
@@ -193,26 +196,24 @@ class Attempt:
         if after.window is not None and after.window != before.state.window:
             self._changes.windows[number, after.window.number] = after.window
         labels = details.labels
-        self._changes.rows.append(
-            Row(
-                account_number=number,
-                sequence=posted.sequence,
-                tenant_number=after.tenant_number,
-                uid=uid.bytes,
-                create_time=posted.create_time,
-                month=month_of(posted.create_time),
-                kind=posted.kind,
-                category=posted.category,
-                state=posted.state,
-                amount=posted.amount,
-                balance_after=posted.balance_after,
-                location=labels.get("location"),
-                membership=labels.get("membership"),
-                company=labels.get("company"),
-                body=body,
-                allocations=allocations,
-                hash=new_hash,
-            )
+        self._changes.rows[number, posted.sequence] = Row(
+            account_number=number,
+            sequence=posted.sequence,
+            tenant_number=after.tenant_number,
+            uid=uid.bytes,
+            create_time=posted.create_time,
+            month=month_of(posted.create_time),
+            kind=posted.kind,
+            category=posted.category,
+            state=posted.state,
+            amount=posted.amount,
+            balance_after=posted.balance_after,
+            location=labels.get("location"),
+            membership=labels.get("membership"),
+            company=labels.get("company"),
+            body=body,
+            allocations=allocations,
+            hash=new_hash,
         )
         return body
 
@@ -225,6 +226,20 @@ class Attempt:
     def _lot(self, account_number: int, number: int) -> Lot | None:
         key = (account_number, number)
         return self._changes.lots.get(key) or self._unit.changes.lots.get(key) or self._unit.lots.get(key)
+
+    def _details_of_expiration(self, account_number: int, expiration: Posting) -> Transaction:
+        """Whose credits expired: who owned them, and by what they can be found, when they came."""
+        lot = self._lot(account_number, expiration.allocations[0].lot_number)
+        assert lot is not None
+        opener = Transaction.FromString(self._opener(account_number, lot.opened_by))
+        return Transaction(labels=opener.labels, owner=opener.owner if opener.HasField("owner") else None)
+
+    def _opener(self, account_number: int, sequence: int) -> bytes:
+        key = (account_number, sequence)
+        for rows in (self._changes.rows, self._unit.changes.rows):
+            if key in rows:
+                return rows[key].body
+        return self._unit.openers[key]
 
     def _move_lots(self, account_number: int, posted: Posting) -> None:
         for each in posted.allocations:

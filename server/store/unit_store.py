@@ -11,6 +11,7 @@ from sqlalchemy import Dialect, Table, bindparam, insert, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from server.ledger.bodies import read_allocations
+from server.ledger.instants import Instant
 from server.ledger.lots import CREDIT_LINE, Lot
 from server.ledger.names import RandomBytes, transaction_name
 from server.ledger.refunds import Charge
@@ -45,6 +46,22 @@ async def load_unit(
         answers=await first_answers(connection, answer_keys),
         random_bytes=random_bytes,
     )
+
+
+async def load_openers(connection: AsyncConnection, unit: Unit, now: Instant) -> None:
+    """Loads what opened the lots that are past: their expirations tell whose credits these were."""
+    # Nothing in the unit is posted later than this, even if the clock went back.
+    latest = max([now, *(stored.state.last_create_time for stored in unit.states.values())])
+    keys = {(number, lot.opened_by) for (number, _), lot in unit.lots.items() if lot.terms.are_past(latest)}
+    openers: dict[tuple[int, int], bytes] = {}
+    for some in in_parts(sorted(keys)):
+        rows = await connection.execute(
+            select(transactions.c.account_number, transactions.c.sequence, transactions.c.body).where(
+                tuple_(transactions.c.account_number, transactions.c.sequence).in_(some)
+            )
+        )
+        openers |= {(row.account_number, row.sequence): bytes(row.body) for row in rows}
+    unit.openers = openers
 
 
 async def _load_charges(
@@ -132,7 +149,7 @@ async def save_unit(connection: AsyncConnection, unit: Unit) -> None:
     """Writes what changed. The caller commits."""
     changes = unit.changes
     # In the order of the key, so that neighbours on disk are written together.
-    await _insert(connection, transactions, Row._fields, sorted(changes.rows))
+    await _insert(connection, transactions, Row._fields, sorted(changes.rows.values()))
     await _save_lots(connection, unit, changes)
     await _save_windows(connection, unit, changes)
     await _save_refunds(connection, unit, changes)

@@ -14,10 +14,10 @@ from server.store.transactions import TransactionStore
 
 @dataclass(frozen=True, slots=True)
 class UsageHistory:
-    """What an account holds and the hours in which it used something."""
+    """What an account can spend and the hours in which it used something."""
 
     account_number: int
-    balance: Millionths
+    available: Millionths
     windows: list[UsageWindow]
     total: int
     """How many windows the account has over all pages."""
@@ -36,4 +36,4 @@ class Usage:
         caller.require_account(account_id)
         number = await self._accounts.number(caller.tenant_number, account_id)
         state, windows, total = await self._store.windows(number, offset, limit)
-        return UsageHistory(number, state.at(self._clock()).balance, windows, total)
+        return UsageHistory(number, state.at(self._clock()).available, windows, total)

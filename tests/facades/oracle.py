@@ -13,7 +13,7 @@ from daybook.v1.account_pb2 import User
 from daybook.v1.transaction_pb2 import Transaction
 
 from server.demo import dreadnode, nebulablock, spacebring, teable
-from server.demo.story import Event, Story
+from server.demo.story import Event, Story, demo_uuid
 from tests.facades.exchanges import Json
 
 SOURCE_TYPES = ("automation_ai_action", "ai_generation", "field_ai_generation", "ai_chat", "app_generation")
@@ -35,9 +35,49 @@ SPACEBRING_TYPES = {
     (Transaction.CHARGE, "booking"): "booking",
     (Transaction.CHARGE, "event_ticket"): "eventTicket",
     (Transaction.CHARGE, "order"): "order",
-    # All credits of the story are permanent.
+    # All credits of the quarter are permanent.
     (Transaction.CHARGE, "admin_charge"): "chargePermanentCredits",
 }
+_OF_COMPANY: dict[str, Json] = {"locationRef": spacebring.LIGHTHOUSE, "companyRef": spacebring.WORKSHOP}
+_OF_ALL: dict[str, Json] = {**_OF_COMPANY, "membershipRef": spacebring.MEMBERSHIP_LIGHTHOUSE}
+_OF_MEMBERSHIP: dict[str, Json] = {"membershipRef": spacebring.MEMBERSHIP_LIGHTHOUSE}
+_OF_STALL: dict[str, Json] = {**_OF_MEMBERSHIP, "companyRef": spacebring.STALL}
+# The opening of the lighthouse, worked out by hand, newest first: when, type, amount, memo, refs, owner,
+# creator, and a subject with the name of its id. Expirations, refunds and both sides of transfers are rows too.
+_OPENING: tuple[tuple[str, str, str, str, dict[str, Json], str, str, str, str], ...] = (
+    ("07-12T10:00:00.007220", "eventTicket", "0.5", "", _OF_MEMBERSHIP, "apprentice", "", "ticket", "ticket part 2"),
+    ("07-12T09:00:00.007210", "eventTicket", "0.5", "", _OF_MEMBERSHIP, "apprentice", "", "ticket", "ticket part 1"),
+    ("07-12T08:00:00.007200", "eventTicket", "0.5", "", _OF_MEMBERSHIP, "apprentice", "", "ticket", "ticket part 0"),
+    ("07-11T09:00:00.006970", "order", "0.5", "", _OF_MEMBERSHIP, "apprentice", "", "order", "order part 1"),
+    ("07-11T08:00:00.006960", "order", "0.5", "", _OF_MEMBERSHIP, "apprentice", "", "order", "order part 0"),
+    ("07-10T09:00:00.006730", "booking", "0.5", "", _OF_MEMBERSHIP, "apprentice", "", "booking", "booking part 1"),
+    ("07-10T08:00:00.006720", "booking", "0.5", "", _OF_MEMBERSHIP, "apprentice", "", "booking", "booking part 0"),
+    ("07-09T08:00:00", "creditPackage", "30", "Card declined", _OF_COMPANY, "maker", "", "", ""),
+    ("07-08T08:00:00.006240", "eventTicket", "0.5", "", _OF_STALL, "apprentice", "apprentice", "ticket", "bare ticket"),
+    ("07-08T08:00:00", "chargePermanentCredits", "5000", "Damages", _OF_COMPANY, "maker", "manager", "", ""),
+    ("07-07T08:00:00.006000", "order", "1", "", _OF_MEMBERSHIP, "apprentice", "", "order", "bare order"),
+    ("07-07T08:00:00", "creditPackage", "12.345678", "A gift", _OF_COMPANY, "maker", "", "", ""),
+    ("07-06T08:00:00", "chargePermanentCredits", "9", "Cleaning", _OF_COMPANY, "maker", "manager", "", ""),
+    ("07-05T08:00:00", "creditPackage", "7", "7 credits to be used first", _OF_COMPANY, "maker", "", "", ""),
+    ("07-04T08:00:00", "transferPermanentCredits", "6", "", _OF_ALL, "", "maker", "", ""),
+    ("07-04T08:00:00", "transferPermanentCredits", "6", "", _OF_ALL, "", "maker", "", ""),
+    ("07-03T08:00:00", "chargePermanentCredits", "3", "Lost key card", _OF_COMPANY, "maker", "manager", "", ""),
+    ("07-02T08:00:00", "order", "2.25", "", _OF_COMPANY, "maker", "maker", "order", "order -1"),
+    ("07-01T08:00:00", "subscriptionExpiration", "8.5", "", _OF_ALL, "", "", "", ""),
+    ("07-01T08:00:00", "subscriptionExpiration", "70.5", "", _OF_COMPANY, "maker", "", "", ""),
+    ("06-12T08:00:00", "booking", "1.5", "", _OF_MEMBERSHIP, "apprentice", "", "booking", "bare booking"),
+    ("06-10T08:00:00", "eventTicket", "8", "", _OF_COMPANY, "maker", "", "ticket", "ticket -2"),
+    ("06-09T08:00:00", "booking", "500", "Too few credits", _OF_COMPANY, "maker", "", "booking", "booking -2"),
+    ("06-08T08:00:00", "eventTicket", "8", "", _OF_COMPANY, "maker", "maker", "ticket", "ticket -1"),
+    ("06-07T08:00:00", "transferExpiringCredits", "10", "", _OF_ALL, "", "maker", "", ""),
+    ("06-07T08:00:00", "transferExpiringCredits", "10", "", _OF_ALL, "", "maker", "", ""),
+    ("06-06T08:00:00", "chargeExpiringCredits", "4", "Broken cup", _OF_COMPANY, "maker", "manager", "", ""),
+    ("06-05T08:00:00", "refund", "7.5", "Refund of 7.5", _OF_COMPANY, "maker", "manager", "booking", "booking -1"),
+    ("06-04T08:00:00", "refund", "5", "Refund of 5", _OF_COMPANY, "maker", "manager", "booking", "booking -1"),
+    ("06-03T08:00:00", "booking", "20", "", _OF_COMPANY, "maker", "maker", "booking", "booking -1"),
+    ("06-02T08:00:00", "creditPackage", "50", "50 credits", _OF_COMPANY, "maker", "maker", "", ""),
+    ("06-01T08:00:00", "subscriptionRenewal", "100", "June", _OF_COMPANY, "maker", "", "", ""),
+)
 PAGED_TYPES = {Transaction.GRANT: "grant", Transaction.CHARGE: "charge", Transaction.ADJUSTMENT: "adjustment"}
 # The stories' hours are all in October, when New York is four hours behind.
 _NEW_YORK_IN_OCTOBER = timezone(timedelta(hours=-4))
@@ -118,18 +158,39 @@ def spacebring_transactions(
     last: datetime | None = None,
 ) -> list[dict[str, Json]]:
     """The network's transactions, newest first: of each what tells it from the others."""
+    refs = {"locationRef": location, "membershipRef": membership, "companyRef": company}
 
-    def wanted(event: Event) -> bool:
-        labels = event.transaction.labels
+    def wanted(row: dict[str, Json]) -> bool:
+        moment = datetime.fromisoformat(str(row["createDate"]))
         return (
-            (location is None or labels["location"] == location)
-            and (membership is None or ("membership" in labels and labels["membership"] == membership))
-            and (company is None or ("company" in labels and labels["company"] == company))
-            and (first is None or _moment(event) >= first)
-            and (last is None or _moment(event) <= last)
+            all(row.get(name) == value for name, value in refs.items() if value is not None)
+            and (first is None or moment >= first)
+            and (last is None or moment <= last)
         )
 
-    return [_spacebring_transaction(event) for event in _newest_first(spacebring.STORY) if wanted(event)]
+    quarter = [
+        _spacebring_transaction(event)
+        for event in _newest_first(spacebring.STORY)
+        if event.account_id not in (spacebring.WORKSHOP, spacebring.MEMBERSHIP_LIGHTHOUSE)
+    ]
+    return [row for row in (*quarter, *_opening()) if wanted(row)]
+
+
+def _opening() -> Iterator[dict[str, Json]]:
+    for time, kind, amount, description, refs, owner, creator, subject, subject_id in _OPENING:
+        optional: dict[str, Json] = {
+            "description": description or None,
+            "userRefOwner": owner and demo_uuid(f"user {owner}"),
+            "userRefCreator": creator and demo_uuid(f"user {creator}"),
+            subject: {"id": demo_uuid(subject_id)},
+        }
+        yield {
+            "amount": Decimal(amount),
+            "createDate": f"2024-{time}Z",
+            "type": kind,
+            **refs,
+            **{name: value for name, value in optional.items() if name and value},
+        }
 
 
 def _spacebring_transaction(event: Event) -> dict[str, Json]:
@@ -161,7 +222,8 @@ def dreadnode_transactions(*types: str) -> list[dict[str, Json]]:
     return [
         _dreadnode_transaction(event)
         for event in _newest_first(dreadnode.STORY)
-        if event.transaction.category in (types or TRANSACTION_TYPES)
+        if event.account_id == dreadnode.ORGANIZATION
+        and event.transaction.category in (types or TRANSACTION_TYPES)
         and event.transaction.kind == TRANSACTION_TYPES[event.transaction.category]
     ]
 

@@ -144,12 +144,17 @@ class Network:
         return rows
 
 
-@pytest.fixture(scope="module")
-def network(gateway: Daybook) -> Network:
+def make_network(gateway: Daybook) -> Network:
     """A network without transactions, made with the command line."""
     slug = f"network-{uuid.uuid4()}"
     uid = printed(gateway, "tenants", "create", slug)
     return Network(gateway, uid, printed(gateway, "keys", "create", "--tenant", slug))
+
+
+@pytest.fixture(scope="module")
+def network(gateway: Daybook) -> Network:
+    """A network without transactions."""
+    return make_network(gateway)
 
 
 @pytest.fixture

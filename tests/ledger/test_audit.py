@@ -75,7 +75,7 @@ class Writer:
         attempt = Attempt(self.unit)
         command.run(attempt, START + minutes * HOUR // 60)
         attempt.accept()
-        return self.unit.changes.rows[-1]
+        return next(reversed(self.unit.changes.rows.values()))
 
     def post(
         self,
@@ -115,7 +115,7 @@ class Writer:
         changes = self.unit.changes
         stored = changes.states[ACME]
         return Books(
-            entries=tuple(to_entry(row) for row in changes.rows if row.account_number == ACME),
+            entries=tuple(to_entry(row) for row in changes.rows.values() if row.account_number == ACME),
             state=stored.state._replace(lots=(), window=None),
             last_hash=stored.last_hash,
             window_number=stored.state.window.number if stored.state.window else 0,

@@ -259,7 +259,8 @@ def run(source: AccountState, destination: AccountState, amount: Millionths, now
     """Transfers as the service does, on accounts as they were stored."""
     states = {state.account_number: StoredState(state, b"") for state in (source, destination)}
     lots = {(state.account_number, each.number): each for state in (source, destination) for each in state.lots}
-    unit = Unit(states, lots, charges={}, refunds={}, answers={}, random_bytes=Random(1).randbytes)
+    openers = {(number, each.opened_by): Transaction().SerializeToString() for (number, _), each in lots.items()}
+    unit = Unit(states, lots, charges={}, refunds={}, answers={}, random_bytes=Random(1).randbytes, openers=openers)
     command = Transfer(
         SOURCE, source.account_id, DESTINATION, destination.account_id, amount, Transaction(), Request("", b"")
     )

@@ -7,6 +7,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from daybook.v1.account_pb2 import User
 from daybook.v1.ledger_service_pb2 import (
     TRANSACTION_VIEW_BASIC,
     TRANSACTION_VIEW_UNSPECIFIED,
@@ -14,6 +15,7 @@ from daybook.v1.ledger_service_pb2 import (
     CreateTransactionRequest,
     GetTransactionRequest,
     ListLotsRequest,
+    ListTransactionsRequest,
     RefundTransactionRequest,
     TransferCreditsRequest,
 )
@@ -444,6 +446,65 @@ async def test_expirations_come_before_anything_newer(
     assert not first.HasField("expire_time")
     full = await client.full(first.name)
     assert list(full.allocations) == [Allocation(lot="accounts/acme/lots/2", amount="-20", expire_time=after(100))]
+    assert await admin.verify() == []
+
+
+async def test_an_expiration_tells_whose_the_credits_were(
+    server: Server, client: Client, admin: Client, clock: Clock
+) -> None:
+    """It has the owner and the labels of what brought the credits, so that the lists that show one show the other.
+
+    Whatever brought them: a grant, a transfer, or the refund of what had expired. The rest of
+    it belongs to the opening alone.
+    """
+    for account_id in ("acme", "other"):
+        await client.create_account(account_id)
+    ada, bob = User(id="ada", name="Ada", membership="m"), User(id="bob")
+    await client.post(
+        "acme", GRANT, "8", expire_time=after(10), owner=ada, creator=bob, labels={"company": "c", "floor": "2"}
+    )
+    await client.ledger.TransferCredits(
+        TransferCreditsRequest(
+            name="accounts/acme", destination="accounts/other", amount="3", creator=bob, labels={"location": "l"}
+        ),
+        metadata=client.metadata,
+    )
+    charge = await client.post("acme", CHARGE, "-1", owner=bob, labels={"membership": "m"}, description="Tea")
+    clock.advance(10)
+    assert await server.book.expirations.sweep() == 2
+    await client.ledger.RefundTransaction(RefundTransactionRequest(name=charge.name), metadata=client.metadata)
+    clock.advance(10)
+    # Not swept: the next posting brings it with it.
+    await client.post("acme", GRANT, "1", labels={"location": "elsewhere"})
+
+    def told(rows: list[Transaction]) -> list[tuple[str, User | None, dict[str, str]]]:
+        expirations = [row for row in rows if row.kind == Transaction.EXPIRATION]
+        assert not any(row.HasField("creator") or row.description for row in expirations)
+        return [(row.amount, row.owner if row.HasField("owner") else None, dict(row.labels)) for row in expirations]
+
+    acme, other = await client.history("acme"), await client.history("other")
+    assert told(acme) == [("-4", ada, {"company": "c", "floor": "2"}), ("-1", bob, {"membership": "m"})]
+    assert told(other) == [("-3", None, {"location": "l"})]
+    by_label = ListTransactionsRequest(parent="accounts/-", filter='labels.company = "c"')
+    listed = (await client.ledger.ListTransactions(by_label, metadata=client.metadata)).transactions
+    assert [(row.kind, row.amount) for row in listed] == [(Transaction.EXPIRATION, "-4"), (GRANT, "8")]
+    assert await admin.verify() == []
+
+
+async def test_lots_that_are_past_by_another_accounts_time_tell_whose_they_were(
+    client: Client, admin: Client, clock: Clock
+) -> None:
+    """Also where a clock that went back makes a transfer later than the clock: both sides have one time."""
+    for account_id in ("acme", "other"):
+        await client.create_account(account_id)
+    await client.post("acme", GRANT, "8", expire_time=after(10), labels={"company": "c"})
+    await client.post("acme", GRANT, "5")
+    clock.advance(20)
+    await client.post("other", GRANT, "1")
+    clock.advance(-20)
+    await _transfer(client, "acme", "other")
+    told = [(row.kind, row.amount, dict(row.labels)) for row in (await client.history("acme"))[2:]]
+    assert told[0] == (Transaction.EXPIRATION, "-8", {"company": "c"})
     assert await admin.verify() == []
 
 

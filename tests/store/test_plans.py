@@ -19,12 +19,13 @@ from server.store.migrate import migrate
 from server.store.transactions import list_statement, slice_statement
 
 CHARGE = Transaction.CHARGE
+SUCCEEDED = (Transaction.SUCCEEDED,)
 TIME_DESC, TIME_ASC = Order(), Order(descending=False)
 AMOUNT_DESC, AMOUNT_ASC = Order(OrderField.AMOUNT), Order(OrderField.AMOUNT, descending=False)
 AFTER = TransactionKey(1_700_000_000_000_000, 7, 42)
 
-TEABLE = tuple((CHARGE, source) for source in teable.SOURCE_TYPES)
-DREADNODE = tuple((kind, category) for category, kind in dreadnode.KINDS_OF_TYPES.items())
+TEABLE = tuple(teable.TYPES)
+DREADNODE = tuple(dreadnode.TYPES)
 SPACEBRING = tuple(spacebring.TYPES)
 
 ACCOUNT, TENANT = 7, None
@@ -174,31 +175,31 @@ MERGES: list[tuple[str, Shape, str, str]] = [
     ),
     (
         "dreadnode",
-        (ACCOUNT, TransactionFilter(kind_categories=DREADNODE), TIME_DESC),
+        (ACCOUNT, TransactionFilter(kind_categories=DREADNODE, states=SUCCEEDED), TIME_DESC),
         "transactions_by_category",
         "account_number=? AND kind=? AND category=?",
     ),
     (
         "teable, newest first",
-        (ACCOUNT, TransactionFilter(kind_categories=TEABLE, month=202410), TIME_DESC),
+        (ACCOUNT, TransactionFilter(kind_categories=TEABLE, states=SUCCEEDED, month=202410), TIME_DESC),
         "transactions_by_category",
         "account_number=? AND kind=? AND category=? AND create_time>? AND create_time<?",
     ),
     (
         "teable, oldest first",
-        (ACCOUNT, TransactionFilter(kind_categories=TEABLE[:1], month=202410), TIME_ASC),
+        (ACCOUNT, TransactionFilter(kind_categories=TEABLE[:1], states=SUCCEEDED, month=202410), TIME_ASC),
         "transactions_by_category",
         "account_number=? AND kind=? AND category=? AND create_time>? AND create_time<?",
     ),
     (
         "teable, most consumed first",
-        (ACCOUNT, TransactionFilter(kind_categories=TEABLE, month=202410), AMOUNT_ASC),
+        (ACCOUNT, TransactionFilter(kind_categories=TEABLE, states=SUCCEEDED, month=202410), AMOUNT_ASC),
         "transactions_by_month_and_amount",
         "account_number=? AND month=? AND kind=? AND category=?",
     ),
     (
         "teable, least consumed first",
-        (ACCOUNT, TransactionFilter(kind_categories=TEABLE, month=202410), AMOUNT_DESC),
+        (ACCOUNT, TransactionFilter(kind_categories=TEABLE, states=SUCCEEDED, month=202410), AMOUNT_DESC),
         "transactions_by_month_and_amount",
         "account_number=? AND month=? AND kind=? AND category=?",
     ),

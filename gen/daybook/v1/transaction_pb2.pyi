@@ -212,7 +212,9 @@ class Transaction(_message.Message):
 
     @_builtins.property
     def owner(self) -> _account_pb2.User:
-        """Whose credits moved, as known when the transaction was posted."""
+        """Whose credits moved, as known when the transaction was posted. An EXPIRATION has the
+        owner of the transaction that brought the credits.
+        """
 
     @_builtins.property
     def creator(self) -> _account_pb2.User:
@@ -223,7 +225,8 @@ class Transaction(_message.Message):
         """Names by which to find the transaction again, at most 32. A key is a lower-case
         letter, then up to 62 lower-case letters, digits and underscores; a value has 1 to
         128 characters. Lists can filter on `location`, `membership` and `company`;
-        `company` is the id of an account of kind COMPANY, where there is one.
+        `company` is the id of an account of kind COMPANY, where there is one. An EXPIRATION
+        has the labels of the transaction that brought the credits.
         """
 
     @_builtins.property

@@ -59,7 +59,7 @@ Global___ListCreditTransactionsRequest: _TypeAlias = ListCreditTransactionsReque
 
 @_typing.final
 class CreditTransaction(_message.Message):
-    """A credit transaction. What has no value prints as null."""
+    """A credit transaction that succeeded. What has no value prints as null."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -111,7 +111,7 @@ class GetCreditsHistoryResponse(_message.Message):
         CREDIT_HISTORY_FIELD_NUMBER: _builtins.int
         TOTAL_CREDIT_HISTORIES_FIELD_NUMBER: _builtins.int
         credit_balance: _builtins.float
-        """The credits that are available to the caller."""
+        """The credits that are available to the caller: what a charge may take now."""
         total_credit_histories: _builtins.int
         """How many hours there are over all pages. At most 2^31-1, two hundred thousand years."""
         @_builtins.property

@@ -154,7 +154,9 @@ class CreditsTransaction(_message.Message):
     USER_REF_CREATOR_FIELD_NUMBER: _builtins.int
     USER_REF_OWNER_FIELD_NUMBER: _builtins.int
     amount: _builtins.float
-    """How many credits moved, without a sign: type tells the direction."""
+    """How many credits moved, without a sign: type tells the direction. The sum of
+    expiringAmount and permanentAmount. What failed or was canceled shows what was tried.
+    """
     company_ref: _builtins.str
     """The company's id."""
     create_date: _builtins.str
@@ -172,7 +174,7 @@ class CreditsTransaction(_message.Message):
     membership_ref: _builtins.str
     """The id of the membership to which the transaction belongs."""
     permanent_amount: _builtins.float
-    """The part of amount that moved credits which don't expire."""
+    """The part of amount that moved credits which don't expire; all of it where nothing moved."""
     status: _builtins.str
     """canceled, failed or succeeded."""
     type: _builtins.str
@@ -187,7 +189,7 @@ class CreditsTransaction(_message.Message):
 
     @_builtins.property
     def company(self) -> Global___Company:
-        """The company to which the transaction belongs."""
+        """The company to which the transaction belongs, as it is now."""
 
     @_builtins.property
     def order(self) -> Global___Order:

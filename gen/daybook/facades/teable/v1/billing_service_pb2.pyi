@@ -94,7 +94,7 @@ Global___GetSpaceCreditHistoryRequest: _TypeAlias = GetSpaceCreditHistoryRequest
 
 @_typing.final
 class GetSpaceCreditHistoryResponse(_message.Message):
-    """One page of consumed credits."""
+    """One page of consumed credits. What failed or was canceled consumed none."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -1,0 +1,144 @@
+"""What the facades tell of this moment: by the clock, whether or not anything is posted meanwhile."""
+
+from __future__ import annotations
+
+import uuid
+
+import pytest
+from daybook.facades.nebulablock.v1.users_service_pb2 import GetCreditsHistoryRequest
+from daybook.facades.nebulablock.v1.users_service_pb2_grpc import UsersStub
+from daybook.facades.spacebring.v1.transactions_service_pb2 import CreditsTransaction, GetCreditsTransactionsRequest
+from daybook.facades.spacebring.v1.transactions_service_pb2_grpc import TransactionsStub
+from daybook.v1.account_pb2 import Account, Company
+from daybook.v1.ledger_service_pb2 import RefundTransactionRequest
+from daybook.v1.transaction_pb2 import Transaction, Usage
+
+from server.ledger.instants import SECOND, to_timestamp
+from tests.conftest import NOON, Client, Clock, Server, only_sqlite
+
+pytestmark = only_sqlite
+
+GRANT, CHARGE = Transaction.GRANT, Transaction.CHARGE
+IN_AN_HOUR = to_timestamp(NOON + 3600 * SECOND)
+
+
+async def rows_of(client: Client) -> list[CreditsTransaction]:
+    """What Spacebring lists of the tenant `house`, newest first."""
+    network = ("spacebring-network-id", str(uuid.uuid5(uuid.NAMESPACE_URL, "house")))
+    answer = await TransactionsStub(client.channel).GetCreditsTransactions(
+        GetCreditsTransactionsRequest(), metadata=(*client.metadata, network)
+    )
+    return list(answer.transactions)
+
+
+async def credits_of(client: Client) -> tuple[float, float]:
+    """The expiring and the permanent credits of the company of the newest row."""
+    held = (await rows_of(client))[0].company.credits
+    return held.expiring, held.permanent
+
+
+async def test_spacebring_counts_no_credits_that_are_past(client: Client, clock: Clock) -> None:
+    """A company's credits are those that it can spend at this moment, before anybody posts that some expired."""
+    await client.create_account("acme", kind=Account.COMPANY)
+    labels = {"company": "acme"}
+    await client.post("acme", GRANT, "10", category="credit_package", expire_time=IN_AN_HOUR, labels=labels)
+    await client.post("acme", GRANT, "4", category="credit_package", labels=labels)
+    await client.post("acme", CHARGE, "-3.5", category="order", labels=labels)
+    clock.advance(3599.999999)
+    assert await credits_of(client) == (6.5, 4)
+    clock.advance(0.000001)
+    assert await credits_of(client) == (0, 4)
+    assert [row.type for row in await rows_of(client)] == ["order", "creditPackage", "creditPackage"]
+    # The next posting tells what expired, and changes nothing about it.
+    await client.post("acme", CHARGE, "-1", category="order", labels=labels)
+    assert await credits_of(client) == (0, 3)
+    newest, expiration = (await rows_of(client))[:2]
+    assert (newest.type, expiration.type, expiration.amount) == ("order", "subscriptionExpiration", 6.5)
+    assert (expiration.create_date, expiration.company_ref) == ("2024-10-10T13:00:00Z", "acme")
+
+
+async def test_spacebring_counts_what_was_borrowed_as_permanent(client: Client) -> None:
+    """A company in debt has less than no permanent credits, and the charge that led there is of permanent ones."""
+    await client.create_account("acme", kind=Account.COMPANY, credit_limit="5")
+    labels = {"company": "acme"}
+    await client.post("acme", GRANT, "2", category="credit_package", expire_time=IN_AN_HOUR, labels=labels)
+    await client.post("acme", CHARGE, "-6", category="admin_charge", labels=labels)
+    assert await credits_of(client) == (0, -4)
+    charge = (await rows_of(client))[0]
+    parts = (charge.type, charge.amount, charge.expiring_amount, charge.permanent_amount)
+    assert parts == ("chargePermanentCredits", 6, 2, 4)
+
+
+async def test_spacebring_shows_a_company_as_it_is_now(client: Client) -> None:
+    """Its title for want of one is the display name; an account of another kind is no company."""
+    await client.create_account("acme", kind=Account.COMPANY, display_name="Acme", company=Company(notes="n"))
+    await client.create_account("person", kind=Account.USER, display_name="Person")
+    for company in ("acme", "person", "nobody"):
+        await client.post("acme", GRANT, "1", category="credit_package", labels={"company": company})
+    nobody, person, acme = await rows_of(client)
+    assert (nobody.company_ref, nobody.HasField("company")) == ("nobody", False)
+    assert (person.company_ref, person.HasField("company")) == ("person", False)
+    shown = acme.company
+    assert (shown.id, shown.title, shown.notes, shown.create_date) == ("acme", "Acme", "n", "2024-10-10T12:00:00Z")
+    assert not shown.HasField("business_address")
+    assert not shown.HasField("day_passes")
+
+
+async def test_spacebring_refund_grows_with_each_refund(client: Client, clock: Clock) -> None:
+    """A charge tells what was given back of it so far, and when last; a refund tells nothing of the kind."""
+    await client.create_account("acme")
+    await client.post("acme", GRANT, "10", category="credit_package")
+    charge = await client.post("acme", CHARGE, "-8", category="booking")
+    told = []
+    for amount in ("1.25", "2", ""):
+        clock.advance(60)
+        await client.ledger.RefundTransaction(
+            RefundTransactionRequest(name=charge.name, amount=amount), metadata=client.metadata
+        )
+        rows = await rows_of(client)
+        assert [row.HasField("refund") for row in rows if row.id != charge.uid] == [False] * (len(rows) - 1)
+        (refund,) = [row.refund for row in rows if row.id == charge.uid]
+        told.append((rows[0].amount, refund.amount, refund.create_date))
+    assert told == [
+        (1.25, 1.25, "2024-10-10T12:01:00Z"),
+        (2, 3.25, "2024-10-10T12:02:00Z"),
+        (4.75, 8, "2024-10-10T12:03:00Z"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("credit_limit", "spent", "available"),
+    [("0", "3", 7.5), ("0", "10.5", 0), ("20", "3", 27.5), ("20", "25", 5.5), ("20", "30.5", 0)],
+)
+async def test_nebulablock_tells_what_is_available(
+    server: Server, client: Client, clock: Clock, credit_limit: str, spent: str, available: float
+) -> None:
+    """credit_balance is the available amount: with the credit limit, without what is past."""
+    await client.create_account("266", credit_limit=credit_limit)
+    await client.post("266", GRANT, "10.5")
+    await client.post("266", GRANT, "100", expire_time=IN_AN_HOUR)
+    clock.advance(3600)
+    await client.post("266", CHARGE, f"-{spent}", category="computing", usage=Usage(model="m"))
+    tenant_number = await server.book.credentials.tenant_number("house")
+    assert tenant_number is not None
+    user = await server.client(tenant_number, account_id="266")
+    answer = await UsersStub(client.channel).GetCreditsHistory(GetCreditsHistoryRequest(), metadata=user.metadata)
+    assert answer.data.credit_balance == available
+    (hour,) = answer.data.credit_history
+    assert (hour.user_id, hour.total, hour.create_time) == (266, float(spent), "EST 2024-10-10 09:00:00")
+
+
+async def test_nebulablock_counts_nothing_that_is_past(server: Server, client: Client, clock: Clock) -> None:
+    """Credits that are past are not available, before anybody posts that they expired."""
+    await client.create_account("266")
+    await client.post("266", GRANT, "10.5", expire_time=IN_AN_HOUR)
+    tenant_number = await server.book.credentials.tenant_number("house")
+    assert tenant_number is not None
+    user = await server.client(tenant_number, account_id="266")
+    balances = []
+    for seconds in (0, 3599.999999, 0.000001):
+        clock.advance(seconds)
+        answer = await UsersStub(client.channel).GetCreditsHistory(GetCreditsHistoryRequest(), metadata=user.metadata)
+        balances.append(answer.data.credit_balance)
+    assert balances == [10.5, 10.5, 0]
+    assert [row.kind for row in await client.history("266")] == [GRANT]

@@ -1,0 +1,124 @@
+"""Which transaction is which type: the code, the facade's page in docs/ and the vendor's list of types agree."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+from daybook.v1.transaction_pb2 import Transaction
+
+from server.facades import dreadnode, spacebring, teable
+from server.ledger.posting import Kind
+from server.ledger.usage import USAGE_CATEGORIES
+from tests.facades.exchanges import Json, read_exchanges, read_json
+from tests.facades.test_golden import FILES
+
+DOCUMENTS = Path(__file__).parents[2] / "docs/facades"
+
+Table = dict[tuple[Kind, str], tuple[str, ...]]
+
+# The enumerations of the vendors' pages.
+TYPES_OF_PAGES = {
+    "teable": {"automation_ai_action", "ai_generation", "field_ai_generation", "ai_chat", "app_generation"},
+    "spacebring": {
+        "booking",
+        "chargeExpiringCredits",
+        "chargePermanentCredits",
+        "creditPackage",
+        "eventTicket",
+        "order",
+        "refund",
+        "subscriptionExpiration",
+        "subscriptionRenewal",
+        "transferExpiringCredits",
+        "transferPermanentCredits",
+    },
+    "dreadnode": {
+        "purchase",
+        "auto_refill",
+        "usage",
+        "inference",
+        "span_ingestion",
+        "storage",
+        "signup_allocation",
+        "refund",
+        "admin_adjustment",
+        "web_search",
+    },
+}
+STATUSES_OF_SPACEBRING = {"canceled", "failed", "succeeded"}
+
+
+def table_of(types: Mapping[tuple[Kind, str], str | spacebring.ByLots]) -> Table:
+    """A facade's table, each pair with the types that it can be."""
+    return {pair: (named,) if isinstance(named, str) else tuple(named) for pair, named in types.items()}
+
+
+TABLES: dict[str, Table] = {
+    "teable": table_of(teable.TYPES),
+    "nebulablock": {(Transaction.CHARGE, category): (f"{category}_amount",) for category in USAGE_CATEGORIES},
+    "spacebring": table_of(spacebring.TYPES),
+    "dreadnode": table_of(dreadnode.TYPES),
+}
+
+
+def documented_table(vendor: str) -> Table:
+    """The first table of a facade's page: `| KIND, KIND `category` | `type` ... |`."""
+    text = (DOCUMENTS / f"{vendor}.md").read_text().partition("\n| transaction |")[2].partition("\n\n")[0]
+    rows = re.findall(r"(?m)^\|(.*)\|(.*)\|$", text)
+    table: Table = {}
+    for transaction, types in rows[1:-1]:
+        (category,) = re.findall(r"`(\w+)`", transaction)
+        for kind in re.findall(r"\b[A-Z_]{5,}\b", transaction):
+            assert (Transaction.Kind.Value(kind), category) not in table, f"{kind} {category} stands there twice"
+            table[Transaction.Kind.Value(kind), category] = tuple(re.findall(r"`(\w+)`", types))
+    assert rows[-1] == (" anything else ", " not shown ")
+    return table
+
+
+@pytest.mark.parametrize("vendor", TABLES)
+def test_page_has_the_table_of_the_code(vendor: str) -> None:
+    """What docs/facades says of types is what the facade does."""
+    assert documented_table(vendor) == TABLES[vendor]
+
+
+@pytest.mark.parametrize("vendor", TYPES_OF_PAGES)
+def test_every_type_comes_of_some_transaction(vendor: str) -> None:
+    """The tables give each type of the vendor's page, and none that the page lacks."""
+    assert {name for names in TABLES[vendor].values() for name in names} == TYPES_OF_PAGES[vendor]
+
+
+def values_of(body: Json, name: str) -> Iterator[str]:
+    """Every text that stands in a body under a name, however deep."""
+    if isinstance(body, list):
+        for element in body:
+            yield from values_of(element, name)
+    elif isinstance(body, dict):
+        for key, value in body.items():
+            if key == name and isinstance(value, str):
+                yield value
+            yield from values_of(value, name)
+
+
+@pytest.mark.parametrize(
+    ("vendor", "name", "expected"),
+    [
+        ("teable", "sourceType", TYPES_OF_PAGES["teable"]),
+        ("spacebring", "type", TYPES_OF_PAGES["spacebring"]),
+        ("spacebring", "status", STATUSES_OF_SPACEBRING),
+        ("dreadnode", "transaction_type", TYPES_OF_PAGES["dreadnode"]),
+    ],
+)
+def test_exchanges_show_every_type(vendor: str, name: str, expected: set[str]) -> None:
+    """Each type and each status stands in a golden exchange, made by a transaction of the demo."""
+    shown = {
+        value
+        for file in FILES
+        if file.parent.name == vendor
+        for exchange in read_exchanges(file)
+        if exchange.status == 200 and exchange.body
+        for value in values_of(read_json(exchange.body), name)
+    }
+    assert shown == expected
