@@ -122,13 +122,13 @@ def upgrade() -> None:
     op.create_index(
         "transactions_by_category",
         "transactions",
-        ["account_number", "kind", "category", "create_time", "sequence", "state"],
+        ["account_number", "kind", "category", "create_time", "sequence"],
         unique=False,
     )
     op.create_index(
         "transactions_by_month_and_amount",
         "transactions",
-        ["account_number", "month", "kind", "category", "amount", "sequence", "state"],
+        ["account_number", "month", "kind", "category", "amount", "sequence"],
         unique=False,
     )
     op.create_index("transactions_by_time", "transactions", ["account_number", "create_time", "sequence"], unique=False)
