@@ -21,7 +21,7 @@ from server.demo.guide import what_to_try
 from server.demo.load import DATABASE_URL as DEMO_DATABASE_URL
 from server.demo.load import load as load_demo
 from server.gateway import gateway, require_free_ports
-from server.ledger.access import ADMIN
+from server.ledger.access import DEFAULT_SCOPES, SUFFICIENT
 from server.ledger.errors import DaybookError
 from server.transport.auth import new_api_key
 from server.usecases.verification import Progress
@@ -222,11 +222,17 @@ def create_tenant(
 def create_key(
     tenant: Annotated[str, typer.Option(help="the slug of the tenant")],
     account: Annotated[str | None, typer.Option(help="the id of the account to bind the key to")] = None,
-    scope: Annotated[list[str] | None, typer.Option(help="`admin`, for import and verification")] = None,
+    scope: Annotated[
+        list[str] | None,
+        typer.Option(help=f"what the key is good for, as often as needed: {', '.join(SUFFICIENT)}", show_default=False),
+    ] = None,
     database_url: DatabaseUrl = None,
 ) -> None:
-    """Creates an API key and prints it. It can't be shown again."""
-    unknown = set(scope or ()) - {ADMIN}
+    """Creates an API key and prints it. It can't be shown again.
+
+    Without --scope it has `transactions` and `accounts`: all but running the ledger.
+    """
+    unknown = set(scope or ()) - SUFFICIENT.keys()
     if unknown:
         raise typer.BadParameter(f"there is no scope {', '.join(sorted(unknown))}")
     settings = _settings(database_url=database_url)
@@ -244,7 +250,7 @@ def create_key(
                 tenant_number=tenant_number,
                 account_number=account_number,
                 create_time=book.clock(),
-                scopes=" ".join(scope or ()),
+                scopes=scope or DEFAULT_SCOPES,
             )
             typer.echo(key.text)
 

@@ -14,6 +14,7 @@ from server.ledger.money import ONE_CREDIT
 
 ORGANIZATION = "example"
 KEY = "demo-dreadnode"
+ACCOUNTS_KEY = "demo-dreadnode-accounts"
 
 _START = parse("2024-11-01T09:00:00Z")
 _DAYS = 28
@@ -77,6 +78,7 @@ STORY = Story(
     uid=demo_uuid("dreadnode"),
     start=_START,
     accounts={ORGANIZATION: Account(kind=Account.ORGANIZATION, display_name="Example")},
-    keys={KEY: None},
+    keys={ACCOUNTS_KEY: None, KEY: None},
     events=list(_events()),
+    narrow_keys={ACCOUNTS_KEY: ("accounts",)},
 )

@@ -9,7 +9,7 @@ import structlog
 from server.app import Book, CannotStart, open_book
 from server.demo import dreadnode, nebulablock, spacebring, teable
 from server.demo.story import Story
-from server.ledger.access import Caller
+from server.ledger.access import DEFAULT_SCOPES, Caller
 from server.ledger.instants import Instant
 from server.store.accounts import AccountRecord
 from server.store.requests import Request
@@ -83,4 +83,5 @@ async def _tell(book: Book, clock: _Clock, story: Story) -> None:
             tenant_number=tenant_number,
             account_number=await book.account_store.number(tenant_number, bound_to) if bound_to else None,
             create_time=story.start,
+            scopes=story.narrow_keys.get(key_id, DEFAULT_SCOPES),
         )

@@ -14,6 +14,7 @@ DOCUMENTED_USER = "266"
 DOCUMENTED_KEY = "demo-nebulablock"
 BUSY_USER = "271"
 BUSY_KEY = "demo-nebulablock-busy"
+ACCOUNTS_KEY = "demo-nebulablock-accounts"
 
 # 05:54:58 in New York, where the documented example begins.
 _START = parse("2024-10-10T09:54:58Z")
@@ -55,6 +56,7 @@ STORY = Story(
         DOCUMENTED_USER: Account(kind=Account.USER, display_name="User 266"),
         BUSY_USER: Account(kind=Account.USER, display_name="User 271"),
     },
-    keys={DOCUMENTED_KEY: DOCUMENTED_USER, BUSY_KEY: BUSY_USER},
+    keys={ACCOUNTS_KEY: DOCUMENTED_USER, DOCUMENTED_KEY: DOCUMENTED_USER, BUSY_KEY: BUSY_USER},
     events=[*_documented(), *_busy()],
+    narrow_keys={ACCOUNTS_KEY: ("accounts",)},
 )

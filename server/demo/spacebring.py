@@ -14,6 +14,8 @@ from server.ledger.instants import HOUR, Instant, parse, to_timestamp
 
 NETWORK = demo_uuid("network")
 KEY = "demo-spacebring"
+ACCOUNTS_KEY = "demo-spacebring-accounts"
+READONLY_KEY = "demo-spacebring-readonly"
 HARBOUR = demo_uuid("location harbour")
 OLD_TOWN = demo_uuid("location old town")
 STUDIO = demo_uuid("company studio")
@@ -159,6 +161,7 @@ STORY = Story(
     uid=NETWORK,
     start=_START,
     accounts=_ACCOUNTS,
-    keys={KEY: None},
+    keys={ACCOUNTS_KEY: None, READONLY_KEY: None, KEY: None},
     events=list(_events()),
+    narrow_keys={ACCOUNTS_KEY: ("accounts",), READONLY_KEY: ("transactions.readonly",)},
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from uuid import NAMESPACE_URL, uuid5
 
 from daybook.v1.account_pb2 import Account
@@ -35,6 +35,8 @@ class Story:
     keys: dict[str, str | None]
     """The ids of the tenant's keys, each with the account that it is bound to."""
     events: list[Event]
+    narrow_keys: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Those of the keys that have other scopes than usual, with their scopes."""
 
 
 def demo_uuid(name: str) -> str:

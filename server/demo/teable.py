@@ -13,6 +13,7 @@ from server.ledger.instants import HOUR, parse
 
 SPACE = "spcExampleStudio"
 KEY = "demo-teable"
+ACCOUNTS_KEY = "demo-teable-accounts"
 MONTH = "2024-10"
 
 _START = parse("2024-09-01T08:00:00Z")
@@ -63,6 +64,7 @@ STORY = Story(
         SPACE: Account(kind=Account.SPACE, display_name="Example Studio"),
         "spcExampleArchive": Account(kind=Account.SPACE, display_name="Archive, never used"),
     },
-    keys={KEY: None},
+    keys={ACCOUNTS_KEY: None, KEY: None},
     events=list(_events()),
+    narrow_keys={ACCOUNTS_KEY: ("accounts",)},
 )

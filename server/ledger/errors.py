@@ -118,12 +118,14 @@ class TenantNotPermitted(PermissionDenied):
 
 
 class ScopeMissing(PermissionDenied):
-    """The credential lacks a scope that the call needs."""
+    """The credential lacks the scope that the call needs."""
 
     reason = "SCOPE_MISSING"
 
-    def __init__(self, scope: str) -> None:
+    def __init__(self, scope: str, request: object = None) -> None:
         super().__init__(f"the credential lacks the scope {scope}", scope=scope)
+        self.request = request
+        """What was refused, for a facade whose vendor says in the refusal what was asked for."""
 
 
 class NotFound(DaybookError):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sqlalchemy import insert, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
+from server.ledger.access import DEFAULT_SCOPES
 from server.ledger.instants import Instant
 from server.store.database import Conflict, Database
 from server.store.tables import accounts, api_keys, tenants, token_keys
@@ -99,7 +101,7 @@ class CredentialStore:
         tenant_number: int,
         account_number: int | None,
         create_time: Instant,
-        scopes: str = "",
+        scopes: Iterable[str] = DEFAULT_SCOPES,
     ) -> None:
         """Stores a new key."""
         async with self._database.write() as connection:
@@ -108,7 +110,7 @@ class CredentialStore:
                     id=key_id,
                     tenant_number=tenant_number,
                     account_number=account_number,
-                    scopes=scopes,
+                    scopes=" ".join(scopes),
                     secret_hash=secret_hash,
                     create_time=create_time,
                 )

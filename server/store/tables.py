@@ -78,7 +78,7 @@ api_keys = Table(
     Column("tenant_number", ForeignKey("tenants.number"), nullable=False),
     # Null for a key that is good for all of the tenant.
     Column("account_number", ForeignKey("accounts.number"), nullable=True),
-    # What the key is good for beyond reading and posting: words with a space between them.
+    # What the key is good for: words with a space between them.
     Column("scopes", String(255), nullable=False),
     # SHA-256 of the secret; the secret itself is stored nowhere.
     Column("secret_hash", LargeBinary(32), nullable=False),

@@ -1,13 +1,13 @@
-"""What happens around every call: it is timed, its caller is found, its errors are told.
+"""What happens around every call: it is timed, its caller is found, their scope is checked, its errors are told.
 
-One interceptor does all three, because grpc.aio asks every interceptor anew for a handler
+One interceptor does all four, because grpc.aio asks every interceptor anew for a handler
 at each call; this one wraps each method once and keeps the result.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeAlias
 
@@ -16,8 +16,9 @@ import structlog
 from google.protobuf.message import DecodeError
 
 from server.ledger.errors import DaybookError, FieldInvalid, Internal, InternalFailure, Unavailable
-from server.transport.auth import Authenticator, authentication
+from server.transport.auth import Authenticator, authentication, current_caller
 from server.transport.errors import RenderError, code_of, refuse
+from server.transport.scopes import declared_scopes
 
 log = structlog.get_logger(__name__)
 
@@ -56,13 +57,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         service = method.partition("/")[0]
         if handler is None or service in OPEN_SERVICES:
             return handler
+        scopes = declared_scopes(method)
         render = self._renderers.get(service)
         if handler.unary_unary is not None:
             # The stubs know only synchronous handlers; a server of grpc.aio has coroutines.
             answer: Callable[[Any, Context], Awaitable[Any]] = handler.unary_unary  # type: ignore[assignment]
 
             async def unary(request: Any, context: Context) -> Any:
-                async with self._around(method, context, render):
+                async with self._around(method, scopes, context, render, request):
                     return await answer(_well_formed(request), context)
 
             return grpc.unary_unary_rpc_method_handler(
@@ -72,7 +74,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             answers: Callable[[Any, Context], AsyncIterator[Any]] = handler.unary_stream  # type: ignore[assignment]
 
             async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
-                async with self._around(method, context, render):
+                async with self._around(method, scopes, context, render, request):
                     async for answer in answers(_well_formed(request), context):
                         yield answer
 
@@ -83,7 +85,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             summary: Callable[[Any, Context], Awaitable[Any]] = handler.stream_unary  # type: ignore[assignment]
 
             async def upload(requests: Any, context: Context) -> Any:
-                async with self._around(method, context, render):
+                async with self._around(method, scopes, context, render):
                     return await summary(_all_well_formed(requests), context)
 
             return grpc.stream_unary_rpc_method_handler(
@@ -92,11 +94,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         raise AssertionError(f"{method} streams both ways, and nothing here wraps that")
 
     @asynccontextmanager
-    async def _around(self, method: str, context: Context, render: RenderError | None) -> AsyncIterator[None]:
+    async def _around(
+        self, method: str, scopes: Sequence[str], context: Context, render: RenderError | None, request: Any = None
+    ) -> AsyncIterator[None]:
         started = time.perf_counter()
         code = grpc.StatusCode.OK
         try:
             authentication.set(await self._authenticator.authenticate(context.invocation_metadata() or ()))
+            current_caller().require_scope(scopes, request)
             yield
         except DaybookError as error:
             code = code_of(error)

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import TypeVar
 
-from server.ledger.access import ADMIN, Caller
+from server.ledger.access import Caller
 from server.ledger.audit import AccountAudit, Finding, refund_print
 from server.store.accounts import AccountStore
 from server.store.books import AccountKey, Books, BookStore
@@ -35,9 +35,8 @@ class Verification:
     async def verify(self, caller: Caller, account_id: str | None) -> AsyncIterator[Finding | Progress]:
         """Verifies an account of the caller's tenant, or all of them if it is None.
 
-        Raises ScopeMissing, AccountNotFound.
+        Raises AccountNotFound.
         """
-        caller.require_scope(ADMIN)
         if account_id is None:
             caller.require_tenant()
             async for event in self.verify_all(caller.tenant_number):

@@ -161,7 +161,7 @@ async def prepare(database_url: str) -> str:
             tenant_number=number,
             account_number=None,
             create_time=book.clock(),
-            scopes="admin",
+            scopes=["admin"],
         )
         return key.text
 

@@ -22,13 +22,14 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from daybook.v1 import scope_pb2 as daybook_dot_v1_dot_scope__pb2
 from daybook.v1 import transaction_pb2 as daybook_dot_v1_dot_transaction__pb2
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x64\x61ybook/v1/admin_service.proto\x12\ndaybook.v1\x1a\x1c\x64\x61ybook/v1/transaction.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x80\x02\n\x19ImportTransactionsRequest\x12?\n\x05items\x18\x01 \x03(\x0b\x32*.daybook.v1.ImportTransactionsRequest.ItemB\x04\xe2\x41\x01\x02\x1a\xa1\x01\n\x04Item\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x32\n\x0btransaction\x18\x02 \x01(\x0b\x32\x17.daybook.v1.TransactionB\x04\xe2\x41\x01\x02\x12\x35\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x02\x12\x18\n\nrequest_id\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\"K\n\x1aImportTransactionsResponse\x12\x16\n\x0eimported_count\x18\x01 \x01(\x03\x12\x15\n\rskipped_count\x18\x02 \x01(\x03\",\n\x13VerifyLedgerRequest\x12\x15\n\x07\x61\x63\x63ount\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\"\xde\x02\n\x14VerifyLedgerResponse\x12;\n\x07\x66inding\x18\x01 \x01(\x0b\x32(.daybook.v1.VerifyLedgerResponse.FindingH\x00\x12=\n\x08progress\x18\x02 \x01(\x0b\x32).daybook.v1.VerifyLedgerResponse.ProgressH\x00\x1a^\n\x07\x46inding\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12\x0f\n\x07subject\x18\x03 \x01(\t\x12\x10\n\x08\x65xpected\x18\x04 \x01(\t\x12\r\n\x05\x66ound\x18\x05 \x01(\t\x1a\x61\n\x08Progress\x12\x15\n\raccount_count\x18\x01 \x01(\x03\x12\x19\n\x11transaction_count\x18\x02 \x01(\x03\x12\x15\n\rfinding_count\x18\x03 \x01(\x03\x12\x0c\n\x04\x64one\x18\x04 \x01(\x08\x42\x07\n\x05\x65vent2\xe0\x01\n\x05\x41\x64min\x12\x65\n\x12ImportTransactions\x12%.daybook.v1.ImportTransactionsRequest\x1a&.daybook.v1.ImportTransactionsResponse(\x01\x12p\n\x0cVerifyLedger\x12\x1f.daybook.v1.VerifyLedgerRequest\x1a .daybook.v1.VerifyLedgerResponse\"\x1b\x82\xd3\xe4\x93\x02\x15\x12\x13/v1/accounts:verify0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x64\x61ybook/v1/admin_service.proto\x12\ndaybook.v1\x1a\x16\x64\x61ybook/v1/scope.proto\x1a\x1c\x64\x61ybook/v1/transaction.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x80\x02\n\x19ImportTransactionsRequest\x12?\n\x05items\x18\x01 \x03(\x0b\x32*.daybook.v1.ImportTransactionsRequest.ItemB\x04\xe2\x41\x01\x02\x1a\xa1\x01\n\x04Item\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x32\n\x0btransaction\x18\x02 \x01(\x0b\x32\x17.daybook.v1.TransactionB\x04\xe2\x41\x01\x02\x12\x35\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x02\x12\x18\n\nrequest_id\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\"K\n\x1aImportTransactionsResponse\x12\x16\n\x0eimported_count\x18\x01 \x01(\x03\x12\x15\n\rskipped_count\x18\x02 \x01(\x03\",\n\x13VerifyLedgerRequest\x12\x15\n\x07\x61\x63\x63ount\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\"\xde\x02\n\x14VerifyLedgerResponse\x12;\n\x07\x66inding\x18\x01 \x01(\x0b\x32(.daybook.v1.VerifyLedgerResponse.FindingH\x00\x12=\n\x08progress\x18\x02 \x01(\x0b\x32).daybook.v1.VerifyLedgerResponse.ProgressH\x00\x1a^\n\x07\x46inding\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12\x0f\n\x07subject\x18\x03 \x01(\t\x12\x10\n\x08\x65xpected\x18\x04 \x01(\t\x12\r\n\x05\x66ound\x18\x05 \x01(\t\x1a\x61\n\x08Progress\x12\x15\n\raccount_count\x18\x01 \x01(\x03\x12\x19\n\x11transaction_count\x18\x02 \x01(\x03\x12\x15\n\rfinding_count\x18\x03 \x01(\x03\x12\x0c\n\x04\x64one\x18\x04 \x01(\x08\x42\x07\n\x05\x65vent2\xf4\x01\n\x05\x41\x64min\x12p\n\x12ImportTransactions\x12%.daybook.v1.ImportTransactionsRequest\x1a&.daybook.v1.ImportTransactionsResponse\"\t\x8a\xfa\x18\x05\x61\x64min(\x01\x12y\n\x0cVerifyLedger\x12\x1f.daybook.v1.VerifyLedgerRequest\x1a .daybook.v1.VerifyLedgerResponse\"$\x8a\xfa\x18\x05\x61\x64min\x82\xd3\xe4\x93\x02\x15\x12\x13/v1/accounts:verify0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -47,22 +48,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_IMPORTTRANSACTIONSREQUEST'].fields_by_name['items']._serialized_options = b'\342A\001\002'
   _globals['_VERIFYLEDGERREQUEST'].fields_by_name['account']._loaded_options = None
   _globals['_VERIFYLEDGERREQUEST'].fields_by_name['account']._serialized_options = b'\342A\001\001'
+  _globals['_ADMIN'].methods_by_name['ImportTransactions']._loaded_options = None
+  _globals['_ADMIN'].methods_by_name['ImportTransactions']._serialized_options = b'\212\372\030\005admin'
   _globals['_ADMIN'].methods_by_name['VerifyLedger']._loaded_options = None
-  _globals['_ADMIN'].methods_by_name['VerifyLedger']._serialized_options = b'\202\323\344\223\002\025\022\023/v1/accounts:verify'
-  _globals['_IMPORTTRANSACTIONSREQUEST']._serialized_start=173
-  _globals['_IMPORTTRANSACTIONSREQUEST']._serialized_end=429
-  _globals['_IMPORTTRANSACTIONSREQUEST_ITEM']._serialized_start=268
-  _globals['_IMPORTTRANSACTIONSREQUEST_ITEM']._serialized_end=429
-  _globals['_IMPORTTRANSACTIONSRESPONSE']._serialized_start=431
-  _globals['_IMPORTTRANSACTIONSRESPONSE']._serialized_end=506
-  _globals['_VERIFYLEDGERREQUEST']._serialized_start=508
-  _globals['_VERIFYLEDGERREQUEST']._serialized_end=552
-  _globals['_VERIFYLEDGERRESPONSE']._serialized_start=555
-  _globals['_VERIFYLEDGERRESPONSE']._serialized_end=905
-  _globals['_VERIFYLEDGERRESPONSE_FINDING']._serialized_start=703
-  _globals['_VERIFYLEDGERRESPONSE_FINDING']._serialized_end=797
-  _globals['_VERIFYLEDGERRESPONSE_PROGRESS']._serialized_start=799
-  _globals['_VERIFYLEDGERRESPONSE_PROGRESS']._serialized_end=896
-  _globals['_ADMIN']._serialized_start=908
-  _globals['_ADMIN']._serialized_end=1132
+  _globals['_ADMIN'].methods_by_name['VerifyLedger']._serialized_options = b'\212\372\030\005admin\202\323\344\223\002\025\022\023/v1/accounts:verify'
+  _globals['_IMPORTTRANSACTIONSREQUEST']._serialized_start=197
+  _globals['_IMPORTTRANSACTIONSREQUEST']._serialized_end=453
+  _globals['_IMPORTTRANSACTIONSREQUEST_ITEM']._serialized_start=292
+  _globals['_IMPORTTRANSACTIONSREQUEST_ITEM']._serialized_end=453
+  _globals['_IMPORTTRANSACTIONSRESPONSE']._serialized_start=455
+  _globals['_IMPORTTRANSACTIONSRESPONSE']._serialized_end=530
+  _globals['_VERIFYLEDGERREQUEST']._serialized_start=532
+  _globals['_VERIFYLEDGERREQUEST']._serialized_end=576
+  _globals['_VERIFYLEDGERRESPONSE']._serialized_start=579
+  _globals['_VERIFYLEDGERRESPONSE']._serialized_end=929
+  _globals['_VERIFYLEDGERRESPONSE_FINDING']._serialized_start=727
+  _globals['_VERIFYLEDGERRESPONSE_FINDING']._serialized_end=821
+  _globals['_VERIFYLEDGERRESPONSE_PROGRESS']._serialized_start=823
+  _globals['_VERIFYLEDGERRESPONSE_PROGRESS']._serialized_end=920
+  _globals['_ADMIN']._serialized_start=932
+  _globals['_ADMIN']._serialized_end=1176
 # @@protoc_insertion_point(module_scope)

@@ -138,7 +138,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     "refundable_amount": "1.5"}}
     """
     SCOPE_MISSING: _ErrorReason.ValueType  # 21
-    """The credential lacks a scope that the call needs. Status PERMISSION_DENIED.
+    """The credential lacks the scope that the call needs, see scope.proto; of several that
+    would do the first is told. Status PERMISSION_DENIED.
 
     Example: {"reason": "SCOPE_MISSING", "domain": "daybook", "metadata": {"scope": "admin"}}
     """
@@ -283,7 +284,8 @@ Example: {"reason": "REFUND_EXCEEDS_CHARGE", "domain": "daybook", "metadata":
 "refundable_amount": "1.5"}}
 """
 SCOPE_MISSING: ErrorReason.ValueType  # 21
-"""The credential lacks a scope that the call needs. Status PERMISSION_DENIED.
+"""The credential lacks the scope that the call needs, see scope.proto; of several that
+would do the first is told. Status PERMISSION_DENIED.
 
 Example: {"reason": "SCOPE_MISSING", "domain": "daybook", "metadata": {"scope": "admin"}}
 """
