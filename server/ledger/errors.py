@@ -4,9 +4,10 @@
     ├── InvalidArgument          FieldInvalid, FilterInvalid, PageTokenInvalid, PageTokenMismatch
     ├── Unauthenticated          CredentialMissing, CredentialInvalid
     ├── PermissionDenied         AccountNotPermitted, TenantNotPermitted, ScopeMissing
-    ├── NotFound                 AccountNotFound, TransactionNotFound
+    ├── NotFound                 AccountNotFound, TransactionNotFound, ApiKeyNotFound
     ├── AlreadyExists            AccountExists, RequestIdReused
-    ├── FailedPrecondition       InsufficientCredits, BalanceOutOfRange, TooManyLots, NotRefundable, RefundExceedsCharge
+    ├── FailedPrecondition       InsufficientCredits, BalanceOutOfRange, TooManyLots, NotRefundable,
+    │                            RefundExceedsCharge, ApiKeyInactive
     ├── Aborted                  EtagMismatch
     ├── ResourceExhausted        TooBusy
     ├── Unavailable              ServiceUnavailable
@@ -150,6 +151,15 @@ class TransactionNotFound(NotFound):
         super().__init__(f"{transaction} is not found", transaction=transaction)
 
 
+class ApiKeyNotFound(NotFound):
+    """The tenant has no API key of this name."""
+
+    reason = "API_KEY_NOT_FOUND"
+
+    def __init__(self, api_key: str) -> None:
+        super().__init__(f"{api_key} is not found", api_key=api_key)
+
+
 class AlreadyExists(DaybookError):
     """What should be new is not."""
 
@@ -228,6 +238,15 @@ class RefundExceedsCharge(FailedPrecondition):
             transaction=transaction,
             refundable_amount=refundable_amount,
         )
+
+
+class ApiKeyInactive(FailedPrecondition):
+    """The API key is revoked or has expired."""
+
+    reason = "API_KEY_INACTIVE"
+
+    def __init__(self, api_key: str) -> None:
+        super().__init__(f"{api_key} is revoked or has expired", api_key=api_key)
 
 
 class Aborted(DaybookError):

@@ -16,9 +16,12 @@ from server.ledger.audit import Finding
 from server.ledger.errors import DaybookError, FieldInvalid
 from server.ledger.instants import Instant, from_timestamp
 from server.ledger.names import account_name, parse_account_name
+from server.rpc.api_keys import ApiKeyMethods
 from server.transport.auth import current_caller
 from server.transport.calls import Context
+from server.transport.page_tokens import PageTokens
 from server.transport.validation import check_timestamp, read_request, read_transaction
+from server.usecases.api_keys import ApiKeys
 from server.usecases.commands import of_item
 from server.usecases.transactions import NewTransaction, Transactions
 from server.usecases.verification import Progress, Verification
@@ -26,12 +29,16 @@ from server.usecases.verification import Progress, Verification
 ITEMS_MAX = 1000
 
 
-class Admin(AdminServicer):
-    """ImportTransactions, VerifyLedger."""
+class Admin(ApiKeyMethods, AdminServicer):
+    """ImportTransactions, VerifyLedger, and the methods of API keys."""
 
-    def __init__(self, transactions: Transactions, verification: Verification) -> None:
+    def __init__(
+        self, transactions: Transactions, verification: Verification, api_keys: ApiKeys, page_tokens: PageTokens
+    ) -> None:
         self._transactions = transactions
         self._verification = verification
+        self._api_keys = api_keys
+        self._page_tokens = page_tokens
 
     async def ImportTransactions(
         self, request_iterator: AsyncIterator[ImportTransactionsRequest], context: Context

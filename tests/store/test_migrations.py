@@ -18,15 +18,15 @@ from sqlalchemy import Connection, insert, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from server.app import Book, open_book
-from server.ledger.access import SUFFICIENT
+from server.ledger.access import SUFFICIENT, hash_secret
 from server.ledger.errors import ServiceUnavailable
 from server.store import migrate as migrate_module
 from server.store.credentials import CredentialStore
 from server.store.database import Database
 from server.store.migrate import migrate
 from server.store.tables import accounts, metadata, requests, transactions
-from server.transport.auth import Authenticator, hash_secret
-from tests.conftest import NOON, Client, Server
+from server.transport.auth import Authenticator
+from tests.conftest import NOON, Client, Clock, Server
 
 Schema: TypeAlias = "list[tuple[object, ...]]"
 
@@ -169,7 +169,7 @@ async def test_keys_of_before_scopes_keep_what_they_opened(open_database: Callab
                 {"id": key_id, "scopes": scopes, "hash": hash_secret(key_id)},
             )
     await migrate(database)
-    authenticator = Authenticator(CredentialStore(database))
+    authenticator = Authenticator(CredentialStore(database), Clock(), lambda _: None)
     opened = {}
     for key_id in ("poster", "admin"):
         caller = (await authenticator.authenticate([("x-api-key", f"{key_id}.{key_id}")])).caller
