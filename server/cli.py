@@ -28,7 +28,7 @@ from server.ledger.instants import HOUR, SECOND, Instant
 from server.ledger.instants import parse as parse_instant
 from server.ledger.instants import write as write_instant
 from server.ledger.paging import ApiKeyKey
-from server.transport.validation import DISPLAY_NAME_CHARACTERS_MAX, GRACE_PERIOD_SECONDS_MAX
+from server.transport.validation import DISPLAY_NAME_CHARACTERS_MAX, GRACE_PERIOD_DAYS_MAX
 from server.usecases.api_keys import ApiKeyDraft
 from server.usecases.verification import Progress
 
@@ -343,7 +343,7 @@ def rotate_key(
 ) -> None:
     """Gives an API key a new secret and prints the key. It can't be shown again."""
     grace = _read_span(grace_period)
-    if grace > GRACE_PERIOD_SECONDS_MAX * SECOND:
+    if grace > GRACE_PERIOD_DAYS_MAX * 24 * HOUR:
         raise typer.BadParameter("--grace-period must be at most 30d")
     settings = _settings(database_url=database_url)
 

@@ -12,7 +12,8 @@ Each reads
 
     {"body": "as JSON, laid out as it reads best"}
 
-Request lines and headers are sent as they stand. Of the answer's headers those that are
+Request lines and headers are sent as they stand; `HTTP/1.0` may end the line, else it is 1.1.
+`body: 9 bytes` is no header: so many bytes follow. Of the answer's headers those that are
 written must be there with that value. The body must be the same JSON: the same keys, null
 where there is null, the same types, the same order in arrays, and numbers that are equal as
 decimals (2.0 and 2 are). What can't be fixed has a placeholder in the place of a string:
@@ -23,6 +24,17 @@ decimals (2.0 and 2 are). What can't be fixed has a placeholder in the place of 
                            of the same file sends it as `<name>`
     "<text>"               some text, where no page gives the words
     "<text: word>"         some text that contains the word
+    <seconds>              in a header: a whole number, at least 1
+
+The exchanges are with the demo, behind its gateway. If the first line of a file is `@ slow`,
+they are with a gateway in that condition, one of those of tests/facades/conditions.py:
+
+    @ limited   the server lets each key call twice
+    @ crowded   the gateway lets nobody call any more
+    @ away      there is no server behind the gateway
+    @ slow      the gateway waits half a second, and the server never answers
+    @ damaged   the server can't make sense of what is stored
+    @ lost      the server's database fails
 """
 
 from __future__ import annotations
@@ -44,6 +56,8 @@ _ANSWER_SECONDS_MAX = 60.0
 _PLACEHOLDER = re.compile(r"<(uuid7|page token|text)(?:: ([^<>]+))?>")
 _UUID_7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 _PAGE_TOKEN = re.compile(r"[A-Za-z0-9_.~-]+")
+_CONDITION = re.compile(r"@ (\w+)\n")
+_SECONDS = re.compile(r"[1-9][0-9]*")
 _CAPTURED = re.compile(r"<([^<>]+)>")
 _INTERNAL_HEADERS = ("grpc-", "x-envoy-", "x-error-")
 
@@ -67,16 +81,24 @@ class Answer:
 
 
 def send(
-    origin: str, target: str | bytes, *, method: str = "GET", headers: dict[str, str] | None = None, body: bytes = b""
+    origin: str,
+    target: str | bytes,
+    *,
+    method: str = "GET",
+    headers: dict[str, str] | None = None,
+    body: bytes = b"",
+    protocol: str = "HTTP/1.1",
 ) -> Answer:
-    """Sends a request whose line is exactly this: no client puts its escapes in order."""
+    """Sends a request whose line is exactly this: no client puts its escapes in order.
+
+    `host` among the headers stands in for that of the origin.
+    """
     place = urlsplit(origin)
     assert place.hostname is not None
     lines = [
-        b"%s %s HTTP/1.1" % (method.encode(), target.encode() if isinstance(target, str) else target),
-        b"host: " + place.netloc.encode(),
+        b"%s %s %s" % (method.encode(), target.encode() if isinstance(target, str) else target, protocol.encode()),
         b"connection: close",
-        *(f"{name}: {value}".encode() for name, value in (headers or {}).items()),
+        *(f"{name}: {value}".encode() for name, value in {"host": place.netloc, **(headers or {})}.items()),
     ]
     if body:
         lines.append(b"content-length: %d" % len(body))
@@ -177,7 +199,9 @@ class Exchange:
     place: str
     method: str
     target: str
+    protocol: str
     headers: dict[str, str]
+    content: bytes
     status: int
     answer_headers: dict[str, str]
     body: Json
@@ -188,13 +212,16 @@ class Exchange:
         if missing:
             return [f"{self.place}: {self.method} {self.target}", f"no exchange before it gave {missing}"]
         target = _CAPTURED.sub(lambda reference: matcher.captured[reference[1]], self.target)
-        answer = send(origin, target, method=self.method, headers=self.headers)
+        answer = send(
+            origin, target, method=self.method, headers=self.headers, body=self.content, protocol=self.protocol
+        )
         problems = list(problems_of_any_answer(answer))
         if answer.status != self.status:
             problems.append(f"expected status {self.status}, got {answer.status}")
         for name, value in self.answer_headers.items():
-            if answer.header(name) != value:
-                problems.append(f"expected {name}: {value}, got {answer.header(name)}")
+            found = answer.header(name)
+            if not (_SECONDS.fullmatch(found or "") if value == "<seconds>" else found == value):
+                problems.append(f"expected {name}: {value}, got {found}")
         try:
             actual = answer.json()
         except ValueError:
@@ -206,21 +233,37 @@ class Exchange:
         return [f"{self.place}: {self.method} {target}", *problems] if problems else []
 
 
+def read_condition(file: Path) -> str:
+    """The condition in which the exchanges of a file are; empty for the demo as it is."""
+    found = _CONDITION.match(file.read_text())
+    return found[1] if found else ""
+
+
 def read_exchanges(file: Path) -> list[Exchange]:
     """The exchanges of a file."""
-    parts = re.split(r"(?m)^###.*\n", file.read_text())
+    parts = re.split(r"(?m)^###.*\n", _CONDITION.sub("", file.read_text()))
     return [_read_exchange(f"{file.name}, exchange {number}", part) for number, part in enumerate(parts, start=1)]
 
 
 def _read_exchange(place: str, text: str) -> Exchange:
     request, answer, body = re.sub(r"(?m)^#.*\n", "", text).strip().split("\n\n", 2)
-    request_line, *headers = request.splitlines()
-    method, target = request_line.split(" ")
+    request_line, *header_lines = request.splitlines()
+    method, target, *protocol = request_line.split(" ")
+    headers = _read_headers(header_lines)
+    content_length = int(headers.pop("body", "0 bytes").removesuffix(" bytes"))
     status_line, *answer_headers = answer.splitlines()
-    protocol, status = status_line.split(" ")
-    assert protocol == "HTTP", f"{place}: {status_line}"
+    http, status = status_line.split(" ")
+    assert http == "HTTP", f"{place}: {status_line}"
     return Exchange(
-        place, method, target, _read_headers(headers), int(status), _read_headers(answer_headers), read_json(body)
+        place,
+        method,
+        target,
+        protocol[0] if protocol else "HTTP/1.1",
+        headers,
+        b"x" * content_length,
+        int(status),
+        _read_headers(answer_headers),
+        read_json(body),
     )
 
 

@@ -15,13 +15,36 @@ from server.demo import spacebring
 from tests.facades.exchanges import Answer, Json, problems_of_any_answer, send
 from tests.facades.processes import Daybook
 
-TEABLE_CODES = {400: "validation_error", 401: "unauthorized", 403: "restricted_resource", 404: "not_found"}
-SPACEBRING_TYPES = {400: "invalidParams", 401: "unauthorized", 403: "forbidden", 404: "notFound"}
+TEABLE_CODES = {
+    400: "validation_error",
+    401: "unauthorized",
+    403: "restricted_resource",
+    404: "not_found",
+    429: "too_many_requests",
+    500: "internal_server_error",
+    503: "database_connection_unavailable",
+    504: "gateway_timeout",
+}
+SPACEBRING_TYPES = {
+    400: "invalidParams",
+    401: "unauthorized",
+    403: "forbidden",
+    404: "notFound",
+    429: "tooManyRequests",
+    500: "internalError",
+    503: "internalError",
+    504: "internalError",
+}
 DREADNODE_TYPES = {
+    400: "invalid_request_error",
     401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
     422: "validation_error",
+    429: "rate_limit_error",
+    500: "app_error",
+    502: "bad_gateway_error",
+    504: "gateway_timeout_error",
 }
 
 
@@ -80,6 +103,15 @@ def is_dreadnode(status: int, body: Json) -> bool:
     )
 
 
+def is_paged(status: int, body: Json) -> bool:
+    """Whether it is `{detail}`, with `field` where a parameter may be at fault."""
+    return (
+        isinstance(body, dict)
+        and body.keys() - ({"field"} if status in (400, 404) else set()) == {"detail"}
+        and all(isinstance(value, str) and value for value in body.values())
+    )
+
+
 @dataclass(frozen=True)
 class Api:
     """One documented path."""
@@ -127,6 +159,7 @@ APIS = {
     "dreadnode": Api(
         "/api/v1/org/example/credits/transactions", "demo-dreadnode", ("limit", "transaction_type"), is_dreadnode
     ),
+    "paged": Api("/api/billing/accounts/example/transactions", "demo-dreadnode", ("page", "page_size"), is_paged),
 }
 
 # Everything that HTTP lets stand in a request line, and percent escapes of everything else, right and wrong ones.
@@ -202,7 +235,7 @@ def is_readable(segment: str) -> bool:
     return segment != "" and "%00" not in segment
 
 
-@pytest.mark.parametrize("name", ["teable", "teable-without-api", "dreadnode"])
+@pytest.mark.parametrize("name", ["teable", "teable-without-api", "dreadnode", "paged"])
 def test_random_account(gateway: Daybook, name: str) -> None:
     """An account in the path of whatever is refused properly: nobody has such a one."""
     api = APIS[name]
@@ -228,7 +261,7 @@ def test_random_account(gateway: Daybook, name: str) -> None:
     check()
 
 
-@pytest.mark.parametrize("name", ["teable", "teable-without-api", "dreadnode"])
+@pytest.mark.parametrize("name", ["teable", "teable-without-api", "dreadnode", "paged"])
 def test_path_with_nul(gateway: Daybook, name: str) -> None:
     """A path that the gateway itself refuses to read gets the vendor's body, with words in it."""
     api = APIS[name]

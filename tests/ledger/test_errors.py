@@ -34,15 +34,15 @@ STATUSES = {
 
 
 def make(leaf: type[DaybookError]) -> DaybookError:
-    """An error of a class, with its parameter's name as the value of each."""
-    positional: list[str] = []
+    """An error of a class, with its parameter's name as the value of each text."""
+    positional: list[str | float] = []
     named: dict[str, str] = {}
     for parameter in inspect.signature(leaf).parameters.values():
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
             named[parameter.name] = parameter.name
         else:
-            positional.append(parameter.name)
-    return leaf(*positional, **named)
+            positional.append(1.5 if parameter.annotation == "float" else parameter.name)
+    return leaf(*positional, **named)  # type: ignore[arg-type]  # each class has parameters of its own
 
 
 def by_name(leaf: type[DaybookError]) -> str:
@@ -123,15 +123,23 @@ def test_only_a_wrong_field_is_a_bad_request(leaf: type[DaybookError]) -> None:
         assert violations == []
 
 
-def test_a_busy_server_says_when_to_come_again() -> None:
-    """TooBusy carries a RetryInfo with its delay, and no other error has one."""
+def test_an_exhausted_resource_says_when_to_come_again() -> None:
+    """TooBusy and RateLimited carry a RetryInfo with their delay, and no other error has one."""
     delays = {}
     for leaf in LEAVES:
         for detail in to_status(make(leaf)).details:
             retry = RetryInfo()
             if detail.Unpack(retry):
                 delays[leaf] = retry.retry_delay.ToTimedelta().total_seconds()
-    assert delays == {errors.TooBusy: 1.0}
+    assert delays == {errors.TooBusy: 1.0, errors.RateLimited: 1.5}
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(2.5, 2.5), (0.001, 0.001), (0.000_000_001, 0.001), (1.000_1, 1.001)])
+def test_a_delay_is_rounded_up(seconds: float, told: float) -> None:
+    """Who waits as long as RetryInfo says never comes too early: it is rounded up to a millisecond."""
+    retry = RetryInfo()
+    assert to_status(errors.RateLimited(seconds)).details[1].Unpack(retry)
+    assert retry.retry_delay.ToTimedelta().total_seconds() == told
 
 
 @pytest.mark.parametrize("leaf", LEAVES, ids=by_name)

@@ -60,6 +60,7 @@ OUTCOMES: dict[str, tuple[Collection[str], str]] = {
     "daybook.facades.teable.v1.Billing.GetSpaceCreditHistory": (READS_TRANSACTIONS, "transactions.readonly"),
     "daybook.facades.nebulablock.v1.Users.GetCreditsHistory": (READS_TRANSACTIONS, "transactions.readonly"),
     "daybook.facades.spacebring.v1.Transactions.GetCreditsTransactions": (READS_TRANSACTIONS, "transactions.readonly"),
+    "daybook.facades.paged.v1.Statements.ListAccountTransactions": (READS_TRANSACTIONS, "transactions.readonly"),
     "daybook.facades.dreadnode.v1.Credits.ListCreditTransactions": (READS_TRANSACTIONS, "transactions.readonly"),
 }
 """By method, the credentials that it opens to, and the scope that the others are told to lack."""

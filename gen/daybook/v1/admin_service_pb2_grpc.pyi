@@ -37,7 +37,8 @@ class AdminStub:
     """
     VerifyLedger: _aio.UnaryStreamMultiCallable[_admin_service_pb2.VerifyLedgerRequest, _admin_service_pb2.VerifyLedgerResponse]
     """Recomputes the books of the tenant and streams each divergence, and now and then how far
-    it has come. Nothing is repaired.
+    it has come. Nothing is repaired. While two are under way a third is RESOURCE_EXHAUSTED,
+    reason TOO_BUSY.
     """
     CreateApiKey: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.CreateApiKeyRequest, _admin_service_pb2.CreateApiKeyResponse]
     """Makes an API key and shows it, this once.
@@ -100,7 +101,8 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_admin_service_pb2.VerifyLedgerRequest, _abc.AsyncIterator[_admin_service_pb2.VerifyLedgerResponse]],
     ) -> _abc.AsyncIterator[_admin_service_pb2.VerifyLedgerResponse]:
         """Recomputes the books of the tenant and streams each divergence, and now and then how far
-        it has come. Nothing is repaired.
+        it has come. Nothing is repaired. While two are under way a third is RESOURCE_EXHAUSTED,
+        reason TOO_BUSY.
         """
 
     @_abc_1.abstractmethod

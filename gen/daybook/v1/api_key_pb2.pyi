@@ -61,8 +61,8 @@ class ApiKey(_message.Message):
 
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration:
-        """It is refused so long after the create_time: from one second to 100 years. Answers
-        have the expire_time that came of it.
+        """It is refused so long after the create_time: from one second to 36,525 days
+        (100 years). Answers have the expire_time that came of it.
         """
 
     @_builtins.property

@@ -161,6 +161,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
 
     Example: {"reason": "TOO_BUSY", "domain": "daybook"}
     """
+    RATE_LIMITED: _ErrorReason.ValueType  # 23
+    """The credential called more often than it may. RetryInfo says when the next call is
+    let in. Status RESOURCE_EXHAUSTED.
+
+    Example: {"reason": "RATE_LIMITED", "domain": "daybook"}
+    """
     SERVICE_UNAVAILABLE: _ErrorReason.ValueType  # 16
     """The server can't reach its database or is shutting down; repeat the call later,
     with the same request_id. Status UNAVAILABLE.
@@ -318,6 +324,12 @@ TOO_BUSY: ErrorReason.ValueType  # 22
 RESOURCE_EXHAUSTED.
 
 Example: {"reason": "TOO_BUSY", "domain": "daybook"}
+"""
+RATE_LIMITED: ErrorReason.ValueType  # 23
+"""The credential called more often than it may. RetryInfo says when the next call is
+let in. Status RESOURCE_EXHAUSTED.
+
+Example: {"reason": "RATE_LIMITED", "domain": "daybook"}
 """
 SERVICE_UNAVAILABLE: ErrorReason.ValueType  # 16
 """The server can't reach its database or is shutting down; repeat the call later,
