@@ -42,6 +42,8 @@ from server.transport.calls import OPEN_SERVICES, CallInterceptor
 from server.transport.limits import RateLimiter, Stopwatch
 from server.transport.page_tokens import KEY_BYTES, PageTokens
 from server.usecases.accounts import Accounts
+from server.usecases.api_key_uses import ApiKeyUses
+from server.usecases.api_keys import ApiKeys
 from server.usecases.expirations import Expirations
 from server.usecases.transactions import Transactions
 from server.usecases.usage import Usage
@@ -77,6 +79,8 @@ class Book:
 
     database: Database
     credentials: CredentialStore
+    api_keys: ApiKeys
+    api_key_uses: ApiKeyUses
     account_store: AccountStore
     accounts: Accounts
     transactions: Transactions
@@ -98,10 +102,14 @@ async def open_book(
         account_store = AccountStore(database)
         transaction_store = TransactionStore(database)
         poster = Poster(database, clock, random_bytes)
-        async with poster.working():
+        credentials = CredentialStore(database)
+        api_key_uses = ApiKeyUses(credentials, clock)
+        async with poster.working(), api_key_uses.flushing():
             yield Book(
                 database=database,
-                credentials=CredentialStore(database),
+                credentials=credentials,
+                api_keys=ApiKeys(credentials, account_store, clock, random_bytes),
+                api_key_uses=api_key_uses,
                 account_store=account_store,
                 accounts=Accounts(account_store, clock),
                 transactions=Transactions(account_store, transaction_store, poster),
@@ -125,8 +133,9 @@ async def serving(book: Book, settings: Settings, stopwatch: Stopwatch = time.mo
     await _check_demo(book, settings.host)
     token_key = await book.credentials.token_key(book.random_bytes(KEY_BYTES), book.clock())
     page_tokens = PageTokens(token_key, book.random_bytes)
+    authenticator = Authenticator(book.credentials, book.clock, book.api_key_uses.note)
     server = grpc.aio.server(
-        interceptors=[CallInterceptor(Authenticator(book.credentials), _limiter(settings, stopwatch), FACADES)],
+        interceptors=[CallInterceptor(authenticator, _limiter(settings, stopwatch), FACADES)],
         options=[
             # Without this two servers could share a port by accident.
             ("grpc.so_reuseport", 0),
@@ -139,7 +148,7 @@ async def serving(book: Book, settings: Settings, stopwatch: Stopwatch = time.mo
         ],
     )
     add_LedgerServicer_to_server(Ledger(book.accounts, book.transactions, page_tokens), server)
-    add_AdminServicer_to_server(Admin(book.transactions, book.verification), server)
+    add_AdminServicer_to_server(Admin(book.transactions, book.verification, book.api_keys, page_tokens), server)
     add_BillingServicer_to_server(teable.Billing(book.transactions, page_tokens), server)
     add_UsersServicer_to_server(nebulablock.Users(book.usage), server)
     add_TransactionsServicer_to_server(

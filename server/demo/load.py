@@ -12,11 +12,10 @@ from server.app import Book, CannotStart, open_book
 from server.demo import dreadnode, nebulablock, spacebring, teable
 from server.demo.story import Event, Refund, Story, Transfer
 from server.ledger import money
-from server.ledger.access import Caller
+from server.ledger.access import DEFAULT_SCOPES, Caller, hash_secret
 from server.ledger.instants import Instant
 from server.store.accounts import AccountRecord
 from server.store.requests import Request
-from server.transport.auth import hash_secret
 from server.transport.validation import read_profile, read_transaction
 from server.usecases.transactions import NewTransaction, Transactions
 
@@ -104,4 +103,5 @@ async def _tell(book: Book, clock: _Clock, story: Story) -> None:
             tenant_number=tenant_number,
             account_number=await book.account_store.number(tenant_number, bound_to) if bound_to else None,
             create_time=story.start,
+            scopes=story.narrow_keys.get(key_id, DEFAULT_SCOPES),
         )

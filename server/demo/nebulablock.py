@@ -16,6 +16,7 @@ BUSY_USER = "271"
 BUSY_KEY = "demo-nebulablock-busy"
 SEASONED_USER = "305"
 SEASONED_KEY = "demo-nebulablock-seasons"
+ACCOUNTS_KEY = "demo-nebulablock-accounts"
 
 # 05:54:58 in New York, where the documented example begins.
 _START = parse("2024-10-10T09:54:58Z")
@@ -78,6 +79,12 @@ STORY = Story(
         BUSY_USER: Account(kind=Account.USER, display_name="User 271"),
         SEASONED_USER: Account(kind=Account.USER, display_name="User 305"),
     },
-    keys={DOCUMENTED_KEY: DOCUMENTED_USER, BUSY_KEY: BUSY_USER, SEASONED_KEY: SEASONED_USER},
+    keys={
+        ACCOUNTS_KEY: DOCUMENTED_USER,
+        DOCUMENTED_KEY: DOCUMENTED_USER,
+        BUSY_KEY: BUSY_USER,
+        SEASONED_KEY: SEASONED_USER,
+    },
     events=[*_documented(), *_busy(), *_seasons()],
+    narrow_keys={ACCOUNTS_KEY: ("accounts",)},
 )

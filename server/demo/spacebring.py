@@ -17,6 +17,8 @@ from server.ledger.instants import HOUR, Instant, parse, to_timestamp
 
 NETWORK = demo_uuid("network")
 KEY = "demo-spacebring"
+ACCOUNTS_KEY = "demo-spacebring-accounts"
+READONLY_KEY = "demo-spacebring-readonly"
 HARBOUR = demo_uuid("location harbour")
 OLD_TOWN = demo_uuid("location old town")
 STUDIO = demo_uuid("company studio")
@@ -280,7 +282,8 @@ STORY = Story(
     uid=NETWORK,
     start=_OPENING,
     accounts=_ACCOUNTS,
-    keys={KEY: None},
+    keys={ACCOUNTS_KEY: None, READONLY_KEY: None, KEY: None},
     events=[*_opening(), *_quarter()],
     movements=list(_movements()),
+    narrow_keys={ACCOUNTS_KEY: ("accounts",), READONLY_KEY: ("transactions.readonly",)},
 )

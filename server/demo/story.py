@@ -63,6 +63,8 @@ class Story:
     """The ids of the tenant's keys, each with the account that it is bound to."""
     events: list[Event]
     movements: list[Refund | Transfer] = field(default_factory=list)
+    narrow_keys: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Those of the keys that have other scopes than usual, with their scopes."""
 
 
 def demo_uuid(name: str) -> str:

@@ -14,6 +14,7 @@ from server.ledger.instants import HOUR, parse
 SPACE = "spcExampleStudio"
 LABORATORY = "spcExampleLab"
 KEY = "demo-teable"
+ACCOUNTS_KEY = "demo-teable-accounts"
 MONTH = "2024-10"
 
 _START = parse("2024-09-01T08:00:00Z")
@@ -93,7 +94,8 @@ STORY = Story(
         "spcExampleArchive": Account(kind=Account.SPACE, display_name="Archive, never used"),
         LABORATORY: Account(kind=Account.SPACE, display_name="Laboratory"),
     },
-    keys={KEY: None},
+    keys={ACCOUNTS_KEY: None, KEY: None},
     events=[*_experiments(), *_events()],
     movements=[Refund(parse("2024-06-18T09:00:00Z"), LABORATORY, "Nightly summary", "1.5", Transaction())],
+    narrow_keys={ACCOUNTS_KEY: ("accounts",)},
 )

@@ -19,6 +19,7 @@ from server.ledger.errors import (
     FieldInvalid,
     PageTokenInvalid,
     PageTokenMismatch,
+    ScopeMissing,
 )
 from server.ledger.instants import from_timestamp, parse_month, write_milliseconds
 from server.ledger.paging import Order, OrderField, TransactionFilter
@@ -152,6 +153,8 @@ def render_error(error: DaybookError) -> RestError:
     match error:
         case AccountNotPermitted(metadata={"account": account}):
             message = f"not allowed to operate space|read on {account.removeprefix('accounts/')}"
+        case ScopeMissing(request=GetSpaceCreditHistoryRequest() as request):
+            message = f"not allowed to operate space|read on {request.space_id}"
         case AccountNotFound(metadata={"account": account}):
             status, message = 403, f"space {account.removeprefix('accounts/')} is not found"
         case FieldInvalid(field=field, problem=problem):

@@ -4,9 +4,10 @@
     ├── InvalidArgument          FieldInvalid, FilterInvalid, PageTokenInvalid, PageTokenMismatch
     ├── Unauthenticated          CredentialMissing, CredentialInvalid
     ├── PermissionDenied         AccountNotPermitted, TenantNotPermitted, ScopeMissing
-    ├── NotFound                 AccountNotFound, TransactionNotFound
+    ├── NotFound                 AccountNotFound, TransactionNotFound, ApiKeyNotFound
     ├── AlreadyExists            AccountExists, RequestIdReused
-    ├── FailedPrecondition       InsufficientCredits, BalanceOutOfRange, TooManyLots, NotRefundable, RefundExceedsCharge
+    ├── FailedPrecondition       InsufficientCredits, BalanceOutOfRange, TooManyLots, NotRefundable,
+    │                            RefundExceedsCharge, ApiKeyInactive
     ├── Aborted                  EtagMismatch
     ├── ResourceExhausted        TooBusy, RateLimited
     ├── Unavailable              ServiceUnavailable
@@ -119,12 +120,14 @@ class TenantNotPermitted(PermissionDenied):
 
 
 class ScopeMissing(PermissionDenied):
-    """The credential lacks a scope that the call needs."""
+    """The credential lacks the scope that the call needs."""
 
     reason = "SCOPE_MISSING"
 
-    def __init__(self, scope: str) -> None:
+    def __init__(self, scope: str, request: object = None) -> None:
         super().__init__(f"the credential lacks the scope {scope}", scope=scope)
+        self.request = request
+        """What was refused, for a facade whose vendor says in the refusal what was asked for."""
 
 
 class NotFound(DaybookError):
@@ -147,6 +150,15 @@ class TransactionNotFound(NotFound):
 
     def __init__(self, transaction: str) -> None:
         super().__init__(f"{transaction} is not found", transaction=transaction)
+
+
+class ApiKeyNotFound(NotFound):
+    """The tenant has no API key of this name."""
+
+    reason = "API_KEY_NOT_FOUND"
+
+    def __init__(self, api_key: str) -> None:
+        super().__init__(f"{api_key} is not found", api_key=api_key)
 
 
 class AlreadyExists(DaybookError):
@@ -227,6 +239,15 @@ class RefundExceedsCharge(FailedPrecondition):
             transaction=transaction,
             refundable_amount=refundable_amount,
         )
+
+
+class ApiKeyInactive(FailedPrecondition):
+    """The API key is revoked or has expired."""
+
+    reason = "API_KEY_INACTIVE"
+
+    def __init__(self, api_key: str) -> None:
+        super().__init__(f"{api_key} is revoked or has expired", api_key=api_key)
 
 
 class Aborted(DaybookError):

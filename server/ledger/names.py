@@ -17,6 +17,7 @@ ALL_ACCOUNTS = "-"
 """The wildcard of AIP-159: `accounts/-/transactions` are those of every account."""
 
 _ACCOUNT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", re.ASCII)
+_API_KEY_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,63}", re.ASCII)
 _CANONICAL_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 
 
@@ -25,9 +26,19 @@ def is_account_id(text: str) -> bool:
     return _ACCOUNT_ID.fullmatch(text) is not None
 
 
+def is_api_key_id(text: str) -> bool:
+    """Whether an API key may have this id. The ids that Daybook makes are 20 hexadecimal digits."""
+    return _API_KEY_ID.fullmatch(text) is not None
+
+
 def account_name(account_id: str) -> str:
     """`accounts/{account}`."""
     return f"accounts/{account_id}"
+
+
+def api_key_name(key_id: str) -> str:
+    """`apiKeys/{api_key}`."""
+    return f"apiKeys/{key_id}"
 
 
 def balance_name(account_id: str) -> str:
@@ -52,6 +63,15 @@ def parse_account_name(field: str, name: str, *, wildcard: bool = False) -> str:
             return account_id
         case _:
             raise FieldInvalid(field, "must have the form accounts/{account}")
+
+
+def parse_api_key_name(field: str, name: str) -> str:
+    """The id of `apiKeys/{api_key}`."""
+    match name.split("/"):
+        case ["apiKeys", key_id] if is_api_key_id(key_id):
+            return key_id
+        case _:
+            raise FieldInvalid(field, "must have the form apiKeys/{api_key}")
 
 
 def parse_balance_name(field: str, name: str) -> str:

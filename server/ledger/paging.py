@@ -47,6 +47,14 @@ class TransactionKey:
 
 
 @dataclass(frozen=True, slots=True)
+class ApiKeyKey:
+    """The place of an API key in a list."""
+
+    create_time: Instant
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
 class TransactionFilter:
     """Which transactions a list shows. An empty or None field lets all pass."""
 

@@ -13,14 +13,16 @@ from daybook.v1.admin_service_pb2 import (
 )
 from daybook.v1.admin_service_pb2_grpc import AdminServicer
 
-from server.ledger.access import ADMIN
 from server.ledger.audit import Finding
 from server.ledger.errors import DaybookError, FieldInvalid
 from server.ledger.instants import from_timestamp
 from server.ledger.names import account_name, parse_account_name
+from server.rpc.api_keys import ApiKeyMethods
 from server.transport.auth import current_caller
 from server.transport.calls import Context
+from server.transport.page_tokens import PageTokens
 from server.transport.validation import check_timestamp, read_request, read_transaction
+from server.usecases.api_keys import ApiKeys
 from server.usecases.commands import ImportOutcome, of_item
 from server.usecases.transactions import NewTransaction, PastTransaction, Transactions
 from server.usecases.verification import Progress, Verification
@@ -30,12 +32,16 @@ ITEMS_AT_ONCE = 25
 """How many items are parsed before others get to run: about half a millisecond."""
 
 
-class Admin(AdminServicer):
-    """ImportTransactions, VerifyLedger."""
+class Admin(ApiKeyMethods, AdminServicer):
+    """ImportTransactions, VerifyLedger, and the methods of API keys."""
 
-    def __init__(self, transactions: Transactions, verification: Verification) -> None:
+    def __init__(
+        self, transactions: Transactions, verification: Verification, api_keys: ApiKeys, page_tokens: PageTokens
+    ) -> None:
         self._transactions = transactions
         self._verification = verification
+        self._api_keys = api_keys
+        self._page_tokens = page_tokens
 
     async def ImportTransactions(
         self, request_iterator: AsyncIterator[ImportTransactionsRequest], context: Context
@@ -45,7 +51,6 @@ class Admin(AdminServicer):
         The next message is received and parsed while the one before it is being posted.
         """
         caller = current_caller()
-        caller.require_scope(ADMIN)
         total = ImportOutcome(0, 0)
         under_way: asyncio.Task[ImportOutcome] | None = None
         try:

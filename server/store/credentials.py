@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 
-from sqlalchemy import insert, select
+from sqlalchemy import BigInteger, case, delete, insert, literal, or_, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
 
+from server.ledger.access import DEFAULT_SCOPES, RetiredSecret
+from server.ledger.errors import ApiKeyNotFound
 from server.ledger.instants import Instant
+from server.ledger.names import api_key_name
+from server.ledger.paging import ApiKeyKey
 from server.store.database import Conflict, Database
-from server.store.tables import accounts, api_keys, tenants, token_keys
+from server.store.requests import in_parts
+from server.store.tables import accounts, api_keys, retired_secrets, tenants, token_keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +31,35 @@ class ApiKeyRecord:
     account_id: str | None
     scopes: str
     """Words with a space between them."""
+    display_name: str
+    create_time: Instant
+    expire_time: Instant | None
+    revoke_time: Instant | None
+    last_use_time: Instant | None
+
+    @property
+    def key(self) -> ApiKeyKey:
+        """Its place in a list."""
+        return ApiKeyKey(self.create_time, self.id)
+
+
+_RECORDS = (
+    select(
+        api_keys.c.id,
+        api_keys.c.secret_hash,
+        tenants.c.number,
+        tenants.c.uid,
+        accounts.c.id,
+        api_keys.c.scopes,
+        api_keys.c.display_name,
+        api_keys.c.create_time,
+        api_keys.c.expire_time,
+        api_keys.c.revoke_time,
+        api_keys.c.last_use_time,
+    )
+    .join(tenants, tenants.c.number == api_keys.c.tenant_number)
+    .outerjoin(accounts, accounts.c.number == api_keys.c.account_number)
+)
 
 
 class CredentialStore:
@@ -33,23 +69,77 @@ class CredentialStore:
         self._database = database
 
     async def api_key(self, key_id: str) -> ApiKeyRecord | None:
-        """The key of this id, or None."""
-        statement = (
-            select(
-                api_keys.c.id,
-                api_keys.c.secret_hash,
-                tenants.c.number,
-                tenants.c.uid,
-                accounts.c.id,
-                api_keys.c.scopes,
-            )
-            .join(tenants, tenants.c.number == api_keys.c.tenant_number)
-            .outerjoin(accounts, accounts.c.number == api_keys.c.account_number)
-            .where(api_keys.c.id == key_id)
-        )
+        """The key of this id, of whatever tenant, or None."""
         async with self._database.read() as connection:
-            row = (await connection.execute(statement)).one_or_none()
+            row = (await connection.execute(_RECORDS.where(api_keys.c.id == key_id))).one_or_none()
         return None if row is None else ApiKeyRecord(*row)
+
+    async def retired_secrets(self, key_id: str) -> list[RetiredSecret]:
+        """The secrets of a key that rotations left good, some of them perhaps no longer."""
+        async with self._database.read() as connection:
+            return await _retired_secrets(connection, key_id)
+
+    async def api_key_page(self, tenant_number: int, after: ApiKeyKey | None, limit: int) -> list[ApiKeyRecord]:
+        """At most `limit` keys of a tenant, newest first, behind `after`."""
+        place = tuple_(api_keys.c.create_time, api_keys.c.id)
+        statement = _RECORDS.where(api_keys.c.tenant_number == tenant_number)
+        if after is not None:
+            statement = statement.where(place < (after.create_time, after.id))
+        statement = statement.order_by(api_keys.c.create_time.desc(), api_keys.c.id.desc()).limit(limit)
+        async with self._database.read() as connection:
+            return [ApiKeyRecord(*row) for row in await connection.execute(statement)]
+
+    async def revoke_api_key(self, tenant_number: int, key_id: str, now: Instant) -> ApiKeyRecord:
+        """Revokes a key, unless that was done before. Raises ApiKeyNotFound."""
+
+        async def work(connection: AsyncConnection) -> ApiKeyRecord:
+            record = await _lock_api_key(connection, tenant_number, key_id)
+            if record.revoke_time is not None:
+                return record
+            await connection.execute(update(api_keys).where(api_keys.c.id == key_id).values(revoke_time=now))
+            return replace(record, revoke_time=now)
+
+        return await self._database.transact(work)
+
+    async def rotate_api_key(
+        self,
+        tenant_number: int,
+        key_id: str,
+        secret_hash: bytes,
+        retire: Callable[[ApiKeyRecord, list[RetiredSecret]], list[RetiredSecret]],
+    ) -> ApiKeyRecord:
+        """Gives a key a new secret; `retire` says of the key and its older ones which stay good.
+
+        Raises ApiKeyNotFound, and whatever `retire` raises.
+        """
+
+        async def work(connection: AsyncConnection) -> ApiKeyRecord:
+            record = await _lock_api_key(connection, tenant_number, key_id)
+            good = retire(record, await _retired_secrets(connection, key_id))
+            await connection.execute(delete(retired_secrets).where(retired_secrets.c.key_id == key_id))
+            if good:
+                await connection.execute(
+                    insert(retired_secrets), [{"key_id": key_id, **each._asdict()} for each in good]
+                )
+            await connection.execute(update(api_keys).where(api_keys.c.id == key_id).values(secret_hash=secret_hash))
+            return replace(record, secret_hash=secret_hash)
+
+        return await self._database.transact(work)
+
+    async def record_uses(self, uses: Mapping[str, Instant]) -> None:
+        """Keeps when keys were last used, by their ids: one statement for each 500 keys. A later time stays."""
+
+        async def work(connection: AsyncConnection) -> None:
+            for some in in_parts(sorted(uses)):
+                time = case({key_id: literal(uses[key_id], BigInteger) for key_id in some}, value=api_keys.c.id)
+                known = api_keys.c.last_use_time
+                await connection.execute(
+                    update(api_keys)
+                    .where(api_keys.c.id.in_(some), or_(known.is_(None), known < time))
+                    .values(last_use_time=time)
+                )
+
+        await self._database.transact(work)
 
     async def create_tenant(
         self, *, slug: str, uid: str, display_name: str, create_time: Instant, demo: bool = False
@@ -99,7 +189,9 @@ class CredentialStore:
         tenant_number: int,
         account_number: int | None,
         create_time: Instant,
-        scopes: str = "",
+        scopes: Iterable[str] = DEFAULT_SCOPES,
+        display_name: str = "",
+        expire_time: Instant | None = None,
     ) -> None:
         """Stores a new key."""
         async with self._database.write() as connection:
@@ -108,9 +200,11 @@ class CredentialStore:
                     id=key_id,
                     tenant_number=tenant_number,
                     account_number=account_number,
-                    scopes=scopes,
+                    scopes=" ".join(scopes),
                     secret_hash=secret_hash,
                     create_time=create_time,
+                    display_name=display_name,
+                    expire_time=expire_time,
                 )
             )
 
@@ -130,3 +224,19 @@ class CredentialStore:
                 await connection.execute(select(token_keys.c.key).where(token_keys.c.number == 1))
             ).scalar_one()
             return key
+
+
+async def _retired_secrets(connection: AsyncConnection, key_id: str) -> list[RetiredSecret]:
+    rows = await connection.execute(
+        select(retired_secrets.c.secret_hash, retired_secrets.c.expire_time).where(retired_secrets.c.key_id == key_id)
+    )
+    return [RetiredSecret(*row) for row in rows]
+
+
+async def _lock_api_key(connection: AsyncConnection, tenant_number: int, key_id: str) -> ApiKeyRecord:
+    """A key of the tenant that nobody else changes meanwhile. Raises ApiKeyNotFound."""
+    statement = _RECORDS.where(api_keys.c.id == key_id, api_keys.c.tenant_number == tenant_number)
+    row = (await connection.execute(statement.with_for_update(of=api_keys))).one_or_none()
+    if row is None:
+        raise ApiKeyNotFound(api_key_name(key_id))
+    return ApiKeyRecord(*row)

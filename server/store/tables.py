@@ -78,11 +78,27 @@ api_keys = Table(
     Column("tenant_number", ForeignKey("tenants.number"), nullable=False),
     # Null for a key that is good for all of the tenant.
     Column("account_number", ForeignKey("accounts.number"), nullable=True),
-    # What the key is good for beyond reading and posting: words with a space between them.
+    # What the key is good for: words with a space between them.
     Column("scopes", String(255), nullable=False),
     # SHA-256 of the secret; the secret itself is stored nowhere.
     Column("secret_hash", LargeBinary(32), nullable=False),
     Column("create_time", BigInteger, nullable=False),
+    Column("display_name", String(255), nullable=False, server_default=""),
+    # Null for a key that is good until it is revoked.
+    Column("expire_time", BigInteger, nullable=True),
+    Column("revoke_time", BigInteger, nullable=True),
+    # Written now and then, not at every use.
+    Column("last_use_time", BigInteger, nullable=True),
+)
+Index("api_keys_of_tenant", api_keys.c.tenant_number, api_keys.c.create_time, api_keys.c.id)
+
+# The secrets that a rotation replaced and left good for a while.
+retired_secrets = Table(
+    "retired_secrets",
+    metadata,
+    Column("key_id", ForeignKey("api_keys.id"), primary_key=True),
+    Column("secret_hash", LargeBinary(32), primary_key=True),
+    Column("expire_time", BigInteger, nullable=False),
 )
 
 token_keys = Table(

@@ -1,34 +1,31 @@
 """Who is calling: API keys as Bearer, as X-API-Key or as Basic.
 
 A key reads `{id}.{secret}`; with Basic the id is the user name and the secret the
-password. Only a SHA-256 of the secret is stored: the secret is 256 random bits, so
-there is nothing to guess that a slow hash would protect.
+password. server/ledger/access.py says what a key is made of.
 """
 
 from __future__ import annotations
 
 import base64
-import hashlib
 import hmac
-import re
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from cachetools import TTLCache
 
-from server.ledger.access import Caller
+from server.ledger.access import Caller, hash_secret, is_active
 from server.ledger.errors import CredentialInvalid, CredentialMissing
-from server.ledger.names import RandomBytes
-from server.store.credentials import CredentialStore
+from server.ledger.instants import Clock, Instant
+from server.ledger.names import is_api_key_id
+from server.store.credentials import ApiKeyRecord, CredentialStore
 
 KEYS_CACHED_MAX = 10_000
 KEY_CACHED_SECONDS_MAX = 5.0
 """How long a key may still open after it has gone from the database."""
 CREDENTIAL_CHARACTERS_MAX = 4096
-
-_KEY_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,63}", re.ASCII)
 
 
 class Scheme(Enum):
@@ -60,53 +57,64 @@ def current_caller() -> Caller:
 class _Credential:
     scheme: Scheme
     key_id: str
-    secret: str
+    secret: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
-class NewApiKey:
-    """A key just made. The text is shown once and stored nowhere."""
+class _Opened:
+    """Whom a credential lets in, and before when."""
 
-    key_id: str
-    text: str
-    secret_hash: bytes
-
-
-def new_api_key(random_bytes: RandomBytes) -> NewApiKey:
-    """Makes an API key out of 80 random bits for the id and 256 for the secret."""
-    key_id = random_bytes(10).hex()
-    secret = base64.urlsafe_b64encode(random_bytes(32)).decode().rstrip("=")
-    return NewApiKey(key_id, f"{key_id}.{secret}", hash_secret(secret))
-
-
-def hash_secret(secret: str) -> bytes:
-    """What is stored of a secret."""
-    return hashlib.sha256(secret.encode()).digest()
+    caller: Caller
+    expire_time: Instant | None
 
 
 class Authenticator:
     """Finds the caller of a call by the credential in its metadata."""
 
-    def __init__(self, store: CredentialStore) -> None:
+    def __init__(
+        self,
+        store: CredentialStore,
+        clock: Clock,
+        note_use: Callable[[str], None],
+        stopwatch: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`note_use` is told the id of every key that is let in; `stopwatch` gives seconds."""
         self._store = store
-        self._callers: TTLCache[_Credential, Caller] = TTLCache(KEYS_CACHED_MAX, KEY_CACHED_SECONDS_MAX)
+        self._clock = clock
+        self._note_use = note_use
+        self._opened: TTLCache[_Credential, _Opened] = TTLCache(KEYS_CACHED_MAX, KEY_CACHED_SECONDS_MAX, stopwatch)
 
     async def authenticate(self, metadata: Iterable[tuple[str, str | bytes]]) -> Authentication:
         """Raises CredentialMissing or CredentialInvalid. A wrong key is not cached."""
         credential = _credential(metadata)
-        caller = self._callers.get(credential)
-        if caller is None:
-            caller = await self._look_up(credential)
-            self._callers[credential] = caller
-        return Authentication(caller, credential.scheme)
+        opened = self._opened.get(credential)
+        if opened is None:
+            opened = await self._look_up(credential)
+            self._opened[credential] = opened
+        elif not is_active(None, opened.expire_time, self._clock()):
+            raise CredentialInvalid
+        self._note_use(credential.key_id)
+        return Authentication(opened.caller, credential.scheme)
 
-    async def _look_up(self, credential: _Credential) -> Caller:
+    async def _look_up(self, credential: _Credential) -> _Opened:
         record = await self._store.api_key(credential.key_id)
-        secret_hash = hash_secret(credential.secret)
-        if record is None or not hmac.compare_digest(record.secret_hash, secret_hash):
+        if record is None:
+            raise CredentialInvalid
+        expire_time = await self._expire_time(record, hash_secret(credential.secret))
+        if not is_active(record.revoke_time, expire_time, self._clock()):
             raise CredentialInvalid
         scopes = frozenset(record.scopes.split())
-        return Caller(record.tenant_number, record.tenant_uid, record.id, record.account_id, scopes)
+        caller = Caller(record.tenant_number, record.tenant_uid, record.id, record.account_id, scopes)
+        return _Opened(caller, expire_time)
+
+    async def _expire_time(self, record: ApiKeyRecord, secret_hash: bytes) -> Instant | None:
+        """Until when a secret opens a key: one that was rotated out, not longer than its grace period."""
+        if hmac.compare_digest(record.secret_hash, secret_hash):
+            return record.expire_time
+        for retired in await self._store.retired_secrets(record.id):
+            if hmac.compare_digest(retired.secret_hash, secret_hash):
+                return min(time for time in (retired.expire_time, record.expire_time) if time is not None)
+        raise CredentialInvalid
 
 
 def _credential(metadata: Iterable[tuple[str, str | bytes]]) -> _Credential:
@@ -139,6 +147,6 @@ def _parse_key(scheme: Scheme, text: str) -> _Credential:
 
 
 def _checked(scheme: Scheme, key_id: str, secret: str) -> _Credential:
-    if not _KEY_ID.fullmatch(key_id) or not secret:
+    if not is_api_key_id(key_id) or not secret:
         raise CredentialInvalid
     return _Credential(scheme, key_id, secret)

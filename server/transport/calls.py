@@ -1,4 +1,4 @@
-"""What happens around every call: it is timed, its caller found and counted, its errors told.
+"""What happens around every call: it is timed, its caller found and counted, their scope checked, its errors told.
 
 One interceptor does it all, because grpc.aio asks every interceptor anew for a handler at
 each call; this one wraps each method once and keeps the result.
@@ -7,7 +7,7 @@ each call; this one wraps each method once and keeps the result.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeAlias
 
@@ -19,6 +19,7 @@ from server.transport.auth import Authenticator, authentication
 from server.transport.errors import RenderError, code_of, refuse
 from server.transport.limits import RateLimiter
 from server.transport.parsing import unless_malformed
+from server.transport.scopes import declared_scopes
 
 log = structlog.get_logger(__name__)
 
@@ -63,6 +64,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         service = method.partition("/")[0]
         if handler is None or service in OPEN_SERVICES:
             return handler
+        scopes = declared_scopes(method)
         render = self._renderers.get(service)
         # A documented API has names of its own for its parameters, which are those of JSON.
         parse = unless_malformed(handler.request_deserializer, "name" if render is None else "json_name")
@@ -71,7 +73,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             answer: Callable[[Any, Context], Awaitable[Any]] = handler.unary_unary  # type: ignore[assignment]
 
             async def unary(request: Any, context: Context) -> Any:
-                async with self._around(method, context, render):
+                async with self._around(method, scopes, context, render, request):
                     return await answer(_well_formed(request), context)
 
             return grpc.unary_unary_rpc_method_handler(unary, parse, _unless_bytes(handler.response_serializer))
@@ -79,7 +81,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             answers: Callable[[Any, Context], AsyncIterator[Any]] = handler.unary_stream  # type: ignore[assignment]
 
             async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
-                async with self._around(method, context, render):
+                async with self._around(method, scopes, context, render, request):
                     async for answer in answers(_well_formed(request), context):
                         yield answer
 
@@ -88,14 +90,16 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             summary: Callable[[Any, Context], Awaitable[Any]] = handler.stream_unary  # type: ignore[assignment]
 
             async def upload(requests: Any, context: Context) -> Any:
-                async with self._around(method, context, render):
+                async with self._around(method, scopes, context, render):
                     return await summary(_all_well_formed(requests), context)
 
             return grpc.stream_unary_rpc_method_handler(upload, parse, _unless_bytes(handler.response_serializer))
         raise AssertionError(f"{method} streams both ways, and nothing here wraps that")
 
     @asynccontextmanager
-    async def _around(self, method: str, context: Context, render: RenderError | None) -> AsyncIterator[None]:
+    async def _around(
+        self, method: str, scopes: Sequence[str], context: Context, render: RenderError | None, request: Any = None
+    ) -> AsyncIterator[None]:
         started = time.perf_counter()
         code = grpc.StatusCode.OK
         try:
@@ -103,6 +107,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             if self._limiter is not None:
                 self._limiter.take(found.caller.credential_id)
             authentication.set(found)
+            found.caller.require_scope(scopes, request)
             yield
         except DaybookError as error:
             code = code_of(error)

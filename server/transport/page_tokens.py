@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError, Message
 from server.ledger.access import Caller
 from server.ledger.errors import PageTokenInvalid, PageTokenMismatch
 from server.ledger.names import RandomBytes
-from server.ledger.paging import TransactionKey
+from server.ledger.paging import ApiKeyKey, TransactionKey
 
 KEY_BYTES = 32
 NONCE_BYTES = 12
@@ -77,6 +77,23 @@ class PageTokens:
         body = self._body(listing)
         body.v1.lot_number = last
         return self._seal(body)
+
+    def seal_api_key(self, listing: Listing, last: ApiKeyKey) -> str:
+        """The token of the page behind an API key."""
+        body = self._body(listing)
+        body.v1.api_key.create_time = last.create_time
+        body.v1.api_key.id = last.id
+        return self._seal(body)
+
+    def open_api_key(self, listing: Listing, token: str) -> ApiKeyKey | None:
+        """The API key behind which the page begins; None for the first page.
+
+        Raises PageTokenInvalid, PageTokenMismatch.
+        """
+        if not token:
+            return None
+        key = self._open(listing, token).api_key
+        return ApiKeyKey(key.create_time, key.id)
 
     def open_lot(self, listing: Listing, token: str) -> int:
         """The number of the lot behind which the page begins; 0 for the first page.

@@ -8,18 +8,21 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import cache, partial
 from typing import Any
 
 from daybook.v1.account_pb2 import Account, Company, User
+from daybook.v1.api_key_pb2 import ApiKey
 from daybook.v1.transaction_pb2 import Booking, EventTicket, Order, Transaction, Usage
 from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct, Value
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from server.ledger import money
+from server.ledger.access import SUFFICIENT
 from server.ledger.errors import FieldInvalid
 from server.ledger.instants import EARLIEST, HOUR, LATEST, SECOND, Instant, from_timestamp
 from server.ledger.money import Millionths
@@ -30,13 +33,15 @@ PAGE_SIZE_DEFAULT = 50
 PAGE_SIZE_MAX = 1000
 METADATA_BYTES_MAX = 8192
 PRIORITY_MAX = 1000
+DISPLAY_NAME_CHARACTERS_MAX = 255
 TIME_TO_LIVE_DAYS_MAX = 36_525
+GRACE_PERIOD_DAYS_MAX = 30
 LABELS_MAX = 32
 LABEL_CHARACTERS_MAX = 128
 REQUEST_ID_CHARACTERS_MAX = 128
 
 CHARACTERS_MAX: Mapping[str, Mapping[str, int]] = {
-    Account.DESCRIPTOR.full_name: {"display_name": 255},
+    Account.DESCRIPTOR.full_name: {"display_name": DISPLAY_NAME_CHARACTERS_MAX},
     User.DESCRIPTOR.full_name: {
         "id": 128,
         "name": 255,
@@ -64,6 +69,7 @@ CHARACTERS_MAX: Mapping[str, Mapping[str, int]] = {
         "postal_code": 32,
         "country_code": 2,
     },
+    ApiKey.DESCRIPTOR.full_name: {"display_name": DISPLAY_NAME_CHARACTERS_MAX},
     Transaction.DESCRIPTOR.full_name: {"description": 1024, "receipt_uri": 2048},
     Booking.DESCRIPTOR.full_name: {"id": 128},
     Booking.Resource.DESCRIPTOR.full_name: {"id": 128, "title": 255},
@@ -156,7 +162,7 @@ def read_transaction(transaction: Transaction) -> tuple[Draft, Transaction]:
     is_usage = transaction.WhichOneof("subject") == "usage"
     if is_usage and transaction.kind != Transaction.CHARGE:
         raise FieldInvalid("transaction.usage", "is only possible with kind CHARGE")
-    expire_time, time_to_live = _read_lifetime(transaction)
+    expire_time, time_to_live = read_lifetime("transaction", transaction)
     if not -PRIORITY_MAX <= transaction.priority <= PRIORITY_MAX:
         raise FieldInvalid("transaction.priority", f"must be between -{PRIORITY_MAX} and {PRIORITY_MAX}")
     if amount <= 0 and transaction.priority:
@@ -189,19 +195,41 @@ def read_details(path: str, details: Transaction) -> Transaction:
     return details
 
 
-def _read_lifetime(transaction: Transaction) -> tuple[Instant | None, Instant | None]:
-    """The expire_time and the time to live of what a transaction brings; at most one of them."""
-    match transaction.WhichOneof("lifetime"):
+def read_lifetime(path: str, owner: Transaction | ApiKey) -> tuple[Instant | None, Instant | None]:
+    """The expire_time and the time to live of what a transaction brings or of a key; at most one of them."""
+    match owner.WhichOneof("lifetime"):
         case "expire_time":
-            check_timestamp("transaction.expire_time", transaction.expire_time)
-            return from_timestamp(transaction.expire_time), None
+            check_timestamp(f"{path}.expire_time", owner.expire_time)
+            return from_timestamp(owner.expire_time), None
         case "ttl":
-            time_to_live = transaction.ttl.seconds * SECOND + transaction.ttl.nanos // 1000
-            is_sound = 0 <= transaction.ttl.nanos < 1_000_000_000
-            if not is_sound or not SECOND <= time_to_live <= TIME_TO_LIVE_DAYS_MAX * 24 * HOUR:
-                raise FieldInvalid("transaction.ttl", f"must be between a second and {TIME_TO_LIVE_DAYS_MAX} days")
+            time_to_live = _to_microseconds(owner.ttl)
+            if time_to_live is None or not SECOND <= time_to_live <= TIME_TO_LIVE_DAYS_MAX * 24 * HOUR:
+                raise FieldInvalid(f"{path}.ttl", f"must be between a second and {TIME_TO_LIVE_DAYS_MAX} days")
             return None, time_to_live
     return None, None
+
+
+def read_grace_period(grace_period: Duration) -> Instant:
+    """How long the secrets of before a rotation stay good at most."""
+    period = _to_microseconds(grace_period)
+    if period is None or not 0 <= period <= GRACE_PERIOD_DAYS_MAX * 24 * HOUR:
+        raise FieldInvalid("grace_period", f"must be between 0 and {GRACE_PERIOD_DAYS_MAX} days")
+    return period
+
+
+def _to_microseconds(duration: Duration) -> Instant | None:
+    """The length of a duration that isn't negative; None for one that is, or that is none."""
+    if duration.seconds < 0 or not 0 <= duration.nanos < 1_000_000_000:
+        return None
+    return duration.seconds * SECOND + duration.nanos // 1000
+
+
+def read_scopes(field: str, scopes: Iterable[str]) -> tuple[str, ...]:
+    """The scopes that a key is to have, each once."""
+    wanted = set(scopes)
+    if not wanted or not wanted <= SUFFICIENT.keys():
+        raise FieldInvalid(field, f"must be one or more of {', '.join(SUFFICIENT)}")
+    return tuple(scope for scope in SUFFICIENT if scope in wanted)
 
 
 def check_account(account: Account) -> None:

@@ -25,10 +25,9 @@ from daybook.v1.transaction_pb2 import Transaction, Usage
 from google.protobuf.duration_pb2 import Duration
 
 from server.app import open_book
-from server.ledger.access import Caller
+from server.ledger.access import Caller, new_api_key
 from server.store.accounts import AccountRecord
 from server.store.requests import Request
-from server.transport.auth import new_api_key
 from tests.conftest import Client, read_refusal
 
 DAYBOOK = str(Path(sys.executable).parent / "daybook")
@@ -161,7 +160,7 @@ async def prepare(database_url: str) -> str:
             tenant_number=number,
             account_number=None,
             create_time=book.clock(),
-            scopes="admin",
+            scopes=["admin"],
         )
         return key.text
 

@@ -8,7 +8,9 @@ from typing import TypeAlias
 
 import grpc
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from daybook.v1.ledger_service_pb2 import GetTransactionRequest, ListTransactionsRequest
 from daybook.v1.transaction_pb2 import Transaction
@@ -16,13 +18,15 @@ from sqlalchemy import Connection, insert, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from server.app import Book, open_book
+from server.ledger.access import SUFFICIENT, hash_secret
 from server.ledger.errors import ServiceUnavailable
 from server.store import migrate as migrate_module
 from server.store.credentials import CredentialStore
 from server.store.database import Database
 from server.store.migrate import migrate
 from server.store.tables import accounts, metadata, requests, transactions
-from tests.conftest import NOON, Client, Server
+from server.transport.auth import Authenticator
+from tests.conftest import NOON, Client, Clock, Server
 
 Schema: TypeAlias = "list[tuple[object, ...]]"
 
@@ -133,6 +137,45 @@ async def test_concurrent_migrations(open_database: Callable[[], Database]) -> N
         assert await CredentialStore(database).has_tenant() is False
     async with databases[0].read() as connection:
         assert len((await connection.execute(text("SELECT version_num FROM alembic_version"))).all()) == 1
+
+
+async def migrate_to(database: Database, revision: str) -> None:
+    """Brings an empty database to the schema of an older version."""
+
+    def upgrade(connection: Connection) -> None:
+        config = Config()
+        config.set_main_option("script_location", str(migrate_module.MIGRATIONS))
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+
+    async with database.write() as connection:
+        await connection.run_sync(upgrade)
+
+
+async def test_keys_of_before_scopes_keep_what_they_opened(open_database: Callable[[], Database]) -> None:
+    """A key without scopes was good for reading and posting and still is; one with `admin` keeps it."""
+    database = open_database()
+    await migrate_to(database, "0001")
+    async with database.write() as connection:
+        await connection.execute(
+            text("INSERT INTO tenants (slug, uid, display_name, create_time, demo) VALUES ('s', 'u', 'n', 1, 0)")
+        )
+        for key_id, scopes in (("poster", ""), ("admin", "admin")):
+            await connection.execute(
+                text(
+                    "INSERT INTO api_keys (id, tenant_number, scopes, secret_hash, create_time)"
+                    " VALUES (:id, 1, :scopes, :hash, 1)"
+                ),
+                {"id": key_id, "scopes": scopes, "hash": hash_secret(key_id)},
+            )
+    await migrate(database)
+    authenticator = Authenticator(CredentialStore(database), Clock(), lambda _: None)
+    opened = {}
+    for key_id in ("poster", "admin"):
+        caller = (await authenticator.authenticate([("x-api-key", f"{key_id}.{key_id}")])).caller
+        opened[key_id] = [scope for scope, sufficient in SUFFICIENT.items() if not caller.scopes.isdisjoint(sufficient)]
+    everyday = ["transactions.readonly", "transactions", "accounts.readonly", "accounts"]
+    assert opened == {"poster": everyday, "admin": [*everyday, "admin"]}
 
 
 async def test_concurrent_token_keys(open_database: Callable[[], Database]) -> None:

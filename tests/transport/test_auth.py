@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,12 @@ from random import Random
 from typing import TypeAlias
 
 import pytest
-from cachetools import TTLCache
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import text
 
 from server.app import Book, open_book
+from server.ledger.access import hash_secret, new_api_key
 from server.ledger.errors import CredentialInvalid, CredentialMissing, DaybookError
 from server.ledger.names import RandomBytes
 from server.transport.auth import (
@@ -25,8 +26,6 @@ from server.transport.auth import (
     Authentication,
     Authenticator,
     Scheme,
-    hash_secret,
-    new_api_key,
 )
 from tests.conftest import NOON, Clock
 
@@ -54,6 +53,11 @@ async def store_key(book: Book, key: Key, *, tenant: str = "house", account_numb
         create_time=NOON,
     )
     return number
+
+
+def authenticator_of(book: Book, stopwatch: Callable[[], float] = time.monotonic) -> Authenticator:
+    """The authenticator as a server has it, with a stopwatch that a test can move."""
+    return Authenticator(book.credentials, book.clock, book.api_key_uses.note, stopwatch)
 
 
 def new_key(random_bytes: RandomBytes) -> Key:
@@ -177,7 +181,7 @@ async def test_credentials(book: Book, random_bytes: RandomBytes) -> None:
     """Each credential lets its holder in by its scheme, or is missing, or is invalid."""
     key = new_key(random_bytes)
     await store_key(book, key)
-    authenticator = Authenticator(book.credentials)
+    authenticator = authenticator_of(book)
     outcomes = {
         name: await outcome_of(authenticator.authenticate(metadata(key))) for name, (metadata, _) in CASES.items()
     }
@@ -188,14 +192,14 @@ async def test_credentials(book: Book, random_bytes: RandomBytes) -> None:
 async def test_a_credential_outside_ascii_is_invalid(book: Book, value: str) -> None:
     """A credential with characters outside ASCII is refused like any other that is malformed."""
     with pytest.raises(CredentialInvalid):
-        await Authenticator(book.credentials).authenticate([("authorization", value)])
+        await authenticator_of(book).authenticate([("authorization", value)])
 
 
 async def test_the_caller_is_the_one_of_the_key(book: Book, random_bytes: RandomBytes) -> None:
     """Each of two tenants' keys identifies its own tenant, and is bound to no account."""
     keys = {tenant: new_key(random_bytes) for tenant in ("house", "neighbour")}
     numbers = {tenant: await store_key(book, key, tenant=tenant) for tenant, key in keys.items()}
-    authenticator = Authenticator(book.credentials)
+    authenticator = authenticator_of(book)
     for tenant, key in keys.items():
         caller = (await authenticator.authenticate([("x-api-key", f"{key.id}.{key.secret}")])).caller
         assert (caller.tenant_number, caller.tenant_uid) == (numbers[tenant], f"uid of {tenant}")
@@ -207,7 +211,7 @@ async def test_the_secret_of_another_key_is_invalid(book: Book, random_bytes: Ra
     first, second = new_key(random_bytes), new_key(random_bytes)
     await store_key(book, first)
     await store_key(book, second, tenant="neighbour")
-    authenticator = Authenticator(book.credentials)
+    authenticator = authenticator_of(book)
     for key in (first, second):
         await authenticator.authenticate([("x-api-key", f"{key.id}.{key.secret}")])
     with pytest.raises(CredentialInvalid):
@@ -217,7 +221,7 @@ async def test_the_secret_of_another_key_is_invalid(book: Book, random_bytes: Ra
 async def test_a_wrong_key_is_not_remembered(book: Book, random_bytes: RandomBytes) -> None:
     """A key that was refused before it was made opens as soon as it is made."""
     key = new_key(random_bytes)
-    authenticator = Authenticator(book.credentials)
+    authenticator = authenticator_of(book)
     metadata = [("x-api-key", f"{key.id}.{key.secret}")]
     assert await outcome_of(authenticator.authenticate(metadata)) is CredentialInvalid
     await store_key(book, key)
@@ -228,7 +232,7 @@ async def test_a_right_key_does_not_open_for_a_wrong_secret(book: Book, random_b
     """After a key was let in, the same id with another secret is still refused."""
     key = new_key(random_bytes)
     await store_key(book, key)
-    authenticator = Authenticator(book.credentials)
+    authenticator = authenticator_of(book)
     assert await outcome_of(authenticator.authenticate([("x-api-key", f"{key.id}.{key.secret}")])) is Scheme.API_KEY
     assert await outcome_of(authenticator.authenticate([("x-api-key", f"{key.id}.wrong")])) is CredentialInvalid
     assert await outcome_of(authenticator.authenticate([("x-api-key", f"{key.id}.")])) is CredentialInvalid
@@ -238,7 +242,7 @@ async def test_the_scheme_is_that_of_each_call(book: Book, random_bytes: RandomB
     """A key that came by one scheme is told by its own scheme when it comes by another."""
     key = new_key(random_bytes)
     await store_key(book, key)
-    authenticator = Authenticator(book.credentials)
+    authenticator = authenticator_of(book)
     for name, value, scheme in (
         ("authorization", f"Bearer {key.id}.{key.secret}", Scheme.BEARER),
         ("x-api-key", f"{key.id}.{key.secret}", Scheme.API_KEY),
@@ -251,7 +255,7 @@ async def test_the_scheme_is_that_of_each_call(book: Book, random_bytes: RandomB
 async def test_an_empty_secret_never_opens(book: Book) -> None:
     """A credential without a secret is refused, even if the ledger held the hash of nothing."""
     await store_key(book, Key("key-1", ""))
-    authenticator = Authenticator(book.credentials)
+    authenticator = authenticator_of(book)
     for metadata in ([("x-api-key", "key-1.")], [("x-api-key", "key-1")], [("authorization", basic("key-1:"))]):
         assert await outcome_of(authenticator.authenticate(metadata)) is CredentialInvalid
 
@@ -260,7 +264,7 @@ async def test_separators_inside_a_secret(book: Book) -> None:
     """The first separator ends the id, so that a secret may hold points and colons."""
     key = Key("key-1", "a.b:c.d")
     await store_key(book, key)
-    authenticator = Authenticator(book.credentials)
+    authenticator = authenticator_of(book)
     assert (
         await outcome_of(authenticator.authenticate([("authorization", f"Bearer {key.id}.{key.secret}")]))
         is Scheme.BEARER
@@ -278,7 +282,7 @@ async def test_length_is_limited(book: Book) -> None:
     too_long = Key("toolong", longest.secret + "x")
     await store_key(book, longest)
     await store_key(book, too_long, tenant="neighbour")
-    authenticator = Authenticator(book.credentials)
+    authenticator = authenticator_of(book)
     assert (
         await outcome_of(authenticator.authenticate([("authorization", f"Bearer longest.{longest.secret}")]))
         is Scheme.BEARER
@@ -293,7 +297,7 @@ async def test_a_refusal_does_not_tell_what_was_wrong(book: Book, random_bytes: 
     """An unknown id and a wrong secret are refused in the same words, and without the credential in them."""
     key = new_key(random_bytes)
     await store_key(book, key)
-    authenticator = Authenticator(book.credentials)
+    authenticator = authenticator_of(book)
     told = set()
     for credential in (f"{key.id}.wrong", f"unknown.{key.secret}", "malformed"):
         with pytest.raises(CredentialInvalid) as refusal:
@@ -313,7 +317,7 @@ async def test_the_secret_is_not_in_the_database(tmp_path: Path, clock: Clock, r
     contents = []
     async with open_book(f"sqlite+aiosqlite:///{tmp_path}/daybook.db", clock, random_bytes) as book:
         await store_key(book, Key(key_id, secret))
-        await Authenticator(book.credentials).authenticate([("x-api-key", key.text)])
+        await authenticator_of(book).authenticate([("x-api-key", key.text)])
         contents.append(content())
     contents.append(content())
     for stored in contents:
@@ -348,13 +352,70 @@ async def test_a_key_that_is_gone_is_refused_within_seconds(book: Book, random_b
     assert KEY_CACHED_SECONDS_MAX <= 5
     key = new_key(random_bytes)
     await store_key(book, key)
-    authenticator = Authenticator(book.credentials)
-    # The same cache with a clock that the test can move.
     seconds = 0.0
-    authenticator._callers = TTLCache(10, authenticator._callers.ttl, timer=lambda: seconds)
+    authenticator = authenticator_of(book, lambda: seconds)
     metadata = [("x-api-key", f"{key.id}.{key.secret}")]
     await authenticator.authenticate(metadata)
     async with book.database.write() as connection:
         await connection.execute(text("DELETE FROM api_keys"))
     seconds = KEY_CACHED_SECONDS_MAX
     assert await outcome_of(authenticator.authenticate(metadata)) is CredentialInvalid
+
+
+@dataclass
+class Stopwatch:
+    """Stands still until a test moves it."""
+
+    seconds: float = 0.0
+
+    def __call__(self) -> float:
+        """What it shows."""
+        return self.seconds
+
+
+async def test_every_process_refuses_a_revoked_key_within_seconds(book: Book, random_bytes: RandomBytes) -> None:
+    """A process that let a key in just before it was revoked refuses it 5 seconds later, one that didn't at once."""
+    key = new_key(random_bytes)
+    tenant_number = await store_key(book, key)
+    stopwatch = Stopwatch()
+    warm, cold = authenticator_of(book, stopwatch), authenticator_of(book, stopwatch)
+    metadata = [("x-api-key", f"{key.id}.{key.secret}")]
+    assert await outcome_of(warm.authenticate(metadata)) is Scheme.API_KEY
+    await book.credentials.revoke_api_key(tenant_number, key.id, NOON)
+    assert await outcome_of(cold.authenticate(metadata)) is CredentialInvalid
+    stopwatch.seconds = KEY_CACHED_SECONDS_MAX
+    assert await outcome_of(warm.authenticate(metadata)) is CredentialInvalid
+
+
+async def test_every_process_takes_a_rotated_key_at_once(book: Book, random_bytes: RandomBytes) -> None:
+    """A process that has the old secret in memory takes the new one at once, and refuses the old 5 seconds later."""
+    key = new_key(random_bytes)
+    tenant_number = await store_key(book, key)
+    stopwatch = Stopwatch()
+    authenticator = authenticator_of(book, stopwatch)
+    old, new = ([("x-api-key", f"{key.id}.{secret}")] for secret in (key.secret, "new"))
+    assert await outcome_of(authenticator.authenticate(old)) is Scheme.API_KEY
+    await book.credentials.rotate_api_key(tenant_number, key.id, hash_secret("new"), lambda *_: [])
+    assert await outcome_of(authenticator.authenticate(new)) is Scheme.API_KEY
+    stopwatch.seconds = KEY_CACHED_SECONDS_MAX
+    assert await outcome_of(authenticator.authenticate(old)) is CredentialInvalid
+    assert await outcome_of(authenticator.authenticate(new)) is Scheme.API_KEY
+
+
+async def test_only_who_is_let_in_uses_a_key(book: Book, random_bytes: RandomBytes) -> None:
+    """Each call that is let in is noted as a use of its key, from memory too, and no other call is."""
+    key = new_key(random_bytes)
+    await store_key(book, key)
+    uses: list[str] = []
+    authenticator = Authenticator(book.credentials, book.clock, uses.append)
+    for secret in (key.secret, "wrong", key.secret, key.secret):
+        await outcome_of(authenticator.authenticate([("x-api-key", f"{key.id}.{secret}")]))
+    await outcome_of(authenticator.authenticate([("x-api-key", "unknown.x")]))
+    assert uses == [key.id] * 3
+
+
+def test_a_secret_is_in_no_representation() -> None:
+    """What is printed of a new key is not its secret."""
+    key = new_api_key(Random(1).randbytes)
+    assert key.key_id in repr(key)
+    assert key.text.partition(".")[2] not in repr(key)

@@ -13,6 +13,7 @@ import pytest
 from daybook.facades.spacebring.v1.transactions_service_pb2 import GetCreditsTransactionsRequest
 from daybook.facades.teable.v1.billing_service_pb2 import GetSpaceCreditHistoryRequest
 from daybook.internal.v1.page_token_pb2 import PageToken
+from daybook.v1.admin_service_pb2 import ListApiKeysRequest
 from daybook.v1.ledger_service_pb2 import ListAccountsRequest, ListLotsRequest, ListTransactionsRequest
 from google.protobuf import descriptor_pool
 from google.protobuf.descriptor import FieldDescriptor
@@ -45,6 +46,7 @@ LISTS: list[tuple[str, Message, str, str]] = [
     ),
     ("daybook.v1.Ledger/ListAccounts", ListAccountsRequest(page_size=3), "page_token", "page_size"),
     ("daybook.v1.Ledger/ListLots", ListLotsRequest(parent="accounts/acme", page_size=3), "page_token", "page_size"),
+    ("daybook.v1.Admin/ListApiKeys", ListApiKeysRequest(page_size=3), "page_token", "page_size"),
     (
         "daybook.facades.teable.v1.Billing/GetSpaceCreditHistory",
         GetSpaceCreditHistoryRequest(
@@ -355,12 +357,7 @@ def test_the_size_of_a_page_may_change(
 
 @pytest.mark.parametrize(
     ("method", "request_message", "token_field", "size_field", "shown"),
-    [
-        (*each, shown)
-        for each, shown in zip(
-            LISTS, ("page_token", "page_token", "page_token", "cursor", "nextPageToken"), strict=True
-        )
-    ],
+    [(*each, shown) for each, shown in zip(LISTS, (*["page_token"] * 4, "cursor", "nextPageToken"), strict=True)],
 )
 def test_the_refusal_names_the_field_as_callers_know_it(
     method: str, request_message: Message, token_field: str, size_field: str, shown: str

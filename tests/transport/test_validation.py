@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from daybook.v1.account_pb2 import Account, Company, User
+from daybook.v1.api_key_pb2 import ApiKey
 from daybook.v1.ledger_service_pb2 import CreateAccountRequest, CreateTransactionRequest, UpdateAccountRequest
 from daybook.v1.transaction_pb2 import Booking, EventTicket, Order, Transaction, Usage
 from google.api.field_behavior_pb2 import OUTPUT_ONLY, field_behavior
@@ -85,7 +86,7 @@ class Place:
 
     def problem_with(self, value: Any) -> str | None:
         """The field that is refused, or None, if this field has this value and all others are well."""
-        message: Any = charge() if self.root == "transaction" else Account(kind=Account.SPACE)
+        message: Any = {"transaction": charge(), "account": Account(kind=Account.SPACE), "api_key": ApiKey()}[self.root]
         if "usage" not in self.names and self.root == "transaction":
             message.kind = Transaction.ADJUSTMENT
         inside = message
@@ -101,7 +102,7 @@ class Place:
             getattr(inside, self.names[-1]).CopyFrom(value)
         if self.root == "transaction":
             return field_problem(message)
-        return problem_of(lambda: check_content("account", message))
+        return problem_of(lambda: check_content(self.root, message))
 
 
 def places(root: str, descriptor: Descriptor, only: tuple[str, ...]) -> Iterator[Place]:
@@ -120,7 +121,11 @@ def places(root: str, descriptor: Descriptor, only: tuple[str, ...]) -> Iterator
     return inside(descriptor, ())
 
 
-PLACES = [*places("transaction", Transaction.DESCRIPTOR, DETAILS), *places("account", Account.DESCRIPTOR, PROFILE)]
+PLACES = [
+    *places("transaction", Transaction.DESCRIPTOR, DETAILS),
+    *places("account", Account.DESCRIPTOR, PROFILE),
+    *places("api_key", ApiKey.DESCRIPTOR, ("display_name",)),
+]
 TEXTS = [place for place in PLACES if place.field.cpp_type == FieldDescriptor.CPPTYPE_STRING]
 
 
@@ -181,7 +186,7 @@ def test_every_limit_is_in_use() -> None:
 def documented_limits() -> dict[tuple[str, str], int]:
     """What the comments of the contract say about the length of texts."""
     limits: dict[tuple[str, str], int] = {}
-    for name in ("account.proto", "transaction.proto"):
+    for name in ("account.proto", "api_key.proto", "transaction.proto"):
         scope: list[str] = []
         comment: list[str] = []
         for line in map(str.strip, (PROTOS / name).read_text().splitlines()):

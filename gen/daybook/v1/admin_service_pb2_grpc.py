@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from daybook.v1 import admin_service_pb2 as daybook_dot_v1_dot_admin__service__pb2
+from daybook.v1 import api_key_pb2 as daybook_dot_v1_dot_api__key__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -26,10 +27,16 @@ if _version_not_supported:
 
 
 class AdminStub:
-    """What only those may do who run the ledger: bring history in, and prove the books.
+    """What only those may do who run the ledger: bring history in, prove the books, and hand out
+    keys.
 
     Every call needs a credential with the scope `admin`; without it PERMISSION_DENIED, reason
     SCOPE_MISSING. All else is as in Ledger.
+
+    Keys are those of the tenant, and only a credential that is bound to no account may touch
+    them. None of their mutations takes a request_id: the answer to a repeated call would have
+    to hold the secret again, which is kept nowhere. Whoever missed an answer revokes the key
+    that was never used, or rotates once more; revoking can be repeated as it is.
     """
 
     def __init__(self, channel):
@@ -48,13 +55,39 @@ class AdminStub:
                 request_serializer=daybook_dot_v1_dot_admin__service__pb2.VerifyLedgerRequest.SerializeToString,
                 response_deserializer=daybook_dot_v1_dot_admin__service__pb2.VerifyLedgerResponse.FromString,
                 _registered_method=True)
+        self.CreateApiKey = channel.unary_unary(
+                '/daybook.v1.Admin/CreateApiKey',
+                request_serializer=daybook_dot_v1_dot_admin__service__pb2.CreateApiKeyRequest.SerializeToString,
+                response_deserializer=daybook_dot_v1_dot_admin__service__pb2.CreateApiKeyResponse.FromString,
+                _registered_method=True)
+        self.ListApiKeys = channel.unary_unary(
+                '/daybook.v1.Admin/ListApiKeys',
+                request_serializer=daybook_dot_v1_dot_admin__service__pb2.ListApiKeysRequest.SerializeToString,
+                response_deserializer=daybook_dot_v1_dot_admin__service__pb2.ListApiKeysResponse.FromString,
+                _registered_method=True)
+        self.RevokeApiKey = channel.unary_unary(
+                '/daybook.v1.Admin/RevokeApiKey',
+                request_serializer=daybook_dot_v1_dot_admin__service__pb2.RevokeApiKeyRequest.SerializeToString,
+                response_deserializer=daybook_dot_v1_dot_api__key__pb2.ApiKey.FromString,
+                _registered_method=True)
+        self.RotateApiKey = channel.unary_unary(
+                '/daybook.v1.Admin/RotateApiKey',
+                request_serializer=daybook_dot_v1_dot_admin__service__pb2.RotateApiKeyRequest.SerializeToString,
+                response_deserializer=daybook_dot_v1_dot_admin__service__pb2.RotateApiKeyResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServicer:
-    """What only those may do who run the ledger: bring history in, and prove the books.
+    """What only those may do who run the ledger: bring history in, prove the books, and hand out
+    keys.
 
     Every call needs a credential with the scope `admin`; without it PERMISSION_DENIED, reason
     SCOPE_MISSING. All else is as in Ledger.
+
+    Keys are those of the tenant, and only a credential that is bound to no account may touch
+    them. None of their mutations takes a request_id: the answer to a repeated call would have
+    to hold the secret again, which is kept nowhere. Whoever missed an answer revokes the key
+    that was never used, or rotates once more; revoking can be repeated as it is.
     """
 
     def ImportTransactions(self, request_iterator, context):
@@ -78,6 +111,48 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreateApiKey(self, request, context):
+        """Makes an API key and shows it, this once.
+
+        NOT_FOUND if it is to be bound to an account that the tenant lacks; PERMISSION_DENIED,
+        reason SCOPE_MISSING, for a scope that the caller's own don't include.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListApiKeys(self, request, context):
+        """Lists the API keys of the tenant, newest first, those that are revoked or have expired
+        included. Nobody sees a secret again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeApiKey(self, request, context):
+        """Revokes an API key, for good, also the one that calls. Within five seconds every process
+        refuses it.
+
+        NOT_FOUND if the tenant has no such key. A key that is revoked already stays as it is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RotateApiKey(self, request, context):
+        """Gives an API key a new secret and shows it, this once. The id, and all else, stays.
+
+        The secret of before, and every older one that is still in a grace period, is good until
+        the end of this one's grace period at most; without one all are refused within five seconds. At
+        most four are kept: a further rotation drops the one whose period ends first.
+
+        NOT_FOUND if the tenant has no such key; FAILED_PRECONDITION, reason API_KEY_INACTIVE,
+        if it is revoked or has expired.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -91,6 +166,26 @@ def add_AdminServicer_to_server(servicer, server):
                     request_deserializer=daybook_dot_v1_dot_admin__service__pb2.VerifyLedgerRequest.FromString,
                     response_serializer=daybook_dot_v1_dot_admin__service__pb2.VerifyLedgerResponse.SerializeToString,
             ),
+            'CreateApiKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateApiKey,
+                    request_deserializer=daybook_dot_v1_dot_admin__service__pb2.CreateApiKeyRequest.FromString,
+                    response_serializer=daybook_dot_v1_dot_admin__service__pb2.CreateApiKeyResponse.SerializeToString,
+            ),
+            'ListApiKeys': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListApiKeys,
+                    request_deserializer=daybook_dot_v1_dot_admin__service__pb2.ListApiKeysRequest.FromString,
+                    response_serializer=daybook_dot_v1_dot_admin__service__pb2.ListApiKeysResponse.SerializeToString,
+            ),
+            'RevokeApiKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeApiKey,
+                    request_deserializer=daybook_dot_v1_dot_admin__service__pb2.RevokeApiKeyRequest.FromString,
+                    response_serializer=daybook_dot_v1_dot_api__key__pb2.ApiKey.SerializeToString,
+            ),
+            'RotateApiKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateApiKey,
+                    request_deserializer=daybook_dot_v1_dot_admin__service__pb2.RotateApiKeyRequest.FromString,
+                    response_serializer=daybook_dot_v1_dot_admin__service__pb2.RotateApiKeyResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'daybook.v1.Admin', rpc_method_handlers)
@@ -100,10 +195,16 @@ def add_AdminServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Admin:
-    """What only those may do who run the ledger: bring history in, and prove the books.
+    """What only those may do who run the ledger: bring history in, prove the books, and hand out
+    keys.
 
     Every call needs a credential with the scope `admin`; without it PERMISSION_DENIED, reason
     SCOPE_MISSING. All else is as in Ledger.
+
+    Keys are those of the tenant, and only a credential that is bound to no account may touch
+    them. None of their mutations takes a request_id: the answer to a repeated call would have
+    to hold the secret again, which is kept nowhere. Whoever missed an answer revokes the key
+    that was never used, or rotates once more; revoking can be repeated as it is.
     """
 
     @staticmethod
@@ -150,6 +251,114 @@ class Admin:
             '/daybook.v1.Admin/VerifyLedger',
             daybook_dot_v1_dot_admin__service__pb2.VerifyLedgerRequest.SerializeToString,
             daybook_dot_v1_dot_admin__service__pb2.VerifyLedgerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateApiKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/daybook.v1.Admin/CreateApiKey',
+            daybook_dot_v1_dot_admin__service__pb2.CreateApiKeyRequest.SerializeToString,
+            daybook_dot_v1_dot_admin__service__pb2.CreateApiKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListApiKeys(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/daybook.v1.Admin/ListApiKeys',
+            daybook_dot_v1_dot_admin__service__pb2.ListApiKeysRequest.SerializeToString,
+            daybook_dot_v1_dot_admin__service__pb2.ListApiKeysResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeApiKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/daybook.v1.Admin/RevokeApiKey',
+            daybook_dot_v1_dot_admin__service__pb2.RevokeApiKeyRequest.SerializeToString,
+            daybook_dot_v1_dot_api__key__pb2.ApiKey.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RotateApiKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/daybook.v1.Admin/RotateApiKey',
+            daybook_dot_v1_dot_admin__service__pb2.RotateApiKeyRequest.SerializeToString,
+            daybook_dot_v1_dot_admin__service__pb2.RotateApiKeyResponse.FromString,
             options,
             channel_credentials,
             insecure,

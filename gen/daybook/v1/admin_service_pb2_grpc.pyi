@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from daybook.v1 import admin_service_pb2 as _admin_service_pb2
+from daybook.v1 import api_key_pb2 as _api_key_pb2
 from grpc import aio as _aio
 import abc as _abc_1
 
@@ -13,10 +14,16 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AdminStub:
-    """What only those may do who run the ledger: bring history in, and prove the books.
+    """What only those may do who run the ledger: bring history in, prove the books, and hand out
+    keys.
 
     Every call needs a credential with the scope `admin`; without it PERMISSION_DENIED, reason
     SCOPE_MISSING. All else is as in Ledger.
+
+    Keys are those of the tenant, and only a credential that is bound to no account may touch
+    them. None of their mutations takes a request_id: the answer to a repeated call would have
+    to hold the secret again, which is kept nowhere. Whoever missed an answer revokes the key
+    that was never used, or rotates once more; revoking can be repeated as it is.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -33,12 +40,44 @@ class AdminStub:
     it has come. Nothing is repaired. While two are under way a third is RESOURCE_EXHAUSTED,
     reason TOO_BUSY.
     """
+    CreateApiKey: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.CreateApiKeyRequest, _admin_service_pb2.CreateApiKeyResponse]
+    """Makes an API key and shows it, this once.
+
+    NOT_FOUND if it is to be bound to an account that the tenant lacks; PERMISSION_DENIED,
+    reason SCOPE_MISSING, for a scope that the caller's own don't include.
+    """
+    ListApiKeys: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListApiKeysRequest, _admin_service_pb2.ListApiKeysResponse]
+    """Lists the API keys of the tenant, newest first, those that are revoked or have expired
+    included. Nobody sees a secret again.
+    """
+    RevokeApiKey: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.RevokeApiKeyRequest, _api_key_pb2.ApiKey]
+    """Revokes an API key, for good, also the one that calls. Within five seconds every process
+    refuses it.
+
+    NOT_FOUND if the tenant has no such key. A key that is revoked already stays as it is.
+    """
+    RotateApiKey: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.RotateApiKeyRequest, _admin_service_pb2.RotateApiKeyResponse]
+    """Gives an API key a new secret and shows it, this once. The id, and all else, stays.
+
+    The secret of before, and every older one that is still in a grace period, is good until
+    the end of this one's grace period at most; without one all are refused within five seconds. At
+    most four are kept: a further rotation drops the one whose period ends first.
+
+    NOT_FOUND if the tenant has no such key; FAILED_PRECONDITION, reason API_KEY_INACTIVE,
+    if it is revoked or has expired.
+    """
 
 class AdminServicer(metaclass=_abc_1.ABCMeta):
-    """What only those may do who run the ledger: bring history in, and prove the books.
+    """What only those may do who run the ledger: bring history in, prove the books, and hand out
+    keys.
 
     Every call needs a credential with the scope `admin`; without it PERMISSION_DENIED, reason
     SCOPE_MISSING. All else is as in Ledger.
+
+    Keys are those of the tenant, and only a credential that is bound to no account may touch
+    them. None of their mutations takes a request_id: the answer to a repeated call would have
+    to hold the secret again, which is kept nowhere. Whoever missed an answer revokes the key
+    that was never used, or rotates once more; revoking can be repeated as it is.
     """
 
     @_abc_1.abstractmethod
@@ -64,6 +103,56 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         """Recomputes the books of the tenant and streams each divergence, and now and then how far
         it has come. Nothing is repaired. While two are under way a third is RESOURCE_EXHAUSTED,
         reason TOO_BUSY.
+        """
+
+    @_abc_1.abstractmethod
+    def CreateApiKey(
+        self,
+        request: _admin_service_pb2.CreateApiKeyRequest,
+        context: _aio.ServicerContext[_admin_service_pb2.CreateApiKeyRequest, _abc.Awaitable[_admin_service_pb2.CreateApiKeyResponse]],
+    ) -> _abc.Awaitable[_admin_service_pb2.CreateApiKeyResponse]:
+        """Makes an API key and shows it, this once.
+
+        NOT_FOUND if it is to be bound to an account that the tenant lacks; PERMISSION_DENIED,
+        reason SCOPE_MISSING, for a scope that the caller's own don't include.
+        """
+
+    @_abc_1.abstractmethod
+    def ListApiKeys(
+        self,
+        request: _admin_service_pb2.ListApiKeysRequest,
+        context: _aio.ServicerContext[_admin_service_pb2.ListApiKeysRequest, _abc.Awaitable[_admin_service_pb2.ListApiKeysResponse]],
+    ) -> _abc.Awaitable[_admin_service_pb2.ListApiKeysResponse]:
+        """Lists the API keys of the tenant, newest first, those that are revoked or have expired
+        included. Nobody sees a secret again.
+        """
+
+    @_abc_1.abstractmethod
+    def RevokeApiKey(
+        self,
+        request: _admin_service_pb2.RevokeApiKeyRequest,
+        context: _aio.ServicerContext[_admin_service_pb2.RevokeApiKeyRequest, _abc.Awaitable[_api_key_pb2.ApiKey]],
+    ) -> _abc.Awaitable[_api_key_pb2.ApiKey]:
+        """Revokes an API key, for good, also the one that calls. Within five seconds every process
+        refuses it.
+
+        NOT_FOUND if the tenant has no such key. A key that is revoked already stays as it is.
+        """
+
+    @_abc_1.abstractmethod
+    def RotateApiKey(
+        self,
+        request: _admin_service_pb2.RotateApiKeyRequest,
+        context: _aio.ServicerContext[_admin_service_pb2.RotateApiKeyRequest, _abc.Awaitable[_admin_service_pb2.RotateApiKeyResponse]],
+    ) -> _abc.Awaitable[_admin_service_pb2.RotateApiKeyResponse]:
+        """Gives an API key a new secret and shows it, this once. The id, and all else, stays.
+
+        The secret of before, and every older one that is still in a grace period, is good until
+        the end of this one's grace period at most; without one all are refused within five seconds. At
+        most four are kept: a further rotation drops the one whose period ends first.
+
+        NOT_FOUND if the tenant has no such key; FAILED_PRECONDITION, reason API_KEY_INACTIVE,
+        if it is revoked or has expired.
         """
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: _aio.Server) -> None: ...

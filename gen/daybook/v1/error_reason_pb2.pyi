@@ -138,9 +138,22 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     "refundable_amount": "1.5"}}
     """
     SCOPE_MISSING: _ErrorReason.ValueType  # 21
-    """The credential lacks a scope that the call needs. Status PERMISSION_DENIED.
+    """The credential lacks the scope that the call needs, see scope.proto; of several that
+    would do the first is told. Status PERMISSION_DENIED.
 
     Example: {"reason": "SCOPE_MISSING", "domain": "daybook", "metadata": {"scope": "admin"}}
+    """
+    API_KEY_NOT_FOUND: _ErrorReason.ValueType  # 30
+    """The tenant has no API key of this name. Status NOT_FOUND.
+
+    Example: {"reason": "API_KEY_NOT_FOUND", "domain": "daybook", "metadata": {"api_key":
+    "apiKeys/0011223344556677abcd"}}
+    """
+    API_KEY_INACTIVE: _ErrorReason.ValueType  # 31
+    """The API key is revoked or has expired. Status FAILED_PRECONDITION.
+
+    Example: {"reason": "API_KEY_INACTIVE", "domain": "daybook", "metadata": {"api_key":
+    "apiKeys/0011223344556677abcd"}}
     """
     TOO_BUSY: _ErrorReason.ValueType  # 22
     """Too many calls wait to be posted. RetryInfo says when to try again. Status
@@ -313,9 +326,22 @@ Example: {"reason": "REFUND_EXCEEDS_CHARGE", "domain": "daybook", "metadata":
 "refundable_amount": "1.5"}}
 """
 SCOPE_MISSING: ErrorReason.ValueType  # 21
-"""The credential lacks a scope that the call needs. Status PERMISSION_DENIED.
+"""The credential lacks the scope that the call needs, see scope.proto; of several that
+would do the first is told. Status PERMISSION_DENIED.
 
 Example: {"reason": "SCOPE_MISSING", "domain": "daybook", "metadata": {"scope": "admin"}}
+"""
+API_KEY_NOT_FOUND: ErrorReason.ValueType  # 30
+"""The tenant has no API key of this name. Status NOT_FOUND.
+
+Example: {"reason": "API_KEY_NOT_FOUND", "domain": "daybook", "metadata": {"api_key":
+"apiKeys/0011223344556677abcd"}}
+"""
+API_KEY_INACTIVE: ErrorReason.ValueType  # 31
+"""The API key is revoked or has expired. Status FAILED_PRECONDITION.
+
+Example: {"reason": "API_KEY_INACTIVE", "domain": "daybook", "metadata": {"api_key":
+"apiKeys/0011223344556677abcd"}}
 """
 TOO_BUSY: ErrorReason.ValueType  # 22
 """Too many calls wait to be posted. RetryInfo says when to try again. Status

@@ -34,7 +34,8 @@ class LedgerStub:
     KEY`, `x-api-key: KEY`, or `authorization: Basic base64(id:secret)`. Without a valid
     one a call gets UNAUTHENTICATED. A credential belongs to one tenant and sees nothing
     of another: what is not there and what is somebody else's are both NOT_FOUND. A
-    credential that is bound to one account gets PERMISSION_DENIED for everything else.
+    credential that is bound to one account gets PERMISSION_DENIED for everything else, and so
+    does one without a scope that its method declares; see scope.proto.
 
     Every error carries one google.rpc.ErrorInfo with domain `daybook` and a reason of
     ErrorReason; INVALID_ARGUMENT also a google.rpc.BadRequest that names the fields.
@@ -120,7 +121,8 @@ class LedgerServicer:
     KEY`, `x-api-key: KEY`, or `authorization: Basic base64(id:secret)`. Without a valid
     one a call gets UNAUTHENTICATED. A credential belongs to one tenant and sees nothing
     of another: what is not there and what is somebody else's are both NOT_FOUND. A
-    credential that is bound to one account gets PERMISSION_DENIED for everything else.
+    credential that is bound to one account gets PERMISSION_DENIED for everything else, and so
+    does one without a scope that its method declares; see scope.proto.
 
     Every error carries one google.rpc.ErrorInfo with domain `daybook` and a reason of
     ErrorReason; INVALID_ARGUMENT also a google.rpc.BadRequest that names the fields.
@@ -344,7 +346,8 @@ class Ledger:
     KEY`, `x-api-key: KEY`, or `authorization: Basic base64(id:secret)`. Without a valid
     one a call gets UNAUTHENTICATED. A credential belongs to one tenant and sees nothing
     of another: what is not there and what is somebody else's are both NOT_FOUND. A
-    credential that is bound to one account gets PERMISSION_DENIED for everything else.
+    credential that is bound to one account gets PERMISSION_DENIED for everything else, and so
+    does one without a scope that its method declares; see scope.proto.
 
     Every error carries one google.rpc.ErrorInfo with domain `daybook` and a reason of
     ErrorReason; INVALID_ARGUMENT also a google.rpc.BadRequest that names the fields.

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$daybook/internal/v1/page_token.proto\x12\x13\x64\x61ybook.internal.v1\"\xd5\x02\n\tPageToken\x12/\n\x02v1\x18\x01 \x01(\x0b\x32!.daybook.internal.v1.PageToken.V1H\x00\x1a\xbd\x01\n\x02V1\x12\x0e\n\x06method\x18\x01 \x01(\t\x12\x15\n\rtenant_number\x18\x02 \x01(\x03\x12\x16\n\x0e\x61rguments_hash\x18\x03 \x01(\x0c\x12\x44\n\x0btransaction\x18\x04 \x01(\x0b\x32-.daybook.internal.v1.PageToken.TransactionKeyH\x00\x12\x14\n\naccount_id\x18\x05 \x01(\tH\x00\x12\x14\n\nlot_number\x18\x06 \x01(\x03H\x00\x42\x06\n\x04last\x1aL\n\x0eTransactionKey\x12\x10\n\x08position\x18\x01 \x01(\x03\x12\x16\n\x0e\x61\x63\x63ount_number\x18\x02 \x01(\x03\x12\x10\n\x08sequence\x18\x03 \x01(\x03\x42\t\n\x07versionb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$daybook/internal/v1/page_token.proto\x12\x13\x64\x61ybook.internal.v1\"\xc0\x03\n\tPageToken\x12/\n\x02v1\x18\x01 \x01(\x0b\x32!.daybook.internal.v1.PageToken.V1H\x00\x1a\xfa\x01\n\x02V1\x12\x0e\n\x06method\x18\x01 \x01(\t\x12\x15\n\rtenant_number\x18\x02 \x01(\x03\x12\x16\n\x0e\x61rguments_hash\x18\x03 \x01(\x0c\x12\x44\n\x0btransaction\x18\x04 \x01(\x0b\x32-.daybook.internal.v1.PageToken.TransactionKeyH\x00\x12\x14\n\naccount_id\x18\x05 \x01(\tH\x00\x12\x14\n\nlot_number\x18\x06 \x01(\x03H\x00\x12;\n\x07\x61pi_key\x18\x07 \x01(\x0b\x32(.daybook.internal.v1.PageToken.ApiKeyKeyH\x00\x42\x06\n\x04last\x1a,\n\tApiKeyKey\x12\x13\n\x0b\x63reate_time\x18\x01 \x01(\x03\x12\n\n\x02id\x18\x02 \x01(\t\x1aL\n\x0eTransactionKey\x12\x10\n\x08position\x18\x01 \x01(\x03\x12\x16\n\x0e\x61\x63\x63ount_number\x18\x02 \x01(\x03\x12\x10\n\x08sequence\x18\x03 \x01(\x03\x42\t\n\x07versionb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,9 +32,11 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'daybook.internal.v1.page_to
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PAGETOKEN']._serialized_start=62
-  _globals['_PAGETOKEN']._serialized_end=403
+  _globals['_PAGETOKEN']._serialized_end=510
   _globals['_PAGETOKEN_V1']._serialized_start=125
-  _globals['_PAGETOKEN_V1']._serialized_end=314
-  _globals['_PAGETOKEN_TRANSACTIONKEY']._serialized_start=316
-  _globals['_PAGETOKEN_TRANSACTIONKEY']._serialized_end=392
+  _globals['_PAGETOKEN_V1']._serialized_end=375
+  _globals['_PAGETOKEN_APIKEYKEY']._serialized_start=377
+  _globals['_PAGETOKEN_APIKEYKEY']._serialized_end=421
+  _globals['_PAGETOKEN_TRANSACTIONKEY']._serialized_start=423
+  _globals['_PAGETOKEN_TRANSACTIONKEY']._serialized_end=499
 # @@protoc_insertion_point(module_scope)

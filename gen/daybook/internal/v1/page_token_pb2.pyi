@@ -36,6 +36,7 @@ class PageToken(_message.Message):
         TRANSACTION_FIELD_NUMBER: _builtins.int
         ACCOUNT_ID_FIELD_NUMBER: _builtins.int
         LOT_NUMBER_FIELD_NUMBER: _builtins.int
+        API_KEY_FIELD_NUMBER: _builtins.int
         method: _builtins.str
         """The full name of the method, `daybook.v1.Ledger/ListTransactions`."""
         tenant_number: _builtins.int
@@ -50,6 +51,10 @@ class PageToken(_message.Message):
         def transaction(self) -> Global___PageToken.TransactionKey:
             """In a list of transactions."""
 
+        @_builtins.property
+        def api_key(self) -> Global___PageToken.ApiKeyKey:
+            """In a list of API keys."""
+
         def __init__(
             self,
             *,
@@ -59,14 +64,39 @@ class PageToken(_message.Message):
             transaction: Global___PageToken.TransactionKey | None = ...,
             account_id: _builtins.str = ...,
             lot_number: _builtins.int = ...,
+            api_key: Global___PageToken.ApiKeyKey | None = ...,
         ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "last", b"last", "lot_number", b"lot_number", "transaction", b"transaction"]  # noqa: Y015
+        _HasFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "api_key", b"api_key", "last", b"last", "lot_number", b"lot_number", "transaction", b"transaction"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "arguments_hash", b"arguments_hash", "last", b"last", "lot_number", b"lot_number", "method", b"method", "tenant_number", b"tenant_number", "transaction", b"transaction"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "api_key", b"api_key", "arguments_hash", b"arguments_hash", "last", b"last", "lot_number", b"lot_number", "method", b"method", "tenant_number", b"tenant_number", "transaction", b"transaction"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-        _WhichOneofReturnType_last: _TypeAlias = _typing.Literal["transaction", "account_id", "lot_number"]  # noqa: Y015
+        _WhichOneofReturnType_last: _TypeAlias = _typing.Literal["transaction", "account_id", "lot_number", "api_key"]  # noqa: Y015
         _WhichOneofArgType_last: _TypeAlias = _typing.Literal["last", b"last"]  # noqa: Y015
         def WhichOneof(self, oneof_group: _WhichOneofArgType_last) -> _WhichOneofReturnType_last | None: ...
+
+    @_typing.final
+    class ApiKeyKey(_message.Message):
+        """Where an API key stands in a list."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        CREATE_TIME_FIELD_NUMBER: _builtins.int
+        ID_FIELD_NUMBER: _builtins.int
+        create_time: _builtins.int
+        """The create_time in microseconds since 1970."""
+        id: _builtins.str
+        """The key's id."""
+        def __init__(
+            self,
+            *,
+            create_time: _builtins.int = ...,
+            id: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "id", b"id"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     @_typing.final
     class TransactionKey(_message.Message):

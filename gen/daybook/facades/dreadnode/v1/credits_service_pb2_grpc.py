@@ -56,8 +56,8 @@ class CreditsServicer:
         """Lists recent credit transactions of an organization, newest first, as a bare array:
         the transcoder prints a stream as one.
 
-        401 without a valid credential, 403 for a credential that is bound to another
-        account, 404 for an unknown organization, 422 for a bad parameter.
+        401 without a valid credential, 403 for a credential that lacks the scope or is
+        bound to another account, 404 for an unknown organization, 422 for a bad parameter.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -24,8 +24,8 @@ class CreditsStub:
     """Lists recent credit transactions of an organization, newest first, as a bare array:
     the transcoder prints a stream as one.
 
-    401 without a valid credential, 403 for a credential that is bound to another
-    account, 404 for an unknown organization, 422 for a bad parameter.
+    401 without a valid credential, 403 for a credential that lacks the scope or is
+    bound to another account, 404 for an unknown organization, 422 for a bad parameter.
     """
 
 class CreditsServicer(metaclass=_abc_1.ABCMeta):
@@ -44,8 +44,8 @@ class CreditsServicer(metaclass=_abc_1.ABCMeta):
         """Lists recent credit transactions of an organization, newest first, as a bare array:
         the transcoder prints a stream as one.
 
-        401 without a valid credential, 403 for a credential that is bound to another
-        account, 404 for an unknown organization, 422 for a bad parameter.
+        401 without a valid credential, 403 for a credential that lacks the scope or is
+        bound to another account, 404 for an unknown organization, 422 for a bad parameter.
         """
 
 def add_CreditsServicer_to_server(servicer: CreditsServicer, server: _aio.Server) -> None: ...

@@ -55,8 +55,8 @@ class UsersServicer:
     def GetCreditsHistory(self, request, context):
         """Gets the caller's balance and the hours in which credits were spent, newest first.
 
-        401 without a valid token, 403 for a credential that is bound to no account, 400
-        for a bad parameter.
+        401 without a valid token, 403 for a credential that lacks the scope or is bound to
+        no account, 400 for a bad parameter.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

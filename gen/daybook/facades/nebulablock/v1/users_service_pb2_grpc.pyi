@@ -23,8 +23,8 @@ class UsersStub:
     GetCreditsHistory: _aio.UnaryUnaryMultiCallable[_users_service_pb2.GetCreditsHistoryRequest, _users_service_pb2.GetCreditsHistoryResponse]
     """Gets the caller's balance and the hours in which credits were spent, newest first.
 
-    401 without a valid token, 403 for a credential that is bound to no account, 400
-    for a bad parameter.
+    401 without a valid token, 403 for a credential that lacks the scope or is bound to
+    no account, 400 for a bad parameter.
     """
 
 class UsersServicer(metaclass=_abc_1.ABCMeta):
@@ -42,8 +42,8 @@ class UsersServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_users_service_pb2.GetCreditsHistoryResponse]:
         """Gets the caller's balance and the hours in which credits were spent, newest first.
 
-        401 without a valid token, 403 for a credential that is bound to no account, 400
-        for a bad parameter.
+        401 without a valid token, 403 for a credential that lacks the scope or is bound to
+        no account, 400 for a bad parameter.
         """
 
 def add_UsersServicer_to_server(servicer: UsersServicer, server: _aio.Server) -> None: ...

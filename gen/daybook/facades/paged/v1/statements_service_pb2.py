@@ -22,11 +22,12 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from daybook.v1 import scope_pb2 as daybook_dot_v1_dot_scope__pb2
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n1daybook/facades/paged/v1/statements_service.proto\x12\x18\x64\x61ybook.facades.paged.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1cgoogle/protobuf/struct.proto\"~\n\x1eListAccountTransactionsRequest\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\t\x12\x11\n\x04page\x18\x02 \x01(\tH\x00\x88\x01\x01\x12!\n\tpage_size\x18\x03 \x01(\tH\x01R\tpage_size\x88\x01\x01\x42\x07\n\x05_pageB\x0c\n\n_page_size\"\xbf\x01\n\x1fListAccountTransactionsResponse\x12\r\n\x05\x63ount\x18\x01 \x01(\x01\x12$\n\x04next\x18\x02 \x01(\x0b\x32\x16.google.protobuf.Value\x12(\n\x08previous\x18\x03 \x01(\x0b\x32\x16.google.protobuf.Value\x12=\n\x07results\x18\x04 \x03(\x0b\x32,.daybook.facades.paged.v1.AccountTransaction\"\xaf\x01\n\x12\x41\x63\x63ountTransaction\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x63reated\x18\x02 \x01(\t\x12\x0c\n\x04type\x18\x03 \x01(\t\x12\x10\n\x08\x63\x61tegory\x18\x04 \x01(\t\x12\x0e\n\x06status\x18\x05 \x01(\t\x12\x0e\n\x06\x61mount\x18\x06 \x01(\t\x12\x0f\n\x07\x62\x61lance\x18\x07 \x01(\t\x12+\n\x0b\x64\x65scription\x18\x08 \x01(\x0b\x32\x16.google.protobuf.Value2\xd3\x01\n\nStatements\x12\xc4\x01\n\x17ListAccountTransactions\x12\x38.daybook.facades.paged.v1.ListAccountTransactionsRequest\x1a\x39.daybook.facades.paged.v1.ListAccountTransactionsResponse\"4\x82\xd3\xe4\x93\x02.\x12,/api/billing/accounts/{account}/transactionsb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n1daybook/facades/paged/v1/statements_service.proto\x12\x18\x64\x61ybook.facades.paged.v1\x1a\x16\x64\x61ybook/v1/scope.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1cgoogle/protobuf/struct.proto\"~\n\x1eListAccountTransactionsRequest\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\t\x12\x11\n\x04page\x18\x02 \x01(\tH\x00\x88\x01\x01\x12!\n\tpage_size\x18\x03 \x01(\tH\x01R\tpage_size\x88\x01\x01\x42\x07\n\x05_pageB\x0c\n\n_page_size\"\xbf\x01\n\x1fListAccountTransactionsResponse\x12\r\n\x05\x63ount\x18\x01 \x01(\x01\x12$\n\x04next\x18\x02 \x01(\x0b\x32\x16.google.protobuf.Value\x12(\n\x08previous\x18\x03 \x01(\x0b\x32\x16.google.protobuf.Value\x12=\n\x07results\x18\x04 \x03(\x0b\x32,.daybook.facades.paged.v1.AccountTransaction\"\xaf\x01\n\x12\x41\x63\x63ountTransaction\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x63reated\x18\x02 \x01(\t\x12\x0c\n\x04type\x18\x03 \x01(\t\x12\x10\n\x08\x63\x61tegory\x18\x04 \x01(\t\x12\x0e\n\x06status\x18\x05 \x01(\t\x12\x0e\n\x06\x61mount\x18\x06 \x01(\t\x12\x0f\n\x07\x62\x61lance\x18\x07 \x01(\t\x12+\n\x0b\x64\x65scription\x18\x08 \x01(\x0b\x32\x16.google.protobuf.Value2\xec\x01\n\nStatements\x12\xdd\x01\n\x17ListAccountTransactions\x12\x38.daybook.facades.paged.v1.ListAccountTransactionsRequest\x1a\x39.daybook.facades.paged.v1.ListAccountTransactionsResponse\"M\x8a\xfa\x18\x15transactions.readonly\x82\xd3\xe4\x93\x02.\x12,/api/billing/accounts/{account}/transactionsb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,13 +35,13 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'daybook.facades.paged.v1.st
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_STATEMENTS'].methods_by_name['ListAccountTransactions']._loaded_options = None
-  _globals['_STATEMENTS'].methods_by_name['ListAccountTransactions']._serialized_options = b'\202\323\344\223\002.\022,/api/billing/accounts/{account}/transactions'
-  _globals['_LISTACCOUNTTRANSACTIONSREQUEST']._serialized_start=139
-  _globals['_LISTACCOUNTTRANSACTIONSREQUEST']._serialized_end=265
-  _globals['_LISTACCOUNTTRANSACTIONSRESPONSE']._serialized_start=268
-  _globals['_LISTACCOUNTTRANSACTIONSRESPONSE']._serialized_end=459
-  _globals['_ACCOUNTTRANSACTION']._serialized_start=462
-  _globals['_ACCOUNTTRANSACTION']._serialized_end=637
-  _globals['_STATEMENTS']._serialized_start=640
-  _globals['_STATEMENTS']._serialized_end=851
+  _globals['_STATEMENTS'].methods_by_name['ListAccountTransactions']._serialized_options = b'\212\372\030\025transactions.readonly\202\323\344\223\002.\022,/api/billing/accounts/{account}/transactions'
+  _globals['_LISTACCOUNTTRANSACTIONSREQUEST']._serialized_start=163
+  _globals['_LISTACCOUNTTRANSACTIONSREQUEST']._serialized_end=289
+  _globals['_LISTACCOUNTTRANSACTIONSRESPONSE']._serialized_start=292
+  _globals['_LISTACCOUNTTRANSACTIONSRESPONSE']._serialized_end=483
+  _globals['_ACCOUNTTRANSACTION']._serialized_start=486
+  _globals['_ACCOUNTTRANSACTION']._serialized_end=661
+  _globals['_STATEMENTS']._serialized_start=664
+  _globals['_STATEMENTS']._serialized_end=900
 # @@protoc_insertion_point(module_scope)

@@ -22,8 +22,8 @@ class TransactionsStub:
     GetCreditsTransactions: _aio.UnaryUnaryMultiCallable[_transactions_service_pb2.GetCreditsTransactionsRequest, _transactions_service_pb2.GetCreditsTransactionsResponse]
     """Retrieves the credit transactions of the network, newest first.
 
-    401 without a valid credential, 403 for another network's id, 400 for a bad
-    parameter and for a Bearer credential without the header spacebring-network-id.
+    401 without a valid credential, 403 without the scope and for another network's id,
+    400 for a bad parameter and for a Bearer credential without the header spacebring-network-id.
     """
 
 class TransactionsServicer(metaclass=_abc_1.ABCMeta):
@@ -40,8 +40,8 @@ class TransactionsServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_transactions_service_pb2.GetCreditsTransactionsResponse]:
         """Retrieves the credit transactions of the network, newest first.
 
-        401 without a valid credential, 403 for another network's id, 400 for a bad
-        parameter and for a Bearer credential without the header spacebring-network-id.
+        401 without a valid credential, 403 without the scope and for another network's id,
+        400 for a bad parameter and for a Bearer credential without the header spacebring-network-id.
         """
 
 def add_TransactionsServicer_to_server(servicer: TransactionsServicer, server: _aio.Server) -> None: ...

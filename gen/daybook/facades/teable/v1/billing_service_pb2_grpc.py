@@ -55,8 +55,8 @@ class BillingServicer:
     def GetSpaceCreditHistory(self, request, context):
         """Gets the credits that a space consumed in one month, newest first.
 
-        401 without a valid token, 403 for a space that is unknown or not the caller's, 400
-        for a bad parameter; they are checked in this order.
+        401 without a valid token, 403 without the scope and for a space that is unknown or
+        not the caller's, 400 for a bad parameter; they are checked in this order.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -23,8 +23,8 @@ class BillingStub:
     GetSpaceCreditHistory: _aio.UnaryUnaryMultiCallable[_billing_service_pb2.GetSpaceCreditHistoryRequest, _billing_service_pb2.GetSpaceCreditHistoryResponse]
     """Gets the credits that a space consumed in one month, newest first.
 
-    401 without a valid token, 403 for a space that is unknown or not the caller's, 400
-    for a bad parameter; they are checked in this order.
+    401 without a valid token, 403 without the scope and for a space that is unknown or
+    not the caller's, 400 for a bad parameter; they are checked in this order.
     """
 
 class BillingServicer(metaclass=_abc_1.ABCMeta):
@@ -42,8 +42,8 @@ class BillingServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_billing_service_pb2.GetSpaceCreditHistoryResponse]:
         """Gets the credits that a space consumed in one month, newest first.
 
-        401 without a valid token, 403 for a space that is unknown or not the caller's, 400
-        for a bad parameter; they are checked in this order.
+        401 without a valid token, 403 without the scope and for a space that is unknown or
+        not the caller's, 400 for a bad parameter; they are checked in this order.
         """
 
 def add_BillingServicer_to_server(servicer: BillingServicer, server: _aio.Server) -> None: ...

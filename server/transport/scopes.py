@@ -1,0 +1,21 @@
+"""What a credential must be good for to call a method: its contract says so."""
+
+from __future__ import annotations
+
+from daybook.v1.scope_pb2 import scope
+from google.protobuf.descriptor_pool import Default
+
+from server.ledger.access import SUFFICIENT
+
+
+def declared_scopes(method: str) -> tuple[str, ...]:
+    """The scopes of which any one opens a method, given as `package.Service/Method`.
+
+    A method that declares none, or one that nobody knows, is a mistake in its contract and
+    is not served.
+    """
+    options = Default().FindMethodByName(method.replace("/", ".")).GetOptions()
+    scopes = tuple(options.Extensions[scope])
+    if not scopes or not SUFFICIENT.keys() >= set(scopes):
+        raise AssertionError(f"{method} declares the scopes {scopes}")
+    return scopes

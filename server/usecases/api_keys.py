@@ -1,0 +1,111 @@
+"""What can be done with API keys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from server.ledger.access import Caller, RetiredSecret, is_active, new_api_key, retire
+from server.ledger.errors import ApiKeyInactive, FieldInvalid
+from server.ledger.instants import Clock, Instant
+from server.ledger.names import RandomBytes, api_key_name
+from server.ledger.paging import ApiKeyKey, Page
+from server.store.accounts import AccountStore
+from server.store.credentials import ApiKeyRecord, CredentialStore
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKeyDraft:
+    """A key to be made."""
+
+    scopes: tuple[str, ...]
+    account_id: str | None = None
+    """The account to bind it to; None for all of the tenant."""
+    display_name: str = ""
+    expire_time: Instant | None = None
+    time_to_live: Instant | None = None
+    """How long it is good from its making on, instead of expire_time."""
+
+
+class ApiKeys:
+    """Makes, lists, revokes and rotates the API keys of a tenant.
+
+    Every method is for callers who may touch all of their tenant, and raises
+    AccountNotPermitted for others.
+    """
+
+    def __init__(self, store: CredentialStore, accounts: AccountStore, clock: Clock, random_bytes: RandomBytes) -> None:
+        self._store = store
+        self._accounts = accounts
+        self._clock = clock
+        self._random_bytes = random_bytes
+
+    async def create(self, caller: Caller, draft: ApiKeyDraft) -> tuple[ApiKeyRecord, str]:
+        """Makes a key; answers with it and with its text, which can't be had again.
+
+        Raises ScopeMissing for a scope that the caller's own don't include, FieldInvalid for
+        an expire_time that is not in the future, AccountNotFound.
+        """
+        caller.require_tenant()
+        caller.require_grant(draft.scopes)
+        now = self._clock()
+        expire_time = draft.expire_time if draft.time_to_live is None else now + draft.time_to_live
+        if not is_active(None, expire_time, now):
+            raise FieldInvalid("api_key.expire_time", "must be in the future")
+        account_number = None
+        if draft.account_id is not None:
+            account_number = await self._accounts.number(caller.tenant_number, draft.account_id)
+        key = new_api_key(self._random_bytes)
+        record = ApiKeyRecord(
+            id=key.key_id,
+            secret_hash=key.secret_hash,
+            tenant_number=caller.tenant_number,
+            tenant_uid=caller.tenant_uid,
+            account_id=draft.account_id,
+            scopes=" ".join(draft.scopes),
+            display_name=draft.display_name,
+            create_time=now,
+            expire_time=expire_time,
+            revoke_time=None,
+            last_use_time=None,
+        )
+        await self._store.create_api_key(
+            key_id=record.id,
+            secret_hash=record.secret_hash,
+            tenant_number=record.tenant_number,
+            account_number=account_number,
+            create_time=record.create_time,
+            scopes=draft.scopes,
+            display_name=record.display_name,
+            expire_time=record.expire_time,
+        )
+        return record, key.text
+
+    async def list(self, caller: Caller, after: ApiKeyKey | None, limit: int) -> Page[ApiKeyRecord, ApiKeyKey]:
+        """A page of the tenant's keys, newest first, behind `after`."""
+        caller.require_tenant()
+        rows = await self._store.api_key_page(caller.tenant_number, after, limit + 1)
+        return Page.of(rows, limit, key=lambda row: row.key)
+
+    async def revoke(self, caller: Caller, key_id: str) -> ApiKeyRecord:
+        """Revokes a key; one that is revoked already stays as it is. Raises ApiKeyNotFound."""
+        caller.require_tenant()
+        return await self._store.revoke_api_key(caller.tenant_number, key_id, self._clock())
+
+    async def rotate(self, caller: Caller, key_id: str, grace_period: Instant) -> tuple[ApiKeyRecord, str]:
+        """Gives a key a new secret; answers with the key and its new text, which can't be had again.
+
+        Its secrets of before stay good for the grace period at most. Raises ApiKeyNotFound,
+        ApiKeyInactive, and ScopeMissing for a key that can do what the caller can't.
+        """
+        caller.require_tenant()
+        now = self._clock()
+
+        def retire_secret(record: ApiKeyRecord, older: list[RetiredSecret]) -> list[RetiredSecret]:
+            caller.require_grant(record.scopes.split())
+            if not is_active(record.revoke_time, record.expire_time, now):
+                raise ApiKeyInactive(api_key_name(key_id))
+            return retire(record.secret_hash, older, now=now, until=now + grace_period)
+
+        key = new_api_key(self._random_bytes, key_id)
+        record = await self._store.rotate_api_key(caller.tenant_number, key_id, key.secret_hash, retire_secret)
+        return record, key.text

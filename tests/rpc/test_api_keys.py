@@ -1,0 +1,427 @@
+"""API keys over the wire: made, shown once, listed, revoked, rotated, used, expired."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+
+import grpc
+import pytest
+import structlog
+from daybook.v1.account_pb2 import Account
+from daybook.v1.admin_service_pb2 import (
+    CreateApiKeyRequest,
+    CreateApiKeyResponse,
+    ListApiKeysRequest,
+    ListApiKeysResponse,
+    RevokeApiKeyRequest,
+    RotateApiKeyRequest,
+    RotateApiKeyResponse,
+)
+from daybook.v1.api_key_pb2 import ApiKey
+from daybook.v1.ledger_service_pb2 import GetAccountRequest, ListAccountsRequest
+from daybook.v1.transaction_pb2 import Transaction
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from server.app import Book
+from server.ledger.access import Caller
+from server.ledger.errors import ScopeMissing
+from server.ledger.instants import SECOND, from_timestamp, to_timestamp
+from server.usecases.api_keys import ApiKeyDraft
+from tests.conftest import NOON, Client, Clock, Server, only_sqlite, read_refusal, refusal_of
+
+DAY = 24 * 3600
+INVALID = ("UNAUTHENTICATED", "CREDENTIAL_INVALID")
+
+
+async def create(admin: Client, **fields: object) -> CreateApiKeyResponse:
+    """Makes a key that reads transactions, unless told otherwise."""
+    api_key = ApiKey(**{"scopes": ["transactions.readonly"], **fields})  # type: ignore[arg-type]
+    return await admin.admin.CreateApiKey(CreateApiKeyRequest(api_key=api_key), metadata=admin.metadata)
+
+
+async def list_keys(admin: Client, page_size: int = 0, page_token: str = "") -> ListApiKeysResponse:
+    """A page of keys."""
+    request = ListApiKeysRequest(page_size=page_size, page_token=page_token)
+    return await admin.admin.ListApiKeys(request, metadata=admin.metadata)
+
+
+async def listed(admin: Client, name: str) -> ApiKey:
+    """One key, out of the list."""
+    (found,) = [each for each in (await list_keys(admin)).api_keys if each.name == name]
+    return found
+
+
+async def revoke(admin: Client, name: str) -> ApiKey:
+    """Revokes a key."""
+    return await admin.admin.RevokeApiKey(RevokeApiKeyRequest(name=name), metadata=admin.metadata)
+
+
+async def rotate(admin: Client, name: str, grace_seconds: int = 0) -> RotateApiKeyResponse:
+    """Gives a key a new secret."""
+    request = RotateApiKeyRequest(name=name, grace_period=Duration(seconds=grace_seconds))
+    return await admin.admin.RotateApiKey(request, metadata=admin.metadata)
+
+
+def holder(admin: Client, key_string: str) -> Client:
+    """The caller who was given a key."""
+    return Client(admin.channel, key_string)
+
+
+def get_acme(caller: Client) -> Awaitable[Account]:
+    """A call that reads an account."""
+    return caller.ledger.GetAccount(GetAccountRequest(name="accounts/acme"), metadata=caller.metadata)
+
+
+async def test_a_key_is_made(client: Client, admin: Client) -> None:
+    """A new key is what was asked for, opens what its scopes say, and stands so in the list."""
+    await client.create_account("acme")
+    made = await create(
+        admin,
+        scopes=["accounts.readonly", "transactions", "accounts.readonly"],
+        display_name="Reports, é",
+        account="accounts/acme",
+        name="apiKeys/mine",
+        revoke_time=Timestamp(seconds=1),
+        last_use_time=Timestamp(seconds=1),
+    )
+    key_id, _, secret = made.key_string.partition(".")
+    assert made.api_key == ApiKey(
+        name=f"apiKeys/{key_id}",
+        display_name="Reports, é",
+        scopes=["transactions", "accounts.readonly"],
+        account="accounts/acme",
+        create_time=to_timestamp(NOON),
+    )
+    assert len(secret) == 43
+    assert await listed(admin, made.api_key.name) == made.api_key
+    caller = holder(admin, made.key_string)
+    assert (await get_acme(caller)).name == "accounts/acme"
+    await caller.post("acme", Transaction.GRANT, "1")
+    for call, reason in (
+        (caller.create_account("acme"), "SCOPE_MISSING"),
+        (caller.post("other", Transaction.GRANT, "1"), "ACCOUNT_NOT_PERMITTED"),
+        (create(caller), "SCOPE_MISSING"),
+        (caller.ledger.ListAccounts(ListAccountsRequest(), metadata=caller.metadata), "ACCOUNT_NOT_PERMITTED"),
+    ):
+        assert (await refusal_of(call)).verdict == ("PERMISSION_DENIED", reason)
+
+
+@only_sqlite
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"scopes": []}, "api_key.scopes"),
+        ({"scopes": ["transactions", "everything"]}, "api_key.scopes"),
+        ({"scopes": ["Transactions"]}, "api_key.scopes"),
+        ({"scopes": ["transactions accounts"]}, "api_key.scopes"),
+        ({"display_name": "x" * 256}, "api_key.display_name"),
+        ({"display_name": "\0"}, "api_key.display_name"),
+        ({"account": "acme"}, "api_key.account"),
+        ({"account": "accounts/-"}, "api_key.account"),
+        ({"expire_time": to_timestamp(NOON)}, "api_key.expire_time"),
+        ({"expire_time": to_timestamp(NOON - 1)}, "api_key.expire_time"),
+        ({"expire_time": Timestamp(nanos=-1)}, "api_key.expire_time"),
+        ({"ttl": Duration(nanos=999_999_999)}, "api_key.ttl"),
+        ({"ttl": Duration(seconds=-1)}, "api_key.ttl"),
+        ({"ttl": Duration(seconds=1, nanos=-1)}, "api_key.ttl"),
+        ({"ttl": Duration(seconds=36_525 * DAY, nanos=1000)}, "api_key.ttl"),
+    ],
+)
+async def test_what_is_no_key(admin: Client, fields: dict[str, object], field: str) -> None:
+    """A key with a wrong field is refused by the field's name, and not made."""
+    before = await list_keys(admin)
+    refusal = await refusal_of(create(admin, **fields))
+    assert (*refusal.verdict, *refusal.fields) == ("INVALID_ARGUMENT", "FIELD_INVALID", field)
+    assert await list_keys(admin) == before
+
+
+@only_sqlite
+@pytest.mark.parametrize(
+    "name", ["", "apiKeys/", "apiKeys/A", "apiKeys/a/b", "apiKeys/-", "keys/a", "a.b", f"{'a' * 65}"]
+)
+async def test_what_is_no_name(admin: Client, name: str) -> None:
+    """A name that no key can have is refused as such."""
+    for call in (revoke(admin, name), rotate(admin, name)):
+        refusal = await refusal_of(call)
+        assert (*refusal.verdict, *refusal.fields) == ("INVALID_ARGUMENT", "FIELD_INVALID", "name")
+
+
+@only_sqlite
+@pytest.mark.parametrize(
+    "grace_period", [Duration(seconds=-1), Duration(seconds=30 * DAY, nanos=1000), Duration(nanos=1_000_000_000)]
+)
+async def test_what_is_no_grace_period(admin: Client, grace_period: Duration) -> None:
+    """A grace period below 0 or above 30 days is refused, and the key stays as it is."""
+    made = await create(admin)
+    request = RotateApiKeyRequest(name=made.api_key.name, grace_period=grace_period)
+    refusal = await refusal_of(admin.admin.RotateApiKey(request, metadata=admin.metadata))
+    assert (*refusal.verdict, *refusal.fields) == ("INVALID_ARGUMENT", "FIELD_INVALID", "grace_period")
+    assert (await refusal_of(get_acme(holder(admin, made.key_string)))).reason == "SCOPE_MISSING", "it still opens"
+
+
+async def test_a_key_for_an_account_that_is_not_there(server: Server, admin: Client) -> None:
+    """A key can't be bound to an account that the tenant lacks, even if another has it."""
+    other = await server.client(await server.create_tenant("other"))
+    await other.create_account("theirs")
+    before = await list_keys(admin)
+    for account in ("accounts/nothing", "accounts/theirs"):
+        refusal = await refusal_of(create(admin, account=account))
+        assert (refusal.verdict, refusal.metadata) == (("NOT_FOUND", "ACCOUNT_NOT_FOUND"), {"account": account})
+    assert await list_keys(admin) == before
+
+
+async def test_a_key_expires(client: Client, admin: Client, clock: Clock) -> None:
+    """A key opens up to the very microsecond of its expiry and no more, however lately it was let in."""
+    await client.create_account("acme")
+    by_time = await create(admin, scopes=["accounts"], expire_time=to_timestamp(NOON + 60 * SECOND))
+    by_ttl = await create(admin, scopes=["accounts"], ttl=Duration(seconds=59, nanos=999_999_999))
+    assert from_timestamp(by_time.api_key.expire_time) == NOON + 60 * SECOND
+    assert from_timestamp(by_ttl.api_key.expire_time) == NOON + 60 * SECOND - 1
+    for seconds, opens in (
+        (0, (True, True)),
+        (59.999998, (True, True)),
+        (59.999999, (True, False)),
+        (60, (False, False)),
+    ):
+        clock.now = NOON
+        clock.advance(seconds)
+        for made, is_open in zip((by_time, by_ttl), opens, strict=True):
+            call = get_acme(holder(admin, made.key_string))
+            if is_open:
+                assert (await call).name == "accounts/acme"
+            else:
+                assert (await refusal_of(call)).verdict == INVALID, seconds
+    assert (await listed(admin, by_time.api_key.name)).expire_time == by_time.api_key.expire_time
+    refusal = await refusal_of(rotate(admin, by_time.api_key.name))
+    assert refusal.verdict == ("FAILED_PRECONDITION", "API_KEY_INACTIVE")
+    assert refusal.metadata == {"api_key": by_time.api_key.name}
+
+
+async def test_pages(server: Server, admin: Client, clock: Clock) -> None:
+    """All pages together have every key of the tenant once, newest first, also with equal times and new keys."""
+    neighbour = await server.client(await server.create_tenant("neighbour"), scopes={"admin"})
+    made = [each.name for each in (await list_keys(admin)).api_keys]
+    clock.advance(1)
+    for seconds in (0, 0, 0, 1, 1):
+        clock.advance(seconds)
+        made.append((await create(admin)).api_key.name)
+        await create(neighbour)
+    await revoke(admin, made[-1])
+    whole = await list_keys(admin)
+    assert whole.next_page_token == ""
+    names = [each.name for each in whole.api_keys]
+    assert sorted(names) == sorted(made)
+    times = [from_timestamp(each.create_time) for each in whole.api_keys]
+    assert times == sorted(times, reverse=True)
+    assert len(set(times)) == 4, "the admin's and the client's own, three at once, and two by themselves"
+    read: list[ApiKey] = []
+    token = ""
+    while True:
+        page = await list_keys(admin, page_size=2, page_token=token)
+        read += page.api_keys
+        assert len(page.api_keys) <= 2
+        clock.advance(1)
+        await create(admin, display_name="came in between")
+        token = page.next_page_token
+        if not token:
+            break
+    assert [each.name for each in read] == names
+    first = await list_keys(admin, page_size=1)
+    for call, verdict in (
+        (list_keys(neighbour, page_token=first.next_page_token), "PAGE_TOKEN_MISMATCH"),
+        (list_keys(admin, page_token="x"), "PAGE_TOKEN_INVALID"),
+        (list_keys(admin, page_size=-1), "FIELD_INVALID"),
+        (
+            admin.ledger.ListAccounts(ListAccountsRequest(page_token=first.next_page_token), metadata=admin.metadata),
+            "PAGE_TOKEN_MISMATCH",
+        ),
+    ):
+        assert (await refusal_of(call)).verdict == ("INVALID_ARGUMENT", verdict)
+
+
+async def test_a_key_is_revoked(admin: Client, clock: Clock) -> None:
+    """A revoked key that was not let in lately is refused at once; revoking again changes nothing."""
+    made = await create(admin, scopes=["accounts"])
+    clock.advance(5)
+    revoked = await revoke(admin, made.api_key.name)
+    assert from_timestamp(revoked.revoke_time) == clock.now
+    assert (await refusal_of(get_acme(holder(admin, made.key_string)))).verdict == INVALID
+    clock.advance(5)
+    assert await revoke(admin, made.api_key.name) == revoked == await listed(admin, made.api_key.name)
+    refusal = await refusal_of(rotate(admin, made.api_key.name))
+    assert refusal.verdict == ("FAILED_PRECONDITION", "API_KEY_INACTIVE")
+
+
+async def test_a_key_of_another_tenant(server: Server, admin: Client) -> None:
+    """Another tenant's key is as unknown as none, and nothing happens to it."""
+    stranger = await server.client(await server.create_tenant("stranger"), scopes={"admin"})
+    theirs = await create(stranger, scopes=["accounts"])
+    for name in (theirs.api_key.name, "apiKeys/nothing"):
+        for call in (revoke(admin, name), rotate(admin, name)):
+            refusal = await refusal_of(call)
+            assert refusal.verdict == ("NOT_FOUND", "API_KEY_NOT_FOUND")
+            assert refusal.metadata == {"api_key": name}
+    assert theirs.api_key.name not in {each.name for each in (await list_keys(admin)).api_keys}
+    await holder(admin, theirs.key_string).create_account("acme")
+
+
+@only_sqlite
+async def test_a_bound_admin_hands_out_nothing(server: Server, client: Client, admin: Client) -> None:
+    """A credential that is bound to an account touches no key, whatever its scopes."""
+    await client.create_account("acme")
+    tenant_number = await server.book.credentials.tenant_number("house")
+    assert tenant_number is not None
+    bound = await server.client(tenant_number, account_id="acme", scopes={"admin"})
+    made = await create(admin)
+    for call in (
+        create(bound, account="accounts/acme"),
+        list_keys(bound),
+        revoke(bound, made.api_key.name),
+        rotate(bound, made.api_key.name),
+    ):
+        assert (await refusal_of(call)).verdict == ("PERMISSION_DENIED", "ACCOUNT_NOT_PERMITTED")
+
+
+async def test_nobody_hands_out_more_than_they_have(book: Book) -> None:
+    """A caller makes and rotates keys only of scopes that their own include."""
+    tenant_number = await book.credentials.create_tenant(slug="house", uid="u", display_name="n", create_time=NOON)
+    narrow = Caller(tenant_number, "u", "narrow", scopes=frozenset({"transactions"}))
+    wide = Caller(tenant_number, "u", "wide", scopes=frozenset({"admin"}))
+    own, _ = await book.api_keys.create(narrow, ApiKeyDraft(("transactions", "transactions.readonly")))
+    await book.api_keys.rotate(narrow, own.id, 0)
+    other, text = await book.api_keys.create(wide, ApiKeyDraft(("transactions", "accounts.readonly")))
+    for scope in ("accounts.readonly", "accounts", "admin"):
+        with pytest.raises(ScopeMissing) as refusal:
+            await book.api_keys.create(narrow, ApiKeyDraft(("transactions", scope)))
+        assert refusal.value.metadata == {"scope": scope}
+    with pytest.raises(ScopeMissing):
+        await book.api_keys.rotate(narrow, other.id, 0)
+    assert (await book.credentials.api_key(other.id)) == other
+    assert [each.id for each in (await book.api_keys.list(wide, None, 10)).rows].count(other.id) == 1
+    assert text.startswith(f"{other.id}.")
+
+
+async def test_a_key_is_rotated(client: Client, admin: Client) -> None:
+    """A rotated key keeps all but its secret: the new one opens at once, the old one no longer."""
+    await client.create_account("acme")
+    made = await create(
+        admin, scopes=["accounts"], display_name="d", account="accounts/acme", ttl=Duration(seconds=DAY)
+    )
+    rotated = await rotate(admin, made.api_key.name)
+    assert rotated.api_key == made.api_key == await listed(admin, made.api_key.name)
+    assert rotated.key_string.partition(".")[0] == made.key_string.partition(".")[0]
+    assert rotated.key_string != made.key_string
+    assert (await get_acme(holder(admin, rotated.key_string))).name == "accounts/acme"
+    assert (await refusal_of(get_acme(holder(admin, made.key_string)))).verdict == INVALID
+
+
+async def opens(admin: Client, key_string: str) -> bool:
+    """Whether a key lets in."""
+    try:
+        await get_acme(holder(admin, key_string))
+    except grpc.aio.AioRpcError as error:
+        if read_refusal(error).verdict != INVALID:
+            raise
+        return False
+    return True
+
+
+async def test_a_grace_period(client: Client, admin: Client, clock: Clock) -> None:
+    """The old secret opens to the end of its grace period; a further rotation leaves it that."""
+    await client.create_account("acme")
+    made = await create(admin, scopes=["accounts"])
+    name = made.api_key.name
+    secrets = [made.key_string, (await rotate(admin, name, 60)).key_string]
+    clock.advance(10)
+    secrets.append((await rotate(admin, name, 60)).key_string)
+    for seconds, expected in ((59.999999, [True, True, True]), (60, [False, True, True]), (70, [False, False, True])):
+        clock.now = NOON
+        clock.advance(seconds)
+        assert [await opens(admin, each) for each in secrets] == expected, seconds
+    assert not await opens(admin, f"{secrets[0].partition('.')[0]}.x")
+
+
+async def test_a_rotation_at_once_ends_every_grace_period(client: Client, admin: Client) -> None:
+    """After a rotation without a grace period only the newest secret opens; a shorter one shortens those before."""
+    await client.create_account("acme")
+    name = (made := await create(admin, scopes=["accounts"])).api_key.name
+    older = [made.key_string, (await rotate(admin, name, DAY)).key_string]
+    newest = (await rotate(admin, name)).key_string
+    assert [await opens(admin, each) for each in (*older, newest)] == [False, False, True]
+
+
+async def test_a_shorter_grace_period_shortens_those_before(client: Client, admin: Client, clock: Clock) -> None:
+    """No secret outlives the grace period of a later rotation."""
+    await client.create_account("acme")
+    name = (made := await create(admin, scopes=["accounts"])).api_key.name
+    older = [made.key_string, (await rotate(admin, name, DAY)).key_string]
+    newest = (await rotate(admin, name, 60)).key_string
+    clock.advance(60)
+    assert [await opens(admin, each) for each in (*older, newest)] == [False, False, True]
+
+
+async def test_how_many_secrets_are_good(client: Client, admin: Client, clock: Clock) -> None:
+    """A key has at most five secrets: its newest, and the four whose grace periods end last."""
+    await client.create_account("acme")
+    name = (made := await create(admin, scopes=["accounts"])).api_key.name
+    secrets = [made.key_string]
+    for _ in range(6):
+        clock.advance(1)
+        secrets.append((await rotate(admin, name, DAY)).key_string)
+    assert [await opens(admin, each) for each in secrets] == [False, False, True, True, True, True, True]
+
+
+async def test_a_grace_period_ends_with_the_key(client: Client, admin: Client, clock: Clock) -> None:
+    """No secret outlives its key, be it by expiry or by revocation."""
+    await client.create_account("acme")
+    for end in ("expiry", "revocation"):
+        made = await create(admin, scopes=["accounts"], ttl=Duration(seconds=60))
+        rotated = await rotate(admin, made.api_key.name, DAY)
+        if end == "expiry":
+            assert await opens(admin, made.key_string)
+            clock.advance(60)
+        else:
+            await revoke(admin, made.api_key.name)
+        assert [await opens(admin, each) for each in (made.key_string, rotated.key_string)] == [False, False], end
+
+
+async def test_last_use_is_told(book: Book, client: Client, admin: Client, clock: Clock) -> None:
+    """The list tells when a key was last let in, also to be refused for its scope; a key that was not has no time."""
+    await client.create_account("acme")
+    used, refused, unused = [await create(admin, scopes=[scope]) for scope in ("accounts", "transactions", "accounts")]
+    clock.advance(7)
+    await get_acme(holder(admin, used.key_string))
+    clock.advance(1)
+    await refusal_of(get_acme(holder(admin, refused.key_string)))
+    await refusal_of(get_acme(holder(admin, f"{unused.key_string}x")))
+    await book.api_key_uses.flush()
+    times = [(await listed(admin, made.api_key.name)).last_use_time for made in (used, refused, unused)]
+    assert [from_timestamp(time) for time in times[:2]] == [NOON + 7 * SECOND, NOON + 8 * SECOND]
+    assert not (await listed(admin, unused.api_key.name)).HasField("last_use_time")
+
+
+@only_sqlite
+async def test_no_secret_is_told_twice(client: Client, admin: Client, capfd: pytest.CaptureFixture[str]) -> None:
+    """No answer but the one that makes it, no log line and no output holds a secret."""
+    await client.create_account("acme")
+    with structlog.testing.capture_logs() as logs:
+        made = await create(admin, scopes=["accounts"])
+        rotated = await rotate(admin, made.api_key.name, DAY)
+        answers = [
+            await list_keys(admin),
+            await listed(admin, made.api_key.name),
+            await get_acme(holder(admin, made.key_string)),
+            await get_acme(holder(admin, rotated.key_string)),
+            await refusal_of(create(holder(admin, rotated.key_string))),
+            await refusal_of(get_acme(holder(admin, f"{made.key_string}x"))),
+            rotated.api_key,
+            await revoke(admin, made.api_key.name),
+            await refusal_of(rotate(admin, made.api_key.name)),
+        ]
+    captured = capfd.readouterr()
+    assert [line["method"] for line in logs if line["event"] == "call"].count("daybook.v1.Admin/RotateApiKey") == 2
+    told = f"{answers} {logs} {captured.out} {captured.err}"
+    for key_string in (made.key_string, rotated.key_string):
+        assert key_string.partition(".")[2] not in told
+    assert made.key_string.partition(".")[0] in told

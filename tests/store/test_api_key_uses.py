@@ -1,0 +1,198 @@
+"""The last use of a key: remembered, and written now and then in one statement."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import pytest
+from sqlalchemy import event
+
+from server.app import Book, open_book
+from server.ledger.access import DEFAULT_SCOPES, Caller
+from server.ledger.errors import ServiceUnavailable
+from server.ledger.instants import SECOND, Instant
+from server.store.credentials import CredentialStore
+from server.store.database import Database
+from server.usecases import api_key_uses
+from server.usecases.api_key_uses import ApiKeyUses
+from server.usecases.api_keys import ApiKeyDraft
+from tests.conftest import NOON, Clock, Server, only_sqlite
+
+
+@contextmanager
+def statements(database: Database) -> Iterator[list[str]]:
+    """The statements of the connection that writes."""
+    engine = database._writer.sync_engine
+    seen: list[str] = []
+
+    def execute(_connection: object, _cursor: object, statement: str, *_rest: object) -> None:
+        seen.append(statement)
+
+    event.listen(engine, "before_cursor_execute", execute)
+    try:
+        yield seen
+    finally:
+        event.remove(engine, "before_cursor_execute", execute)
+
+
+async def make_keys(book: Book, count: int) -> list[str]:
+    """The ids of new keys of a new tenant."""
+    number = await book.credentials.create_tenant(slug="house", uid="u", display_name="n", create_time=NOON)
+    caller = Caller(number, "u", "key", scopes=frozenset({"admin"}))
+    draft = ApiKeyDraft(DEFAULT_SCOPES)
+    return [(await book.api_keys.create(caller, draft))[0].id for _ in range(count)]
+
+
+async def last_use(book: Book, key_id: str) -> Instant | None:
+    """When a key was last used, by the database."""
+    record = await book.credentials.api_key(key_id)
+    assert record is not None
+    return record.last_use_time
+
+
+@pytest.fixture
+async def key_ids(book: Book) -> list[str]:
+    """The ids of three keys."""
+    return await make_keys(book, 3)
+
+
+@only_sqlite
+async def test_a_call_writes_nothing(server: Server) -> None:
+    """However many calls are made, none writes; then one statement writes the uses of all keys."""
+    tenant_number = await server.create_tenant("house")
+    clients = [await server.client(tenant_number) for _ in range(3)]
+    await clients[0].create_account("acme")
+    with statements(server.book.database) as seen:
+        for client in clients * 5:
+            await client.balance()
+        assert seen == []
+        await server.book.api_key_uses.flush()
+        assert [statement.split(" SET ")[0] for statement in seen if not statement.startswith("BEGIN")] == [
+            "UPDATE api_keys"
+        ]
+        await server.book.api_key_uses.flush()
+        assert len([statement for statement in seen if not statement.startswith("BEGIN")]) == 1
+    for client in clients:
+        assert await last_use(server.book, client.key.partition(".")[0]) == NOON
+
+
+async def test_each_key_has_its_own_time(book: Book, clock: Clock, key_ids: list[str]) -> None:
+    """Of several uses of a key the last is kept; a key without a use keeps what it has."""
+    for key_id in (key_ids[0], key_ids[1], key_ids[0]):
+        clock.advance(1)
+        book.api_key_uses.note(key_id)
+    await book.api_key_uses.flush()
+    times = [await last_use(book, key_id) for key_id in key_ids]
+    assert times == [NOON + 3 * SECOND, NOON + 2 * SECOND, None]
+    clock.advance(1)
+    book.api_key_uses.note(key_ids[1])
+    await book.api_key_uses.flush()
+    assert [await last_use(book, key_id) for key_id in key_ids] == [NOON + 3 * SECOND, NOON + 4 * SECOND, None]
+
+
+async def test_another_process_was_later(book: Book, clock: Clock, key_ids: list[str]) -> None:
+    """A process that writes late doesn't put another's later time back; a key that is gone is left out."""
+    late = ApiKeyUses(book.credentials, clock)
+    for key_id in (*key_ids, "gone"):
+        late.note(key_id)
+    clock.advance(1)
+    book.api_key_uses.note(key_ids[0])
+    await book.api_key_uses.flush()
+    await late.flush()
+    assert [await last_use(book, key_id) for key_id in key_ids] == [NOON + SECOND, NOON, NOON]
+
+
+async def test_more_keys_than_a_statement_takes(book: Book) -> None:
+    """The uses of 1,001 keys are all written."""
+    key_ids = await make_keys(book, 3)
+    others = [f"unknown-{number}" for number in range(998)]
+    for key_id in (key_ids[0], *others[:499], key_ids[1], *others[499:], key_ids[2]):
+        book.api_key_uses.note(key_id)
+    await book.api_key_uses.flush()
+    assert [await last_use(book, key_id) for key_id in key_ids] == [NOON] * 3
+
+
+class BrokenStore(CredentialStore):
+    """A store that may be out of reach."""
+
+    def __init__(self) -> None:
+        self.is_broken = False
+        self.written: list[dict[str, Instant]] = []
+        self.tried = asyncio.Event()
+        self.meanwhile: Callable[[], None] = lambda: None
+        """What happens while it writes."""
+
+    async def record_uses(self, uses: Mapping[str, Instant]) -> None:
+        """Writes, or raises."""
+        self.tried.set()
+        self.meanwhile()
+        if self.is_broken:
+            raise ServiceUnavailable
+        self.written.append(dict(uses))
+
+
+async def test_what_could_not_be_written_is_written_later() -> None:
+    """A failed write loses no use, and doesn't put back one that came while it was under way."""
+    store, clock = BrokenStore(), Clock()
+    uses = ApiKeyUses(store, clock)
+    uses.note("one")
+    uses.note("two")
+
+    def use_again() -> None:
+        clock.advance(1)
+        uses.note("two")
+
+    store.is_broken, store.meanwhile = True, use_again
+    with pytest.raises(ServiceUnavailable):
+        await uses.flush()
+    store.is_broken, store.meanwhile = False, lambda: None
+    await uses.flush()
+    await uses.flush()
+    assert store.written == [{"one": NOON, "two": NOON + SECOND}]
+
+
+async def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So many keys are remembered and no more; those that are remembered still get later times."""
+    monkeypatch.setattr(api_key_uses, "KEYS_MAX", 2)
+    store, clock = BrokenStore(), Clock()
+    uses = ApiKeyUses(store, clock)
+    for key_id in ("one", "two", "three"):
+        uses.note(key_id)
+    clock.advance(1)
+    uses.note("one")
+    await uses.flush()
+    uses.note("three")
+    await uses.flush()
+    assert store.written == [{"one": NOON + SECOND, "two": NOON}, {"three": NOON + SECOND}]
+
+
+async def test_uses_are_written_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without anybody asking, uses are written again and again, also after a failure, and a last time at the end."""
+    monkeypatch.setattr(api_key_uses, "FLUSH_SECONDS", 0.001)
+    store = BrokenStore()
+    store.is_broken = True
+    uses = ApiKeyUses(store, Clock())
+    async with uses.flushing():
+        for key_id in ("one", "two"):
+            uses.note(key_id)
+            async with asyncio.timeout(30):
+                await store.tried.wait()
+            store.is_broken = False
+            store.tried.clear()
+        monkeypatch.setattr(api_key_uses, "FLUSH_SECONDS", 3600)
+        async with asyncio.timeout(30):
+            while uses._latest:
+                await asyncio.sleep(0)
+        uses.note("three")
+    assert {key_id for written in store.written for key_id in written} == {"one", "two", "three"}
+
+
+async def test_a_book_that_is_closed_has_written_its_uses(database_url: str, clock: Clock) -> None:
+    """A ledger that is closed and opened again knows the uses of before."""
+    async with open_book(database_url, clock) as book:
+        (key_id,) = await make_keys(book, 1)
+        book.api_key_uses.note(key_id)
+    async with open_book(database_url, clock) as book:
+        assert await last_use(book, key_id) == NOON

@@ -1,0 +1,192 @@
+"""`daybook keys`: what an operator makes, sees, revokes and rotates on the command line."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+from daybook.v1.account_pb2 import Account
+from typer.testing import CliRunner, Result
+
+from server import cli
+from server.app import Book, open_book
+from server.ledger.access import Caller
+from server.ledger.errors import DaybookError
+from server.ledger.instants import HOUR, SECOND, Instant, parse
+from server.ledger.names import account_name
+from server.store.accounts import AccountRecord
+from server.store.credentials import ApiKeyRecord
+from server.store.requests import Request
+from server.transport.auth import Authenticator
+
+Answer = TypeVar("Answer")
+
+
+class Operator:
+    """Runs the command on a database of a test's own, with the tenant `house` and its account `acme`."""
+
+    def __init__(self, database_url: str) -> None:
+        self._database_url = database_url
+
+    def on_book(self, work: Callable[[Book], Awaitable[Answer]]) -> Answer:
+        """Does something with the ledger in which the command works."""
+
+        async def opened() -> Answer:
+            async with open_book(self._database_url) as book:
+                return await work(book)
+
+        return asyncio.run(opened())
+
+    def run(self, *arguments: str) -> Result:
+        """Runs `daybook keys`."""
+        return CliRunner().invoke(cli.app, ["keys", *arguments, "--database-url", self._database_url])
+
+    def printed(self, *arguments: str) -> list[str]:
+        """The lines that it prints as it succeeds."""
+        result = self.run(*arguments)
+        assert (result.exit_code, result.stderr) == (0, ""), result.output
+        return result.stdout.splitlines()
+
+    def create(self, *arguments: str) -> str:
+        """Makes a key."""
+        (text,) = self.printed("create", "--tenant", "house", *arguments)
+        return text
+
+    def record(self, text: str) -> ApiKeyRecord:
+        """A key as it is stored."""
+        record = self.on_book(lambda book: book.credentials.api_key(text.partition(".")[0]))
+        assert record is not None
+        return record
+
+    def opens(self, text: str) -> bool:
+        """Whether a key lets in."""
+
+        async def ask(book: Book) -> bool:
+            try:
+                await Authenticator(book.credentials, book.clock, book.api_key_uses.note).authenticate(
+                    [("x-api-key", text)]
+                )
+            except DaybookError:
+                return False
+            return True
+
+        return self.on_book(ask)
+
+
+@pytest.fixture
+def operator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Operator:
+    """An operator of a new ledger."""
+    # Logging is set up once for a process, and other tests have theirs.
+    monkeypatch.setattr(cli, "configure_logs", lambda _: None)
+    operator = Operator(f"sqlite+aiosqlite:///{tmp_path}/daybook.db")
+
+    async def furnish(book: Book) -> None:
+        for slug in ("house", "neighbour"):
+            number = await book.credentials.create_tenant(slug=slug, uid=slug, display_name=slug, create_time=1)
+            record = AccountRecord(id="acme", kind=Account.SPACE, display_name="", credit_limit=0, profile=b"")
+            await book.accounts.create(Caller(number, slug, "test"), record, Request("", b""), hour_anchor=None)
+
+    operator.on_book(furnish)
+    return operator
+
+
+def test_a_key_without_options(operator: Operator) -> None:
+    """A key for which nothing is chosen reads, posts and manages accounts, for the whole tenant, for good."""
+    text = operator.create()
+    record = operator.record(text)
+    assert (record.scopes, record.account_id, record.display_name) == ("transactions accounts", None, "")
+    assert (record.expire_time, record.revoke_time, record.last_use_time) == (None, None, None)
+    assert operator.opens(text)
+    assert "Without --scope it has `transactions` and `accounts`" in operator.run("create", "--help").stdout
+
+
+def test_a_key_with_every_option(operator: Operator) -> None:
+    """Scopes, binding, name and expiry are what was chosen."""
+    text = operator.create(
+        *("--scope", "accounts.readonly", "--scope", "transactions.readonly", "--scope", "accounts.readonly"),
+        *("--account", "acme", "--display-name", "For reports", "--expire-time", "2999-01-31T12:00:00+01:00"),
+    )
+    record = operator.record(text)
+    assert (record.scopes, record.account_id) == ("accounts.readonly transactions.readonly", "acme")
+    assert (record.display_name, record.expire_time) == ("For reports", parse("2999-01-31T11:00:00Z"))
+
+
+@pytest.mark.parametrize(
+    ("span", "length"), [("90s", 90 * SECOND), ("5m", 300 * SECOND), ("2h", 2 * HOUR), ("1d", 24 * HOUR)]
+)
+def test_how_long_a_key_is_good(operator: Operator, span: str, length: Instant) -> None:
+    """A time to live is a number and its unit."""
+    record = operator.record(operator.create("--ttl", span))
+    assert record.expire_time == record.create_time + length
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "words"),
+    [
+        (("create", "--tenant", "nobody"), 1, "there is no tenant 'nobody'"),
+        (("create", "--tenant", "house", "--account", "nothing"), 1, account_name("nothing")),
+        (("create", "--tenant", "house", "--scope", "everything"), 2, "there is no scope everything"),
+        (("create", "--tenant", "house", "--display-name", "x" * 256), 2, "255"),
+        (("create", "--tenant", "house", "--ttl", "90"), 2, "90d"),
+        (("create", "--tenant", "house", "--ttl", "0s"), 1, "must be in the future"),
+        (("create", "--tenant", "house", "--ttl", "1d", "--expire-time", "2999-01-01T00:00:00Z"), 2, "not both"),
+        (("create", "--tenant", "house", "--expire-time", "tomorrow"), 2, "2025-01-31T12:00:00Z"),
+        (("create", "--tenant", "house", "--expire-time", "2001-01-01T00:00:00Z"), 1, "must be in the future"),
+        (("list", "--tenant", "nobody"), 1, "there is no tenant 'nobody'"),
+        (("revoke", "nothing", "--tenant", "house"), 1, "apiKeys/nothing is not found"),
+        (("rotate", "nothing", "--tenant", "house"), 1, "apiKeys/nothing is not found"),
+        (("rotate", "nothing", "--tenant", "house", "--grace-period", "31d"), 2, "at most 30d"),
+    ],
+)
+def test_what_cannot_be_done_is_said(
+    operator: Operator, arguments: tuple[str, ...], exit_code: int, words: str
+) -> None:
+    """A wrong argument ends the command with a word about it, and no key is made."""
+    result = operator.run(*arguments)
+    assert (result.exit_code, result.stdout) == (exit_code, "")
+    # Boxes and line ends are for people.
+    assert words in " ".join(result.stderr.replace("│", " ").split())
+    assert len(operator.printed("list", "--tenant", "house")) == 1
+
+
+def test_keys_are_listed(operator: Operator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The list has every key of the tenant, newest first, over all its pages, without a secret."""
+    monkeypatch.setattr(cli, "KEYS_AT_ONCE", 2)
+    texts = [operator.create("--display-name", f"key\t{number}") for number in range(5)]
+    operator.printed("create", "--tenant", "neighbour")
+    operator.printed("revoke", texts[0].partition(".")[0], "--tenant", "house")
+    assert operator.opens(texts[1])
+    lines = operator.printed("list", "--tenant", "house")
+    header, *rows = [line.split("\t") for line in lines]
+    assert header == ["id", "scopes", "account", "created", "expires", "revoked", "last used", "name"]
+    assert [row[0] for row in rows] == [text.partition(".")[0] for text in reversed(texts)]
+    assert [row[7] for row in rows] == [f"key {number}" for number in reversed(range(5))]
+    assert [row[5] != "-" for row in rows] == [False, False, False, False, True]
+    assert [row[6] != "-" for row in rows] == [False, False, False, True, False]
+    assert not [text for text in texts if text.partition(".")[2] in "".join(lines)]
+
+
+def test_a_key_is_revoked(operator: Operator) -> None:
+    """A revoked key opens no more; a key of another tenant is left alone."""
+    text = operator.create()
+    key_id = text.partition(".")[0]
+    assert operator.run("revoke", key_id, "--tenant", "neighbour").exit_code == 1
+    assert operator.opens(text)
+    (line,) = operator.printed("revoke", key_id, "--tenant", "house")
+    assert line.startswith(f"{key_id} was revoked at 2")
+    assert not operator.opens(text)
+    assert operator.printed("revoke", key_id, "--tenant", "house") == [line]
+
+
+def test_a_key_is_rotated(operator: Operator) -> None:
+    """A rotation prints the key with its new secret; the old one opens only within a grace period."""
+    old = operator.create()
+    key_id = old.partition(".")[0]
+    (new,) = operator.printed("rotate", key_id, "--tenant", "house", "--grace-period", "1h")
+    assert new.partition(".")[0] == key_id
+    assert (operator.opens(old), operator.opens(new)) == (True, True)
+    (newest,) = operator.printed("rotate", key_id, "--tenant", "house")
+    assert [operator.opens(each) for each in (old, new, newest)] == [False, False, True]
