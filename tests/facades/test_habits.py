@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import gzip
 import json
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,14 +18,11 @@ import h11
 import httpx
 import pytest
 from daybook.v1.ledger_service_pb2 import GetAccountRequest
-from grpc_health.v1.health import aio as health
-from grpc_health.v1.health_pb2 import HealthCheckResponse
-from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
-from server import gateway as gateway_module
-from server.config import Settings
+from tests.facades.conditions import gateway_before
+from tests.facades.conftest import OriginIn
 from tests.facades.exchanges import Answer, Json, problems_of_any_answer, read_json, send
-from tests.facades.processes import SECONDS_MAX, Daybook, Ports
+from tests.facades.processes import SECONDS_MAX, Daybook
 from tests.facades.test_bad_input import APIS, Api, ask, require_sound
 from tests.facades.test_native import KEY, reason_of
 
@@ -51,6 +49,7 @@ class Target:
 
 
 LISTS = {
+    "paged": Target("/api/billing/accounts/example/transactions?page_size=100", "demo-dreadnode"),
     "teable": Target(f"{APIS['teable'].path}?month=2024-10&take=100", "demo-teable"),
     "nebulablock": Target("/users/credits/history?limit=100", "demo-nebulablock-busy"),
     "spacebring": Target("/transactions/credits/v1?limit=100", "demo-spacebring"),
@@ -108,8 +107,8 @@ def test_head_over_http_2_has_no_body(gateway: Daybook, name: str) -> None:
 
 
 def without_token(body: Json) -> Json:
-    """A page without the token of the next, which is sealed anew each time."""
-    tokens = ("nextCursor", "nextPageToken")
+    """A page without what leads to the next: a token is sealed anew each time, a link names the host."""
+    tokens = ("nextCursor", "nextPageToken", "next")
     return {key: value for key, value in body.items() if key not in tokens} if isinstance(body, dict) else body
 
 
@@ -416,146 +415,82 @@ def test_id_of_the_caller_is_kept_with_an_unreadable_path(gateway: Daybook) -> N
     assert (answer.status, answer.header("x-request-id")) == (400, "mine")
 
 
-Behaviour = Callable[[bytes, "grpc.aio.ServicerContext[bytes, bytes]"], Any]
-
-
-class Stub(grpc.GenericRpcHandler):
-    """Every method of every service, by one behaviour."""
-
-    def __init__(self, behaviour: Behaviour) -> None:
-        self._behaviour = behaviour
+class NoRoom(grpc.GenericRpcHandler):
+    """Ends every call with RESOURCE_EXHAUSTED, and with the trailers that `x-wanted-...` in the request asks for."""
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
-        """The handler of a method."""
-        return grpc.unary_unary_rpc_method_handler(self._behaviour)
+        """The handler of whatever method."""
+
+        def refuse(_request: bytes, context: grpc.ServicerContext) -> None:
+            given = [(str(name), value) for name, value in context.invocation_metadata()]
+            wanted = [(name, value) for name, value in given if name.startswith("x-wanted-")]
+            context.set_trailing_metadata(tuple((name.removeprefix("x-wanted-"), value) for name, value in wanted))
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "no room")
+
+        return grpc.unary_unary_rpc_method_handler(refuse)
 
 
-@asynccontextmanager
-async def gateway_before(behaviour: Behaviour | None) -> AsyncIterator[Callable[..., Any]]:
-    """A gateway before a server that behaves so, or before none; gives a way to ask it."""
-    ports = Ports.free()
-    settings = Settings(port=ports.server, gateway_port=ports.gateway, gateway_admin_port=ports.admin)
-    server = grpc.aio.server()
-    servicer = health.HealthServicer()
-    await servicer.set("", HealthCheckResponse.SERVING)
-    add_HealthServicer_to_server(servicer, server)
-
-    def ask_it(target: str, method: str = "GET", **headers: str) -> Answer:
-        answer = send(f"http://127.0.0.1:{ports.gateway}", target, method=method, headers=headers)
-        assert not list(problems_of_any_answer(answer))
-        return answer
-
-    async def ask_in_thread(target: str, method: str = "GET", **headers: str) -> Answer:
-        return await asyncio.to_thread(ask_it, target, method, **headers)
-
-    async with gateway_module.gateway(settings) as running:
-        if behaviour is not None:
-            server.add_insecure_port(f"127.0.0.1:{ports.server}")
-            server.add_generic_rpc_handlers((Stub(behaviour),))
-            await server.start()
-            await running.ready()
-        else:
-            await listening(ports.gateway)
-        try:
-            yield ask_in_thread
-        finally:
-            await server.stop(None)
-
-
-async def listening(port: int) -> None:
-    """Returns when somebody takes connections at a port."""
-    async with asyncio.timeout(SECONDS_MAX):
-        while True:
-            try:
-                _, writer = await asyncio.open_connection("127.0.0.1", port)
-            except OSError:
-                await asyncio.sleep(0.02)
-            else:
-                writer.close()
-                await writer.wait_closed()
-                return
-
-
-async def test_refusal_for_want_of_room_says_when_to_come_back() -> None:
+def test_refusal_for_want_of_room_says_when_to_come_back(tmp_path: Path) -> None:
     """A 429 keeps the server's retry-after, and has one where the server said nothing."""
-
-    async def refuse(_request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
-        wanted = dict(context.invocation_metadata() or ()).get("x-wanted")
-        trailers = () if wanted is None else (("retry-after", wanted),)
-        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "no room", trailers)
-
-    async with gateway_before(refuse) as ask_it:
-        for target in (ACCOUNT, *(f"{api.path}?{api.good}" for api in APIS.values())):
-            said, unsaid = await ask_it(target, **{"x-wanted": "7"}), await ask_it(target)
+    server = grpc.server(ThreadPoolExecutor())
+    server.add_generic_rpc_handlers((NoRoom(),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    body = {"x-wanted-x-error-status": "429", "x-wanted-x-error-body": '{"detail": "no room"}'}
+    with gateway_before(tmp_path, port) as origin:
+        for target, headers in ((ACCOUNT, {}), *((f"{api.path}?{api.good}", body) for api in APIS.values())):
+            said = send(origin, target, headers={**headers, "x-wanted-retry-after": "7"})
+            unsaid = send(origin, target, headers=headers)
             assert (said.status, said.header("retry-after")) == (429, "7")
             assert (unsaid.status, unsaid.header("retry-after")) == (429, "1")
-
-
-async def test_missing_server_is_a_status_too() -> None:
-    """Without a server the native API says so in its own form, and keeps its addresses to itself."""
-    async with gateway_before(None) as ask_it:
-        answer = await ask_it(ACCOUNT)
-        assert answer.status == 503
-        assert reason_of(answer.json()) == ("SERVICE_UNAVAILABLE", {}, [])
-        assert b"127.0.0.1" not in answer.body
-
-
-def change_host(monkeypatch: pytest.MonkeyPatch, change: Callable[[dict[str, Any]], None]) -> None:
-    """Has the next gateway run with a virtual host that an operator has changed."""
-    render = gateway_module.render_configuration
-
-    def render_changed(settings: Settings) -> dict[str, Any]:
-        configuration = render(settings)
-        (listener,) = configuration["static_resources"]["listeners"]
-        (manager,) = listener["filter_chains"][0]["filters"]
-        (host,) = manager["typed_config"]["route_config"]["virtual_hosts"]
-        change(host)
-        return configuration
-
-    monkeypatch.setattr(gateway_module, "render_configuration", render_changed)
-
-
-async def test_slow_server_is_a_status_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An answer that takes too long is refused in the same form."""
-
-    def hurry(host: dict[str, Any]) -> None:
-        for route in host["routes"]:
-            route["route"]["timeout"] = "0.05s"
-
-    async def hang(_request: bytes, _context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
-        await asyncio.Event().wait()
-        return b""
-
-    change_host(monkeypatch, hurry)
-    async with gateway_before(hang) as ask_it:
-        answer = await ask_it(ACCOUNT)
-        assert answer.status == 504
-        assert reason_of(answer.json()) == ("TIMED_OUT", {}, [])
+            assert not [*problems_of_any_answer(said), *problems_of_any_answer(unsaid)]
+    server.stop(None).wait()
 
 
 @pytest.mark.parametrize(
-    ("allowed", "origin", "is_allowed"),
+    ("condition", "status", "reason"),
+    [("away", 503, "SERVICE_UNAVAILABLE"), ("slow", 504, "TIMED_OUT"), ("crowded", 429, "RATE_LIMITED")],
+)
+def test_trouble_is_a_status_too(origin_in: OriginIn, condition: str, status: int, reason: str) -> None:
+    """What keeps a native call from the server is told in the native form, without the server's address."""
+    answer = send(origin_in(condition), ACCOUNT, headers={**NATIVE, "origin": "https://app.example.com"})
+    assert not list(problems_of_any_answer(answer))
+    body = answer.json()
+    assert isinstance(body, dict)
+    details = body["details"]
+    assert isinstance(details, list)
+    assert isinstance(details[0], dict)
+    assert (answer.status, details[0]["reason"], details[0]["domain"]) == (status, reason, "daybook")
+    assert answer.header("access-control-allow-origin") == "https://app.example.com"
+    assert b"127.0.0.1" not in answer.body
+
+
+@pytest.mark.parametrize(
+    ("allowed", "origins"),
     [
-        ([{"exact": "https://app.example.com"}], "https://app.example.com", True),
-        ([{"exact": "https://app.example.com"}], "https://evil.example.com", False),
-        ([{"safe_regex": {"regex": r"https://[a-z0-9-]+\.example\.com"}}], "https://any.example.com", True),
-        ([{"safe_regex": {"regex": r"https://[a-z0-9-]+\.example\.com"}}], "https://any.example.com.evil.com", False),
-        ([], "https://app.example.com", False),
+        ([{"exact": "https://app.example.com"}], ["https://app.example.com"]),
+        (
+            [{"safe_regex": {"regex": r"https://[a-z0-9-]+\.example\.com"}}],
+            ["https://app.example.com", "https://x.example.com"],
+        ),
+        ([], []),
     ],
 )
-async def test_origins_can_be_narrowed(
-    monkeypatch: pytest.MonkeyPatch, allowed: list[object], origin: str, *, is_allowed: bool
-) -> None:
+def test_origins_can_be_narrowed(gateway: Daybook, tmp_path: Path, allowed: list[object], origins: list[str]) -> None:
     """As docs/operating.md tells; a page of another origin gets no CORS headers, asked beforehand or not."""
 
-    def narrow(host: dict[str, Any]) -> None:
+    def narrow(configuration: dict[str, Any]) -> None:
+        (listener,) = configuration["static_resources"]["listeners"]
+        (manager,) = listener["filter_chains"][0]["filters"]
+        (host,) = manager["typed_config"]["route_config"]["virtual_hosts"]
         host["typed_per_filter_config"]["envoy.filters.http.cors"]["allow_origin_string_match"] = allowed
 
-    change_host(monkeypatch, narrow)
-    async with gateway_before(None) as ask_it:
-        preflight = {"origin": origin, "access-control-request-method": "GET"}
-        answers = [await ask_it(ACCOUNT, origin=origin), await ask_it(ACCOUNT, method="OPTIONS", **preflight)]
-    for answer in answers:
-        assert answer.header("access-control-allow-origin") == (origin if is_allowed else None)
-        assert (answer.header("access-control-expose-headers") is not None) == is_allowed
-    assert answers[1].header("access-control-allow-methods") == ("GET, HEAD, POST, PATCH" if is_allowed else None)
+    with gateway_before(tmp_path, gateway.ports.server, narrow) as narrowed:
+        for origin in ("https://app.example.com", "https://x.example.com", "https://app.example.com.evil.com", "null"):
+            asked = {"origin": origin, "access-control-request-method": "GET"}
+            beforehand = send(narrowed, ACCOUNT, method="OPTIONS", headers=asked)
+            answer = send(narrowed, ACCOUNT, headers={**NATIVE, "origin": origin})
+            for each in (beforehand, answer):
+                assert not list(problems_of_any_answer(each))
+                assert each.header("access-control-allow-origin") == (origin if origin in origins else None)
+            assert (beforehand.header("access-control-allow-methods") is not None) == (origin in origins)
