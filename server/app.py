@@ -15,6 +15,7 @@ import grpc
 import structlog
 from daybook.facades.dreadnode.v1.credits_service_pb2_grpc import add_CreditsServicer_to_server
 from daybook.facades.nebulablock.v1.users_service_pb2_grpc import add_UsersServicer_to_server
+from daybook.facades.paged.v1.statements_service_pb2_grpc import add_StatementsServicer_to_server
 from daybook.facades.spacebring.v1.transactions_service_pb2_grpc import add_TransactionsServicer_to_server
 from daybook.facades.teable.v1.billing_service_pb2_grpc import add_BillingServicer_to_server
 from daybook.v1.admin_service_pb2_grpc import add_AdminServicer_to_server
@@ -24,7 +25,7 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
 from server.config import Settings
-from server.facades import dreadnode, nebulablock, spacebring, teable
+from server.facades import dreadnode, nebulablock, paged, spacebring, teable
 from server.ledger.instants import Clock, Instant
 from server.ledger.names import RandomBytes
 from server.rpc.admin import Admin
@@ -38,6 +39,7 @@ from server.store.poster import Poster
 from server.store.transactions import TransactionStore
 from server.transport.auth import Authenticator
 from server.transport.calls import OPEN_SERVICES, CallInterceptor
+from server.transport.limits import RateLimiter, Stopwatch
 from server.transport.page_tokens import KEY_BYTES, PageTokens
 from server.usecases.accounts import Accounts
 from server.usecases.expirations import Expirations
@@ -54,6 +56,7 @@ FACADES = {
     nebulablock.SERVICE: nebulablock.render_error,
     spacebring.SERVICE: spacebring.render_error,
     dreadnode.SERVICE: dreadnode.render_error,
+    paged.SERVICE: paged.render_error,
 }
 """Each facade's service, and how it words errors."""
 SERVICES = ("daybook.v1.Ledger", "daybook.v1.Admin", *FACADES)
@@ -113,7 +116,7 @@ async def open_book(
 
 
 @asynccontextmanager
-async def serving(book: Book, settings: Settings) -> AsyncIterator[int]:
+async def serving(book: Book, settings: Settings, stopwatch: Stopwatch = time.monotonic_ns) -> AsyncIterator[int]:
     """Serves the book over gRPC; gives the port. Calls under way at the end may finish.
 
     Raises CannotStart if the port is taken, or for a demo database on an address that
@@ -123,7 +126,7 @@ async def serving(book: Book, settings: Settings) -> AsyncIterator[int]:
     token_key = await book.credentials.token_key(book.random_bytes(KEY_BYTES), book.clock())
     page_tokens = PageTokens(token_key, book.random_bytes)
     server = grpc.aio.server(
-        interceptors=[CallInterceptor(Authenticator(book.credentials), FACADES)],
+        interceptors=[CallInterceptor(Authenticator(book.credentials), _limiter(settings, stopwatch), FACADES)],
         options=[
             # Without this two servers could share a port by accident.
             ("grpc.so_reuseport", 0),
@@ -143,6 +146,7 @@ async def serving(book: Book, settings: Settings) -> AsyncIterator[int]:
         spacebring.CreditsTransactions(book.transactions, book.accounts, page_tokens), server
     )
     add_CreditsServicer_to_server(dreadnode.Credits(book.transactions), server)
+    add_StatementsServicer_to_server(paged.Statements(book.transactions), server)
     health = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     reflection.enable_server_reflection((*SERVICES, *OPEN_SERVICES), server)
@@ -161,6 +165,12 @@ async def serving(book: Book, settings: Settings) -> AsyncIterator[int]:
         await health.enter_graceful_shutdown()
         await server.stop(settings.shutdown_grace_seconds)
         log.info("stopped")
+
+
+def _limiter(settings: Settings, stopwatch: Stopwatch) -> RateLimiter | None:
+    if not settings.rate_limit_calls_per_second:
+        return None
+    return RateLimiter(settings.rate_limit_calls_per_second, settings.rate_limit_burst, stopwatch)
 
 
 async def _check_demo(book: Book, host: str) -> None:

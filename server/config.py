@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+CALLS_PER_SECOND_MIN = 0.001
 
 
 class Settings(BaseSettings):
@@ -28,7 +30,24 @@ class Settings(BaseSettings):
         default=4 * 1024 * 1024, ge=1024, le=64 * 1024 * 1024, description="the size of a request or an answer"
     )
     concurrent_streams_max: int = Field(default=1000, ge=1, le=100_000, description="calls under way on one connection")
+    rate_limit_calls_per_second: float = Field(
+        default=5000,
+        ge=0,
+        le=1_000_000,
+        allow_inf_nan=False,
+        description="how often one credential may call one server process; 0 for as often as it likes",
+    )
+    rate_limit_burst: int = Field(
+        default=10_000, ge=1, le=10_000_000, description="how many calls a credential that was idle may make at once"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="`debug` logs every call"
     )
     log_format: Literal["console", "json"] = Field(default="console", description="how logs look")
+
+    @field_validator("rate_limit_calls_per_second")
+    @classmethod
+    def _is_off_or_a_rate(cls, value: float) -> float:
+        if 0 < value < CALLS_PER_SECOND_MIN:
+            raise ValueError(f"Input should be 0, or at least {CALLS_PER_SECOND_MIN}")
+        return value

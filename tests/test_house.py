@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -16,6 +19,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorSet
 
 from protos import generate
 from server.app import FACADES, SERVICES
+from server.demo import guide
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -153,6 +157,9 @@ def test_no_query_says_other_than_the_path() -> None:
         bound = {name for path in paths for name in re.findall(r"\{([a-z_.]+)", path)}
         spellings = bound | {re.sub(r"_([a-z])", lambda letter: letter[1].upper(), name) for name in bound}
         assert set(transcoder["ignored_query_parameters"]) == spellings != set()
+        # Lua has them too, to undo escapes in them.
+        (known,) = re.findall(r'local BOUND = "(.*)"', (ROOT / "envoy.yaml").read_text())
+        assert spellings <= set(known.split())
 
 
 def rest_paths() -> set[str]:
@@ -171,10 +178,48 @@ def test_documents_name_every_facade_path(document: str) -> None:
 
 
 @pytest.mark.parametrize("service", FACADES)
-def test_facade_has_its_page(service: str) -> None:
-    """Each facade has a page in docs/facades that names its service."""
+def test_facade_is_complete(service: str) -> None:
+    """Each facade has a contract, a file, a page that names its service, and golden exchanges."""
     vendor = service.split(".")[2]
     assert service in (ROOT / f"docs/facades/{vendor}.md").read_text()
+    assert (ROOT / f"server/facades/{vendor}.py").is_file()
+    assert list((ROOT / f"protos/daybook/facades/{vendor}/v1").glob("*_service.proto"))
+    assert list((ROOT / f"tests/facades/{vendor}").glob("*.http"))
+
+
+def is_matched(rule: dict[str, Any], path: str) -> bool:
+    """Whether a matcher of envoy.yaml takes a path."""
+    if "prefix" in rule:
+        return path.startswith(rule["prefix"])
+    return re.fullmatch(rule["safe_regex"]["regex"], path) is not None
+
+
+def rules_for_paths(part: Any) -> Iterator[dict[str, Any]]:
+    """By what some local reply tells whose path was asked for."""
+    if isinstance(part, dict):
+        if part.get("header", {}).get("name") == ":path":
+            yield part["header"]["string_match"]
+        part = list(part.values())
+    if isinstance(part, list):
+        for each in part:
+            yield from rules_for_paths(each)
+
+
+@pytest.mark.parametrize("path", sorted(rest_paths()))
+def test_gateway_and_guide_know_every_facade_path(path: str) -> None:
+    """Each path has a route with its vendor's errors, bodies for local replies, and a command or one like it."""
+    listener = yaml.safe_load((ROOT / "envoy.yaml").read_text())["static_resources"]["listeners"][0]
+    manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
+    (host,) = manager["route_config"]["virtual_hosts"]
+    asked = re.sub(r"\{[^}]+\}", "x", path)
+    route = next(each for each in host["routes"] if "grpc" not in each["match"] and is_matched(each["match"], asked))
+    errors = route["metadata"]["filter_metadata"]["envoy.filters.http.lua"]["errors"]
+    assert {"500", "504"} <= errors.keys()
+    assert all(json.loads(body) for body in errors.values())
+    mappers = [each for each in rules_for_paths(manager["local_reply_config"]) if is_matched(each, asked)]
+    assert mappers
+    shown = [urlsplit(shlex.split(command)[-1]).path for command in guide.commands(1).values()]
+    assert [each for each in shown if any(is_matched(rule, each) for rule in mappers)]
 
 
 @pytest.mark.parametrize("reason", ERROR_REASONS)

@@ -30,6 +30,9 @@ def commands(gateway_port: int) -> dict[str, str]:
         "Dreadnode: the transactions of an organization": curl(
             dreadnode.KEY, f"/api/v1/org/{dreadnode.ORGANIZATION}/credits/transactions?limit=3"
         ),
+        "Paged: an account's transactions by page number": curl(
+            dreadnode.KEY, f"/api/billing/accounts/{dreadnode.ORGANIZATION}/transactions?page=2&page_size=3"
+        ),
         "Native REST: the newest transactions": curl(
             dreadnode.KEY, f"/v1/accounts/{dreadnode.ORGANIZATION}/transactions?pageSize=2"
         ),

@@ -20,7 +20,7 @@ from server.ledger.paging import TransactionFilter
 from server.store.transactions import TransactionRow
 from server.transport.auth import current_caller
 from server.transport.calls import Context
-from server.transport.errors import RestError, http_status_of
+from server.transport.errors import RestError, http_status_of, plain_message
 from server.transport.rest import echo, number_or_null, read_integer, text_or_null
 from server.usecases.transactions import Transactions
 
@@ -43,7 +43,7 @@ LIMIT_DEFAULT = 50
 LIMIT_MAX = 100
 
 _ERROR_TYPES = {
-    400: "validation_error",
+    400: "invalid_request_error",
     401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
@@ -112,7 +112,7 @@ def _cost(usage: Usage) -> float | None:
 
 def render_error(error: DaybookError) -> RestError:
     """An error in the canonical envelope `{code, detail, type}`, with `errors` for a parameter."""
-    status, detail = http_status_of(error), error.message
+    status, detail = http_status_of(error), plain_message(error)
     body: dict[str, object] = {}
     match error:
         case Unauthenticated():
@@ -123,7 +123,8 @@ def render_error(error: DaybookError) -> RestError:
             detail = f"Organization {account.removeprefix('accounts/')} not found"
         case FieldInvalid():
             status = 422
-            body["errors"] = [{"loc": ["query", error.field], "msg": error.problem, "type": "value_error"}]
+            place = "path" if error.field == "org" else "query"
+            body["errors"] = [{"loc": [place, error.field], "msg": error.problem, "type": "value_error"}]
     if status == 503:
         # The page has no 503; the nearest that it has is 502.
         status = 502

@@ -14,7 +14,7 @@ from server.ledger.names import ALL_ACCOUNTS, account_name
 from server.ledger.usage import UsageWindow
 from server.transport.auth import current_caller
 from server.transport.calls import Context
-from server.transport.errors import RestError, http_status_of
+from server.transport.errors import RestError, http_status_of, plain_message
 from server.transport.rest import read_integer
 from server.usecases.usage import Usage
 
@@ -94,5 +94,5 @@ def render_error(error: DaybookError) -> RestError:
         case FieldInvalid():
             message = f"{error.field} {error.problem}"
         case _:
-            message = error.message
+            message = plain_message(error)
     return RestError(http_status_of(error), {"data": None, "message": message, "status": "failed"})

@@ -24,7 +24,7 @@ from server.ledger.posting import Kind
 from server.store.unit import RefundTotal
 from server.transport.auth import Scheme, authentication
 from server.transport.calls import Context
-from server.transport.errors import RestError, http_status_of
+from server.transport.errors import RestError, http_status_of, plain_message
 from server.transport.page_tokens import Listing, PageTokens
 from server.transport.rest import is_uuid, read_integer
 from server.usecases.accounts import Accounts, Holding
@@ -297,5 +297,5 @@ def render_error(error: DaybookError) -> RestError:
         case AccountNotPermitted():
             message = "the credential is not for the whole network"
         case _:
-            message = error.message
+            message = plain_message(error)
     return RestError(status, {"message": message, "type": _ERROR_TYPES[status]})

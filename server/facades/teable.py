@@ -25,7 +25,7 @@ from server.ledger.paging import Order, OrderField, TransactionFilter
 from server.store.transactions import TransactionRow
 from server.transport.auth import current_caller
 from server.transport.calls import Context
-from server.transport.errors import RestError, http_status_of
+from server.transport.errors import RestError, http_status_of, plain_message
 from server.transport.page_tokens import Listing, PageTokens
 from server.transport.rest import echo, null, read_integer, text_or_null
 from server.usecases.transactions import Transactions
@@ -137,14 +137,16 @@ def _render_user(user: User) -> Value:
 
 def render_error(error: DaybookError) -> RestError:
     """An error as `{message, status, code}`. What is not the caller's is 403, as Teable has it."""
-    status, message = http_status_of(error), error.message
+    status, message = http_status_of(error), plain_message(error)
     match error:
         case AccountNotPermitted(metadata={"account": account}):
             message = f"not allowed to operate space|read on {account.removeprefix('accounts/')}"
         case AccountNotFound(metadata={"account": account}):
             status, message = 403, f"space {account.removeprefix('accounts/')} is not found"
-        case FieldInvalid():
-            message = f"Validation error: {error.problem}"
+        case FieldInvalid(field=field, problem=problem):
+            # What _parse finds says by itself where it is.
+            where = f' at "{field}"'
+            message = f"Validation error: {problem}" if where in problem else f"Validation error: Invalid{where}"
         case PageTokenInvalid() | PageTokenMismatch():
             message = 'Validation error: Invalid at "cursor"'
     if status == 401:

@@ -16,8 +16,8 @@ from google.protobuf.message import DecodeError
 
 from server.ledger import money
 from server.ledger.bodies import chain, read_allocations
-from server.ledger.instants import Instant, from_timestamp, month_of
-from server.ledger.lots import CREDIT_LINE, Allocation, Lot, expiring_part
+from server.ledger.instants import EARLIEST, Instant, from_timestamp, month_of
+from server.ledger.lots import CREDIT_LINE, Allocation, Lot, parts
 from server.ledger.money import Millionths
 from server.ledger.names import uid_text
 from server.ledger.posting import AccountState
@@ -46,6 +46,24 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
+class Posted:
+    """What a request posted that has an id."""
+
+    request_id: str
+    sequence: int
+    kind: int
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What is kept as the answer of a request: a transaction, or bytes."""
+
+    sequence: int | None
+    response: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Finding:
     """Where the books part."""
 
@@ -60,8 +78,8 @@ class Finding:
 class AccountAudit:
     """The audit of one account. Feed it every entry by `read`, then `finish`.
 
-    In between, whoever feeds it takes `opened_lots` and `closed_windows` away and compares
-    them with what is stored, by `check_lots` and `check_windows`.
+    In between, whoever feeds it takes `opened_lots`, `closed_windows` and `posted` away and
+    compares them with what is stored, by `check_lots`, `check_windows` and `check_answers`.
     """
 
     def __init__(self, account_id: str, tenant_number: int, hour_anchor: Instant, label_names: Iterable[str]) -> None:
@@ -69,7 +87,9 @@ class AccountAudit:
         self.opened_lots: list[Lot] = []
         """As they were opened; their `remaining` means nothing here."""
         self.closed_windows: list[UsageWindow] = []
+        self.posted: list[Posted] = []
         self._account_id = account_id
+        self._named_id = account_id
         self._tenant_number = tenant_number
         self._hour_anchor = hour_anchor
         self._label_names = tuple(label_names)
@@ -80,8 +100,9 @@ class AccountAudit:
         self._lots: dict[int, Lot] = {}
         self._lot_count = 0
         self._window: UsageWindow | None = None
-        self._last_create_time: Instant = 0
+        self._last_create_time: Instant = EARLIEST
         self._refunded = 0
+        self._answers = 0
 
     def read(self, entry: Entry) -> None:
         """Checks the next transaction against all that came before it."""
@@ -104,7 +125,10 @@ class AccountAudit:
         if message.WhichOneof("subject") == "usage" and entry.state == Transaction.SUCCEEDED:
             self._add_usage(entry)
         if entry.kind == Transaction.REFUND:
-            self._refunded += refund_print(message.refund_of, entry.amount)
+            self._refunded += refund_print(message.refund_of.rpartition("/")[2], entry.amount)
+        # Who pays keeps the answer of a transfer.
+        if message.request_id and entry.kind != Transaction.TRANSFER_IN:
+            self.posted.append(Posted(message.request_id, entry.sequence, entry.kind, entry.body))
 
     def check_lots(self, expected: Iterable[Lot], stored: Mapping[int, Lot]) -> None:
         """Compares lots that were opened with those that are stored, by number."""
@@ -117,6 +141,21 @@ class AccountAudit:
         for window in expected:
             self._expect(0, f"window {window.number}", str(window), str(stored.get(window.number)))
 
+    def check_answers(self, posted: Iterable[Posted], stored: Mapping[str, Answer]) -> None:
+        """Compares what requests posted with the answers that are kept, by request_id.
+
+        A repeated request gets what is kept, so a wrong answer would be as bad as a wrong row.
+        """
+        for each in posted:
+            answer = stored.get(each.request_id, Answer(None, b""))
+            subject = f"answer to request {each.request_id}"
+            if each.kind == Transaction.TRANSFER_OUT:
+                is_kept = each.body in answer.response
+                self._expect(each.sequence, subject, "both sides", "both sides" if is_kept else "something else")
+            else:
+                self._answers += 1
+                self._expect(each.sequence, subject, each.sequence, answer.sequence)
+
     def check_refund(self, sequence: int, time: Instant, *, is_dated: bool) -> None:
         """Notes a stored total of refunds whose time is not that of a refund of its charge."""
         self._expect(
@@ -126,10 +165,13 @@ class AccountAudit:
             "that of a refund of it" if is_dated else time,
         )
 
-    def finish(self, state: AccountState, last_hash: bytes, refunded: int, lots: int, windows: int) -> None:
+    def finish(
+        self, state: AccountState, last_hash: bytes, refunded: int, lots: int, windows: int, answers: int
+    ) -> None:
         """Compares the end with the account's stored state, and the sums with what is stored.
 
-        `refunded` is the sum of the refund_print of every stored total.
+        `refunded` is the sum of the refund_print of every stored total, `answers` the number
+        of requests whose answer is a transaction.
         """
         if self._window is not None:
             self.closed_windows.append(self._window)
@@ -140,6 +182,7 @@ class AccountAudit:
             ("debt", money.write(self._debt), money.write(state.debt)),
             ("last create_time", self._last_create_time, state.last_create_time),
             ("refund totals", self._refunded, refunded),
+            ("answers to requests", self._answers, answers),
             ("lots", self._lot_count, lots),
             ("lot count", self._lot_count, state.lot_count),
             ("windows", self._window.number if self._window else 0, windows),
@@ -167,7 +210,8 @@ class AccountAudit:
             self.findings.append(Finding(self._account_id, sequence, subject, str(expected), str(found)))
 
     def _check_columns(self, entry: Entry, message: Transaction, allocations: tuple[Allocation, ...]) -> None:
-        expiring = expiring_part(allocations)
+        expiring, permanent = parts(allocations)
+        self._check_name(entry, message)
         for subject, expected, found in (
             ("sequence in body", entry.sequence, message.sequence),
             ("tenant", self._tenant_number, entry.tenant_number),
@@ -180,14 +224,18 @@ class AccountAudit:
             ("amount", message.amount, money.write(entry.amount)),
             ("balance_after in body", message.balance_after, money.write(entry.balance_after)),
             ("expiring_amount", money.write(expiring), message.expiring_amount),
-            (
-                "permanent_amount",
-                money.write(sum(each.amount for each in allocations) - expiring),
-                message.permanent_amount,
-            ),
+            ("permanent_amount", money.write(permanent), message.permanent_amount),
             *((f"label {name}", message.labels.get(name), entry.labels.get(name)) for name in self._label_names),
         ):
             self._expect(entry.sequence, subject, expected, found)
+
+    def _check_name(self, entry: Entry, message: Transaction) -> None:
+        named_id, _, uid = message.name.removeprefix("accounts/").partition("/transactions/")
+        self._expect(entry.sequence, "uid in name", message.uid, uid)
+        # Told once: if the account was renamed, every transaction has the old name.
+        if named_id != self._named_id:
+            self._expect(entry.sequence, "account in name", self._named_id, named_id)
+            self._named_id = named_id
 
     def _check_amounts(self, entry: Entry, allocations: tuple[Allocation, ...]) -> None:
         moved = entry.amount if entry.state == Transaction.SUCCEEDED else 0
@@ -219,7 +267,7 @@ class AccountAudit:
             self._expect(entry.sequence, f"terms of lot {number}", lot.terms, allocation.terms)
             if amount < 0 and entry.kind != Transaction.EXPIRATION and lot.terms.are_past(entry.create_time):
                 self._expect(entry.sequence, f"lot {number}", "not spent, for it is past", money.write(amount))
-            lot = lot._replace(remaining=lot.remaining + amount)
+            lot = lot.with_remaining(lot.remaining + amount)
         if not 0 <= lot.remaining <= lot.amount:
             within = f"0 to {money.write(lot.amount)}"
             self._expect(entry.sequence, f"remaining of lot {number}", within, money.write(lot.remaining))
@@ -242,13 +290,15 @@ def _month(time: Instant) -> int | None:
         return None
 
 
-def refund_print(charge: str, amount: Millionths) -> int:
+def refund_print(uid: str | None, amount: Millionths) -> int:
     """A number that, summed over refunds, tells whether each charge got what its total says.
+
+    The uid is the charge's; None for a total of no charge.
 
     So the audit need not keep every charge in memory. Two errors would have to cancel each
     other out in 64 bits of a hash.
     """
-    return amount * int.from_bytes(hashlib.sha256(charge.encode()).digest()[:8], "big")
+    return amount * int.from_bytes(hashlib.sha256(str(uid).encode()).digest()[:8], "big")
 
 
 def _describe(lot: Lot | None) -> str:

@@ -11,30 +11,35 @@ from daybook.v1 import transaction_pb2
 from daybook.v1.transaction_pb2 import Transaction
 
 from server.ledger import money
-from server.ledger.instants import to_timestamp
-from server.ledger.lots import CREDIT_LINE, Allocation, Terms
+from server.ledger.instants import set_timestamp
+from server.ledger.lots import CREDIT_LINE, Allocation, Terms, parts
 from server.ledger.names import lot_name, transaction_name
 from server.ledger.posting import Posting
 
 
 def write_body(account_id: str, posted: Posting, details: Transaction, uid: UUID, request_id: str) -> bytes:
-    """The transaction as it is served: what posting decided, and the caller's details."""
-    message = Transaction()
-    message.CopyFrom(details)
-    message.name = transaction_name(account_id, uid)
+    """The transaction as it is served: what posting decided, and the caller's details.
+
+    The details become the transaction, for a copy of them costs as much as all the rest
+    here. Every field that posting decides is written, so they can be written again.
+    """
+    message = details
+    expiring, permanent = parts(posted.allocations)
     message.uid = str(uid)
+    message.name = transaction_name(account_id, message.uid)
     message.sequence = posted.sequence
-    message.create_time.CopyFrom(to_timestamp(posted.create_time))
+    set_timestamp(message.create_time, posted.create_time)
     message.kind = posted.kind
     message.category = posted.category
     message.state = posted.state
     message.amount = money.write(posted.amount)
-    message.expiring_amount = money.write(posted.expiring_amount)
-    message.permanent_amount = money.write(posted.permanent_amount)
+    message.expiring_amount = money.write(expiring)
+    message.permanent_amount = money.write(permanent)
     message.balance_after = money.write(posted.balance_after)
     message.request_id = request_id
+    message.ClearField("lifetime")
     if posted.terms.expire_time is not None:
-        message.expire_time.CopyFrom(to_timestamp(posted.terms.expire_time))
+        set_timestamp(message.expire_time, posted.terms.expire_time)
     message.priority = posted.terms.priority
     return message.SerializeToString(deterministic=True)
 
@@ -74,7 +79,7 @@ def with_allocations(account_id: str, body: bytes, stored: bytes) -> Transaction
         if each.lot_number != CREDIT_LINE:
             shown.lot = lot_name(account_id, each.lot_number)
         if each.terms.expire_time is not None:
-            shown.expire_time.CopyFrom(to_timestamp(each.terms.expire_time))
+            set_timestamp(shown.expire_time, each.terms.expire_time)
         message.allocations.append(shown)
     return message
 

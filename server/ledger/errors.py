@@ -8,7 +8,7 @@
     ├── AlreadyExists            AccountExists, RequestIdReused
     ├── FailedPrecondition       InsufficientCredits, BalanceOutOfRange, TooManyLots, NotRefundable, RefundExceedsCharge
     ├── Aborted                  EtagMismatch
-    ├── ResourceExhausted        TooBusy
+    ├── ResourceExhausted        TooBusy, RateLimited
     ├── Unavailable              ServiceUnavailable
     └── Internal                 InternalFailure
 
@@ -19,6 +19,7 @@ contain SQL, a path, a secret or a driver's words.
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 
@@ -244,16 +245,28 @@ class EtagMismatch(Aborted):
 class ResourceExhausted(DaybookError):
     """Too much at once."""
 
+    retry_seconds: float
+    """After how long a caller may try again."""
+
 
 class TooBusy(ResourceExhausted):
-    """The line of calls that wait to be posted is full."""
+    """The line of calls that wait to be posted is full, or as many as may be are verifying."""
 
     reason = "TOO_BUSY"
     retry_seconds = 1.0
-    """After how long a caller may try again."""
 
     def __init__(self) -> None:
         super().__init__("too many calls are waiting; try again in a second")
+
+
+class RateLimited(ResourceExhausted):
+    """The credential calls more often than it may."""
+
+    reason = "RATE_LIMITED"
+
+    def __init__(self, retry_seconds: float) -> None:
+        super().__init__(f"too many calls with this credential; try again in {math.ceil(retry_seconds)} s")
+        self.retry_seconds = retry_seconds
 
 
 class Unavailable(DaybookError):

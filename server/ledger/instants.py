@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import TypeAlias
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -21,6 +22,10 @@ Clock: TypeAlias = Callable[[], Instant]
 
 SECOND: Instant = 1_000_000
 HOUR: Instant = 3600 * SECOND
+EARLIEST: Instant = -62_135_596_800 * SECOND
+"""0001-01-01T00:00:00Z. No Timestamp says less."""
+LATEST: Instant = 253_402_300_800 * SECOND - 1
+"""The last microsecond of the year 9999. No Timestamp says more."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _RFC_3339 = re.compile(
@@ -46,8 +51,15 @@ def from_timestamp(timestamp: Timestamp) -> Instant:
 
 def to_timestamp(instant: Instant) -> Timestamp:
     """An instant as a Timestamp."""
-    seconds, microseconds = divmod(instant, SECOND)
-    return Timestamp(seconds=seconds, nanos=microseconds * 1000)
+    timestamp = Timestamp()
+    set_timestamp(timestamp, instant)
+    return timestamp
+
+
+def set_timestamp(timestamp: Timestamp, instant: Instant) -> None:
+    """Writes an instant into a Timestamp, such as the field of a message."""
+    timestamp.seconds, microseconds = divmod(instant, SECOND)
+    timestamp.nanos = microseconds * 1000
 
 
 def parse(text: str) -> Instant:
@@ -74,7 +86,12 @@ def write(instant: Instant) -> str:
 
 def month_of(instant: Instant) -> int:
     """The month of the UTC calendar as year * 100 + month, 202410."""
-    moment = to_datetime(instant)
+    return _month_of_day(instant // (24 * HOUR))
+
+
+@lru_cache(maxsize=1024)
+def _month_of_day(day: int) -> int:
+    moment = to_datetime(day * 24 * HOUR)
     return moment.year * 100 + moment.month
 
 
@@ -94,7 +111,7 @@ def month_bounds(month: int) -> tuple[Instant, Instant]:
     year, number = divmod(month, 100)
     start = datetime(year, number, 1, tzinfo=UTC)
     if (year, number) == (9999, 12):
-        return from_datetime(start), from_datetime(datetime.max.replace(tzinfo=UTC)) + 1
+        return from_datetime(start), LATEST + 1
     end = datetime(year + number // 12, number % 12 + 1, 1, tzinfo=UTC)
     return from_datetime(start), from_datetime(end)
 

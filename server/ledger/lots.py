@@ -48,6 +48,10 @@ class Lot(NamedTuple):
     remaining: Millionths
     """What is left of it; never below 0. A refund can raise it again, up to amount."""
 
+    def with_remaining(self, remaining: Millionths) -> Lot:
+        """The lot with so much left. Every posting needs one, and `_replace` is slow."""
+        return Lot(self.number, self.opened_by, self.terms, self.amount, remaining)
+
     @property
     def spending_order(self) -> tuple[int, Instant, int]:
         """Priority, then the earliest to expire (permanent last), then the oldest."""
@@ -82,13 +86,22 @@ def take(lots: tuple[Lot, ...], amount: Millionths) -> tuple[tuple[Lot, ...], li
         allocations.append(Allocation(lot.number, -taken, lot.terms))
         amount -= taken
         if taken < lot.remaining:
-            return (lot._replace(remaining=lot.remaining - taken), *lots[place + 1 :]), allocations
+            return (lot.with_remaining(lot.remaining - taken), *lots[place + 1 :]), allocations
         if not amount:
             return lots[place + 1 :], allocations
     allocations.append(Allocation(CREDIT_LINE, -amount, PERMANENT))
     return (), allocations
 
 
-def expiring_part(allocations: Iterable[Allocation]) -> Millionths:
-    """How much of a transaction moved credits with a date of expiry."""
-    return sum(each.amount for each in allocations if each.terms.expire_time is not None)
+def parts(allocations: Iterable[Allocation]) -> tuple[Millionths, Millionths]:
+    """How much of a transaction moved credits with a date of expiry, and how much others.
+
+    What moved on the credit line counts as permanent.
+    """
+    expiring = permanent = 0
+    for each in allocations:
+        if each.terms.expire_time is None:
+            permanent += each.amount
+        else:
+            expiring += each.amount
+    return expiring, permanent

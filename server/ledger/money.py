@@ -35,7 +35,7 @@ def parse(text: str) -> Millionths:
 def write(amount: Millionths) -> str:
     """Writes an amount in its shortest exact form."""
     whole, fraction = divmod(abs(amount), ONE_CREDIT)
-    digits = f"{whole}.{fraction:06d}".rstrip("0").rstrip(".")
+    digits = f"{whole}.{fraction:06d}".rstrip("0") if fraction else str(whole)
     return f"-{digits}" if amount < 0 else digits
 
 

@@ -40,7 +40,7 @@ def lot_name(account_id: str, number: int) -> str:
     return f"accounts/{account_id}/lots/{number}"
 
 
-def transaction_name(account_id: str, uid: UUID) -> str:
+def transaction_name(account_id: str, uid: UUID | str) -> str:
     """`accounts/{account}/transactions/{transaction}`."""
     return f"accounts/{account_id}/transactions/{uid}"
 

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from daybook.v1.transaction_pb2 import Transaction
 from google.protobuf.message import DecodeError
-from sqlalchemy import func, select
+from sqlalchemy import func, select, union_all
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from server.ledger.audit import Entry
+from server.ledger.audit import Answer, Entry
 from server.ledger.instants import Instant, from_timestamp
 from server.ledger.lots import Lot
 from server.ledger.money import Millionths
 from server.ledger.names import uid_text
 from server.ledger.usage import UsageWindow
 from server.store.database import Database
+from server.store.requests import in_parts
 from server.store.states import LOT_COLUMNS, StoredState, load, to_lot
-from server.store.tables import LABELS, accounts, lots, refunds, transactions, usage_windows
+from server.store.tables import (
+    LABELS,
+    account_states,
+    accounts,
+    lots,
+    refunds,
+    requests,
+    transactions,
+    usage_windows,
+)
 
 ENTRIES_AT_ONCE = 1000
 REFUNDS_AT_ONCE = 500
@@ -115,6 +125,18 @@ class Books:
         )
         return {row.number: UsageWindow(*row) for row in rows}
 
+    async def answers(self, request_ids: Collection[str]) -> dict[str, Answer]:
+        """What is kept as the answers of these requests, by request_id."""
+        found: dict[str, Answer] = {}
+        for some in in_parts(sorted(request_ids)):
+            rows = await self._connection.execute(
+                select(*requests.c["request_id", "sequence", "response"]).where(
+                    requests.c.account_number == self._number, requests.c.request_id.in_(some)
+                )
+            )
+            found |= {row.request_id: Answer(row.sequence, bytes(row.response or b"")) for row in rows}
+        return found
+
     async def refund_totals(self) -> AsyncIterator[list[StoredRefund]]:
         """What was given back of charges, some at a time."""
         after = 0
@@ -150,15 +172,20 @@ class Books:
             yield stored
             after = rows[-1].sequence
 
-    async def totals(self) -> tuple[int, int]:
-        """How many lots and hour windows there are."""
+    async def totals(self) -> tuple[int, int, int]:
+        """How many lots, hour windows, and requests answered with a transaction there are."""
         lot_count = await self._connection.scalar(
             select(func.count()).select_from(lots).where(lots.c.account_number == self._number)
         )
         window_count = await self._connection.scalar(
             select(func.count()).select_from(usage_windows).where(usage_windows.c.account_number == self._number)
         )
-        return lot_count or 0, window_count or 0
+        answer_count = await self._connection.scalar(
+            select(func.count())
+            .select_from(requests)
+            .where(requests.c.account_number == self._number, requests.c.sequence.is_not(None))
+        )
+        return lot_count or 0, window_count or 0, answer_count or 0
 
 
 def _refund_key(body: bytes) -> tuple[str, Instant] | None:
@@ -202,6 +229,18 @@ class BookStore:
             for row in rows:
                 yield AccountKey(*row)
             after = rows[-1].number
+
+    async def orphan(self, after: int, before: int | None) -> int | None:
+        """The first account number in between that has rows of its own and no row in accounts."""
+        firsts = []
+        for table in (account_states, transactions, lots, refunds, usage_windows, requests):
+            number = table.c.account_number
+            first = select(func.min(number).label("number")).where(number > after)
+            firsts.append(first if before is None else first.where(number < before))
+        found = union_all(*firsts).subquery()
+        async with self._database.read() as connection:
+            orphan: int | None = await connection.scalar(select(func.min(found.c.number)))
+        return orphan
 
     @asynccontextmanager
     async def open(self, account_number: int) -> AsyncIterator[Books]:

@@ -7,9 +7,8 @@ row, so it does not use its id up.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 from itertools import islice
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from sqlalchemy import and_, insert, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -21,8 +20,7 @@ KEYS_AT_ONCE_MAX = 500
 """How many ids one statement asks for; engines bound the parameters of a statement."""
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """What makes a mutation the same mutation."""
 
     request_id: str
@@ -31,8 +29,7 @@ class Request:
     """SHA-256 over the method and the request without its request_id."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """The first answer to a request: a transaction, or anything else serialized."""
 
     request: Request

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from server.ledger.instants import Instant
+from server.ledger.instants import EARLIEST, Instant
 from server.ledger.lots import Lot, Terms, sort_lots
 from server.ledger.posting import AccountState
 from server.ledger.usage import UsageWindow
 from server.store.tables import account_states, accounts, lots, usage_windows
 
 
-@dataclass(frozen=True, slots=True)
-class StoredState:
+class StoredState(NamedTuple):
     """The state of an account, and the end of its chain."""
 
     state: AccountState
@@ -103,7 +102,8 @@ async def load(connection: AsyncConnection, account_numbers: Collection[int]) ->
                 lots=sort_lots(open_lots.get(row.account_number, ())),
                 lot_count=row.lot_count,
                 sequence=row.sequence,
-                last_create_time=row.last_create_time,
+                # The column can't say "never": history may go back before 1970.
+                last_create_time=row.last_create_time if row.sequence else EARLIEST,
                 window=windows.get(row.account_number),
                 import_time=row.import_time,
             ),

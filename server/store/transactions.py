@@ -23,7 +23,7 @@ from server.ledger.posting import AccountState
 from server.ledger.usage import UsageWindow
 from server.store.database import Database
 from server.store.states import load
-from server.store.tables import LABELS, refunds, transactions, usage_windows
+from server.store.tables import LABELS, account_states, refunds, transactions, usage_windows
 from server.store.unit import RefundTotal
 
 STATEMENTS_CACHED_MAX = 512
@@ -101,6 +101,22 @@ class TransactionStore:
                 for row in await connection.execute(statement)
             }
 
+    async def slice(self, account_number: int, offset: int, limit: int) -> tuple[list[TransactionRow], int]:
+        """A page of an account's transactions, newest first, and their total, both at one instant.
+
+        They are numbered without a gap, so that any offset costs the same.
+        """
+        async with self._database.snapshot() as connection:
+            total: int = (
+                await connection.execute(
+                    select(account_states.c.sequence).where(account_states.c.account_number == account_number)
+                )
+            ).scalar_one()
+            if offset >= total:
+                return [], total
+            rows = await connection.execute(slice_statement(account_number, total - offset, limit))
+            return [TransactionRow(*row) for row in rows], total
+
     async def windows(
         self, account_number: int, offset: int, limit: int
     ) -> tuple[AccountState, list[UsageWindow], int]:
@@ -119,6 +135,16 @@ class TransactionStore:
                 .limit(limit)
             )
             return state, [UsageWindow(*row) for row in rows], total
+
+
+def slice_statement(account_number: int, newest: int, limit: int) -> Select[Any]:
+    """At most `limit` transactions of an account, downwards from the sequence `newest`."""
+    return (
+        select(*transactions.c["create_time", "account_number", "sequence", "body"])
+        .where(transactions.c.account_number == account_number, transactions.c.sequence <= newest)
+        .order_by(transactions.c.sequence.desc())
+        .limit(limit)
+    )
 
 
 def list_statement(

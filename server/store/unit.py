@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import NamedTuple
 from uuid import UUID
 
 from daybook.v1.transaction_pb2 import Transaction
@@ -19,15 +19,33 @@ from server.ledger.instants import Instant, month_of
 from server.ledger.lots import CREDIT_LINE, Lot
 from server.ledger.money import Millionths
 from server.ledger.names import RandomBytes, uuid7
-from server.ledger.posting import AccountState, Posting
+from server.ledger.posting import AccountState, Kind, Posting, State
 from server.ledger.refunds import Charge
 from server.ledger.usage import UsageWindow
 from server.store.requests import Answer, AnswerKey, Request
 from server.store.states import StoredState
-from server.store.tables import LABELS
 
-NO_DETAILS = Transaction()
-"""Of a transaction about which there is nothing to say."""
+
+class Row(NamedTuple):
+    """A row of the table transactions."""
+
+    account_number: int
+    sequence: int
+    tenant_number: int
+    uid: bytes
+    create_time: Instant
+    month: int
+    kind: Kind
+    category: str
+    state: State
+    amount: Millionths
+    balance_after: Millionths
+    location: str | None
+    membership: str | None
+    company: str | None
+    body: bytes
+    allocations: bytes
+    hash: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +70,7 @@ class Changes:
     """What is to be written."""
 
     states: dict[int, StoredState] = field(default_factory=dict)
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    """Rows of the table transactions."""
+    rows: list[Row] = field(default_factory=list)
     lots: dict[tuple[int, int], Lot] = field(default_factory=dict)
     windows: dict[tuple[int, int], UsageWindow] = field(default_factory=dict)
     refunds: dict[tuple[int, int], RefundTotal] = field(default_factory=dict)
@@ -116,7 +133,7 @@ class Attempt:
         """The state of an account, after its due expirations are posted."""
         state = self._stored(account_number).state
         for after, expiration in posting.expire_due(state, now):
-            self.write(after, expiration, NO_DETAILS)
+            self.write(after, expiration, Transaction())
             state = after
         return state
 
@@ -161,7 +178,10 @@ class Attempt:
         uid: UUID | None = None,
         request_id: str = "",
     ) -> bytes:
-        """Stages a transaction and the state that it leads to; gives its serialized message."""
+        """Stages a transaction and the state that it leads to; gives its serialized message.
+
+        The details become the message, as `write_body` says.
+        """
         number = after.account_number
         before = self._stored(number)
         uid = uid or self.new_uid(posted.create_time)
@@ -172,24 +192,27 @@ class Attempt:
         self._move_lots(number, posted)
         if after.window is not None and after.window != before.state.window:
             self._changes.windows[number, after.window.number] = after.window
+        labels = details.labels
         self._changes.rows.append(
-            {
-                "account_number": number,
-                "sequence": posted.sequence,
-                "tenant_number": after.tenant_number,
-                "uid": uid.bytes,
-                "create_time": posted.create_time,
-                "month": month_of(posted.create_time),
-                "kind": posted.kind,
-                "category": posted.category,
-                "state": posted.state,
-                "amount": posted.amount,
-                "balance_after": posted.balance_after,
-                **{name: details.labels.get(name) for name in LABELS},
-                "body": body,
-                "allocations": allocations,
-                "hash": new_hash,
-            }
+            Row(
+                account_number=number,
+                sequence=posted.sequence,
+                tenant_number=after.tenant_number,
+                uid=uid.bytes,
+                create_time=posted.create_time,
+                month=month_of(posted.create_time),
+                kind=posted.kind,
+                category=posted.category,
+                state=posted.state,
+                amount=posted.amount,
+                balance_after=posted.balance_after,
+                location=labels.get("location"),
+                membership=labels.get("membership"),
+                company=labels.get("company"),
+                body=body,
+                allocations=allocations,
+                hash=new_hash,
+            )
         )
         return body
 
@@ -211,5 +234,5 @@ class Attempt:
             if lot is None:
                 lot = Lot(each.lot_number, posted.sequence, each.terms, each.amount, each.amount)
             else:
-                lot = lot._replace(remaining=lot.remaining + each.amount)
+                lot = lot.with_remaining(lot.remaining + each.amount)
             self._changes.lots[account_number, each.lot_number] = lot

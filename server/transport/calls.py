@@ -1,7 +1,7 @@
-"""What happens around every call: it is timed, its caller is found, its errors are told.
+"""What happens around every call: it is timed, its caller found and counted, its errors told.
 
-One interceptor does all three, because grpc.aio asks every interceptor anew for a handler
-at each call; this one wraps each method once and keeps the result.
+One interceptor does it all, because grpc.aio asks every interceptor anew for a handler at
+each call; this one wraps each method once and keeps the result.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from typing import Any, TypeAlias
 
 import grpc
 import structlog
-from google.protobuf.message import DecodeError
 
 from server.ledger.errors import DaybookError, FieldInvalid, Internal, InternalFailure, Unavailable
 from server.transport.auth import Authenticator, authentication
 from server.transport.errors import RenderError, code_of, refuse
+from server.transport.limits import RateLimiter
+from server.transport.parsing import unless_malformed
 
 log = structlog.get_logger(__name__)
 
@@ -31,9 +32,15 @@ OPEN_SERVICES = ("grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflect
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Stands before every method of every service but OPEN_SERVICES."""
 
-    def __init__(self, authenticator: Authenticator, renderers: Mapping[str, RenderError]) -> None:
-        """`renderers` tells, by the full name of a facade's service, how it words errors."""
+    def __init__(
+        self, authenticator: Authenticator, limiter: RateLimiter | None, renderers: Mapping[str, RenderError]
+    ) -> None:
+        """`renderers` tells, by the full name of a facade's service, how it words errors.
+
+        Without a limiter every credential may call as often as it likes.
+        """
         self._authenticator = authenticator
+        self._limiter = limiter
         self._renderers = renderers
         self._wrapped: dict[str, Handler | None] = {}
 
@@ -57,6 +64,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if handler is None or service in OPEN_SERVICES:
             return handler
         render = self._renderers.get(service)
+        # A documented API has names of its own for its parameters, which are those of JSON.
+        parse = unless_malformed(handler.request_deserializer, "name" if render is None else "json_name")
         if handler.unary_unary is not None:
             # The stubs know only synchronous handlers; a server of grpc.aio has coroutines.
             answer: Callable[[Any, Context], Awaitable[Any]] = handler.unary_unary  # type: ignore[assignment]
@@ -65,9 +74,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 async with self._around(method, context, render):
                     return await answer(_well_formed(request), context)
 
-            return grpc.unary_unary_rpc_method_handler(
-                unary, _unless_malformed(handler.request_deserializer), _unless_bytes(handler.response_serializer)
-            )
+            return grpc.unary_unary_rpc_method_handler(unary, parse, _unless_bytes(handler.response_serializer))
         if handler.unary_stream is not None:
             answers: Callable[[Any, Context], AsyncIterator[Any]] = handler.unary_stream  # type: ignore[assignment]
 
@@ -76,9 +83,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                     async for answer in answers(_well_formed(request), context):
                         yield answer
 
-            return grpc.unary_stream_rpc_method_handler(
-                stream, _unless_malformed(handler.request_deserializer), _unless_bytes(handler.response_serializer)
-            )
+            return grpc.unary_stream_rpc_method_handler(stream, parse, _unless_bytes(handler.response_serializer))
         if handler.stream_unary is not None:
             summary: Callable[[Any, Context], Awaitable[Any]] = handler.stream_unary  # type: ignore[assignment]
 
@@ -86,9 +91,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 async with self._around(method, context, render):
                     return await summary(_all_well_formed(requests), context)
 
-            return grpc.stream_unary_rpc_method_handler(
-                upload, _unless_malformed(handler.request_deserializer), _unless_bytes(handler.response_serializer)
-            )
+            return grpc.stream_unary_rpc_method_handler(upload, parse, _unless_bytes(handler.response_serializer))
         raise AssertionError(f"{method} streams both ways, and nothing here wraps that")
 
     @asynccontextmanager
@@ -96,7 +99,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         started = time.perf_counter()
         code = grpc.StatusCode.OK
         try:
-            authentication.set(await self._authenticator.authenticate(context.invocation_metadata() or ()))
+            found = await self._authenticator.authenticate(context.invocation_metadata() or ())
+            if self._limiter is not None:
+                self._limiter.take(found.caller.credential_id)
+            authentication.set(found)
             yield
         except DaybookError as error:
             code = code_of(error)
@@ -113,29 +119,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             log.debug("call", method=method, code=code.name, seconds=time.perf_counter() - started)
 
 
-class _Malformed:
-    """Stands for a request that is no message of its type."""
-
-
-_MALFORMED = _Malformed()
-
-
-def _unless_malformed(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
-    """Keeps a request that can't be parsed from ending in an error of Python's own."""
-    assert deserialize is not None, "generated code always names one"
-
-    def parse(request: bytes) -> Any:
-        try:
-            return deserialize(request)
-        except DecodeError:
-            return _MALFORMED
-
-    return parse
-
-
 def _well_formed(request: Any) -> Any:
-    if request is _MALFORMED:
-        raise FieldInvalid("request", "is no message of its type, or holds text that is not UTF-8")
+    if isinstance(request, FieldInvalid):
+        raise request
     return request
 
 

@@ -8,6 +8,7 @@ the gateway (envoy.yaml) puts it in the place of the status.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NoReturn, TypeAlias
@@ -28,7 +29,6 @@ from server.ledger.errors import (
     NotFound,
     PermissionDenied,
     ResourceExhausted,
-    TooBusy,
     Unauthenticated,
     Unavailable,
 )
@@ -77,6 +77,18 @@ def http_status_of(error: DaybookError) -> int:
     return _HTTP_STATUSES[code_of(error)]
 
 
+def plain_message(error: DaybookError) -> str:
+    """What a facade says. Where nothing is the caller's mistake, the words that the gateway has for the same thing."""
+    match error:
+        case ResourceExhausted():
+            return "Too many requests"
+        case Unavailable():
+            return "The service is unavailable"
+        case Internal():
+            return "Internal server error"
+    return error.message
+
+
 _HTTP_STATUSES = {
     grpc.StatusCode.INVALID_ARGUMENT: 400,
     grpc.StatusCode.UNAUTHENTICATED: 401,
@@ -97,9 +109,9 @@ def to_status(error: DaybookError) -> Status:
     if isinstance(error, InvalidArgument):
         violation = BadRequest.FieldViolation(field=error.field, description=error.problem)
         details.append(_pack(BadRequest(field_violations=[violation])))
-    if isinstance(error, TooBusy):
+    if isinstance(error, ResourceExhausted):
         delay = Duration()
-        delay.FromMilliseconds(round(error.retry_seconds * 1000))
+        delay.FromMilliseconds(math.ceil(error.retry_seconds * 1000))
         details.append(_pack(RetryInfo(retry_delay=delay)))
     return Status(code=code_of(error).value[0], message=error.message, details=details)
 
@@ -119,4 +131,7 @@ async def refuse(
         rest = render(error)
         metadata += [("x-error-status", str(rest.status)), ("x-error-body", json.dumps(rest.body))]
         metadata += rest.headers.items()
+    if isinstance(error, ResourceExhausted):
+        # What RetryInfo says, for REST: whole seconds, and 0 would mean at once.
+        metadata.append(("retry-after", str(max(1, math.ceil(error.retry_seconds)))))
     await context.abort(code_of(error), error.message, tuple(metadata))

@@ -8,18 +8,20 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Mapping
-from typing import TypeVar
+from collections.abc import Callable, Collection, Mapping
+from functools import cache, partial
+from typing import Any
 
 from daybook.v1.account_pb2 import Account, Company, User
 from daybook.v1.transaction_pb2 import Booking, EventTicket, Order, Transaction, Usage
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct, Value
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from server.ledger import money
 from server.ledger.errors import FieldInvalid
-from server.ledger.instants import SECOND, Instant, from_timestamp
+from server.ledger.instants import EARLIEST, HOUR, LATEST, SECOND, Instant, from_timestamp
 from server.ledger.money import Millionths
 from server.ledger.posting import Draft
 from server.store.requests import Request
@@ -28,7 +30,7 @@ PAGE_SIZE_DEFAULT = 50
 PAGE_SIZE_MAX = 1000
 METADATA_BYTES_MAX = 8192
 PRIORITY_MAX = 1000
-TIME_TO_LIVE_SECONDS_MAX = 100 * 366 * 24 * 3600
+TIME_TO_LIVE_DAYS_MAX = 36_525
 LABELS_MAX = 32
 LABEL_CHARACTERS_MAX = 128
 REQUEST_ID_CHARACTERS_MAX = 128
@@ -73,9 +75,11 @@ CHARACTERS_MAX: Mapping[str, Mapping[str, int]] = {
     Usage.DESCRIPTOR.full_name: {"model": 255},
 }
 
-REQUIRED_TEXTS = {(message.DESCRIPTOR.full_name, "id") for message in (User, Booking, Order, EventTicket)}
+IDENTIFIED = frozenset(message.DESCRIPTOR.full_name for message in (User, Booking, Order, EventTicket))
+"""The messages that make no sense without their id."""
 
 CREATABLE_KINDS = (Transaction.GRANT, Transaction.CHARGE, Transaction.ADJUSTMENT)
+STATES = frozenset(Transaction.State.values())
 
 DETAILS = (
     "description",
@@ -88,14 +92,9 @@ DETAILS = (
 )
 """The fields of a transaction that a caller sets and posting takes over as they are."""
 
-_Message = TypeVar("_Message", bound=Message)
-
 _CATEGORY = re.compile(r"[a-z][a-z0-9_]{0,62}", re.ASCII)
 _COUNTRY_CODE = re.compile(r"[A-Z]{2}", re.ASCII)
 _REQUEST_ID = re.compile(r"[\x20-\x7e]{0,128}", re.ASCII)
-# 0001-01-01 and 9999-12-31T23:59:59, the bounds of a Timestamp.
-_TIMESTAMP_SECONDS_MIN = -62_135_596_800
-_TIMESTAMP_SECONDS_MAX = 253_402_300_799
 
 
 def read_page_size(page_size: int) -> int:
@@ -114,16 +113,18 @@ def read_positive_amount(field: str, text: str) -> Millionths:
 
 
 def read_request(method: str, request: Message) -> Request:
-    """What makes a mutation the same mutation: its request_id, and all else it says."""
+    """What makes a mutation the same mutation: its request_id, and all else it says.
+
+    The request_id is taken out of the request. To be called before anything else is changed
+    in it.
+    """
     request_id: str = getattr(request, "request_id")  # noqa: B009  # Message has no such field for mypy
     if not _REQUEST_ID.fullmatch(request_id):
         raise FieldInvalid(
             "request_id", f"must have at most {REQUEST_ID_CHARACTERS_MAX} characters, all of them printable ASCII"
         )
-    rest = type(request)()
-    rest.CopyFrom(request)
-    rest.ClearField("request_id")
-    content = method.encode() + b"\n" + rest.SerializeToString(deterministic=True)
+    request.ClearField("request_id")
+    content = method.encode() + b"\n" + request.SerializeToString(deterministic=True)
     return Request(request_id, hashlib.sha256(content).digest())
 
 
@@ -136,7 +137,11 @@ def read_amount(field: str, text: str) -> Millionths:
 
 
 def read_transaction(transaction: Transaction) -> tuple[Draft, Transaction]:
-    """What is to be posted, and the details that go with it."""
+    """What is to be posted, and the details that go with it.
+
+    The details are the transaction itself, without the fields that are not theirs: a copy
+    would cost as much as all the checks.
+    """
     if transaction.kind not in CREATABLE_KINDS:
         names = ", ".join(Transaction.Kind.Name(kind) for kind in CREATABLE_KINDS)
         raise FieldInvalid("transaction.kind", f"must be one of {names}")
@@ -145,7 +150,7 @@ def read_transaction(transaction: Transaction) -> tuple[Draft, Transaction]:
             "transaction.category",
             "must be a lower-case letter, then at most 62 lower-case letters, digits and underscores",
         )
-    if transaction.state not in Transaction.State.values():
+    if transaction.state not in STATES:
         raise FieldInvalid("transaction.state", "must be SUCCEEDED, FAILED, CANCELED or left out")
     amount = read_amount("transaction.amount", transaction.amount)
     is_usage = transaction.WhichOneof("subject") == "usage"
@@ -160,8 +165,7 @@ def read_transaction(transaction: Transaction) -> tuple[Draft, Transaction]:
         raise FieldInvalid(
             f"transaction.{transaction.WhichOneof('lifetime')}", "is only possible with an amount above 0"
         )
-    details = read_details("transaction", _only(transaction, DETAILS))
-    return Draft(
+    draft = Draft(
         kind=transaction.kind,
         category=transaction.category,
         amount=amount,
@@ -170,7 +174,9 @@ def read_transaction(transaction: Transaction) -> tuple[Draft, Transaction]:
         expire_time=expire_time,
         time_to_live=time_to_live,
         priority=transaction.priority,
-    ), details
+    )
+    _keep_only(transaction, DETAILS)
+    return draft, read_details("transaction", transaction)
 
 
 def read_details(path: str, details: Transaction) -> Transaction:
@@ -192,35 +198,35 @@ def _read_lifetime(transaction: Transaction) -> tuple[Instant | None, Instant | 
         case "ttl":
             time_to_live = transaction.ttl.seconds * SECOND + transaction.ttl.nanos // 1000
             is_sound = 0 <= transaction.ttl.nanos < 1_000_000_000
-            if not is_sound or not SECOND <= time_to_live <= TIME_TO_LIVE_SECONDS_MAX * SECOND:
-                raise FieldInvalid("transaction.ttl", "must be between a second and 100 years")
+            if not is_sound or not SECOND <= time_to_live <= TIME_TO_LIVE_DAYS_MAX * 24 * HOUR:
+                raise FieldInvalid("transaction.ttl", f"must be between a second and {TIME_TO_LIVE_DAYS_MAX} days")
             return None, time_to_live
     return None, None
 
 
 def check_account(account: Account) -> None:
     """Holds to their bounds what a caller can set of an account; the rest is ignored."""
-    check_content("account", _only(account, ("display_name", "hour_anchor", "user", "company")))
+    settable = Account()
+    settable.CopyFrom(account)
+    _keep_only(settable, ("display_name", "hour_anchor", "user", "company"))
+    check_content("account", settable)
 
 
 def read_profile(account: Account) -> bytes:
     """The profile of an account, serialized as the store keeps it."""
-    return _only(account, ("user", "company")).SerializeToString(deterministic=True)
+    profile = Account()
+    for name in ("user", "company"):
+        if account.HasField(name):
+            getattr(profile, name).CopyFrom(getattr(account, name))
+    return profile.SerializeToString(deterministic=True)
 
 
-def _only(message: _Message, names: tuple[str, ...]) -> _Message:
-    # Copied by name, so that output-only fields are ignored, as AIP-203 has it.
-    kept = type(message)()
-    for field, value in message.ListFields():
+def _keep_only(message: Message, names: Collection[str]) -> None:
+    """Takes every other field away, so that output-only fields are ignored, as AIP-203 has it."""
+    message.DiscardUnknownFields()
+    for field, _ in message.ListFields():
         if field.name not in names:
-            continue
-        if field.is_repeated:
-            getattr(kept, field.name).MergeFrom(value)
-        elif field.message_type is not None:
-            getattr(kept, field.name).CopyFrom(value)
-        else:
-            setattr(kept, field.name, value)
-    return kept
+            message.ClearField(field.name)
 
 
 def _check_labels(path: str, labels: Mapping[str, str]) -> None:
@@ -239,26 +245,31 @@ def _check_labels(path: str, labels: Mapping[str, str]) -> None:
 
 def check_content(path: str, message: Message) -> None:
     """Holds every text, number, time and struct inside a message to its bounds."""
-    name = message.DESCRIPTOR.full_name
-    for required in ("id",):
-        if (name, required) in REQUIRED_TEXTS and not getattr(message, required):
-            raise FieldInvalid(_join(path, required), "is required")
+    if message.DESCRIPTOR.full_name in IDENTIFIED and not getattr(message, "id"):  # noqa: B009  # as in read_request
+        raise FieldInvalid(_join(path, "id"), "is required")
     for field, value in message.ListFields():
-        place = _join(path, field.name)
-        if field.is_repeated:
-            continue
-        if isinstance(value, Timestamp):
-            check_timestamp(place, value)
-        elif isinstance(value, Struct):
-            _check_struct(place, value)
-        elif isinstance(value, Message):
-            check_content(place, value)
-        elif isinstance(value, str):
-            _check_text(place, value, CHARACTERS_MAX.get(name, {}).get(field.name))
-            if field.name == "country_code" and not _COUNTRY_CODE.fullmatch(value):
-                raise FieldInvalid(place, "must be two capital letters by ISO 3166-1")
-        elif isinstance(value, int) and field.enum_type is None and value < 0:
-            raise FieldInvalid(place, "must not be negative")
+        check = _check_of(field)
+        if check is not None:
+            check(_join(path, field.name), value)
+
+
+@cache
+def _check_of(field: FieldDescriptor) -> Callable[[str, Any], None] | None:
+    """How a field is checked, or None where every value is sound. Found out once per field."""
+    owner = field.containing_type
+    assert owner is not None, "extensions have none, and the contracts have no extensions"
+    if field.is_repeated:
+        return None
+    if field.message_type is not None:
+        return _MESSAGE_CHECKS.get(field.message_type.full_name, check_content)
+    if field.cpp_type == FieldDescriptor.CPPTYPE_STRING:
+        if field.name == "country_code":
+            return _check_country_code
+        characters_max = CHARACTERS_MAX.get(owner.full_name, {}).get(field.name)
+        return partial(_check_text, characters_max=characters_max)
+    if field.cpp_type in (FieldDescriptor.CPPTYPE_INT32, FieldDescriptor.CPPTYPE_INT64):
+        return _check_count
+    return None
 
 
 def _join(path: str, name: str) -> str:
@@ -285,6 +296,16 @@ def _is_json(value: Value) -> bool:
             return kind is not None
 
 
+def _check_count(place: str, number: int) -> None:
+    if number < 0:
+        raise FieldInvalid(place, "must not be negative")
+
+
+def _check_country_code(place: str, text: str) -> None:
+    if not _COUNTRY_CODE.fullmatch(text):
+        raise FieldInvalid(place, "must be two capital letters by ISO 3166-1")
+
+
 def _check_text(place: str, text: str, characters_max: int | None) -> None:
     if characters_max is not None and len(text) > characters_max:
         raise FieldInvalid(place, f"must have at most {characters_max} characters")
@@ -294,7 +315,11 @@ def _check_text(place: str, text: str, characters_max: int | None) -> None:
 
 def check_timestamp(place: str, timestamp: Timestamp) -> None:
     """Holds a time to the bounds of a Timestamp."""
-    if not (
-        _TIMESTAMP_SECONDS_MIN <= timestamp.seconds <= _TIMESTAMP_SECONDS_MAX and 0 <= timestamp.nanos < 1_000_000_000
-    ):
+    if not (EARLIEST // SECOND <= timestamp.seconds <= LATEST // SECOND and 0 <= timestamp.nanos < 1_000_000_000):
         raise FieldInvalid(place, "must be a time between the years 1 and 9999")
+
+
+_MESSAGE_CHECKS: Mapping[str, Callable[[str, Any], None]] = {
+    Timestamp.DESCRIPTOR.full_name: check_timestamp,
+    Struct.DESCRIPTOR.full_name: _check_struct,
+}

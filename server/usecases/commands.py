@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 from uuid import UUID
 
 from daybook.v1.ledger_service_pb2 import TransferCreditsResponse
@@ -23,8 +24,7 @@ from server.store.requests import AnswerKey, Request
 from server.store.unit import Attempt
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
+class Item(NamedTuple):
     """A transaction that is to be posted to an account."""
 
     account_number: int
@@ -288,7 +288,10 @@ class Import(Command[ImportOutcome]):
                     raise FieldInvalid("create_time", "must not be in the future")
                 if time < attempt.last_create_time(item.account_number):
                     raise FieldInvalid("create_time", "must not be before the account's newest transaction")
-                item.post(attempt, attempt.state(item.account_number, time)._replace(import_time=now), time)
+                state = attempt.state(item.account_number, time)
+                if state.import_time != now:
+                    state = state._replace(import_time=now)
+                item.post(attempt, state, time)
             except DaybookError as error:
                 return ImportOutcome(imported, skipped, error)
             imported += 1

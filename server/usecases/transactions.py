@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 from uuid import UUID
 
 from daybook.v1.transaction_pb2 import Transaction
@@ -37,8 +38,7 @@ PAGE_BYTES_MAX = 2 * 1024 * 1024
 """What the transactions of a page take at most: an answer must fit into a message."""
 
 
-@dataclass(frozen=True, slots=True)
-class NewTransaction:
+class NewTransaction(NamedTuple):
     """A transaction that a caller wants posted."""
 
     account_id: str
@@ -48,6 +48,13 @@ class NewTransaction:
     request: Request
     record_declined: bool = False
     """Whether a charge that lacks credits is kept for the record instead of refused."""
+
+
+class PastTransaction(NamedTuple):
+    """A transaction of history."""
+
+    transaction: NewTransaction
+    create_time: Instant
 
 
 class Transactions:
@@ -135,17 +142,27 @@ class Transactions:
             Transfer(source, source_id, destination, destination_id, amount, details, request)
         )
 
-    async def import_history(self, caller: Caller, history: Sequence[tuple[NewTransaction, Instant]]) -> ImportOutcome:
-        """Posts history, each at its own time, up to the first that is refused."""
+    async def import_history(self, caller: Caller, history: Sequence[PastTransaction | DaybookError]) -> ImportOutcome:
+        """Posts history, each transaction at its own time, up to the first that is refused.
+
+        An error in the place of a transaction is its refusal.
+        """
         caller.require_scope(ADMIN)
-        items = []
-        error = None
-        for new, time in history:
+        numbers: dict[str, int] = {}
+        items: list[tuple[Item, Instant]] = []
+        error: DaybookError | None = None
+        for each in history:
+            if isinstance(each, DaybookError):
+                error = each
+                break
+            new, time = each
             try:
-                items.append((await self._item(caller, new), time))
+                number = numbers.get(new.account_id) or await self._number(caller, new.account_id)
             except DaybookError as refusal:
                 error = refusal
                 break
+            numbers[new.account_id] = number
+            items.append((Item(number, new.draft, new.details, new.request, new.record_declined), time))
         outcome = await self._poster.submit(Import(items)) if items else ImportOutcome(0, 0)
         return outcome if outcome.error else replace(outcome, error=error)
 
@@ -174,6 +191,13 @@ class Transactions:
     async def require_account(self, caller: Caller, account_id: str) -> None:
         """Raises AccountNotPermitted or AccountNotFound unless `list` would find the account."""
         await self._number(caller, account_id)
+
+    async def slice(self, caller: Caller, account_id: str, offset: int, limit: int) -> tuple[list[TransactionRow], int]:
+        """Transactions of an account, newest first, behind the `offset` newest; and how many it has in all.
+
+        Both at one instant. Raises AccountNotFound.
+        """
+        return await self._store.slice(await self._number(caller, account_id), offset, limit)
 
     async def list(
         self,

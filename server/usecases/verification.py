@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from server.ledger.access import ADMIN, Caller
 from server.ledger.audit import AccountAudit, Finding, refund_print
+from server.ledger.errors import TooBusy
 from server.store.accounts import AccountStore
 from server.store.books import AccountKey, Books, BookStore
 from server.store.tables import LABELS
+
+UNDER_WAY_MAX = 2
+"""How many verifications callers may have under way: each keeps a connection that others could read with."""
 
 Thing = TypeVar("Thing")
 
@@ -31,40 +36,70 @@ class Verification:
     def __init__(self, accounts: AccountStore, store: BookStore) -> None:
         self._accounts = accounts
         self._store = store
+        self._under_way = 0
 
-    async def verify(self, caller: Caller, account_id: str | None) -> AsyncIterator[Finding | Progress]:
+    async def verify(self, caller: Caller, account_id: str | None) -> AsyncGenerator[Finding | Progress, None]:
         """Verifies an account of the caller's tenant, or all of them if it is None.
 
-        Raises ScopeMissing, AccountNotFound.
+        Raises ScopeMissing, AccountNotFound, and TooBusy while others verify.
         """
         caller.require_scope(ADMIN)
         if account_id is None:
             caller.require_tenant()
-            async for event in self.verify_all(caller.tenant_number):
-                yield event
-            return
-        caller.require_account(account_id)
-        number = await self._accounts.number(caller.tenant_number, account_id)
-        async for event in self._verify(AccountKey(number, account_id, caller.tenant_number), Progress()):
-            yield event
+            events = self.verify_all(caller.tenant_number)
+        else:
+            caller.require_account(account_id)
+            number = await self._accounts.number(caller.tenant_number, account_id)
+            events = self._verify(AccountKey(number, account_id, caller.tenant_number), Progress())
+        if self._under_way >= UNDER_WAY_MAX:
+            raise TooBusy
+        self._under_way += 1
+        try:
+            async with aclosing(events):
+                async for event in events:
+                    yield event
+        finally:
+            self._under_way -= 1
 
-    async def verify_all(self, tenant_number: int | None) -> AsyncIterator[Finding | Progress]:
+    async def verify_all(self, tenant_number: int | None) -> AsyncGenerator[Finding | Progress, None]:
         """Verifies a tenant, or everybody if it is None. The last event is a Progress that is done."""
         progress = Progress()
+        last_number = 0
         async for key in self._store.accounts(tenant_number):
+            if tenant_number is None:
+                async for finding in self._orphans(last_number, key.number):
+                    progress = replace(progress, findings=progress.findings + 1)
+                    yield finding
+            last_number = key.number
             async for event in self._verify(key, progress):
                 if isinstance(event, Progress):
                     progress = event
                     if event.is_done:
                         continue
                 yield event
-        yield Progress(progress.accounts, progress.transactions, progress.findings, is_done=True)
+        if tenant_number is None:
+            async for finding in self._orphans(last_number, None):
+                progress = replace(progress, findings=progress.findings + 1)
+                yield finding
+        yield replace(progress, is_done=True)
+
+    async def _orphans(self, after: int, before: int | None) -> AsyncIterator[Finding]:
+        """What there is of accounts that there are not, between two account numbers.
+
+        Numbers are given out without gaps, or with few, so this rarely asks the database.
+        """
+        while before is None or after + 1 < before:
+            orphan = await self._store.orphan(after, before)
+            if orphan is None:
+                return
+            yield Finding(str(orphan), 0, "account", "a row of accounts", "none")
+            after = orphan
 
     async def counts(self) -> tuple[int, int]:
         """How many accounts and transactions there are to verify."""
         return await self._store.counts(None)
 
-    async def _verify(self, key: AccountKey, before: Progress) -> AsyncIterator[Finding | Progress]:
+    async def _verify(self, key: AccountKey, before: Progress) -> AsyncGenerator[Finding | Progress, None]:
         transactions, findings = before.transactions, before.findings
         async with self._store.open(key.number) as books:
             stored = await books.state()
@@ -85,7 +120,7 @@ class Verification:
             refunded = 0
             async for totals in books.refund_totals():
                 for total in totals:
-                    refunded += refund_print(f"accounts/{key.id}/transactions/{total.uid}", total.amount)
+                    refunded += refund_print(total.uid, total.amount)
                     audit.check_refund(total.sequence, total.last_create_time, is_dated=total.is_dated_by_a_refund)
             audit.finish(stored.state, stored.last_hash, refunded, *await books.totals())
             await _compare(audit, books)
@@ -96,11 +131,13 @@ class Verification:
 
 
 async def _compare(audit: AccountAudit, books: Books) -> None:
-    """Compares the lots and windows that the audit is through with."""
+    """Compares the lots, windows and answers that the audit is through with."""
     if opened := _drained(audit.opened_lots):
         audit.check_lots(opened, await books.lots(opened[0].number, opened[-1].number))
     if closed := _drained(audit.closed_windows):
         audit.check_windows(closed, await books.windows(closed[0].number, closed[-1].number))
+    if posted := _drained(audit.posted):
+        audit.check_answers(posted, await books.answers([each.request_id for each in posted]))
 
 
 def _drained(things: list[Thing]) -> list[Thing]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any, TypeAlias
 
 import grpc
 import pytest
@@ -13,6 +14,7 @@ from daybook.v1.ledger_service_pb2 import CreateAccountRequest, CreateTransactio
 from daybook.v1.ledger_service_pb2_grpc import LedgerStub
 from daybook.v1.transaction_pb2 import Transaction
 
+from tests.facades.conditions import CONDITIONS
 from tests.facades.exchanges import send
 from tests.facades.processes import Daybook, Ports, sqlite_url, wait_until
 
@@ -31,6 +33,24 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daybook]:
         assert daybook.stop() == 0
     finally:
         daybook.kill()
+
+
+OriginIn: TypeAlias = Callable[[str], str]
+
+
+@pytest.fixture(scope="session")
+def origin_in(gateway: Daybook, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OriginIn]:
+    """Where a gateway in a condition is, which is made when it is first asked for; the demo's for none."""
+    with ExitStack() as stack:
+        origins = {"": gateway.origin}
+
+        def origin_in(condition: str) -> str:
+            if condition not in origins:
+                made = CONDITIONS[condition](gateway, tmp_path_factory.mktemp(condition))
+                origins[condition] = stack.enter_context(made)
+            return origins[condition]
+
+        yield origin_in
 
 
 def ledger_stub(channel: grpc.Channel) -> Any:

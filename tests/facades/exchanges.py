@@ -12,10 +12,13 @@ Each reads
 
     {"body": "as JSON, laid out as it reads best"}
 
-Request lines and headers are sent as they stand. Of the answer's headers those that are
-written must be there with that value. The body must be the same JSON: the same keys, null
+Request lines and headers are sent as they stand; `HTTP/1.0` may end the line, else it is 1.1.
+`body: 9 bytes` is no header: so many bytes follow. Of the answer's headers those that are
+written must be there with that value; `name: <absent>` must not be there. The body, after
+what its content-encoding says was done to it, must be the same JSON: the same keys, null
 where there is null, the same types, the same order in arrays, and numbers that are equal as
-decimals (2.0 and 2 are). What can't be fixed has a placeholder in the place of a string:
+decimals (2.0 and 2 are). Where no body is written, as for HEAD, there must be none. What
+can't be fixed has a placeholder in the place of a string:
 
     "<uuid7>"              a uuid of version 7; no two in one body are equal
     "<uuid7: name>"        the same, and the same one wherever the file has this name
@@ -23,14 +26,26 @@ decimals (2.0 and 2 are). What can't be fixed has a placeholder in the place of 
                            of the same file sends it as `<name>`
     "<text>"               some text, where no page gives the words
     "<text: word>"         some text that contains the word
+    <seconds>              in a header: a whole number, at least 1
+
+The exchanges are with the demo, behind its gateway. If the first line of a file is `@ slow`,
+they are with a gateway in that condition, one of those of tests/facades/conditions.py:
+
+    @ limited   the server lets each key call twice
+    @ crowded   the gateway lets nobody call any more
+    @ away      there is no server behind the gateway
+    @ slow      the gateway waits half a second, and the server never answers
+    @ damaged   the server can't make sense of what is stored
+    @ lost      the server's database fails
 """
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from http.client import HTTPResponse
@@ -38,14 +53,24 @@ from pathlib import Path
 from typing import TypeAlias
 from urllib.parse import urlsplit
 
+import brotli
+
 Json: TypeAlias = "dict[str, Json] | list[Json] | str | Decimal | bool | None"
 
 _ANSWER_SECONDS_MAX = 60.0
 _PLACEHOLDER = re.compile(r"<(uuid7|page token|text)(?:: ([^<>]+))?>")
 _UUID_7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 _PAGE_TOKEN = re.compile(r"[A-Za-z0-9_.~-]+")
+_CONDITION = re.compile(r"@ (\w+)\n")
+_SECONDS = re.compile(r"[1-9][0-9]*")
 _CAPTURED = re.compile(r"<([^<>]+)>")
+_ABSENT = "<absent>"
 _INTERNAL_HEADERS = ("grpc-", "x-envoy-", "x-error-")
+_DECODERS: Mapping[str | None, Callable[[bytes], bytes]] = {
+    None: bytes,
+    "gzip": gzip.decompress,
+    "br": brotli.decompress,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,22 +87,33 @@ class Answer:
         return ", ".join(values) if values else None
 
     def json(self) -> Json:
-        """The body, with numbers as decimals."""
-        return read_json(self.body.decode())
+        """The body, decompressed, with numbers as decimals."""
+        return read_json(_DECODERS[self.header("content-encoding")](self.body).decode())
 
 
 def send(
-    origin: str, target: str | bytes, *, method: str = "GET", headers: dict[str, str] | None = None, body: bytes = b""
+    origin: str,
+    target: str | bytes,
+    *,
+    method: str = "GET",
+    headers: dict[str, str] | None = None,
+    body: bytes = b"",
+    protocol: str = "HTTP/1.1",
 ) -> Answer:
-    """Sends a request whose line is exactly this: no client puts its escapes in order."""
+    """Sends a request whose line is exactly this: no client puts its escapes in order.
+
+    `host` among the headers stands in for that of the origin.
+    """
     place = urlsplit(origin)
     assert place.hostname is not None
     lines = [
-        b"%s %s HTTP/1.1" % (method.encode(), target.encode() if isinstance(target, str) else target),
-        b"host: " + place.netloc.encode(),
+        b"%s %s %s" % (method.encode(), target.encode() if isinstance(target, str) else target, protocol.encode()),
         b"connection: close",
         # A byte that is no text is written as Python escapes it, with a surrogate.
-        *(f"{name}: {value}".encode(errors="surrogateescape") for name, value in (headers or {}).items()),
+        *(
+            f"{name}: {value}".encode(errors="surrogateescape")
+            for name, value in {"host": place.netloc, **(headers or {})}.items()
+        ),
     ]
     if body:
         lines.append(b"content-length: %d" % len(body))
@@ -112,15 +148,21 @@ def write_json(value: Json) -> str:
 
 def problems_of_any_answer(answer: Answer) -> Iterator[str]:
     """What every answer of REST must keep, whatever was asked."""
-    if answer.header("content-type") != "application/json":
+    if answer.body and answer.header("content-type") != "application/json":
         yield f"content-type is {answer.header('content-type')!r}"
     if not answer.header("x-request-id"):
         yield "there is no x-request-id"
     for name, value in answer.headers:
         if name.startswith(_INTERNAL_HEADERS):
             yield f"{name}: {value} is for the filters only"
+    if answer.header("cache-control") != "no-store":
+        yield f"cache-control is {answer.header('cache-control')!r}"
+    if "origin" not in (answer.header("vary") or ""):
+        yield f"vary is {answer.header('vary')!r}"
     if answer.status == 401 and not answer.header("www-authenticate"):
         yield "a 401 needs www-authenticate"
+    if answer.status == 429 and not answer.header("retry-after"):
+        yield "a 429 needs retry-after"
 
 
 class Matcher:
@@ -178,10 +220,13 @@ class Exchange:
     place: str
     method: str
     target: str
+    protocol: str
     headers: dict[str, str]
+    content: bytes
     status: int
     answer_headers: dict[str, str]
-    body: Json
+    body: str
+    """JSON, or empty where no body must come."""
 
     def replay(self, origin: str, matcher: Matcher) -> list[str]:
         """Sends the request; says how the answer differs, behind a line that says of what; empty if it doesn't."""
@@ -189,39 +234,65 @@ class Exchange:
         if missing:
             return [f"{self.place}: {self.method} {self.target}", f"no exchange before it gave {missing}"]
         target = _CAPTURED.sub(lambda reference: matcher.captured[reference[1]], self.target)
-        answer = send(origin, target, method=self.method, headers=self.headers)
+        answer = send(
+            origin, target, method=self.method, headers=self.headers, body=self.content, protocol=self.protocol
+        )
         problems = list(problems_of_any_answer(answer))
         if answer.status != self.status:
             problems.append(f"expected status {self.status}, got {answer.status}")
         for name, value in self.answer_headers.items():
-            if answer.header(name) != value:
-                problems.append(f"expected {name}: {value}, got {answer.header(name)}")
+            found = answer.header(name)
+            if not (
+                _SECONDS.fullmatch(found or "")
+                if value == "<seconds>"
+                else found == value or (found is None and value == _ABSENT)
+            ):
+                problems.append(f"expected {name}: {value}, got {found}")
+        problems += self._problems_of_body(answer, matcher)
+        return [f"{self.place}: {self.method} {target}", *problems] if problems else []
+
+    def _problems_of_body(self, answer: Answer, matcher: Matcher) -> list[str]:
+        if not self.body:
+            return [f"expected no body, got {answer.body!r}"] if answer.body else []
         try:
             actual = answer.json()
         except ValueError:
-            problems.append(f"the body is no JSON: {answer.body!r}")
-        else:
-            problems += matcher.differences(self.body, actual)
-            if problems:
-                problems.append(f"the whole body: {write_json(actual)}")
-        return [f"{self.place}: {self.method} {target}", *problems] if problems else []
+            return [f"the body is no JSON: {answer.body!r}"]
+        differences = matcher.differences(read_json(self.body), actual)
+        return [*differences, f"the whole body: {write_json(actual)}"] if differences else []
+
+
+def read_condition(file: Path) -> str:
+    """The condition in which the exchanges of a file are; empty for the demo as it is."""
+    found = _CONDITION.match(file.read_text())
+    return found[1] if found else ""
 
 
 def read_exchanges(file: Path) -> list[Exchange]:
     """The exchanges of a file."""
-    parts = re.split(r"(?m)^###.*\n", file.read_text())
+    parts = re.split(r"(?m)^###.*\n", _CONDITION.sub("", file.read_text()))
     return [_read_exchange(f"{file.name}, exchange {number}", part) for number, part in enumerate(parts, start=1)]
 
 
 def _read_exchange(place: str, text: str) -> Exchange:
-    request, answer, body = re.sub(r"(?m)^#.*\n", "", text).strip().split("\n\n", 2)
-    request_line, *headers = request.splitlines()
-    method, target = request_line.split(" ")
+    request, answer, *body = re.sub(r"(?m)^#.*\n", "", text).strip().split("\n\n", 2)
+    request_line, *header_lines = request.splitlines()
+    method, target, *protocol = request_line.split(" ")
+    headers = _read_headers(header_lines)
+    content_length = int(headers.pop("body", "0 bytes").removesuffix(" bytes"))
     status_line, *answer_headers = answer.splitlines()
-    protocol, status = status_line.split(" ")
-    assert protocol == "HTTP", f"{place}: {status_line}"
+    http, status = status_line.split(" ")
+    assert http == "HTTP", f"{place}: {status_line}"
     return Exchange(
-        place, method, target, _read_headers(headers), int(status), _read_headers(answer_headers), read_json(body)
+        place,
+        method,
+        target,
+        protocol[0] if protocol else "HTTP/1.1",
+        headers,
+        b"x" * content_length,
+        int(status),
+        _read_headers(answer_headers),
+        "".join(body),
     )
 
 

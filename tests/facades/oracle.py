@@ -38,6 +38,7 @@ SPACEBRING_TYPES = {
     # All credits of the story are permanent.
     (Transaction.CHARGE, "admin_charge"): "chargePermanentCredits",
 }
+PAGED_TYPES = {Transaction.GRANT: "grant", Transaction.CHARGE: "charge", Transaction.ADJUSTMENT: "adjustment"}
 # The stories' hours are all in October, when New York is four hours behind.
 _NEW_YORK_IN_OCTOBER = timezone(timedelta(hours=-4))
 
@@ -179,3 +180,26 @@ def _dreadnode_transaction(event: Event) -> dict[str, Json]:
         "output_tokens": Decimal(usage.output_tokens) if usage else None,
         "model": usage.model if usage else None,
     }
+
+
+def paged_transactions(story: Story, account_id: str) -> list[dict[str, Json]]:
+    """The account's transactions, newest first, without their ids."""
+    balance = Decimal(0)
+    shown: list[dict[str, Json]] = []
+    for event in reversed(_newest_first(story)):
+        if event.account_id != account_id:
+            continue
+        transaction = event.transaction
+        balance += Decimal(transaction.amount)
+        shown.append(
+            {
+                "created": _moment(event).strftime("%Y-%m-%dT%H:%M:%SZ"),
+                "type": PAGED_TYPES[transaction.kind],
+                "category": transaction.category,
+                "status": "succeeded",
+                "amount": transaction.amount,
+                "balance": f"{balance.normalize():f}",
+                "description": transaction.description or None,
+            }
+        )
+    return shown[::-1]

@@ -6,24 +6,25 @@ from pathlib import Path
 
 import pytest
 
-from tests.facades.exchanges import Matcher, read_exchanges, read_json
-from tests.facades.processes import Daybook
+from server.app import FACADES
+from tests.facades.conftest import OriginIn
+from tests.facades.exchanges import Matcher, read_condition, read_exchanges, read_json
 
 FILES = sorted(Path(__file__).parent.glob("*/*.http"))
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}/{file.stem}")
-def test_exchanges(gateway: Daybook, file: Path) -> None:
+def test_exchanges(origin_in: OriginIn, file: Path) -> None:
     """Each request of the file gets the answer that the file shows."""
-    matcher = Matcher()
-    problems = [problem for each in read_exchanges(file) for problem in each.replay(gateway.origin, matcher)]
+    origin, matcher = origin_in(read_condition(file)), Matcher()
+    problems = [problem for each in read_exchanges(file) for problem in each.replay(origin, matcher)]
     if problems:
         pytest.fail("\n".join(problems), pytrace=False)
 
 
 def test_every_vendor_has_golden_files() -> None:
     """No folder of exchanges is empty or lost."""
-    assert {file.parent.name for file in FILES} == {"dreadnode", "nebulablock", "spacebring", "teable"}
+    assert {file.parent.name for file in FILES} == {service.split(".")[2] for service in FACADES}
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import pytest
 from daybook.v1.transaction_pb2 import Transaction
 
 from server.demo import dreadnode, nebulablock, spacebring, teable
+from server.demo.story import Story
 from tests.facades import oracle
 from tests.facades.conftest import NativeCaller
 from tests.facades.exchanges import Json, read_json, write_json
@@ -322,12 +323,42 @@ def test_dreadnode_types(client: httpx.Client, types: tuple[str, ...]) -> None:
         assert without_ids(cast("list[Row]", rows)) == expected[:size], f"at limit {size}"
 
 
+@pytest.mark.parametrize(
+    ("story", "account"),
+    [
+        (dreadnode.STORY, dreadnode.ORGANIZATION),
+        (teable.STORY, teable.SPACE),
+        (nebulablock.STORY, nebulablock.BUSY_USER),
+    ],
+    ids=["organization", "space", "user"],
+)
+def test_paged_links(client: httpx.Client, story: Story, account: str) -> None:
+    """Going by the links, forth and back, gives every transaction once; the count stands on every page."""
+    expected = oracle.paged_transactions(story, account)
+    (key, *_) = (name for name, bound_to in story.keys.items() if bound_to in (None, account))
+    for size in (7, SIZE_MAX):
+        pages = []
+        url: str | None = f"{client.base_url}/api/billing/accounts/{account}/transactions?page_size={size}"
+        while url is not None:
+            body = get(client, key, url)
+            assert isinstance(body, dict)
+            assert body["count"] == Decimal(len(expected))
+            pages.append(cast("list[Row]", body["results"]))
+            url, previous = cast("str | None", body["next"]), cast("str | None", body["previous"])
+            assert (previous is None) == (len(pages) == 1)
+            if previous is not None:
+                assert cast("Row", get(client, key, previous))["results"] == pages[-2]
+        assert [len(page) for page in pages[:-1]] == [size] * (len(pages) - 1)
+        assert without_ids([row for page in pages for row in page]) == expected, f"at size {size}"
+
+
 def test_defaults_of_size(client: httpx.Client) -> None:
-    """Without a size a page has 50 (Teable), 20 (Nebula Block), 25 (Spacebring) and 50 (Dreadnode) rows."""
+    """Without a size a page has 50 (Teable), 20 (Nebula Block, Paged), 25 (Spacebring) and 50 (Dreadnode) rows."""
     records = get(client, teable.KEY, f"/api/space/{teable.SPACE}/billing/credit-history?month={MONTH}")
     hours = get(client, nebulablock.BUSY_KEY, "/users/credits/history")
     transactions = get(client, spacebring.KEY, "/transactions/credits/v1")
     credits_ = get(client, dreadnode.KEY, "/api/v1/org/example/credits/transactions")
+    paged = get(client, dreadnode.KEY, "/api/billing/accounts/example/transactions")
     assert isinstance(records, dict)
     assert isinstance(hours, dict)
     assert isinstance(hours["data"], dict)
@@ -336,3 +367,6 @@ def test_defaults_of_size(client: httpx.Client) -> None:
     assert hours["data"]["credit_history"] == oracle.nebulablock_hours(nebulablock.BUSY_USER)[:20]
     assert project(cast("list[Row]", transactions["transactions"])) == oracle.spacebring_transactions()[:25]
     assert without_ids(cast("list[Row]", credits_)) == oracle.dreadnode_transactions()[:50]
+    assert isinstance(paged, dict)
+    of_organization = oracle.paged_transactions(dreadnode.STORY, "example")
+    assert without_ids(cast("list[Row]", paged["results"])) == of_organization[:20]

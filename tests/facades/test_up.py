@@ -44,6 +44,7 @@ TITLES = {
     "Nebula Block: the documented example",
     "Spacebring: the transactions of a network",
     "Dreadnode: the transactions of an organization",
+    "Paged: an account's transactions by page number",
     "Native REST: the newest transactions",
     "Native gRPC, by reflection",
 }
@@ -119,7 +120,7 @@ def printed_commands(daybook: Daybook) -> dict[str, str]:
 
 
 def test_guide_has_a_command_for_each_way_in(gateway: Daybook) -> None:
-    """Six commands are printed."""
+    """A command is printed for each API, and no other."""
     assert printed_commands(gateway).keys() == TITLES
 
 
@@ -363,6 +364,8 @@ def test_what_cannot_be_made_is_said(
         (("--shutdown-grace-seconds", "-1"), {}, "shutdown_grace_seconds"),
         ((), {"DAYBOOK_PORT": "abc"}, "port"),
         ((), {"DAYBOOK_LOG_FORMAT": "xml"}, "log_format"),
+        ((), {"DAYBOOK_RATE_LIMIT_BURST": "0"}, "rate_limit_burst"),
+        ((), {"DAYBOOK_RATE_LIMIT_CALLS_PER_SECOND": "0.0001"}, "rate_limit_calls_per_second"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",
 )

@@ -13,29 +13,37 @@ from typing import Any, TypeAlias
 import grpc
 import pytest
 import pytest_asyncio
+from daybook.v1.account_pb2 import Account
 from daybook.v1.ledger_service_pb2 import (
     BatchCreateTransactionsRequest,
     CreateTransactionRequest,
     GetAccountRequest,
     RefundTransactionRequest,
+    TransferCreditsRequest,
 )
 from daybook.v1.transaction_pb2 import Transaction, Usage
 from google.protobuf.duration_pb2 import Duration
 from sqlalchemy import Table, and_, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from server.app import open_book, serving
+from server.app import Book, open_book, serving
 from server.config import Settings
+from server.ledger.access import Caller
+from server.ledger.errors import TooBusy
 from server.ledger.instants import HOUR, SECOND
+from server.store.accounts import AccountRecord
 from server.store.database import Database
+from server.store.requests import Request
 from server.store.tables import (
     account_states,
     accounts,
     lots,
     refunds,
+    requests,
     transactions,
     usage_windows,
 )
+from server.usecases.verification import UNDER_WAY_MAX, Progress
 from tests.conftest import NOON, Client, Clock, PostgreSQL, Server, refusal_of
 
 GRANT, CHARGE = Transaction.GRANT, Transaction.CHARGE
@@ -61,7 +69,7 @@ async def fill(client: Client, clock: Clock) -> None:
         (CHARGE, "-20", {"labels": {"location": "l", "membership": "m", "company": "c"}}),
         (Transaction.REFUND, "20", {"of": 6}),
         (GRANT, "7", {"priority": -1}),
-        (CHARGE, "-7", {}),
+        (CHARGE, "-7", {"request_id": "r-9"}),
         (CHARGE, "-1", usage),
     ]
     for kind, amount, fields in steps:
@@ -77,6 +85,13 @@ async def fill(client: Client, clock: Clock) -> None:
         if account_id != "debtor":
             await client.post(account_id, GRANT, "5")
         await client.post(account_id, CHARGE, amount, **usage)
+    for account_id in ("payer", "payee"):
+        await client.create_account(account_id)
+    await client.post("payer", GRANT, "5")
+    await client.ledger.TransferCredits(
+        TransferCreditsRequest(name="accounts/payer", destination="accounts/payee", amount="1", request_id="t-2"),
+        metadata=client.metadata,
+    )
 
 
 @dataclass(frozen=True)
@@ -118,7 +133,7 @@ async def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
             numbers = {row.id: row.number for row in await connection.execute(select(accounts))}
             sound = {
                 table: [dict(row) for row in (await connection.execute(select(table))).mappings()]
-                for table in (account_states, transactions, lots, refunds, usage_windows)
+                for table in (account_states, transactions, lots, refunds, usage_windows, requests)
             }
         yield Ledger(server, client, numbers, sound)
     if request.param == "postgresql":
@@ -129,7 +144,7 @@ Plant: TypeAlias = Callable[[AsyncConnection, int], Awaitable[None]]
 """Tampers with the books of an account, given by its number."""
 
 
-def _is(table: Table, number: int, key: Mapping[str, int]) -> Any:
+def _is(table: Table, number: int, key: Mapping[str, int | str]) -> Any:
     return and_(table.c.account_number == number, *(table.c[name] == value for name, value in key.items()))
 
 
@@ -137,7 +152,7 @@ TAMPERED: set[str] = set()
 """The columns that some case changes."""
 
 
-def changed(table: Table, column: str, change: Change, **key: int) -> Plant:
+def changed(table: Table, column: str, change: Change, **key: int | str) -> Plant:
     """A column of one row says something else."""
     TAMPERED.add(f"{table.name}.{column}")
 
@@ -151,7 +166,7 @@ def changed(table: Table, column: str, change: Change, **key: int) -> Plant:
     return plant
 
 
-def removed(table: Table, **key: int) -> Plant:
+def removed(table: Table, **key: int | str) -> Plant:
     """One row is missing."""
 
     async def plant(connection: AsyncConnection, number: int) -> None:
@@ -365,6 +380,25 @@ CASES: dict[str, tuple[str, Plant, Where]] = {
     "refund total too many": ("acme", added(refunds, sequence=9, amount=1, last_create_time=NOON), None),
     "refund total of another charge": ("acme", changed(refunds, "sequence", to(4), sequence=3), None),
     "time of a refund": ("acme", changed(refunds, "last_create_time", plus(1), sequence=6), None),
+    # What a repeated request is answered with.
+    "answer": ("acme", changed(requests, "sequence", plus(-1), request_id="r-9"), (9, "answer to request r-9")),
+    "answer missing": ("acme", removed(requests, request_id="r-9"), (9, "answer to request r-9")),
+    "answer to another": (
+        "acme",
+        changed(requests, "request_id", to("r-8"), request_id="r-9"),
+        (9, "answer to request r-9"),
+    ),
+    "answer too many": (
+        "acme",
+        added(requests, request_id="r-1", fingerprint=b"", sequence=1),
+        (0, "answers to requests"),
+    ),
+    "answer to a transfer": (
+        "payer",
+        changed(requests, "response", flipped(40), request_id="t-2"),
+        (2, "answer to request t-2"),
+    ),
+    "answer to a transfer missing": ("payer", removed(requests, request_id="t-2"), (2, "answer to request t-2")),
 }
 
 
@@ -396,6 +430,26 @@ async def test_tampered_books(shared: Ledger, case: str) -> None:
     if where is not None:
         assert where in {(finding.sequence, finding.subject) for finding in findings}
     assert await shared.client.verify() == []
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_renamed_account(shared: Ledger) -> None:
+    """An account under another id is told of once, though every transaction has the old name."""
+    database, number = shared.server.book.database, shared.numbers["acme"]
+
+    async def rename(account_id: str) -> None:
+        async with database.write() as connection:
+            await connection.execute(update(accounts).where(accounts.c.number == number).values(id=account_id))
+
+    await rename("emca")
+    try:
+        findings = await shared.client.verify()
+    finally:
+        await rename("acme")
+    assert [(each.account, each.sequence, each.subject) for each in findings] == [
+        ("accounts/emca", 1, "account in name")
+    ]
+    assert (findings[0].expected, findings[0].found) == ("emca", "acme")
 
 
 @pytest.mark.asyncio(loop_scope="module")
@@ -448,15 +502,32 @@ async def test_who_may_verify(server: Server, client: Client, admin: Client) -> 
     assert {finding.account for finding in await admin.verify()} == {"accounts/acme", "accounts/other"}
 
 
+async def test_few_verify_at_once(book: Book) -> None:
+    """As many verifications as may be under way are; the next is told to come again, until one has ended."""
+    number = await book.credentials.create_tenant(slug="t", uid="u", display_name="T", create_time=1)
+    caller = Caller(number, "u", "key", scopes=frozenset({"admin"}))
+    await book.accounts.create(
+        caller, AccountRecord("acme", Account.SPACE, "", 0, b""), Request("", b""), hour_anchor=0
+    )
+    under_way = [book.verification.verify(caller, None) for _ in range(UNDER_WAY_MAX)]
+    for each in under_way:
+        await anext(each)
+    with pytest.raises(TooBusy):
+        await anext(book.verification.verify(caller, None))
+    await under_way.pop().aclose()
+    assert [event async for event in book.verification.verify(caller, "acme")] == [Progress(1, is_done=True)]
+    await under_way.pop().aclose()
+
+
 async def test_long_books(server: Server, client: Client, admin: Client, clock: Clock) -> None:
     """Books that are read in several parts are proved across their seams, and a fault is found in each part."""
     account = await client.create_account("acme")
     grant = Transaction(kind=GRANT, category="x", amount="3")
     charge = Transaction(kind=CHARGE, category="computing", amount="-1", usage=Usage())
-    requests = [CreateTransactionRequest(transaction=each) for each in [grant, charge] * 50]
+    batch = [CreateTransactionRequest(transaction=each) for each in [grant, charge] * 50]
     for _ in range(21):
         await client.ledger.BatchCreateTransactions(
-            BatchCreateTransactionsRequest(parent="accounts/acme", requests=requests), metadata=client.metadata
+            BatchCreateTransactionsRequest(parent="accounts/acme", requests=batch), metadata=client.metadata
         )
         # Spends the lots, of which no more than a thousand may be open.
         await client.post("acme", CHARGE, "-90")
@@ -530,26 +601,33 @@ async def test_command(tmp_path: Path, clock: Clock) -> None:
         theirs = await stranger.create_account("theirs")
         await stranger.post("theirs", GRANT, "1")
         acme = await client.ledger.GetAccount(GetAccountRequest(name="accounts/acme"), metadata=client.metadata)
+        other = acme.number + 1
     status, lines, _ = await run("verify", "--database-url", database_url)
-    assert (status, lines) == (0, ["5 accounts, 16 transactions, 0 divergences"])
+    assert (status, lines) == (0, ["7 accounts, 19 transactions, 0 divergences"])
     database = Database(database_url)
     async with database.write() as connection:
         await changed(transactions, "category", to("other"), sequence=6)(connection, acme.number)
         await changed(account_states, "last_create_time", plus(1))(connection, theirs.number)
+        await connection.execute(delete(accounts).where(accounts.c.id == "other"))
+        await connection.execute(
+            insert(usage_windows).values(account_number=theirs.number + 5, number=1, start=0, computing=0, serverless=0)
+        )
     await database.close()
     status, lines, said = await run("verify", "--database-url", database_url)
     assert status == 1
     assert lines[:-1] == [
         "accounts/acme 6 category: expected test, found other",
+        f"accounts/{other} 0 account: expected a row of accounts, found none",
         f"accounts/theirs 0 last create_time: expected {clock.now}, found {clock.now + 1}",
+        f"accounts/{theirs.number + 5} 0 account: expected a row of accounts, found none",
     ]
-    assert lines[-1] == "5 accounts, 16 transactions, 2 divergences"
+    assert lines[-1] == "6 accounts, 17 transactions, 4 divergences"
     assert "Traceback" not in said
 
 
 def test_every_column_is_tampered_with() -> None:
     """The table above has a case for every column of the books but their keys."""
-    books = (account_states, transactions, lots, refunds, usage_windows)
+    books = (account_states, transactions, lots, refunds, usage_windows, requests)
     columns = {f"{table.name}.{column.name}" for table in books for column in table.columns if not column.primary_key}
-    # That one only tells the sweep when to wait.
-    assert columns - TAMPERED == {"account_states.import_time"}
+    # One only tells the sweep when to wait; the other is of a request, which is not kept.
+    assert columns - TAMPERED == {"account_states.import_time", "requests.fingerprint"}

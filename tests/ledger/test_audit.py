@@ -12,12 +12,11 @@ from uuid import UUID
 import pytest
 from daybook.v1.transaction_pb2 import Transaction, Usage
 
-from server.ledger.audit import AccountAudit, Entry, Finding, refund_print
+from server.ledger.audit import AccountAudit, Answer, Entry, Finding, refund_print
 from server.ledger.bodies import chain, read_allocations, write_allocations
 from server.ledger.instants import HOUR, Instant, parse, to_timestamp
 from server.ledger.lots import CREDIT_LINE, PERMANENT, Allocation, Lot, Terms, sort_lots
 from server.ledger.money import Millionths
-from server.ledger.names import transaction_name
 from server.ledger.posting import AccountState, Draft
 from server.ledger.refunds import Charge
 from server.ledger.usage import UsageWindow
@@ -25,7 +24,7 @@ from server.store.poster import Command
 from server.store.requests import Request
 from server.store.states import StoredState
 from server.store.tables import LABELS
-from server.store.unit import Attempt, StoredCharge, Unit
+from server.store.unit import Attempt, Row, StoredCharge, Unit
 from server.usecases.commands import Create, Item, Refund, Transfer
 
 START = parse("2024-10-31T23:30:00Z")
@@ -50,6 +49,7 @@ class Books:
     refunded: int
     lots: dict[int, Lot]
     windows: dict[int, UsageWindow]
+    answers: dict[str, Answer]
 
 
 class Writer:
@@ -70,7 +70,7 @@ class Writer:
             random_bytes=Random(5).randbytes,
         )
 
-    def run(self, command: Command[Any], minutes: int) -> dict[str, Any]:
+    def run(self, command: Command[Any], minutes: int) -> Row:
         """Carries a call out, so many minutes after the start; gives the row that it wrote last."""
         attempt = Attempt(self.unit)
         command.run(attempt, START + minutes * HOUR // 60)
@@ -78,69 +78,68 @@ class Writer:
         return self.unit.changes.rows[-1]
 
     def post(
-        self, draft: Draft, minutes: int, details: Transaction | None = None, account_number: int = ACME
-    ) -> dict[str, Any]:
+        self,
+        draft: Draft,
+        minutes: int,
+        details: Transaction | None = None,
+        account_number: int = ACME,
+        request: Request = NO_REQUEST,
+    ) -> Row:
         """Posts a draft."""
-        return self.run(Create(Item(account_number, draft, details or Transaction(), NO_REQUEST)), minutes)
+        return self.run(Create(Item(account_number, draft, details or Transaction(), request)), minutes)
 
-    def refund(self, row: dict[str, Any], amount: Millionths | None, minutes: int) -> None:
+    def refund(self, row: Row, amount: Millionths | None, minutes: int) -> None:
         """Refunds the charge of a row."""
-        uid = UUID(bytes=row["uid"])
+        uid = UUID(bytes=row.uid)
         charge = Charge(
-            Transaction.FromString(row["body"]).name,
-            row["kind"],
-            row["state"],
-            row["amount"],
-            row["create_time"],
-            read_allocations(row["allocations"]),
+            Transaction.FromString(row.body).name,
+            row.kind,
+            row.state,
+            row.amount,
+            row.create_time,
+            read_allocations(row.allocations),
             {},
         )
-        self.uids[row["sequence"]] = uid
-        self.charges[ACME, uid] = StoredCharge(row["sequence"], charge, row["body"])
+        self.uids[row.sequence] = uid
+        self.charges[ACME, uid] = StoredCharge(row.sequence, charge, row.body)
         self.run(Refund(ACME, "account-7", uid, amount, Transaction(), NO_REQUEST), minutes)
 
     def transfer(self, source: int, destination: int, amount: Millionths, minutes: int) -> None:
         """Moves an amount."""
         source_id, destination_id = f"account-{source}", f"account-{destination}"
-        self.run(Transfer(source, source_id, destination, destination_id, amount, Transaction(), NO_REQUEST), minutes)
+        request = Request(f"from {source}", b"")
+        self.run(Transfer(source, source_id, destination, destination_id, amount, Transaction(), request), minutes)
 
     def books(self) -> Books:
         """The books of the first account."""
         changes = self.unit.changes
         stored = changes.states[ACME]
         return Books(
-            entries=tuple(to_entry(row) for row in changes.rows if row["account_number"] == ACME),
+            entries=tuple(to_entry(row) for row in changes.rows if row.account_number == ACME),
             state=stored.state._replace(lots=(), window=None),
             last_hash=stored.last_hash,
             window_number=stored.state.window.number if stored.state.window else 0,
             refunded=sum(
-                refund_print(transaction_name("account-7", self.uids[sequence]), total.amount)
+                refund_print(str(self.uids[sequence]), total.amount)
                 for (number, sequence), total in changes.refunds.items()
                 if number == ACME
             ),
             lots={number: lot for (account, number), lot in changes.lots.items() if account == ACME},
             windows={number: window for (account, number), window in changes.windows.items() if account == ACME},
+            answers={
+                request_id: Answer(each.sequence, each.response)
+                for (account, request_id), each in changes.answers.items()
+                if account == ACME
+            },
         )
 
 
-def to_entry(row: dict[str, Any]) -> Entry:
+def to_entry(row: Row) -> Entry:
     """A row of the table transactions, as it is read for an audit."""
-    return Entry(
-        sequence=row["sequence"],
-        tenant_number=row["tenant_number"],
-        uid=row["uid"],
-        create_time=row["create_time"],
-        month=row["month"],
-        kind=row["kind"],
-        category=row["category"],
-        state=row["state"],
-        amount=row["amount"],
-        balance_after=row["balance_after"],
-        labels={name: row[name] for name in LABELS if row[name] is not None},
-        body=row["body"],
-        allocations=row["allocations"],
-        hash=row["hash"],
-    )
+    columns = row._asdict()
+    del columns["account_number"]
+    labels = {name: value for name in LABELS if (value := columns.pop(name)) is not None}
+    return Entry(**columns, labels=labels)
 
 
 @lru_cache
@@ -150,7 +149,7 @@ def honest_books() -> Books:
     usage = Transaction(usage=Usage(model="gpu"))
     labelled = Transaction(labels={"location": "berlin", "company": "acme", "desk": "4"})
     writer.post(Draft(GRANT, "promotion", 100, expire_time=START + HOUR), 0, labelled)
-    writer.post(Draft(CHARGE, "ai_chat", -30), 1)
+    writer.post(Draft(CHARGE, "ai_chat", -30), 1, request=Request("second", b""))
     writer.post(Draft(GRANT, "purchase", 50), 2, Transaction(labels={"membership": "gold"}))
     charge = writer.post(Draft(CHARGE, "computing", -100, is_usage=True), 3, usage)
     writer.refund(charge, 40, 4)
@@ -175,7 +174,9 @@ def audit(books: Books) -> list[Finding]:
     for entry in books.entries:
         account.read(entry)
     state = books.state._replace(lots=sort_lots(books.lots.values()), window=books.windows.get(books.window_number))
-    account.finish(state, books.last_hash, books.refunded, len(books.lots), len(books.windows))
+    account.check_answers(account.posted, books.answers)
+    answers = sum(each.sequence is not None for each in books.answers.values())
+    account.finish(state, books.last_hash, books.refunded, len(books.lots), len(books.windows), answers)
     account.check_lots(account.opened_lots, books.lots)
     account.check_windows(account.closed_windows, books.windows)
     return account.findings
@@ -183,7 +184,7 @@ def audit(books: Books) -> list[Finding]:
 
 def refunded_of(books: Books, sequence: int, amount: Millionths) -> int:
     """The print of refunds of one charge and no other."""
-    return refund_print(transaction_name("account-7", UUID(bytes=books.entries[sequence - 1].uid)), amount)
+    return refund_print(str(UUID(bytes=books.entries[sequence - 1].uid)), amount)
 
 
 def places(findings: Sequence[Finding]) -> set[tuple[int, str]]:
@@ -675,6 +676,39 @@ def test_a_forgery_with_fitting_hashes_is_found(books: Callable[[], Books], foun
     """Also where all hashes were recomputed, what breaks a rule of the ledger is found where it breaks it."""
     findings = places(audit(books()))
     assert found <= findings if found else not findings
+
+
+@pytest.mark.parametrize(
+    ("answers", "found"),
+    [
+        pytest.param({"second": Answer(2, b"")}, {(11, "answer to request from 7")}, id="no answer to the transfer"),
+        pytest.param({"second": Answer(3, b"")}, {(2, "answer to request second")}, id="another transaction"),
+        pytest.param({}, {(2, "answer to request second"), (0, "answers to requests")}, id="none"),
+        pytest.param({"third": Answer(3, b"")}, {(2, "answer to request second")}, id="under another id"),
+        pytest.param({"from 7": Answer(None, b"")}, {(11, "answer to request from 7")}, id="an empty answer"),
+        pytest.param(
+            {"second": Answer(2, b""), "third": Answer(3, b"")}, {(0, "answers to requests")}, id="one too many"
+        ),
+    ],
+)
+def test_a_wrong_answer_to_a_request_is_found(answers: dict[str, Answer], found: set[tuple[int, str]]) -> None:
+    """A request that would be answered with something else than it posted is found."""
+    assert found <= places(audit(replace(honest_books(), answers=answers)))
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("accounts/another/transactions/{uid}", {(2, "account in name"), (3, "account in name")}),
+        ("accounts/account-7/transactions/1", {(2, "uid in name")}),
+        ("another", {(2, "uid in name"), (2, "account in name"), (3, "account in name")}),
+    ],
+)
+def test_a_wrong_name_is_found(name: str, found: set[tuple[int, str]]) -> None:
+    """A transaction that names another account or another uid than its own is found."""
+    uid = Transaction.FromString(honest_books().entries[1].body).uid
+    books = forge(2, lambda message: setattr(message, "name", name.format(uid=uid)))
+    assert {(sequence, subject) for sequence, subject in places(audit(books)) if "name" in subject} == found
 
 
 def test_a_cut_off_end_is_found() -> None:

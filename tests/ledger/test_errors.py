@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from pathlib import Path
 
 import grpc
 import pytest
@@ -17,6 +18,7 @@ from server.transport.errors import code_of, http_status_of, to_status
 CLASSES = [each for each in vars(errors).values() if inspect.isclass(each) and issubclass(each, DaybookError)]
 LEAVES = [each for each in CLASSES if not each.__subclasses__()]
 REASONS = ErrorReason.keys()[1:]
+ROOT = Path(__file__).resolve().parents[2]
 
 # The mapping of google/rpc/code.proto.
 STATUSES = {
@@ -34,15 +36,15 @@ STATUSES = {
 
 
 def make(leaf: type[DaybookError]) -> DaybookError:
-    """An error of a class, with its parameter's name as the value of each."""
-    positional: list[str] = []
+    """An error of a class, with its parameter's name as the value of each text."""
+    positional: list[str | float] = []
     named: dict[str, str] = {}
     for parameter in inspect.signature(leaf).parameters.values():
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
             named[parameter.name] = parameter.name
         else:
-            positional.append(parameter.name)
-    return leaf(*positional, **named)
+            positional.append(1.5 if parameter.annotation == "float" else parameter.name)
+    return leaf(*positional, **named)  # type: ignore[arg-type]  # each class has parameters of its own
 
 
 def by_name(leaf: type[DaybookError]) -> str:
@@ -56,8 +58,10 @@ def status_class(leaf: type[DaybookError]) -> type[DaybookError]:
 
 
 def test_reasons_and_leaves_are_one_to_one() -> None:
-    """Each reason of the contract but the zero is used by exactly one leaf, and no leaf has another."""
-    assert sorted(leaf.reason for leaf in LEAVES) == sorted(REASONS)
+    """Each reason of the contract is used by exactly one leaf or by the gateway alone, and there is no other."""
+    of_leaves = [leaf.reason for leaf in LEAVES]
+    of_gateway = set(re.findall(r"reason: ([A-Z_]+)", (ROOT / "envoy.yaml").read_text()))
+    assert sorted([*of_leaves, *of_gateway.difference(of_leaves)]) == sorted(REASONS)
 
 
 @pytest.mark.parametrize("leaf", LEAVES, ids=by_name)
@@ -125,15 +129,23 @@ def test_only_a_wrong_field_is_a_bad_request(leaf: type[DaybookError]) -> None:
         assert violations == []
 
 
-def test_a_busy_server_says_when_to_come_again() -> None:
-    """TooBusy carries a RetryInfo with its delay, and no other error has one."""
+def test_an_exhausted_resource_says_when_to_come_again() -> None:
+    """TooBusy and RateLimited carry a RetryInfo with their delay, and no other error has one."""
     delays = {}
     for leaf in LEAVES:
         for detail in to_status(make(leaf)).details:
             retry = RetryInfo()
             if detail.Unpack(retry):
                 delays[leaf] = retry.retry_delay.ToTimedelta().total_seconds()
-    assert delays == {errors.TooBusy: 1.0}
+    assert delays == {errors.TooBusy: 1.0, errors.RateLimited: 1.5}
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(2.5, 2.5), (0.001, 0.001), (0.000_000_001, 0.001), (1.000_1, 1.001)])
+def test_a_delay_is_rounded_up(seconds: float, told: float) -> None:
+    """Who waits as long as RetryInfo says never comes too early: it is rounded up to a millisecond."""
+    retry = RetryInfo()
+    assert to_status(errors.RateLimited(seconds)).details[1].Unpack(retry)
+    assert retry.retry_delay.ToTimedelta().total_seconds() == told
 
 
 @pytest.mark.parametrize("leaf", LEAVES, ids=by_name)

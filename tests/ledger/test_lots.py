@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.ledger.lots import CREDIT_LINE, PERMANENT, Allocation, Lot, Terms, expiring_part, sort_lots, take
+from server.ledger.lots import CREDIT_LINE, PERMANENT, Allocation, Lot, Terms, parts, sort_lots, take
 
 SOON, LATER = 1_000, 2_000
 FIRST_EVER, LAST_EVER = -(2**62), 2**63 - 2
@@ -137,21 +137,21 @@ def test_terms_are_past_from_their_expire_time_on(expire_time: int | None, now: 
 
 
 @pytest.mark.parametrize(
-    ("allocations", "part"),
+    ("allocations", "expiring", "permanent"),
     [
-        pytest.param([], 0, id="nothing moved"),
-        pytest.param([Allocation(1, -5, PERMANENT)], 0, id="permanent"),
-        pytest.param([Allocation(1, -5, Terms(SOON))], -5, id="expiring"),
-        pytest.param([Allocation(1, 5, Terms(SOON)), Allocation(2, 7, PERMANENT)], 5, id="both"),
-        pytest.param([Allocation(CREDIT_LINE, -9, PERMANENT), Allocation(1, -2, Terms(LATER))], -2, id="borrowed"),
-        pytest.param([Allocation(1, -1, Terms(SOON)), Allocation(2, -2, Terms(LATER))], -3, id="two dates"),
-        pytest.param([Allocation(1, 4, Terms(0))], 4, id="an expiry in 1970 is one"),
-        pytest.param([Allocation(1, 4, Terms(None, 7))], 0, id="a priority is no expiry"),
+        pytest.param([], 0, 0, id="nothing moved"),
+        pytest.param([Allocation(1, -5, PERMANENT)], 0, -5, id="permanent"),
+        pytest.param([Allocation(1, -5, Terms(SOON))], -5, 0, id="expiring"),
+        pytest.param([Allocation(1, 5, Terms(SOON)), Allocation(2, 7, PERMANENT)], 5, 7, id="both"),
+        pytest.param([Allocation(CREDIT_LINE, -9, PERMANENT), Allocation(1, -2, Terms(LATER))], -2, -9, id="borrowed"),
+        pytest.param([Allocation(1, -1, Terms(SOON)), Allocation(2, -2, Terms(LATER))], -3, 0, id="two dates"),
+        pytest.param([Allocation(1, 4, Terms(0))], 4, 0, id="an expiry in 1970 is one"),
+        pytest.param([Allocation(1, 4, Terms(None, 7))], 0, 4, id="a priority is no expiry"),
     ],
 )
-def test_expiring_part(allocations: list[Allocation], part: int) -> None:
-    """The expiring part is the sum of what moved in lots that have a date of expiry."""
-    assert expiring_part(allocations) == part
+def test_parts(allocations: list[Allocation], expiring: int, permanent: int) -> None:
+    """One part is the sum of what moved in lots that have a date of expiry, the other the rest."""
+    assert parts(allocations) == (expiring, permanent)
 
 
 any_lots = st.lists(st.tuples(st.integers(0, 20), st.none() | st.integers(0, 5), st.integers(-2, 2)), max_size=8).map(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from server.ledger.errors import BalanceOutOfRange, DaybookError, FieldInvalid, InsufficientCredits, TooManyLots
 from server.ledger.instants import HOUR, Instant
-from server.ledger.lots import CREDIT_LINE, PERMANENT, Allocation, Lot, Terms, sort_lots
+from server.ledger.lots import CREDIT_LINE, PERMANENT, Allocation, Lot, Terms, parts, sort_lots
 from server.ledger.money import LARGEST, Millionths
 from server.ledger.posting import (
     OPEN_LOTS_MAX,
@@ -292,7 +292,7 @@ def test_what_a_charge_takes(
     state, posting = post(account(*THREE_LOTS, credit_limit=10), Draft(kind, "test", amount), NOW)
     assert moved(posting.allocations) == allocations
     assert (remainders(state), state.debt) == (left, debt)
-    assert (posting.expiring_amount, posting.permanent_amount) == (expiring_amount, permanent_amount)
+    assert parts(posting.allocations) == (expiring_amount, permanent_amount)
     assert state.lot_count == 3
 
 
@@ -327,7 +327,7 @@ def test_what_comes_in_pays_back_first(
     assert moved(posting.allocations) == allocations
     assert state.lots == tuple(lots)
     assert (state.debt, state.balance, state.lot_count) == (debt, amount - 10, len(lots))
-    assert (posting.expiring_amount, posting.permanent_amount) == (expiring_amount, permanent_amount)
+    assert parts(posting.allocations) == (expiring_amount, permanent_amount)
 
 
 @pytest.mark.parametrize(
@@ -424,18 +424,23 @@ def test_time_never_decreases(
         pytest.param(Draft(CHARGE, "ai_chat", -LARGEST), id="more than there is"),
         pytest.param(Draft(GRANT, "purchase", LARGEST), id="out of range"),
         pytest.param(Draft(GRANT, "purchase", 5, expire_time=NOW - HOUR), id="past"),
+        pytest.param(Draft(GRANT, "purchase", 5, expire_time=NOW + HOUR, priority=3), id="expiring"),
         pytest.param(Draft(CHARGE, "computing", -5, is_usage=True), id="usage"),
     ],
 )
 @pytest.mark.parametrize("state", [FAILED, CANCELED])
 @pytest.mark.parametrize("lots", [(), (lot(1, 10, NOW + 1),)], ids=["empty", "holding"])
 def test_what_failed_moves_nothing(lots: tuple[Lot, ...], state: State, draft: Draft) -> None:
-    """A FAILED or CANCELED transaction takes a sequence and a time and leaves all else as it was."""
+    """A FAILED or CANCELED transaction takes a sequence and a time and leaves all else as it was.
+
+    What it says of the credits that it would have brought is kept with it.
+    """
     before = account(*lots, window=UsageWindow(2, NOW - HOUR, 3, 4))._replace(sequence=8)
     after, posting = post(before, draft._replace(state=state), NOW)
     assert after == before._replace(sequence=9, last_create_time=NOW)
-    assert posting == Posting(draft.kind, draft.category, state, draft.amount, 9, NOW, before.balance)
-    assert (posting.expiring_amount, posting.permanent_amount) == (0, 0)
+    terms = Terms(draft.expire_time, draft.priority)
+    assert posting == Posting(draft.kind, draft.category, state, draft.amount, 9, NOW, before.balance, (), terms)
+    assert parts(posting.allocations) == (0, 0)
 
 
 @pytest.mark.parametrize(("kind", "amount"), [(GRANT, -1), (GRANT, 0), (CHARGE, 1), (CHARGE, 0), (ADJUSTMENT, 0)])
@@ -582,7 +587,7 @@ def test_expirations(
     ] == expirations
     for sequence, (after, posting) in enumerate(steps, 4):
         assert (posting.kind, posting.category, posting.state) == (EXPIRATION, "expiration", SUCCEEDED)
-        assert (posting.amount, posting.sequence, posting.expiring_amount) == (-10, sequence, -10)
+        assert (posting.amount, posting.sequence, parts(posting.allocations)) == (-10, sequence, (-10, 0))
         assert (after.balance, after.sequence, after.last_create_time) == (
             posting.balance_after,
             sequence,
@@ -737,5 +742,5 @@ def test_the_books_always_add_up(steps: list[tuple[Draft, Instant]], credit_limi
         balance += posting.amount if moves else 0
         assert (posting.sequence, posting.balance_after) == (sequence, balance)
         assert sum(each.amount for each in posting.allocations) == (posting.amount if moves else 0)
-        assert posting.expiring_amount + posting.permanent_amount == (posting.amount if moves else 0)
+        assert sum(parts(posting.allocations)) == (posting.amount if moves else 0)
     assert [each.create_time for each in postings] == sorted(each.create_time for each in postings)

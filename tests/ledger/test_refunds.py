@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from server.ledger.errors import BalanceOutOfRange, DaybookError, NotRefundable, RefundExceedsCharge, TooManyLots
 from server.ledger.instants import HOUR, Instant
-from server.ledger.lots import PERMANENT, Allocation, Lot, Terms, sort_lots
+from server.ledger.lots import PERMANENT, Allocation, Lot, Terms, parts, sort_lots
 from server.ledger.money import LARGEST, Millionths
 from server.ledger.posting import OPEN_LOTS_MAX, AccountState, Draft, Kind, Posting, State, expire_due, post
 from server.ledger.refunds import Charge, refund
@@ -115,7 +115,7 @@ def test_credits_go_back_to_where_they_came_from(
     after, posting = refund(state, charge, amount, NOW + 5)
     given_back = 35 if amount is None else amount
     assert moved(posting) == allocations
-    assert (posting.expiring_amount, posting.permanent_amount) == (expiring_amount, given_back - expiring_amount)
+    assert parts(posting.allocations) == (expiring_amount, given_back - expiring_amount)
     assert (after.balance, after.debt) == (given_back - 5, max(0, 5 - given_back))
 
 
@@ -228,7 +228,7 @@ def test_credits_of_a_lot_that_expired_live_on(last_create_time: Instant, now: I
     assert list(after.lots) == lots
     assert posting.allocations == (Allocation(lots[0].number, 40, lots[0].terms),)
     assert posting.create_time == max(now, last_create_time)
-    assert (posting.expiring_amount, after.balance, after.lot_count) == (40, 40, lots[0].number)
+    assert (parts(posting.allocations), after.balance, after.lot_count) == ((40, 0), 40, lots[0].number)
 
 
 def test_what_expired_itself_does_not_come_back() -> None:
@@ -272,7 +272,7 @@ def test_what_was_borrowed_comes_back_permanent() -> None:
     state, posting = refund(state, charge, None, NOW)
     assert moved(posting) == [(2, 6), (1, 10)]
     assert state.lots == (Lot(2, state.sequence, PERMANENT, 6, 6), Lot(1, 1, Terms(NOW + HOUR, 3), 10, 10))
-    assert (posting.expiring_amount, posting.permanent_amount) == (10, 6)
+    assert parts(posting.allocations) == (10, 6)
 
 
 @pytest.mark.parametrize(

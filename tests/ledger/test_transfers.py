@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from server.ledger.errors import BalanceOutOfRange, DaybookError, InsufficientCredits, TooManyLots
 from server.ledger.instants import HOUR, Instant, from_timestamp
-from server.ledger.lots import CREDIT_LINE, PERMANENT, Allocation, Lot, Terms, sort_lots
+from server.ledger.lots import CREDIT_LINE, PERMANENT, Allocation, Lot, Terms, parts, sort_lots
 from server.ledger.money import LARGEST, Millionths
 from server.ledger.posting import OPEN_LOTS_MAX, AccountState, Posting
 from server.ledger.transfers import transfer
@@ -162,7 +162,7 @@ def test_a_destination_that_owes_pays_back_first(
     assert moved(posting) == incoming
     assert (right.debt, right.balance) == (debt, amount - 7)
     assert [(each.number, each.remaining, each.terms.expire_time) for each in right.lots] == lots
-    assert (posting.expiring_amount, posting.permanent_amount) == (expiring_amount, amount - expiring_amount)
+    assert parts(posting.allocations) == (expiring_amount, amount - expiring_amount)
 
 
 @pytest.mark.parametrize(

@@ -192,6 +192,19 @@ async def test_refused_item(
     assert await admin.verify() == []
 
 
+async def test_history_may_begin_before_1970(admin: Client) -> None:
+    """The times of history are any that a Timestamp can say, and never decrease, also before 1970."""
+    await admin.create_account("acme")
+    times = [Timestamp(seconds=seconds) for seconds in (-62_135_596_800, -14_182_940, -1, 0, 1)]
+    items = [item(1, GRANT, "1") for _ in times]
+    for each, time in zip(items, times, strict=True):
+        each.create_time.CopyFrom(time)
+    assert (await bring_in(admin, items[:1], items[1:])).imported_count == 5
+    assert [row.create_time for row in await admin.history()] == times
+    assert (await refusal_of(bring_in(admin, items[2:3]))).fields == ("items[0].create_time",)
+    assert await admin.verify() == []
+
+
 @only_sqlite
 async def test_too_many_items(admin: Client) -> None:
     """A message has at most 1,000 items; the messages before it stay."""

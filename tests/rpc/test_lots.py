@@ -27,7 +27,7 @@ from tests.conftest import NOON, Client, Clock, Server, only_sqlite, refusal_of
 
 GRANT, CHARGE, ADJUSTMENT = Transaction.GRANT, Transaction.CHARGE, Transaction.ADJUSTMENT
 HOUR_SECONDS = 3600
-CENTURY_SECONDS = 100 * 366 * 24 * 3600
+CENTURY_SECONDS = 36_525 * 24 * 3600
 
 
 def after(seconds: float) -> Timestamp:

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from daybook.v1.transaction_pb2 import Transaction
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Select
 from sqlalchemy.dialects import sqlite
 
 from server.facades import dreadnode, spacebring, teable
 from server.ledger.paging import Order, OrderField, TransactionFilter, TransactionKey
 from server.store.database import Database
 from server.store.migrate import migrate
-from server.store.transactions import list_statement
+from server.store.transactions import list_statement, slice_statement
 
 CHARGE = Transaction.CHARGE
 TIME_DESC, TIME_ASC = Order(), Order(descending=False)
@@ -60,17 +61,22 @@ async def plan_of(
 ) -> list[Step]:
     """How SQLite goes about a list."""
     statement, parameters = list_statement(1, account_number, wanted, order, after, 51)
+    return await explain(database, statement, parameters)
+
+
+async def explain(database: Database, statement: Select[Any], parameters: dict[str, object]) -> list[Step]:
+    """How SQLite goes about a statement."""
     compiled = statement.compile(dialect=sqlite.dialect(), compile_kwargs={"render_postcompile": True})
     values = compiled.construct_params(parameters)
 
-    def explain(connection: Connection) -> list[Step]:
+    def read_plan(connection: Connection) -> list[Step]:
         rows = connection.exec_driver_sql(
             f"EXPLAIN QUERY PLAN {compiled}", tuple(values[name] for name in compiled.positiontup or ())
         )
         return [Step(row.parent, row.detail) for row in rows]
 
     async with database.read() as connection:
-        return await connection.run_sync(explain)
+        return await connection.run_sync(read_plan)
 
 
 Shape = tuple[int | None, TransactionFilter, Order]
@@ -249,6 +255,12 @@ def goes_on_from_the_key(step: Step, shape: Shape) -> bool:
     columns = f"{order.field.value},{'' if of_account else 'account_number,'}sequence"
     marks = "?,?" if of_account else "?,?,?"
     return f"({columns}){'<' if order.descending else '>'}({marks})" in step.bounds
+
+
+async def test_slice(database: Database) -> None:
+    """A page by number is one search by primary key, whatever the number: nothing is passed over or sorted."""
+    (step,) = await explain(database, slice_statement(ACCOUNT, 42, 51), {})
+    assert step.detail == "SEARCH transactions USING PRIMARY KEY (account_number=? AND sequence<?)"
 
 
 async def test_lookup(database: Database) -> None:

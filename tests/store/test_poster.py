@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 from uuid import UUID
 
+import grpc
 import pytest
 from daybook.v1.account_pb2 import Account
 from daybook.v1.ledger_service_pb2 import TransferCreditsResponse
@@ -26,7 +27,7 @@ from server.store.poster import LINE_CALLS_MAX, Poster
 from server.store.requests import Request
 from server.store.tables import account_states, transactions
 from server.usecases.transactions import NewTransaction
-from tests.conftest import Client, Clock, Server, only_sqlite, refusal_of
+from tests.conftest import Client, Clock, Server, only_sqlite, read_refusal
 
 GRANT, CHARGE = Transaction.GRANT, Transaction.CHARGE
 CREDIT = 1_000_000
@@ -243,9 +244,13 @@ async def test_full_line(server: Server, client: Client, admin: Client, database
             while not poster_of(book)._line.full():
                 await asyncio.sleep(0.001)
             for _ in range(3):
-                refusal = await refusal_of(client.post("acme", CHARGE, "-1", request_id="id"))
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await client.post("acme", CHARGE, "-1", request_id="id")
+                refusal = read_refusal(caught.value)
                 assert refusal.verdict == ("RESOURCE_EXHAUSTED", "TOO_BUSY")
                 assert refusal.retry_delay == Duration(seconds=1)
+                # What REST has of it.
+                assert dict(caught.value.trailing_metadata())["retry-after"] == "1"
             assert not any(task.done() for task in waiting)
         posted = await asyncio.gather(*waiting)
     assert [row.sequence for row in posted] == list(range(1, LINE_CALLS_MAX + 2))

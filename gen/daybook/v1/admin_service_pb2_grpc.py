@@ -71,7 +71,8 @@ class AdminServicer:
 
     def VerifyLedger(self, request, context):
         """Recomputes the books of the tenant and streams each divergence, and now and then how far
-        it has come. Nothing is repaired.
+        it has come. Nothing is repaired. While two are under way a third is RESOURCE_EXHAUSTED,
+        reason TOO_BUSY.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

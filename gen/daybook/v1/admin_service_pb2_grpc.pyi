@@ -30,7 +30,8 @@ class AdminStub:
     """
     VerifyLedger: _aio.UnaryStreamMultiCallable[_admin_service_pb2.VerifyLedgerRequest, _admin_service_pb2.VerifyLedgerResponse]
     """Recomputes the books of the tenant and streams each divergence, and now and then how far
-    it has come. Nothing is repaired.
+    it has come. Nothing is repaired. While two are under way a third is RESOURCE_EXHAUSTED,
+    reason TOO_BUSY.
     """
 
 class AdminServicer(metaclass=_abc_1.ABCMeta):
@@ -61,7 +62,8 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_admin_service_pb2.VerifyLedgerRequest, _abc.AsyncIterator[_admin_service_pb2.VerifyLedgerResponse]],
     ) -> _abc.AsyncIterator[_admin_service_pb2.VerifyLedgerResponse]:
         """Recomputes the books of the tenant and streams each divergence, and now and then how far
-        it has come. Nothing is repaired.
+        it has come. Nothing is repaired. While two are under way a third is RESOURCE_EXHAUSTED,
+        reason TOO_BUSY.
         """
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: _aio.Server) -> None: ...

@@ -148,6 +148,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
 
     Example: {"reason": "TOO_BUSY", "domain": "daybook"}
     """
+    RATE_LIMITED: _ErrorReason.ValueType  # 23
+    """The credential called more often than it may. RetryInfo says when the next call is
+    let in. Status RESOURCE_EXHAUSTED.
+
+    Example: {"reason": "RATE_LIMITED", "domain": "daybook"}
+    """
     SERVICE_UNAVAILABLE: _ErrorReason.ValueType  # 16
     """The server can't reach its database or is shutting down; repeat the call later,
     with the same request_id. Status UNAVAILABLE.
@@ -159,6 +165,30 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Status INTERNAL.
 
     Example: {"reason": "INTERNAL_FAILURE", "domain": "daybook"}
+    """
+    METHOD_NOT_FOUND: _ErrorReason.ValueType  # 40
+    """REST only, from the gateway: no method of the API has this path. Status NOT_FOUND.
+
+    Example: {"reason": "METHOD_NOT_FOUND", "domain": "daybook"}
+    """
+    METHOD_NOT_ALLOWED: _ErrorReason.ValueType  # 41
+    """REST only, from the gateway: the path is known, but not with this HTTP method; the
+    header `allow` lists those that it has. Status UNIMPLEMENTED, HTTP 405.
+
+    Example: {"reason": "METHOD_NOT_ALLOWED", "domain": "daybook"}
+    """
+    REQUEST_TOO_LARGE: _ErrorReason.ValueType  # 42
+    """REST only, from the gateway: a body of more than 1 MiB (HTTP 413), or headers of more
+    than 16 KiB (HTTP 431). Status RESOURCE_EXHAUSTED.
+
+    Example: {"reason": "REQUEST_TOO_LARGE", "domain": "daybook"}
+    """
+    TIMED_OUT: _ErrorReason.ValueType  # 43
+    """REST only, from the gateway: the request did not arrive in time (HTTP 408), or its
+    answer did not (HTTP 504), in which case it may have had its effect all the same;
+    repeat it with the same request_id. Status DEADLINE_EXCEEDED.
+
+    Example: {"reason": "TIMED_OUT", "domain": "daybook"}
     """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
@@ -293,6 +323,12 @@ RESOURCE_EXHAUSTED.
 
 Example: {"reason": "TOO_BUSY", "domain": "daybook"}
 """
+RATE_LIMITED: ErrorReason.ValueType  # 23
+"""The credential called more often than it may. RetryInfo says when the next call is
+let in. Status RESOURCE_EXHAUSTED.
+
+Example: {"reason": "RATE_LIMITED", "domain": "daybook"}
+"""
 SERVICE_UNAVAILABLE: ErrorReason.ValueType  # 16
 """The server can't reach its database or is shutting down; repeat the call later,
 with the same request_id. Status UNAVAILABLE.
@@ -304,5 +340,29 @@ INTERNAL_FAILURE: ErrorReason.ValueType  # 17
 Status INTERNAL.
 
 Example: {"reason": "INTERNAL_FAILURE", "domain": "daybook"}
+"""
+METHOD_NOT_FOUND: ErrorReason.ValueType  # 40
+"""REST only, from the gateway: no method of the API has this path. Status NOT_FOUND.
+
+Example: {"reason": "METHOD_NOT_FOUND", "domain": "daybook"}
+"""
+METHOD_NOT_ALLOWED: ErrorReason.ValueType  # 41
+"""REST only, from the gateway: the path is known, but not with this HTTP method; the
+header `allow` lists those that it has. Status UNIMPLEMENTED, HTTP 405.
+
+Example: {"reason": "METHOD_NOT_ALLOWED", "domain": "daybook"}
+"""
+REQUEST_TOO_LARGE: ErrorReason.ValueType  # 42
+"""REST only, from the gateway: a body of more than 1 MiB (HTTP 413), or headers of more
+than 16 KiB (HTTP 431). Status RESOURCE_EXHAUSTED.
+
+Example: {"reason": "REQUEST_TOO_LARGE", "domain": "daybook"}
+"""
+TIMED_OUT: ErrorReason.ValueType  # 43
+"""REST only, from the gateway: the request did not arrive in time (HTTP 408), or its
+answer did not (HTTP 504), in which case it may have had its effect all the same;
+repeat it with the same request_id. Status DEADLINE_EXCEEDED.
+
+Example: {"reason": "TIMED_OUT", "domain": "daybook"}
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

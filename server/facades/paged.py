@@ -1,0 +1,106 @@
+"""The paged list `GET /api/billing/accounts/{account}/transactions`, which is no vendor's."""
+
+from __future__ import annotations
+
+from urllib.parse import unquote
+
+from daybook.facades.paged.v1.statements_service_pb2 import (
+    AccountTransaction,
+    ListAccountTransactionsRequest,
+    ListAccountTransactionsResponse,
+)
+from daybook.facades.paged.v1.statements_service_pb2_grpc import StatementsServicer
+from daybook.v1.transaction_pb2 import Transaction
+from google.protobuf.struct_pb2 import Value
+
+from server.ledger import instants
+from server.ledger.errors import DaybookError, FieldInvalid, InvalidArgument
+from server.store.transactions import TransactionRow
+from server.transport.auth import current_caller
+from server.transport.calls import Context
+from server.transport.errors import RestError, http_status_of, plain_message
+from server.transport.rest import null, read_integer, text_or_null
+from server.usecases.transactions import Transactions
+
+SERVICE = "daybook.facades.paged.v1.Statements"
+
+PAGE_SIZE_DEFAULT = 20
+PAGE_SIZE_MAX = 100
+
+# The gateway sets both, and lets no caller set them.
+_ORIGIN_HEADER = "x-daybook-origin"
+_TARGET_HEADER = "x-envoy-original-path"
+
+
+class Statements(StatementsServicer):
+    """Shows an account's transactions by page number."""
+
+    def __init__(self, transactions: Transactions) -> None:
+        self._transactions = transactions
+
+    async def ListAccountTransactions(
+        self, request: ListAccountTransactionsRequest, context: Context
+    ) -> ListAccountTransactionsResponse:
+        """Parses, gets the page and the total, renders with the links to the pages beside it."""
+        caller = current_caller()
+        await self._transactions.require_account(caller, request.account)
+        number, size = _parse(request)
+        rows, total = await self._transactions.slice(caller, request.account, (number - 1) * size, size)
+        last = max(1, -(-total // size))
+        if number > last:
+            raise FieldInvalid("page", f"the last one is {last}")
+        url = _url(request, size, context)
+        return ListAccountTransactionsResponse(
+            count=total,
+            next=null() if number == last else _link(url, number + 1),
+            previous=null() if number == 1 else _link(url, number - 1),
+            results=[_render(row) for row in rows],
+        )
+
+
+def _parse(request: ListAccountTransactionsRequest) -> tuple[int, int]:
+    size = read_integer(request.page_size) if request.HasField("page_size") else PAGE_SIZE_DEFAULT
+    if size is None or not 1 <= size <= PAGE_SIZE_MAX:
+        raise FieldInvalid("page_size", f"must be a number between 1 and {PAGE_SIZE_MAX}")
+    number = read_integer(request.page) if request.HasField("page") else 1
+    if number is None or number < 1:
+        raise FieldInvalid("page", "must be a number from 1")
+    return number, size
+
+
+def _url(request: ListAccountTransactionsRequest, size: int, context: Context) -> str:
+    """What the caller asked for. Who comes by gRPC gets links without an origin."""
+    metadata = dict(context.invocation_metadata() or ())
+    target = metadata.get(_TARGET_HEADER, f"/api/billing/accounts/{request.account}/transactions?page_size={size}")
+    return str(metadata.get(_ORIGIN_HEADER, "")) + str(target)
+
+
+def _link(url: str, number: int) -> Value:
+    """The same URL with another page. The other parameters stay as they were written."""
+    path, _, query = url.partition("?")
+    others = [each for each in query.split("&") if each and unquote(each.partition("=")[0]) != "page"]
+    return Value(string_value=f"{path}?{'&'.join([*others, f'page={number}'])}")
+
+
+def _render(row: TransactionRow) -> AccountTransaction:
+    transaction = Transaction.FromString(row.body)
+    return AccountTransaction(
+        id=transaction.uid,
+        created=instants.write(instants.from_timestamp(transaction.create_time)),
+        type=Transaction.Kind.Name(transaction.kind).lower(),
+        category=transaction.category,
+        status=Transaction.State.Name(transaction.state).lower(),
+        amount=transaction.amount,
+        balance=transaction.balance_after,
+        description=text_or_null(transaction.description),
+    )
+
+
+def render_error(error: DaybookError) -> RestError:
+    """An error as `{detail}`, with `field` for a parameter. A page that is not there is 404."""
+    status, body = http_status_of(error), {"detail": plain_message(error)}
+    if isinstance(error, InvalidArgument):
+        body["field"] = error.field
+        if error.field == "page":
+            status, body["detail"] = 404, f"Invalid page: {error.problem}"
+    return RestError(status, body)

@@ -1,0 +1,47 @@
+"""How often one credential may call: a token bucket for each.
+
+A bucket holds at most `burst` tokens, a call takes one, and they come back at a steady
+rate. What is kept of a bucket is one number, the moment at which it is full again (this
+is the generic cell rate algorithm); a bucket that nobody has is full.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+from cachetools import LRUCache
+
+from server.ledger.errors import RateLimited
+
+Stopwatch: TypeAlias = Callable[[], int]
+"""Nanoseconds since some moment, whatever the clock on the wall is set to."""
+
+BUCKETS_MAX = 100_000
+"""How many buckets are kept. Beyond it the one that was used longest ago is forgotten, and so is full."""
+
+_SECOND = 1_000_000_000
+
+
+class RateLimiter:
+    """Counts the calls of each credential in this process.
+
+    Integers throughout: a sum of fractions would refuse the last call of a burst.
+    """
+
+    def __init__(self, calls_per_second: float, burst: int, stopwatch: Stopwatch) -> None:
+        self._token_time = round(_SECOND / calls_per_second)
+        self._capacity = burst * self._token_time
+        self._stopwatch = stopwatch
+        self._full_times: LRUCache[str, int] = LRUCache(BUCKETS_MAX)
+
+    def take(self, credential_id: str) -> None:
+        """Takes a token for one call. Raises RateLimited if there is none; that takes nothing."""
+        now = self._stopwatch()
+        empty_time = now + self._capacity
+        # No bucket is fuller than full or, where the stopwatch went back, emptier than empty.
+        full_time = min(max(self._full_times.get(credential_id, now), now), empty_time)
+        missing = full_time + self._token_time - empty_time
+        self._full_times[credential_id] = full_time if missing > 0 else full_time + self._token_time
+        if missing > 0:
+            raise RateLimited(missing / _SECOND)

@@ -1,0 +1,55 @@
+"""Requests that are no messages: what a caller is told instead of the parser's own words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias
+
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.unknown_fields import UnknownFieldSet
+
+from server.ledger.errors import FieldInvalid
+
+Naming: TypeAlias = Literal["name", "json_name"]
+"""By which of its names a field is called."""
+
+
+def unless_malformed(deserialize: Callable[[bytes], Any] | None, naming: Naming) -> Callable[[bytes], Any]:
+    """Lets a FieldInvalid stand for a request that can't be parsed.
+
+    It is returned, for an exception would end in an error of gRPC's own.
+    """
+    assert deserialize is not None, "generated code always names one"
+
+    def parse(request: bytes) -> Any:
+        try:
+            return deserialize(request)
+        except DecodeError:
+            message_type = deserialize.__self__  # type: ignore[attr-defined]  # a class method of the message
+            field = _field_that_is_no_text(message_type, request, naming)
+            if field is None:
+                return FieldInvalid("request", "is no message of its type, or holds text that is not UTF-8")
+            return FieldInvalid(field, "is not UTF-8")
+
+    return parse
+
+
+def _field_that_is_no_text(message_type: type[Message], request: bytes, naming: Naming) -> str | None:
+    """The first text of a request that is not UTF-8, or None. What is inside other messages is not looked at."""
+    try:
+        # Its stub lacks that it can be iterated.
+        values: Any = UnknownFieldSet(Empty.FromString(request))
+    except DecodeError:
+        return None
+    fields = message_type.DESCRIPTOR.fields_by_number
+    for value in values:
+        field = fields.get(value.field_number)
+        if field is not None and field.type == FieldDescriptor.TYPE_STRING and isinstance(value.data, bytes):
+            try:
+                value.data.decode()
+            except UnicodeDecodeError:
+                name: str = getattr(field, naming)
+                return name
+    return None

@@ -1,0 +1,153 @@
+"""Gateways in which something is wrong, for exchanges that show what a vendor's clients are told then."""
+
+from __future__ import annotations
+
+import socket
+import sqlite3
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import yaml
+
+from server.config import Settings
+from server.gateway import _envoy, render_configuration
+from tests.facades.exchanges import send
+from tests.facades.processes import SECONDS_MAX, Daybook, Ports, copy_database, sqlite_url, wait_until
+
+Condition: TypeAlias = Callable[[Daybook, Path], AbstractContextManager[str]]
+"""Makes a gateway beside the demo, with a folder of its own; gives its origin until the end of the block."""
+
+
+@contextmanager
+def limited(demo: Daybook, folder: Path) -> Iterator[str]:
+    """A server that lets each key call twice, and then once in a thousand seconds.
+
+    It has one more key than the demo, for no two vendors' exchanges may share one.
+    """
+    another_key = """
+        CREATE TEMPORARY TABLE copy AS SELECT * FROM api_keys WHERE id = 'demo-dreadnode';
+        UPDATE copy SET id = 'demo-paged';
+        INSERT INTO api_keys SELECT * FROM copy;
+    """
+    settings = {"DAYBOOK_RATE_LIMIT_CALLS_PER_SECOND": "0.001", "DAYBOOK_RATE_LIMIT_BURST": "2"}
+    with _changed(demo, folder, another_key, settings) as origin:
+        yield origin
+
+
+@contextmanager
+def crowded(demo: Daybook, folder: Path) -> Iterator[str]:
+    """A gateway that has let its one request of this hour pass."""
+
+    def one_an_hour(configuration: dict[str, Any]) -> None:
+        (limit,) = [each for each in _http(configuration)["http_filters"] if "local_ratelimit" in each["name"]]
+        limit["typed_config"]["token_bucket"] = {"max_tokens": 1, "tokens_per_fill": 1, "fill_interval": "3600s"}
+
+    with gateway_before(folder, demo.ports.server, one_an_hour) as origin:
+        wait_until(lambda: send(origin, "/").status == 429, "the bucket is empty")
+        yield origin
+
+
+@contextmanager
+def away(_demo: Daybook, folder: Path) -> Iterator[str]:
+    """A gateway behind which there is no server."""
+    with socket.socket() as kept_free:
+        # A port that is taken and not listened at refuses connections, and nobody else gets it.
+        kept_free.bind(("127.0.0.1", 0))
+        with gateway_before(folder, kept_free.getsockname()[1]) as origin:
+            yield origin
+
+
+@contextmanager
+def slow(_demo: Daybook, folder: Path) -> Iterator[str]:
+    """A gateway that waits for less than a second, and behind it a server that never answers."""
+
+    def impatient(configuration: dict[str, Any]) -> None:
+        # Nobody accepts their connections, and only so many may wait for it.
+        del configuration["static_resources"]["clusters"][0]["health_checks"]
+        for each in _http(configuration)["route_config"]["virtual_hosts"][0]["routes"]:
+            if "idle_timeout" in each["route"]:
+                each["route"].update(timeout="0.5s", idle_timeout="0.5s")
+
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        gateway_before(folder, silent.getsockname()[1], impatient) as origin,
+    ):
+        yield origin
+
+
+@contextmanager
+def damaged(demo: Daybook, folder: Path) -> Iterator[str]:
+    """A server that can't make sense of what is stored."""
+    with _changed(
+        demo, folder, "UPDATE transactions SET body = X'FF'; UPDATE usage_windows SET computing = 'x'"
+    ) as origin:
+        yield origin
+
+
+@contextmanager
+def lost(demo: Daybook, folder: Path) -> Iterator[str]:
+    """A server whose database fails at every list."""
+    with _changed(demo, folder, "DROP TABLE transactions; DROP TABLE usage_windows") as origin:
+        yield origin
+
+
+CONDITIONS: Mapping[str, Condition] = {each.__name__: each for each in (limited, crowded, away, slow, damaged, lost)}
+
+
+@contextmanager
+def _changed(demo: Daybook, folder: Path, statements: str, settings: Mapping[str, str] | None = None) -> Iterator[str]:
+    """The demo once more, with settings of its own, and its database changed behind its back."""
+    copy_database(demo.folder / "daybook.db", folder / "daybook.db")
+    with closing(sqlite3.connect(folder / "daybook.db")) as connection:
+        connection.executescript(statements)
+    ports = Ports.free()
+    flags = ("up", "--database-url", sqlite_url(folder / "daybook.db"), *ports.flags)
+    daybook = Daybook.start(*flags, folder=folder, ports=ports, settings=settings)
+    try:
+        daybook.wait_for("gateway")
+        yield daybook.origin
+        assert daybook.stop() == 0
+    finally:
+        daybook.kill()
+
+
+def _http(configuration: dict[str, Any]) -> Any:
+    """The part of envoy.yaml that is about HTTP."""
+    return configuration["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
+
+
+def _unchanged(_configuration: dict[str, Any]) -> None:
+    pass
+
+
+@contextmanager
+def gateway_before(
+    folder: Path, server_port: int, change: Callable[[dict[str, Any]], None] = _unchanged
+) -> Iterator[str]:
+    """An Envoy with the project's configuration but for one change, in front of whatever is at a port."""
+    ports = Ports.free()
+    settings = Settings(port=server_port, gateway_port=ports.gateway, gateway_admin_port=ports.admin)
+    configuration = render_configuration(settings)
+    change(configuration)
+    (folder / "envoy.yaml").write_text(yaml.safe_dump(configuration))
+    command = [_envoy(), "--config-path", str(folder / "envoy.yaml"), "--disable-hot-restart", "--log-level", "error"]
+    with (folder / "output").open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output)
+    origin = f"http://127.0.0.1:{ports.gateway}"
+
+    def answers() -> bool:
+        assert process.poll() is None, (folder / "output").read_text()
+        try:
+            return send(origin, "/healthz").status > 0
+        except OSError:
+            return False
+
+    try:
+        wait_until(answers, "the gateway answers")
+        yield origin
+    finally:
+        process.terminate()
+        process.wait(SECONDS_MAX)

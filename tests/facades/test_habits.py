@@ -1,0 +1,561 @@
+"""What clients and proxies of HTTP are used to: HEAD, CORS, compression, connections, and headers of every answer."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import grpc
+import h11
+import httpx
+import pytest
+from daybook.v1.ledger_service_pb2 import GetAccountRequest
+from grpc_health.v1.health import aio as health
+from grpc_health.v1.health_pb2 import HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
+
+from server import gateway as gateway_module
+from server.config import Settings
+from tests.facades.exchanges import Answer, Json, problems_of_any_answer, read_json, send
+from tests.facades.processes import SECONDS_MAX, Daybook, Ports
+from tests.facades.test_bad_input import APIS, Api, ask, require_sound
+from tests.facades.test_native import KEY, reason_of
+
+NATIVE = {"authorization": f"Bearer {KEY}"}
+ACCOUNT = "/v1/accounts/example"
+TRANSACTIONS = "/v1/accounts/example/transactions"
+
+
+@dataclass(frozen=True)
+class Target:
+    """Something to ask for."""
+
+    target: str
+    key: str
+    status: int = 200
+
+    def send(self, daybook: Daybook, method: str = "GET", **headers: str) -> Answer:
+        """Asks for it."""
+        credential = {} if self.status == 401 else {"authorization": f"Bearer {self.key}.public"}
+        network = {"spacebring-network-id": "1d1449b0-23e2-5ea8-8621-209f077c011f"}
+        answer = send(daybook.origin, self.target, method=method, headers={**credential, **network, **headers})
+        assert not list(problems_of_any_answer(answer))
+        return answer
+
+
+LISTS = {
+    "teable": Target(f"{APIS['teable'].path}?month=2024-10&take=100", "demo-teable"),
+    "nebulablock": Target("/users/credits/history?limit=100", "demo-nebulablock-busy"),
+    "spacebring": Target("/transactions/credits/v1?limit=100", "demo-spacebring"),
+    "dreadnode": Target("/api/v1/org/example/credits/transactions?limit=100", "demo-dreadnode"),
+    "native": Target(TRANSACTIONS, "demo-dreadnode"),
+}
+OTHERS = {
+    "account": Target(ACCOUNT, "demo-dreadnode"),
+    "accounts": Target("/v1/accounts", "demo-dreadnode"),
+    "balance": Target(f"{ACCOUNT}/balance", "demo-dreadnode"),
+    "lots": Target(f"{ACCOUNT}/lots", "demo-dreadnode"),
+    "verify": Target("/v1/accounts:verify", "demo-dreadnode", 403),
+    "no credential": Target(ACCOUNT, "demo-dreadnode", 401),
+    "no account": Target("/v1/accounts/nowhere", "demo-dreadnode", 404),
+    "no path": Target("/v1/nowhere", "demo-dreadnode", 404),
+    "unreadable path": Target("/v1/accounts/a%00b", "demo-dreadnode", 400),
+    "unknown parameter": Target(f"{ACCOUNT}?colour=red", "demo-dreadnode", 400),
+}
+OF_THE_MOMENT = {"date", "x-request-id"}
+OF_THE_BODY = {"content-length", "transfer-encoding", "vary"}
+
+
+@pytest.mark.parametrize("encoding", ["identity", "gzip", "br"])
+@pytest.mark.parametrize("name", [*LISTS, *OTHERS])
+def test_head_has_the_headers_of_get(gateway: Daybook, name: str, encoding: str) -> None:
+    """HEAD answers with status and headers of GET, and with no other length than it."""
+    target = {**LISTS, **OTHERS}[name]
+    got, head = (target.send(gateway, method, **{"accept-encoding": encoding}) for method in ("GET", "HEAD"))
+    assert (got.status, head.status, head.body) == (target.status, target.status, b"")
+
+    def headers(answer: Answer) -> list[tuple[str, str]]:
+        return sorted((name, value) for name, value in answer.headers if name not in OF_THE_MOMENT | OF_THE_BODY)
+
+    assert headers(head) == headers(got)
+    # A length may be left out, and then it is open whether it would be worth compressing.
+    assert tokens(got.header("vary")) <= tokens(head.header("vary"))
+    if got.status == 200 or head.header("content-length") is not None:
+        assert head.header("content-length") == got.header("content-length")
+
+
+def tokens(value: str | None) -> set[str]:
+    """The elements of a header that is a list."""
+    return {each.strip().lower() for each in (value or "").split(",")}
+
+
+@pytest.mark.parametrize("name", ["native", "dreadnode", "account", "no account"])
+def test_head_over_http_2_has_no_body(gateway: Daybook, name: str) -> None:
+    """Over HTTP/2 no data follows the headers, compressed or not; the client refuses any."""
+    target = {**LISTS, **OTHERS}[name]
+    with httpx.Client(http1=False, http2=True, base_url=gateway.origin, headers=NATIVE) as client:
+        for encoding in ("identity", "gzip", "br"):
+            head = client.head(target.target, headers={"accept-encoding": encoding})
+            assert (head.http_version, head.status_code, head.content) == ("HTTP/2", target.status, b"")
+            assert client.get(target.target, headers={"accept-encoding": encoding}).status_code == target.status
+
+
+def without_token(body: Json) -> Json:
+    """A page without the token of the next, which is sealed anew each time."""
+    tokens = ("nextCursor", "nextPageToken")
+    return {key: value for key, value in body.items() if key not in tokens} if isinstance(body, dict) else body
+
+
+# What is wanted, and what comes of a body that is worth it.
+ENCODINGS = {
+    "gzip": "gzip",
+    "br": "br",
+    "gzip, br": "br",
+    "gzip, deflate, br, zstd": "br",
+    "gzip;q=1.0, br;q=0.5": "gzip",
+    "gzip;q=0.2, br;q=0.5": "br",
+    "br;q=0, *": "gzip",
+    "*": "br",
+    "gzip;q=0": None,
+    "gzip;q=0, br;q=0": None,
+    "identity": None,
+    "identity, gzip;q=0.5": None,
+    "deflate": None,
+    "": None,
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_large_answer_is_compressed_as_wanted(gateway: Daybook, name: str) -> None:
+    """A list comes in the encoding that its caller likes best, and is the same in each."""
+    target = LISTS[name]
+    plain = target.send(gateway)
+    assert plain.header("content-encoding") is None
+    assert "accept-encoding" in tokens(plain.header("vary"))
+    for wanted, encoding in ENCODINGS.items():
+        answer = target.send(gateway, **{"accept-encoding": wanted})
+        assert answer.header("content-encoding") == encoding, wanted
+        assert "accept-encoding" in tokens(answer.header("vary"))
+        assert without_token(answer.json()) == without_token(plain.json())
+        assert (len(answer.body) < len(plain.body)) == (encoding is not None)
+        assert answer.header("content-length") in (None, str(len(answer.body)))
+
+
+def test_small_answer_is_not_compressed(gateway: Daybook) -> None:
+    """What fits into a packet anyhow stays as it is."""
+    for name in ("account", "no account", "no path", "no credential"):
+        answer = OTHERS[name].send(gateway, **{"accept-encoding": "gzip, br"})
+        assert answer.header("content-encoding") is None
+        assert answer.header("content-length") == str(len(answer.body))
+
+
+def test_large_refusal_is_compressed_whole(gateway: Daybook) -> None:
+    """What Lua rewrites is rewritten before it is compressed."""
+    target = Target(f"{ACCOUNT}?{'colour' * 300}=red", "demo-dreadnode", 400)
+    plain, small = target.send(gateway), target.send(gateway, **{"accept-encoding": "gzip"})
+    assert (small.status, small.header("content-encoding")) == (400, "gzip")
+    assert gzip.decompress(small.body) == plain.body
+    assert reason_of(small.json())[2] == ["colour" * 300]
+
+
+def test_grpc_is_left_alone(gateway: Daybook) -> None:
+    """A gRPC call gets none of this, whatever its headers ask for."""
+    request = GetAccountRequest(name="accounts/example").SerializeToString()
+    headers = {"accept-encoding": "gzip, br", "origin": "https://app.example.com", "te": "trailers", **NATIVE}
+    with httpx.Client(http1=False, http2=True, base_url=gateway.origin) as client:
+        answer = client.post(
+            "/daybook.v1.Ledger/GetAccount",
+            content=b"\0" + len(request).to_bytes(4, "big") + request,
+            headers={**headers, "content-type": "application/grpc"},
+        )
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/grpc")
+    touched = ("content-encoding", "vary", "cache-control", "access-control-allow-origin")
+    assert not [name for name in touched if name in answer.headers]
+    assert b"accounts/example" in answer.content
+
+
+PREFLIGHT = {"origin": "https://app.example.com", "access-control-request-headers": "authorization, content-type"}
+
+
+@pytest.mark.parametrize(
+    ("path", "method"),
+    [(ACCOUNT, "PATCH"), (TRANSACTIONS, "POST"), (f"{ACCOUNT}:transfer", "POST"), ("/v1/accounts", "GET")],
+)
+def test_preflight_of_native_path(gateway: Daybook, path: str, method: str) -> None:
+    """A page may use each method of the native API, also at a path that has only some."""
+    headers = {**PREFLIGHT, "access-control-request-method": method}
+    answer = send(gateway.origin, path, method="OPTIONS", headers=headers)
+    assert (answer.status, answer.body) == (200, b"")
+    assert not list(problems_of_any_answer(answer))
+    assert answer.header("access-control-allow-origin") == "https://app.example.com"
+    assert method.lower() in tokens(answer.header("access-control-allow-methods"))
+    assert "authorization" in tokens(answer.header("access-control-allow-headers"))
+
+
+@pytest.mark.parametrize("name", [each for each in OTHERS if each != "unreadable path"])
+def test_page_may_read_every_native_answer(gateway: Daybook, name: str) -> None:
+    """A page of another origin gets to see answers and refusals, and the id under which to ask about them."""
+    answer = OTHERS[name].send(gateway, origin="https://app.example.com")
+    assert answer.status == OTHERS[name].status
+    assert answer.header("access-control-allow-origin") == "https://app.example.com"
+    assert "x-request-id" in tokens(answer.header("access-control-expose-headers"))
+
+
+def test_page_may_read_that_a_method_is_not_allowed(gateway: Daybook) -> None:
+    """Also what it may call instead."""
+    answer = OTHERS["account"].send(gateway, "DELETE", origin="https://app.example.com")
+    assert (answer.status, answer.header("allow")) == (405, "GET, HEAD, PATCH")
+    assert answer.header("access-control-allow-origin") == "https://app.example.com"
+    assert "allow" in tokens(answer.header("access-control-expose-headers"))
+
+
+@pytest.mark.parametrize("name", APIS)
+def test_parameter_that_comes_twice_is_named(gateway: Daybook, name: str) -> None:
+    """A parameter with two values is refused by the name that the vendor's page gives it."""
+    api: Api = APIS[name]
+    for parameter in api.parameters:
+        # The page knows no plain createDate, and Dreadnode's types may be several.
+        if parameter in ("createDate", "transaction_type"):
+            continue
+        target = f"{api.path}?{parameter}=1&{parameter}=2"
+        answer = ask(gateway, api, target)
+        require_sound(api, target, answer)
+        assert answer.status in (400, 422)
+        shown = parameter.replace("%5B", "[").replace("%5D", "]")
+        assert f'"{shown}"' in str(list(texts(answer.json())))
+
+
+def texts(value: Json) -> Iterator[str]:
+    """The texts in JSON."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from texts(each)
+
+
+@pytest.mark.parametrize(
+    ("query", "same_as"),
+    [
+        ("page_size=1&page_size=2", "page_size=2"),
+        ("page_size=2&pageSize=1", "page_size=1"),
+        ("page%5Fsize=%32", "page_size=2"),
+        ("page_size=2&page_token&filter", "page_size=2"),
+        ("page_size=2&filter=&orderBy=", "page_size=2"),
+        ("page_size=2&&", "page_size=2"),
+        ("filter=kind+%3D+GRANT&page_size=2", "filter=kind%20%3D%20GRANT&page_size=2"),
+        ('filter=create_time+<+"2024-11-05T00:00:00%2B01:00"', "filter=create_time%20%3C%20%222024-11-04T23:00:00Z%22"),
+    ],
+)
+def test_native_parameters(gateway: Daybook, query: str, same_as: str) -> None:
+    """The last of several values counts; a plus is a space; a name alone is absent; a slash at the end is no matter."""
+    wanted = without_token(Target(f"{TRANSACTIONS}?{same_as}", "demo-dreadnode").send(gateway).json())
+    for path in (TRANSACTIONS, f"{TRANSACTIONS}/", "/v1/accounts/%65xample/transactions"):
+        answer = Target(f"{path}?{query}", "demo-dreadnode").send(gateway)
+        assert (answer.status, without_token(answer.json())) == (200, wanted)
+
+
+def test_unknown_key_of_a_body_is_ignored(gateway: Daybook) -> None:
+    """Envoy has no switch to refuse one; docs/http.md tells it."""
+    body = json.dumps({"colour": "red", "kind": "COLOUR"}).encode()
+    headers = {**NATIVE, "content-type": "application/json"}
+    answer = send(gateway.origin, "/v1/accounts?accountId=never", method="POST", headers=headers, body=body)
+    assert reason_of(answer.json())[2] == ["account.kind"]
+
+
+@contextmanager
+def connected(daybook: Daybook) -> Iterator[socket.socket]:
+    """A connection to the gateway."""
+    place = urlsplit(daybook.origin)
+    with socket.create_connection((place.hostname or "", place.port or 80), SECONDS_MAX) as connection:
+        yield connection
+
+
+def request_bytes(method: str, target: str, **headers: str) -> bytes:
+    """A request without a body."""
+    lines = [f"{method} {target} HTTP/1.1", "host: localhost", *(f"{name}: {value}" for name, value in headers.items())]
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+class Reader:
+    """Reads the answers that come on one connection, one after the other."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+        self._parser = h11.Connection(h11.CLIENT)
+
+    def read(self, method: str, target: str) -> tuple[int, bytes]:
+        """Status and body of the next answer, which is to this request."""
+        if self._parser.our_state is h11.DONE:
+            self._parser.start_next_cycle()
+        # The request was sent already; the parser needs to know what it was.
+        self._parser.send(h11.Request(method=method, target=target, headers=[("host", "localhost")]))
+        self._parser.send(h11.EndOfMessage())
+        status, body = 0, b""
+        while True:
+            event = self._parser.next_event()
+            if event is h11.NEED_DATA:
+                received = self._socket.recv(65536)
+                assert received, f"the connection was closed before the answer to {method} {target} was complete"
+                self._parser.receive_data(received)
+            elif isinstance(event, h11.Response):
+                status = event.status_code
+            elif isinstance(event, h11.Data):
+                body += bytes(event.data)
+            elif isinstance(event, h11.EndOfMessage):
+                return status, body
+
+
+BY_THE_SERVER = [
+    ("GET", ACCOUNT, 200),
+    ("HEAD", TRANSACTIONS, 200),
+    ("GET", LISTS["dreadnode"].target, 200),
+    ("HEAD", LISTS["dreadnode"].target, 200),
+    ("GET", "/v1/accounts/nowhere", 404),
+    ("HEAD", "/v1/accounts/nowhere", 404),
+    ("GET", "/api/v1/org/nowhere/credits/transactions", 404),
+    ("GET", LISTS["teable"].target, 403),
+    ("GET", ACCOUNT, 200),
+]
+# After a 400 Envoy closes a connection of HTTP/1, and says so.
+BY_THE_GATEWAY = [
+    ("GET", "/v1/nowhere", 404),
+    ("HEAD", "/v1/nowhere", 404),
+    ("DELETE", ACCOUNT, 405),
+    ("OPTIONS", ACCOUNT, 405),
+    ("GET", "/api/v1/org/example/nothing", 404),
+]
+
+
+@pytest.mark.parametrize("encoding", ["identity", "gzip"])
+def test_connection_is_kept(gateway: Daybook, encoding: str) -> None:
+    """One connection carries request after request, across refusals and HEAD."""
+    with connected(gateway) as connection:
+        reader = Reader(connection)
+        for method, target, status in [*BY_THE_SERVER, *BY_THE_GATEWAY, *BY_THE_SERVER]:
+            connection.sendall(request_bytes(method, target, **NATIVE, **{"accept-encoding": encoding}))
+            found, body = reader.read(method, target)
+            assert (found, bool(body)) == (status, method != "HEAD"), target
+
+
+@pytest.mark.parametrize("encoding", ["identity", "gzip"])
+def test_requests_may_be_sent_at_once(gateway: Daybook, encoding: str) -> None:
+    """Pipelined requests get their answers in their order."""
+    # Envoy may close a pipelined connection after a refusal of its own, as HTTP allows it.
+    headers = {**NATIVE, "accept-encoding": encoding}
+    with connected(gateway) as connection:
+        connection.sendall(b"".join(request_bytes(method, target, **headers) for method, target, _ in BY_THE_SERVER))
+        reader = Reader(connection)
+        for method, target, status in BY_THE_SERVER:
+            found, body = reader.read(method, target)
+            assert (found, bool(body)) == (status, method != "HEAD"), target
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_http_1_0_is_answered(gateway: Daybook, name: str) -> None:
+    """A proxy that speaks HTTP/1.0, without a Host, gets the same body, unchunked, up to the end of the connection."""
+    target = LISTS[name]
+    lines = [
+        f"GET {target.target} HTTP/1.0",
+        f"authorization: Bearer {target.key}.public",
+        "spacebring-network-id: 1d1449b0-23e2-5ea8-8621-209f077c011f",
+    ]
+    with connected(gateway) as connection:
+        connection.sendall("\r\n".join([*lines, "", ""]).encode())
+        received = b"".join(iter(lambda: connection.recv(65536), b""))
+    head, _, body = received.partition(b"\r\n\r\n")
+    assert head.split()[1] == b"200"
+    assert b"transfer-encoding" not in head.lower()
+    assert without_token(read_json(body.decode())) == without_token(target.send(gateway).json())
+
+
+def test_body_is_waited_for(gateway: Daybook) -> None:
+    """A client that asks before it sends a body is told to go on."""
+    body = json.dumps({"kind": "NOTHING"}).encode()
+    request = request_bytes(
+        "POST", "/v1/accounts?accountId=x", **NATIVE, expect="100-continue", **{"content-length": str(len(body))}
+    )
+    with connected(gateway) as connection:
+        connection.sendall(request)
+        assert connection.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(body)
+        status, answer = Reader(connection).read("POST", "/v1/accounts")
+    assert status == 400
+    assert reason_of(read_json(answer.decode()))[2] == ["account.kind"]
+
+
+UNREADABLE = {
+    "NUL in the path": ("/v1/accounts/a%00b", {}, 400),
+    "large headers": (ACCOUNT, {"x-large": "x" * 20_000}, 431),
+    "many headers": (ACCOUNT, {f"x-{number}": "1" for number in range(200)}, 431),
+    "no such path": ("/nowhere", {}, 404),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_what_cannot_be_read_has_an_id_too(gateway: Daybook, name: str) -> None:
+    """What is refused before it is routed has an id of its own each time, or the caller's."""
+    target, headers, status = UNREADABLE[name]
+    answers = [send(gateway.origin, target, headers=headers) for _ in range(2)]
+    for answer in answers:
+        assert answer.status == status
+        assert not list(problems_of_any_answer(answer))
+    assert answers[0].header("x-request-id") != answers[1].header("x-request-id")
+
+
+def test_id_of_the_caller_is_kept_with_an_unreadable_path(gateway: Daybook) -> None:
+    """It is the caller's id that joins the logs."""
+    answer = send(gateway.origin, "/v1/accounts/a%00b", headers={"x-request-id": "mine"})
+    assert (answer.status, answer.header("x-request-id")) == (400, "mine")
+
+
+Behaviour = Callable[[bytes, "grpc.aio.ServicerContext[bytes, bytes]"], Any]
+
+
+class Stub(grpc.GenericRpcHandler):
+    """Every method of every service, by one behaviour."""
+
+    def __init__(self, behaviour: Behaviour) -> None:
+        self._behaviour = behaviour
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        """The handler of a method."""
+        return grpc.unary_unary_rpc_method_handler(self._behaviour)
+
+
+@asynccontextmanager
+async def gateway_before(behaviour: Behaviour | None) -> AsyncIterator[Callable[..., Any]]:
+    """A gateway before a server that behaves so, or before none; gives a way to ask it."""
+    ports = Ports.free()
+    settings = Settings(port=ports.server, gateway_port=ports.gateway, gateway_admin_port=ports.admin)
+    server = grpc.aio.server()
+    servicer = health.HealthServicer()
+    await servicer.set("", HealthCheckResponse.SERVING)
+    add_HealthServicer_to_server(servicer, server)
+
+    def ask_it(target: str, method: str = "GET", **headers: str) -> Answer:
+        answer = send(f"http://127.0.0.1:{ports.gateway}", target, method=method, headers=headers)
+        assert not list(problems_of_any_answer(answer))
+        return answer
+
+    async def ask_in_thread(target: str, method: str = "GET", **headers: str) -> Answer:
+        return await asyncio.to_thread(ask_it, target, method, **headers)
+
+    async with gateway_module.gateway(settings) as running:
+        if behaviour is not None:
+            server.add_insecure_port(f"127.0.0.1:{ports.server}")
+            server.add_generic_rpc_handlers((Stub(behaviour),))
+            await server.start()
+            await running.ready()
+        else:
+            await listening(ports.gateway)
+        try:
+            yield ask_in_thread
+        finally:
+            await server.stop(None)
+
+
+async def listening(port: int) -> None:
+    """Returns when somebody takes connections at a port."""
+    async with asyncio.timeout(SECONDS_MAX):
+        while True:
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+            except OSError:
+                await asyncio.sleep(0.02)
+            else:
+                writer.close()
+                await writer.wait_closed()
+                return
+
+
+async def test_refusal_for_want_of_room_says_when_to_come_back() -> None:
+    """A 429 keeps the server's retry-after, and has one where the server said nothing."""
+
+    async def refuse(_request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+        wanted = dict(context.invocation_metadata() or ()).get("x-wanted")
+        trailers = () if wanted is None else (("retry-after", wanted),)
+        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "no room", trailers)
+
+    async with gateway_before(refuse) as ask_it:
+        for target in (ACCOUNT, *(f"{api.path}?{api.good}" for api in APIS.values())):
+            said, unsaid = await ask_it(target, **{"x-wanted": "7"}), await ask_it(target)
+            assert (said.status, said.header("retry-after")) == (429, "7")
+            assert (unsaid.status, unsaid.header("retry-after")) == (429, "1")
+
+
+async def test_missing_server_is_a_status_too() -> None:
+    """Without a server the native API says so in its own form, and keeps its addresses to itself."""
+    async with gateway_before(None) as ask_it:
+        answer = await ask_it(ACCOUNT)
+        assert answer.status == 503
+        assert reason_of(answer.json()) == ("SERVICE_UNAVAILABLE", {}, [])
+        assert b"127.0.0.1" not in answer.body
+
+
+def change_host(monkeypatch: pytest.MonkeyPatch, change: Callable[[dict[str, Any]], None]) -> None:
+    """Has the next gateway run with a virtual host that an operator has changed."""
+    render = gateway_module.render_configuration
+
+    def render_changed(settings: Settings) -> dict[str, Any]:
+        configuration = render(settings)
+        (listener,) = configuration["static_resources"]["listeners"]
+        (manager,) = listener["filter_chains"][0]["filters"]
+        (host,) = manager["typed_config"]["route_config"]["virtual_hosts"]
+        change(host)
+        return configuration
+
+    monkeypatch.setattr(gateway_module, "render_configuration", render_changed)
+
+
+async def test_slow_server_is_a_status_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that takes too long is refused in the same form."""
+
+    def hurry(host: dict[str, Any]) -> None:
+        for route in host["routes"]:
+            route["route"]["timeout"] = "0.05s"
+
+    async def hang(_request: bytes, _context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+        await asyncio.Event().wait()
+        return b""
+
+    change_host(monkeypatch, hurry)
+    async with gateway_before(hang) as ask_it:
+        answer = await ask_it(ACCOUNT)
+        assert answer.status == 504
+        assert reason_of(answer.json()) == ("TIMED_OUT", {}, [])
+
+
+@pytest.mark.parametrize(
+    ("allowed", "origin", "is_allowed"),
+    [
+        ([{"exact": "https://app.example.com"}], "https://app.example.com", True),
+        ([{"exact": "https://app.example.com"}], "https://evil.example.com", False),
+        ([{"safe_regex": {"regex": r"https://[a-z0-9-]+\.example\.com"}}], "https://any.example.com", True),
+        ([{"safe_regex": {"regex": r"https://[a-z0-9-]+\.example\.com"}}], "https://any.example.com.evil.com", False),
+        ([], "https://app.example.com", False),
+    ],
+)
+async def test_origins_can_be_narrowed(
+    monkeypatch: pytest.MonkeyPatch, allowed: list[object], origin: str, *, is_allowed: bool
+) -> None:
+    """As docs/operating.md tells; a page of another origin gets no CORS headers, asked beforehand or not."""
+
+    def narrow(host: dict[str, Any]) -> None:
+        host["typed_per_filter_config"]["envoy.filters.http.cors"]["allow_origin_string_match"] = allowed
+
+    change_host(monkeypatch, narrow)
+    async with gateway_before(None) as ask_it:
+        preflight = {"origin": origin, "access-control-request-method": "GET"}
+        answers = [await ask_it(ACCOUNT, origin=origin), await ask_it(ACCOUNT, method="OPTIONS", **preflight)]
+    for answer in answers:
+        assert answer.header("access-control-allow-origin") == (origin if is_allowed else None)
+        assert (answer.header("access-control-expose-headers") is not None) == is_allowed
+    assert answers[1].header("access-control-allow-methods") == ("GET, HEAD, POST, PATCH" if is_allowed else None)

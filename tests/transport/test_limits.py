@@ -1,0 +1,242 @@
+"""The token bucket of each credential: when a call is let in, and what a refused one is told."""
+
+from __future__ import annotations
+
+import grpc
+import pytest
+from daybook.v1.ledger_service_pb2 import GetBalanceRequest
+
+from server.app import Book, serving
+from server.config import Settings
+from server.ledger.errors import RateLimited
+from server.transport import limits
+from server.transport.limits import RateLimiter
+from tests.conftest import Client, Server, only_sqlite, read_refusal, refusal_of
+
+MILLISECOND = 1_000_000
+SECOND = 1000 * MILLISECOND
+
+
+class Stopwatch:
+    """Stands still until a test moves it."""
+
+    def __init__(self) -> None:
+        # Any moment will do, and a machine's stopwatch does not begin at 0.
+        self.now = 12_345_678_901_234_567
+
+    def __call__(self) -> int:
+        """The nanoseconds at which it stands."""
+        return self.now
+
+
+@pytest.fixture
+def stopwatch() -> Stopwatch:
+    """The stopwatch of the limiter under test."""
+    return Stopwatch()
+
+
+def taken(limiter: RateLimiter, credential_id: str = "one", tries: int = 1000) -> int:
+    """How many calls in a row are let in."""
+    for count in range(tries):
+        try:
+            limiter.take(credential_id)
+        except RateLimited:
+            return count
+    return tries
+
+
+def wait_of(limiter: RateLimiter, credential_id: str = "one") -> float:
+    """How long a refused call is told to wait."""
+    with pytest.raises(RateLimited) as caught:
+        limiter.take(credential_id)
+    return caught.value.retry_seconds
+
+
+@pytest.mark.parametrize(
+    ("calls_per_second", "burst"), [(10, 1), (10, 5), (3, 7), (0.001, 3), (1_000_000, 500), (7.7, 99)]
+)
+def test_a_burst_is_let_in_whole(stopwatch: Stopwatch, calls_per_second: float, burst: int) -> None:
+    """An idle credential may call as often as its burst says, and not once more."""
+    assert taken(RateLimiter(calls_per_second, burst, stopwatch)) == burst
+
+
+def test_a_token_comes_back_exactly_in_time(stopwatch: Stopwatch) -> None:
+    """At 10 calls a second the next one is refused until a tenth of a second is over, and let in then."""
+    limiter = RateLimiter(10, 2, stopwatch)
+    assert taken(limiter) == 2
+    stopwatch.now += 100 * MILLISECOND - 1
+    assert taken(limiter) == 0
+    stopwatch.now += 1
+    assert taken(limiter) == 1
+
+
+def test_a_bucket_fills_up_to_its_burst_only(stopwatch: Stopwatch) -> None:
+    """However long nobody called, no more than the burst is let in at once."""
+    limiter = RateLimiter(10, 3, stopwatch)
+    assert taken(limiter) == 3
+    stopwatch.now += 200 * MILLISECOND
+    assert taken(limiter) == 2
+    stopwatch.now += 300 * MILLISECOND
+    assert taken(limiter) == 3
+    stopwatch.now += 1_000_000 * SECOND
+    assert taken(limiter) == 3
+
+
+def test_a_steady_caller_is_never_refused(stopwatch: Stopwatch) -> None:
+    """Who calls exactly as often as allowed needs no burst."""
+    limiter = RateLimiter(10, 1, stopwatch)
+    for _ in range(1000):
+        limiter.take("one")
+        stopwatch.now += 100 * MILLISECOND
+
+
+def test_a_refused_call_is_told_how_long_to_wait(stopwatch: Stopwatch) -> None:
+    """The wait is what is missing to the next token, and it is enough."""
+    limiter = RateLimiter(0.5, 1, stopwatch)
+    assert taken(limiter) == 1
+    assert wait_of(limiter) == 2
+    stopwatch.now += 1500 * MILLISECOND
+    assert wait_of(limiter) == 0.5
+    stopwatch.now += 500 * MILLISECOND
+    assert taken(limiter) == 1
+
+
+def test_refused_calls_take_nothing(stopwatch: Stopwatch) -> None:
+    """Calling on and on while refused does not put the next token off."""
+    limiter = RateLimiter(1, 1, stopwatch)
+    assert taken(limiter) == 1
+    for _ in range(100):
+        wait_of(limiter)
+    stopwatch.now += SECOND
+    assert taken(limiter) == 1
+
+
+def test_a_stopwatch_that_goes_back_shuts_nobody_out(stopwatch: Stopwatch) -> None:
+    """After a step back by an hour a bucket is at worst empty: the next token comes when it always would."""
+    limiter = RateLimiter(1, 5, stopwatch)
+    limiter.take("one")
+    stopwatch.now -= 3600 * SECOND
+    assert wait_of(limiter) == 1
+    stopwatch.now += SECOND
+    assert taken(limiter) == 1
+
+
+def test_each_credential_has_its_own_bucket(stopwatch: Stopwatch) -> None:
+    """One that calls too often takes nothing from another."""
+    limiter = RateLimiter(1, 3, stopwatch)
+    assert taken(limiter, "one") == 3
+    assert taken(limiter, "other") == 3
+    assert taken(limiter, "one") == 0
+
+
+def test_buckets_are_bounded(stopwatch: Stopwatch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many credentials the one that called longest ago is forgotten; those that call now are not."""
+    monkeypatch.setattr(limits, "BUCKETS_MAX", 100)
+    limiter = RateLimiter(1, 1, stopwatch)
+    for number in range(1000):
+        assert taken(limiter, f"key {number}") == 1
+        assert taken(limiter, "one that calls on and on") == (number == 0)
+    assert len(limiter._full_times) == 100
+    assert taken(limiter, "key 999") == 0
+    assert taken(limiter, "key 0") == 1
+
+
+async def balance_under(settings: Settings, book: Book, client: Client, stopwatch: Stopwatch, calls: int) -> list[str]:
+    """What calls in a row get from a server with settings of its own: OK or a reason."""
+    found = []
+    async with (
+        serving(book, settings, stopwatch) as port,
+        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+    ):
+        caller = Client(channel, client.key)
+        for _ in range(calls):
+            try:
+                await caller.balance()
+                found.append("OK")
+            except grpc.aio.AioRpcError as error:
+                found.append(read_refusal(error).reason)
+    return found
+
+
+@only_sqlite
+async def test_the_server_counts(server: Server, client: Client, stopwatch: Stopwatch) -> None:
+    """The settings say how often a credential may call; 0 is no limit."""
+    await client.create_account("acme")
+    strict = Settings(port=0, rate_limit_calls_per_second=0.001, rate_limit_burst=3)
+    assert await balance_under(strict, server.book, client, stopwatch, 5) == ["OK"] * 3 + ["RATE_LIMITED"] * 2
+    unlimited = Settings(port=0, rate_limit_calls_per_second=0, rate_limit_burst=3)
+    assert await balance_under(unlimited, server.book, client, stopwatch, 5) == ["OK"] * 5
+
+
+@only_sqlite
+async def test_the_server_counts_each_key(server: Server, client: Client, admin: Client, stopwatch: Stopwatch) -> None:
+    """Another key of the same tenant has a bucket of its own; the same key sent in another way has not."""
+    settings = Settings(port=0, rate_limit_calls_per_second=0.001, rate_limit_burst=1)
+    await client.create_account("acme")
+    async with (
+        serving(server.book, settings, stopwatch) as port,
+        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+    ):
+        request = GetBalanceRequest(name="accounts/acme/balance")
+        for key in (client.key, admin.key):
+            caller = Client(channel, key)
+            await caller.balance()
+            assert (await refusal_of(caller.balance())).reason == "RATE_LIMITED"
+            other_way = caller.ledger.GetBalance(request, metadata=(("x-api-key", key),))
+            assert (await refusal_of(other_way)).reason == "RATE_LIMITED"
+
+
+@only_sqlite
+async def test_a_refusal_of_the_server(server: Server, client: Client, stopwatch: Stopwatch) -> None:
+    """It is RESOURCE_EXHAUSTED with a RetryInfo, and retry-after in whole seconds, which are never too few."""
+    settings = Settings(port=0, rate_limit_calls_per_second=0.4, rate_limit_burst=1)
+    await client.create_account("acme")
+    async with (
+        serving(server.book, settings, stopwatch) as port,
+        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+    ):
+        caller = Client(channel, client.key)
+        await caller.balance()
+        for elapsed, wait, retry_after in ((0, 2500, "3"), (500, 2000, "2"), (1900, 100, "1")):
+            stopwatch.now += elapsed * MILLISECOND
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await caller.balance()
+            refusal = read_refusal(caught.value)
+            assert refusal.verdict == ("RESOURCE_EXHAUSTED", "RATE_LIMITED")
+            assert refusal.retry_delay is not None
+            assert refusal.retry_delay.ToMilliseconds() == wait
+            assert dict(caught.value.trailing_metadata())["retry-after"] == retry_after
+        stopwatch.now += 100 * MILLISECOND
+        await caller.balance()
+
+
+@only_sqlite
+async def test_the_credential_is_looked_at_first(server: Server, client: Client, stopwatch: Stopwatch) -> None:
+    """Who is not let in is not counted, and what is wrong with the request is told only to who may call."""
+    settings = Settings(port=0, rate_limit_calls_per_second=0.001, rate_limit_burst=1)
+    async with (
+        serving(server.book, settings, stopwatch) as port,
+        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+    ):
+        stranger, caller = Client(channel, f"{client.key}x"), Client(channel, client.key)
+        for _ in range(3):
+            assert (await refusal_of(stranger.balance())).reason == "CREDENTIAL_INVALID"
+        wrong = caller.ledger.GetBalance(GetBalanceRequest(name="?"), metadata=caller.metadata)
+        assert (await refusal_of(wrong)).reason == "FIELD_INVALID"
+        wrong = caller.ledger.GetBalance(GetBalanceRequest(name="?"), metadata=caller.metadata)
+        assert (await refusal_of(wrong)).reason == "RATE_LIMITED"
+        assert (await refusal_of(stranger.balance())).reason == "CREDENTIAL_INVALID"
+
+
+@pytest.mark.parametrize("value", [-1, 0.0009, 1e-300, 1_000_001, float("nan"), float("inf")])
+def test_a_rate_has_bounds(value: float) -> None:
+    """A rate that no bucket could keep is refused as a setting."""
+    with pytest.raises(ValueError, match="rate_limit_calls_per_second"):
+        Settings(rate_limit_calls_per_second=value)
+
+
+@pytest.mark.parametrize("value", [0, -1, 10_000_001])
+def test_a_burst_has_bounds(value: int) -> None:
+    """A bucket holds at least one token."""
+    with pytest.raises(ValueError, match="rate_limit_burst"):
+        Settings(rate_limit_burst=value)
