@@ -157,6 +157,9 @@ def test_no_query_says_other_than_the_path() -> None:
         bound = {name for path in paths for name in re.findall(r"\{([a-z_.]+)", path)}
         spellings = bound | {re.sub(r"_([a-z])", lambda letter: letter[1].upper(), name) for name in bound}
         assert set(transcoder["ignored_query_parameters"]) == spellings != set()
+        # Lua has them too, to undo escapes in them.
+        (known,) = re.findall(r'local BOUND = "(.*)"', (ROOT / "envoy.yaml").read_text())
+        assert spellings <= set(known.split())
 
 
 def rest_paths() -> set[str]:
