@@ -13,6 +13,8 @@ from server.ledger.instants import Instant
 RandomBytes: TypeAlias = Callable[[int], bytes]
 """Gives so many random bytes. Injected, so that a test or the demo can fix them."""
 
+RANDOM_BLOCK_BYTES = 1000
+
 ALL_ACCOUNTS = "-"
 """The wildcard of AIP-159: `accounts/-/transactions` are those of every account."""
 
@@ -97,6 +99,24 @@ def parse_transaction_name(field: str, name: str) -> tuple[str, UUID]:
 def uid_text(stored: bytes) -> str:
     """A stored uid as callers know it; of bytes that are none, their digits."""
     return str(UUID(bytes=stored)) if len(stored) == 16 else stored.hex()
+
+
+def in_blocks(random_bytes: RandomBytes) -> RandomBytes:
+    """The same randomness, fetched a block at a time.
+
+    To ask the system for ten bytes costs as much as a third of a posting, and lets another
+    thread in.
+    """
+    block = b""
+
+    def take(count: int) -> bytes:
+        nonlocal block
+        if len(block) < count:
+            block = random_bytes(max(count, RANDOM_BLOCK_BYTES))
+        taken, block = block[:count], block[count:]
+        return taken
+
+    return take
 
 
 def uuid7(instant: Instant, random_bytes: RandomBytes) -> UUID:

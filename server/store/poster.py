@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from server.ledger.errors import DaybookError, InternalFailure, ServiceUnavailable, TooBusy
 from server.ledger.instants import Clock, Instant
-from server.ledger.names import RandomBytes
+from server.ledger.names import RandomBytes, in_blocks
 from server.store.database import Database
 from server.store.requests import AnswerKey
 from server.store.unit import Attempt
@@ -76,7 +76,7 @@ class Poster:
     def __init__(self, database: Database, clock: Clock, random_bytes: RandomBytes) -> None:
         self._database = database
         self._clock = clock
-        self._random_bytes = random_bytes
+        self._random_bytes = in_blocks(random_bytes)
         self._line: asyncio.Queue[_Call | None] = asyncio.Queue(LINE_CALLS_MAX)
         self._is_closing = False
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from random import Random
 from uuid import RFC_4122, UUID
 
 import pytest
@@ -13,6 +14,7 @@ from server.ledger.errors import FieldInvalid
 from server.ledger.names import (
     account_name,
     balance_name,
+    in_blocks,
     is_account_id,
     parse_account_name,
     parse_balance_name,
@@ -241,3 +243,23 @@ def test_every_random_bit_counts(random: bytes, bit: int) -> None:
     """Each of the lower 74 random bits makes another uid."""
     flipped = (int.from_bytes(random, "big") ^ 1 << bit).to_bytes(10, "big")
     assert uuid7(0, constant(random)) != uuid7(0, constant(flipped))
+
+
+def test_randomness_in_blocks() -> None:
+    """What is taken in small parts is what the source gives, each byte once and in order, asked for in blocks."""
+    asked: list[int] = []
+    source = Random(1)
+
+    def draw(count: int) -> bytes:
+        asked.append(count)
+        return source.randbytes(count)
+
+    take = in_blocks(draw)
+    taken = [take(count) for count in (10, 10, 0, 980, 1, 3000, 5)]
+    assert [len(part) for part in taken] == [10, 10, 0, 980, 1, 3000, 5]
+    assert asked == [1000, 1000, 3000, 1000]
+    given = Random(1)
+    first, second, third, fourth = (given.randbytes(count) for count in asked)
+    # A part comes out of one block; what is too short for it is not used.
+    assert b"".join(taken[:4]) == first
+    assert taken[4:] == [second[:1], third, fourth[:5]]
