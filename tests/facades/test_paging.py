@@ -341,7 +341,9 @@ def test_dreadnode_types(client: httpx.Client, types: tuple[str, ...]) -> None:
 def test_paged_links(client: httpx.Client, story: Story, account: str) -> None:
     """Going by the links, forth and back, gives every transaction once; the count stands on every page."""
     expected = oracle.paged_transactions(story, account)
-    (key, *_) = (name for name, bound_to in story.keys.items() if bound_to in (None, account))
+    (key, *_) = (
+        name for name, bound_to in story.keys.items() if bound_to in (None, account) and name not in story.narrow_keys
+    )
     for size in (7, SIZE_MAX):
         pages = []
         url: str | None = f"{client.base_url}/api/billing/accounts/{account}/transactions?page_size={size}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from random import Random
 from typing import Any
 from uuid import UUID
 
@@ -316,8 +317,7 @@ async def test_two_posters(book: Book, caller: Caller, clock: Clock, database_ur
     await post(book, caller, "acme", GRANT, 1000)
     await post(book, caller, "other", GRANT, 1000)
     charges = [await post(book, caller, "acme", CHARGE, -10) for _ in range(4)]
-    random = iter(range(10**6))
-    async with open_book(database_url, clock, lambda n: next(random).to_bytes(n, "big")) as second:
+    async with open_book(database_url, clock, Random(2).randbytes) as second:
 
         async def work(side: Book, worker: int) -> list[int]:
             moved = [0, 0]
