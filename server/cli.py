@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import re
 import signal
 import sys
@@ -33,6 +34,8 @@ from server.usecases.api_keys import ApiKeyDraft
 from server.usecases.verification import Progress
 
 KEYS_AT_ONCE = 500
+COLLECTOR_THRESHOLDS = (20_000, 50, 100)
+"""After how many new objects the youngest are searched for cycles, and how often the older ones."""
 
 app = typer.Typer(help="A credit ledger as a service.", no_args_is_help=True, pretty_exceptions_enable=False)
 tenants_app = typer.Typer(help="Who runs a set of accounts.", no_args_is_help=True)
@@ -359,4 +362,8 @@ def main() -> None:
     """Runs the command of this process's arguments."""
     # Lines appear as they are printed, also through a pipe.
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # stdout is a text stream here
+    # What a call makes is hardly ever in a cycle, and to look for cycles every few hundred
+    # objects costs an import of history an eighth of its time.
+    gc.freeze()
+    gc.set_threshold(*COLLECTOR_THRESHOLDS)
     app()
