@@ -41,6 +41,7 @@ from server.transport.auth import Authenticator
 from server.transport.calls import OPEN_SERVICES, CallInterceptor
 from server.transport.limits import RateLimiter, Stopwatch
 from server.transport.page_tokens import KEY_BYTES, PageTokens
+from server.transport.token_keys import refreshed_token_keys
 from server.usecases.accounts import Accounts
 from server.usecases.api_key_uses import ApiKeyUses
 from server.usecases.api_keys import ApiKeys
@@ -131,8 +132,16 @@ async def serving(book: Book, settings: Settings, stopwatch: Stopwatch = time.mo
     others can reach.
     """
     await _check_demo(book, settings.host)
-    token_key = await book.credentials.token_key(book.random_bytes(KEY_BYTES), book.clock())
-    page_tokens = PageTokens(token_key, book.random_bytes)
+    await book.credentials.ensure_token_key(book.random_bytes(KEY_BYTES), book.clock())
+    async with (
+        refreshed_token_keys(book.credentials, book.clock) as token_keys,
+        _serving(book, settings, stopwatch, PageTokens(token_keys, book.random_bytes)) as port,
+    ):
+        yield port
+
+
+@asynccontextmanager
+async def _serving(book: Book, settings: Settings, stopwatch: Stopwatch, page_tokens: PageTokens) -> AsyncIterator[int]:
     authenticator = Authenticator(book.credentials, book.clock, book.api_key_uses.note)
     server = grpc.aio.server(
         interceptors=[CallInterceptor(authenticator, _limiter(settings, stopwatch), FACADES)],

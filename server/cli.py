@@ -29,6 +29,7 @@ from server.ledger.instants import HOUR, SECOND, Instant
 from server.ledger.instants import parse as parse_instant
 from server.ledger.instants import write as write_instant
 from server.ledger.paging import ApiKeyKey
+from server.transport.page_tokens import KEY_BYTES
 from server.transport.validation import DISPLAY_NAME_CHARACTERS_MAX, GRACE_PERIOD_DAYS_MAX
 from server.usecases.api_keys import ApiKeyDraft
 from server.usecases.verification import Progress
@@ -42,6 +43,8 @@ tenants_app = typer.Typer(help="Who runs a set of accounts.", no_args_is_help=Tr
 keys_app = typer.Typer(help="API keys.", no_args_is_help=True)
 app.add_typer(tenants_app, name="tenants")
 app.add_typer(keys_app, name="keys")
+token_keys_app = typer.Typer(help="The keys that seal page tokens.", no_args_is_help=True)
+app.add_typer(token_keys_app, name="token-keys")
 
 
 def _option(name: str) -> Any:
@@ -354,6 +357,22 @@ def rotate_key(
         async with _open_for(settings.database_url, tenant) as (book, caller):
             _, text = await book.api_keys.rotate(caller, key, grace)
             typer.echo(text)
+
+    _run(work())
+
+
+@token_keys_app.command("rotate")
+def rotate_token_key(database_url: DatabaseUrl = None) -> None:
+    """Makes a new key that seals page tokens, for all tenants.
+
+    Every server seals with it a minute later; tokens of the key before open for another day.
+    """
+    settings = _settings(database_url=database_url)
+
+    async def work() -> None:
+        async with open_book(settings.database_url) as book:
+            await book.credentials.add_token_key(book.random_bytes(KEY_BYTES), book.clock())
+            typer.echo("page tokens get a new key")
 
     _run(work())
 

@@ -29,20 +29,20 @@ class Operator:
     """Runs the command on a database of a test's own, with the tenant `house` and its account `acme`."""
 
     def __init__(self, database_url: str) -> None:
-        self._database_url = database_url
+        self.database_url = database_url
 
     def on_book(self, work: Callable[[Book], Awaitable[Answer]]) -> Answer:
         """Does something with the ledger in which the command works."""
 
         async def opened() -> Answer:
-            async with open_book(self._database_url) as book:
+            async with open_book(self.database_url) as book:
                 return await work(book)
 
         return asyncio.run(opened())
 
     def run(self, *arguments: str) -> Result:
         """Runs `daybook keys`."""
-        return CliRunner().invoke(cli.app, ["keys", *arguments, "--database-url", self._database_url])
+        return CliRunner().invoke(cli.app, ["keys", *arguments, "--database-url", self.database_url])
 
     def printed(self, *arguments: str) -> list[str]:
         """The lines that it prints as it succeeds."""
@@ -190,3 +190,13 @@ def test_a_key_is_rotated(operator: Operator) -> None:
     assert (operator.opens(old), operator.opens(new)) == (True, True)
     (newest,) = operator.printed("rotate", key_id, "--tenant", "house")
     assert [operator.opens(each) for each in (old, new, newest)] == [False, False, True]
+
+
+def test_rotating_the_key_of_page_tokens(operator: Operator) -> None:
+    """There is one more key for page tokens after each rotation, and no secret is printed."""
+    operator.on_book(lambda book: book.credentials.ensure_token_key(b"k" * 32, 1))
+    for count in (2, 3):
+        result = CliRunner().invoke(cli.app, ["token-keys", "rotate", "--database-url", operator.database_url])
+        keys = operator.on_book(lambda book: book.credentials.token_keys())
+        assert (result.exit_code, len(keys), len({each.key for each in keys})) == (0, count, count)
+        assert all(each.key.hex() not in result.output for each in keys)

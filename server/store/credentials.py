@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
-from sqlalchemy import BigInteger, case, delete, insert, literal, or_, select, tuple_, update
+from sqlalchemy import BigInteger, case, delete, func, insert, literal, or_, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -18,6 +19,16 @@ from server.ledger.paging import ApiKeyKey
 from server.store.database import Conflict, Database
 from server.store.requests import in_parts
 from server.store.tables import accounts, api_keys, retired_secrets, tenants, token_keys
+
+TOKEN_KEYS_MAX = 100
+"""How many keys for page tokens are read. Nobody rotates more often in a day."""
+
+
+class TokenKey(NamedTuple):
+    """A key that seals page tokens."""
+
+    key: bytes
+    create_time: Instant
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,10 +219,10 @@ class CredentialStore:
                 )
             )
 
-    async def token_key(self, candidate: bytes, create_time: Instant) -> bytes:
-        """The key that seals page tokens: the candidate, if there was none yet.
+    async def ensure_token_key(self, candidate: bytes, create_time: Instant) -> None:
+        """Makes the candidate the first key that seals page tokens, unless there is one.
 
-        However many processes start at once, all get the same.
+        However many processes start at once, one of them succeeds.
         """
         async with self._database.write() as connection:
             dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
@@ -220,10 +231,25 @@ class CredentialStore:
                 .values(number=1, key=candidate, create_time=create_time)
                 .on_conflict_do_nothing()
             )
-            key: bytes = (
-                await connection.execute(select(token_keys.c.key).where(token_keys.c.number == 1))
-            ).scalar_one()
-            return key
+
+    async def add_token_key(self, key: bytes, create_time: Instant) -> None:
+        """Adds a key for page tokens, behind those that there are."""
+
+        async def work(connection: AsyncConnection) -> None:
+            newest = (await connection.execute(select(func.max(token_keys.c.number)))).scalar_one() or 0
+            await connection.execute(insert(token_keys).values(number=newest + 1, key=key, create_time=create_time))
+
+        await self._database.transact(work)
+
+    async def token_keys(self) -> list[TokenKey]:
+        """The newest keys for page tokens, newest first."""
+        async with self._database.read() as connection:
+            rows = await connection.execute(
+                select(token_keys.c.key, token_keys.c.create_time)
+                .order_by(token_keys.c.number.desc())
+                .limit(TOKEN_KEYS_MAX)
+            )
+            return [TokenKey(bytes(row.key), row.create_time) for row in rows]
 
 
 async def _retired_secrets(connection: AsyncConnection, key_id: str) -> list[RetiredSecret]:

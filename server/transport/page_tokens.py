@@ -8,11 +8,11 @@ argument of the call except the page's size, so that it can't be moved to anothe
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 from dataclasses import dataclass
 
 from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from daybook.internal.v1.page_token_pb2 import PageToken
 from google.protobuf.message import DecodeError, Message
 
@@ -20,6 +20,7 @@ from server.ledger.access import Caller
 from server.ledger.errors import PageTokenInvalid, PageTokenMismatch
 from server.ledger.names import RandomBytes
 from server.ledger.paging import ApiKeyKey, TransactionKey
+from server.transport.token_keys import TokenKeys
 
 KEY_BYTES = 32
 NONCE_BYTES = 12
@@ -54,8 +55,8 @@ class Listing:
 class PageTokens:
     """Seals and opens page tokens."""
 
-    def __init__(self, key: bytes, random_bytes: RandomBytes) -> None:
-        self._cipher = AESGCM(key)
+    def __init__(self, keys: TokenKeys, random_bytes: RandomBytes) -> None:
+        self._keys = keys
         self._random_bytes = random_bytes
 
     def seal_transaction(self, listing: Listing, last: TransactionKey) -> str:
@@ -131,18 +132,24 @@ class PageTokens:
 
     def _seal(self, body: PageToken) -> str:
         nonce = self._random_bytes(NONCE_BYTES)
-        return _encode(nonce + self._cipher.encrypt(nonce, body.SerializeToString(), None))
+        return _encode(nonce + self._keys.sealing.encrypt(nonce, body.SerializeToString(), None))
 
     def _open(self, listing: Listing, token: str) -> PageToken.V1:
         try:
-            sealed = _decode(token)
-            body = PageToken.FromString(self._cipher.decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], None))
+            body = PageToken.FromString(self._unseal(_decode(token)))
         except (ValueError, InvalidTag, DecodeError):
             raise PageTokenInvalid(listing.token_field) from None
         sealed_for = (body.v1.method, body.v1.tenant_number, body.v1.arguments_hash)
         if sealed_for != (listing.method, listing.tenant_number, listing.arguments_hash):
             raise PageTokenMismatch(listing.token_field)
         return body.v1
+
+    def _unseal(self, sealed: bytes) -> bytes:
+        """What was sealed. Raises InvalidTag, and ValueError for what is too short."""
+        for cipher in self._keys.opening:
+            with contextlib.suppress(InvalidTag):
+                return cipher.decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], None)
+        raise InvalidTag
 
 
 def _encode(sealed: bytes) -> str:

@@ -21,7 +21,7 @@ from server.app import Book, open_book
 from server.ledger.access import SUFFICIENT, hash_secret
 from server.ledger.errors import ServiceUnavailable
 from server.store import migrate as migrate_module
-from server.store.credentials import CredentialStore
+from server.store.credentials import CredentialStore, TokenKey
 from server.store.database import Database
 from server.store.migrate import migrate
 from server.store.tables import accounts, metadata, requests, transactions
@@ -183,15 +183,32 @@ async def test_concurrent_token_keys(open_database: Callable[[], Database]) -> N
     databases = [open_database() for _ in range(8)]
     await migrate(databases[0])
     candidates = [bytes([number]) * 32 for number in range(8)]
-    keys = await asyncio.gather(
+    await asyncio.gather(
         *(
-            CredentialStore(database).token_key(candidate, NOON)
+            CredentialStore(database).ensure_token_key(candidate, NOON)
             for database, candidate in zip(databases, candidates, strict=True)
         )
     )
-    assert len(set(keys)) == 1
-    assert keys[0] in candidates
-    assert await CredentialStore(databases[0]).token_key(b"x" * 32, NOON) == keys[0], "and it stays"
+    (first,) = await CredentialStore(databases[0]).token_keys()
+    assert first.key in candidates
+    await CredentialStore(databases[0]).ensure_token_key(b"x" * 32, NOON)
+    assert await CredentialStore(databases[7]).token_keys() == [first], "and it stays"
+
+
+async def test_concurrent_rotations_of_token_keys(open_database: Callable[[], Database]) -> None:
+    """Keys for page tokens that several processes add at once are all there, the newest first."""
+    databases = [open_database() for _ in range(4)]
+    await migrate(databases[0])
+    store = CredentialStore(databases[0])
+    await store.ensure_token_key(b"0" * 32, NOON)
+    await asyncio.gather(
+        *(CredentialStore(each).add_token_key(bytes([n]) * 32, NOON + 1) for n, each in enumerate(databases))
+    )
+    keys = await store.token_keys()
+    assert {each.key for each in keys[:-1]} == {bytes([n]) * 32 for n in range(4)}
+    assert keys[-1] == TokenKey(b"0" * 32, NOON)
+    await store.add_token_key(b"n" * 32, NOON + 2)
+    assert (await store.token_keys())[0] == TokenKey(b"n" * 32, NOON + 2)
 
 
 async def test_failed_migration_leaves_nothing(
@@ -387,10 +404,11 @@ async def test_reopened_book_goes_on(database_url: str) -> None:
     """A ledger that is closed and opened again has its tenants and its token key."""
     async with open_book(database_url) as book:
         tenant_number = await book.credentials.create_tenant(slug="s", uid="u", display_name="n", create_time=1)
-        key = await book.credentials.token_key(b"k" * 32, 1)
+        await book.credentials.ensure_token_key(b"k" * 32, 1)
     async with open_book(database_url) as book:
         assert await book.credentials.tenant_number("s") == tenant_number
-        assert await book.credentials.token_key(b"l" * 32, 1) == key
+        await book.credentials.ensure_token_key(b"l" * 32, 1)
+        assert await book.credentials.token_keys() == [TokenKey(b"k" * 32, 1)]
 
 
 async def test_unreachable_database() -> None:

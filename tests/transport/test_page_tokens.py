@@ -25,7 +25,9 @@ from server.app import SERVICES
 from server.ledger.access import Caller
 from server.ledger.errors import InvalidArgument, PageTokenInvalid, PageTokenMismatch
 from server.ledger.paging import TransactionKey
+from server.store.credentials import TokenKey
 from server.transport.page_tokens import KEY_BYTES, NONCE_BYTES, TOKEN_CHARACTERS_MAX, Listing, PageTokens
+from server.transport.token_keys import TokenKeys
 
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 INT64 = st.integers(INT64_MIN, INT64_MAX) | st.sampled_from((INT64_MIN, -1, 0, 1, INT64_MAX))
@@ -80,7 +82,7 @@ ARGUMENTS = [
 
 def page_tokens(sealing_key: bytes = SEALING_KEY, seed: int = 1) -> PageTokens:
     """Seals with a key, and with randomness that is the same in every run."""
-    return PageTokens(sealing_key, Random(seed).randbytes)
+    return PageTokens(TokenKeys([TokenKey(sealing_key, 0)], lambda: 0), Random(seed).randbytes)
 
 
 def listing_of(method: str, request: Message, token_field: str, size_field: str, caller: Caller = CALLER) -> Listing:
