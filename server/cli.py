@@ -30,7 +30,7 @@ from server.ledger.instants import parse as parse_instant
 from server.ledger.instants import write as write_instant
 from server.ledger.paging import ApiKeyKey
 from server.transport.page_tokens import KEY_BYTES
-from server.transport.validation import DISPLAY_NAME_CHARACTERS_MAX, GRACE_PERIOD_DAYS_MAX
+from server.transport.validation import DISPLAY_NAME_CHARACTERS_MAX, GRACE_PERIOD_DAYS_MAX, TIME_TO_LIVE_DAYS_MAX
 from server.usecases.api_keys import ApiKeyDraft
 from server.usecases.verification import Progress
 
@@ -249,7 +249,10 @@ def _read_expiry(ttl: str | None, expire_time: str | None) -> tuple[Instant | No
     if ttl is not None and expire_time is not None:
         raise typer.BadParameter("give --ttl or --expire-time, not both")
     if ttl is not None:
-        return None, _read_span(ttl)
+        time_to_live = _read_span(ttl)
+        if not SECOND <= time_to_live <= TIME_TO_LIVE_DAYS_MAX * 24 * HOUR:
+            raise typer.BadParameter(f"--ttl must be between 1s and {TIME_TO_LIVE_DAYS_MAX}d")
+        return None, time_to_live
     try:
         return (None if expire_time is None else parse_instant(expire_time)), None
     except ValueError:
@@ -292,7 +295,7 @@ def create_key(
         raise typer.BadParameter(f"--display-name must have at most {DISPLAY_NAME_CHARACTERS_MAX} characters")
     expire_instant, time_to_live = _read_expiry(ttl, expire_time)
     settings = _settings(database_url=database_url)
-    scopes = tuple(dict.fromkeys(scope or DEFAULT_SCOPES))
+    scopes = tuple(known for known in SUFFICIENT if known in (scope or DEFAULT_SCOPES))
     draft = ApiKeyDraft(scopes, account or None, display_name, expire_instant, time_to_live)
 
     async def work() -> None:

@@ -21,7 +21,7 @@ from server.ledger.errors import (
 )
 from server.ledger.instants import Instant, from_timestamp
 from server.ledger.money import Millionths
-from server.ledger.paging import Page, TransactionFilter
+from server.ledger.paging import PAGE_BYTES_MAX, Page, TransactionFilter
 from server.ledger.posting import Kind
 from server.store.unit import RefundTotal
 from server.transport.auth import Scheme, authentication
@@ -30,7 +30,7 @@ from server.transport.errors import RestError, http_status_of, plain_message
 from server.transport.page_tokens import Listing, PageTokens
 from server.transport.rest import is_uuid, read_integer
 from server.usecases.accounts import Accounts, Holding
-from server.usecases.transactions import PAGE_BYTES_MAX, Transactions
+from server.usecases.transactions import Transactions
 
 SERVICE = "daybook.facades.spacebring.v1.Transactions"
 NETWORK_HEADER = "spacebring-network-id"

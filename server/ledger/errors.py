@@ -277,7 +277,7 @@ class TooBusy(ResourceExhausted):
     retry_seconds = 1.0
 
     def __init__(self) -> None:
-        super().__init__("too many calls are waiting; try again in a second")
+        super().__init__("too much is under way; try again in a second")
 
 
 class RateLimited(ResourceExhausted):

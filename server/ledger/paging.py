@@ -17,6 +17,9 @@ from daybook.v1.transaction_pb2 import Transaction
 from server.ledger.instants import Instant
 from server.ledger.posting import Kind
 
+PAGE_BYTES_MAX = 2 * 1024 * 1024
+"""What the rows of a page take at most: an answer must fit into a message."""
+
 Row = TypeVar("Row")
 Key = TypeVar("Key")
 

@@ -57,15 +57,21 @@ class Admin(ApiKeyMethods, AdminServicer):
             async for request in request_iterator:
                 history = await _parse_items(request.items[:ITEMS_MAX])
                 if under_way is not None:
-                    total = _add(total, await under_way)
-                if len(request.items) > ITEMS_MAX:
-                    raise FieldInvalid("items", f"must be at most {ITEMS_MAX} in one message")
+                    posting, under_way = under_way, None
+                    total = _add(total, await posting)
+                _check_length(request)
                 under_way = asyncio.create_task(self._transactions.import_history(caller, history))
+        except DaybookError:
+            # A message that can't be read comes after the one that is under way.
             if under_way is not None:
-                total = _add(total, await under_way)
-        finally:
+                _add(total, await under_way)
+            raise
+        except BaseException:
             if under_way is not None:
                 under_way.cancel()
+            raise
+        if under_way is not None:
+            total = _add(total, await under_way)
         return ImportTransactionsResponse(imported_count=total.imported, skipped_count=total.skipped)
 
     async def VerifyLedger(self, request: VerifyLedgerRequest, context: Context) -> AsyncIterator[VerifyLedgerResponse]:
@@ -73,6 +79,11 @@ class Admin(ApiKeyMethods, AdminServicer):
         account_id = parse_account_name("account", request.account) if request.account else None
         async for event in self._verification.verify(current_caller(), account_id):
             yield _render(event)
+
+
+def _check_length(request: ImportTransactionsRequest) -> None:
+    if len(request.items) > ITEMS_MAX:
+        raise FieldInvalid("items", f"must be at most {ITEMS_MAX} in one message")
 
 
 async def _parse_items(items: Sequence[ImportTransactionsRequest.Item]) -> list[PastTransaction | DaybookError]:

@@ -138,7 +138,7 @@ class CredentialStore:
         return await self._database.transact(work)
 
     async def record_uses(self, uses: Mapping[str, Instant]) -> None:
-        """Keeps when keys were last used, by their ids: one statement for each 500 keys. A later time stays."""
+        """Keeps when keys were last used, by their ids: one statement for many. A later time stays."""
 
         async def work(connection: AsyncConnection) -> None:
             for some in in_parts(sorted(uses)):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NoReturn, TypeAlias
 
 import grpc
@@ -57,7 +57,6 @@ class RestError:
     """The HTTP status."""
     body: Mapping[str, object]
     """Printed as JSON."""
-    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 RenderError: TypeAlias = Callable[[DaybookError], RestError]
@@ -130,7 +129,6 @@ async def refuse(
     if render is not None:
         rest = render(error)
         metadata += [("x-error-status", str(rest.status)), ("x-error-body", json.dumps(rest.body))]
-        metadata += rest.headers.items()
     if isinstance(error, ResourceExhausted):
         # What RetryInfo says, for REST: whole seconds, and 0 would mean at once.
         metadata.append(("retry-after", str(max(1, math.ceil(error.retry_seconds)))))

@@ -187,6 +187,8 @@ def read_transaction(transaction: Transaction) -> tuple[Draft, Transaction]:
 
 def read_details(path: str, details: Transaction) -> Transaction:
     """The fields of a transaction that posting takes over as they are, held to their bounds."""
+    # What nobody knows has no bounds.
+    details.DiscardUnknownFields()
     _check_labels(path, details.labels)
     check_content(path, details)
     cost = details.usage.cost_usd
@@ -246,12 +248,12 @@ def read_profile(account: Account) -> bytes:
     for name in ("user", "company"):
         if account.HasField(name):
             getattr(profile, name).CopyFrom(getattr(account, name))
+    profile.DiscardUnknownFields()
     return profile.SerializeToString(deterministic=True)
 
 
 def _keep_only(message: Message, names: Collection[str]) -> None:
     """Takes every other field away, so that output-only fields are ignored, as AIP-203 has it."""
-    message.DiscardUnknownFields()
     for field, _ in message.ListFields():
         if field.name not in names:
             message.ClearField(field.name)

@@ -10,7 +10,7 @@ from server.ledger.errors import AccountNotFound, EtagMismatch
 from server.ledger.instants import SECOND, Clock, Instant
 from server.ledger.lots import Lot
 from server.ledger.names import account_name
-from server.ledger.paging import Page
+from server.ledger.paging import PAGE_BYTES_MAX, Page
 from server.ledger.posting import AccountState
 from server.store.accounts import AccountRecord, AccountStore
 from server.store.requests import Request
@@ -54,7 +54,9 @@ class Accounts:
         """A page of the tenant's accounts, by ascending id, behind the id `after`."""
         caller.require_tenant()
         rows = await self._store.page(caller.tenant_number, after, limit + 1)
-        return Page.of(rows, limit, key=lambda row: row.id)
+        page = Page.of(rows, limit, key=lambda row: row.id)
+        # What else there is of an account is less than another megabyte and a half.
+        return page.within(PAGE_BYTES_MAX, size=lambda row: len(row.profile), key=lambda row: row.id)
 
     async def update(
         self,

@@ -15,7 +15,7 @@ from server.ledger.errors import AccountNotFound, DaybookError, FieldInvalid, Tr
 from server.ledger.instants import Instant
 from server.ledger.money import Millionths
 from server.ledger.names import account_name, is_account_id, transaction_name
-from server.ledger.paging import Order, OrderField, Page, TransactionFilter, TransactionKey
+from server.ledger.paging import PAGE_BYTES_MAX, Order, OrderField, Page, TransactionFilter, TransactionKey
 from server.ledger.posting import Draft
 from server.store.accounts import AccountStore
 from server.store.poster import Poster
@@ -34,8 +34,6 @@ from server.usecases.commands import (
 )
 
 NEWEST_FIRST = Order()
-PAGE_BYTES_MAX = 2 * 1024 * 1024
-"""What the transactions of a page take at most: an answer must fit into a message."""
 
 
 class NewTransaction(NamedTuple):

@@ -20,7 +20,7 @@ import pytest
 from daybook.v1.ledger_service_pb2 import GetAccountRequest
 
 from tests.facades.conditions import gateway_before
-from tests.facades.conftest import OriginIn
+from tests.facades.conftest import OriginIn, credential, ledger_stub
 from tests.facades.exchanges import Answer, Json, problems_of_any_answer, read_json, send
 from tests.facades.processes import SECONDS_MAX, Daybook
 from tests.facades.test_bad_input import APIS, Api, ask, require_sound
@@ -375,6 +375,41 @@ def test_http_1_0_is_answered(gateway: Daybook, name: str) -> None:
     assert without_token(read_json(body.decode())) == without_token(target.send(gateway).json())
 
 
+@pytest.mark.parametrize("offer", ["TLS/1.2", "websocket", "h2c"])
+@pytest.mark.parametrize("name", LISTS)
+def test_offer_to_switch_the_protocol_is_not_taken_up(gateway: Daybook, name: str, offer: str) -> None:
+    """A client that offers another protocol with its request, as some do with each, gets what it asked for."""
+    target = LISTS[name]
+    answer = target.send(gateway, upgrade=offer, connection="upgrade, close")
+    assert answer.status == 200
+    assert without_token(answer.json()) == without_token(target.send(gateway).json())
+
+
+def test_connect_is_refused(gateway: Daybook) -> None:
+    """Who takes the gateway for a proxy is told at once that it is none."""
+    answer = send(gateway.origin, "db.example.com:443", method="CONNECT")
+    assert answer.status == 404
+    assert reason_of(answer.json())[0] == "METHOD_NOT_FOUND"
+
+
+def test_unknown_transfer_encoding(gateway: Daybook) -> None:
+    """A coding that HTTP doesn't have is the caller's mistake, and no failure of ours."""
+    answer = send(gateway.origin, ACCOUNT, headers={**NATIVE, "transfer-encoding": "knots"})
+    body = answer.json()
+    assert isinstance(body, dict)
+    assert (answer.status, body["code"]) == (501, 12)
+    assert reason_of(body)[0] == "FIELD_INVALID"
+
+
+def test_value_that_reads_like_a_message(gateway: Daybook) -> None:
+    """A value is told back whole, and what comes behind it is still not told."""
+    answer = send(gateway.origin, "/v1/accounts?pageSize=x%20for%20type%20y", headers=NATIVE)
+    assert answer.status == 400
+    assert b"x for type y" in answer.body
+    assert b"INT32" not in answer.body
+    assert reason_of(answer.json())[2] in (["page_size"], ["pageSize"])
+
+
 def test_body_is_waited_for(gateway: Daybook) -> None:
     """A client that asks before it sends a body is told to go on."""
     body = json.dumps({"kind": "NOTHING"}).encode()
@@ -463,6 +498,18 @@ def test_trouble_is_a_status_too(origin_in: OriginIn, condition: str, status: in
     assert (answer.status, details[0]["reason"], details[0]["domain"]) == (status, reason, "daybook")
     assert answer.header("access-control-allow-origin") == "https://app.example.com"
     assert b"127.0.0.1" not in answer.body
+
+
+def test_grpc_is_told_nothing_of_the_network(origin_in: OriginIn) -> None:
+    """A native caller learns that the server is away, and not how it was looked for."""
+    with (
+        grpc.insecure_channel(origin_in("away").removeprefix("http://")) as channel,
+        pytest.raises(grpc.RpcError) as caught,
+    ):
+        ledger_stub(channel).GetAccount(GetAccountRequest(name="accounts/example"), metadata=credential(KEY))
+    error = caught.value
+    assert isinstance(error, grpc.Call)
+    assert (error.code(), error.details()) == (grpc.StatusCode.UNAVAILABLE, "The service is unavailable")
 
 
 @pytest.mark.parametrize(

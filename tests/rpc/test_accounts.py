@@ -551,3 +551,24 @@ async def test_negative_page_size_of_accounts(client: Client) -> None:
     refusal = await refusal_of(client.ledger.ListAccounts(ListAccountsRequest(page_size=-1), metadata=client.metadata))
     assert refusal.code is grpc.StatusCode.INVALID_ARGUMENT
     assert refusal.fields == ("page_size",)
+
+
+@only_sqlite
+async def test_long_accounts_make_short_pages(client: Client) -> None:
+    """A page whose accounts would not fit into a message ends sooner, and the next one goes on from there."""
+    company = Company(notes="ж" * 4096, metadata=Struct())
+    company.metadata.update({"note": "x" * 8000})
+    ids = [f"long-{number:03}" for number in range(280)]
+    for account_id in ids:
+        await client.create_account(account_id, company=company)
+    request = ListAccountsRequest(page_size=1000)
+    pages = 0
+    listed: list[str] = []
+    while not pages or request.page_token:
+        page = await client.ledger.ListAccounts(request, metadata=client.metadata)
+        assert 0 < page.ByteSize() < 4_000_000
+        listed += [each.name for each in page.accounts]
+        pages += 1
+        request.page_token = page.next_page_token
+    assert pages == 3
+    assert listed == [f"accounts/{each}" for each in ids]

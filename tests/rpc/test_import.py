@@ -219,6 +219,30 @@ async def test_too_many_items(admin: Client) -> None:
     assert await bring_in(admin, []) == ImportTransactionsResponse()
 
 
+@pytest.mark.parametrize(
+    ("items", "verdict", "index", "count"),
+    [
+        ([item(2), item(1)], ("INVALID_ARGUMENT", "FIELD_INVALID"), None, 2),
+        ([item(2), item(1, CHARGE, "-5")], ("FAILED_PRECONDITION", "INSUFFICIENT_CREDITS"), "1", 1),
+        ([item(2, account_id="nobody")], ("NOT_FOUND", "ACCOUNT_NOT_FOUND"), "0", 0),
+    ],
+    ids=["all good", "refused", "of nobody"],
+)
+@only_sqlite
+async def test_message_that_is_none(
+    server: Server, admin: Client, items: list[Item], verdict: tuple[str, str], index: str | None, count: int
+) -> None:
+    """A message that can't be read ends the import after the one before it, whose own refusal comes first."""
+    await admin.create_account("acme")
+    call: grpc.aio.StreamUnaryMultiCallable[bytes, ImportTransactionsResponse] = server.channel.stream_unary(
+        "/daybook.v1.Admin/ImportTransactions", response_deserializer=ImportTransactionsResponse.FromString
+    )
+    messages = [ImportTransactionsRequest(items=items).SerializeToString(), b"\xff\xff"]
+    refusal = await refusal_of(call(iter(messages), metadata=admin.metadata))
+    assert (refusal.verdict, refusal.metadata.get("index")) == (verdict, index)
+    assert len(await admin.history()) == count
+
+
 async def test_import_goes_on_where_it_broke_off(admin: Client) -> None:
     """An import that broke off in the middle is repeated whole: what was there is skipped, the rest is posted."""
     for account_id in ("acme", "other"):

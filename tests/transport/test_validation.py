@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from daybook.v1.account_pb2 import Account, Company, User
@@ -31,6 +31,7 @@ from server.transport.validation import (
     METADATA_BYTES_MAX,
     check_content,
     read_amount,
+    read_details,
     read_page_size,
     read_profile,
     read_request,
@@ -485,6 +486,9 @@ def test_usage_is_told_by_the_subject(subject: dict[str, Any], is_usage: bool) -
     assert read_transaction(charge(**subject))[0].is_usage is is_usage
 
 
+_Message = TypeVar("_Message", bound=Message)
+
+
 def copy_of(transaction: Transaction) -> Transaction:
     """The same once more: what is read becomes the details."""
     copy = Transaction()
@@ -580,6 +584,23 @@ def test_a_profile_is_the_user_or_the_company() -> None:
     account = Account(name="accounts/a", kind=Account.COMPANY, display_name="x", credit_limit="5", company=company)
     assert Account.FromString(read_profile(account)) == Account(company=company)
     assert read_profile(Account(kind=Account.SPACE, display_name="x")) == b""
+
+
+def with_unknown(message: _Message) -> _Message:
+    """The message with a field that its type doesn't have."""
+    # Field 999, a length, and so many bytes.
+    return type(message).FromString(message.SerializeToString() + b"\xba\x3e\x03abc")
+
+
+def test_what_nobody_knows_is_not_kept() -> None:
+    """Fields that a message doesn't have, of which nobody knows the bounds, are dropped at every depth."""
+    user = User(id="ada")
+    assert with_unknown(user).ByteSize() > user.ByteSize()
+    details = read_details("", Transaction(creator=with_unknown(user)))
+    assert details.SerializeToString() == Transaction(creator=user).SerializeToString()
+    assert read_profile(with_unknown(Account(user=with_unknown(user)))) == Account(user=user).SerializeToString()
+    _, details = read_transaction(with_unknown(charge(owner=with_unknown(user))))
+    assert details.SerializeToString() == Transaction(owner=user).SerializeToString()
 
 
 @pytest.mark.parametrize(
