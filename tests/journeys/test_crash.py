@@ -179,8 +179,11 @@ async def test_killed_over_and_over(tmp_path: Path) -> None:
         random = Random(crash)
         async with daybook(database_url, key) as (process, client):
             calls = [asyncio.create_task(keep_calling(client, story, Random(f"{crash}-{n}"))) for n in range(CALLERS)]
-            # The moment of the crash is what is tried here.
-            await asyncio.sleep(random.uniform(0.01, 0.35))
+            # The moment of the crash is what is tried here: some calls later, however fast the machine is.
+            wanted = len(story.acknowledged) + random.randint(11, 60)
+            async with asyncio.timeout(START_SECONDS_MAX):
+                while len(story.acknowledged) < wanted:
+                    await asyncio.sleep(random.uniform(0.0001, 0.01))
             process.kill()
             await process.wait()
             await asyncio.wait_for(asyncio.gather(*calls), timeout=30)
