@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from functools import lru_cache
 
 from daybook.internal.v1.allocations_pb2 import Allocations
 from daybook.v1 import transaction_pb2
@@ -91,6 +92,7 @@ def chain(previous_hash: bytes, body: bytes, allocations: bytes) -> bytes:
 
 # The tag of field 1, length-delimited: where list answers hold their transactions.
 _FIELD_1_TAG = b"\x0a"
+LENGTHS_CACHED_MAX = 4096
 
 
 def join_messages(bodies: Iterable[bytes]) -> bytes:
@@ -100,15 +102,16 @@ def join_messages(bodies: Iterable[bytes]) -> bytes:
     """
     parts: list[bytes] = []
     for body in bodies:
-        parts += (_FIELD_1_TAG, _varint(len(body)), body)
+        parts += (_head(len(body)), body)
     return b"".join(parts)
 
 
-def _varint(number: int) -> bytes:
-    """A length as the wire format has it: seven bits a byte, the lowest first."""
-    encoded = bytearray()
-    while number > 0x7F:
-        encoded.append(number & 0x7F | 0x80)
-        number >>= 7
-    encoded.append(number)
+@lru_cache(LENGTHS_CACHED_MAX)
+def _head(length: int) -> bytes:
+    """What stands before a message of so many bytes: the tag, and the length, seven bits a byte, the lowest first."""
+    encoded = bytearray(_FIELD_1_TAG)
+    while length > 0x7F:
+        encoded.append(length & 0x7F | 0x80)
+        length >>= 7
+    encoded.append(length)
     return bytes(encoded)

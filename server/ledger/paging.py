@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from itertools import accumulate
 from typing import Generic, TypeVar
 
 from daybook.v1.transaction_pb2 import Transaction
@@ -93,9 +94,8 @@ class Page(Generic[Row, Key]):
 
     def within(self, bytes_max: int, size: Callable[[Row], int], key: Callable[[Row], Key]) -> Page[Row, Key]:
         """The page, cut short where its rows take more bytes; it keeps at least one row."""
-        total = 0
-        for count, row in enumerate(self.rows):
-            total += size(row)
-            if total > bytes_max and count:
-                return Page(self.rows[:count], key(self.rows[count - 1]))
-        return self
+        sizes = [size(row) for row in self.rows]
+        if sum(sizes) <= bytes_max or len(sizes) == 1:
+            return self
+        count = max(1, sum(total <= bytes_max for total in accumulate(sizes)))
+        return Page(self.rows[:count], key(self.rows[count - 1]))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
+from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import structlog
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Dialect, Engine, Select, create_engine, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.engine.interfaces import IsolationLevel
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
@@ -45,6 +47,28 @@ class Conflict(Exception):
     """Another writer was in the way; the same work may succeed if it is done again."""
 
 
+class Query(NamedTuple):
+    """A statement as the driver takes it."""
+
+    text: str
+    names: tuple[str, ...]
+    """Those of its parameters, in their order."""
+    constants: Mapping[str, object]
+    """The values of those that SQLAlchemy added by itself."""
+
+    @classmethod
+    def of(cls, statement: Select[Any], dialect: Dialect) -> Query:
+        """Compiles a statement."""
+        compiled = statement.compile(dialect=dialect, compile_kwargs={"render_postcompile": True})
+        constants = {name: value for name, value in compiled.params.items() if value is not None}
+        return cls(str(compiled), tuple(compiled.positiontup or ()), constants)
+
+    def values(self, parameters: Mapping[str, object]) -> tuple[object, ...]:
+        """The parameters in their order."""
+        known = {**self.constants, **parameters}
+        return tuple(map(known.__getitem__, self.names))
+
+
 class Database:
     """Runs work on the database: `look` for a bounded read, `transact` for what writes.
 
@@ -72,6 +96,30 @@ class Database:
                 self.url, pool_size=readers, max_overflow=0, pool_timeout=POOL_WAIT_SECONDS_MAX
             )
             self._looker = self.writer = self._streamer.sync_engine
+
+    @cached_property
+    def _sqlite(self) -> sqlite3.Connection:
+        """The driver's connection on which lists are read; to take it from the pool would cost as much as a list."""
+        return cast("sqlite3.Connection", self._looker.raw_connection().driver_connection)
+
+    @property
+    def dialect(self) -> Dialect:
+        """The kind of database, for statements that are compiled once."""
+        return self.writer.dialect
+
+    async def fetch(self, query: Query, parameters: Mapping[str, object]) -> Sequence[Sequence[Any]]:
+        """The rows of a query that reads a bounded number of them.
+
+        The fast path of lists: straight on the driver's connection, because SQLAlchemy
+        costs several times what the database does.
+        """
+        values = query.values(parameters)
+        with _only_known_errors():
+            if self._thread is not None:
+                return self._sqlite.execute(query.text, values).fetchall()
+            async with self._streamer.connect() as shared:
+                asyncpg: Any = (await shared.get_raw_connection()).driver_connection
+                return cast("Sequence[Any]", await asyncpg.fetch(query.text, *values))
 
     async def look(self, work: Callable[[Connection], Result], *, consistent: bool = False) -> Result:
         """Does work that reads a bounded number of rows.
@@ -159,7 +207,8 @@ def _only_known_errors() -> Iterator[None]:
             raise
         log.warning("database unavailable", error=str(error.orig))
         raise ServiceUnavailable from error
-    except (PoolTimeout, OSError) as error:
+    # The drivers' own come from the fast path.
+    except (PoolTimeout, OSError, sqlite3.OperationalError) as error:
         log.warning("database unavailable", error=str(error))
         raise ServiceUnavailable from error
 

@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from daybook.v1.transaction_pb2 import Transaction
-from sqlalchemy import ColumnElement, Connection, Integer, Select, bindparam, select, tuple_, union_all
+from sqlalchemy import ColumnElement, Connection, Dialect, Integer, Select, bindparam, select, tuple_, union_all
 
 from server.ledger.instants import month_bounds
 from server.ledger.paging import Order, OrderField, TransactionFilter, TransactionKey
 from server.ledger.posting import AccountState
 from server.ledger.usage import UsageWindow
-from server.store.database import Database
+from server.store.database import Database, Query
 from server.store.states import load
 from server.store.tables import LABELS, account_states, refunds, transactions, usage_windows
 from server.store.unit import RefundTotal
@@ -61,6 +61,19 @@ class _Shape:
     labels: tuple[str, ...]
     after: bool
 
+    @property
+    def by_sequence(self) -> bool:
+        """Whether the list is one walk along the account's rows as they lie on disk.
+
+        Times never decrease within an account, so the order of sequence is that of time. A
+        range of times needs the index by time to begin with.
+        """
+        return (
+            self.of_account
+            and self.order.field is OrderField.CREATE_TIME
+            and not (self.pairs or self.create_time_from or self.create_time_before)
+        )
+
 
 class TransactionStore:
     """Reads transactions and hour windows."""
@@ -78,10 +91,9 @@ class TransactionStore:
         limit: int,
     ) -> list[TransactionRow]:
         """At most `limit` transactions of an account, or of the tenant if it is None."""
-        statement, parameters = list_statement(tenant_number, account_number, wanted, order, after, limit)
-        return await self._database.look(
-            lambda connection: [TransactionRow(*row) for row in connection.execute(statement, parameters)]
-        )
+        shape, parameters = _shape(tenant_number, account_number, wanted, order, after, limit)
+        query = _query(shape, self._database.dialect)
+        return list(map(TransactionRow._make, await self._database.fetch(query, parameters)))
 
     async def get(self, account_number: int, uid: UUID) -> tuple[bytes, bytes] | None:
         """A transaction's body and allocations, or None if the account has none of this uid."""
@@ -156,6 +168,18 @@ def list_statement(
     limit: int,
 ) -> tuple[Select[Any], dict[str, object]]:
     """The statement of a list and its parameters."""
+    shape, parameters = _shape(tenant_number, account_number, wanted, order, after, limit)
+    return _statement(shape), parameters
+
+
+def _shape(
+    tenant_number: int,
+    account_number: int | None,
+    wanted: TransactionFilter,
+    order: Order,
+    after: TransactionKey | None,
+    limit: int,
+) -> tuple[_Shape, dict[str, object]]:
     pairs = wanted.kind_categories or tuple(
         product(wanted.kinds or ALL_KINDS, wanted.categories) if wanted.categories else ()
     )
@@ -209,7 +233,12 @@ def list_statement(
         parameters["after_sequence"] = after.sequence
         if account_number is None:
             parameters["after_account_number"] = after.account_number
-    return _statement(shape), parameters
+    return shape, parameters
+
+
+@lru_cache(STATEMENTS_CACHED_MAX)
+def _query(shape: _Shape, dialect: Dialect) -> Query:
+    return Query.of(_statement(shape), dialect)
 
 
 @lru_cache(STATEMENTS_CACHED_MAX)
@@ -278,10 +307,13 @@ def _conditions(shape: _Shape, position: ColumnElement[int]) -> list[ColumnEleme
     if shape.after:
         here: list[ColumnElement[Any]]
         last: list[ColumnElement[Any]]
-        here, last = [position, columns.sequence], [bindparam("after_position"), bindparam("after_sequence")]
+        here, last = [columns.sequence], [bindparam("after_sequence")]
         if not shape.of_account:
-            here.insert(1, columns.account_number)
-            last.insert(1, bindparam("after_account_number"))
+            here.insert(0, columns.account_number)
+            last.insert(0, bindparam("after_account_number"))
+        if not shape.by_sequence:
+            here.insert(0, position)
+            last.insert(0, bindparam("after_position"))
         row, boundary = tuple_(*here), tuple_(*last)
         conditions.append(row < boundary if shape.order.descending else row > boundary)
     return conditions
@@ -294,5 +326,7 @@ def _ordered(
     account_number: ColumnElement[int],
     sequence: ColumnElement[int],
 ) -> Select[Any]:
-    by = [position, sequence] if shape.of_account else [position, account_number, sequence]
+    by = [sequence] if shape.of_account else [account_number, sequence]
+    if not shape.by_sequence:
+        by.insert(0, position)
     return statement.order_by(*(column.desc() if shape.order.descending else column.asc() for column in by))

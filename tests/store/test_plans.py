@@ -84,8 +84,8 @@ Shape = tuple[int | None, TransactionFilter, Order]
 
 WALKS: list[tuple[str, Shape, str, str]] = [
     # A name, the list, the index, and what of the index bounds the walk.
-    ("account", (ACCOUNT, TransactionFilter(), TIME_DESC), "transactions_by_time", "account_number=?"),
-    ("account, oldest first", (ACCOUNT, TransactionFilter(), TIME_ASC), "transactions_by_time", "account_number=?"),
+    ("account", (ACCOUNT, TransactionFilter(), TIME_DESC), "PRIMARY KEY", "account_number=?"),
+    ("account, oldest first", (ACCOUNT, TransactionFilter(), TIME_ASC), "PRIMARY KEY", "account_number=?"),
     (
         "account, range",
         (ACCOUNT, TransactionFilter(create_time_from=1, create_time_before=2), TIME_DESC),
@@ -113,19 +113,19 @@ WALKS: list[tuple[str, Shape, str, str]] = [
     (
         "account, one kind",
         (ACCOUNT, TransactionFilter(kinds=(CHARGE,)), TIME_DESC),
-        "transactions_by_time",
+        "PRIMARY KEY",
         "account_number=?",
     ),
     (
         "account, state",
         (ACCOUNT, TransactionFilter(states=(Transaction.SUCCEEDED,)), TIME_DESC),
-        "transactions_by_time",
+        "PRIMARY KEY",
         "account_number=?",
     ),
     (
         "account, location",
         (ACCOUNT, TransactionFilter(location="l"), TIME_DESC),
-        "transactions_by_time",
+        "PRIMARY KEY",
         "account_number=?",
     ),
     ("tenant", (TENANT, TransactionFilter(), TIME_DESC), "transactions_of_tenant", "tenant_number=?"),
@@ -216,7 +216,8 @@ async def test_walk(
     plan = await plan_of(database, *shape, after)
     # Values of an IN are looked up in a list of constants, which is no table.
     walks = [step for step in plan if step.parent == 0 and "SUBQUERY" not in step.detail]
-    assert [step.detail.partition(" (")[0] for step in walks] == [f"SEARCH transactions USING INDEX {index}"], plan
+    access = index if index == "PRIMARY KEY" else f"INDEX {index}"
+    assert [step.detail.partition(" (")[0] for step in walks] == [f"SEARCH transactions USING {access}"], plan
     others = [step.detail for step in plan if step not in walks]
     assert all(detail.startswith("LIST SUBQUERY") or "CONSTANT ROW" in detail for detail in others), plan
     if after is None:
@@ -253,6 +254,8 @@ async def test_merge(
 def goes_on_from_the_key(step: Step, shape: Shape) -> bool:
     """Whether a search begins where the page before ended, rather than at the beginning of the list."""
     of_account, order = shape[0] is not None, shape[2]
+    if "PRIMARY KEY" in step.detail:
+        return f"sequence{'<' if order.descending else '>'}?" in step.bounds
     columns = f"{order.field.value},{'' if of_account else 'account_number,'}sequence"
     marks = "?,?" if of_account else "?,?,?"
     return f"({columns}){'<' if order.descending else '>'}({marks})" in step.bounds
