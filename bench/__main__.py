@@ -6,7 +6,9 @@ import argparse
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from bench.figures import FIGURES
@@ -35,10 +37,18 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _share_processors() -> None:
-    """All processes that are started from here on get the same few."""
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:PROCESSORS])
+@contextmanager
+def _few_processors() -> Iterator[None]:
+    """All processes that are started in the block get the same few."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    all_of_them = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(all_of_them)[:PROCESSORS])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, all_of_them)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,9 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LoadFailed as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    _share_processors()
     options.out.mkdir(parents=True, exist_ok=True)
     with (
+        _few_processors(),
         # Beside the results: it may be large, and folders for temporary files may be in memory.
         tempfile.TemporaryDirectory(prefix="databases-", dir=options.out) as folder,
         Stage(Path(folder), is_quick=options.quick, rows_large=rows) as stage,
@@ -63,10 +73,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stage.say(f"figure {number}: {FIGURES[number].title}")
             try:
                 findings += FIGURES[number].measure(stage)
-            except LoadFailed as error:
-                # The others are still worth their time.
+            except Exception as error:
+                # Whatever it was: the others are still worth their time.
                 failures.append(f"figure {number} could not be taken: {error}")
-                stage.say(failures[-1])
+                stage.say(traceback.format_exc())
     write(findings, {"only": options.only, "quick": options.quick, "rows": rows}, options.out)
     for failure in failures:
         sys.stderr.write(f"{failure}\n")

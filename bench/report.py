@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import psutil
@@ -100,7 +101,7 @@ def as_table(findings: Sequence[Finding]) -> Table:
     """A row for each finding."""
     table = Table("figure", "what", "measured", "bar", "verdict", "spread", "rounds", "sides (medians)")
     for each in findings:
-        sides = ", ".join(f"{name} {_middle(values):,.6g}" for name, values in each.sides.items())
+        sides = ", ".join(f"{name} {median(values):,.6g}" for name, values in each.sides.items())
         rounds = max((len(values) for values in each.sides.values()), default=1)
         colour = {"held": "green", "short": "red", "reported": "blue"}[each.verdict]
         table.add_row(
@@ -114,10 +115,6 @@ def as_table(findings: Sequence[Finding]) -> Table:
             "; ".join(part for part in (sides, each.note) if part),
         )
     return table
-
-
-def _middle(values: Sequence[float]) -> float:
-    return sorted(values)[len(values) // 2]
 
 
 def as_json(findings: Sequence[Finding], options: Mapping[str, Any]) -> str:
@@ -149,6 +146,9 @@ def plot(findings: Sequence[Finding], file: Path) -> None:
     axes.axvline(1, color="black")
     axes.set_xscale("log")
     axes.set_yticks(range(len(barred)), [f"{each.figure}: {each.what}" for each in barred])
+    # Plain numbers, not powers of ten.
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
     axes.set_xlabel("times as good as the bar asks")
     axes.margins(x=0.3)
     figure.savefig(file, dpi=120)

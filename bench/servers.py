@@ -35,10 +35,10 @@ DAYBOOK_SETTINGS = {
     "DAYBOOK_LOG_LEVEL": "warning",
 }
 POSTGRESQL_SETTINGS = {
-    "shared_buffers": "1GB",
-    "effective_cache_size": "4GB",
+    "shared_buffers": "256MB",
+    "effective_cache_size": "1GB",
     "work_mem": "16MB",
-    "maintenance_work_mem": "256MB",
+    "maintenance_work_mem": "64MB",
     "wal_buffers": "16MB",
     "max_wal_size": "4GB",
     "checkpoint_completion_target": "0.9",
@@ -149,7 +149,7 @@ def _running(command: list[str], settings: Mapping[str, str]) -> Iterator[subpro
         try:
             yield process
         except LoadFailed as error:
-            raise LoadFailed(f"{error}\n{_text(log)}") from None
+            raise LoadFailed(f"{error}\n{_text(log)}".rstrip()) from None
         finally:
             _stop(process)
 

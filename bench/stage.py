@@ -78,7 +78,7 @@ class Stage:
 
     def say(self, text: str) -> None:
         """Tells whoever waits how far it is."""
-        self.console.log(text)
+        self.console.log(text, markup=False, highlight=False)
 
     def compare(self, above: Callable[[], float], below: Callable[[], float]) -> Compared:
         """Both sides in turns, after a turn each that doesn't count."""

@@ -6,6 +6,7 @@ The outputs are as h2load 1.52 and wrk 4.1 printed them.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 from bench import load, report
 from bench.__main__ import main
 from bench.calls import PAGE_SIZE, list_call, read_page
-from bench.figures import FIGURES
+from bench.figures import FIGURES, Figure
 from bench.figures.reading import count_rows, facade_calls
 from bench.figures.writing import BATCH, batch_call, create_call
 from bench.ledger import ORGANIZATION, WRITERS, Ledger, build
@@ -110,6 +111,39 @@ def test_missing_generators_are_named(monkeypatch: pytest.MonkeyPatch, capsys: p
     monkeypatch.setenv("PATH", "")
     assert main(["--only", "1"]) == 2
     assert "nghttp2-client wrk" in capsys.readouterr().err
+
+
+def processors_of_this_process() -> set[int] | None:
+    """Where it may run; None where a system has no such notion."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+
+
+@pytest.mark.parametrize(
+    ("values", "code", "verdicts"), [([2.0], 0, ["held"]), ([2.0, 0.5], 1, ["held", "short"]), ([], 1, [])]
+)
+def test_results_are_written_and_told_by_the_exit_code(
+    values: list[float], code: int, verdicts: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """0 only if every bar is held and every figure could be taken; results are written either way."""
+
+    def measure(_stage: object) -> list[Finding]:
+        if not values:
+            raise RuntimeError("no such luck")
+        return [Finding(1, "what", value, "", at_least(1)) for value in values]
+
+    for tool in load.TOOLS:
+        (tmp_path / tool).touch(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("bench.__main__.FIGURES", {1: Figure("a figure", measure)})
+    # Its package is installed by `make bench` only.
+    monkeypatch.setattr(report, "plot", lambda _findings, file: file.touch())
+    processors = processors_of_this_process()
+    assert main(["--only", "1", "--out", str(tmp_path / "out")]) == code
+    written = json.loads((tmp_path / "out" / "bench.json").read_text())
+    assert [each["verdict"] for each in written["findings"]] == verdicts
+    # Nothing but the results is left, and the process has its processors again.
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {"bench.json", "bench.txt", "bench.png"}
+    assert processors_of_this_process() == processors
 
 
 def test_both_sides_are_measured_in_turns_until_the_ratio_is_still() -> None:
