@@ -134,6 +134,7 @@ def test_results_are_written_and_told_by_the_exit_code(
     for tool in load.TOOLS:
         (tmp_path / tool).touch(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("bench.__main__.PROCESSORS", 1)
     monkeypatch.setattr("bench.__main__.FIGURES", {1: Figure("a figure", measure)})
     # Its package is installed by `make bench` only.
     monkeypatch.setattr(report, "plot", lambda _findings, file: file.touch())
@@ -206,10 +207,12 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Ledger,
 
 
 def test_the_ledger_has_what_is_read(measured: tuple[Ledger, Server]) -> None:
-    """A native page of 50, and 50 rows of each facade."""
+    """A native page of 50, and 50 rows of each facade. A page of another size is none."""
     ledger, server = measured
     (page,) = list_call(ledger.key, ORGANIZATION).answers(server.port)
     assert read_page(page).next_page_token
+    with pytest.raises(LoadFailed, match="of 50 transactions and not of 49"):
+        read_page(page, PAGE_SIZE - 1)
     rows = {name: count_rows(name, call.answers(server.port)) for name, call in facade_calls(ledger).items()}
     assert rows == dict.fromkeys(("teable", "nebulablock", "spacebring", "dreadnode", "paged"), PAGE_SIZE)
 
@@ -228,6 +231,21 @@ def test_a_refused_call_is_no_answer(measured: tuple[Ledger, Server]) -> None:
     """A call that is refused ends the figure, and says with what."""
     with pytest.raises(LoadFailed, match="UNAUTHENTICATED"):
         list_call("nobody.nothing", ORGANIZATION).answers(measured[1].port)
+
+
+def test_bodies_are_weighed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """437 answers of 20 bytes: had each a byte more, some must have been refused; five less, others were longer."""
+    text = H2LOAD.replace("(4302) data", f"({437 * 20 + 3 * 20}) data")
+    (tmp_path / "h2load").write_text(f"#!/bin/sh\ncat << END\n{text}END\n")
+    (tmp_path / "h2load").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    call = list_call("nobody.nothing", ORGANIZATION)
+    # A message travels behind five bytes that tell its length.
+    assert call.rate_of_same(1, 1, [bytes(15)]) == 437.0
+    assert call.rate_of_same(1, 1, [bytes(7), bytes(3)]) == 437.0
+    for other in (bytes(16), bytes(10)):
+        with pytest.raises(LoadFailed, match="437 answers of"):
+            call.rate_of_same(1, 1, [other])
 
 
 def test_a_generator_that_fails_is_no_figure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
