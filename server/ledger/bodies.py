@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from uuid import UUID
 
 from daybook.internal.v1.allocations_pb2 import Allocations
 from daybook.v1 import transaction_pb2
@@ -17,46 +16,43 @@ from server.ledger.names import lot_name, transaction_name
 from server.ledger.posting import Posting
 
 
-def write_body(account_id: str, posted: Posting, details: Transaction, uid: UUID, request_id: str) -> bytes:
+def write_body(account_id: str, posted: Posting, details: Transaction, uid: str, request_id: str) -> bytes:
     """The transaction as it is served: what posting decided, and the caller's details.
 
     The details become the transaction, for a copy of them costs as much as all the rest
     here. Every field that posting decides is written, so they can be written again.
     """
     message = details
-    expiring, permanent = parts(posted.allocations)
-    message.uid = str(uid)
-    message.name = transaction_name(account_id, message.uid)
-    message.sequence = posted.sequence
-    set_timestamp(message.create_time, posted.create_time)
-    message.kind = posted.kind
-    message.category = posted.category
-    message.state = posted.state
-    message.amount = money.write(posted.amount)
+    kind, category, state, amount, sequence, create_time, balance_after, allocations, terms = posted
+    expiring, permanent = parts(allocations)
+    message.uid = uid
+    message.name = transaction_name(account_id, uid)
+    message.sequence = sequence
+    set_timestamp(message.create_time, create_time)
+    message.kind = kind
+    message.category = category
+    message.state = state
+    message.amount = money.write(amount)
     message.expiring_amount = money.write(expiring)
     message.permanent_amount = money.write(permanent)
-    message.balance_after = money.write(posted.balance_after)
+    message.balance_after = money.write(balance_after)
     message.request_id = request_id
     message.ClearField("lifetime")
-    if posted.terms.expire_time is not None:
-        set_timestamp(message.expire_time, posted.terms.expire_time)
-    message.priority = posted.terms.priority
+    expire_time, message.priority = terms
+    if expire_time is not None:
+        set_timestamp(message.expire_time, expire_time)
     return message.SerializeToString(deterministic=True)
 
 
 def write_allocations(allocations: Iterable[Allocation]) -> bytes:
     """Allocations as they are stored."""
-    return Allocations(
-        allocations=[
-            Allocations.Allocation(
-                lot_number=each.lot_number,
-                amount=each.amount,
-                expire_time=each.terms.expire_time,
-                priority=each.terms.priority,
-            )
-            for each in allocations
-        ]
-    ).SerializeToString(deterministic=True)
+    message = Allocations()
+    for lot_number, amount, (expire_time, priority) in allocations:
+        each = message.allocations.add()
+        each.lot_number, each.amount, each.priority = lot_number, amount, priority
+        if expire_time is not None:
+            each.expire_time = expire_time
+    return message.SerializeToString(deterministic=True)
 
 
 def read_allocations(stored: bytes) -> tuple[Allocation, ...]:

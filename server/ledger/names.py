@@ -98,7 +98,10 @@ def parse_transaction_name(field: str, name: str) -> tuple[str, UUID]:
 
 def uid_text(stored: bytes) -> str:
     """A stored uid as callers know it; of bytes that are none, their digits."""
-    return str(UUID(bytes=stored)) if len(stored) == 16 else stored.hex()
+    digits = stored.hex()
+    if len(digits) != 32:
+        return digits
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
 def in_blocks(random_bytes: RandomBytes) -> RandomBytes:
@@ -119,18 +122,19 @@ def in_blocks(random_bytes: RandomBytes) -> RandomBytes:
     return take
 
 
-def uuid7(instant: Instant, random_bytes: RandomBytes) -> UUID:
-    """A UUID of version 7 (RFC 9562, 5.7) for an instant.
+def uuid7(instant: Instant, random_bytes: RandomBytes) -> bytes:
+    """A UUID of version 7 (RFC 9562, 5.7) for an instant, as it is stored.
 
     Written here because the libraries draw time and randomness themselves, and both must
     be injected for a ledger to be the same twice.
     """
     milliseconds = instant // 1000
     random = int.from_bytes(random_bytes(10), "big")
-    return UUID(
-        int=(milliseconds & (2**48 - 1)) << 80
+    number = (
+        (milliseconds & (2**48 - 1)) << 80
         | 0x7 << 76
         | (random >> 62 & 0xFFF) << 64
         | 0b10 << 62
         | random & (2**62 - 1)
     )
+    return number.to_bytes(16, "big")

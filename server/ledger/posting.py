@@ -92,8 +92,8 @@ class AccountState(NamedTuple):
             self.import_time,
         )
 
-    def with_next(self, create_time: Instant) -> AccountState:
-        """The state with one more transaction counted."""
+    def with_next(self, create_time: Instant, window: UsageWindow | None) -> AccountState:
+        """The state with one more transaction counted, after which this is the newest window."""
         return AccountState(
             self.account_number,
             self.account_id,
@@ -106,7 +106,7 @@ class AccountState(NamedTuple):
             self.lot_count,
             self.sequence + 1,
             create_time,
-            self.window,
+            window,
             self.import_time,
         )
 
@@ -188,20 +188,19 @@ def post(state: AccountState, draft: Draft, now: Instant) -> tuple[AccountState,
         after, allocations = put(state, [Portion(draft.amount, terms)])
     else:
         after, allocations = withdraw(state, -draft.amount)
-    after, posting = posted(after, draft.kind, draft.category, draft.amount, create_time, allocations, terms)
+    window = state.window
     if draft.is_usage and draft.kind == Transaction.CHARGE:
-        window = add_usage(state.window, state.hour_anchor, draft.category, -draft.amount, create_time)
+        window = add_usage(window, state.hour_anchor, draft.category, -draft.amount, create_time)
         if window is not None and window.total > money.LARGEST:
             raise BalanceOutOfRange(account_name(state.account_id))
-        after = after._replace(window=window)
-    return after, posting
+    return posted(after, draft.kind, draft.category, draft.amount, create_time, allocations, terms, window)
 
 
 def record(state: AccountState, draft: Draft, now: Instant) -> tuple[AccountState, Posting]:
     """Keeps a transaction that failed or was canceled, with all that it says: it moves nothing."""
     create_time = max(now, state.last_create_time)
     terms = _terms(draft, create_time)
-    after = state.with_next(create_time)
+    after = state.with_next(create_time, state.window)
     return after, Posting(
         draft.kind, draft.category, draft.state, draft.amount, after.sequence, create_time, after.balance, (), terms
     )
@@ -216,8 +215,6 @@ def expire_due(state: AccountState, now: Instant) -> list[tuple[AccountState, Po
     now = max(now, state.last_create_time)
     due = [lot for lot in state.lots if lot.terms.are_past(now)]
     steps: list[tuple[AccountState, Posting]] = []
-    if not due:
-        return steps
     for lot in sorted(due, key=lambda lot: (lot.terms.expire_time, lot.number)):
         assert lot.terms.expire_time is not None
         create_time = max(lot.terms.expire_time, state.last_create_time)
@@ -289,9 +286,13 @@ def posted(
     create_time: Instant,
     allocations: Sequence[Allocation],
     terms: Terms = PERMANENT,
+    window: UsageWindow | None = None,
 ) -> tuple[AccountState, Posting]:
-    """Counts a transaction whose credits have moved already."""
-    after = state.with_next(create_time)
+    """Counts a transaction whose credits have moved already.
+
+    `window` is the newest one after it, if that isn't the one of before.
+    """
+    after = state.with_next(create_time, window or state.window)
     return after, Posting(
         kind,
         category,
@@ -309,6 +310,8 @@ def _terms(draft: Draft, create_time: Instant) -> Terms:
     expire_time = draft.expire_time
     if draft.time_to_live is not None:
         expire_time = create_time + draft.time_to_live
+    elif expire_time is None and not draft.priority:
+        return PERMANENT
     return Terms(expire_time, draft.priority)
 
 

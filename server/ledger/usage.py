@@ -35,9 +35,8 @@ def add_usage(
     start = window_start(hour_anchor, time)
     if newest is None or newest.start != start:
         # Times never decrease within an account, so another start is a later one.
-        newest = UsageWindow(number=newest.number + 1 if newest else 1, start=start)
+        newest = UsageWindow(newest.number + 1 if newest else 1, start)
+    number, start, computing, serverless = newest
     if category == "computing":
-        newest = newest._replace(computing=newest.computing + used)
-    else:
-        newest = newest._replace(serverless=newest.serverless + used)
-    return newest
+        return UsageWindow(number, start, computing + used, serverless)
+    return UsageWindow(number, start, computing, serverless + used)

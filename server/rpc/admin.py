@@ -13,6 +13,7 @@ from daybook.v1.admin_service_pb2 import (
 )
 from daybook.v1.admin_service_pb2_grpc import AdminServicer
 
+from server.ledger.access import Caller
 from server.ledger.audit import Finding
 from server.ledger.errors import DaybookError, FieldInvalid
 from server.ledger.instants import from_timestamp
@@ -30,6 +31,8 @@ from server.usecases.verification import Progress, Verification
 ITEMS_MAX = 1000
 ITEMS_AT_ONCE = 25
 """How many items are parsed before others get to run: about half a millisecond."""
+PART_ITEMS_MIN = 2000
+"""How many items wait while others are being posted, before no more are taken in."""
 
 
 class Admin(ApiKeyMethods, AdminServicer):
@@ -46,32 +49,19 @@ class Admin(ApiKeyMethods, AdminServicer):
     async def ImportTransactions(
         self, request_iterator: AsyncIterator[ImportTransactionsRequest], context: Context
     ) -> ImportTransactionsResponse:
-        """Parses and imports each message's items; stops at the first that is refused.
-
-        The next message is received and parsed while the one before it is being posted.
-        """
-        caller = current_caller()
-        total = ImportOutcome(0, 0)
-        under_way: asyncio.Task[ImportOutcome] | None = None
+        """Parses and imports each message's items; stops at the first that is refused."""
+        upload = _Upload(self._transactions, current_caller())
         try:
             async for request in request_iterator:
-                history = await _parse_items(request.items[:ITEMS_MAX])
-                if under_way is not None:
-                    posting, under_way = under_way, None
-                    total = _add(total, await posting)
                 _check_length(request)
-                under_way = asyncio.create_task(self._transactions.import_history(caller, history))
+                await upload.add(await _parse_items(request.items))
+            total = await upload.finish()
         except DaybookError:
-            # A message that can't be read comes after the one that is under way.
-            if under_way is not None:
-                _add(total, await under_way)
+            # A message that can't be read comes after those before it.
+            await upload.finish()
             raise
-        except BaseException:
-            if under_way is not None:
-                under_way.cancel()
-            raise
-        if under_way is not None:
-            total = _add(total, await under_way)
+        finally:
+            upload.cancel()
         return ImportTransactionsResponse(imported_count=total.imported, skipped_count=total.skipped)
 
     async def VerifyLedger(self, request: VerifyLedgerRequest, context: Context) -> AsyncIterator[VerifyLedgerResponse]:
@@ -79,6 +69,51 @@ class Admin(ApiKeyMethods, AdminServicer):
         account_id = parse_account_name("account", request.account) if request.account else None
         async for event in self._verification.verify(current_caller(), account_id):
             yield _render(event)
+
+
+class _Upload:
+    """An import under way: while one part of it is being posted, the next comes in."""
+
+    def __init__(self, transactions: Transactions, caller: Caller) -> None:
+        self._transactions = transactions
+        self._caller = caller
+        self._total = ImportOutcome(0, 0)
+        self._part: list[PastTransaction | DaybookError] = []
+        self._posting: asyncio.Task[ImportOutcome] | None = None
+
+    async def add(self, items: Sequence[PastTransaction | DaybookError]) -> None:
+        """Takes items over. Raises the refusal that ended the import."""
+        self._part += items
+        if self._posting is None or self._posting.done() or len(self._part) >= PART_ITEMS_MIN:
+            await self._post_part()
+
+    async def finish(self) -> ImportOutcome:
+        """What became of all items, once they are posted. Raises the refusal that ended the import."""
+        await self._post_part()
+        await self._settle()
+        return self._total
+
+    def cancel(self) -> None:
+        """Gives up waiting for what is being posted."""
+        if self._posting is not None:
+            self._posting.cancel()
+
+    async def _post_part(self) -> None:
+        await self._settle()
+        part, self._part = self._part, []
+        if part:
+            self._posting = asyncio.create_task(self._transactions.import_history(self._caller, part))
+
+    async def _settle(self) -> None:
+        if self._posting is None:
+            return
+        outcome = await self._posting
+        self._posting = None
+        imported, skipped = self._total.imported + outcome.imported, self._total.skipped + outcome.skipped
+        if outcome.error is not None:
+            self._part.clear()
+            raise of_item(outcome.error, imported + skipped, "items")
+        self._total = ImportOutcome(imported, skipped)
 
 
 def _check_length(request: ImportTransactionsRequest) -> None:
@@ -101,14 +136,6 @@ async def _parse_items(items: Sequence[ImportTransactionsRequest.Item]) -> list[
             history.append(refusal)
             break
     return history
-
-
-def _add(total: ImportOutcome, outcome: ImportOutcome) -> ImportOutcome:
-    """The outcome of an import so far. Raises the refusal that ended it, with the number of its item."""
-    imported, skipped = total.imported + outcome.imported, total.skipped + outcome.skipped
-    if outcome.error is not None:
-        raise of_item(outcome.error, imported + skipped, "items")
-    return ImportOutcome(imported, skipped)
 
 
 def _parse(item: ImportTransactionsRequest.Item) -> PastTransaction:

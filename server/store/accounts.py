@@ -9,8 +9,7 @@ from typing import Any
 
 from cachetools import LRUCache
 from daybook.v1.account_pb2 import Account
-from sqlalchemy import Select, insert, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, Select, insert, select, update
 
 from server.ledger import money
 from server.ledger.errors import AccountExists, AccountNotFound
@@ -95,87 +94,85 @@ class AccountStore:
 
     async def get(self, tenant_number: int, account_id: str) -> AccountRecord:
         """One account. Raises AccountNotFound."""
-        async with self._database.read() as connection:
-            return await _get(connection, tenant_number, account_id)
+        return await self._database.look(lambda connection: _get(connection, tenant_number, account_id))
 
     async def page(self, tenant_number: int, after: str | None, limit: int) -> list[AccountRecord]:
         """At most `limit` accounts in ascending order of their ids, behind `after`."""
         statement = select(*_COLUMNS).where(accounts.c.tenant_number == tenant_number)
         if after is not None:
             statement = statement.where(accounts.c.id > after)
-        async with self._database.read() as connection:
-            rows = await connection.execute(statement.order_by(accounts.c.id).limit(limit))
-            return [AccountRecord(*row) for row in rows]
+        statement = statement.order_by(accounts.c.id).limit(limit)
+        return await self._database.look(
+            lambda connection: [AccountRecord(*row) for row in connection.execute(statement)]
+        )
 
     async def states(
         self, tenant_number: int, account_ids: Collection[str]
     ) -> list[tuple[AccountRecord, AccountState]]:
         """Those of the accounts that exist, each with what it holds, all at one instant."""
-        async with self._database.snapshot() as connection:
-            rows = await connection.execute(
-                select(*_COLUMNS).where(accounts.c.tenant_number == tenant_number, accounts.c.id.in_(account_ids))
-            )
-            records = [AccountRecord(*row) for row in rows]
-            stored = await load(connection, [record.number for record in records])
-        return [(record, stored[record.number].state) for record in records]
+        statement = select(*_COLUMNS).where(accounts.c.tenant_number == tenant_number, accounts.c.id.in_(account_ids))
+
+        def work(connection: Connection) -> list[tuple[AccountRecord, AccountState]]:
+            records = [AccountRecord(*row) for row in connection.execute(statement)]
+            stored = load(connection, [record.number for record in records])
+            return [(record, stored[record.number].state) for record in records]
+
+        return await self._database.look(work, consistent=True)
 
     async def lots(self, account_number: int, after: int, limit: int) -> list[Lot]:
         """At most `limit` lots of an account, open or not, by number, behind `after`."""
-        async with self._database.read() as connection:
-            rows = await connection.execute(
-                select(*LOT_COLUMNS)
-                .where(lots.c.account_number == account_number, lots.c.number > after)
-                .order_by(lots.c.number)
-                .limit(limit)
-            )
-            return [to_lot(*row) for row in rows]
+        statement = (
+            select(*LOT_COLUMNS)
+            .where(lots.c.account_number == account_number, lots.c.number > after)
+            .order_by(lots.c.number)
+            .limit(limit)
+        )
+        return await self._database.look(lambda connection: [to_lot(*row) for row in connection.execute(statement)])
 
     async def due_accounts(self, now: Instant, imported_before: Instant, limit: int) -> list[int]:
         """Accounts with lots that have expired and are not posted as such: those of `limit` lots.
 
         Accounts into which history was imported later than `imported_before` are left alone.
         """
-        async with self._database.read() as connection:
-            rows = await connection.execute(
-                select(lots.c.account_number)
-                .join(account_states, account_states.c.account_number == lots.c.account_number)
-                .where(
-                    lots.c.remaining > 0,
-                    lots.c.expire_time <= now,
-                    account_states.c.import_time <= imported_before,
-                )
-                .order_by(lots.c.expire_time, lots.c.account_number)
-                .limit(limit)
+        statement = (
+            select(lots.c.account_number)
+            .join(account_states, account_states.c.account_number == lots.c.account_number)
+            .where(
+                lots.c.remaining > 0,
+                lots.c.expire_time <= now,
+                account_states.c.import_time <= imported_before,
             )
-            return list(dict.fromkeys(rows.scalars()))
+            .order_by(lots.c.expire_time, lots.c.account_number)
+            .limit(limit)
+        )
+        numbers = await self._database.look(lambda connection: connection.execute(statement).scalars().all())
+        return list(dict.fromkeys(numbers))
 
     async def create(self, tenant_number: int, record: AccountRecord, request: Request) -> bytes:
         """Creates an account and answers with it, serialized. Raises AccountExists."""
 
-        async def work(connection: AsyncConnection) -> bytes:
-            existing = await _find(connection, tenant_number, record.id)
+        def work(connection: Connection) -> bytes:
+            existing = _find(connection, tenant_number, record.id)
             if existing is not None:
-                answer = await first_answer(connection, existing.number, request)
+                answer = first_answer(connection, existing.number, request)
                 if answer is None:
                     raise AccountExists(account_name(record.id))
                 return answer
-            number = (
-                await connection.execute(
-                    insert(accounts).returning(accounts.c.number),
-                    {
-                        "tenant_number": tenant_number,
-                        "id": record.id,
-                        "kind": record.kind,
-                        "display_name": record.display_name,
-                        "credit_limit": record.credit_limit,
-                        "hour_anchor": record.hour_anchor,
-                        "profile": record.profile,
-                        "create_time": record.create_time,
-                        "update_time": record.update_time,
-                    },
-                )
+            number = connection.execute(
+                insert(accounts).returning(accounts.c.number),
+                {
+                    "tenant_number": tenant_number,
+                    "id": record.id,
+                    "kind": record.kind,
+                    "display_name": record.display_name,
+                    "credit_limit": record.credit_limit,
+                    "hour_anchor": record.hour_anchor,
+                    "profile": record.profile,
+                    "create_time": record.create_time,
+                    "update_time": record.update_time,
+                },
             ).scalar_one()
-            await connection.execute(
+            connection.execute(
                 insert(account_states).values(
                     account_number=number,
                     balance=0,
@@ -189,7 +186,7 @@ class AccountStore:
                 )
             )
             answer = replace(record, number=number).to_message().SerializeToString()
-            await remember(connection, number, request, answer)
+            remember(connection, number, request, answer)
             return answer
 
         return await self._database.transact(work)
@@ -206,14 +203,14 @@ class AccountStore:
         Raises AccountNotFound, and whatever `change` raises.
         """
 
-        async def work(connection: AsyncConnection) -> bytes:
-            record = await _get(connection, tenant_number, account_id, lock=True)
-            answer = await first_answer(connection, record.number, request)
+        def work(connection: Connection) -> bytes:
+            record = _get(connection, tenant_number, account_id, lock=True)
+            answer = first_answer(connection, record.number, request)
             if answer is not None:
                 return answer
             changed = change(record)
             if changed != record:
-                await connection.execute(
+                connection.execute(
                     update(accounts)
                     .where(accounts.c.number == record.number)
                     .values(
@@ -224,26 +221,22 @@ class AccountStore:
                     )
                 )
             answer = changed.to_message().SerializeToString()
-            await remember(connection, record.number, request, answer)
+            remember(connection, record.number, request, answer)
             return answer
 
         return await self._database.transact(work)
 
 
-async def _get(
-    connection: AsyncConnection, tenant_number: int, account_id: str, *, lock: bool = False
-) -> AccountRecord:
-    record = await _find(connection, tenant_number, account_id, lock=lock)
+def _get(connection: Connection, tenant_number: int, account_id: str, *, lock: bool = False) -> AccountRecord:
+    record = _find(connection, tenant_number, account_id, lock=lock)
     if record is None:
         raise AccountNotFound(account_name(account_id))
     return record
 
 
-async def _find(
-    connection: AsyncConnection, tenant_number: int, account_id: str, *, lock: bool = False
-) -> AccountRecord | None:
+def _find(connection: Connection, tenant_number: int, account_id: str, *, lock: bool = False) -> AccountRecord | None:
     statement: Select[*tuple[Any, ...]] = select(*_COLUMNS).where(
         accounts.c.tenant_number == tenant_number, accounts.c.id == account_id
     )
-    row = (await connection.execute(statement.with_for_update() if lock else statement)).one_or_none()
+    row = connection.execute(statement.with_for_update() if lock else statement).one_or_none()
     return None if row is None else AccountRecord(*row)

@@ -67,7 +67,7 @@ class Books:
 
     async def state(self) -> StoredState | None:
         """The account's state; None if there is no row of it."""
-        return (await load(self._connection, [self._number])).get(self._number)
+        return (await self._connection.run_sync(load, [self._number])).get(self._number)
 
     async def entries(self) -> AsyncIterator[list[Entry]]:
         """The transactions in their order, some at a time."""

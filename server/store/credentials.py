@@ -6,17 +6,15 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from sqlalchemy import BigInteger, case, delete, func, insert, literal, or_, select, tuple_, update
+from sqlalchemy import BigInteger, Connection, case, delete, func, insert, literal, or_, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from server.ledger.access import DEFAULT_SCOPES, RetiredSecret
 from server.ledger.errors import ApiKeyNotFound
 from server.ledger.instants import Instant
 from server.ledger.names import api_key_name
 from server.ledger.paging import ApiKeyKey
-from server.store.database import Conflict, Database
+from server.store.database import Database
 from server.store.requests import in_parts
 from server.store.tables import accounts, api_keys, retired_secrets, tenants, token_keys
 
@@ -81,14 +79,13 @@ class CredentialStore:
 
     async def api_key(self, key_id: str) -> ApiKeyRecord | None:
         """The key of this id, of whatever tenant, or None."""
-        async with self._database.read() as connection:
-            row = (await connection.execute(_RECORDS.where(api_keys.c.id == key_id))).one_or_none()
+        statement = _RECORDS.where(api_keys.c.id == key_id)
+        row = await self._database.look(lambda connection: connection.execute(statement).one_or_none())
         return None if row is None else ApiKeyRecord(*row)
 
     async def retired_secrets(self, key_id: str) -> list[RetiredSecret]:
         """The secrets of a key that rotations left good, some of them perhaps no longer."""
-        async with self._database.read() as connection:
-            return await _retired_secrets(connection, key_id)
+        return await self._database.look(lambda connection: _retired_secrets(connection, key_id))
 
     async def api_key_page(self, tenant_number: int, after: ApiKeyKey | None, limit: int) -> list[ApiKeyRecord]:
         """At most `limit` keys of a tenant, newest first, behind `after`."""
@@ -97,17 +94,18 @@ class CredentialStore:
         if after is not None:
             statement = statement.where(place < (after.create_time, after.id))
         statement = statement.order_by(api_keys.c.create_time.desc(), api_keys.c.id.desc()).limit(limit)
-        async with self._database.read() as connection:
-            return [ApiKeyRecord(*row) for row in await connection.execute(statement)]
+        return await self._database.look(
+            lambda connection: [ApiKeyRecord(*row) for row in connection.execute(statement)]
+        )
 
     async def revoke_api_key(self, tenant_number: int, key_id: str, now: Instant) -> ApiKeyRecord:
         """Revokes a key, unless that was done before. Raises ApiKeyNotFound."""
 
-        async def work(connection: AsyncConnection) -> ApiKeyRecord:
-            record = await _lock_api_key(connection, tenant_number, key_id)
+        def work(connection: Connection) -> ApiKeyRecord:
+            record = _lock_api_key(connection, tenant_number, key_id)
             if record.revoke_time is not None:
                 return record
-            await connection.execute(update(api_keys).where(api_keys.c.id == key_id).values(revoke_time=now))
+            connection.execute(update(api_keys).where(api_keys.c.id == key_id).values(revoke_time=now))
             return replace(record, revoke_time=now)
 
         return await self._database.transact(work)
@@ -124,15 +122,13 @@ class CredentialStore:
         Raises ApiKeyNotFound, and whatever `retire` raises.
         """
 
-        async def work(connection: AsyncConnection) -> ApiKeyRecord:
-            record = await _lock_api_key(connection, tenant_number, key_id)
-            good = retire(record, await _retired_secrets(connection, key_id))
-            await connection.execute(delete(retired_secrets).where(retired_secrets.c.key_id == key_id))
+        def work(connection: Connection) -> ApiKeyRecord:
+            record = _lock_api_key(connection, tenant_number, key_id)
+            good = retire(record, _retired_secrets(connection, key_id))
+            connection.execute(delete(retired_secrets).where(retired_secrets.c.key_id == key_id))
             if good:
-                await connection.execute(
-                    insert(retired_secrets), [{"key_id": key_id, **each._asdict()} for each in good]
-                )
-            await connection.execute(update(api_keys).where(api_keys.c.id == key_id).values(secret_hash=secret_hash))
+                connection.execute(insert(retired_secrets), [{"key_id": key_id, **each._asdict()} for each in good])
+            connection.execute(update(api_keys).where(api_keys.c.id == key_id).values(secret_hash=secret_hash))
             return replace(record, secret_hash=secret_hash)
 
         return await self._database.transact(work)
@@ -140,11 +136,11 @@ class CredentialStore:
     async def record_uses(self, uses: Mapping[str, Instant]) -> None:
         """Keeps when keys were last used, by their ids: one statement for many. A later time stays."""
 
-        async def work(connection: AsyncConnection) -> None:
+        def work(connection: Connection) -> None:
             for some in in_parts(sorted(uses)):
                 time = case({key_id: literal(uses[key_id], BigInteger) for key_id in some}, value=api_keys.c.id)
                 known = api_keys.c.last_use_time
-                await connection.execute(
+                connection.execute(
                     update(api_keys)
                     .where(api_keys.c.id.in_(some), or_(known.is_(None), known < time))
                     .values(last_use_time=time)
@@ -156,41 +152,37 @@ class CredentialStore:
         self, *, slug: str, uid: str, display_name: str, create_time: Instant, demo: bool = False
     ) -> int:
         """Creates a tenant; answers with its number. Raises ValueError if the slug is taken."""
-        try:
-            async with self._database.write() as connection:
-                number: int = (
-                    await connection.execute(
-                        insert(tenants).returning(tenants.c.number),
-                        {
-                            "slug": slug,
-                            "uid": uid,
-                            "display_name": display_name,
-                            "create_time": create_time,
-                            "demo": int(demo),
-                        },
-                    )
-                ).scalar_one()
-                return number
-        except (IntegrityError, Conflict) as error:
-            raise ValueError(f"a tenant {slug!r} exists already") from error
+        statement = insert(tenants).returning(tenants.c.number)
+        values = {
+            "slug": slug,
+            "uid": uid,
+            "display_name": display_name,
+            "create_time": create_time,
+            "demo": int(demo),
+        }
+
+        def work(connection: Connection) -> int:
+            if connection.execute(select(tenants.c.number).where(tenants.c.slug == slug)).one_or_none() is not None:
+                raise ValueError(f"a tenant {slug!r} exists already")
+            number: int = connection.execute(statement, values).scalar_one()
+            return number
+
+        return await self._database.transact(work)
 
     async def tenant_number(self, slug: str) -> int | None:
         """The number of the tenant of this slug, or None."""
-        async with self._database.read() as connection:
-            return (
-                await connection.execute(select(tenants.c.number).where(tenants.c.slug == slug))
-            ).scalar_one_or_none()
+        statement = select(tenants.c.number).where(tenants.c.slug == slug)
+        return await self._database.look(lambda connection: connection.execute(statement).scalar_one_or_none())
 
     async def has_tenant(self) -> bool:
         """Whether the database holds anything yet."""
-        async with self._database.read() as connection:
-            return (await connection.execute(select(tenants.c.number).limit(1))).one_or_none() is not None
+        statement = select(tenants.c.number).limit(1)
+        return await self._database.look(lambda connection: connection.execute(statement).one_or_none()) is not None
 
     async def has_demo_tenant(self) -> bool:
         """Whether the database holds demo data, whose keys everybody knows."""
-        async with self._database.read() as connection:
-            found = await connection.execute(select(tenants.c.number).where(tenants.c.demo == 1).limit(1))
-            return found.one_or_none() is not None
+        statement = select(tenants.c.number).where(tenants.c.demo == 1).limit(1)
+        return await self._database.look(lambda connection: connection.execute(statement).one_or_none()) is not None
 
     async def create_api_key(
         self,
@@ -205,64 +197,70 @@ class CredentialStore:
         expire_time: Instant | None = None,
     ) -> None:
         """Stores a new key."""
-        async with self._database.write() as connection:
-            await connection.execute(
-                insert(api_keys).values(
-                    id=key_id,
-                    tenant_number=tenant_number,
-                    account_number=account_number,
-                    scopes=" ".join(scopes),
-                    secret_hash=secret_hash,
-                    create_time=create_time,
-                    display_name=display_name,
-                    expire_time=expire_time,
-                )
-            )
+        statement = insert(api_keys).values(
+            id=key_id,
+            tenant_number=tenant_number,
+            account_number=account_number,
+            scopes=" ".join(scopes),
+            secret_hash=secret_hash,
+            create_time=create_time,
+            display_name=display_name,
+            expire_time=expire_time,
+        )
+
+        def work(connection: Connection) -> None:
+            connection.execute(statement)
+
+        await self._database.transact(work)
 
     async def ensure_token_key(self, candidate: bytes, create_time: Instant) -> None:
         """Makes the candidate the first key that seals page tokens, unless there is one.
 
         However many processes start at once, one of them succeeds.
         """
-        async with self._database.write() as connection:
+
+        def work(connection: Connection) -> None:
             dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
-            await connection.execute(
+            connection.execute(
                 dialect.insert(token_keys)
                 .values(number=1, key=candidate, create_time=create_time)
                 .on_conflict_do_nothing()
             )
 
+        await self._database.transact(work)
+
     async def add_token_key(self, key: bytes, create_time: Instant) -> None:
         """Adds a key for page tokens, behind those that there are."""
 
-        async def work(connection: AsyncConnection) -> None:
-            newest = (await connection.execute(select(func.max(token_keys.c.number)))).scalar_one() or 0
-            await connection.execute(insert(token_keys).values(number=newest + 1, key=key, create_time=create_time))
+        def work(connection: Connection) -> None:
+            newest = connection.execute(select(func.max(token_keys.c.number))).scalar_one() or 0
+            connection.execute(insert(token_keys).values(number=newest + 1, key=key, create_time=create_time))
 
         await self._database.transact(work)
 
     async def token_keys(self) -> list[TokenKey]:
         """The newest keys for page tokens, newest first."""
-        async with self._database.read() as connection:
-            rows = await connection.execute(
-                select(token_keys.c.key, token_keys.c.create_time)
-                .order_by(token_keys.c.number.desc())
-                .limit(TOKEN_KEYS_MAX)
-            )
-            return [TokenKey(bytes(row.key), row.create_time) for row in rows]
+        statement = (
+            select(token_keys.c.key, token_keys.c.create_time)
+            .order_by(token_keys.c.number.desc())
+            .limit(TOKEN_KEYS_MAX)
+        )
+        return await self._database.look(
+            lambda connection: [TokenKey(bytes(row.key), row.create_time) for row in connection.execute(statement)]
+        )
 
 
-async def _retired_secrets(connection: AsyncConnection, key_id: str) -> list[RetiredSecret]:
-    rows = await connection.execute(
+def _retired_secrets(connection: Connection, key_id: str) -> list[RetiredSecret]:
+    rows = connection.execute(
         select(retired_secrets.c.secret_hash, retired_secrets.c.expire_time).where(retired_secrets.c.key_id == key_id)
     )
     return [RetiredSecret(*row) for row in rows]
 
 
-async def _lock_api_key(connection: AsyncConnection, tenant_number: int, key_id: str) -> ApiKeyRecord:
+def _lock_api_key(connection: Connection, tenant_number: int, key_id: str) -> ApiKeyRecord:
     """A key of the tenant that nobody else changes meanwhile. Raises ApiKeyNotFound."""
     statement = _RECORDS.where(api_keys.c.id == key_id, api_keys.c.tenant_number == tenant_number)
-    row = (await connection.execute(statement.with_for_update(of=api_keys))).one_or_none()
+    row = connection.execute(statement.with_for_update(of=api_keys)).one_or_none()
     if row is None:
         raise ApiKeyNotFound(api_key_name(key_id))
     return ApiKeyRecord(*row)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import structlog
-from sqlalchemy import event
+from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine.interfaces import IsolationLevel
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import QueuePool
 
 from server.ledger.errors import ServiceUnavailable
 
@@ -26,6 +30,8 @@ TRIES_MAX = 8
 
 POOL_WAIT_SECONDS_MAX = 5.0
 LOCK_WAIT_SECONDS_MAX = 5.0
+LOOK_WAIT_SECONDS_MAX = 0.25
+"""How long everybody waits where a look finds SQLite locked, as it is while its log is being restored."""
 
 WRITER_CACHE_KIBIBYTES = 32_768
 LOG_PAGES_MAX = 4000
@@ -40,67 +46,106 @@ class Conflict(Exception):
 
 
 class Database:
-    """Hands out connections: `read` for a consistent look, `write` for a transaction.
+    """Runs work on the database: `look` for a bounded read, `transact` for what writes.
 
-    SQLite has one writer, so there is one connection that writes, and readers of their own
-    that never wait for it (WAL). Whatever the driver says, callers only ever see
-    ServiceUnavailable; the log has the rest. `write` may also raise Conflict.
+    Work is an ordinary function on a connection; it may be run again, so it changes nothing
+    else. Whatever the driver says, callers only ever see ServiceUnavailable; the log has
+    the rest.
+
+    SQLite has one writer, with a thread of its own in which a whole transaction runs: to
+    go to a thread and back for each statement costs more than the statements. Readers never
+    wait for it (WAL), and a bounded look costs less than the way to a thread, so it is
+    taken where the caller is.
     """
 
     def __init__(self, url: str, *, readers: int = 4) -> None:
         self.url: URL = make_url(url)
         if self.url.get_backend_name() == "sqlite":
-            self._writer = _sqlite_engine(self.url, begin="BEGIN IMMEDIATE", connections=1)
-            self._reader = _sqlite_engine(self.url, begin="BEGIN", connections=readers, query_only=True)
+            self._thread: ThreadPoolExecutor | None = ThreadPoolExecutor(1, "database")
+            self._looker = _sqlite_engine(self.url, wait_seconds_max=LOOK_WAIT_SECONDS_MAX, query_only=True)
+            self._streamer = _sqlite_stream_engine(self.url, readers)
+            self.writer = _sqlite_engine(self.url, wait_seconds_max=LOCK_WAIT_SECONDS_MAX)
+            event.listen(self.writer, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
         else:
-            self._writer = self._reader = create_async_engine(
+            self._thread = None
+            self._streamer = create_async_engine(
                 self.url, pool_size=readers, max_overflow=0, pool_timeout=POOL_WAIT_SECONDS_MAX
             )
+            self._looker = self.writer = self._streamer.sync_engine
+
+    async def look(self, work: Callable[[Connection], Result], *, consistent: bool = False) -> Result:
+        """Does work that reads a bounded number of rows.
+
+        With `consistent` all of its statements see one state of the database; without,
+        each sees the state at its beginning, which is cheaper.
+        """
+        with _only_known_errors():
+            if self._thread is not None:
+                with self._looker.connect() as connection:
+                    return _at_one_state(connection, work) if consistent else work(connection)
+            isolation_level: IsolationLevel = "REPEATABLE READ" if consistent else "AUTOCOMMIT"
+            async with self._streamer.connect() as shared:
+                await shared.execution_options(isolation_level=isolation_level)
+                return await shared.run_sync(work)
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
-        """A connection that sees one state of the database."""
+        """A connection for reads without a bound, whose every statement may see another state."""
         with _only_known_errors():
-            async with self._reader.begin() as connection:
+            async with self._streamer.begin() as connection:
                 yield connection
 
     @asynccontextmanager
     async def snapshot(self) -> AsyncIterator[AsyncConnection]:
-        """A connection that sees one state of the database over several statements."""
-        if self.url.get_backend_name() == "sqlite":
-            async with self.read() as connection:
-                yield connection
-            return
+        """A connection for reads without a bound, which sees one state of the database throughout."""
         with _only_known_errors():
-            async with self._reader.connect() as connection:
-                await connection.execution_options(isolation_level="REPEATABLE READ")
+            async with self._streamer.connect() as connection:
+                if self._thread is None:
+                    await connection.execution_options(isolation_level="REPEATABLE READ")
                 async with connection.begin():
                     yield connection
 
-    @asynccontextmanager
-    async def write(self) -> AsyncIterator[AsyncConnection]:
-        """A database transaction: committed durably at the end, or undone by an exception."""
-        with _only_known_errors():
-            async with self._writer.begin() as connection:
-                yield connection
+    async def transact(self, work: Callable[[Connection], Result]) -> Result:
+        """Does work in a database transaction: committed durably at the end, or undone by an exception.
 
-    async def transact(self, work: Callable[[AsyncConnection], Awaitable[Result]]) -> Result:
-        """Does work in a database transaction, again if another writer was in the way.
-
-        Raises ServiceUnavailable if that happens every time, and whatever the work raises.
+        Again if another writer was in the way; raises ServiceUnavailable if that happens
+        every time, and whatever the work raises.
         """
         for _ in range(TRIES_MAX):
             try:
-                async with self.write() as connection:
-                    return await work(connection)
+                with _only_known_errors():
+                    return await self._transact_once(work)
             except Conflict:
                 log.info("lost against another writer")
         raise ServiceUnavailable
 
+    async def _transact_once(self, work: Callable[[Connection], Result]) -> Result:
+        if self._thread is not None:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, _transact, self.writer, work)
+        async with self._streamer.begin() as connection:
+            return await connection.run_sync(work)
+
     async def close(self) -> None:
-        """Closes every connection."""
-        await self._reader.dispose()
-        await self._writer.dispose()
+        """Closes every connection, after the transaction that is under way."""
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.shutdown)
+            self.writer.dispose()
+            self._looker.dispose()
+        await self._streamer.dispose()
+
+
+def _transact(engine: Engine, work: Callable[[Connection], Result]) -> Result:
+    with engine.begin() as connection:
+        return work(connection)
+
+
+def _at_one_state(connection: Connection, work: Callable[[Connection], Result]) -> Result:
+    """Does work that reads, of SQLite, inside a transaction, which has no need to begin for a single statement."""
+    connection.exec_driver_sql("BEGIN")
+    try:
+        return work(connection)
+    finally:
+        connection.exec_driver_sql("COMMIT")
 
 
 @contextmanager
@@ -119,9 +164,22 @@ def _only_known_errors() -> Iterator[None]:
         raise ServiceUnavailable from error
 
 
-def _sqlite_engine(url: URL, *, begin: str, connections: int, query_only: bool = False) -> AsyncEngine:
-    if url.database:
-        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+def _sqlite_engine(url: URL, *, wait_seconds_max: float, query_only: bool = False) -> Engine:
+    """An engine of one connection."""
+    engine = create_engine(
+        url.set(drivername="sqlite+pysqlite"),
+        poolclass=QueuePool,
+        pool_size=1,
+        max_overflow=0,
+        pool_timeout=POOL_WAIT_SECONDS_MAX,
+        connect_args={"timeout": wait_seconds_max, "check_same_thread": False},
+    )
+    _prepare_sqlite(engine, query_only=query_only)
+    return engine
+
+
+def _sqlite_stream_engine(url: URL, connections: int) -> AsyncEngine:
+    """An engine whose connections have a thread each, so that a long read stands in nobody's way."""
     engine = create_async_engine(
         url,
         pool_size=connections,
@@ -129,10 +187,19 @@ def _sqlite_engine(url: URL, *, begin: str, connections: int, query_only: bool =
         pool_timeout=POOL_WAIT_SECONDS_MAX,
         connect_args={"timeout": LOCK_WAIT_SECONDS_MAX},
     )
+    _prepare_sqlite(engine.sync_engine, query_only=True)
+    event.listen(engine.sync_engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
+    return engine
 
-    @event.listens_for(engine.sync_engine, "connect")
+
+def _prepare_sqlite(engine: Engine, *, query_only: bool) -> None:
+    url = engine.url
+    if url.database:
+        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+
+    @event.listens_for(engine, "connect")
     def prepare(connection: Any, _record: object) -> None:
-        # The driver would begin transactions at moments of its own; `begin` below does.
+        # The driver would begin transactions at moments of its own.
         connection.isolation_level = None
         cursor = connection.cursor()
         # A reader of a database that has just been made must not set its journal mode.
@@ -146,9 +213,3 @@ def _sqlite_engine(url: URL, *, begin: str, connections: int, query_only: bool =
         cursor.execute("PRAGMA foreign_keys = ON")
         cursor.execute(f"PRAGMA query_only = {'ON' if query_only else 'OFF'}")
         cursor.close()
-
-    @event.listens_for(engine.sync_engine, "begin")
-    def begin_transaction(connection: Any) -> None:
-        connection.exec_driver_sql(begin)
-
-    return engine

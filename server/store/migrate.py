@@ -16,6 +16,8 @@ MIGRATION_LOCK = 0x0DA1_B00C
 
 
 def _upgrade(connection: Connection) -> None:
+    if connection.dialect.name == "postgresql":
+        connection.execute(select(func.pg_advisory_xact_lock(MIGRATION_LOCK)))
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
     config.attributes["connection"] = connection
@@ -28,7 +30,4 @@ async def migrate(database: Database) -> None:
     Safe to run at every start, by any number of processes: SQLite's lock for writers, or
     PostgreSQL's advisory lock, makes them take turns.
     """
-    async with database.write() as connection:
-        if connection.dialect.name == "postgresql":
-            await connection.execute(select(func.pg_advisory_xact_lock(MIGRATION_LOCK)))
-        await connection.run_sync(_upgrade)
+    await database.transact(_upgrade)

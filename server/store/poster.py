@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 from uuid import UUID
 
 import structlog
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection
 
 from server.ledger.errors import DaybookError, InternalFailure, ServiceUnavailable, TooBusy
 from server.ledger.instants import Clock, Instant
@@ -143,10 +143,10 @@ class Poster:
             else:
                 call.outcome.set_result(outcome)
 
-    async def _run(self, connection: AsyncConnection, group: list[_Call]) -> list[Any]:
+    def _run(self, connection: Connection, group: list[_Call]) -> list[Any]:
         """Gives each call's result or refusal. They hold once the caller has committed."""
         commands = [call.command for call in group]
-        unit = await load_unit(
+        unit = load_unit(
             connection,
             {number for command in commands for number in command.account_numbers},
             {key for command in commands for key in command.answer_keys},
@@ -154,7 +154,7 @@ class Poster:
             self._random_bytes,
         )
         now = self._clock()
-        await load_openers(connection, unit, now)
+        load_openers(connection, unit, now)
         outcomes: list[Any] = []
         for command in commands:
             attempt = Attempt(unit)
@@ -164,5 +164,5 @@ class Poster:
                 outcomes.append(refusal)
             else:
                 attempt.accept()
-        await save_unit(connection, unit)
+        save_unit(connection, unit)
         return outcomes

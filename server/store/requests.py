@@ -11,8 +11,7 @@ from functools import lru_cache
 from itertools import chain, islice
 from typing import Any, NamedTuple, TypeVar
 
-from sqlalchemy import Dialect, and_, insert, select, tuple_
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, Dialect, and_, insert, select, tuple_
 
 from server.ledger.errors import RequestIdReused
 from server.store.tables import requests, transactions
@@ -50,7 +49,7 @@ AnswerKey = tuple[int, str]
 """The number of an account, and a request_id."""
 
 
-async def first_answers(connection: AsyncConnection, keys: Collection[AnswerKey]) -> dict[AnswerKey, Answer]:
+def first_answers(connection: Connection, keys: Collection[AnswerKey]) -> dict[AnswerKey, Answer]:
     """The answers that these requests got before. Those that are new have none.
 
     The accounts must be locked, or two calls with one id could both be new.
@@ -60,7 +59,7 @@ async def first_answers(connection: AsyncConnection, keys: Collection[AnswerKey]
         # Made as long as a statement that is known, by asking for the last one again.
         padded = some + some[-1:] * ((1 << (len(some) - 1).bit_length()) - len(some))
         statement = _answers_statement(len(padded), connection.dialect)
-        rows: Iterable[Any] = await connection.exec_driver_sql(statement, tuple(chain.from_iterable(padded)))
+        rows: Iterable[Any] = connection.exec_driver_sql(statement, tuple(chain.from_iterable(padded)))
         for account_number, request_id, fingerprint, sequence, response, body in rows:
             request = Request(request_id, bytes(fingerprint))
             found[account_number, request_id] = Answer(request, sequence, bytes(body if response is None else response))
@@ -92,19 +91,19 @@ def _answers_statement(count: int, dialect: Dialect) -> str:
     return str(statement.compile(dialect=dialect, compile_kwargs={"render_postcompile": True}))
 
 
-async def first_answer(connection: AsyncConnection, account_number: int, request: Request) -> bytes | None:
+def first_answer(connection: Connection, account_number: int, request: Request) -> bytes | None:
     """The answer that this request got before, or None if it is new. Raises RequestIdReused."""
     if not request.request_id:
         return None
     key = (account_number, request.request_id)
-    answer = (await first_answers(connection, [key])).get(key)
+    answer = (first_answers(connection, [key])).get(key)
     return None if answer is None else answer.to(request)
 
 
-async def remember(connection: AsyncConnection, account_number: int, request: Request, response: bytes) -> None:
+def remember(connection: Connection, account_number: int, request: Request, response: bytes) -> None:
     """Keeps the answer of a request that has an id."""
     if request.request_id:
-        await connection.execute(
+        connection.execute(
             insert(requests).values(
                 account_number=account_number,
                 request_id=request.request_id,

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import NamedTuple
 
-from sqlalchemy import select
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, select
 
 from server.ledger.instants import EARLIEST, Instant
 from server.ledger.lots import Lot, Terms, sort_lots
@@ -37,7 +36,7 @@ def to_lot(number: int, opened_by: int, expire_time: Instant | None, priority: i
     return Lot(number, opened_by, Terms(expire_time, priority), amount, remaining)
 
 
-async def lock(connection: AsyncConnection, account_numbers: Collection[int]) -> None:
+def lock(connection: Connection, account_numbers: Collection[int]) -> None:
     """Keeps others from posting to these accounts until the database transaction ends.
 
     One by one in ascending order, so that two writers never wait for each other, and because
@@ -46,22 +45,22 @@ async def lock(connection: AsyncConnection, account_numbers: Collection[int]) ->
     if connection.dialect.name == "sqlite":
         return
     for number in sorted(account_numbers):
-        await connection.execute(
+        connection.execute(
             select(account_states.c.account_number).where(account_states.c.account_number == number).with_for_update()
         )
 
 
-async def load(connection: AsyncConnection, account_numbers: Collection[int]) -> dict[int, StoredState]:
+def load(connection: Connection, account_numbers: Collection[int]) -> dict[int, StoredState]:
     """The states of those of the accounts that exist, by number."""
     numbers = sorted(account_numbers)
     open_lots: dict[int, list[Lot]] = {}
-    for account_number, *columns in await connection.execute(
+    for account_number, *columns in connection.execute(
         select(lots.c.account_number, *LOT_COLUMNS).where(lots.c.account_number.in_(numbers), lots.c.remaining > 0)
     ):
         open_lots.setdefault(account_number, []).append(to_lot(*columns))
     windows = {
         account_number: UsageWindow(*columns)
-        for account_number, *columns in await connection.execute(
+        for account_number, *columns in connection.execute(
             select(usage_windows.c.account_number, *usage_windows.c["number", "start", "computing", "serverless"])
             .join(
                 account_states,
@@ -71,7 +70,7 @@ async def load(connection: AsyncConnection, account_numbers: Collection[int]) ->
             .where(account_states.c.account_number.in_(numbers))
         )
     }
-    rows = await connection.execute(
+    rows = connection.execute(
         select(
             account_states.c.account_number,
             accounts.c.id,

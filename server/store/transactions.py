@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from daybook.v1.transaction_pb2 import Transaction
-from sqlalchemy import ColumnElement, Integer, Select, bindparam, select, tuple_, union_all
+from sqlalchemy import ColumnElement, Connection, Integer, Select, bindparam, select, tuple_, union_all
 
 from server.ledger.instants import month_bounds
 from server.ledger.paging import Order, OrderField, TransactionFilter, TransactionKey
@@ -79,43 +79,40 @@ class TransactionStore:
     ) -> list[TransactionRow]:
         """At most `limit` transactions of an account, or of the tenant if it is None."""
         statement, parameters = list_statement(tenant_number, account_number, wanted, order, after, limit)
-        async with self._database.read() as connection:
-            rows = await connection.execute(statement, parameters)
-            return [TransactionRow(*row) for row in rows]
+        return await self._database.look(
+            lambda connection: [TransactionRow(*row) for row in connection.execute(statement, parameters)]
+        )
 
     async def get(self, account_number: int, uid: UUID) -> tuple[bytes, bytes] | None:
         """A transaction's body and allocations, or None if the account has none of this uid."""
         statement = select(transactions.c.body, transactions.c.allocations).where(
             transactions.c.account_number == account_number, transactions.c.uid == uid.bytes
         )
-        async with self._database.read() as connection:
-            row = (await connection.execute(statement)).one_or_none()
-            return None if row is None else (bytes(row.body), bytes(row.allocations))
+        row = await self._database.look(lambda connection: connection.execute(statement).one_or_none())
+        return None if row is None else (bytes(row.body), bytes(row.allocations))
 
     async def refunds(self, charges: Collection[tuple[int, int]]) -> dict[tuple[int, int], RefundTotal]:
         """What was given back of those of the charges that were refunded, by account and sequence."""
         statement = select(refunds).where(tuple_(refunds.c.account_number, refunds.c.sequence).in_(charges))
-        async with self._database.read() as connection:
-            return {
-                (row.account_number, row.sequence): RefundTotal(row.amount, row.last_create_time)
-                for row in await connection.execute(statement)
-            }
+        rows = await self._database.look(lambda connection: connection.execute(statement).all())
+        return {(row.account_number, row.sequence): RefundTotal(row.amount, row.last_create_time) for row in rows}
 
     async def slice(self, account_number: int, offset: int, limit: int) -> tuple[list[TransactionRow], int]:
         """A page of an account's transactions, newest first, and their total, both at one instant.
 
         They are numbered without a gap, so that any offset costs the same.
         """
-        async with self._database.snapshot() as connection:
-            total: int = (
-                await connection.execute(
-                    select(account_states.c.sequence).where(account_states.c.account_number == account_number)
-                )
+
+        def work(connection: Connection) -> tuple[list[TransactionRow], int]:
+            total: int = connection.execute(
+                select(account_states.c.sequence).where(account_states.c.account_number == account_number)
             ).scalar_one()
             if offset >= total:
                 return [], total
-            rows = await connection.execute(slice_statement(account_number, total - offset, limit))
+            rows = connection.execute(slice_statement(account_number, total - offset, limit))
             return [TransactionRow(*row) for row in rows], total
+
+        return await self._database.look(work, consistent=True)
 
     async def windows(
         self, account_number: int, offset: int, limit: int
@@ -125,16 +122,19 @@ class TransactionStore:
         All three at one instant. Windows are numbered without a gap, so that any offset
         costs the same.
         """
-        async with self._database.snapshot() as connection:
-            state = (await load(connection, [account_number]))[account_number].state
+
+        def work(connection: Connection) -> tuple[AccountState, list[UsageWindow], int]:
+            state = load(connection, [account_number])[account_number].state
             total = state.window.number if state.window else 0
-            rows = await connection.execute(
+            rows = connection.execute(
                 select(*usage_windows.c["number", "start", "computing", "serverless"])
                 .where(usage_windows.c.account_number == account_number, usage_windows.c.number <= total - offset)
                 .order_by(usage_windows.c.number.desc())
                 .limit(limit)
             )
             return state, [UsageWindow(*row) for row in rows], total
+
+        return await self._database.look(work, consistent=True)
 
 
 def slice_statement(account_number: int, newest: int, limit: int) -> Select[Any]:

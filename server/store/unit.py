@@ -18,12 +18,13 @@ from server.ledger.bodies import chain, write_allocations, write_body
 from server.ledger.instants import Instant, month_of
 from server.ledger.lots import CREDIT_LINE, Lot
 from server.ledger.money import Millionths
-from server.ledger.names import RandomBytes, uuid7
+from server.ledger.names import RandomBytes, uid_text, uuid7
 from server.ledger.posting import AccountState, Kind, Posting, State
 from server.ledger.refunds import Charge
 from server.ledger.usage import UsageWindow
 from server.store.requests import Answer, AnswerKey, Request
 from server.store.states import StoredState
+from server.store.tables import LABELS
 
 
 class Row(NamedTuple):
@@ -168,8 +169,8 @@ class Attempt:
             stored.charge.refunded + refund.amount, refund.create_time
         )
 
-    def new_uid(self, create_time: Instant) -> UUID:
-        """A uid for a transaction."""
+    def new_uid(self, create_time: Instant) -> bytes:
+        """A uid for a transaction, as it is stored."""
         return uuid7(create_time, self._unit.random_bytes)
 
     def write(
@@ -178,7 +179,7 @@ class Attempt:
         posted: Posting,
         details: Transaction,
         *,
-        uid: UUID | None = None,
+        uid: bytes | None = None,
         request_id: str = "",
     ) -> bytes:
         """Stages a transaction and the state that it leads to; gives its serialized message.
@@ -187,33 +188,37 @@ class Attempt:
         """
         number = after.account_number
         before = self._stored(number)
-        uid = uid or self.new_uid(posted.create_time)
-        body = write_body(after.account_id, posted, details, uid, request_id)
-        allocations = write_allocations(posted.allocations)
+        kind, category, state, amount, sequence, create_time, balance_after, moved, _ = posted
+        uid = uid or self.new_uid(create_time)
+        body = write_body(after.account_id, posted, details, uid_text(uid), request_id)
+        allocations = write_allocations(moved)
         new_hash = chain(before.last_hash, body, allocations)
         self._changes.states[number] = StoredState(after, new_hash)
         self._move_lots(number, posted)
         if after.window is not None and after.window != before.state.window:
             self._changes.windows[number, after.window.number] = after.window
-        labels = details.labels
-        self._changes.rows[number, posted.sequence] = Row(
-            account_number=number,
-            sequence=posted.sequence,
-            tenant_number=after.tenant_number,
-            uid=uid.bytes,
-            create_time=posted.create_time,
-            month=month_of(posted.create_time),
-            kind=posted.kind,
-            category=posted.category,
-            state=posted.state,
-            amount=posted.amount,
-            balance_after=posted.balance_after,
-            location=labels.get("location"),
-            membership=labels.get("membership"),
-            company=labels.get("company"),
-            body=body,
-            allocations=allocations,
-            hash=new_hash,
+        location = membership = company = None
+        if labels := details.labels:
+            location, membership, company = map(labels.get, LABELS)
+        # In the order of the columns: names take twice as long.
+        self._changes.rows[number, sequence] = Row(
+            number,
+            sequence,
+            after.tenant_number,
+            uid,
+            create_time,
+            month_of(create_time),
+            kind,
+            category,
+            state,
+            amount,
+            balance_after,
+            location,
+            membership,
+            company,
+            body,
+            allocations,
+            new_hash,
         )
         return body
 

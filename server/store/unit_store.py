@@ -7,8 +7,7 @@ from functools import lru_cache
 from itertools import chain
 from uuid import UUID
 
-from sqlalchemy import Dialect, Table, bindparam, insert, select, tuple_, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, Dialect, Table, bindparam, insert, select, tuple_, update
 
 from server.ledger.bodies import read_allocations
 from server.ledger.instants import Instant
@@ -25,37 +24,37 @@ ROWS_AT_ONCE = 250
 """How many rows one statement inserts; engines bound the parameters of a statement."""
 
 
-async def load_unit(
-    connection: AsyncConnection,
+def load_unit(
+    connection: Connection,
     account_numbers: Collection[int],
     answer_keys: Collection[AnswerKey],
     charge_keys: Collection[tuple[int, UUID]],
     random_bytes: RandomBytes,
 ) -> Unit:
     """Locks the accounts and loads all that the group needs."""
-    await lock(connection, account_numbers)
-    states = await load(connection, account_numbers)
+    lock(connection, account_numbers)
+    states = load(connection, account_numbers)
     known = {(number, lot.number): lot for number, stored in states.items() for lot in stored.state.lots}
-    charges = await _load_charges(connection, charge_keys) if charge_keys else {}
-    known |= await _load_lots(connection, charges, known)
+    charges = _load_charges(connection, charge_keys) if charge_keys else {}
+    known |= _load_lots(connection, charges, known)
     return Unit(
         states=states,
         lots=known,
         charges=charges,
-        refunds=await _load_refunds(connection, charges) if charges else {},
-        answers=await first_answers(connection, answer_keys),
+        refunds=_load_refunds(connection, charges) if charges else {},
+        answers=first_answers(connection, answer_keys),
         random_bytes=random_bytes,
     )
 
 
-async def load_openers(connection: AsyncConnection, unit: Unit, now: Instant) -> None:
+def load_openers(connection: Connection, unit: Unit, now: Instant) -> None:
     """Loads what opened the lots that are past: their expirations tell whose credits these were."""
     # Nothing in the unit is posted later than this, even if the clock went back.
     latest = max([now, *(stored.state.last_create_time for stored in unit.states.values())])
     keys = {(number, lot.opened_by) for (number, _), lot in unit.lots.items() if lot.terms.are_past(latest)}
     openers: dict[tuple[int, int], bytes] = {}
     for some in in_parts(sorted(keys)):
-        rows = await connection.execute(
+        rows = connection.execute(
             select(transactions.c.account_number, transactions.c.sequence, transactions.c.body).where(
                 tuple_(transactions.c.account_number, transactions.c.sequence).in_(some)
             )
@@ -64,19 +63,17 @@ async def load_openers(connection: AsyncConnection, unit: Unit, now: Instant) ->
     unit.openers = openers
 
 
-async def _load_charges(
-    connection: AsyncConnection, keys: Collection[tuple[int, UUID]]
-) -> dict[tuple[int, UUID], StoredCharge]:
+def _load_charges(connection: Connection, keys: Collection[tuple[int, UUID]]) -> dict[tuple[int, UUID], StoredCharge]:
     charges: dict[tuple[int, UUID], StoredCharge] = {}
     for some in in_parts(sorted(keys)):
-        charges |= await _load_some_charges(connection, some)
+        charges |= _load_some_charges(connection, some)
     return charges
 
 
-async def _load_some_charges(
-    connection: AsyncConnection, keys: Collection[tuple[int, UUID]]
+def _load_some_charges(
+    connection: Connection, keys: Collection[tuple[int, UUID]]
 ) -> dict[tuple[int, UUID], StoredCharge]:
-    rows = await connection.execute(
+    rows = connection.execute(
         select(
             transactions.c.account_number,
             transactions.c.uid,
@@ -110,8 +107,8 @@ async def _load_some_charges(
     return charges
 
 
-async def _load_lots(
-    connection: AsyncConnection,
+def _load_lots(
+    connection: Connection,
     charges: dict[tuple[int, UUID], StoredCharge],
     known: dict[tuple[int, int], Lot],
 ) -> dict[tuple[int, int], Lot]:
@@ -125,36 +122,34 @@ async def _load_lots(
     found: dict[tuple[int, int], Lot] = {}
     for account_number in sorted({number for number, _ in missing}):
         numbers = sorted(lot for number, lot in missing if number == account_number)
-        rows = await connection.execute(
+        rows = connection.execute(
             select(*LOT_COLUMNS).where(lots.c.account_number == account_number, lots.c.number.in_(numbers))
         )
         found |= {(account_number, row.number): to_lot(*row) for row in rows}
     return found
 
 
-async def _load_refunds(
-    connection: AsyncConnection, charges: dict[tuple[int, UUID], StoredCharge]
+def _load_refunds(
+    connection: Connection, charges: dict[tuple[int, UUID], StoredCharge]
 ) -> dict[tuple[int, int], RefundTotal]:
     keys = sorted((number, stored.sequence) for (number, _), stored in charges.items())
     found: dict[tuple[int, int], RefundTotal] = {}
     for some in in_parts(keys):
-        rows = await connection.execute(
-            select(refunds).where(tuple_(refunds.c.account_number, refunds.c.sequence).in_(some))
-        )
+        rows = connection.execute(select(refunds).where(tuple_(refunds.c.account_number, refunds.c.sequence).in_(some)))
         found |= {(row.account_number, row.sequence): RefundTotal(row.amount, row.last_create_time) for row in rows}
     return found
 
 
-async def save_unit(connection: AsyncConnection, unit: Unit) -> None:
+def save_unit(connection: Connection, unit: Unit) -> None:
     """Writes what changed. The caller commits."""
     changes = unit.changes
     # In the order of the key, so that neighbours on disk are written together.
-    await _insert(connection, transactions, Row._fields, sorted(changes.rows.values()))
-    await _save_lots(connection, unit, changes)
-    await _save_windows(connection, unit, changes)
-    await _save_refunds(connection, unit, changes)
-    await _save_states(connection, changes)
-    await _insert(
+    _insert(connection, transactions, Row._fields, sorted(changes.rows.values()))
+    _save_lots(connection, unit, changes)
+    _save_windows(connection, unit, changes)
+    _save_refunds(connection, unit, changes)
+    _save_states(connection, changes)
+    _insert(
         connection,
         requests,
         ("account_number", "request_id", "fingerprint", "sequence", "response"),
@@ -171,8 +166,8 @@ async def save_unit(connection: AsyncConnection, unit: Unit) -> None:
     )
 
 
-async def _save_states(connection: AsyncConnection, changes: Changes) -> None:
-    await _update(
+def _save_states(connection: Connection, changes: Changes) -> None:
+    _update(
         connection,
         account_states,
         ("account_number",),
@@ -203,7 +198,7 @@ async def _save_states(connection: AsyncConnection, changes: Changes) -> None:
     )
 
 
-async def _save_lots(connection: AsyncConnection, unit: Unit, changes: Changes) -> None:
+def _save_lots(connection: Connection, unit: Unit, changes: Changes) -> None:
     opened: list[Sequence[object]] = []
     moved: list[Sequence[object]] = []
     for (account_number, number), lot in changes.lots.items():
@@ -215,11 +210,11 @@ async def _save_lots(connection: AsyncConnection, unit: Unit, changes: Changes) 
                 (account_number, number, lot.opened_by, terms.expire_time, terms.priority, lot.amount, lot.remaining)
             )
     names = ("account_number", "number", "opened_by", "expire_time", "priority", "amount", "remaining")
-    await _insert(connection, lots, names, opened)
-    await _update(connection, lots, ("account_number", "number"), ("remaining",), moved)
+    _insert(connection, lots, names, opened)
+    _update(connection, lots, ("account_number", "number"), ("remaining",), moved)
 
 
-async def _save_windows(connection: AsyncConnection, unit: Unit, changes: Changes) -> None:
+def _save_windows(connection: Connection, unit: Unit, changes: Changes) -> None:
     opened: list[Sequence[object]] = []
     moved: list[Sequence[object]] = []
     for (account_number, number), window in changes.windows.items():
@@ -229,11 +224,11 @@ async def _save_windows(connection: AsyncConnection, unit: Unit, changes: Change
         else:
             opened.append((account_number, number, window.start, window.computing, window.serverless))
     names = ("account_number", "number", "start", "computing", "serverless")
-    await _insert(connection, usage_windows, names, opened)
-    await _update(connection, usage_windows, ("account_number", "number"), ("computing", "serverless"), moved)
+    _insert(connection, usage_windows, names, opened)
+    _update(connection, usage_windows, ("account_number", "number"), ("computing", "serverless"), moved)
 
 
-async def _save_refunds(connection: AsyncConnection, unit: Unit, changes: Changes) -> None:
+def _save_refunds(connection: Connection, unit: Unit, changes: Changes) -> None:
     first: list[Sequence[object]] = []
     further: list[Sequence[object]] = []
     for (account_number, sequence), total in changes.refunds.items():
@@ -242,13 +237,11 @@ async def _save_refunds(connection: AsyncConnection, unit: Unit, changes: Change
         else:
             first.append((account_number, sequence, total.amount, total.last_create_time))
     key, totals = ("account_number", "sequence"), ("amount", "last_create_time")
-    await _insert(connection, refunds, (*key, *totals), first)
-    await _update(connection, refunds, key, totals, further)
+    _insert(connection, refunds, (*key, *totals), first)
+    _update(connection, refunds, key, totals, further)
 
 
-async def _insert(
-    connection: AsyncConnection, table: Table, names: tuple[str, ...], rows: Sequence[Sequence[object]]
-) -> None:
+def _insert(connection: Connection, table: Table, names: tuple[str, ...], rows: Sequence[Sequence[object]]) -> None:
     """Inserts rows, the values of each in the order of the names, which is that of the columns.
 
     A fast path: the statements are compiled once and the values go to the driver as they
@@ -260,14 +253,14 @@ async def _insert(
     for start in range(0, whole, ROWS_AT_ONCE):
         statement = _insert_statement(table, names, ROWS_AT_ONCE, connection.dialect)
         values = chain.from_iterable(rows[start : start + ROWS_AT_ONCE])
-        await connection.exec_driver_sql(statement, tuple(values))
+        connection.exec_driver_sql(statement, tuple(values))
     if whole < len(rows):
         statement = _insert_statement(table, names, 1, connection.dialect)
-        await connection.exec_driver_sql(statement, list(map(tuple, rows[whole:])))
+        connection.exec_driver_sql(statement, list(map(tuple, rows[whole:])))
 
 
-async def _update(
-    connection: AsyncConnection,
+def _update(
+    connection: Connection,
     table: Table,
     key: tuple[str, ...],
     names: tuple[str, ...],
@@ -276,7 +269,7 @@ async def _update(
     """Writes rows that exist: of each the values of the names and then of the key. A fast path like `_insert`."""
     if rows:
         statement = _update_statement(table, key, names, connection.dialect)
-        await connection.exec_driver_sql(statement, list(map(tuple, rows)))
+        connection.exec_driver_sql(statement, list(map(tuple, rows)))
 
 
 @lru_cache(STATEMENTS_CACHED_MAX)

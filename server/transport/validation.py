@@ -87,14 +87,16 @@ IDENTIFIED = frozenset(message.DESCRIPTOR.full_name for message in (User, Bookin
 CREATABLE_KINDS = (Transaction.GRANT, Transaction.CHARGE, Transaction.ADJUSTMENT)
 STATES = frozenset(Transaction.State.values())
 
-DETAILS = (
-    "description",
-    "owner",
-    "creator",
-    "labels",
-    "receipt_uri",
-    "metadata",
-    *(field.name for field in Transaction.DESCRIPTOR.oneofs_by_name["subject"].fields),
+DETAILS = frozenset(
+    (
+        "description",
+        "owner",
+        "creator",
+        "labels",
+        "receipt_uri",
+        "metadata",
+        *(field.name for field in Transaction.DESCRIPTOR.oneofs_by_name["subject"].fields),
+    )
 )
 """The fields of a transaction that a caller sets and posting takes over as they are."""
 
@@ -148,52 +150,55 @@ def read_transaction(transaction: Transaction) -> tuple[Draft, Transaction]:
     The details are the transaction itself, without the fields that are not theirs: a copy
     would cost as much as all the checks.
     """
-    if transaction.kind not in CREATABLE_KINDS:
+    kind, category, state, priority = (
+        transaction.kind,
+        transaction.category,
+        transaction.state,
+        transaction.priority,
+    )
+    if kind not in CREATABLE_KINDS:
         names = ", ".join(Transaction.Kind.Name(kind) for kind in CREATABLE_KINDS)
         raise FieldInvalid("transaction.kind", f"must be one of {names}")
-    if not _CATEGORY.fullmatch(transaction.category):
+    if not _CATEGORY.fullmatch(category):
         raise FieldInvalid(
             "transaction.category",
             "must be a lower-case letter, then at most 62 lower-case letters, digits and underscores",
         )
-    if transaction.state not in STATES:
+    if state not in STATES:
         raise FieldInvalid("transaction.state", "must be SUCCEEDED, FAILED, CANCELED or left out")
     amount = read_amount("transaction.amount", transaction.amount)
     is_usage = transaction.WhichOneof("subject") == "usage"
-    if is_usage and transaction.kind != Transaction.CHARGE:
+    if is_usage and kind != Transaction.CHARGE:
         raise FieldInvalid("transaction.usage", "is only possible with kind CHARGE")
     expire_time, time_to_live = read_lifetime("transaction", transaction)
-    if not -PRIORITY_MAX <= transaction.priority <= PRIORITY_MAX:
+    if not -PRIORITY_MAX <= priority <= PRIORITY_MAX:
         raise FieldInvalid("transaction.priority", f"must be between -{PRIORITY_MAX} and {PRIORITY_MAX}")
-    if amount <= 0 and transaction.priority:
+    if amount <= 0 and priority:
         raise FieldInvalid("transaction.priority", "is only possible with an amount above 0")
-    if amount <= 0 and transaction.WhichOneof("lifetime") is not None:
+    if amount <= 0 and (expire_time is not None or time_to_live is not None):
         raise FieldInvalid(
             f"transaction.{transaction.WhichOneof('lifetime')}", "is only possible with an amount above 0"
         )
-    draft = Draft(
-        kind=transaction.kind,
-        category=transaction.category,
-        amount=amount,
-        state=transaction.state or Transaction.SUCCEEDED,
-        is_usage=is_usage,
-        expire_time=expire_time,
-        time_to_live=time_to_live,
-        priority=transaction.priority,
-    )
-    _keep_only(transaction, DETAILS)
+    draft = Draft(kind, category, amount, state or Transaction.SUCCEEDED, is_usage, expire_time, time_to_live, priority)
     return draft, read_details("transaction", transaction)
 
 
 def read_details(path: str, details: Transaction) -> Transaction:
-    """The fields of a transaction that posting takes over as they are, held to their bounds."""
+    """The fields of a transaction that posting takes over as they are, held to their bounds.
+
+    Every other is taken away: a field that is output only is ignored, as AIP-203 has it.
+    """
     # What nobody knows has no bounds.
     details.DiscardUnknownFields()
-    _check_labels(path, details.labels)
-    check_content(path, details)
-    cost = details.usage.cost_usd
-    if details.usage.HasField("cost_usd") and read_amount(_join(path, "usage.cost_usd"), cost) < 0:
-        raise FieldInvalid(_join(path, "usage.cost_usd"), "must not be negative")
+    try:
+        for field, value in details.ListFields():
+            name = field.name
+            if name not in DETAILS:
+                details.ClearField(name)  # type: ignore[arg-type]  # a name out of the message itself
+            elif (check := _check_of(field)) is not None:
+                check(value)
+    except FieldInvalid as refusal:
+        raise _inside(path, refusal) from None
     return details
 
 
@@ -255,12 +260,61 @@ def read_profile(account: Account) -> bytes:
 def _keep_only(message: Message, names: Collection[str]) -> None:
     """Takes every other field away, so that output-only fields are ignored, as AIP-203 has it."""
     for field, _ in message.ListFields():
-        if field.name not in names:
-            message.ClearField(field.name)
+        name = field.name
+        if name not in names:
+            message.ClearField(name)
 
 
-def _check_labels(path: str, labels: Mapping[str, str]) -> None:
-    place = _join(path, "labels")
+def check_content(path: str, message: Message) -> None:
+    """Holds every text, number, time and struct inside a message to its bounds."""
+    try:
+        _check_fields(message)
+    except FieldInvalid as refusal:
+        raise _inside(path, refusal) from None
+
+
+def _inside(path: str, refusal: FieldInvalid) -> FieldInvalid:
+    """The refusal of a field as seen from outside the message that holds it.
+
+    So the way to a field is only put together where something is wrong with it.
+    """
+    return FieldInvalid(_join(path, refusal.field), refusal.problem)
+
+
+def _check_fields(message: Message) -> None:
+    if message.DESCRIPTOR.full_name in IDENTIFIED and not getattr(message, "id"):  # noqa: B009  # as in read_request
+        raise FieldInvalid("id", "is required")
+    for field, value in message.ListFields():
+        check = _check_of(field)
+        if check is not None:
+            check(value)
+
+
+@cache
+def _check_of(field: FieldDescriptor) -> Callable[[Any], None] | None:
+    """How a field is checked, or None where every value is sound. Found out once per field."""
+    owner = field.containing_type
+    assert owner is not None, "extensions have none, and the contracts have no extensions"
+    if field.full_name in _FIELD_CHECKS:
+        return partial(_FIELD_CHECKS[field.full_name], field.name)
+    if field.is_repeated:
+        return None
+    if field.message_type is not None:
+        check = _MESSAGE_CHECKS.get(field.message_type.full_name)
+        return partial(check_content, field.name) if check is None else partial(check, field.name)
+    if field.cpp_type == FieldDescriptor.CPPTYPE_STRING:
+        characters_max = CHARACTERS_MAX.get(owner.full_name, {}).get(field.name)
+        return partial(_check_text, field.name, characters_max)
+    if field.cpp_type in (FieldDescriptor.CPPTYPE_INT32, FieldDescriptor.CPPTYPE_INT64):
+        return partial(_check_count, field.name)
+    return None
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _check_labels(place: str, labels: Mapping[str, str]) -> None:
     if len(labels) > LABELS_MAX:
         raise FieldInvalid(place, f"must have at most {LABELS_MAX} entries")
     for key, value in labels.items():
@@ -273,37 +327,9 @@ def _check_labels(path: str, labels: Mapping[str, str]) -> None:
             raise FieldInvalid(f"{place}.{key}", f"must have 1 to {LABEL_CHARACTERS_MAX} characters, none of them NUL")
 
 
-def check_content(path: str, message: Message) -> None:
-    """Holds every text, number, time and struct inside a message to its bounds."""
-    if message.DESCRIPTOR.full_name in IDENTIFIED and not getattr(message, "id"):  # noqa: B009  # as in read_request
-        raise FieldInvalid(_join(path, "id"), "is required")
-    for field, value in message.ListFields():
-        check = _check_of(field)
-        if check is not None:
-            check(_join(path, field.name), value)
-
-
-@cache
-def _check_of(field: FieldDescriptor) -> Callable[[str, Any], None] | None:
-    """How a field is checked, or None where every value is sound. Found out once per field."""
-    owner = field.containing_type
-    assert owner is not None, "extensions have none, and the contracts have no extensions"
-    if field.is_repeated:
-        return None
-    if field.message_type is not None:
-        return _MESSAGE_CHECKS.get(field.message_type.full_name, check_content)
-    if field.cpp_type == FieldDescriptor.CPPTYPE_STRING:
-        if field.name == "country_code":
-            return _check_country_code
-        characters_max = CHARACTERS_MAX.get(owner.full_name, {}).get(field.name)
-        return partial(_check_text, characters_max=characters_max)
-    if field.cpp_type in (FieldDescriptor.CPPTYPE_INT32, FieldDescriptor.CPPTYPE_INT64):
-        return _check_count
-    return None
-
-
-def _join(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
+def _check_cost(place: str, text: str) -> None:
+    if read_amount(place, text) < 0:
+        raise FieldInvalid(place, "must not be negative")
 
 
 def _check_struct(place: str, struct: Struct) -> None:
@@ -336,7 +362,7 @@ def _check_country_code(place: str, text: str) -> None:
         raise FieldInvalid(place, "must be two capital letters by ISO 3166-1")
 
 
-def _check_text(place: str, text: str, characters_max: int | None) -> None:
+def _check_text(place: str, characters_max: int | None, text: str) -> None:
     if characters_max is not None and len(text) > characters_max:
         raise FieldInvalid(place, f"must have at most {characters_max} characters")
     if "\0" in text:
@@ -353,3 +379,9 @@ _MESSAGE_CHECKS: Mapping[str, Callable[[str, Any], None]] = {
     Timestamp.DESCRIPTOR.full_name: check_timestamp,
     Struct.DESCRIPTOR.full_name: _check_struct,
 }
+_FIELD_CHECKS: Mapping[str, Callable[[str, Any], None]] = {
+    Transaction.DESCRIPTOR.fields_by_name["labels"].full_name: _check_labels,
+    Usage.DESCRIPTOR.fields_by_name["cost_usd"].full_name: _check_cost,
+    Company.Address.DESCRIPTOR.fields_by_name["country_code"].full_name: _check_country_code,
+}
+"""The fields that are checked otherwise than others of their type."""

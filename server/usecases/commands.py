@@ -15,7 +15,7 @@ from server.ledger.bodies import join_messages
 from server.ledger.errors import DaybookError, FieldInvalid, InsufficientCredits, InvalidArgument, TransactionNotFound
 from server.ledger.instants import Instant
 from server.ledger.money import Millionths
-from server.ledger.names import transaction_name
+from server.ledger.names import transaction_name, uid_text
 from server.ledger.posting import AccountState, Draft
 from server.ledger.refunds import refund
 from server.ledger.transfers import transfer
@@ -216,10 +216,10 @@ class Transfer(Command[bytes]):
         (source, outgoing), (destination, incoming) = transfer(source, destination, self.amount, time)
         outgoing_uid, incoming_uid = attempt.new_uid(outgoing.create_time), attempt.new_uid(incoming.create_time)
         request_id = self.request.request_id
-        details = Transaction(transfer_peer=transaction_name(self.destination_id, incoming_uid))
+        details = Transaction(transfer_peer=transaction_name(self.destination_id, uid_text(incoming_uid)))
         details.MergeFrom(self.details)
         outgoing_body = attempt.write(source, outgoing, details, uid=outgoing_uid, request_id=request_id)
-        details.transfer_peer = transaction_name(self.source_id, outgoing_uid)
+        details.transfer_peer = transaction_name(self.source_id, uid_text(outgoing_uid))
         incoming_body = attempt.write(destination, incoming, details, uid=incoming_uid, request_id=request_id)
         answer = TransferCreditsResponse(
             outgoing=Transaction.FromString(outgoing_body), incoming=Transaction.FromString(incoming_body)

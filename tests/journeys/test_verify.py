@@ -44,7 +44,7 @@ from server.store.tables import (
     usage_windows,
 )
 from server.usecases.verification import UNDER_WAY_MAX, Progress
-from tests.conftest import NOON, Client, Clock, PostgreSQL, Server, refusal_of
+from tests.conftest import NOON, Client, Clock, PostgreSQL, Server, refusal_of, writing
 
 GRANT, CHARGE = Transaction.GRANT, Transaction.CHARGE
 CREDIT = 1_000_000
@@ -105,7 +105,7 @@ class Ledger:
 
     async def restore(self) -> None:
         """Puts every row back."""
-        async with self.server.book.database.write() as connection:
+        async with writing(self.server.book.database) as connection:
             for table, rows in self.sound.items():
                 await connection.execute(delete(table))
                 await connection.execute(insert(table), rows)
@@ -415,7 +415,7 @@ async def test_untouched_books(shared: Ledger) -> None:
 async def test_tampered_books(shared: Ledger, case: str) -> None:
     """Whatever was changed behind the ledger's back is found, and told of the account and the place it is in."""
     account_id, plant, where = CASES[case]
-    async with shared.server.book.database.write() as connection:
+    async with writing(shared.server.book.database) as connection:
         await plant(connection, shared.numbers[account_id])
     try:
         findings = await shared.client.verify()
@@ -438,7 +438,7 @@ async def test_renamed_account(shared: Ledger) -> None:
     database, number = shared.server.book.database, shared.numbers["acme"]
 
     async def rename(account_id: str) -> None:
-        async with database.write() as connection:
+        async with writing(database) as connection:
             await connection.execute(update(accounts).where(accounts.c.number == number).values(id=account_id))
 
     await rename("emca")
@@ -455,7 +455,7 @@ async def test_renamed_account(shared: Ledger) -> None:
 @pytest.mark.asyncio(loop_scope="module")
 async def test_several_divergences(shared: Ledger) -> None:
     """Divergences of several accounts are all told, and one at an early row doesn't repeat at the later ones."""
-    async with shared.server.book.database.write() as connection:
+    async with writing(shared.server.book.database) as connection:
         for account_id, plant in (
             ("acme", changed(transactions, "hash", flipped(0), sequence=2)),
             ("acme", changed(transactions, "category", to("x"), sequence=9)),
@@ -493,7 +493,7 @@ async def test_who_may_verify(server: Server, client: Client, admin: Client) -> 
     assert await bound.verify("accounts/acme") == []
     for account in ("", "accounts/other"):
         assert (await refusal_of(bound.verify(account))).verdict == ("PERMISSION_DENIED", "ACCOUNT_NOT_PERMITTED")
-    async with server.book.database.write() as connection:
+    async with writing(server.book.database) as connection:
         await connection.execute(update(account_states).values(balance=0))
     stranger = await server.client(await server.create_tenant("stranger"), scopes={"admin"})
     await stranger.create_account("theirs")
@@ -533,7 +533,7 @@ async def test_long_books(server: Server, client: Client, admin: Client, clock: 
         await client.post("acme", CHARGE, "-90")
         clock.advance(3600)
     assert await admin.verify() == []
-    async with server.book.database.write() as connection:
+    async with writing(server.book.database) as connection:
         for plant in (
             changed(transactions, "category", to("y"), sequence=1000),
             changed(transactions, "category", to("y"), sequence=1001),
@@ -605,7 +605,7 @@ async def test_command(tmp_path: Path, clock: Clock) -> None:
     status, lines, _ = await run("verify", "--database-url", database_url)
     assert (status, lines) == (0, ["7 accounts, 19 transactions, 0 divergences"])
     database = Database(database_url)
-    async with database.write() as connection:
+    async with writing(database) as connection:
         await changed(transactions, "category", to("other"), sequence=6)(connection, acme.number)
         await changed(account_states, "last_create_time", plus(1))(connection, theirs.number)
         await connection.execute(delete(accounts).where(accounts.c.id == "other"))

@@ -19,7 +19,7 @@ from sqlalchemy import insert
 from server.ledger.instants import SECOND, from_timestamp, to_timestamp, write
 from server.ledger.posting import Kind
 from server.store.tables import transactions
-from tests.conftest import NOON, Client, Clock, Server, only_sqlite
+from tests.conftest import NOON, Client, Clock, Server, only_sqlite, writing
 
 GRANT, CHARGE, ADJUSTMENT = Transaction.GRANT, Transaction.CHARGE, Transaction.ADJUSTMENT
 
@@ -362,7 +362,7 @@ async def insert_rows(server: Server, tenant_number: int, rows: Sequence[Row]) -
         for row in rows
     ]
     if values:
-        async with server.book.database.write() as connection:
+        async with writing(server.book.database) as connection:
             await connection.execute(insert(transactions), values)
 
 

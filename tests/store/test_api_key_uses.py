@@ -24,7 +24,7 @@ from tests.conftest import NOON, Clock, Server, only_sqlite
 @contextmanager
 def statements(database: Database) -> Iterator[list[str]]:
     """The statements of the connection that writes."""
-    engine = database._writer.sync_engine
+    engine = database.writer
     seen: list[str] = []
 
     def execute(_connection: object, _cursor: object, statement: str, *_rest: object) -> None:

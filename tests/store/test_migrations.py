@@ -26,7 +26,7 @@ from server.store.database import Database
 from server.store.migrate import migrate
 from server.store.tables import accounts, metadata, requests, transactions
 from server.transport.auth import Authenticator
-from tests.conftest import NOON, Client, Clock, Server
+from tests.conftest import NOON, Client, Clock, Server, writing
 
 Schema: TypeAlias = "list[tuple[object, ...]]"
 
@@ -95,10 +95,10 @@ async def test_migrated_schema_is_the_created_schema(open_database: Callable[[],
     database = open_database()
     await migrate(database)
     migrated = await schema_of(database)
-    async with database.write() as connection:
+    async with writing(database) as connection:
         await connection.run_sync(metadata.drop_all)
     assert await schema_of(database) == []
-    async with database.write() as connection:
+    async with writing(database) as connection:
         await connection.run_sync(metadata.create_all)
     created = await schema_of(database)
     assert len(created) > len(metadata.tables)
@@ -148,7 +148,7 @@ async def migrate_to(database: Database, revision: str) -> None:
         config.attributes["connection"] = connection
         command.upgrade(config, revision)
 
-    async with database.write() as connection:
+    async with writing(database) as connection:
         await connection.run_sync(upgrade)
 
 
@@ -156,7 +156,7 @@ async def test_keys_of_before_scopes_keep_what_they_opened(open_database: Callab
     """A key without scopes was good for reading and posting and still is; one with `admin` keeps it."""
     database = open_database()
     await migrate_to(database, "0001")
-    async with database.write() as connection:
+    async with writing(database) as connection:
         await connection.execute(
             text("INSERT INTO tenants (slug, uid, display_name, create_time, demo) VALUES ('s', 'u', 'n', 1, 0)")
         )
@@ -248,8 +248,8 @@ async def test_sqlite_settings(
     database = open_database()
     await migrate(database)
     for _ in range(2):
-        async with database.write() as connection:
-            assert (await connection.execute(text(f"PRAGMA {pragma}"))).scalar_one() == of_writer
+        assert await database.transact(lambda each: each.execute(text(f"PRAGMA {pragma}")).scalar_one()) == of_writer
+        assert await database.look(lambda each: each.execute(text(f"PRAGMA {pragma}")).scalar_one()) == of_reader
         async with database.read() as connection:
             assert (await connection.execute(text(f"PRAGMA {pragma}"))).scalar_one() == of_reader
 
@@ -270,7 +270,7 @@ async def test_sqlite_reads_while_writing(open_database: Callable[[], Database])
     database = open_database()
     await migrate(database)
     store = CredentialStore(database)
-    async with database.write() as connection:
+    async with writing(database) as connection:
         await connection.execute(
             text("INSERT INTO tenants (slug, uid, display_name, create_time, demo) VALUES ('s', 'u', 'n', 1, 0)")
         )
@@ -343,7 +343,7 @@ async def test_constraints(
     await CredentialStore(database).create_tenant(slug="s", uid="u", display_name="n", create_time=1)
 
     async def write() -> None:
-        async with database.write() as connection:
+        async with writing(database) as connection:
             for table, values in rows:
                 await connection.execute(insert(table).values(values))  # type: ignore[arg-type]
 

@@ -56,7 +56,7 @@ class Fault:
 def failing_at(database: Database, at: int) -> Iterator[Fault]:
     """Rigs the database: one row or many, a statement that fails is one; the commit counts as the last."""
     fault = Fault(at)
-    engine = database._writer.sync_engine
+    engine = database.writer
     dialect: Any = engine.dialect
     do_commit: Callable[[object], None] = dialect.do_commit
 
@@ -251,7 +251,7 @@ async def test_failure_at_every_statement(
 async def test_lost_answer(server: Server, admin: Client, clock: Clock, call: Call) -> None:
     """Where the commit happened and only its answer was lost, a repetition gets the answer and posts nothing more."""
     await fill(admin, clock)
-    dialect: Any = server.book.database._writer.sync_engine.dialect
+    dialect: Any = server.book.database.writer.dialect
     do_commit: Callable[[object], None] = dialect.do_commit
 
     def commit(connection: object) -> None:

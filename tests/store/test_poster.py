@@ -28,7 +28,7 @@ from server.store.poster import LINE_CALLS_MAX, Poster
 from server.store.requests import Request
 from server.store.tables import account_states, transactions
 from server.usecases.transactions import NewTransaction
-from tests.conftest import Client, Clock, Server, only_sqlite, read_refusal
+from tests.conftest import Client, Clock, Server, only_sqlite, read_refusal, writing
 
 GRANT, CHARGE = Transaction.GRANT, Transaction.CHARGE
 CREDIT = 1_000_000
@@ -87,7 +87,7 @@ def check_rows(rows: Sequence[Any]) -> None:
 @contextmanager
 def counting_commits(database: Database) -> Iterator[list[int]]:
     """Counts the commits of connections that have inserted transactions: for each, how many statements did."""
-    engine = database._writer.sync_engine
+    engine = database.writer
     commits: list[int] = []
     inserted: dict[int, int] = {}
 
@@ -210,7 +210,7 @@ async def held_writer(database_url: str) -> AsyncIterator[None]:
     """Keeps the poster of another process from posting: the writer's lock, or the locks of all accounts."""
     database = Database(database_url)
     try:
-        async with database.write() as connection:
+        async with writing(database) as connection:
             if connection.dialect.name != "sqlite":
                 await connection.execute(select(account_states.c.account_number).with_for_update())
             yield
@@ -220,7 +220,7 @@ async def held_writer(database_url: str) -> AsyncIterator[None]:
 
 async def poster_waits(book: Book) -> None:
     """Returns once the poster has taken all that was in the line, and has a connection for it."""
-    while not (poster_of(book)._line.empty() and book.database._writer.sync_engine.pool.checkedout()):  # type: ignore[attr-defined]
+    while not (poster_of(book)._line.empty() and book.database.writer.pool.checkedout()):  # type: ignore[attr-defined]
         await asyncio.sleep(0.001)
 
 

@@ -27,7 +27,7 @@ from server.transport.auth import (
     Authenticator,
     Scheme,
 )
-from tests.conftest import NOON, Clock
+from tests.conftest import NOON, Clock, writing
 
 Metadata: TypeAlias = Iterable[tuple[str, str | bytes]]
 
@@ -356,7 +356,7 @@ async def test_a_key_that_is_gone_is_refused_within_seconds(book: Book, random_b
     authenticator = authenticator_of(book, lambda: seconds)
     metadata = [("x-api-key", f"{key.id}.{key.secret}")]
     await authenticator.authenticate(metadata)
-    async with book.database.write() as connection:
+    async with writing(book.database) as connection:
         await connection.execute(text("DELETE FROM api_keys"))
     seconds = KEY_CACHED_SECONDS_MAX
     assert await outcome_of(authenticator.authenticate(metadata)) is CredentialInvalid

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -106,7 +106,7 @@ class Place:
         return problem_of(lambda: check_content(self.root, message))
 
 
-def places(root: str, descriptor: Descriptor, only: tuple[str, ...]) -> Iterator[Place]:
+def places(root: str, descriptor: Descriptor, only: Collection[str]) -> Iterator[Place]:
     """Every single field inside a message, at any depth, that begins with one of some names."""
 
     def inside(message: Descriptor, names: tuple[str, ...]) -> Iterator[Place]:
