@@ -3,8 +3,10 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 # Where the ledger is kept; empty means the demo's own SQLite file.
 DATABASE_URL ?=
+# Options of `python -m bench`, like --quick or --only 1,3.
+BENCH ?=
 
-.PHONY: help setup run test lint gen clean
+.PHONY: help setup run test lint gen bench clean
 
 help: ## Shows what there is to make.
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /	/'
@@ -30,6 +32,13 @@ lint: setup ## Formats the code and runs the linters.
 
 gen: setup ## Regenerates gen/ from protos/; ALLOW_BREAKING=1 lets a change break clients.
 	$(BIN)/python protos/generate.py $(if $(ALLOW_BREAKING),--allow-breaking)
+
+bench: setup .venv/installed-bench ## Measures speed and memory; BENCH='--quick' only tries it. Needs h2load and wrk.
+	$(BIN)/python -m bench $(BENCH)
+
+.venv/installed-bench: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt --editable '.[bench]'
+	touch .venv/installed-bench
 
 clean: ## Removes what was installed, cached and stored for the demo.
 	rm -rf .venv .daybook .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

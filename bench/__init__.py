@@ -1,0 +1,1 @@
+"""Measures Daybook on the machine at hand; bench/README.md says what and why."""

@@ -1,0 +1,93 @@
+"""Calls of gRPC: one at a time to look at the answer, and by the thousand to count."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import grpc
+from daybook.v1.ledger_service_pb2 import ListTransactionsRequest, ListTransactionsResponse
+from google.protobuf.message import Message
+
+from bench.ledger import authorization
+from bench.load import CLIENTS, STREAMS, LoadFailed, framed_size, h2load
+
+LIST = "daybook.v1.Ledger/ListTransactions"
+CREATE = "daybook.v1.Ledger/CreateTransaction"
+BATCH_CREATE = "daybook.v1.Ledger/BatchCreateTransactions"
+PAGE_SIZE = 50
+CALL_SECONDS_MAX = 60.0
+# Of the answers that h2load cuts off at its end some bytes were counted already.
+_CUT_OFF_MAX = CLIENTS * STREAMS
+_MISSING_MAX = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A method, what to ask it, and as whom."""
+
+    method: str
+    requests: tuple[Message, ...]
+    """One for each group of callers."""
+    headers: Mapping[str, str]
+
+    @classmethod
+    def of(cls, method: str, *requests: Message, key: str, **headers: str) -> Call:
+        """A call with a key; names of further headers have `_` for `-`."""
+        more = {name.replace("_", "-"): value for name, value in headers.items()}
+        return cls(method, requests, {**authorization(key), **more})
+
+    def answers(self, port: int) -> list[bytes]:
+        """The messages that the first request is answered with. Raises LoadFailed for a refusal."""
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            # A method that answers with one message looks no different on the wire.
+            ask: grpc.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(f"/{self.method}")
+            request = self.requests[0].SerializeToString()
+            try:
+                return list(ask(request, metadata=tuple(self.headers.items()), timeout=CALL_SECONDS_MAX))
+            except grpc.RpcError as error:
+                raise LoadFailed(f"{self.method}: {error}") from None
+
+    def rate(self, port: int, seconds: int, *, clients: int = CLIENTS, streams: int = STREAMS) -> float:
+        """How many calls a second are answered, whatever with."""
+        load = h2load(port, self.method, self.requests, seconds, headers=self.headers, clients=clients, streams=streams)
+        if load.refused or not load.answers:
+            raise LoadFailed(f"{load.refused} of {load.answers} calls of {self.method} were refused")
+        return load.rate
+
+    def rate_of_same(self, port: int, seconds: int, answers: Sequence[bytes], *, clients: int = CLIENTS) -> float:
+        """The same where every call must be answered alike.
+
+        h2load sees no status of gRPC, but a refusal has no body: so the bodies are weighed.
+        """
+        load = h2load(port, self.method, self.requests, seconds, headers=self.headers, clients=clients)
+        size = sum(framed_size(answer) for answer in answers)
+        at_least, at_most = load.answers * size * (1 - _MISSING_MAX), (load.answers + _CUT_OFF_MAX) * size
+        if load.refused or not load.answers or not at_least <= load.body_bytes <= at_most:
+            raise LoadFailed(
+                f"{load.answers} answers of {self.method}, {load.refused} of them refused, have {load.body_bytes} "
+                f"bytes where each has {size}"
+            )
+        return load.rate
+
+
+def rate_together(ports: Sequence[int], call: Call, seconds: int, answers: Sequence[bytes]) -> float:
+    """How many calls a second several servers answer together, each with its part of the callers."""
+    clients = CLIENTS // len(ports)
+    with ThreadPoolExecutor(len(ports)) as pool:
+        return sum(pool.map(lambda port: call.rate_of_same(port, seconds, answers, clients=clients), ports))
+
+
+def list_call(key: str, account_id: str, page_token: str = "", page_size: int = PAGE_SIZE) -> Call:
+    """The native list of an account."""
+    request = ListTransactionsRequest(parent=f"accounts/{account_id}", page_size=page_size, page_token=page_token)
+    return Call.of(LIST, request, key=key)
+
+
+def read_page(answer: bytes, rows: int = PAGE_SIZE) -> ListTransactionsResponse:
+    """A page of the native list. Raises LoadFailed unless it has so many rows."""
+    page = ListTransactionsResponse.FromString(answer)
+    if len(page.transactions) != rows:
+        raise LoadFailed(f"a page of {len(page.transactions)} transactions and not of {rows}")
+    return page

