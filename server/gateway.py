@@ -30,6 +30,9 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIGURATION = ROOT / "envoy.yaml"
 DESCRIPTORS = ROOT / "gen" / "descriptors.binpb"
 
+JSON_LINES = '{"event": "%j", "level": "%l", "timestamp": "%Y-%m-%dT%H:%M:%S.%f%z", "logger": "envoy.%n"}'
+"""How Envoy writes log lines like those of the server."""
+
 START_SECONDS_MAX = 20.0
 STOP_SECONDS_MAX = 10.0
 _POLL_SECONDS = 0.05
@@ -165,6 +168,7 @@ async def gateway(settings: Settings) -> AsyncIterator[Gateway]:
             "--disable-hot-restart",
             "--log-level",
             "error",
+            *(("--log-format", JSON_LINES) if settings.log_format == "json" else ()),
             # Ctrl-C must reach only this process, which stops Envoy after the server.
             start_new_session=True,
             preexec_fn=_die_with_parent if sys.platform == "linux" else None,
