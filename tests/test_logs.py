@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -19,6 +20,7 @@ from daybook.v1.ledger_service_pb2 import GetAccountRequest, ListAccountsRequest
 from daybook.v1.ledger_service_pb2_grpc import LedgerStub
 
 from server.app import open_book, system_clock
+from server.gateway import JSON_LINES, _envoy
 from server.ledger.access import new_api_key
 from tests.facades.processes import SECONDS_MAX, Daybook, Ports, environment, sqlite_url, wait_until
 
@@ -257,3 +259,21 @@ def test_libraries_speak_to_people_too(of_libraries: subprocess.CompletedProcess
 def test_nothing_of_opentelemetry_is_loaded_unless_asked_for(of_libraries: subprocess.CompletedProcess[str]) -> None:
     """A server without a collector has not a module of it."""
     assert of_libraries.stdout == "[]\n"
+
+
+def test_envoy_speaks_the_same_format(tmp_path: Path) -> None:
+    """What Envoy logs beside a server that logs JSON is JSON too, also with quotes and line breaks in it."""
+    (tmp_path / "envoy.yaml").write_text('node: {"no such \\"thing": 1}')
+    flags = ("--disable-hot-restart", "--log-level", "error", "--log-format", JSON_LINES)
+    result = subprocess.run(
+        [_envoy(), "--config-path", str(tmp_path / "envoy.yaml"), *flags],
+        capture_output=True,
+        text=True,
+        timeout=SECONDS_MAX,
+        check=False,
+    )
+    line = json.loads(result.stderr.splitlines()[0])
+    assert line.keys() == {"event", "level", "timestamp", "logger"}
+    assert (line["level"], line["logger"]) == ("critical", "envoy.main")
+    assert "thing" in line["event"]
+    assert "\n" in line["event"]

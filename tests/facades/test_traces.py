@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 import uuid
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 import grpc
@@ -18,7 +20,7 @@ from server.ledger.access import NewApiKey, new_api_key
 from tests.collector import Collector, Span, collecting
 from tests.facades.conftest import credential, ledger_stub
 from tests.facades.exchanges import Answer, send
-from tests.facades.processes import Daybook, Ports, sqlite_url
+from tests.facades.processes import Daybook, Ports, sqlite_url, wait_until
 
 CALLER_SPAN_ID = "00f067aa0ba902b7"
 GATEWAY, SERVER = "daybook-gateway", "daybook"
@@ -213,3 +215,30 @@ def test_lines_of_a_call_name_its_request_and_span(traced: Traced) -> None:
     (line,) = traced.lines(trace_id)
     assert line["request_id"] == dict(answer.headers)["x-request-id"]
     assert line["span_id"] == server.span_id
+
+
+def test_gateway_logs_the_trace_of_a_failure(traced: Traced) -> None:
+    """The gateway's line of an answer of 500 or more has the same ids as the server's, and both spans failed."""
+    trace_id = uuid.uuid4().hex
+    file = traced.daybook.folder / "daybook.db"
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("ALTER TABLE transactions RENAME TO away")
+    try:
+        answer = traced.call("/v1/accounts/acme/transactions", trace_id)
+    finally:
+        with closing(sqlite3.connect(file)) as connection:
+            connection.execute("ALTER TABLE away RENAME TO transactions")
+    assert answer.status == 503
+    method = "daybook.v1.Ledger/ListTransactions"
+    spans = traced.collector.spans(trace_id, "ingress", method, "SELECT")
+    server = only(spans, SERVER, method)
+    assert server.is_error
+    assert server.attributes["error.type"] == "SERVICE_UNAVAILABLE"
+    assert only(spans, GATEWAY, "ingress").is_error
+    assert [span.attributes["error.type"] for span in spans if span.name == "SELECT" and span.is_error] == [
+        "OperationalError"
+    ]
+    wait_until(lambda: trace_id in traced.daybook.stdout, "the gateway's line")
+    (line,) = [line for line in traced.daybook.stdout.splitlines() if trace_id in line]
+    assert json.loads(line)["trace_id"] == trace_id
+    assert {line["request_id"] for line in traced.lines(trace_id)} == {json.loads(line)["request_id"]}
