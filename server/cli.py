@@ -50,9 +50,10 @@ app.add_typer(token_keys_app, name="token-keys")
 
 def _option(name: str) -> Any:
     field = Settings.model_fields[name]
+    default = "none" if field.default is None else field.default
     return typer.Option(
         f"--{name.replace('_', '-')}",
-        help=f"{field.description}; else DAYBOOK_{name.upper()}, else {field.default}",
+        help=f"{field.description}; else DAYBOOK_{name.upper()}, else {default}",
         show_default=False,
     )
 

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import closing
+from pathlib import Path
 
 import grpc
 import pytest
+import yaml
 from daybook.v1.admin_service_pb2 import VerifyLedgerRequest
 from daybook.v1.ledger_service_pb2 import CreateTransactionRequest
 from daybook.v1.transaction_pb2 import Transaction
+from pydantic import ValidationError
 
 from server import tracing
 from server.app import Book, serving
-from server.config import Settings
+from server.config import Settings, collector_address
+from server.gateway import render_configuration
 from tests.collector import collecting
 from tests.conftest import Client, Server, only_sqlite
 
@@ -109,3 +114,44 @@ async def test_collector_that_is_silent_holds_nobody_up(silent: str, monkeypatch
     # A span takes microseconds; a wait for the collector would take seconds.
     assert made - started < tracing.EXPORT_SECONDS_MAX
     assert time.monotonic() - made < tracing.EXPORT_SECONDS_MAX
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "address"),
+    [
+        ("http://127.0.0.1:4317", ("127.0.0.1", 4317)),
+        ("http://collector.internal:4317/", ("collector.internal", 4317)),
+        ("http://[::1]:4317", ("::1", 4317)),
+        ("https://127.0.0.1:4317", None),
+        ("http://127.0.0.1", None),
+        ("http://127.0.0.1:port", None),
+        ("http://127.0.0.1:70000", None),
+        ("http://user:secret@127.0.0.1:4317", None),
+        ("http://127.0.0.1:4317/v1/traces", None),
+        ("127.0.0.1:4317", None),
+        ("http://:4317", None),
+        ("", None),
+    ],
+)
+def test_endpoint_is_host_and_port(endpoint: str, address: tuple[str, int] | None) -> None:
+    """A collector is given by a host and a port, and nothing else that would be dropped in silence."""
+    assert collector_address(endpoint) == address
+    if address is None:
+        with pytest.raises(ValidationError, match="otlp_endpoint"):
+            Settings(otlp_endpoint=endpoint)
+    else:
+        assert Settings(otlp_endpoint=endpoint).otlp_endpoint == endpoint
+
+
+def test_document_has_what_the_gateway_does() -> None:
+    """Whoever runs Envoy by themselves finds in docs/operating.md what `daybook up` adds to envoy.yaml."""
+    text = (Path(__file__).resolve().parents[1] / "docs" / "operating.md").read_text()
+    section = text.partition("### Traces\n")[2].partition("\n### ")[0]
+    blocks = re.findall(r"(?:^    .*\n)+", section, re.MULTILINE)
+    tracing_part, clusters = (yaml.safe_load(block) for block in blocks)
+    added = render_configuration(Settings(otlp_endpoint="http://127.0.0.1:4317"))["static_resources"]
+    manager = added["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
+    assert manager["tracing"] == tracing_part["tracing"]
+    assert added["clusters"][1:] == clusters
+    assert "`use_request_id_for_trace_sampling: false`" in section
+    assert manager["request_id_extension"]["typed_config"]["use_request_id_for_trace_sampling"] is False
