@@ -167,9 +167,12 @@ class _PosterSpans(PosterObserver):
         self._inner.refused()
 
     @contextmanager
-    def posting(self, origins: Sequence[Span]) -> Iterator[None]:
-        """The span of the group is part of the trace of its first call, and linked with all."""
-        calls = [origin for origin in origins if origin.is_recording()]
+    def posting(self, origins: Sequence[Span | None]) -> Iterator[None]:
+        """The span of the group is part of the trace of its first call, and linked with all.
+
+        What was in the line before there were traces has no origin.
+        """
+        calls = [origin for origin in origins if origin is not None and origin.is_recording()]
         with self._inner.posting(origins):
             if not calls:
                 yield

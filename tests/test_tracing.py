@@ -8,7 +8,7 @@ import socket
 import time
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import closing
+from contextlib import AsyncExitStack, closing
 from pathlib import Path
 
 import grpc
@@ -56,7 +56,7 @@ async def test_group_is_linked_with_each_of_its_calls(book: Book) -> None:
             grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
         ):
             client = await a_client(book, channel)
-            parents = [traceparent(untraced, "00"), *map(traceparent, traced)]
+            parents = [*map(traceparent, traced[:3]), traceparent(untraced, "00"), *map(traceparent, traced[3:])]
             await asyncio.gather(
                 *(client.ledger.CreateTransaction(grant, metadata=(*client.metadata, each)) for each in parents)
             )
@@ -93,6 +93,26 @@ async def test_stream_that_nobody_reads_to_its_end_leaves_no_span_behind(
     (span,) = [each for each in spans if each.name == method]
     assert span.attributes["rpc.grpc.status_code"] in {0, 1}
     assert not caplog.records
+
+
+@only_sqlite
+async def test_calls_that_wait_while_tracing_begins_are_posted(book: Book) -> None:
+    """A call that is in the line when a collector is named is posted like any other, without a span."""
+    with collecting() as (collector, endpoint):
+        async with serving(book, Settings(port=0)) as port, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            client = await a_client(book, channel)
+            async with book.database.write():
+                waiting = asyncio.create_task(client.post("acme", Transaction.GRANT, "1"))
+                also_waiting = asyncio.create_task(client.post("acme", Transaction.GRANT, "1"))
+                async with asyncio.timeout(30):
+                    while not book.poster.line_length:
+                        await asyncio.sleep(0.01)
+                stack = AsyncExitStack()
+                traces = await stack.enter_async_context(tracing.tracing(endpoint, 1))
+                stack.enter_context(book.poster.observed(traces.of_poster(book.poster.observer)))
+            async with stack:
+                assert {(await waiting).sequence, (await also_waiting).sequence} == {2, 3}
+    assert collector.trace_ids == set()
 
 
 @pytest.fixture

@@ -197,7 +197,7 @@ async def test_waiting_and_given_up_calls_show(measured: Measured, client: Clien
         assert waiting.one("daybook_poster_line_calls") == 0
         assert waiting.one("daybook_database_connections_in_use", pool=pool) == pools[pool].size
         given_up = client.ledger.CreateTransaction(grant, metadata=client.metadata)
-        too_late = client.ledger.CreateTransaction(grant, metadata=client.metadata, timeout=2)
+        too_late = client.ledger.CreateTransaction(grant, metadata=client.metadata, timeout=3)
         await measured.until(lambda found: found.one("daybook_poster_line_calls") == 2)
         given_up.cancel()
         with pytest.raises(grpc.aio.AioRpcError, match="DEADLINE_EXCEEDED"):
@@ -334,6 +334,7 @@ async def test_taken_port_is_said(book: Book) -> None:
 @only_sqlite
 async def test_silent_scraper_is_cut_off(measured: Measured, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever connects and says nothing keeps others waiting for a bounded time only."""
+    assert 0 < metrics._Handler.timeout <= 5
     monkeypatch.setattr(metrics._Handler, "timeout", 0.2)
     with socket.create_connection(("127.0.0.1", measured.metrics_port)):
         assert "daybook_info" in await measured.text()
