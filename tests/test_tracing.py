@@ -75,6 +75,16 @@ async def test_group_is_linked_with_each_of_its_calls(book: Book) -> None:
 
 
 @only_sqlite
+async def test_what_the_server_does_of_itself_has_no_spans(book: Book) -> None:
+    """Sweeps, looks for keys and the like are in no trace, and begin none."""
+    with collecting() as (collector, endpoint):
+        async with serving(book, Settings(port=0, otlp_endpoint=endpoint)):
+            await book.expirations.sweep()
+            assert await book.credentials.token_keys()
+    assert collector.trace_ids == set()
+
+
+@only_sqlite
 async def test_stream_that_nobody_reads_to_its_end_leaves_no_span_behind(
     book: Book, caplog: pytest.LogCaptureFixture
 ) -> None:
