@@ -33,6 +33,7 @@ class Traced:
     daybook: Daybook
     collector: Collector
     key: str
+    metrics_port: int
 
     def call(self, path: str, trace_id: str, *, flags: str = "01", body: bytes = b"", **headers: str) -> Answer:
         """Sends a request as a caller whose own span is part of a trace."""
@@ -57,12 +58,12 @@ class Traced:
 @pytest.fixture(scope="module")
 def traced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traced]:
     """The gateway, the server and the collector, for all tests of this module."""
-    folder, ports = tmp_path_factory.mktemp("traced"), Ports.free()
+    folder, ports, metrics_port = tmp_path_factory.mktemp("traced"), Ports.free(), Ports.free().server
     url = sqlite_url(folder / "daybook.db")
     key = asyncio.run(new_tenant(url))
     with collecting() as (collector, endpoint):
         daybook = Daybook.start(
-            *("up", "--database-url", url, "--otlp-endpoint", endpoint),
+            *("up", "--database-url", url, "--otlp-endpoint", endpoint, "--metrics-port", str(metrics_port)),
             *("--log-format", "json", "--log-level", "debug"),
             *ports.flags,
             folder=folder,
@@ -75,7 +76,7 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traced]:
                     CreateAccountRequest(account_id="acme", account=Account(kind=Account.USER)),
                     metadata=credential(key.text),
                 )
-            yield Traced(daybook, collector, key.text)
+            yield Traced(daybook, collector, key.text, metrics_port)
             assert daybook.stop() == 0
             assert key.text.partition(".")[2].encode() not in collector.raw
         finally:
@@ -242,3 +243,14 @@ def test_gateway_logs_the_trace_of_a_failure(traced: Traced) -> None:
     (line,) = [line for line in traced.daybook.stdout.splitlines() if trace_id in line]
     assert json.loads(line)["trace_id"] == trace_id
     assert {line["request_id"] for line in traced.lines(trace_id)} == {json.loads(line)["request_id"]}
+
+
+def test_metrics_have_a_port_of_their_own(traced: Traced) -> None:
+    """`daybook up` counts beside its traces, and what it counts is not to be had through the gateway."""
+    assert traced.call("/v1/accounts/acme", uuid.uuid4().hex).status == 200
+    answer = send(f"http://127.0.0.1:{traced.metrics_port}", "/metrics")
+    assert answer.status == 200
+    series = b'daybook_rpc_duration_seconds_count{code="OK",method="daybook.v1.Ledger/GetAccount"} '
+    (line,) = [line for line in answer.body.splitlines() if line.startswith(series)]
+    assert float(line.removeprefix(series)) >= 1
+    assert traced.call("/metrics", uuid.uuid4().hex).status == 404

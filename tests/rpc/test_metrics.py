@@ -26,6 +26,7 @@ from sqlalchemy.pool import QueuePool
 from server import metrics
 from server.app import SERVICES, Book, CannotStart, serving
 from server.config import Settings
+from server.gateway import require_free_ports
 from server.ledger.instants import SECOND, to_timestamp
 from server.store.database import Conflict
 from tests.conftest import Client, Clock, Server, only_sqlite, refusal_of
@@ -329,6 +330,9 @@ async def test_taken_port_is_said(book: Book) -> None:
         with pytest.raises(CannotStart, match=rf"127\.0\.0\.1:{port} for metrics"):
             async with serving(book, Settings(port=0, metrics_port=port)):
                 raise AssertionError("served all the same")
+        server, gateway, admin = (free_port() for _ in range(3))
+        with pytest.raises(CannotStart, match=f"{port} on 127.0.0.1, for metrics, is taken"):
+            require_free_ports(Settings(metrics_port=port, port=server, gateway_port=gateway, gateway_admin_port=admin))
 
 
 @only_sqlite
