@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
-import logging
 import secrets
-import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 import grpc
@@ -28,6 +26,7 @@ from server.config import Settings
 from server.facades import dreadnode, nebulablock, paged, spacebring, teable
 from server.ledger.instants import Clock, Instant
 from server.ledger.names import RandomBytes
+from server.metrics import Metrics
 from server.rpc.admin import Admin
 from server.rpc.ledger import Ledger
 from server.store.accounts import AccountStore
@@ -38,7 +37,7 @@ from server.store.migrate import migrate
 from server.store.poster import Poster
 from server.store.transactions import TransactionStore
 from server.transport.auth import Authenticator
-from server.transport.calls import OPEN_SERVICES, CallInterceptor
+from server.transport.calls import OPEN_SERVICES, CallInterceptor, Observation
 from server.transport.limits import RateLimiter, Stopwatch
 from server.transport.page_tokens import KEY_BYTES, PageTokens
 from server.transport.token_keys import refreshed_token_keys
@@ -79,6 +78,7 @@ class Book:
     """A ledger in a database, without a server: stores and use cases."""
 
     database: Database
+    poster: Poster
     credentials: CredentialStore
     api_keys: ApiKeys
     api_key_uses: ApiKeyUses
@@ -108,6 +108,7 @@ async def open_book(
         async with poster.working(), api_key_uses.flushing():
             yield Book(
                 database=database,
+                poster=poster,
                 credentials=credentials,
                 api_keys=ApiKeys(credentials, account_store, clock, random_bytes),
                 api_key_uses=api_key_uses,
@@ -128,23 +129,53 @@ async def open_book(
 async def serving(book: Book, settings: Settings, stopwatch: Stopwatch = time.monotonic_ns) -> AsyncIterator[int]:
     """Serves the book over gRPC; gives the port. Calls under way at the end may finish.
 
-    Raises CannotStart if the port is taken, or for a demo database on an address that
+    Raises CannotStart if a port is taken, or for a demo database on an address that
     others can reach.
     """
     await _check_demo(book, settings.host)
     await book.credentials.ensure_token_key(book.random_bytes(KEY_BYTES), book.clock())
     async with (
         refreshed_token_keys(book.credentials, book.clock) as token_keys,
-        _serving(book, settings, stopwatch, PageTokens(token_keys, book.random_bytes)) as port,
+        _observed(book, settings) as observation,
+        _serving(book, settings, stopwatch, PageTokens(token_keys, book.random_bytes), observation) as port,
     ):
         yield port
 
 
 @asynccontextmanager
-async def _serving(book: Book, settings: Settings, stopwatch: Stopwatch, page_tokens: PageTokens) -> AsyncIterator[int]:
+async def _observed(book: Book, settings: Settings) -> AsyncIterator[Observation]:
+    """Metrics and traces of the book and of calls, as far as the settings ask for them."""
+    measuring = tracing = None
+    async with AsyncExitStack() as stack:
+        if settings.metrics_port is not None:
+            metrics = Metrics(book.poster, book.database, book.credentials, book.expirations)
+            try:
+                port = stack.enter_context(metrics.served(settings.metrics_host, settings.metrics_port))
+            except OSError as error:
+                raise CannotStart(
+                    f"can't listen on {settings.metrics_host}:{settings.metrics_port} for metrics ({error.strerror})"
+                ) from None
+            log.info("metrics", host=settings.metrics_host, port=port)
+            stack.enter_context(book.poster.observed(metrics.poster))
+            measuring = metrics.of_method
+        if settings.otlp_endpoint is not None:
+            # Loaded only where there are traces.
+            from server.tracing import tracing as traces  # noqa: PLC0415
+
+            spans = await stack.enter_async_context(traces(settings.otlp_endpoint, settings.trace_ratio))
+            stack.enter_context(book.database.traced(spans.database))
+            stack.enter_context(book.poster.observed(spans.of_poster(book.poster.observer)))
+            tracing = spans.of_method
+        yield Observation(measuring, tracing)
+
+
+@asynccontextmanager
+async def _serving(
+    book: Book, settings: Settings, stopwatch: Stopwatch, page_tokens: PageTokens, observation: Observation
+) -> AsyncIterator[int]:
     authenticator = Authenticator(book.credentials, book.clock, book.api_key_uses.note)
     server = grpc.aio.server(
-        interceptors=[CallInterceptor(authenticator, _limiter(settings, stopwatch), FACADES)],
+        interceptors=[CallInterceptor(authenticator, _limiter(settings, stopwatch), FACADES, observation)],
         options=[
             # Without this two servers could share a port by accident.
             ("grpc.so_reuseport", 0),
@@ -204,26 +235,3 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _renderers(settings: Settings) -> list[structlog.types.Processor]:
-    # Plain tracebacks: decorated ones take seconds, and show local variables.
-    if settings.log_format == "json":
-        return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
-    plain = structlog.dev.plain_traceback
-    return [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
-
-
-def configure_logs(settings: Settings) -> None:
-    """Structured logs to stderr: for people, or as JSON lines."""
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            *_renderers(settings),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(settings.log_level.upper())),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
-    )

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import Progress as RichProgress
 
-from server.app import Book, CannotStart, configure_logs, is_loopback, open_book, serving
+from server.app import Book, CannotStart, is_loopback, open_book, serving
 from server.config import Settings
 from server.demo.guide import what_to_try
 from server.demo.load import DATABASE_URL as DEMO_DATABASE_URL
@@ -29,6 +29,7 @@ from server.ledger.instants import HOUR, SECOND, Instant
 from server.ledger.instants import parse as parse_instant
 from server.ledger.instants import write as write_instant
 from server.ledger.paging import ApiKeyKey
+from server.logs import configure_logs
 from server.transport.page_tokens import KEY_BYTES
 from server.transport.validation import DISPLAY_NAME_CHARACTERS_MAX, GRACE_PERIOD_DAYS_MAX, TIME_TO_LIVE_DAYS_MAX
 from server.usecases.api_keys import ApiKeyDraft
@@ -49,9 +50,10 @@ app.add_typer(token_keys_app, name="token-keys")
 
 def _option(name: str) -> Any:
     field = Settings.model_fields[name]
+    default = "none" if field.default is None else field.default
     return typer.Option(
         f"--{name.replace('_', '-')}",
-        help=f"{field.description}; else DAYBOOK_{name.upper()}, else {field.default}",
+        help=f"{field.description}; else DAYBOOK_{name.upper()}, else {default}",
         show_default=False,
     )
 
@@ -63,6 +65,9 @@ GatewayHost = Annotated[str | None, _option("gateway_host")]
 GatewayPort = Annotated[int | None, _option("gateway_port")]
 GatewayAdminPort = Annotated[int | None, _option("gateway_admin_port")]
 ShutdownGraceSeconds = Annotated[float | None, _option("shutdown_grace_seconds")]
+MetricsHost = Annotated[str | None, _option("metrics_host")]
+MetricsPort = Annotated[int | None, _option("metrics_port")]
+OtlpEndpoint = Annotated[str | None, _option("otlp_endpoint")]
 LogLevel = Annotated[str | None, _option("log_level")]
 LogFormat = Annotated[str | None, _option("log_format")]
 
@@ -116,6 +121,9 @@ def serve(
     host: Host = None,
     port: Port = None,
     shutdown_grace_seconds: ShutdownGraceSeconds = None,
+    metrics_host: MetricsHost = None,
+    metrics_port: MetricsPort = None,
+    otlp_endpoint: OtlpEndpoint = None,
     log_level: LogLevel = None,
     log_format: LogFormat = None,
 ) -> None:
@@ -138,6 +146,9 @@ def up(
     gateway_port: GatewayPort = None,
     gateway_admin_port: GatewayAdminPort = None,
     shutdown_grace_seconds: ShutdownGraceSeconds = None,
+    metrics_host: MetricsHost = None,
+    metrics_port: MetricsPort = None,
+    otlp_endpoint: OtlpEndpoint = None,
     log_level: LogLevel = None,
     log_format: LogFormat = None,
     with_demo: Annotated[

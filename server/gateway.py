@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import ctypes
 import os
 import signal
@@ -21,13 +22,16 @@ import structlog
 import yaml
 
 from server.app import CannotStart
-from server.config import Settings
+from server.config import Settings, collector_address
 
 log = structlog.get_logger(__name__)
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGURATION = ROOT / "envoy.yaml"
 DESCRIPTORS = ROOT / "gen" / "descriptors.binpb"
+
+JSON_LINES = '{"event": "%j", "level": "%l", "timestamp": "%Y-%m-%dT%H:%M:%S.%f%z", "logger": "envoy.%n"}'
+"""How Envoy writes log lines like those of the server."""
 
 START_SECONDS_MAX = 20.0
 STOP_SECONDS_MAX = 10.0
@@ -46,7 +50,48 @@ def render_configuration(settings: Settings) -> dict[str, Any]:
     (endpoint,) = cluster["load_assignment"]["endpoints"][0]["lb_endpoints"]
     _set_address(endpoint["endpoint"], settings.host, settings.port)
     _set_descriptors(configuration)
+    if settings.otlp_endpoint is not None:
+        _add_tracing(configuration, settings.otlp_endpoint, settings.trace_ratio)
     return configuration
+
+
+def _add_tracing(configuration: dict[str, Any], endpoint: str, ratio: float) -> None:
+    """Lets Envoy send its spans to the collector of the server's; docs/operating.md shows the same for envoy.yaml."""
+    address = collector_address(endpoint)
+    assert address is not None, "settings check it"
+    host, port = address
+    resources = configuration["static_resources"]
+    (filter_chain,) = resources["listeners"][0]["filter_chains"]
+    manager = filter_chain["filters"][0]["typed_config"]
+    manager["tracing"] = {
+        "random_sampling": {"value": 100 * ratio},
+        "provider": {
+            "name": "envoy.tracers.opentelemetry",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.config.trace.v3.OpenTelemetryConfig",
+                "grpc_service": {"envoy_grpc": {"cluster_name": "collector"}, "timeout": "1s"},
+                "service_name": "daybook-gateway",
+            },
+        },
+    }
+    # An x-request-id of the caller's may be any text, from which no share can be drawn.
+    manager["request_id_extension"]["typed_config"]["use_request_id_for_trace_sampling"] = False
+    # Its spans arrive with the server's, and not when there are enough of them.
+    flush = {"tracing": {"opentelemetry": {"flush_interval_ms": 1000}}}
+    configuration["layered_runtime"] = {"layers": [{"name": "tracing", "static_layer": flush}]}
+    collector: dict[str, Any] = {"endpoint": {}}
+    _set_address(collector["endpoint"], host, port)
+    resources["clusters"].append(
+        {
+            "name": "collector",
+            "type": "STRICT_DNS",
+            "connect_timeout": "1s",
+            "load_assignment": {"cluster_name": "collector", "endpoints": [{"lb_endpoints": [collector]}]},
+            "typed_extension_protocol_options": copy.deepcopy(
+                resources["clusters"][0]["typed_extension_protocol_options"]
+            ),
+        }
+    )
 
 
 def _set_address(owner: dict[str, Any], host: str, port: int) -> None:
@@ -71,6 +116,7 @@ def require_free_ports(settings: Settings) -> None:
         ("the server", settings.host, settings.port),
         ("the gateway", settings.gateway_host, settings.gateway_port),
         ("the gateway's admin page", "127.0.0.1", settings.gateway_admin_port),
+        *([("metrics", settings.metrics_host, settings.metrics_port)] if settings.metrics_port else []),
     ):
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
             # As servers do; without it a port counts as taken for a minute after its use.
@@ -122,6 +168,7 @@ async def gateway(settings: Settings) -> AsyncIterator[Gateway]:
             "--disable-hot-restart",
             "--log-level",
             "error",
+            *(("--log-format", JSON_LINES) if settings.log_format == "json" else ()),
             # Ctrl-C must reach only this process, which stops Envoy after the server.
             start_new_session=True,
             preexec_fn=_die_with_parent if sys.platform == "linux" else None,

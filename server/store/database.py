@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
+import asyncpg
 import structlog
-from sqlalchemy import Connection, Dialect, Engine, Select, create_engine, event
+from sqlalchemy import Connection, Dialect, Engine, NullPool, Select, create_engine, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.engine.interfaces import IsolationLevel
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    DisconnectionError,
+    InterfaceError,
+    InvalidRequestError,
+    NoSuchModuleError,
+    OperationalError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import QueuePool
@@ -27,15 +39,20 @@ log = structlog.get_logger(__name__)
 # PostgreSQL: serialization_failure, deadlock_detected, unique_violation. The last is what
 # the slower of two writers of one new row gets; when it looks again, the row is there.
 _CONFLICT_STATES = ("40001", "40P01", "23505")
+# PostgreSQL can't be reached as it was told, has no room, is being stopped or started, fails
+# itself, or took too long over a lock, a statement or a transaction: nothing that the caller
+# did wrong.
+_OUTAGE_STATES = ("08", "25P03", "25P04", "28", "3D", "53", "55P03", "57", "58")
+"""Beginnings of codes, which are classes of errors where they have two characters."""
 TRIES_MAX = 8
 """How often work that lost against another writer is done again."""
 
-POOL_WAIT_SECONDS_MAX = 5.0
-LOCK_WAIT_SECONDS_MAX = 5.0
 LOOK_WAIT_SECONDS_MAX = 0.25
 """How long everybody waits where a look finds SQLite locked, as it is while its log is being restored."""
 
 WRITER_CACHE_KIBIBYTES = 32_768
+BULK_CACHE_KIBIBYTES = 262_144
+SORTING_THREADS = 2
 LOG_PAGES_MAX = 4000
 """How long SQLite's write-ahead log grows before it is worked off: 16 MiB."""
 
@@ -43,8 +60,82 @@ LOG_PAGES_MAX = 4000
 Result = TypeVar("Result")
 
 
+@dataclass(frozen=True, slots=True)
+class DatabaseLimits:
+    """How many connections there are, and how long anything may take. Settings describes each.
+
+    A statement may take as long as it needs for 0. SQLite knows connections (of readers),
+    wait_seconds and lock_seconds only.
+    """
+
+    connections: int = 4
+    wait_seconds: float = 5.0
+    recycle_seconds: float = 1800.0
+    connect_seconds: float = 5.0
+    lock_seconds: float = 5.0
+    statement_seconds: float = 30.0
+    idle_transaction_seconds: float = 60.0
+
+    @property
+    def of_postgresql(self) -> dict[str, Any]:
+        """What its driver is told at each connection."""
+        return {
+            "timeout": self.connect_seconds,
+            # Where the server isn't there any more to give a statement up, this process does.
+            "command_timeout": self.statement_seconds + self.connect_seconds if self.statement_seconds else None,
+            "server_settings": {
+                "application_name": "daybook",
+                "lock_timeout": _milliseconds(self.lock_seconds),
+                "statement_timeout": _milliseconds(self.statement_seconds),
+                "idle_in_transaction_session_timeout": _milliseconds(self.idle_transaction_seconds),
+            },
+        }
+
+
+def _milliseconds(seconds: float) -> str:
+    return str(round(seconds * 1000))
+
+
 class Conflict(Exception):
     """Another writer was in the way; the same work may succeed if it is done again."""
+
+
+class DatabaseUrlInvalid(ValueError):
+    """No database can be opened by its URL. Says nothing of the URL, which may hold a password."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"database_url {problem}")
+
+
+@dataclass(frozen=True, slots=True)
+class PoolUse:
+    """How much of a pool of connections is in use at a moment."""
+
+    size: int
+    in_use: int
+    waiting: int
+    """How many want a connection and have none yet."""
+
+
+class DatabaseTracer:
+    """Told what the database is asked to do. This one takes no notice; others override what they want to know."""
+
+    def work(self, name: str) -> AbstractContextManager[None]:
+        """Entered for all that is done with one connection, from the wait for it to the commit."""
+        del name
+        return _NOTHING
+
+    def statement(self, system: str, text: str) -> Callable[[BaseException | None], None]:
+        """A statement begins, given without its values; what this gives is told at its end whether it failed."""
+        del system, text
+        return _not_told
+
+
+_NOTHING = nullcontext()
+
+
+def _not_told(_failure: BaseException | None) -> None:
+    """For a statement of which nobody takes notice."""
 
 
 class Query(NamedTuple):
@@ -82,19 +173,28 @@ class Database:
     taken where the caller is.
     """
 
-    def __init__(self, url: str, *, readers: int = 4) -> None:
-        self.url: URL = make_url(url)
+    def __init__(self, url: str, limits: DatabaseLimits | None = None) -> None:
+        """Raises DatabaseUrlInvalid."""
+        self.conflict_count = 0
+        """How often work was undone because another writer was in the way."""
+        self._limits = limits or DatabaseLimits()
+        self._tracer = DatabaseTracer()
+        with _no_word_of_the_url():
+            self.url: URL = make_url(url)
+            self._open()
+        self._wanted = dict.fromkeys((self._streamer.sync_engine, self.writer, self._looker), 0)
+
+    def _open(self) -> None:
+        limits = self._limits
         if self.url.get_backend_name() == "sqlite":
             self._thread: ThreadPoolExecutor | None = ThreadPoolExecutor(1, "database")
-            self._looker = _sqlite_engine(self.url, wait_seconds_max=LOOK_WAIT_SECONDS_MAX, query_only=True)
-            self._streamer = _sqlite_stream_engine(self.url, readers)
-            self.writer = _sqlite_engine(self.url, wait_seconds_max=LOCK_WAIT_SECONDS_MAX)
+            self._looker = _sqlite_engine(self.url, limits, lock_seconds=LOOK_WAIT_SECONDS_MAX, query_only=True)
+            self._streamer = _sqlite_stream_engine(self.url, limits)
+            self.writer = _sqlite_engine(self.url, limits, lock_seconds=limits.lock_seconds)
             event.listen(self.writer, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
         else:
             self._thread = None
-            self._streamer = create_async_engine(
-                self.url, pool_size=readers, max_overflow=0, pool_timeout=POOL_WAIT_SECONDS_MAX
-            )
+            self._streamer = _postgresql_engine(self.url, limits)
             self._looker = self.writer = self._streamer.sync_engine
 
     @cached_property
@@ -107,6 +207,44 @@ class Database:
         """The kind of database, for statements that are compiled once."""
         return self.writer.dialect
 
+    @property
+    def pools(self) -> Mapping[str, PoolUse]:
+        """The pools of connections by what they are for; PostgreSQL has one for all."""
+        if self._thread is None:
+            return {"all": self._pool_use(self.writer)}
+        return {"read": self._pool_use(self._streamer.sync_engine), "write": self._pool_use(self.writer)}
+
+    def _pool_use(self, engine: Engine) -> PoolUse:
+        pool = engine.pool
+        assert isinstance(pool, QueuePool)
+        in_use = pool.checkedout()
+        return PoolUse(pool.size(), in_use, max(0, self._wanted[engine] - in_use))
+
+    @contextmanager
+    def traced(self, tracer: DatabaseTracer) -> Iterator[None]:
+        """Tells the tracer of everything until the end of the block."""
+        before, self._tracer = self._tracer, tracer
+        listeners = _statement_listeners(tracer, self.url.get_backend_name())
+        engines = {self._streamer.sync_engine, self._looker, self.writer}
+        for engine, (name, listener) in product(engines, listeners.items()):
+            event.listen(engine, name, listener)
+        try:
+            yield
+        finally:
+            self._tracer = before
+            for engine, (name, listener) in product(engines, listeners.items()):
+                event.remove(engine, name, listener)
+
+    @contextmanager
+    def _working(self, engine: Engine, name: str) -> Iterator[None]:
+        """Around all that is done with one connection: counts who wants one, and lets only known errors out."""
+        self._wanted[engine] += 1
+        try:
+            with self._tracer.work(name), _only_known_errors():
+                yield
+        finally:
+            self._wanted[engine] -= 1
+
     async def fetch(self, query: Query, parameters: Mapping[str, object]) -> Sequence[Sequence[Any]]:
         """The rows of a query that reads a bounded number of them.
 
@@ -114,12 +252,25 @@ class Database:
         costs several times what the database does.
         """
         values = query.values(parameters)
-        with _only_known_errors():
+        with self._working(self._looker, "read"):
             if self._thread is not None:
-                return self._sqlite.execute(query.text, values).fetchall()
+                with self._told(query.text):
+                    return self._sqlite.execute(query.text, values).fetchall()
             async with self._streamer.connect() as shared:
-                asyncpg: Any = (await shared.get_raw_connection()).driver_connection
-                return cast("Sequence[Any]", await asyncpg.fetch(query.text, *values))
+                driver: Any = (await shared.get_raw_connection()).driver_connection
+                with self._told(query.text):
+                    return cast("Sequence[Any]", await driver.fetch(query.text, *values))
+
+    @contextmanager
+    def _told(self, text: str) -> Iterator[None]:
+        """Tells the tracer of a statement that SQLAlchemy knows nothing of."""
+        end = self._tracer.statement(self.url.get_backend_name(), text)
+        try:
+            yield
+        except BaseException as failure:
+            end(failure)
+            raise
+        end(None)
 
     async def look(self, work: Callable[[Connection], Result], *, consistent: bool = False) -> Result:
         """Does work that reads a bounded number of rows.
@@ -127,7 +278,7 @@ class Database:
         With `consistent` all of its statements see one state of the database; without,
         each sees the state at its beginning, which is cheaper.
         """
-        with _only_known_errors():
+        with self._working(self._looker, "snapshot" if consistent else "read"):
             if self._thread is not None:
                 with self._looker.connect() as connection:
                     return _at_one_state(connection, work) if consistent else work(connection)
@@ -139,14 +290,14 @@ class Database:
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
         """A connection for reads without a bound, whose every statement may see another state."""
-        with _only_known_errors():
+        with self._working(self._streamer.sync_engine, "read"):
             async with self._streamer.begin() as connection:
                 yield connection
 
     @asynccontextmanager
     async def snapshot(self) -> AsyncIterator[AsyncConnection]:
         """A connection for reads without a bound, which sees one state of the database throughout."""
-        with _only_known_errors():
+        with self._working(self._streamer.sync_engine, "snapshot"):
             async with self._streamer.connect() as connection:
                 if self._thread is None:
                     await connection.execution_options(isolation_level="REPEATABLE READ")
@@ -161,22 +312,72 @@ class Database:
         """
         for _ in range(TRIES_MAX):
             try:
-                with _only_known_errors():
+                with self._working(self.writer, "write"):
                     return await self._transact_once(work)
             except Conflict:
+                self.conflict_count += 1
                 log.info("lost against another writer")
         raise ServiceUnavailable
 
     async def _transact_once(self, work: Callable[[Connection], Result]) -> Result:
         if self._thread is not None:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, _transact, self.writer, work)
+            # What the caller's logs and traces are about, the thread is to know as well.
+            run = contextvars.copy_context().run
+            return await asyncio.get_running_loop().run_in_executor(self._thread, run, _transact, self.writer, work)
         async with self._streamer.begin() as connection:
             return await connection.run_sync(work)
+
+    async def transact_unhurried(self, work: Callable[[Connection], Result]) -> Result:
+        """Like `transact`, once, for what may take long: a statement and the wait for a lock have no limit."""
+        if self._thread is not None:
+            return await self.transact(work)
+        engine = create_async_engine(
+            self.url, poolclass=NullPool, connect_args={"timeout": self._limits.connect_seconds}
+        )
+        with _only_known_errors():
+            async with engine.begin() as connection:
+                return await connection.run_sync(work)
+
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[AsyncConnection]:
+        """A database transaction of many gigabytes.
+
+        SQLite then writes to the place itself and keeps only what was there before, instead of
+        writing everything to the log first; nobody else may have the file open. Raises
+        ValueError if somebody has.
+        """
+        if self._thread is None:
+            engine = create_async_engine(
+                self.url, poolclass=NullPool, connect_args={"timeout": self._limits.connect_seconds}
+            )
+            with _only_known_errors():
+                async with engine.begin() as connection:
+                    yield connection
+            return
+        await self._disconnect()
+        engine = create_async_engine(self.url, poolclass=NullPool)
+        _prepare_sqlite(engine.sync_engine, query_only=False)
+        event.listen(engine.sync_engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+        async with engine.connect() as connection:
+            await _set_journal(connection, "DELETE")
+            await _pragma(connection, f"cache_size = -{BULK_CACHE_KIBIBYTES}")
+            await _pragma(connection, f"threads = {SORTING_THREADS}")
+            try:
+                with _only_known_errors():
+                    async with connection.begin():
+                        yield connection
+            finally:
+                await _set_journal(connection, "WAL")
 
     async def close(self) -> None:
         """Closes every connection, after the transaction that is under way."""
         if self._thread is not None:
             await asyncio.to_thread(self._thread.shutdown)
+        await self._disconnect()
+
+    async def _disconnect(self) -> None:
+        self.__dict__.pop("_sqlite", None)
+        if self._thread is not None:
             self.writer.dispose()
             self._looker.dispose()
         await self._streamer.dispose()
@@ -196,45 +397,126 @@ def _at_one_state(connection: Connection, work: Callable[[Connection], Result]) 
         connection.exec_driver_sql("COMMIT")
 
 
+async def _pragma(connection: AsyncConnection, setting: str) -> object:
+    """Sets something of SQLite's outside a transaction; answers with what SQLite answers."""
+    raw = (await connection.get_raw_connection()).driver_connection
+    assert raw is not None
+    rows = await raw.execute_fetchall(f"PRAGMA {setting}")
+    return rows[0][0] if rows else None
+
+
+async def _set_journal(connection: AsyncConnection, mode: str) -> None:
+    try:
+        found = await _pragma(connection, f"journal_mode = {mode}")
+    except sqlite3.OperationalError:
+        found = None
+    if str(found).upper() != mode:
+        raise ValueError("somebody else has the database open: stop the servers that use it first")
+
+
+@contextmanager
+def _no_word_of_the_url() -> Iterator[None]:
+    try:
+        yield
+    except (NoSuchModuleError, InvalidRequestError, ImportError):
+        raise DatabaseUrlInvalid("must begin with sqlite+aiosqlite: or postgresql+asyncpg:") from None
+    except (ArgumentError, ValueError):
+        raise DatabaseUrlInvalid(
+            "can't be read; in a password all but letters and digits are percent-encoded"
+        ) from None
+    except OSError as error:
+        raise DatabaseUrlInvalid(f"names a folder that can't be made: {error.strerror}") from None
+
+
 @contextmanager
 def _only_known_errors() -> Iterator[None]:
     try:
         yield
     except DBAPIError as error:
-        if getattr(error.orig, "sqlstate", None) in _CONFLICT_STATES:
+        state = getattr(error.orig, "sqlstate", None) or ""
+        if state in _CONFLICT_STATES:
             raise Conflict from error
-        if not isinstance(error, InterfaceError | OperationalError):
+        is_outage = error.connection_invalidated or state.startswith(_OUTAGE_STATES)
+        if not is_outage and not isinstance(error, InterfaceError | OperationalError):
+            # Where it was, the traceback says; what was to be stored is not for the log.
+            error.statement = error.params = None
             raise
         log.warning("database unavailable", error=str(error.orig))
         raise ServiceUnavailable from error
-    # The drivers' own come from the fast path.
-    except (PoolTimeout, OSError, sqlite3.OperationalError) as error:
+    # The drivers' own come from connections that are not made yet, and from the fast path.
+    except asyncpg.PostgresError as error:
+        if not (error.sqlstate or "").startswith(_OUTAGE_STATES):
+            raise
+        log.warning("database unavailable", error=str(error))
+        raise ServiceUnavailable from error
+    except (PoolTimeout, OSError, asyncpg.InterfaceError, sqlite3.OperationalError) as error:
         log.warning("database unavailable", error=str(error))
         raise ServiceUnavailable from error
 
 
-def _sqlite_engine(url: URL, *, wait_seconds_max: float, query_only: bool = False) -> Engine:
+def _statement_listeners(tracer: DatabaseTracer, system: str) -> Mapping[str, Callable[..., None]]:
+    """What SQLAlchemy calls around each statement. A connection has one under way at most."""
+    key = "daybook_end_statement"
+
+    def begin(connection: Any, _cursor: object, statement: str, *_: object) -> None:
+        connection.info[key] = tracer.statement(system, statement)
+
+    def end(connection: Any, *_: object) -> None:
+        if told := connection.info.pop(key, None):
+            told(None)
+
+    def fail(failure: Any) -> None:
+        if failure.connection is not None and (told := failure.connection.info.pop(key, None)):
+            told(failure.original_exception)
+
+    return {"before_cursor_execute": begin, "after_cursor_execute": end, "handle_error": fail}
+
+
+def _postgresql_engine(url: URL, limits: DatabaseLimits) -> AsyncEngine:
+    engine = create_async_engine(
+        url,
+        pool_size=limits.connections,
+        max_overflow=0,
+        pool_timeout=limits.wait_seconds,
+        pool_recycle=limits.recycle_seconds,
+        connect_args=limits.of_postgresql,
+        # An error that is logged must not tell values.
+        hide_parameters=True,
+    )
+
+    @event.listens_for(engine.sync_engine, "checkout")
+    def replace_closed(connection: Any, _record: object, _proxy: object) -> None:
+        # One that the server ended while it lay in the pool; the pool makes another.
+        if connection.driver_connection.is_closed():
+            raise DisconnectionError
+
+    return engine
+
+
+def _sqlite_engine(url: URL, limits: DatabaseLimits, *, lock_seconds: float, query_only: bool = False) -> Engine:
     """An engine of one connection."""
     engine = create_engine(
         url.set(drivername="sqlite+pysqlite"),
         poolclass=QueuePool,
         pool_size=1,
         max_overflow=0,
-        pool_timeout=POOL_WAIT_SECONDS_MAX,
-        connect_args={"timeout": wait_seconds_max, "check_same_thread": False},
+        pool_timeout=limits.wait_seconds,
+        connect_args={"timeout": lock_seconds, "check_same_thread": False},
+        hide_parameters=True,
     )
     _prepare_sqlite(engine, query_only=query_only)
     return engine
 
 
-def _sqlite_stream_engine(url: URL, connections: int) -> AsyncEngine:
+def _sqlite_stream_engine(url: URL, limits: DatabaseLimits) -> AsyncEngine:
     """An engine whose connections have a thread each, so that a long read stands in nobody's way."""
     engine = create_async_engine(
         url,
-        pool_size=connections,
+        pool_size=limits.connections,
         max_overflow=0,
-        pool_timeout=POOL_WAIT_SECONDS_MAX,
-        connect_args={"timeout": LOCK_WAIT_SECONDS_MAX},
+        pool_timeout=limits.wait_seconds,
+        connect_args={"timeout": limits.lock_seconds},
+        hide_parameters=True,
     )
     _prepare_sqlite(engine.sync_engine, query_only=True)
     event.listen(engine.sync_engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))

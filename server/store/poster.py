@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Collection
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 from uuid import UUID
@@ -64,10 +64,26 @@ class Command(ABC, Generic[Result]):
         """Applies the rules. What it raises, the caller gets, and nothing of it stays."""
 
 
+class PosterObserver:
+    """Told what the poster does. This one takes no notice; others override what they want to know."""
+
+    def origin(self) -> Any:
+        """A call enters the line; what this gives, `posting` is told of it."""
+
+    def refused(self) -> None:
+        """The line was too full for a call."""
+
+    def posting(self, origins: Sequence[Any]) -> AbstractContextManager[None]:
+        """Entered while a group of calls is posted and committed; left with an exception if it could not be."""
+        del origins
+        return nullcontext()
+
+
 @dataclass(frozen=True, slots=True)
 class _Call:
     command: Command[Any]
     outcome: asyncio.Future[Any]
+    origin: Any
 
 
 class Poster:
@@ -77,8 +93,14 @@ class Poster:
         self._database = database
         self._clock = clock
         self._random_bytes = in_blocks(random_bytes)
+        self.observer = PosterObserver()
         self._line: asyncio.Queue[_Call | None] = asyncio.Queue(LINE_CALLS_MAX)
         self._is_closing = False
+
+    @property
+    def line_length(self) -> int:
+        """How many calls wait, beside those that are being posted."""
+        return self._line.qsize()
 
     @asynccontextmanager
     async def working(self) -> AsyncIterator[None]:
@@ -91,6 +113,15 @@ class Poster:
             await self._line.put(None)
             await worker
 
+    @contextmanager
+    def observed(self, observer: PosterObserver) -> Iterator[None]:
+        """Tells another observer of everything until the end of the block."""
+        before, self.observer = self.observer, observer
+        try:
+            yield
+        finally:
+            self.observer = before
+
     async def submit(self, command: Command[Result]) -> Result:
         """Waits until the command is posted and on disk, and gives its result.
 
@@ -99,10 +130,11 @@ class Poster:
         """
         if self._is_closing:
             raise ServiceUnavailable
-        call = _Call(command, asyncio.get_running_loop().create_future())
+        call = _Call(command, asyncio.get_running_loop().create_future(), self.observer.origin())
         try:
             self._line.put_nowait(call)
         except asyncio.QueueFull:
+            self.observer.refused()
             raise TooBusy from None
         result: Result = await call.outcome
         return result
@@ -124,7 +156,8 @@ class Poster:
 
     async def _post(self, group: list[_Call]) -> None:
         try:
-            outcomes = await self._database.transact(lambda connection: self._run(connection, group))
+            with self.observer.posting([call.origin for call in group]):
+                outcomes = await self._database.transact(lambda connection: self._run(connection, group))
         except DaybookError as error:
             outcomes = [error] * len(group)
         except Exception:

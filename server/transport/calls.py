@@ -1,4 +1,4 @@
-"""What happens around every call: it is timed, its caller found and counted, their scope checked, its errors told.
+"""What happens around every call: it is observed, its caller found and counted, their scope checked, its errors told.
 
 One interceptor does it all, because grpc.aio asks every interceptor anew for a handler at
 each call; this one wraps each method once and keeps the result.
@@ -6,9 +6,12 @@ each call; this one wraps each method once and keeps the result.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import grpc
@@ -25,16 +28,46 @@ log = structlog.get_logger(__name__)
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
+
+Measure: TypeAlias = Callable[[grpc.StatusCode, str, float], None]
+"""Told of each call of a method at its end: its status, the reason if it was refused, and how many seconds it took."""
+Trace: TypeAlias = Callable[[Metadata], Callable[[grpc.StatusCode, str], None]]
+"""Told of each call of a method when it begins, with its metadata; what that gives is told status and reason."""
 
 OPEN_SERVICES = ("grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection")
 """Served to everybody. They tell nothing that belongs to a tenant."""
+
+call_metadata: ContextVar[Metadata] = ContextVar("call_metadata", default=())
+"""What the call under way came with; for log lines, which name the request that they belong to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """Who is told of calls. Each is asked once for each method, by its full name."""
+
+    measuring: Callable[[str], Measure] | None = None
+    tracing: Callable[[str], Trace] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Method:
+    name: str
+    scopes: Sequence[str]
+    render: RenderError | None
+    measure: Measure | None
+    trace: Trace | None
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Stands before every method of every service but OPEN_SERVICES."""
 
     def __init__(
-        self, authenticator: Authenticator, limiter: RateLimiter | None, renderers: Mapping[str, RenderError]
+        self,
+        authenticator: Authenticator,
+        limiter: RateLimiter | None,
+        renderers: Mapping[str, RenderError],
+        observation: Observation = Observation(),
     ) -> None:
         """`renderers` tells, by the full name of a facade's service, how it words errors.
 
@@ -43,6 +76,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._authenticator = authenticator
         self._limiter = limiter
         self._renderers = renderers
+        self._observation = observation
         self._wrapped: dict[str, Handler | None] = {}
 
     async def intercept_service(
@@ -60,20 +94,26 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 self._wrapped[method] = wrapped
         return wrapped
 
-    def _wrap(self, method: str, handler: Handler | None) -> Handler | None:
-        service = method.partition("/")[0]
+    def _wrap(self, name: str, handler: Handler | None) -> Handler | None:
+        service = name.partition("/")[0]
         if handler is None or service in OPEN_SERVICES:
             return handler
-        scopes = declared_scopes(method)
-        render = self._renderers.get(service)
+        measuring, tracing = self._observation.measuring, self._observation.tracing
+        method = _Method(
+            name=name,
+            scopes=declared_scopes(name),
+            render=self._renderers.get(service),
+            measure=measuring and measuring(name),
+            trace=tracing and tracing(name),
+        )
         # A documented API has names of its own for its parameters, which are those of JSON.
-        parse = unless_malformed(handler.request_deserializer, "name" if render is None else "json_name")
+        parse = unless_malformed(handler.request_deserializer, "name" if method.render is None else "json_name")
         if handler.unary_unary is not None:
             # The stubs know only synchronous handlers; a server of grpc.aio has coroutines.
             answer: Callable[[Any, Context], Awaitable[Any]] = handler.unary_unary  # type: ignore[assignment]
 
             async def unary(request: Any, context: Context) -> Any:
-                async with self._around(method, scopes, context, render, request):
+                async with self._around(method, context, request):
                     return await answer(_well_formed(request), context)
 
             return grpc.unary_unary_rpc_method_handler(unary, parse, _unless_bytes(handler.response_serializer))
@@ -81,7 +121,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             answers: Callable[[Any, Context], AsyncIterator[Any]] = handler.unary_stream  # type: ignore[assignment]
 
             async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
-                async with self._around(method, scopes, context, render, request):
+                async with self._around(method, context, request):
                     async for answer in answers(_well_formed(request), context):
                         yield answer
 
@@ -90,38 +130,57 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             summary: Callable[[Any, Context], Awaitable[Any]] = handler.stream_unary  # type: ignore[assignment]
 
             async def upload(requests: Any, context: Context) -> Any:
-                async with self._around(method, scopes, context, render):
+                async with self._around(method, context):
                     return await summary(_all_well_formed(requests), context)
 
             return grpc.stream_unary_rpc_method_handler(upload, parse, _unless_bytes(handler.response_serializer))
-        raise AssertionError(f"{method} streams both ways, and nothing here wraps that")
+        raise AssertionError(f"{name} streams both ways, and nothing here wraps that")
 
     @asynccontextmanager
-    async def _around(
-        self, method: str, scopes: Sequence[str], context: Context, render: RenderError | None, request: Any = None
-    ) -> AsyncIterator[None]:
+    async def _around(self, method: _Method, context: Context, request: Any = None) -> AsyncIterator[None]:
         started = time.perf_counter()
-        code = grpc.StatusCode.OK
+        code, reason = grpc.StatusCode.OK, ""
+        # A tuple; the stubs know the type of a client's metadata only.
+        metadata: Metadata = context.invocation_metadata() or ()  # type: ignore[assignment]
+        call_metadata.set(metadata)
+        end_trace = method.trace and method.trace(metadata)
         try:
-            found = await self._authenticator.authenticate(context.invocation_metadata() or ())
+            found = await self._authenticator.authenticate(metadata)
             if self._limiter is not None:
                 self._limiter.take(found.caller.credential_id)
             authentication.set(found)
-            found.caller.require_scope(scopes, request)
+            found.caller.require_scope(method.scopes, request)
             yield
         except DaybookError as error:
-            code = code_of(error)
+            code, reason = code_of(error), error.reason
             if isinstance(error, Internal | Unavailable):
-                log.warning("call failed", method=method, reason=error.reason)
-            await refuse(context, error, render)
+                log.warning("call failed", method=method.name, code=code.name, reason=reason)
+            await refuse(context, error, method.render)
         except grpc.aio.AbortError:
             raise
+        except (asyncio.CancelledError, GeneratorExit):
+            code = _code_of_cancellation(context)
+            raise
         except Exception:
-            code = grpc.StatusCode.INTERNAL
-            log.exception("call failed", method=method)
-            await refuse(context, InternalFailure(), render)
+            failure = InternalFailure()
+            code, reason = code_of(failure), failure.reason
+            log.exception("call failed", method=method.name, code=code.name, reason=reason)
+            await refuse(context, failure, method.render)
         finally:
-            log.debug("call", method=method, code=code.name, seconds=time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            if method.measure is not None:
+                method.measure(code, reason, seconds)
+            log.debug("call", method=method.name, code=code.name, seconds=seconds)
+            if end_trace is not None:
+                end_trace(code, reason)
+
+
+def _code_of_cancellation(context: Context) -> grpc.StatusCode:
+    """What a caller has who is not answered any more: gRPC cancels a call in either case."""
+    remaining = context.time_remaining()
+    if remaining is not None and remaining <= 0:
+        return grpc.StatusCode.DEADLINE_EXCEEDED
+    return grpc.StatusCode.CANCELLED
 
 
 def _well_formed(request: Any) -> Any:

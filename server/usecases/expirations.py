@@ -31,6 +31,10 @@ class Expirations:
         self._accounts = accounts
         self._poster = poster
         self._clock = clock
+        self.last_sweep: Instant | None = None
+        """When the last sweep began that came to its end."""
+        self.lot_count = 0
+        """How many lots were expired by sweeps."""
 
     async def sweep(self) -> int:
         """Posts every expiration that is due now; gives how many lots that were."""
@@ -39,9 +43,11 @@ class Expirations:
         while numbers := await self._accounts.due_accounts(now, now - IMPORT_REST, LOTS_AT_ONCE):
             expired = await asyncio.gather(*(self._poster.submit(Expire(number)) for number in numbers))
             total += sum(expired)
+            self.lot_count += sum(expired)
             if not any(expired):
                 # Another process was quicker, or this clock is behind; next time then.
                 break
+        self.last_sweep = now
         return total
 
     @contextlib.asynccontextmanager

@@ -1,0 +1,83 @@
+"""Logs: one line for each thing that happened, to stderr; for people, or as JSON.
+
+What libraries log through the standard library comes out in the same format, warnings and
+worse only: at their lower levels they tell statements with their values.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+from server.config import Settings
+from server.transport.calls import call_metadata
+
+REQUEST_ID_CHARACTERS_MAX = 128
+
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+_UNSAFE = re.compile(r"[^!-~]")
+
+
+def configure_logs(settings: Settings) -> None:
+    """Sends the logs of this process to stderr."""
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        add_call_ids,
+        *_trace_ids(settings),
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    renderers = _renderers(settings)
+    level = logging.getLevelName(settings.log_level.upper())
+    structlog.configure(
+        processors=[*shared, *renderers],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[structlog.stdlib.add_logger_name, *shared],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
+        )
+    )
+    logging.basicConfig(level=max(level, logging.WARNING), handlers=[handler], force=True)
+    logging.captureWarnings(True)
+
+
+def _renderers(settings: Settings) -> list[Processor]:
+    # Plain tracebacks: decorated ones take seconds, and show local variables.
+    if settings.log_format == "json":
+        return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=repr)]
+    plain = structlog.dev.plain_traceback
+    return [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
+
+
+def _trace_ids(settings: Settings) -> list[Processor]:
+    if settings.otlp_endpoint is None:
+        return []
+    # Loaded only where there are traces.
+    from server.tracing import add_trace_ids  # noqa: PLC0415
+
+    return [add_trace_ids]
+
+
+def add_call_ids(_logger: WrappedLogger, _method: str, line: EventDict) -> EventDict:
+    """Adds what tells which request a line belongs to: its x-request-id, and the trace that the caller named.
+
+    Asked for each line that is written and not for each call, most of which write none. The
+    values are the caller's, so they are cut and have no blanks or control characters.
+    """
+    for name, value in call_metadata.get():
+        if not isinstance(value, str):
+            continue
+        if name == "x-request-id":
+            line["request_id"] = _UNSAFE.sub("?", value[:REQUEST_ID_CHARACTERS_MAX])
+        elif name == "traceparent" and (named := _TRACEPARENT.fullmatch(value)):
+            line["trace_id"] = named[1]
+    return line

@@ -1,0 +1,201 @@
+"""What Prometheus is told of a server process, on a port of its own.
+
+Labels have few values, all known beforehand: methods and reasons come from the contracts,
+never from a caller; no tenant, account or key is in any.
+"""
+
+from __future__ import annotations
+
+import socket
+import socketserver
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+
+import grpc
+import prometheus_client
+from prometheus_client import CollectorRegistry, Counter, GCCollector, Histogram, ProcessCollector, make_wsgi_app
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from server.ledger.instants import SECOND
+from server.store.credentials import CredentialStore
+from server.store.database import Database
+from server.store.poster import LINE_CALLS_MAX, Poster, PosterObserver
+from server.transport.calls import Measure
+from server.usecases.expirations import Expirations
+
+DURATIONS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+"""Bounds of buckets, in seconds."""
+GROUP_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
+SCRAPE_SECONDS_MAX = 5.0
+"""How long a scraper may be silent in the middle of its request. The next one waits for it."""
+
+
+class Metrics:
+    """The metrics of one server process."""
+
+    def __init__(
+        self, poster: Poster, database: Database, credentials: CredentialStore, expirations: Expirations
+    ) -> None:
+        # When a series began, which would double their number.
+        prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
+        self.registry.register(_State(poster, database, credentials, expirations))
+        self._calls = Histogram(
+            "daybook_rpc_duration_seconds",
+            "How long calls took, by method and status.",
+            ("method", "code"),
+            registry=self.registry,
+            buckets=DURATIONS,
+        )
+        self._refusals = Counter(
+            "daybook_rpc_refusals", "Calls that were refused or failed, by reason.", ("reason",), registry=self.registry
+        )
+        self.poster = _PosterMetrics(self.registry)
+
+    def of_method(self, method: str) -> Measure:
+        """Counts the calls of a method."""
+        # To look a series up costs as much as to count in it, so the usual one is looked up once.
+        observe_ok = self._calls.labels(method, grpc.StatusCode.OK.name).observe
+
+        def measure(code: grpc.StatusCode, reason: str, seconds: float) -> None:
+            if code is grpc.StatusCode.OK:
+                observe_ok(seconds)
+                return
+            self._calls.labels(method, code.name).observe(seconds)
+            if reason:
+                self._refusals.labels(reason).inc()
+
+        return measure
+
+    @contextmanager
+    def served(self, host: str, port: int) -> Iterator[int]:
+        """Answers scrapers in a thread of its own until the end of the block; gives the port. Raises OSError."""
+        server = _Server(host, port)
+        server.set_app(make_wsgi_app(self.registry))
+        thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
+        thread.start()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+            server.server_close()
+
+
+class _PosterMetrics(PosterObserver):
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._refused = Counter(
+            "daybook_poster_refused_calls", "Calls refused because the line was full.", registry=registry
+        )
+        self._sizes = Histogram(
+            "daybook_poster_group_calls",
+            "How many calls were posted with one commit.",
+            registry=registry,
+            buckets=GROUP_SIZES,
+        )
+        self._durations = Histogram(
+            "daybook_poster_group_duration_seconds",
+            "How long a group took, from its wait for a connection to its commit.",
+            registry=registry,
+            buckets=DURATIONS,
+        )
+        self._failed = Counter("daybook_poster_failed_groups", "Groups that could not be committed.", registry=registry)
+
+    def refused(self) -> None:
+        self._refused.inc()
+
+    @contextmanager
+    def posting(self, origins: Sequence[Any]) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        except Exception:
+            self._failed.inc()
+            raise
+        self._sizes.observe(len(origins))
+        self._durations.observe(time.perf_counter() - started)
+
+
+class _State(Collector):
+    """Reads, when it is asked, what the parts of the server know anyway."""
+
+    def __init__(
+        self, poster: Poster, database: Database, credentials: CredentialStore, expirations: Expirations
+    ) -> None:
+        self._poster = poster
+        self._database = database
+        self._credentials = credentials
+        self._expirations = expirations
+
+    def collect(self) -> Iterator[Metric]:
+        running = GaugeMetricFamily("daybook_info", "Always 1; the label is the version that runs.", labels=["version"])
+        running.add_metric([version("daybook")], 1)
+        yield running
+        yield _gauge("daybook_poster_line_calls", "Calls that wait to be posted.", self._poster.line_length)
+        yield _gauge("daybook_poster_line_limit_calls", "How many calls may wait to be posted.", LINE_CALLS_MAX)
+        yield from self._pools()
+        yield CounterMetricFamily(
+            "daybook_database_conflicts",
+            "How often work was done again because another writer was in the way.",
+            self._database.conflict_count,
+        )
+        yield CounterMetricFamily(
+            "daybook_api_key_lookups",
+            "API keys looked up in the database, because they were not remembered.",
+            self._credentials.lookup_count,
+        )
+        yield CounterMetricFamily(
+            "daybook_expired_lots", "Lots whose expiration was posted by a sweep.", self._expirations.lot_count
+        )
+        last_sweep = GaugeMetricFamily(
+            "daybook_last_sweep_timestamp_seconds", "When the last sweep for expired lots began that came to its end."
+        )
+        if self._expirations.last_sweep is not None:
+            last_sweep.add_metric([], self._expirations.last_sweep / SECOND)
+        yield last_sweep
+
+    def _pools(self) -> Iterator[Metric]:
+        limit = GaugeMetricFamily(
+            "daybook_database_connections_limit", "How many connections a pool may have.", labels=["pool"]
+        )
+        in_use = GaugeMetricFamily("daybook_database_connections_in_use", "Connections at work.", labels=["pool"])
+        waiting = GaugeMetricFamily(
+            "daybook_database_connections_waiting", "Who waits for a connection.", labels=["pool"]
+        )
+        for pool, use in self._database.pools.items():
+            limit.add_metric([pool], use.size)
+            in_use.add_metric([pool], use.in_use)
+            waiting.add_metric([pool], use.waiting)
+        yield from (limit, in_use, waiting)
+
+
+def _gauge(name: str, documentation: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, documentation, value)
+
+
+class _Server(WSGIServer):
+    """Answers one scraper after another, so that however many there are cost one thread."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        super().__init__((host, port), _Handler)
+
+    def server_bind(self) -> None:
+        # Without the parent's search for the name of the host, which may ask the network.
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+        self.setup_environ()
+
+
+class _Handler(WSGIRequestHandler):
+    timeout = SCRAPE_SECONDS_MAX
+
+    def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002  # its name is the library's
+        """Scrapes are not worth a line."""

@@ -1,0 +1,344 @@
+"""What Prometheus finds, scraped over HTTP after real calls."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+import threading
+import urllib.request
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import pytest
+from daybook.v1.admin_service_pb2 import ImportTransactionsRequest
+from daybook.v1.error_reason_pb2 import ErrorReason
+from daybook.v1.ledger_service_pb2 import CreateTransactionRequest, GetAccountRequest, ListTransactionsRequest
+from daybook.v1.transaction_pb2 import Transaction
+from google.protobuf.descriptor_pool import Default
+from prometheus_client.parser import text_string_to_metric_families
+
+from server import metrics
+from server.app import SERVICES, Book, CannotStart, serving
+from server.config import Settings
+from server.gateway import require_free_ports
+from server.ledger.instants import SECOND, to_timestamp
+from server.store.database import Conflict
+from tests.conftest import Client, Clock, Server, held_up, only_sqlite, refusal_of, writing
+
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "operating.md"
+
+Labels = tuple[tuple[str, str], ...]
+
+
+class Scrape(dict[tuple[str, Labels], float]):
+    """The samples of one scrape, by name and labels."""
+
+    def of(self, name: str) -> dict[tuple[str, ...], float]:
+        """The samples of a name by the values of their labels."""
+        return {tuple(value for _, value in labels): sample for (each, labels), sample in self.items() if each == name}
+
+    def one(self, name: str, **labels: str) -> float:
+        """A sample that must be there."""
+        return self[name, tuple(sorted(labels.items()))]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A server with a port for metrics."""
+
+    server: Server
+    metrics_port: int
+
+    async def text(self) -> str:
+        """What a scraper is answered."""
+
+        def get() -> str:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=30) as answer:
+                assert answer.headers["content-type"].startswith("text/plain")
+                content: bytes = answer.read()
+                return content.decode()
+
+        return await asyncio.to_thread(get)
+
+    async def scrape(self) -> Scrape:
+        """What a scraper understands of it."""
+        return Scrape(
+            ((sample.name, tuple(sorted(sample.labels.items()))), sample.value)
+            for family in text_string_to_metric_families(await self.text())
+            for sample in family.samples
+        )
+
+    async def until(self, happened: Callable[[Scrape], bool]) -> Scrape:
+        """The first scrape that shows that something happened."""
+        async with asyncio.timeout(30):
+            while not happened(found := await self.scrape()):
+                await asyncio.sleep(0.01)
+            return found
+
+
+@pytest.fixture
+async def measured(book: Book) -> AsyncIterator[Measured]:
+    """A server with metrics on a free port."""
+    metrics_port = free_port()
+    settings = Settings(port=0, metrics_port=metrics_port, shutdown_grace_seconds=1)
+    async with serving(book, settings) as port, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        yield Measured(Server(book, channel), metrics_port)
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture
+async def client(measured: Measured) -> Client:
+    """A caller who may do everything in a tenant of their own."""
+    return await measured.server.client(await measured.server.create_tenant("house"), scopes={"admin"})
+
+
+@only_sqlite
+async def test_every_call_is_counted_by_method_and_status(measured: Measured, client: Client) -> None:
+    """Rate, errors and durations are exact: each call once, whatever became of it."""
+    await client.create_account("acme")
+    for _ in range(3):
+        await client.post("acme", Transaction.GRANT, "1")
+    await refusal_of(client.post("acme", Transaction.CHARGE, "-100"))
+    await refusal_of(client.post("acme", Transaction.CHARGE, "a few"))
+    for _ in range(2):
+        await refusal_of(client.ledger.GetAccount(GetAccountRequest(name="accounts/nobody"), metadata=client.metadata))
+    await refusal_of(client.ledger.GetAccount(GetAccountRequest(name="accounts/acme")))
+    for token in ("x", "y"):
+        request = ListTransactionsRequest(parent="accounts/acme", page_token=token)
+        await refusal_of(client.ledger.ListTransactions(request, metadata=client.metadata))
+    with pytest.raises(grpc.aio.AioRpcError):
+        await client.raw_call("NoSuchMethod", b"")
+    assert await client.verify() == []
+    found = await measured.scrape()
+    counts = {
+        ("OK", "daybook.v1.Ledger/CreateAccount"): 1,
+        ("OK", "daybook.v1.Ledger/CreateTransaction"): 3,
+        ("FAILED_PRECONDITION", "daybook.v1.Ledger/CreateTransaction"): 1,
+        ("INVALID_ARGUMENT", "daybook.v1.Ledger/CreateTransaction"): 1,
+        ("OK", "daybook.v1.Ledger/GetAccount"): 0,
+        ("NOT_FOUND", "daybook.v1.Ledger/GetAccount"): 2,
+        ("UNAUTHENTICATED", "daybook.v1.Ledger/GetAccount"): 1,
+        ("OK", "daybook.v1.Ledger/ListTransactions"): 0,
+        ("INVALID_ARGUMENT", "daybook.v1.Ledger/ListTransactions"): 2,
+        ("OK", "daybook.v1.Admin/VerifyLedger"): 1,
+    }
+    assert found.of("daybook_rpc_duration_seconds_count") == counts
+    for (code, method), count in counts.items():
+        assert found.one("daybook_rpc_duration_seconds_bucket", code=code, method=method, le="+Inf") == count
+        assert (found.one("daybook_rpc_duration_seconds_sum", code=code, method=method) > 0) == (count > 0)
+    assert found.of("daybook_rpc_refusals_total") == {
+        ("INSUFFICIENT_CREDITS",): 1,
+        ("FIELD_INVALID",): 1,
+        ("ACCOUNT_NOT_FOUND",): 2,
+        ("CREDENTIAL_MISSING",): 1,
+        ("PAGE_TOKEN_INVALID",): 2,
+    }
+
+
+@only_sqlite
+async def test_calls_that_stream_in_are_counted(measured: Measured, client: Client, clock: Clock) -> None:
+    """An import is one call."""
+    await client.create_account("acme")
+
+    item = ImportTransactionsRequest.Item(
+        parent="accounts/acme",
+        transaction=Transaction(kind=Transaction.GRANT, category="test", amount="1"),
+        create_time=to_timestamp(clock() - SECOND),
+    )
+
+    async def history() -> AsyncIterator[ImportTransactionsRequest]:
+        for _ in range(2):
+            yield ImportTransactionsRequest(items=[item, item])
+
+    await client.admin.ImportTransactions(history(), metadata=client.metadata)
+    found = await measured.scrape()
+    assert found.of("daybook_rpc_duration_seconds_count")["OK", "daybook.v1.Admin/ImportTransactions"] == 1
+
+
+async def test_waiting_and_given_up_calls_show(measured: Measured, client: Client) -> None:
+    """While the poster is held up its line shows, and the pool; then what became of the calls, and in which groups."""
+    await client.create_account("acme")
+    # The credential and the account are known from now on; nothing but the poster needs the database.
+    await client.post("acme", Transaction.GRANT, "1")
+    grant = CreateTransactionRequest(
+        parent="accounts/acme", transaction=Transaction(kind=Transaction.GRANT, category="test", amount="1")
+    )
+    pools = measured.server.book.database.pools
+    pool = "write" if "write" in pools else "all"
+    method = "daybook.v1.Ledger/CreateTransaction"
+    async with held_up(measured.server.book):
+        answered = client.ledger.CreateTransaction(grant, metadata=client.metadata)
+        waiting = await measured.until(lambda found: found.one("daybook_database_connections_waiting", pool=pool) == 1)
+        assert waiting.one("daybook_poster_line_calls") == 0
+        assert waiting.one("daybook_database_connections_in_use", pool=pool) == pools[pool].size
+        given_up = client.ledger.CreateTransaction(grant, metadata=client.metadata)
+        too_late = client.ledger.CreateTransaction(grant, metadata=client.metadata, timeout=3)
+        await measured.until(lambda found: found.one("daybook_poster_line_calls") == 2)
+        given_up.cancel()
+        with pytest.raises(grpc.aio.AioRpcError, match="DEADLINE_EXCEEDED"):
+            await too_late
+        calls = "daybook_rpc_duration_seconds_count"
+        await measured.until(
+            lambda found: {("CANCELLED", method), ("DEADLINE_EXCEEDED", method)} <= found.of(calls).keys()
+        )
+    await answered
+    found = await measured.until(lambda found: found.one("daybook_poster_group_calls_count") == 3)
+    assert {code: count for (code, each), count in found.of(calls).items() if each == method} == {
+        "OK": 2,
+        "CANCELLED": 1,
+        "DEADLINE_EXCEEDED": 1,
+    }
+    # One, one, and the two that waited together, whose callers were gone.
+    assert found.one("daybook_poster_group_calls_sum") == 4
+    assert found.one("daybook_poster_group_calls_bucket", le="1.0") == 2
+    assert found.one("daybook_poster_group_duration_seconds_count") == 3
+    assert found.one("daybook_poster_line_calls") == 0
+    for name in ("in_use", "waiting"):
+        assert not any(found.of(f"daybook_database_connections_{name}").values())
+    assert found.of("daybook_database_connections_limit") == {
+        (name,): use.size for name, use in measured.server.book.database.pools.items()
+    }
+
+
+@only_sqlite
+async def test_full_line_and_broken_group_are_counted(
+    measured: Measured, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call that found the line full, and a group that could not be committed."""
+    await client.create_account("acme")
+    await client.post("acme", Transaction.GRANT, "1")
+    poster = measured.server.book.poster
+    async with held_up(measured.server.book):
+        first = asyncio.create_task(client.post("acme", Transaction.GRANT, "1"))
+        await measured.until(lambda found: found.one("daybook_database_connections_waiting", pool="write") == 1)
+        monkeypatch.setattr(poster._line, "_maxsize", 1)
+        second = asyncio.create_task(client.post("acme", Transaction.GRANT, "1"))
+        await measured.until(lambda found: found.one("daybook_poster_line_calls") == 1)
+        assert (await refusal_of(client.post("acme", Transaction.GRANT, "1"))).reason == "TOO_BUSY"
+    await asyncio.gather(first, second)
+    assert (await measured.scrape()).one("daybook_poster_refused_calls_total") == 1
+    async with writing(measured.server.book.database) as connection:
+        await connection.exec_driver_sql("DROP TABLE refunds")
+        await connection.exec_driver_sql("DROP TABLE account_states")
+    assert (await refusal_of(client.post("acme", Transaction.GRANT, "1"))).code is grpc.StatusCode.UNAVAILABLE
+    found = await measured.scrape()
+    assert found.one("daybook_poster_failed_groups_total") == 1
+    assert found.one("daybook_rpc_refusals_total", reason="TOO_BUSY") == 1
+    assert found.one("daybook_rpc_refusals_total", reason="SERVICE_UNAVAILABLE") == 1
+
+
+async def test_conflicts_are_counted(measured: Measured) -> None:
+    """Work that is done again because another writer was in the way counts each time that it was undone."""
+    tries = Counter[str]()
+
+    def work(_connection: object) -> str:
+        tries["work"] += 1
+        if tries["work"] < 3:
+            raise Conflict
+        return "done"
+
+    assert await measured.server.book.database.transact(work) == "done"
+    assert (await measured.scrape()).one("daybook_database_conflicts_total") == 2
+
+
+@only_sqlite
+async def test_sweeps_show(measured: Measured, client: Client, clock: Clock) -> None:
+    """When the last whole sweep began, and how many lots sweeps expired."""
+    await measured.until(lambda found: ("daybook_last_sweep_timestamp_seconds", ()) in found)
+    await client.create_account("acme")
+    for _ in range(2):
+        await client.post("acme", Transaction.GRANT, "1", ttl={"seconds": 60})
+    clock.advance(61)
+    await measured.server.book.expirations.sweep()
+    found = await measured.scrape()
+    assert found.one("daybook_expired_lots_total") == 2
+    assert found.one("daybook_last_sweep_timestamp_seconds") == clock() / SECOND
+
+
+@only_sqlite
+async def test_keys_are_looked_up_once(measured: Measured, client: Client) -> None:
+    """Of many calls with one key the first looks it up."""
+    for account_id in ("acme", "other", "third"):
+        await client.create_account(account_id)
+    assert (await measured.scrape()).one("daybook_api_key_lookups_total") == 1
+
+
+@only_sqlite
+async def test_labels_come_from_the_contracts(measured: Measured, client: Client) -> None:
+    """No label has what a caller sent; so there are never more series than methods times statuses."""
+    account_id = "an-account-of-somebodys"
+    await client.create_account(account_id)
+    await client.post(account_id, Transaction.GRANT, "1", request_id="a-request-of-somebodys")
+    await refusal_of(client.post("nobodys-account", Transaction.GRANT, "1"))
+    found = await measured.scrape()
+    values: dict[str, set[str]] = {}
+    for _, labels in found:
+        for name, value in labels:
+            values.setdefault(name, set()).add(value)
+    assert values.pop("method") <= {
+        f"{service}/{method.name}" for service in SERVICES for method in Default().FindServiceByName(service).methods
+    }
+    assert values.pop("code") <= {code.name for code in grpc.StatusCode}
+    assert values.pop("reason") <= set(ErrorReason.keys())
+    assert values.pop("pool") == {"read", "write"}
+    assert values.keys() <= {"le", "generation", "version"}
+
+
+@only_sqlite
+async def test_documents_name_every_metric(measured: Measured) -> None:
+    """The table of docs/operating.md has exactly what a scrape has, with its type."""
+    exported = re.findall(r"^# TYPE (\S+) (\S+)$", await measured.text(), re.MULTILINE)
+    rows = re.findall(r"^\| `([a-z_*]+)` \| (counter|gauge|histogram|many) \|", DOCUMENT.read_text(), re.MULTILINE)
+    families = {name.removesuffix("*") for name, kind in rows if kind == "many"}
+    assert {row for row in rows if row[1] != "many"} == {
+        each for each in exported if not each[0].startswith(tuple(families))
+    }
+    assert all(any(name.startswith(family) for name, _ in exported) for family in families)
+
+
+@only_sqlite
+async def test_taken_port_is_said(book: Book) -> None:
+    """A port for metrics that is taken ends the start, with a word of what it was for."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(CannotStart, match=rf"127\.0\.0\.1:{port} for metrics"):
+            async with serving(book, Settings(port=0, metrics_port=port)):
+                raise AssertionError("served all the same")
+        server, gateway, admin = (free_port() for _ in range(3))
+        with pytest.raises(CannotStart, match=f"{port} on 127.0.0.1, for metrics, is taken"):
+            require_free_ports(Settings(metrics_port=port, port=server, gateway_port=gateway, gateway_admin_port=admin))
+
+
+@only_sqlite
+async def test_silent_scraper_is_cut_off(measured: Measured, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever connects and says nothing keeps others waiting for a bounded time only."""
+    assert 0 < metrics._Handler.timeout <= 5
+    monkeypatch.setattr(metrics._Handler, "timeout", 0.2)
+    with socket.create_connection(("127.0.0.1", measured.metrics_port)):
+        assert "daybook_info" in await measured.text()
+
+
+@only_sqlite
+async def test_port_closes_with_the_server(book: Book) -> None:
+    """Nothing answers scrapers after the stop, and nothing of the poster's is counted any more."""
+    port, before = free_port(), book.poster.observer
+    async with serving(book, Settings(port=0, metrics_port=port, shutdown_grace_seconds=0)):
+        assert book.poster.observer is not before
+    assert book.poster.observer is before
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", port)) != 0
+    # Without the setting nothing is served.
+    async with serving(book, Settings(port=0, shutdown_grace_seconds=0)):
+        assert book.poster.observer is before
+        assert not [thread for thread in threading.enumerate() if thread.name == "metrics"]

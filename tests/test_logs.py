@@ -1,0 +1,280 @@
+"""Logs as machines read them: one format, which request a line belongs to, and nothing that must not be there."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from daybook.v1.ledger_service_pb2 import GetAccountRequest, ListAccountsRequest, ListTransactionsRequest
+from daybook.v1.ledger_service_pb2_grpc import LedgerStub
+
+from server.app import open_book, system_clock
+from server.gateway import JSON_LINES, _envoy
+from server.ledger.access import new_api_key
+from tests.facades.processes import SECONDS_MAX, Daybook, Ports, environment, sqlite_url, wait_until
+
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Logged:
+    """A `daybook serve` that logs every call as JSON."""
+
+    daybook: Daybook
+    key: str
+
+    @property
+    def lines(self) -> list[Line]:
+        """What was logged so far; every line must be a JSON object."""
+        whole, _, _ = self.daybook.stderr.rpartition("\n")
+        return [json.loads(line) for line in whole.splitlines()]
+
+    def of(self, **ids: str) -> list[Line]:
+        """The lines with this id. A caller may have their answer before the last of them is written."""
+
+        def found() -> list[Line]:
+            return [line for line in self.lines if ids.items() <= line.items()]
+
+        wait_until(lambda: [line["event"] for line in found()][-1:] == ["call"], f"the line of {ids}")
+        return found()
+
+    async def call(self, method: str, request: Any, *metadata: tuple[str, str]) -> grpc.StatusCode:
+        """Calls a method of the ledger; gives its status."""
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{self.daybook.ports.server}") as channel:
+            try:
+                answer = getattr(LedgerStub(channel), method)
+                await answer(request, metadata=(("authorization", f"Bearer {self.key}"), *metadata))
+            except grpc.aio.AioRpcError as error:
+                return error.code()
+            return grpc.StatusCode.OK
+
+
+@pytest.fixture(scope="module")
+def logged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Logged]:
+    """The server of this module, which stops well at the end."""
+    folder, ports = tmp_path_factory.mktemp("logged"), Ports.free()
+    url = sqlite_url(folder / "daybook.db")
+    key = asyncio.run(new_key(url))
+    flags = ("--log-format", "json", "--log-level", "debug")
+    daybook = Daybook.start(
+        "serve", "--database-url", url, "--port", str(ports.server), *flags, folder=folder, ports=ports
+    )
+    try:
+        daybook.wait_for('"event": "serving"')
+        yield Logged(daybook, key)
+        assert daybook.stop() == 0
+        # To the last line, and whatever was asked for.
+        assert [json.loads(line)["event"] for line in daybook.stderr.splitlines()][-1] == "stopped"
+        assert key.partition(".")[2] not in daybook.stderr
+    finally:
+        daybook.kill()
+
+
+async def new_key(database_url: str) -> str:
+    """Creates a database with a tenant; gives a key of its."""
+    async with open_book(database_url) as book:
+        now = system_clock()
+        tenant_number = await book.credentials.create_tenant(
+            slug="house", uid=str(uuid.uuid4()), display_name="house", create_time=now
+        )
+        key = new_api_key(book.random_bytes)
+        await book.credentials.create_api_key(
+            key_id=key.key_id,
+            secret_hash=key.secret_hash,
+            tenant_number=tenant_number,
+            account_number=None,
+            create_time=now,
+            scopes={"transactions", "accounts"},
+        )
+        return key.text
+
+
+async def test_line_of_a_call_names_its_request(logged: Logged) -> None:
+    """A call's line has method, status, duration, the request's id and the trace that the caller named."""
+    trace_id = uuid.uuid4().hex
+    code = await logged.call(
+        "GetAccount",
+        GetAccountRequest(name="accounts/nobody"),
+        ("x-request-id", "8f14"),
+        ("traceparent", f"00-{trace_id}-00f067aa0ba902b7-01"),
+    )
+    assert code is grpc.StatusCode.NOT_FOUND
+    (line,) = logged.of(request_id="8f14")
+    assert line.pop("seconds") > 0
+    assert line.pop("timestamp").endswith("Z")
+    assert line == {
+        "event": "call",
+        "level": "debug",
+        "method": "daybook.v1.Ledger/GetAccount",
+        "code": "NOT_FOUND",
+        "request_id": "8f14",
+        "trace_id": trace_id,
+    }
+
+
+async def test_calls_at_once_keep_their_ids(logged: Logged) -> None:
+    """Each of many calls under way together has one line, with its own id."""
+    ids = [f"at-once-{number}" for number in range(50)]
+    await asyncio.gather(*(logged.call("ListAccounts", ListAccountsRequest(), ("x-request-id", each)) for each in ids))
+    assert [len(logged.of(request_id=each)) for each in ids] == [1] * 50
+
+
+@pytest.mark.parametrize(
+    ("sent", "logged_as"),
+    [("a b c", "a?b?c"), ("x" * 300, "x" * 128), ('"}{', '"}{'), ("", "")],
+    ids=["blanks", "long", "JSON", "empty"],
+)
+async def test_request_id_is_tame(logged: Logged, sent: str, logged_as: str) -> None:
+    """An id is cut, has no blanks, and can't end its line or its field."""
+    trace_id = uuid.uuid4().hex
+    traceparent = f"00-{trace_id}-00f067aa0ba902b7-01"
+    await logged.call("ListAccounts", ListAccountsRequest(), ("x-request-id", sent), ("traceparent", traceparent))
+    (line,) = logged.of(trace_id=trace_id)
+    assert line["request_id"] == logged_as
+
+
+@pytest.mark.parametrize("traceparent", ["", "00-xyz-1-01", f"00-{'A' * 32}-{'b' * 16}-01", f"{'a' * 400}"])
+async def test_malformed_traceparent_is_left_out(logged: Logged, traceparent: str) -> None:
+    """What is no trace is not logged as one."""
+    request_id = uuid.uuid4().hex
+    await logged.call("ListAccounts", ListAccountsRequest(), ("x-request-id", request_id), ("traceparent", traceparent))
+    (line,) = logged.of(request_id=request_id)
+    assert "trace_id" not in line
+
+
+async def test_failure_is_told_once_with_its_request(logged: Logged) -> None:
+    """What fails by the server's fault has a warning of its own beside the line of the call."""
+    with closing(sqlite3.connect(logged.daybook.folder / "daybook.db")) as connection:
+        connection.execute("ALTER TABLE transactions RENAME TO away")
+    try:
+        request = ListTransactionsRequest(parent="accounts/-")
+        assert await logged.call("ListTransactions", request, ("x-request-id", "bad")) is grpc.StatusCode.UNAVAILABLE
+    finally:
+        with closing(sqlite3.connect(logged.daybook.folder / "daybook.db")) as connection:
+            connection.execute("ALTER TABLE away RENAME TO transactions")
+    lines = logged.of(request_id="bad")
+    assert [(line["level"], line["event"]) for line in lines] == [
+        ("warning", "database unavailable"),
+        ("warning", "call failed"),
+        ("debug", "call"),
+    ]
+    assert lines[1]["reason"] == "SERVICE_UNAVAILABLE"
+    assert lines[1]["code"] == lines[2]["code"] == "UNAVAILABLE"
+
+
+OF_LIBRARIES = """
+import asyncio, logging, sys, warnings
+import structlog
+from sqlalchemy import text
+import server.cli
+from server.app import open_book, serving
+from server.config import Settings
+from server.logs import configure_logs
+
+async def fail(book, log):
+    try:
+        def work(connection):
+            connection.execute(text("CREATE TABLE t (x INTEGER CHECK (x = 'y'))"))
+            connection.execute(text("INSERT INTO t VALUES (:x)"), {"x": "hunter2"})
+        await book.database.transact(work)
+    except Exception:
+        log.exception("ours")
+        logging.getLogger("sqlalchemy.pool").exception("theirs")
+
+async def lose():
+    future = asyncio.get_running_loop().create_future()
+    future.set_exception(ValueError("never looked at"))
+
+async def main(settings):
+    async with open_book(settings.database_url) as book, serving(book, settings):
+        configure_logs(settings)
+        await fail(book, structlog.get_logger())
+        await lose()
+        warnings.warn("something is old")
+        logging.getLogger("grpc").info("not worth a line")
+        configure_logs(settings.model_copy(update={"log_level": "error"}))
+
+warnings.simplefilter("always")
+for log_format in ("json", "console"):
+    settings = Settings(database_url=sys.argv[1], port=0, log_format=log_format, log_level="error")
+    configure_logs(settings)
+    print("-----", file=sys.stderr)
+    asyncio.run(main(settings.model_copy(update={"log_level": "debug"})))
+print([name for name in sys.modules if name.startswith("opentelemetry")])
+"""
+
+
+@pytest.fixture(scope="module")
+def of_libraries(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
+    """A server, while libraries have something to say: first with JSON, then for people."""
+    url = sqlite_url(tmp_path_factory.mktemp("libraries") / "daybook.db")
+    return subprocess.run(
+        [sys.executable, "-c", OF_LIBRARIES, url],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=SECONDS_MAX,
+        check=True,
+    )
+
+
+def test_libraries_speak_the_same_format(of_libraries: subprocess.CompletedProcess[str]) -> None:
+    """Errors of asyncio and SQLAlchemy and warnings are JSON like ours; no statement's values are in any."""
+    text = of_libraries.stderr.split("-----")[1]
+    assert "hunter2" not in text
+    lines = [json.loads(line) for line in text.splitlines() if line]
+    assert [(line["level"], line.get("logger")) for line in lines] == [
+        ("error", None),
+        ("error", "sqlalchemy.pool"),
+        ("error", "asyncio"),
+        ("warning", "py.warnings"),
+    ]
+    ours, theirs, lost, warning = lines
+    assert (ours["event"], theirs["event"]) == ("ours", "theirs")
+    assert "IntegrityError" in ours["exception"]
+    assert "IntegrityError" in theirs["exception"]
+    assert "never looked at" in lost["exception"]
+    assert "something is old" in warning["event"]
+    assert all(line["timestamp"] for line in lines)
+
+
+def test_libraries_speak_to_people_too(of_libraries: subprocess.CompletedProcess[str]) -> None:
+    """The same for people: no line in the standard library's own style."""
+    text = of_libraries.stderr.split("-----")[2]
+    assert "hunter2" not in text
+    for event in ("[error    ] ours", "[error    ] theirs", "never looked at", "something is old"):
+        assert event in text
+
+
+def test_nothing_of_opentelemetry_is_loaded_unless_asked_for(of_libraries: subprocess.CompletedProcess[str]) -> None:
+    """A server without a collector has not a module of it."""
+    assert of_libraries.stdout == "[]\n"
+
+
+def test_envoy_speaks_the_same_format(tmp_path: Path) -> None:
+    """What Envoy logs beside a server that logs JSON is JSON too, also with quotes and line breaks in it."""
+    (tmp_path / "envoy.yaml").write_text('node: {"no such \\"thing": 1}')
+    flags = ("--disable-hot-restart", "--log-level", "error", "--log-format", JSON_LINES)
+    result = subprocess.run(
+        [_envoy(), "--config-path", str(tmp_path / "envoy.yaml"), *flags],
+        capture_output=True,
+        text=True,
+        timeout=SECONDS_MAX,
+        check=False,
+    )
+    line = json.loads(result.stderr.splitlines()[0])
+    assert line.keys() == {"event", "level", "timestamp", "logger"}
+    assert (line["level"], line["logger"]) == ("critical", "envoy.main")
+    assert "thing" in line["event"]
+    assert "\n" in line["event"]
