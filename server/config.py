@@ -7,6 +7,8 @@ from typing import Literal
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from server.transport.validation import BATCH_SIZE_MAX, PAGE_SIZE_MAX
+
 CALLS_PER_SECOND_MIN = 0.001
 
 
@@ -27,7 +29,21 @@ class Settings(BaseSettings):
         default=10.0, ge=0, le=600, description="how long calls under way may take at a stop"
     )
     message_bytes_max: int = Field(
-        default=4 * 1024 * 1024, ge=1024, le=64 * 1024 * 1024, description="the size of a request or an answer"
+        default=4 * 1024 * 1024, ge=1024, le=64 * 1024 * 1024, description="the size of a message that a caller sends"
+    )
+    metadata_bytes_max: int = Field(
+        default=32_768,
+        # What the gateway lets through, of which gRPC counts 32 bytes more for each header.
+        ge=24_576,
+        le=1024 * 1024,
+        description="the size of a call's metadata that is always let in; twice as much never is",
+    )
+    page_size_max: int = Field(default=PAGE_SIZE_MAX, ge=1, le=PAGE_SIZE_MAX, description="rows of a native page")
+    batch_size_max: int = Field(
+        default=BATCH_SIZE_MAX,
+        ge=1,
+        le=BATCH_SIZE_MAX,
+        description="requests of a batch, items of a message of an import",
     )
     concurrent_streams_max: int = Field(default=1000, ge=1, le=100_000, description="calls under way on one connection")
     rate_limit_calls_per_second: float = Field(
@@ -39,6 +55,15 @@ class Settings(BaseSettings):
     )
     rate_limit_burst: int = Field(
         default=10_000, ge=1, le=10_000_000, description="how many calls a credential that was idle may make at once"
+    )
+    gateway_rate_limit_requests_per_second: int = Field(
+        default=10_000,
+        ge=0,
+        le=1_000_000,
+        description="how often all callers together may ask the gateway of `daybook up`; 0 for as often as they like",
+    )
+    gateway_rate_limit_burst: int = Field(
+        default=20_000, ge=1, le=10_000_000, description="how many requests that gateway takes at once after a pause"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="`debug` logs every call"
