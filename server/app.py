@@ -40,8 +40,8 @@ from server.store.transactions import TransactionStore
 from server.transport.auth import Authenticator
 from server.transport.calls import OPEN_SERVICES, CallInterceptor
 from server.transport.limits import RateLimiter, Stopwatch
-from server.transport.page_tokens import KEY_BYTES, PageTokens
-from server.transport.token_keys import refreshed_token_keys
+from server.transport.page_tokens import PageTokens
+from server.transport.token_keys import KEY_BYTES, ConfiguredTokenKeys, SealingKeys, refreshed_token_keys
 from server.transport.validation import Sizes
 from server.usecases.accounts import Accounts
 from server.usecases.api_key_uses import ApiKeyUses
@@ -134,12 +134,22 @@ async def serving(book: Book, settings: Settings, stopwatch: Stopwatch = time.mo
     others can reach.
     """
     await _check_demo(book, settings.host)
-    await book.credentials.ensure_token_key(book.random_bytes(KEY_BYTES), book.clock())
     async with (
-        refreshed_token_keys(book.credentials, book.clock) as token_keys,
+        _token_keys(book, settings) as token_keys,
         _serving(book, settings, stopwatch, PageTokens(token_keys, book.random_bytes)) as port,
     ):
         yield port
+
+
+@asynccontextmanager
+async def _token_keys(book: Book, settings: Settings) -> AsyncIterator[SealingKeys]:
+    configured = settings.configured_token_keys()
+    if configured is not None:
+        yield ConfiguredTokenKeys(configured)
+        return
+    await book.credentials.ensure_token_key(book.random_bytes(KEY_BYTES), book.clock())
+    async with refreshed_token_keys(book.credentials, book.clock) as token_keys:
+        yield token_keys
 
 
 @asynccontextmanager

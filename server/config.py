@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from server.transport.token_keys import parse_token_keys
 from server.transport.validation import BATCH_SIZE_MAX, PAGE_SIZE_MAX
 
 CALLS_PER_SECOND_MIN = 0.001
@@ -15,11 +17,18 @@ CALLS_PER_SECOND_MIN = 0.001
 class Settings(BaseSettings):
     """Everything that can be set. Each has a default that is right on one machine."""
 
-    model_config = SettingsConfigDict(env_prefix="DAYBOOK_", frozen=True)
+    # What is wrong is told without what it is: it may be a secret.
+    model_config = SettingsConfigDict(env_prefix="DAYBOOK_", frozen=True, hide_input_in_errors=True)
 
     database_url: str = Field(
-        default="sqlite+aiosqlite:///daybook.db", description="where the ledger is kept, as SQLAlchemy writes it"
+        default="sqlite+aiosqlite:///daybook.db",
+        repr=False,
+        description="where the ledger is kept, as SQLAlchemy writes it",
     )
+    token_keys: SecretStr = Field(
+        default=SecretStr(""), description="keys for page tokens, instead of those in the database"
+    )
+    token_keys_file: Path | None = Field(default=None, description="a file that holds them")
     host: str = Field(default="127.0.0.1", description="the address on which the gRPC server listens")
     port: int = Field(default=50051, ge=0, le=65535, description="the port of the gRPC server; 0 takes a free one")
     gateway_host: str = Field(default="127.0.0.1", description="the address on which `daybook up` lets Envoy listen")
@@ -69,6 +78,36 @@ class Settings(BaseSettings):
         default="info", description="`debug` logs every call"
     )
     log_format: Literal["console", "json"] = Field(default="console", description="how logs look")
+
+    @field_validator("token_keys")
+    @classmethod
+    def _are_token_keys(cls, value: SecretStr) -> SecretStr:
+        if value.get_secret_value():
+            parse_token_keys(value.get_secret_value())
+        return value
+
+    @model_validator(mode="after")
+    def _has_token_keys_once(self) -> Settings:
+        if self.token_keys_file is not None and self.token_keys.get_secret_value():
+            raise ValueError("token_keys and token_keys_file can't both be set")
+        return self
+
+    def configured_token_keys(self) -> list[bytes] | None:
+        """The keys for page tokens that are set, the sealing one first; None where those in the database count.
+
+        Raises ValueError for a file that can't be read or holds something else.
+        """
+        if self.token_keys_file is None:
+            text = self.token_keys.get_secret_value()
+            return parse_token_keys(text) if text else None
+        try:
+            return parse_token_keys(self.token_keys_file.read_text())
+        except OSError as error:
+            raise ValueError(f"token_keys_file can't be read: {error.strerror}") from None
+        except ValueError as error:
+            # That of a text that is no UTF-8 would show it.
+            problem = "must be a text" if isinstance(error, UnicodeError) else error
+            raise ValueError(f"token_keys_file: {problem}") from None
 
     @field_validator("rate_limit_calls_per_second")
     @classmethod

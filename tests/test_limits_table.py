@@ -57,6 +57,7 @@ CONSTANTS: Mapping[str, Mapping[str, int]] = {
 OF_OURS = {
     "ACCOUNT_NUMBERS_CACHED_MAX",
     "BUCKETS_MAX",
+    "CONFIGURED_KEYS_MAX",
     "FILTERS_CACHED_MAX",
     "GROUP_TRANSACTIONS_MAX",
     "KEYS_AT_ONCE_MAX",
