@@ -10,7 +10,14 @@ from typing import Any, TypeVar
 import structlog
 from sqlalchemy import event
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    InterfaceError,
+    InvalidRequestError,
+    NoSuchModuleError,
+    OperationalError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -21,6 +28,9 @@ log = structlog.get_logger(__name__)
 # PostgreSQL: serialization_failure, deadlock_detected, unique_violation. The last is what
 # the slower of two writers of one new row gets; when it looks again, the row is there.
 _CONFLICT_STATES = ("40001", "40P01", "23505")
+# PostgreSQL's classes of what is no fault of a statement: no connection, no such role or
+# password, no such database, no resources, an operator who stops it.
+_UNAVAILABLE_CLASSES = ("08", "28", "3D", "53", "57")
 TRIES_MAX = 8
 """How often work that lost against another writer is done again."""
 
@@ -39,6 +49,13 @@ class Conflict(Exception):
     """Another writer was in the way; the same work may succeed if it is done again."""
 
 
+class DatabaseUrlInvalid(ValueError):
+    """No database can be opened by its URL. Says nothing of the URL, which may hold a password."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"database_url {problem}")
+
+
 class Database:
     """Hands out connections: `read` for a consistent look, `write` for a transaction.
 
@@ -48,6 +65,11 @@ class Database:
     """
 
     def __init__(self, url: str, *, readers: int = 4) -> None:
+        """Raises DatabaseUrlInvalid."""
+        with _no_word_of_the_url():
+            self._open(url, readers)
+
+    def _open(self, url: str, readers: int) -> None:
         self.url: URL = make_url(url)
         if self.url.get_backend_name() == "sqlite":
             self._writer = _sqlite_engine(self.url, begin="BEGIN IMMEDIATE", connections=1)
@@ -104,13 +126,30 @@ class Database:
 
 
 @contextmanager
+def _no_word_of_the_url() -> Iterator[None]:
+    try:
+        yield
+    except (NoSuchModuleError, InvalidRequestError, ImportError):
+        raise DatabaseUrlInvalid("must begin with sqlite+aiosqlite: or postgresql+asyncpg:") from None
+    except (ArgumentError, ValueError):
+        raise DatabaseUrlInvalid(
+            "can't be read; in a password all but letters and digits are percent-encoded"
+        ) from None
+    except OSError as error:
+        raise DatabaseUrlInvalid(f"names a folder that can't be made: {error.strerror}") from None
+
+
+@contextmanager
 def _only_known_errors() -> Iterator[None]:
     try:
         yield
     except DBAPIError as error:
-        if getattr(error.orig, "sqlstate", None) in _CONFLICT_STATES:
+        state = getattr(error.orig, "sqlstate", None) or ""
+        if state in _CONFLICT_STATES:
             raise Conflict from error
-        if not isinstance(error, InterfaceError | OperationalError):
+        if not (isinstance(error, InterfaceError | OperationalError) or state[:2] in _UNAVAILABLE_CLASSES):
+            # Where it was, the traceback says; what was to be stored is not for the log.
+            error.statement = error.params = None
             raise
         log.warning("database unavailable", error=str(error.orig))
         raise ServiceUnavailable from error
