@@ -37,7 +37,7 @@ bench: setup .venv/installed-bench ## Measures speed and memory; BENCH='--quick'
 	$(BIN)/python -m bench $(BENCH)
 
 .venv/installed-bench: .venv/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt --editable '.[bench]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt --constraint .ci/constraints-bench.txt --editable '.[bench]'
 	touch .venv/installed-bench
 
 clean: ## Removes what was installed, cached and stored for the demo.

@@ -39,8 +39,9 @@ from server.store.transactions import TransactionStore
 from server.transport.auth import Authenticator
 from server.transport.calls import OPEN_SERVICES, CallInterceptor, Observation
 from server.transport.limits import RateLimiter, Stopwatch
-from server.transport.page_tokens import KEY_BYTES, PageTokens
-from server.transport.token_keys import refreshed_token_keys
+from server.transport.page_tokens import PageTokens
+from server.transport.token_keys import KEY_BYTES, ConfiguredTokenKeys, SealingKeys, refreshed_token_keys
+from server.transport.validation import Sizes
 from server.usecases.accounts import Accounts
 from server.usecases.api_key_uses import ApiKeyUses
 from server.usecases.api_keys import ApiKeys
@@ -51,7 +52,8 @@ from server.usecases.verification import Verification
 
 log = structlog.get_logger(__name__)
 
-METADATA_BYTES_MAX = 32_768
+ANSWER_BYTES_MAX = 4 * 1024 * 1024
+"""What an answer may take: twice what a page or a batch does. Clients of gRPC take no more by default."""
 
 FACADES = {
     teable.SERVICE: teable.render_error,
@@ -133,9 +135,8 @@ async def serving(book: Book, settings: Settings, stopwatch: Stopwatch = time.mo
     others can reach.
     """
     await _check_demo(book, settings.host)
-    await book.credentials.ensure_token_key(book.random_bytes(KEY_BYTES), book.clock())
     async with (
-        refreshed_token_keys(book.credentials, book.clock) as token_keys,
+        _token_keys(book, settings) as token_keys,
         _observed(book, settings) as observation,
         _serving(book, settings, stopwatch, PageTokens(token_keys, book.random_bytes), observation) as port,
     ):
@@ -170,6 +171,17 @@ async def _observed(book: Book, settings: Settings) -> AsyncIterator[Observation
 
 
 @asynccontextmanager
+async def _token_keys(book: Book, settings: Settings) -> AsyncIterator[SealingKeys]:
+    configured = settings.configured_token_keys()
+    if configured is not None:
+        yield ConfiguredTokenKeys(configured)
+        return
+    await book.credentials.ensure_token_key(book.random_bytes(KEY_BYTES), book.clock())
+    async with refreshed_token_keys(book.credentials, book.clock) as token_keys:
+        yield token_keys
+
+
+@asynccontextmanager
 async def _serving(
     book: Book, settings: Settings, stopwatch: Stopwatch, page_tokens: PageTokens, observation: Observation
 ) -> AsyncIterator[int]:
@@ -180,15 +192,17 @@ async def _serving(
             # Without this two servers could share a port by accident.
             ("grpc.so_reuseport", 0),
             ("grpc.max_receive_message_length", settings.message_bytes_max),
-            ("grpc.max_send_message_length", settings.message_bytes_max),
+            # What callers may ask for they get, however little they may send.
+            ("grpc.max_send_message_length", max(ANSWER_BYTES_MAX, settings.message_bytes_max)),
             ("grpc.max_concurrent_streams", settings.concurrent_streams_max),
             # More than the gateway lets through, so that it is the gateway that refuses.
-            ("grpc.max_metadata_size", METADATA_BYTES_MAX),
-            ("grpc.absolute_max_metadata_size", 2 * METADATA_BYTES_MAX),
+            ("grpc.max_metadata_size", settings.metadata_bytes_max),
+            ("grpc.absolute_max_metadata_size", 2 * settings.metadata_bytes_max),
         ],
     )
-    add_LedgerServicer_to_server(Ledger(book.accounts, book.transactions, page_tokens), server)
-    add_AdminServicer_to_server(Admin(book.transactions, book.verification, book.api_keys, page_tokens), server)
+    sizes = Sizes(settings.page_size_max, settings.batch_size_max)
+    add_LedgerServicer_to_server(Ledger(book.accounts, book.transactions, page_tokens, sizes), server)
+    add_AdminServicer_to_server(Admin(book.transactions, book.verification, book.api_keys, page_tokens, sizes), server)
     add_BillingServicer_to_server(teable.Billing(book.transactions, page_tokens), server)
     add_UsersServicer_to_server(nebulablock.Users(book.usage), server)
     add_TransactionsServicer_to_server(

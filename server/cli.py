@@ -30,7 +30,7 @@ from server.ledger.instants import parse as parse_instant
 from server.ledger.instants import write as write_instant
 from server.ledger.paging import ApiKeyKey
 from server.logs import configure_logs
-from server.transport.page_tokens import KEY_BYTES
+from server.transport.token_keys import KEY_BYTES
 from server.transport.validation import DISPLAY_NAME_CHARACTERS_MAX, GRACE_PERIOD_DAYS_MAX, TIME_TO_LIVE_DAYS_MAX
 from server.usecases.api_keys import ApiKeyDraft
 from server.usecases.verification import Progress
@@ -78,7 +78,7 @@ def _settings(**flags: object) -> Settings:
         settings = Settings(**{name: value for name, value in flags.items() if value is not None})  # type: ignore[arg-type]
     except ValidationError as error:
         for problem in error.errors():
-            typer.echo(f"daybook: {'.'.join(map(str, problem['loc']))}: {problem['msg']}", err=True)
+            typer.echo(": ".join(("daybook", *map(str, problem["loc"]), problem["msg"])), err=True)
         raise typer.Exit(2) from None
     configure_logs(settings)
     return settings
@@ -384,6 +384,8 @@ def rotate_token_key(database_url: DatabaseUrl = None) -> None:
     settings = _settings(database_url=database_url)
 
     async def work() -> None:
+        if settings.configured_token_keys() is not None:
+            raise CannotStart("page tokens are sealed with keys that are set; put a new one in front of them instead")
         async with open_book(settings.database_url) as book:
             await book.credentials.add_token_key(book.random_bytes(KEY_BYTES), book.clock())
             typer.echo("page tokens get a new key")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from server.transport.token_keys import parse_token_keys
+from server.transport.validation import BATCH_SIZE_MAX, PAGE_SIZE_MAX
 
 CALLS_PER_SECOND_MIN = 0.001
 
@@ -14,11 +18,18 @@ CALLS_PER_SECOND_MIN = 0.001
 class Settings(BaseSettings):
     """Everything that can be set. Each has a default that is right on one machine."""
 
-    model_config = SettingsConfigDict(env_prefix="DAYBOOK_", frozen=True)
+    # What is wrong is told without what it is: it may be a secret.
+    model_config = SettingsConfigDict(env_prefix="DAYBOOK_", frozen=True, hide_input_in_errors=True)
 
     database_url: str = Field(
-        default="sqlite+aiosqlite:///daybook.db", description="where the ledger is kept, as SQLAlchemy writes it"
+        default="sqlite+aiosqlite:///daybook.db",
+        repr=False,
+        description="where the ledger is kept, as SQLAlchemy writes it",
     )
+    token_keys: SecretStr = Field(
+        default=SecretStr(""), description="keys for page tokens, instead of those in the database"
+    )
+    token_keys_file: Path | None = Field(default=None, description="a file that holds them")
     host: str = Field(default="127.0.0.1", description="the address on which the gRPC server listens")
     port: int = Field(default=50051, ge=0, le=65535, description="the port of the gRPC server; 0 takes a free one")
     gateway_host: str = Field(default="127.0.0.1", description="the address on which `daybook up` lets Envoy listen")
@@ -28,7 +39,21 @@ class Settings(BaseSettings):
         default=10.0, ge=0, le=600, description="how long calls under way may take at a stop"
     )
     message_bytes_max: int = Field(
-        default=4 * 1024 * 1024, ge=1024, le=64 * 1024 * 1024, description="the size of a request or an answer"
+        default=4 * 1024 * 1024, ge=1024, le=64 * 1024 * 1024, description="the size of a message that a caller sends"
+    )
+    metadata_bytes_max: int = Field(
+        default=32_768,
+        # What the gateway lets through, of which gRPC counts 32 bytes more for each header.
+        ge=24_576,
+        le=1024 * 1024,
+        description="the size of a call's metadata that is always let in; twice as much never is",
+    )
+    page_size_max: int = Field(default=PAGE_SIZE_MAX, ge=1, le=PAGE_SIZE_MAX, description="rows of a native page")
+    batch_size_max: int = Field(
+        default=BATCH_SIZE_MAX,
+        ge=1,
+        le=BATCH_SIZE_MAX,
+        description="requests of a batch, items of a message of an import",
     )
     concurrent_streams_max: int = Field(default=1000, ge=1, le=100_000, description="calls under way on one connection")
     rate_limit_calls_per_second: float = Field(
@@ -51,6 +76,15 @@ class Settings(BaseSettings):
     trace_ratio: float = Field(
         default=1.0, ge=0, le=1, description="the share of calls that are traced where the caller doesn't say"
     )
+    gateway_rate_limit_requests_per_second: int = Field(
+        default=10_000,
+        ge=0,
+        le=1_000_000,
+        description="how often all callers together may ask the gateway of `daybook up`; 0 for as often as they like",
+    )
+    gateway_rate_limit_burst: int = Field(
+        default=20_000, ge=1, le=10_000_000, description="how many requests that gateway takes at once after a pause"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="`debug` logs every call"
     )
@@ -62,6 +96,36 @@ class Settings(BaseSettings):
         if value is not None and collector_address(value) is None:
             raise ValueError("Input should be like http://127.0.0.1:4317")
         return value
+
+    @field_validator("token_keys")
+    @classmethod
+    def _are_token_keys(cls, value: SecretStr) -> SecretStr:
+        if value.get_secret_value():
+            parse_token_keys(value.get_secret_value())
+        return value
+
+    @model_validator(mode="after")
+    def _has_token_keys_once(self) -> Settings:
+        if self.token_keys_file is not None and self.token_keys.get_secret_value():
+            raise ValueError("token_keys and token_keys_file can't both be set")
+        return self
+
+    def configured_token_keys(self) -> list[bytes] | None:
+        """The keys for page tokens that are set, the sealing one first; None where those in the database count.
+
+        Raises ValueError for a file that can't be read or holds something else.
+        """
+        if self.token_keys_file is None:
+            text = self.token_keys.get_secret_value()
+            return parse_token_keys(text) if text else None
+        try:
+            return parse_token_keys(self.token_keys_file.read_text())
+        except OSError as error:
+            raise ValueError(f"token_keys_file can't be read: {error.strerror}") from None
+        except ValueError as error:
+            # That of a text that is no UTF-8 would show it.
+            problem = "must be a text" if isinstance(error, UnicodeError) else error
+            raise ValueError(f"token_keys_file: {problem}") from None
 
     @field_validator("rate_limit_calls_per_second")
     @classmethod

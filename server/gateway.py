@@ -50,6 +50,7 @@ def render_configuration(settings: Settings) -> dict[str, Any]:
     (endpoint,) = cluster["load_assignment"]["endpoints"][0]["lb_endpoints"]
     _set_address(endpoint["endpoint"], settings.host, settings.port)
     _set_descriptors(configuration)
+    _set_limits(listener["filter_chains"][0]["filters"][0]["typed_config"]["http_filters"], settings)
     if settings.otlp_endpoint is not None:
         _add_tracing(configuration, settings.otlp_endpoint, settings.trace_ratio)
     return configuration
@@ -92,6 +93,21 @@ def _add_tracing(configuration: dict[str, Any], endpoint: str, ratio: float) -> 
             ),
         }
     )
+
+
+def _set_limits(filters: list[dict[str, Any]], settings: Settings) -> None:
+    by_name = {each["name"]: each["typed_config"] for each in filters}
+    rate = by_name["envoy.filters.http.local_ratelimit"]
+    if settings.gateway_rate_limit_requests_per_second:
+        rate["token_bucket"].update(
+            max_tokens=settings.gateway_rate_limit_burst,
+            tokens_per_fill=settings.gateway_rate_limit_requests_per_second,
+        )
+    else:
+        rate["filter_enforced"] = {"default_value": {"numerator": 0}}
+    body = by_name["envoy.filters.http.buffer"]
+    # What the server would not read is refused here, in words of HTTP.
+    body["max_request_bytes"] = min(body["max_request_bytes"], settings.message_bytes_max)
 
 
 def _set_address(owner: dict[str, Any], host: str, port: int) -> None:

@@ -27,7 +27,7 @@ from server.store.accounts import AccountRecord
 from server.transport.auth import current_caller
 from server.transport.calls import Context
 from server.transport.page_tokens import Listing, PageTokens
-from server.transport.validation import check_account, read_amount, read_page_size, read_profile, read_request
+from server.transport.validation import Sizes, check_account, read_amount, read_page_size, read_profile, read_request
 from server.usecases.accounts import Accounts
 
 UPDATABLE = ("display_name", "user", "company", "credit_limit")
@@ -38,6 +38,7 @@ class AccountMethods:
 
     _accounts: Accounts
     _page_tokens: PageTokens
+    _sizes: Sizes
 
     async def CreateAccount(self, request: CreateAccountRequest, context: Context) -> bytes:
         """Parses the account, creates it, answers with its stored bytes."""
@@ -68,7 +69,7 @@ class AccountMethods:
     async def ListAccounts(self, request: ListAccountsRequest, context: Context) -> ListAccountsResponse:
         """Opens the page token, lists a page, seals the next token."""
         caller = current_caller()
-        limit = read_page_size(request.page_size)
+        limit = read_page_size(request.page_size, self._sizes.page_size_max)
         listing = Listing.of("daybook.v1.Ledger/ListAccounts", caller, request, ("page_token", "page_size"))
         after = self._page_tokens.open_account(listing, request.page_token)
         page = await self._accounts.list(caller, after, limit)
@@ -89,7 +90,7 @@ class AccountMethods:
         """Opens the page token, lists a page, seals the next token."""
         caller = current_caller()
         account_id = parse_account_name("parent", request.parent)
-        limit = read_page_size(request.page_size)
+        limit = read_page_size(request.page_size, self._sizes.page_size_max)
         listing = Listing.of("daybook.v1.Ledger/ListLots", caller, request, ("page_token", "page_size"))
         after = self._page_tokens.open_lot(listing, request.page_token)
         page = await self._accounts.lots(caller, account_id, after, limit)

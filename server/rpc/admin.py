@@ -22,13 +22,12 @@ from server.rpc.api_keys import ApiKeyMethods
 from server.transport.auth import current_caller
 from server.transport.calls import Context
 from server.transport.page_tokens import PageTokens
-from server.transport.validation import check_timestamp, read_request, read_transaction
+from server.transport.validation import Sizes, check_timestamp, read_request, read_transaction
 from server.usecases.api_keys import ApiKeys
 from server.usecases.commands import ImportOutcome, of_item
 from server.usecases.transactions import NewTransaction, PastTransaction, Transactions
 from server.usecases.verification import Progress, Verification
 
-ITEMS_MAX = 1000
 ITEMS_AT_ONCE = 25
 """How many items are parsed before others get to run: about half a millisecond."""
 PART_ITEMS_MIN = 2000
@@ -39,12 +38,18 @@ class Admin(ApiKeyMethods, AdminServicer):
     """ImportTransactions, VerifyLedger, and the methods of API keys."""
 
     def __init__(
-        self, transactions: Transactions, verification: Verification, api_keys: ApiKeys, page_tokens: PageTokens
+        self,
+        transactions: Transactions,
+        verification: Verification,
+        api_keys: ApiKeys,
+        page_tokens: PageTokens,
+        sizes: Sizes,
     ) -> None:
         self._transactions = transactions
         self._verification = verification
         self._api_keys = api_keys
         self._page_tokens = page_tokens
+        self._sizes = sizes
 
     async def ImportTransactions(
         self, request_iterator: AsyncIterator[ImportTransactionsRequest], context: Context
@@ -53,7 +58,7 @@ class Admin(ApiKeyMethods, AdminServicer):
         upload = _Upload(self._transactions, current_caller())
         try:
             async for request in request_iterator:
-                _check_length(request)
+                _check_length(request, self._sizes.batch_size_max)
                 await upload.add(await _parse_items(request.items))
             total = await upload.finish()
         except DaybookError:
@@ -116,9 +121,9 @@ class _Upload:
         self._total = ImportOutcome(imported, skipped)
 
 
-def _check_length(request: ImportTransactionsRequest) -> None:
-    if len(request.items) > ITEMS_MAX:
-        raise FieldInvalid("items", f"must be at most {ITEMS_MAX} in one message")
+def _check_length(request: ImportTransactionsRequest, items_max: int) -> None:
+    if len(request.items) > items_max:
+        raise FieldInvalid("items", f"must be at most {items_max} in one message")
 
 
 async def _parse_items(items: Sequence[ImportTransactionsRequest.Item]) -> list[PastTransaction | DaybookError]:

@@ -21,6 +21,7 @@ from server.transport.auth import current_caller
 from server.transport.calls import Context
 from server.transport.page_tokens import Listing, PageTokens
 from server.transport.validation import (
+    Sizes,
     check_content,
     read_grace_period,
     read_lifetime,
@@ -35,6 +36,7 @@ class ApiKeyMethods:
 
     _api_keys: ApiKeys
     _page_tokens: PageTokens
+    _sizes: Sizes
 
     async def CreateApiKey(self, request: CreateApiKeyRequest, context: Context) -> CreateApiKeyResponse:
         """Parses the key, makes it, shows it with its secret."""
@@ -44,7 +46,7 @@ class ApiKeyMethods:
     async def ListApiKeys(self, request: ListApiKeysRequest, context: Context) -> ListApiKeysResponse:
         """Opens the page token, lists a page, seals the next token."""
         caller = current_caller()
-        limit = read_page_size(request.page_size)
+        limit = read_page_size(request.page_size, self._sizes.page_size_max)
         listing = Listing.of("daybook.v1.Admin/ListApiKeys", caller, request, ("page_token", "page_size"))
         after = self._page_tokens.open_api_key(listing, request.page_token)
         page = await self._api_keys.list(caller, after, limit)

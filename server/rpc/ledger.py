@@ -8,6 +8,7 @@ from server.rpc.accounts import AccountMethods
 from server.rpc.movements import MovementMethods
 from server.rpc.transactions import TransactionMethods
 from server.transport.page_tokens import PageTokens
+from server.transport.validation import Sizes
 from server.usecases.accounts import Accounts
 from server.usecases.transactions import Transactions
 
@@ -15,7 +16,8 @@ from server.usecases.transactions import Transactions
 class Ledger(AccountMethods, TransactionMethods, MovementMethods, LedgerServicer):  # type: ignore[misc]  # answers may be bytes
     """All methods, one resource to a file."""
 
-    def __init__(self, accounts: Accounts, transactions: Transactions, page_tokens: PageTokens) -> None:
+    def __init__(self, accounts: Accounts, transactions: Transactions, page_tokens: PageTokens, sizes: Sizes) -> None:
         self._accounts = accounts
         self._transactions = transactions
         self._page_tokens = page_tokens
+        self._sizes = sizes

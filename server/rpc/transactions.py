@@ -25,11 +25,10 @@ from server.transport.calls import Context
 from server.transport.errors import to_status
 from server.transport.filters import parse_filter, parse_order_by
 from server.transport.page_tokens import Listing, PageTokens
-from server.transport.validation import read_page_size, read_request, read_transaction
+from server.transport.validation import Sizes, read_page_size, read_request, read_transaction
 from server.usecases.commands import of_item
 from server.usecases.transactions import NewTransaction, Transactions
 
-BATCH_MAX = 1000
 BATCH_BYTES_MAX = 2 * 1024 * 1024
 
 
@@ -38,6 +37,7 @@ class TransactionMethods:
 
     _transactions: Transactions
     _page_tokens: PageTokens
+    _sizes: Sizes
 
     async def CreateTransaction(self, request: CreateTransactionRequest, context: Context) -> bytes:
         """Parses the transaction, posts it, answers with its stored bytes."""
@@ -47,7 +47,7 @@ class TransactionMethods:
         """Parses the transactions, posts all or none, answers with their stored bytes."""
         key = read_request("BatchCreateTransactions", request)
         new = []
-        for index, each in enumerate(_batch(request.parent, request.requests)):
+        for index, each in enumerate(_batch(request.parent, request.requests, self._sizes.batch_size_max)):
             if each.request_id:
                 raise FieldInvalid(f"requests[{index}].request_id", "must be empty; the batch may have one")
             if each.record_declined:
@@ -64,7 +64,7 @@ class TransactionMethods:
         """Parses the transactions, posts each by itself, tells what became of each."""
         results: list[bytes | DaybookError] = []
         new: dict[int, NewTransaction] = {}
-        for index, each in enumerate(_batch(request.parent, request.requests)):
+        for index, each in enumerate(_batch(request.parent, request.requests, self._sizes.batch_size_max)):
             try:
                 new[index] = _parse(each)
                 results.append(b"")
@@ -89,7 +89,7 @@ class TransactionMethods:
         """Opens the page token, lists a page, seals the next token."""
         caller = current_caller()
         account_id = parse_account_name("parent", request.parent, wildcard=True)
-        limit = read_page_size(request.page_size)
+        limit = read_page_size(request.page_size, self._sizes.page_size_max)
         wanted = parse_filter(request.filter)
         order = parse_order_by(request.order_by)
         listing = Listing.of("daybook.v1.Ledger/ListTransactions", caller, request, ("page_token", "page_size"))
@@ -112,11 +112,13 @@ def _parse(request: CreateTransactionRequest) -> NewTransaction:
     return NewTransaction(account_id, draft, details, key, request.record_declined)
 
 
-def _batch(parent: str, requests: Sequence[CreateTransactionRequest]) -> Sequence[CreateTransactionRequest]:
+def _batch(
+    parent: str, requests: Sequence[CreateTransactionRequest], size_max: int
+) -> Sequence[CreateTransactionRequest]:
     """The requests of a batch, each with its parent."""
     account_id = parse_account_name("parent", parent, wildcard=True)
-    if not 1 <= len(requests) <= BATCH_MAX:
-        raise FieldInvalid("requests", f"must be 1 to {BATCH_MAX}")
+    if not 1 <= len(requests) <= size_max:
+        raise FieldInvalid("requests", f"must be 1 to {size_max}")
     if sum(each.ByteSize() for each in requests) > BATCH_BYTES_MAX:
         # The answer says more than the request and must still fit into a message.
         raise FieldInvalid("requests", f"must take at most {BATCH_BYTES_MAX} bytes")

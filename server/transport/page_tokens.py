@@ -20,9 +20,8 @@ from server.ledger.access import Caller
 from server.ledger.errors import PageTokenInvalid, PageTokenMismatch
 from server.ledger.names import RandomBytes
 from server.ledger.paging import ApiKeyKey, TransactionKey
-from server.transport.token_keys import TokenKeys
+from server.transport.token_keys import SealingKeys
 
-KEY_BYTES = 32
 NONCE_BYTES = 12
 TOKEN_CHARACTERS_MAX = 1024
 
@@ -55,7 +54,7 @@ class Listing:
 class PageTokens:
     """Seals and opens page tokens."""
 
-    def __init__(self, keys: TokenKeys, random_bytes: RandomBytes) -> None:
+    def __init__(self, keys: SealingKeys, random_bytes: RandomBytes) -> None:
         self._keys = keys
         self._random_bytes = random_bytes
 

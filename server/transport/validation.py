@@ -9,6 +9,7 @@ import hashlib
 import math
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
@@ -31,7 +32,11 @@ from server.store.requests import Request
 
 PAGE_SIZE_DEFAULT = 50
 PAGE_SIZE_MAX = 1000
+BATCH_SIZE_MAX = 1000
 METADATA_BYTES_MAX = 8192
+METADATA_DEPTH_MAX = 20
+"""How many structs and lists may be inside each other. Each is up to three messages, and nobody's
+parser goes deeper than a hundred: one row that nobody can read would end every list with it."""
 PRIORITY_MAX = 1000
 DISPLAY_NAME_CHARACTERS_MAX = 255
 TIME_TO_LIVE_DAYS_MAX = 36_525
@@ -105,11 +110,21 @@ _COUNTRY_CODE = re.compile(r"[A-Z]{2}", re.ASCII)
 _REQUEST_ID = re.compile(r"[\x20-\x7e]{0,128}", re.ASCII)
 
 
-def read_page_size(page_size: int) -> int:
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How much one call may ask for: what the contract allows, or less where this ledger is set so."""
+
+    page_size_max: int = PAGE_SIZE_MAX
+    """In rows of a native list. Who asks for more gets as many."""
+    batch_size_max: int = BATCH_SIZE_MAX
+    """In requests of a batch, and in items of a message of an import. Who sends more is refused."""
+
+
+def read_page_size(page_size: int, page_size_max: int = PAGE_SIZE_MAX) -> int:
     """How many rows a native page has at most."""
     if page_size < 0:
         raise FieldInvalid("page_size", "must not be negative")
-    return min(page_size or PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX)
+    return min(page_size or PAGE_SIZE_DEFAULT, page_size_max)
 
 
 def read_positive_amount(field: str, text: str) -> Millionths:
@@ -335,9 +350,16 @@ def _check_cost(place: str, text: str) -> None:
 def _check_struct(place: str, struct: Struct) -> None:
     if struct.ByteSize() > METADATA_BYTES_MAX:
         raise FieldInvalid(place, f"must take at most {METADATA_BYTES_MAX} bytes")
+    if any(_depth_of(value) >= METADATA_DEPTH_MAX for value in struct.fields.values()):
+        raise FieldInvalid(place, f"must be at most {METADATA_DEPTH_MAX} levels deep")
     if not all(map(_is_json, struct.fields.values())):
         # One of them would make every list with it impossible to print.
         raise FieldInvalid(place, "must not contain a number that JSON lacks, and no value that is unset")
+
+
+def _depth_of(value: Value) -> int:
+    inside = value.struct_value.fields.values() if value.HasField("struct_value") else value.list_value.values
+    return int(value.WhichOneof("kind") in ("struct_value", "list_value")) + max(map(_depth_of, inside), default=0)
 
 
 def _is_json(value: Value) -> bool:

@@ -18,18 +18,20 @@ shares_a_server = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared_client(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Client]:
-    """A caller of one server for all tests of a module, with the account `acme`.
-
-    For long tables of calls that change nothing: a server for each would take most of the time.
-    """
+async def shared_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Server]:
+    """One server for all tests of a module: one for each would take most of the time."""
     database_url = f"sqlite+aiosqlite:///{tmp_path_factory.mktemp('shared')}/daybook.db"
     async with (
         open_book(database_url, Clock(), Random(1).randbytes) as book,
         serving(book, Settings(port=0)) as port,
         grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
     ):
-        server = Server(book, channel)
-        client = await server.client(await server.create_tenant("house"))
-        await client.create_account("acme")
-        yield client
+        yield Server(book, channel)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_client(shared_server: Server) -> Client:
+    """A caller with the account `acme`, for long tables of calls that change nothing."""
+    client = await shared_server.client(await shared_server.create_tenant("house"))
+    await client.create_account("acme")
+    return client

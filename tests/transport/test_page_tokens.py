@@ -26,8 +26,8 @@ from server.ledger.access import Caller
 from server.ledger.errors import InvalidArgument, PageTokenInvalid, PageTokenMismatch
 from server.ledger.paging import TransactionKey
 from server.store.credentials import TokenKey
-from server.transport.page_tokens import KEY_BYTES, NONCE_BYTES, TOKEN_CHARACTERS_MAX, Listing, PageTokens
-from server.transport.token_keys import TokenKeys
+from server.transport.page_tokens import NONCE_BYTES, TOKEN_CHARACTERS_MAX, Listing, PageTokens
+from server.transport.token_keys import KEY_BYTES, TokenKeys
 
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 INT64 = st.integers(INT64_MIN, INT64_MAX) | st.sampled_from((INT64_MIN, -1, 0, 1, INT64_MAX))

@@ -280,7 +280,7 @@ class Company(_message.Message):
 
     @_builtins.property
     def metadata(self) -> _struct_pb2.Struct:
-        """Anything the tenant wants to keep, at most 8 KiB, its numbers finite."""
+        """Anything the tenant wants to keep, at most 8 KiB, 20 levels deep, its numbers finite."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:

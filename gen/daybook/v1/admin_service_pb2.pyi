@@ -83,8 +83,8 @@ class ListApiKeysRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """How many keys at most. 0 means 50; more than 1,000 means 1,000; below 0 gets
-    INVALID_ARGUMENT.
+    """How many keys at most. 0 means 50; more than 1,000, or than this ledger is set to, means
+    that many; below 0 gets INVALID_ARGUMENT.
     """
     page_token: _builtins.str
     """The next_page_token of the page before. Empty for the first page."""
@@ -255,7 +255,7 @@ class ImportTransactionsRequest(_message.Message):
     ITEMS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___ImportTransactionsRequest.Item]:
-        """At most 1,000 items. A stream has as many messages as it takes."""
+        """At most 1,000 items, or less where this ledger is set so. A stream has as many messages as it takes."""
 
     def __init__(
         self,

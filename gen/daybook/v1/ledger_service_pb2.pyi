@@ -117,8 +117,8 @@ class ListAccountsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """How many accounts at most. 0 means 50; more than 1,000 means 1,000; below 0 gets
-    INVALID_ARGUMENT.
+    """How many accounts at most. 0 means 50; more than 1,000, or than this ledger is set to, means
+    that many; below 0 gets INVALID_ARGUMENT.
     """
     page_token: _builtins.str
     """The next_page_token of the page before. Empty for the first page."""
@@ -257,7 +257,7 @@ class BatchCreateTransactionsRequest(_message.Message):
     """
     @_builtins.property
     def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___CreateTransactionRequest]:
-        """What to post: 1 to 1,000, of at most 2 MiB together. The parent of each must be this request's, unless that is
+        """What to post: 1 to 1,000, or less where this ledger is set so, of at most 2 MiB together. The parent of each must be this request's, unless that is
         `accounts/-`, or empty for the same. Their request_id must be empty.
         """
 
@@ -312,7 +312,7 @@ class BulkCreateTransactionsRequest(_message.Message):
     """The account, `accounts/{account}`, or `accounts/-` if they belong to several."""
     @_builtins.property
     def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___CreateTransactionRequest]:
-        """What to post: 1 to 1,000, of at most 2 MiB together. The parent of each must be this request's, unless that is
+        """What to post: 1 to 1,000, or less where this ledger is set so, of at most 2 MiB together. The parent of each must be this request's, unless that is
         `accounts/-`, or empty for the same. Each may have a request_id of its own.
         """
 
@@ -580,8 +580,8 @@ class ListTransactionsRequest(_message.Message):
     parent: _builtins.str
     """The account, `accounts/{account}`, or `accounts/-` for all accounts of the tenant."""
     page_size: _builtins.int
-    """How many transactions at most. 0 means 50; more than 1,000 means 1,000; below 0
-    gets INVALID_ARGUMENT. May change from page to page. A page ends early where its
+    """How many transactions at most. 0 means 50; more than 1,000, or than this ledger is set to,
+    means that many; below 0 gets INVALID_ARGUMENT. May change from page to page. A page ends early where its
     transactions take more than 2 MiB.
     """
     page_token: _builtins.str
@@ -662,8 +662,8 @@ class ListLotsRequest(_message.Message):
     parent: _builtins.str
     """The account, `accounts/{account}`."""
     page_size: _builtins.int
-    """How many lots at most. 0 means 50; more than 1,000 means 1,000; below 0 gets
-    INVALID_ARGUMENT.
+    """How many lots at most. 0 means 50; more than 1,000, or than this ledger is set to, means
+    that many; below 0 gets INVALID_ARGUMENT.
     """
     page_token: _builtins.str
     """The next_page_token of the page before. Empty for the first page."""

@@ -1,0 +1,242 @@
+"""What nobody may find in an answer or in a log, however chatty the log is: secrets, tokens, SQL, passwords, paths."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from daybook.v1.account_pb2 import Account, User
+from daybook.v1.admin_service_pb2 import CreateApiKeyRequest, RotateApiKeyRequest
+from daybook.v1.admin_service_pb2_grpc import AdminStub
+from daybook.v1.api_key_pb2 import ApiKey
+from daybook.v1.ledger_service_pb2 import (
+    CreateAccountRequest,
+    CreateTransactionRequest,
+    GetTransactionRequest,
+    ListAccountsRequest,
+    ListTransactionsRequest,
+)
+from daybook.v1.transaction_pb2 import Transaction
+
+from server.app import open_book
+from server.ledger.access import ADMIN, Caller
+from server.ledger.errors import ServiceUnavailable
+from server.usecases.api_keys import ApiKeyDraft
+from tests.conftest import PostgreSQL
+from tests.facades.conftest import credential, ledger_stub
+from tests.facades.exchanges import send
+from tests.facades.processes import Daybook, Ports, run, sqlite_url
+
+PASSWORD = "pass-word-of-the-database"
+PERSON = "person-who-is-named"
+TOKEN_KEY = bytes(range(100, 132)).hex()
+OF_ANSWERS = (
+    "Traceback",
+    ".py",
+    "SELECT",
+    "INSERT",
+    "UPDATE ",
+    "DELETE",
+    "sqlite",
+    "sqlalchemy",
+    "asyncpg",
+    "no such table",
+)
+"""What shows how we are made, and is in no answer."""
+OF_LOGS = ("SELECT ", "INSERT ", "UPDATE ", "DELETE ", "[SQL", "[parameters")
+"""What is in no log either: statements, and with them what was to be stored."""
+
+
+class Told:
+    """Everything that callers were told, and what they sent and got that is secret."""
+
+    def __init__(self) -> None:
+        self.answers: list[str] = []
+        self.secrets: set[str] = set()
+
+    def call(self, method: Any, request: object, metadata: Any) -> Any:
+        """Calls over gRPC; gives the answer, or None for a refusal."""
+        try:
+            answer = method(request, metadata=metadata)
+        except grpc.RpcError as error:
+            refusal: Any = error
+            self.answers.append(f"{refusal.code()} {refusal.details()} {refusal.trailing_metadata()!r}")
+            return None
+        self.answers.append(str(answer))
+        return answer
+
+    def ask(self, daybook: Daybook, target: str, headers: dict[str, str]) -> None:
+        """Asks over REST."""
+        answer = send(daybook.origin, target, headers=headers)
+        self.answers.append(f"{answer.status} {answer.headers} {answer.body.decode()}")
+
+
+def credentials_of(key: str) -> Iterator[tuple[tuple[str, str], ...]]:
+    """A key, given in every way, and wrong ones."""
+    key_id, _, secret = key.partition(".")
+    for text in (key, f"{key_id}.{secret[::-1]}", f"nobody.{secret}", secret, f"{key} {key}"):
+        yield (("authorization", f"Bearer {text}"),)
+        yield (("x-api-key", text),)
+        yield (("authorization", f"Basic {base64.b64encode(text.replace('.', ':').encode()).decode()}"),)
+        yield (("authorization", f"Digest {text}"),)
+    yield (("authorization", f"Bearer {key}" + "x" * 5000),)
+
+
+def spoil(database: Path) -> None:
+    """Makes the database fail in several ways: a row that is none, a write that is refused, a table that is gone."""
+    with closing(sqlite3.connect(database)) as connection:
+        connection.executescript("""
+            UPDATE transactions SET body = X'FF', allocations = X'FF';
+            CREATE TRIGGER no_keys BEFORE INSERT ON api_keys BEGIN SELECT RAISE(ABORT, 'no more keys'); END;
+            CREATE TRIGGER no_rotation BEFORE UPDATE OF secret_hash ON api_keys BEGIN SELECT RAISE(ABORT, 'no'); END;
+            CREATE TRIGGER no_accounts BEFORE INSERT ON accounts BEGIN SELECT RAISE(ABORT, 'no more accounts'); END;
+            CREATE TRIGGER no_posting BEFORE INSERT ON transactions BEGIN SELECT RAISE(ABORT, 'no more rows'); END;
+            ALTER TABLE usage_windows RENAME TO gone;
+        """)
+
+
+def exercise(daybook: Daybook, key: str, told: Told, *, has_gateway: bool) -> None:
+    """Sends every sort of credential and token, and calls that fail in every way."""
+    told.secrets |= {key.partition(".")[2], key.partition(".")[2][::-1]}
+    grant = Transaction(
+        kind=Transaction.GRANT, category="test", amount="5", description=PERSON, owner=User(id=PERSON, email=PERSON)
+    )
+    posting = CreateTransactionRequest(parent="accounts/acme", transaction=grant)
+    listing = ListTransactionsRequest(parent="accounts/acme", page_size=1)
+    with grpc.insecure_channel(f"127.0.0.1:{daybook.ports.server}") as channel:
+        ledger, admin = ledger_stub(channel), AdminStub(channel)  # type: ignore[arg-type]  # as in ledger_stub
+        sound = credential(key)
+        account = CreateAccountRequest(account_id="acme", account=Account(kind=Account.SPACE))
+        told.call(ledger.CreateAccount, account, sound)
+        posted = [told.call(ledger.CreateTransaction, posting, sound) for _ in range(3)]
+        token = told.call(ledger.ListTransactions, listing, sound).next_page_token
+        made = told.call(admin.CreateApiKey, CreateApiKeyRequest(api_key=ApiKey(scopes=["accounts"])), sound)
+        rotated = told.call(admin.RotateApiKey, RotateApiKeyRequest(name=made.api_key.name), sound)
+        # Whom they were made for has seen them; the rest is for nobody.
+        told.answers.clear()
+        told.secrets |= {token, made.key_string.partition(".")[2], rotated.key_string.partition(".")[2]}
+        for metadata in credentials_of(key):
+            told.call(ledger.ListAccounts, ListAccountsRequest(), metadata)
+        for wrong in (token[:-1], token[::-1], f"{token}A", TOKEN_KEY):
+            listing.page_token = wrong
+            told.call(ledger.ListTransactions, listing, sound)
+        told.call(ledger.ListAccounts, ListAccountsRequest(page_token=token), sound)
+        spoil(daybook.folder / "daybook.db")
+        told.call(ledger.CreateTransaction, posting, sound)
+        told.call(ledger.CreateAccount, CreateAccountRequest(account_id="b", account=account.account), sound)
+        told.call(admin.CreateApiKey, CreateApiKeyRequest(api_key=ApiKey(scopes=["accounts"])), sound)
+        told.call(admin.RotateApiKey, RotateApiKeyRequest(name=made.api_key.name), sound)
+        told.call(ledger.GetTransaction, GetTransactionRequest(name=posted[0].name, view=2), sound)  # type: ignore[arg-type]
+        if has_gateway:
+            headers = {"authorization": f"Bearer {key}"}
+            for path in (
+                f"/v1/accounts/acme/transactions?pageToken={token}",
+                f"/api/space/acme/billing/credit-history?month=2024-10&cursor={token}",
+                f"/transactions/credits/v1?nextPageToken={token}",
+                f"/api/v1/org/acme/credits/transactions?token={token}",
+                f"/api/billing/accounts/acme/transactions?token={token}",
+                f"/v1/accounts/acme?apiKey={key}",
+                f"/nowhere?apiKey={key}",
+            ):
+                told.ask(daybook, path, headers)
+        with closing(sqlite3.connect(daybook.folder / "daybook.db")) as connection:
+            connection.executescript("ALTER TABLE accounts RENAME TO lost; ALTER TABLE api_keys RENAME TO lost_keys")
+        for method, request in (
+            (ledger.ListAccounts, ListAccountsRequest()),
+            (ledger.CreateAccount, account),
+            (ledger.CreateTransaction, posting),
+        ):
+            told.call(method, request, sound)
+            told.call(method, request, credential(f"unknown.{key.partition('.')[2]}"))
+
+
+async def furnish(database: str) -> str:
+    """Makes a tenant with an administrator, whose key this is."""
+    async with open_book(database) as book:
+        number = await book.credentials.create_tenant(slug="house", uid="u", display_name="", create_time=book.clock())
+        caller = Caller(number, "u", "test", scopes=frozenset({ADMIN}))
+        _, key = await book.api_keys.create(caller, ApiKeyDraft((ADMIN,)))
+        return key
+
+
+@pytest.mark.parametrize(("command", "log_format"), [("up", "json"), ("serve", "console")])
+def test_nothing_secret_is_told_or_logged(tmp_path: Path, command: str, log_format: str) -> None:
+    """Of all that callers were answered and the process wrote, nothing is secret, or shows how we are made."""
+    database, ports, told = sqlite_url(tmp_path / "daybook.db"), Ports.free(), Told()
+    key = asyncio.run(furnish(database))
+    settings = {"DAYBOOK_LOG_LEVEL": "debug", "DAYBOOK_LOG_FORMAT": log_format, "DAYBOOK_TOKEN_KEYS": TOKEN_KEY}
+    flags = ports.flags if command == "up" else ports.flags[:2]
+    daybook = Daybook.start(
+        command, "--database-url", database, *flags, folder=tmp_path, ports=ports, settings=settings
+    )
+    try:
+        daybook.wait_for("gateway" if command == "up" else "serving")
+        exercise(daybook, key, told, has_gateway=command == "up")
+        assert daybook.stop() == 0
+    finally:
+        daybook.kill()
+    logged = daybook.stdout + daybook.stderr
+    assert "no more keys" in logged, "failures are logged, with what the database said"
+    assert "UNAUTHENTICATED" in logged, "every call is logged"
+    if log_format == "json":
+        assert all(json.loads(line) for line in daybook.stderr.splitlines())
+    found = {secret for secret in {*told.secrets, TOKEN_KEY, PERSON, *OF_LOGS} if secret in logged}
+    answered = "\n".join(told.answers)
+    found |= {word for word in {*told.secrets, TOKEN_KEY, *OF_ANSWERS, str(tmp_path)} if word in answered}
+    assert not found
+    assert {"UNAVAILABLE", "INTERNAL", "UNAUTHENTICATED"} <= {
+        word for answer in told.answers for word in answer.replace(".", " ").split()
+    }
+
+
+URLS = {
+    f"postgresql+asyncpg://user:{PASSWORD}@127.0.0.1:1/ledger": "not available",
+    f"postgresql+asyncpg://user:{PASSWORD}/@127.0.0.1:1/ledger": "not available",
+    f"postgresql+asyncpg://user:{PASSWORD}@[::1/ledger": "can't be read",
+    f"postgresql://user:{PASSWORD}@127.0.0.1:1/ledger": "must begin with",
+    f"sqlite:///{PASSWORD}.db": "must begin with",
+    f"oracle://user:{PASSWORD}@127.0.0.1:1/ledger": "must begin with",
+    f"sqlite+aiosqlite:////dev/null/{PASSWORD}/daybook.db": "can't be made",
+    PASSWORD: "can't be read",
+}
+"""What can't be opened, and what is said of it."""
+
+
+@pytest.mark.parametrize("url", URLS)
+async def test_a_url_that_cannot_be_opened(url: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """What is wrong with a URL is said without the URL, and nothing but that is in the log."""
+    with pytest.raises((ValueError, ServiceUnavailable), match=URLS[url]) as caught:
+        async with open_book(url):
+            pass
+    output = capfd.readouterr()
+    for word in (PASSWORD, "/dev/null"):
+        assert word not in f"{caught.value!r} {caught.value} {output.out} {output.err}"
+
+
+def test_a_start_without_a_database(tmp_path: Path) -> None:
+    """The start is refused in one line."""
+    url = f"postgresql+asyncpg://user:{PASSWORD}@[::1/ledger"
+    result = run(
+        "serve", "--port", "0", "--log-level", "debug", folder=tmp_path, settings={"DAYBOOK_DATABASE_URL": url}
+    )
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith("daybook: database_url can't be read")
+    assert PASSWORD not in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+async def test_a_database_that_lets_nobody_in(postgresql: PostgreSQL) -> None:
+    """No such database and no such role are the same to callers as a database that is away."""
+    for url in (postgresql.url("nowhere"), postgresql.url("postgres").replace("postgres@", f"nobody:{PASSWORD}@")):
+        with pytest.raises(ServiceUnavailable) as caught:
+            async with open_book(url):
+                pass
+        assert PASSWORD not in str(caught.value)
