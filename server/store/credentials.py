@@ -31,6 +31,13 @@ class TokenKey(NamedTuple):
     create_time: Instant
 
 
+class Tenant(NamedTuple):
+    """A tenant, as rows and callers know it."""
+
+    number: int
+    uid: str
+
+
 @dataclass(frozen=True, slots=True)
 class ApiKeyRecord:
     """An API key as it is stored, with the tenant and the account it is good for."""
@@ -174,12 +181,18 @@ class CredentialStore:
         except (IntegrityError, Conflict) as error:
             raise ValueError(f"a tenant {slug!r} exists already") from error
 
+    async def tenant(self, slug: str) -> Tenant | None:
+        """The tenant of this slug, or None."""
+        async with self._database.read() as connection:
+            row = (
+                await connection.execute(select(tenants.c.number, tenants.c.uid).where(tenants.c.slug == slug))
+            ).one_or_none()
+        return None if row is None else Tenant(*row)
+
     async def tenant_number(self, slug: str) -> int | None:
         """The number of the tenant of this slug, or None."""
-        async with self._database.read() as connection:
-            return (
-                await connection.execute(select(tenants.c.number).where(tenants.c.slug == slug))
-            ).scalar_one_or_none()
+        found = await self.tenant(slug)
+        return None if found is None else found.number
 
     async def has_tenant(self) -> bool:
         """Whether the database holds anything yet."""
