@@ -22,7 +22,7 @@ from server.ledger.instants import LATEST, SECOND, Clock, Instant
 from server.ledger.names import ALL_ACCOUNTS, is_account_id
 from server.store.credentials import CredentialStore, Tenant
 from server.transport.auth import Opened
-from server.transport.signing_keys import SigningKeys
+from server.transport.signing_keys import NoSuchKey, SigningKeys
 
 log = structlog.get_logger(__name__)
 
@@ -67,9 +67,9 @@ class AccessTokens:
         """
         try:
             return await self._open(token)
-        except (PyJWTError, _Refused) as error:
+        except (PyJWTError, NoSuchKey, _Refused) as error:
             # PyJWT's own words repeat what the caller sent.
-            problem = str(error) if isinstance(error, _Refused) else type(error).__name__
+            problem = type(error).__name__ if isinstance(error, PyJWTError) else str(error)
             log.debug("access token refused", problem=problem)
             raise CredentialInvalid from None
 

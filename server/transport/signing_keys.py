@@ -20,7 +20,7 @@ import httpx
 import structlog
 from jwt import PyJWK, PyJWTError
 
-from server.ledger.errors import CredentialInvalid, ServiceUnavailable
+from server.ledger.errors import ServiceUnavailable
 
 log = structlog.get_logger(__name__)
 
@@ -55,6 +55,10 @@ class NotFetched(Exception):
     """Why a JWK Set could not be had, in words for the log."""
 
 
+class NoSuchKey(Exception):
+    """The issuer has no such key, in words for the log."""
+
+
 class SigningKeys:
     """The keys of one issuer, as fresh as need be."""
 
@@ -79,8 +83,8 @@ class SigningKeys:
     async def find(self, algorithm: str, key_id: str | None) -> PyJWK:
         """The one key of this id, or without an id the only one, that verifies what this algorithm signed.
 
-        Raises CredentialInvalid if there is none or more than one, and ServiceUnavailable if
-        nobody knows, because the issuer is away.
+        Raises NoSuchKey if there is none or more than one, and ServiceUnavailable if nobody
+        knows, because the issuer is away.
         """
         if self._age() >= self._refresh_seconds:
             # The first to find the keys due waits for new ones. If they can't be had, nobody waits again.
@@ -92,7 +96,7 @@ class SigningKeys:
         if self._has_expired() or (not found and self._is_away()):
             raise ServiceUnavailable
         if len(found) != 1:
-            raise CredentialInvalid
+            raise NoSuchKey("more than one key could be meant" if found else "the issuer has no such key")
         return found[0]
 
     async def refresh(self, *, wait: bool = True) -> None:
