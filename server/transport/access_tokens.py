@@ -28,7 +28,6 @@ log = structlog.get_logger(__name__)
 
 TYPES = ("jwt", "at+jwt", "application/at+jwt")
 """What a header may say that a token is, in lower case. It may also say nothing."""
-SLUG_CHARACTERS_MAX = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +126,7 @@ class AccessTokens:
         return expire_time
 
     async def _find_tenant(self, claims: Mapping[str, Any]) -> Tenant:
-        slug = _read_text(claims, self._rules.tenant_claim)
-        tenant = await self._store.tenant(slug) if len(slug) <= SLUG_CHARACTERS_MAX else None
+        tenant = await self._store.tenant(_read_text(claims, self._rules.tenant_claim))
         if tenant is None:
             raise _Refused("there is no such tenant")
         return tenant

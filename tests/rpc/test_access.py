@@ -227,6 +227,7 @@ def tokens() -> dict[str, Kind]:
     }
     return {
         **by_scopes,
+        "token: over, by less than the skew": Kind(bearer(token(exp=SECONDS - 29))),
         "token: no claim of scopes": Kind(bearer(token(scope=None)), frozenset()),
         "token: scopes in a list": Kind(
             bearer(token(scope=["accounts.readonly", "x"])), frozenset({"accounts.readonly"})

@@ -80,7 +80,8 @@ class Issuer:
             else:
                 return "opens"
         assert (refusal.message, refusal.metadata) == ("the credential is not valid", {})
-        assert refusal.__suppress_context__ or refusal.__context__ is None, "a traceback shows nothing of a token"
+        assert refusal.__cause__ is None, "a traceback shows nothing of a token"
+        assert refusal.__suppress_context__ or refusal.__context__ is None, "nor does it by the way"
         problems = [entry["problem"] for entry in logs if entry["event"] == "access token refused"]
         return str(problems[0]) if problems else "not a token"
 

@@ -208,6 +208,13 @@ async def test_what_is_no_set_changes_nothing(
     assert endpoint.count == 3
 
 
+@pytest.mark.parametrize("name", [name for name in NO_SETS if name != "too long"])
+def test_what_is_no_set(name: str) -> None:
+    """The log is told in our words what is wrong, whatever the library says."""
+    with pytest.raises(NotFetched, match="the JWK Set"):
+        read_keys(NO_SETS[name], ALL)
+
+
 @shares_a_loop
 async def test_the_largest_set(keys: SigningKeys, endpoint: Endpoint) -> None:
     """A set of a hundred keys, and one of 256 KiB, are taken."""
@@ -449,11 +456,13 @@ async def test_an_id_is_of_one_algorithm(endpoint: Endpoint, fetch: Fetch, stopw
 async def test_keys_of_a_url_are_asked_for_at_the_start(endpoint: Endpoint) -> None:
     """A server asks before the first token comes, and doesn't wait for the answer; at its end it waits for none."""
     endpoint.open.clear()
+    before = asyncio.all_tasks()
     async with signing_keys(endpoint.url, ("ES256",), REFRESH) as keys:
+        assert keys._fetching is not None
         while endpoint.count == 0:
             await asyncio.sleep(0.001)
         assert not keys.has_any()
-    endpoint.open.set()
+    assert asyncio.all_tasks() == before
 
 
 @shares_a_loop
