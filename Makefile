@@ -36,7 +36,7 @@ gen: setup ## Regenerates gen/ from protos/; ALLOW_BREAKING=1 lets a change brea
 bench: setup .venv/installed-bench ## Measures speed and memory; BENCH='--quick' only tries it. Needs h2load and wrk.
 	$(BIN)/python -m bench $(BENCH)
 
-.venv/installed-bench: .venv/installed
+.venv/installed-bench: .venv/installed .ci/constraints-bench.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt --constraint .ci/constraints-bench.txt --editable '.[bench]'
 	touch .venv/installed-bench
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import secrets
 import time
 from collections.abc import AsyncIterator
@@ -22,9 +21,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
-from server.config import Settings
+from server.config import Settings, is_loopback
 from server.facades import dreadnode, nebulablock, paged, spacebring, teable
-from server.ledger.instants import Clock, Instant
+from server.ledger.instants import SECOND, Clock, Instant
 from server.ledger.names import RandomBytes
 from server.metrics import Metrics
 from server.rpc.admin import Admin
@@ -36,10 +35,12 @@ from server.store.database import Database
 from server.store.migrate import migrate
 from server.store.poster import Poster
 from server.store.transactions import TransactionStore
-from server.transport.auth import Authenticator
+from server.transport.access_tokens import AccessTokens, TokenRules
+from server.transport.auth import Authenticator, OpenToken
 from server.transport.calls import OPEN_SERVICES, CallInterceptor, Observation
 from server.transport.limits import RateLimiter, Stopwatch
 from server.transport.page_tokens import PageTokens
+from server.transport.signing_keys import NotFetched, signing_keys
 from server.transport.token_keys import KEY_BYTES, ConfiguredTokenKeys, SealingKeys, refreshed_token_keys
 from server.transport.validation import Sizes
 from server.usecases.accounts import Accounts
@@ -131,14 +132,15 @@ async def open_book(
 async def serving(book: Book, settings: Settings, stopwatch: Stopwatch = time.monotonic_ns) -> AsyncIterator[int]:
     """Serves the book over gRPC; gives the port. Calls under way at the end may finish.
 
-    Raises CannotStart if a port is taken, or for a demo database on an address that
-    others can reach.
+    Raises CannotStart if a port is taken, for a demo database on an address that others
+    can reach, or if the file with the keys of access tokens has none.
     """
     await _check_demo(book, settings.host)
     async with (
         _token_keys(book, settings) as token_keys,
         _observed(book, settings) as observation,
-        _serving(book, settings, stopwatch, PageTokens(token_keys, book.random_bytes), observation) as port,
+        _access_tokens(book, settings) as open_token,
+        _serving(book, settings, stopwatch, PageTokens(token_keys, book.random_bytes), observation, open_token) as port,
     ):
         yield port
 
@@ -182,10 +184,36 @@ async def _token_keys(book: Book, settings: Settings) -> AsyncIterator[SealingKe
 
 
 @asynccontextmanager
+async def _access_tokens(book: Book, settings: Settings) -> AsyncIterator[OpenToken | None]:
+    if not settings.oauth2_issuer:
+        yield None
+        return
+    rules = TokenRules(
+        issuer=settings.oauth2_issuer,
+        audience=settings.oauth2_audience,
+        algorithms=settings.oauth2_algorithms,
+        tenant_claim=settings.oauth2_tenant_claim,
+        scope_claim=settings.oauth2_scope_claim,
+        account_claim=settings.oauth2_account_claim or None,
+        clock_skew=settings.oauth2_clock_skew_seconds * SECOND,
+    )
+    try:
+        async with signing_keys(settings.oauth2_jwks, rules.algorithms, settings.oauth2_jwks_refresh_seconds) as keys:
+            yield AccessTokens(rules, keys, book.credentials, book.clock).open
+    except NotFetched as error:
+        raise CannotStart(f"oauth2_jwks: {error}") from None
+
+
+@asynccontextmanager
 async def _serving(
-    book: Book, settings: Settings, stopwatch: Stopwatch, page_tokens: PageTokens, observation: Observation
+    book: Book,
+    settings: Settings,
+    stopwatch: Stopwatch,
+    page_tokens: PageTokens,
+    observation: Observation,
+    open_token: OpenToken | None,
 ) -> AsyncIterator[int]:
-    authenticator = Authenticator(book.credentials, book.clock, book.api_key_uses.note)
+    authenticator = Authenticator(book.credentials, book.clock, book.api_key_uses.note, open_token=open_token)
     server = grpc.aio.server(
         interceptors=[CallInterceptor(authenticator, _limiter(settings, stopwatch), FACADES, observation)],
         options=[
@@ -241,11 +269,3 @@ async def _check_demo(book: Book, host: str) -> None:
         raise CannotStart(
             f"the database holds demo data, whose keys everybody knows: it is not served on {host}, only on loopback"
         )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address can only be reached from this machine."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -17,8 +17,8 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import Progress as RichProgress
 
-from server.app import Book, CannotStart, is_loopback, open_book, serving
-from server.config import Settings
+from server.app import Book, CannotStart, open_book, serving
+from server.config import Settings, is_loopback
 from server.demo.guide import what_to_try
 from server.demo.load import DATABASE_URL as DEMO_DATABASE_URL
 from server.demo.load import load as load_demo

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import ipaddress
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from server.transport.signing_keys import KEY_TYPES
 from server.transport.token_keys import parse_token_keys
 from server.transport.validation import BATCH_SIZE_MAX, PAGE_SIZE_MAX
 
 CALLS_PER_SECOND_MIN = 0.001
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address can only be reached from this machine."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 class Settings(BaseSettings):
@@ -85,6 +95,30 @@ class Settings(BaseSettings):
     gateway_rate_limit_burst: int = Field(
         default=20_000, ge=1, le=10_000_000, description="how many requests that gateway takes at once after a pause"
     )
+    oauth2_issuer: str = Field(
+        default="", description="who issues access tokens, as `iss` has it; without it none open"
+    )
+    # What belongs together is checked also where it was left out.
+    oauth2_audience: str = Field(
+        default="", validate_default=True, description="for whom access tokens must be meant, as `aud` has it"
+    )
+    oauth2_jwks: str = Field(
+        default="", validate_default=True, description="where the issuer's JWK Set is: an https URL, or a file"
+    )
+    oauth2_algorithms: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=("RS256", "ES256", "EdDSA"), min_length=1, description="by which algorithms access tokens are signed"
+    )
+    oauth2_tenant_claim: str = Field(default="tenant", min_length=1, description="the claim with the tenant's slug")
+    oauth2_scope_claim: str = Field(default="scope", min_length=1, description="the claim with the scopes")
+    oauth2_account_claim: str = Field(
+        default="", description="the claim with the account to which a token is bound, `-` for all; none if empty"
+    )
+    oauth2_clock_skew_seconds: int = Field(
+        default=30, ge=0, le=300, description="how far the issuer's clock may be from this one"
+    )
+    oauth2_jwks_refresh_seconds: int = Field(
+        default=300, ge=10, le=86_400, description="after how long the JWK Set of a URL is fetched again"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="`debug` logs every call"
     )
@@ -132,6 +166,37 @@ class Settings(BaseSettings):
     def _is_off_or_a_rate(cls, value: float) -> float:
         if 0 < value < CALLS_PER_SECOND_MIN:
             raise ValueError(f"Input should be 0, or at least {CALLS_PER_SECOND_MIN}")
+        return value
+
+    @field_validator("oauth2_algorithms", mode="before")
+    @classmethod
+    def _is_a_list(cls, value: object) -> object:
+        return value.replace(",", " ").split() if isinstance(value, str) else value
+
+    @field_validator("oauth2_algorithms")
+    @classmethod
+    def _are_known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not KEY_TYPES.keys() >= set(value):
+            raise ValueError(f"can be {', '.join(KEY_TYPES)}")
+        return tuple(dict.fromkeys(value))
+
+    @field_validator("oauth2_audience", "oauth2_jwks")
+    @classmethod
+    def _comes_with_the_issuer(cls, value: str, info: ValidationInfo) -> str:
+        if bool(value) != bool(info.data.get("oauth2_issuer")):
+            raise ValueError("oauth2_issuer, oauth2_audience and oauth2_jwks are set together, or none of them")
+        return value
+
+    @field_validator("oauth2_jwks")
+    @classmethod
+    def _is_a_place(cls, value: str) -> str:
+        if "://" not in value:
+            return value
+        url = urlsplit(value)
+        if not value.startswith("https://") and not (value.startswith("http://") and is_loopback(url.hostname or "")):
+            raise ValueError("must be an https URL, an http URL on loopback, or the path of a file")
+        if not url.hostname or url.username is not None or url.fragment or url.port == 0:
+            raise ValueError("must be a URL with a host, and without a user or a fragment")
         return value
 
 

@@ -295,7 +295,7 @@ class Unavailable(DaybookError):
 
 
 class ServiceUnavailable(Unavailable):
-    """The database can't be reached, or the server is shutting down."""
+    """The database or the keys of access tokens can't be had, or the server is shutting down."""
 
     reason = "SERVICE_UNAVAILABLE"
 

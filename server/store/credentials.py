@@ -29,6 +29,13 @@ class TokenKey(NamedTuple):
     create_time: Instant
 
 
+class Tenant(NamedTuple):
+    """A tenant, as rows and callers know it."""
+
+    number: int
+    uid: str
+
+
 @dataclass(frozen=True, slots=True)
 class ApiKeyRecord:
     """An API key as it is stored, with the tenant and the account it is good for."""
@@ -172,10 +179,16 @@ class CredentialStore:
 
         return await self._database.transact(work)
 
+    async def tenant(self, slug: str) -> Tenant | None:
+        """The tenant of this slug, or None."""
+        statement = select(tenants.c.number, tenants.c.uid).where(tenants.c.slug == slug)
+        row = await self._database.look(lambda connection: connection.execute(statement).one_or_none())
+        return None if row is None else Tenant(*row)
+
     async def tenant_number(self, slug: str) -> int | None:
         """The number of the tenant of this slug, or None."""
-        statement = select(tenants.c.number).where(tenants.c.slug == slug)
-        return await self._database.look(lambda connection: connection.execute(statement).scalar_one_or_none())
+        found = await self.tenant(slug)
+        return None if found is None else found.number
 
     async def has_tenant(self) -> bool:
         """Whether the database holds anything yet."""

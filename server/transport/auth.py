@@ -1,7 +1,8 @@
-"""Who is calling: API keys as Bearer, as X-API-Key or as Basic.
+"""Who is calling: API keys as Bearer, as X-API-Key or as Basic, and access tokens as Bearer.
 
 A key reads `{id}.{secret}`; with Basic the id is the user name and the secret the
-password. server/ledger/access.py says what a key is made of.
+password. server/ledger/access.py says what a key is made of, and access_tokens.py what
+becomes of a token.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from __future__ import annotations
 import base64
 import hmac
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import TypeAlias
 
 from cachetools import TTLCache
 
@@ -22,10 +24,11 @@ from server.ledger.instants import Clock, Instant
 from server.ledger.names import is_api_key_id
 from server.store.credentials import ApiKeyRecord, CredentialStore
 
-KEYS_CACHED_MAX = 10_000
+CREDENTIALS_CACHED_MAX = 10_000
 KEY_CACHED_SECONDS_MAX = 5.0
-"""How long a key may still open after it has gone from the database."""
-CREDENTIAL_CHARACTERS_MAX = 4096
+"""How long a key may still open after it has gone from the database, or a token after the key that signed it."""
+CREDENTIAL_CHARACTERS_MAX = 8192
+"""Half of what the gateway lets through in all headers together. Tokens with many claims are long; a key is not."""
 
 
 class Scheme(Enum):
@@ -54,18 +57,24 @@ def current_caller() -> Caller:
 
 
 @dataclass(frozen=True, slots=True)
-class _Credential:
-    scheme: Scheme
-    key_id: str
-    secret: str = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class _Opened:
+class Opened:
     """Whom a credential lets in, and before when."""
 
     caller: Caller
     expire_time: Instant | None
+
+
+OpenToken: TypeAlias = Callable[[str], Awaitable[Opened]]
+"""Checks an access token. Raises CredentialInvalid, and ServiceUnavailable if nobody can check it now."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Credential:
+    scheme: Scheme
+    key_id: str | None
+    """None for an access token."""
+    secret: str = field(repr=False)
+    """That of the key, or all of the token."""
 
 
 class Authenticator:
@@ -77,35 +86,50 @@ class Authenticator:
         clock: Clock,
         note_use: Callable[[str], None],
         stopwatch: Callable[[], float] = time.monotonic,
+        open_token: OpenToken | None = None,
     ) -> None:
-        """`note_use` is told the id of every key that is let in; `stopwatch` gives seconds."""
+        """`note_use` is told the id of every key that is let in; `stopwatch` gives seconds.
+
+        Without `open_token` access tokens are as invalid as keys that nobody made.
+        """
         self._store = store
         self._clock = clock
         self._note_use = note_use
-        self._opened: TTLCache[_Credential, _Opened] = TTLCache(KEYS_CACHED_MAX, KEY_CACHED_SECONDS_MAX, stopwatch)
+        self._open_token = open_token
+        self._opened: TTLCache[_Credential, Opened] = TTLCache(
+            CREDENTIALS_CACHED_MAX, KEY_CACHED_SECONDS_MAX, stopwatch
+        )
 
     async def authenticate(self, metadata: Iterable[tuple[str, str | bytes]]) -> Authentication:
-        """Raises CredentialMissing or CredentialInvalid. A wrong key is not cached."""
+        """Raises CredentialMissing, CredentialInvalid or ServiceUnavailable. A wrong credential is not cached."""
         credential = _credential(metadata)
         opened = self._opened.get(credential)
         if opened is None:
-            opened = await self._look_up(credential)
+            opened = await self._open(credential)
             self._opened[credential] = opened
         elif not is_active(None, opened.expire_time, self._clock()):
             raise CredentialInvalid
-        self._note_use(credential.key_id)
+        if credential.key_id is not None:
+            self._note_use(credential.key_id)
         return Authentication(opened.caller, credential.scheme)
 
-    async def _look_up(self, credential: _Credential) -> _Opened:
-        record = await self._store.api_key(credential.key_id)
+    async def _open(self, credential: _Credential) -> Opened:
+        if credential.key_id is not None:
+            return await self._open_key(credential.key_id, credential.secret)
+        if self._open_token is None:
+            raise CredentialInvalid
+        return await self._open_token(credential.secret)
+
+    async def _open_key(self, key_id: str, secret: str) -> Opened:
+        record = await self._store.api_key(key_id)
         if record is None:
             raise CredentialInvalid
-        expire_time = await self._expire_time(record, hash_secret(credential.secret))
+        expire_time = await self._expire_time(record, hash_secret(secret))
         if not is_active(record.revoke_time, expire_time, self._clock()):
             raise CredentialInvalid
         scopes = frozenset(record.scopes.split())
         caller = Caller(record.tenant_number, record.tenant_uid, record.id, record.account_id, scopes)
-        return _Opened(caller, expire_time)
+        return Opened(caller, expire_time)
 
     async def _expire_time(self, record: ApiKeyRecord, secret_hash: bytes) -> Instant | None:
         """Until when a secret opens a key: one that was rotated out, not longer than its grace period."""
@@ -130,6 +154,9 @@ def _parse_authorization(value: str) -> _Credential:
     scheme, _, text = value.partition(" ")
     match scheme.lower():
         case "bearer":
+            # A token has three segments, and none begins as a key does: JSON in base64 has capitals.
+            if text.count(".") == 2 and not is_api_key_id(text.lstrip().partition(".")[0]):
+                return _Credential(Scheme.BEARER, None, text.strip())
             return _parse_key(Scheme.BEARER, text)
         case "basic":
             try:

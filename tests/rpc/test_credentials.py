@@ -1,4 +1,4 @@
-"""Who may call what: without a credential nothing, with one its tenant, with a bound one its account."""
+"""What a credential reaches: with one its tenant, with a bound one its account. test_access.py has every method."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import base64
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, cast
 
-import grpc
 import pytest
 from daybook.v1.account_pb2 import Account
 from daybook.v1.ledger_service_pb2 import (
@@ -23,7 +22,6 @@ from daybook.v1.transaction_pb2 import Transaction
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.descriptor_pool import Default
 from google.protobuf.message import Message
-from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
@@ -31,7 +29,6 @@ from server.app import SERVICES
 from tests.conftest import Client, Server, only_sqlite, refusal_of
 
 Metadata = Sequence[tuple[str, str]]
-MISSING = ("UNAUTHENTICATED", "CREDENTIAL_MISSING")
 INVALID = ("UNAUTHENTICATED", "CREDENTIAL_INVALID")
 NOT_PERMITTED = ("PERMISSION_DENIED", "ACCOUNT_NOT_PERMITTED")
 
@@ -41,42 +38,12 @@ METHODS: list[MethodDescriptor] = [
 """Every method that the server serves, out of the contracts themselves."""
 
 
-async def call_method(channel: grpc.aio.Channel, method: MethodDescriptor, metadata: Metadata) -> None:
-    """Calls any method with an empty request."""
-    path = f"/{method.containing_service.full_name}/{method.name}"
-    request: Message = GetMessageClass(method.input_type)()
-    if method.server_streaming:
-        stream: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(path)
-        async for _ in stream(request.SerializeToString(), metadata=tuple(metadata)):
-            pass
-    else:
-        unary: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(path)
-        await unary(request.SerializeToString(), metadata=tuple(metadata))
-
-
 def test_methods_are_enumerated() -> None:
     """The contracts are found: the native services with all their methods, and every facade."""
     names = [method.containing_service.full_name for method in METHODS]
     assert names.count("daybook.v1.Ledger") == 13
     assert names.count("daybook.v1.Admin") == 6
     assert set(names) == set(SERVICES)
-
-
-@only_sqlite
-@pytest.mark.parametrize(
-    ("metadata", "verdict"),
-    [
-        ((), MISSING),
-        ((("cookie", "session=1"),), MISSING),
-        ((("authorization", "Bearer 00.00"),), INVALID),
-        ((("x-api-key", "00.00"),), INVALID),
-    ],
-)
-async def test_without_a_credential(server: Server, metadata: Metadata, verdict: tuple[str, str]) -> None:
-    """Every method of every service is UNAUTHENTICATED without a valid credential, before anything else is told."""
-    for method in METHODS:
-        refusal = await refusal_of(call_method(server.channel, method, metadata))
-        assert refusal.verdict == verdict, method.full_name
 
 
 async def test_open_services(server: Server) -> None:
@@ -126,7 +93,7 @@ def headers_of(key: str) -> dict[str, Metadata]:
         "basic without secret": [("authorization", basic(f"{key_id}:"))],
         "basic not in base64": [("authorization", f"Basic {key}")],
         "basic not in UTF-8": [("authorization", f"Basic {base64.b64encode(bytes([255])).decode()}")],
-        "very long": [("authorization", f"Bearer {key}{'x' * 5000}")],
+        "very long": [("authorization", f"Bearer {key}{'x' * 9000}")],
         "SQL": [("authorization", "Bearer ' OR 1=1 --.x")],
         "wrong before right": [("authorization", "Bearer 00.00"), ("authorization", f"Bearer {key}")],
     }

@@ -1,8 +1,6 @@
-"""What a credential may do: every method declares its scope, and opens to no credential without one."""
+"""Scopes: every method declares its own. Who may call what stands in test_access.py."""
 
 from __future__ import annotations
-
-from collections.abc import Collection
 
 import grpc
 import pytest
@@ -10,60 +8,11 @@ from daybook.facades.teable.v1.billing_service_pb2 import GetSpaceCreditHistoryR
 from daybook.v1.ledger_service_pb2 import CreateTransactionRequest
 from daybook.v1.scope_pb2 import scope
 from daybook.v1.transaction_pb2 import Transaction
-from google.protobuf.descriptor import MethodDescriptor
 
 from server.ledger.access import SUFFICIENT
 from server.transport.scopes import declared_scopes
 from tests.conftest import Server, only_sqlite, read_refusal, refusal_of
-from tests.rpc.test_credentials import METHODS, call_method
-
-CREDENTIALS: dict[str, tuple[str, ...]] = {
-    "none": (),
-    "transactions.readonly": ("transactions.readonly",),
-    "transactions": ("transactions",),
-    "accounts.readonly": ("accounts.readonly",),
-    "accounts": ("accounts",),
-    "admin": ("admin",),
-    "both readonly": ("transactions.readonly", "accounts.readonly"),
-    "usual": ("transactions", "accounts"),
-    "unknown": ("transaction", "Admin", "transactions.", "accounts.readonly.x"),
-}
-"""Credentials by a name for the table, each with its scopes."""
-
-READS_TRANSACTIONS = {"transactions.readonly", "transactions", "admin", "both readonly", "usual"}
-POSTS = {"transactions", "admin", "usual"}
-READS_ACCOUNTS = {"accounts.readonly", "accounts", "admin", "both readonly", "usual"}
-WRITES_ACCOUNTS = {"accounts", "admin", "usual"}
-READS_EITHER = READS_TRANSACTIONS | READS_ACCOUNTS
-RUNS_THE_LEDGER = {"admin"}
-
-OUTCOMES: dict[str, tuple[Collection[str], str]] = {
-    "daybook.v1.Ledger.CreateAccount": (WRITES_ACCOUNTS, "accounts"),
-    "daybook.v1.Ledger.GetAccount": (READS_ACCOUNTS, "accounts.readonly"),
-    "daybook.v1.Ledger.ListAccounts": (READS_ACCOUNTS, "accounts.readonly"),
-    "daybook.v1.Ledger.UpdateAccount": (WRITES_ACCOUNTS, "accounts"),
-    "daybook.v1.Ledger.CreateTransaction": (POSTS, "transactions"),
-    "daybook.v1.Ledger.BatchCreateTransactions": (POSTS, "transactions"),
-    "daybook.v1.Ledger.BulkCreateTransactions": (POSTS, "transactions"),
-    "daybook.v1.Ledger.RefundTransaction": (POSTS, "transactions"),
-    "daybook.v1.Ledger.TransferCredits": (POSTS, "transactions"),
-    "daybook.v1.Ledger.GetTransaction": (READS_TRANSACTIONS, "transactions.readonly"),
-    "daybook.v1.Ledger.ListTransactions": (READS_TRANSACTIONS, "transactions.readonly"),
-    "daybook.v1.Ledger.ListLots": (READS_EITHER, "accounts.readonly"),
-    "daybook.v1.Ledger.GetBalance": (READS_EITHER, "accounts.readonly"),
-    "daybook.v1.Admin.ImportTransactions": (RUNS_THE_LEDGER, "admin"),
-    "daybook.v1.Admin.VerifyLedger": (RUNS_THE_LEDGER, "admin"),
-    "daybook.v1.Admin.CreateApiKey": (RUNS_THE_LEDGER, "admin"),
-    "daybook.v1.Admin.ListApiKeys": (RUNS_THE_LEDGER, "admin"),
-    "daybook.v1.Admin.RevokeApiKey": (RUNS_THE_LEDGER, "admin"),
-    "daybook.v1.Admin.RotateApiKey": (RUNS_THE_LEDGER, "admin"),
-    "daybook.facades.teable.v1.Billing.GetSpaceCreditHistory": (READS_TRANSACTIONS, "transactions.readonly"),
-    "daybook.facades.nebulablock.v1.Users.GetCreditsHistory": (READS_TRANSACTIONS, "transactions.readonly"),
-    "daybook.facades.spacebring.v1.Transactions.GetCreditsTransactions": (READS_TRANSACTIONS, "transactions.readonly"),
-    "daybook.facades.paged.v1.Statements.ListAccountTransactions": (READS_TRANSACTIONS, "transactions.readonly"),
-    "daybook.facades.dreadnode.v1.Credits.ListCreditTransactions": (READS_TRANSACTIONS, "transactions.readonly"),
-}
-"""By method, the credentials that it opens to, and the scope that the others are told to lack."""
+from tests.rpc.test_credentials import METHODS
 
 
 def test_every_method_declares_its_scope() -> None:
@@ -73,11 +22,6 @@ def test_every_method_declares_its_scope() -> None:
         assert declared, f"{method.full_name} declares no scope"
         assert set(declared) <= {"transactions.readonly", "transactions", "accounts.readonly", "accounts", "admin"}
         assert declared_scopes(f"{method.containing_service.full_name}/{method.name}") == tuple(declared)
-
-
-def test_the_table_has_every_method() -> None:
-    """A method that is new has to say here to whom it opens."""
-    assert OUTCOMES.keys() == {method.full_name for method in METHODS}
 
 
 @pytest.mark.parametrize("method", ["grpc.health.v1.Health/Check"])
@@ -96,33 +40,6 @@ def test_a_wider_scope_includes_the_narrower() -> None:
         *(("admin", narrow) for narrow in ("transactions", "transactions.readonly", "accounts", "accounts.readonly")),
     }
     assert all(each in sufficient for each, sufficient in SUFFICIENT.items())
-
-
-async def is_let_in(server: Server, method: MethodDescriptor, metadata: tuple[tuple[str, str], ...]) -> str | None:
-    """The scope that a caller is told to lack, or None for one who is let in: what comes then is of the request."""
-    try:
-        await call_method(server.channel, method, metadata)
-    except grpc.aio.AioRpcError as error:
-        refusal = read_refusal(error)
-        if refusal.reason != "SCOPE_MISSING":
-            assert refusal.code is not grpc.StatusCode.UNAUTHENTICATED
-            return None
-        assert refusal.verdict == ("PERMISSION_DENIED", "SCOPE_MISSING")
-        assert refusal.message == f"the credential lacks the scope {refusal.metadata['scope']}"
-        return refusal.metadata["scope"]
-    return None
-
-
-@only_sqlite
-async def test_who_may_call_what(server: Server) -> None:
-    """Each credential opens the methods of its scopes, before anything is said of the request, and no others."""
-    tenant_number = await server.create_tenant("house")
-    for name, scopes in CREDENTIALS.items():
-        client = await server.client(tenant_number, scopes=scopes)
-        for method in METHODS:
-            opens_to, lacking = OUTCOMES[method.full_name]
-            expected = None if name in opens_to else lacking
-            assert await is_let_in(server, method, client.metadata) == expected, (name, method.full_name)
 
 
 async def test_a_refused_call_has_no_effect(server: Server) -> None:

@@ -276,8 +276,8 @@ async def test_separators_inside_a_secret(book: Book) -> None:
 
 
 async def test_length_is_limited(book: Book) -> None:
-    """A right credential of 4,096 characters opens, and one of 4,097 is refused."""
-    assert CREDENTIAL_CHARACTERS_MAX == 4096
+    """A right credential of 8,192 characters opens, and one of 8,193 is refused."""
+    assert CREDENTIAL_CHARACTERS_MAX == 8192
     longest = Key("longest", "x" * (CREDENTIAL_CHARACTERS_MAX - len("Bearer longest.")))
     too_long = Key("toolong", longest.secret + "x")
     await store_key(book, longest)

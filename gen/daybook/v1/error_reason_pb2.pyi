@@ -168,8 +168,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Example: {"reason": "RATE_LIMITED", "domain": "daybook"}
     """
     SERVICE_UNAVAILABLE: _ErrorReason.ValueType  # 16
-    """The server can't reach its database or is shutting down; repeat the call later,
-    with the same request_id. Status UNAVAILABLE.
+    """The server can't reach its database, or has no keys to check an access token with, or is
+    shutting down; repeat the call later, with the same request_id. Status UNAVAILABLE.
 
     Example: {"reason": "SERVICE_UNAVAILABLE", "domain": "daybook"}
     """
@@ -356,8 +356,8 @@ let in. Status RESOURCE_EXHAUSTED.
 Example: {"reason": "RATE_LIMITED", "domain": "daybook"}
 """
 SERVICE_UNAVAILABLE: ErrorReason.ValueType  # 16
-"""The server can't reach its database or is shutting down; repeat the call later,
-with the same request_id. Status UNAVAILABLE.
+"""The server can't reach its database, or has no keys to check an access token with, or is
+shutting down; repeat the call later, with the same request_id. Status UNAVAILABLE.
 
 Example: {"reason": "SERVICE_UNAVAILABLE", "domain": "daybook"}
 """

@@ -31,8 +31,9 @@ class LedgerStub:
     """Records every movement of credits of every account and lists them.
 
     Every call needs a credential: an API key in the metadata `authorization: Bearer
-    KEY`, `x-api-key: KEY`, or `authorization: Basic base64(id:secret)`. Without a valid
-    one a call gets UNAUTHENTICATED. A credential belongs to one tenant and sees nothing
+    KEY`, `x-api-key: KEY`, or `authorization: Basic base64(id:secret)`; or, where the
+    server has an issuer, an OAuth2 access token in `authorization: Bearer TOKEN`. Without a
+    valid one a call gets UNAUTHENTICATED. A credential belongs to one tenant and sees nothing
     of another: what is not there and what is somebody else's are both NOT_FOUND. A
     credential that is bound to one account gets PERMISSION_DENIED for everything else, and so
     does one without a scope that its method declares; see scope.proto.
@@ -118,8 +119,9 @@ class LedgerServicer:
     """Records every movement of credits of every account and lists them.
 
     Every call needs a credential: an API key in the metadata `authorization: Bearer
-    KEY`, `x-api-key: KEY`, or `authorization: Basic base64(id:secret)`. Without a valid
-    one a call gets UNAUTHENTICATED. A credential belongs to one tenant and sees nothing
+    KEY`, `x-api-key: KEY`, or `authorization: Basic base64(id:secret)`; or, where the
+    server has an issuer, an OAuth2 access token in `authorization: Bearer TOKEN`. Without a
+    valid one a call gets UNAUTHENTICATED. A credential belongs to one tenant and sees nothing
     of another: what is not there and what is somebody else's are both NOT_FOUND. A
     credential that is bound to one account gets PERMISSION_DENIED for everything else, and so
     does one without a scope that its method declares; see scope.proto.
@@ -343,8 +345,9 @@ class Ledger:
     """Records every movement of credits of every account and lists them.
 
     Every call needs a credential: an API key in the metadata `authorization: Bearer
-    KEY`, `x-api-key: KEY`, or `authorization: Basic base64(id:secret)`. Without a valid
-    one a call gets UNAUTHENTICATED. A credential belongs to one tenant and sees nothing
+    KEY`, `x-api-key: KEY`, or `authorization: Basic base64(id:secret)`; or, where the
+    server has an issuer, an OAuth2 access token in `authorization: Bearer TOKEN`. Without a
+    valid one a call gets UNAUTHENTICATED. A credential belongs to one tenant and sees nothing
     of another: what is not there and what is somebody else's are both NOT_FOUND. A
     credential that is bound to one account gets PERMISSION_DENIED for everything else, and so
     does one without a scope that its method declares; see scope.proto.

@@ -1,0 +1,179 @@
+"""OAuth2 access tokens: JWTs (RFC 7519, RFC 9068) that one configured issuer has signed.
+
+PyJWT does the cryptography and compares issuer and audience. The times are compared here,
+with the clock of the ledger. Which algorithms are good, and where the keys are, nobody but
+the settings says: what a token's header tells about that (`jku`, `jwk`, `x5u`) is not read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jwt
+import structlog
+from jwt import PyJWK, PyJWTError
+
+from server.ledger.access import SUFFICIENT, Caller
+from server.ledger.errors import CredentialInvalid
+from server.ledger.instants import LATEST, SECOND, Clock, Instant
+from server.ledger.names import ALL_ACCOUNTS, is_account_id
+from server.store.credentials import CredentialStore, Tenant
+from server.transport.auth import Opened
+from server.transport.signing_keys import NoSuchKey, SigningKeys
+
+log = structlog.get_logger(__name__)
+
+TYPES = ("jwt", "at+jwt", "application/at+jwt")
+"""What a header may say that a token is, in lower case. It may also say nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRules:
+    """Which tokens are good, and where in them it says for what."""
+
+    issuer: str
+    audience: str
+    algorithms: tuple[str, ...]
+    tenant_claim: str
+    """The name of the claim with the slug of the tenant."""
+    scope_claim: str
+    account_claim: str | None
+    """The name of the claim with the id of the account to which a token is bound; None if none is ever bound."""
+    clock_skew: Instant
+    """How far the issuer's clock may be from ours."""
+
+
+class _Refused(Exception):
+    """Why a token is not good, in fixed words for the log."""
+
+
+class AccessTokens:
+    """Finds whom an access token lets in."""
+
+    def __init__(self, rules: TokenRules, keys: SigningKeys, store: CredentialStore, clock: Clock) -> None:
+        self._rules = rules
+        self._keys = keys
+        self._store = store
+        self._clock = clock
+
+    async def open(self, token: str) -> Opened:
+        """Checks a token. Raises CredentialInvalid, and ServiceUnavailable while its issuer's keys can't be had.
+
+        The caller is not told what is wrong; the log is, where it takes what is for debugging.
+        """
+        try:
+            return await self._open(token)
+        except (PyJWTError, NoSuchKey, _Refused) as error:
+            # PyJWT's own words repeat what the caller sent.
+            problem = type(error).__name__ if isinstance(error, PyJWTError) else str(error)
+            log.debug("access token refused", problem=problem)
+            raise CredentialInvalid from None
+
+    async def _open(self, token: str) -> Opened:
+        algorithm, key_id = self._read_header(token)
+        claims = self._verify(token, await self._keys.find(algorithm, key_id))
+        expire_time = self._check_times(claims)
+        tenant = await self._find_tenant(claims)
+        caller = Caller(
+            tenant.number,
+            tenant.uid,
+            _credential_id(tenant, _read_text(claims, "sub")),
+            self._read_account(claims),
+            _read_scopes(claims.get(self._rules.scope_claim)),
+        )
+        return Opened(caller, expire_time)
+
+    def _read_header(self, token: str) -> tuple[str, str | None]:
+        """By which algorithm and with which key a token says that it is signed."""
+        header = jwt.get_unverified_header(token)
+        algorithm = header.get("alg")
+        if algorithm not in self._rules.algorithms:
+            raise _Refused("alg is not allowed")
+        if "typ" in header and str(header["typ"]).lower() not in TYPES:
+            raise _Refused("typ is not that of an access token")
+        return algorithm, header.get("kid")
+
+    def _verify(self, token: str, key: PyJWK) -> dict[str, Any]:
+        """The claims of a token that was signed with this key, by this issuer, for this audience."""
+        return jwt.decode(
+            token,
+            key,
+            algorithms=[key.algorithm_name],
+            issuer=self._rules.issuer,
+            audience=self._rules.audience,
+            options={
+                "require": ["exp", "iss", "aud", "sub"],
+                # PyJWT knows no other clock than the machine's.
+                "verify_exp": False,
+                "verify_nbf": False,
+                "verify_iat": False,
+                "enforce_minimum_key_length": True,
+            },
+        )
+
+    def _check_times(self, claims: Mapping[str, Any]) -> Instant:
+        """Before when a token is good, the skew of clocks included."""
+        now, skew = self._clock(), self._rules.clock_skew
+        expire_time = _read_time(claims, "exp") + skew
+        if now >= expire_time:
+            raise _Refused("exp is past")
+        for name in ("nbf", "iat"):
+            if name in claims and now < _read_time(claims, name) - skew:
+                raise _Refused(f"{name} is to come")
+        return expire_time
+
+    async def _find_tenant(self, claims: Mapping[str, Any]) -> Tenant:
+        tenant = await self._store.tenant(_read_text(claims, self._rules.tenant_claim))
+        if tenant is None:
+            raise _Refused("there is no such tenant")
+        return tenant
+
+    def _read_account(self, claims: Mapping[str, Any]) -> str | None:
+        """The account to which a token is bound. To be good for all it has to say so; silence could be an oversight."""
+        if self._rules.account_claim is None:
+            return None
+        account_id = _read_text(claims, self._rules.account_claim)
+        if account_id == ALL_ACCOUNTS:
+            return None
+        if not is_account_id(account_id):
+            raise _Refused("no account could have this id")
+        return account_id
+
+
+def _read_time(claims: Mapping[str, Any], name: str) -> Instant:
+    """A NumericDate: seconds, perhaps with a fraction."""
+    value = claims[name]
+    # Comparisons also keep out NaN and the infinities, which Python reads in JSON.
+    if type(value) not in (int, float) or not 0 <= value <= LATEST // SECOND:
+        raise _Refused(f"{name} is not a time")
+    return int(value * SECOND)
+
+
+def _read_text(claims: Mapping[str, Any], name: str) -> str:
+    value = claims.get(name)
+    # Half a surrogate pair, a NUL and the like are in no name, and no database takes them.
+    if not isinstance(value, str) or not value or not value.isprintable():
+        raise _Refused(f"{name} is missing, or is no text")
+    return value
+
+
+def _read_scopes(value: object) -> frozenset[str]:
+    """Daybook's among the scopes of a token: words with spaces between them, or a list. The others are not ours."""
+    match value:
+        case None:
+            words: list[object] = []
+        case str():
+            words = [*value.split(" ")]
+        case list():
+            words = value
+        case _:
+            raise _Refused("the scopes are neither text nor a list")
+    return frozenset(word for word in words if isinstance(word, str) and word in SUFFICIENT)
+
+
+def _credential_id(tenant: Tenant, subject: str) -> str:
+    """Who holds a token, whichever of their tokens it is. No API key has an id like this."""
+    return f"oauth2:{hashlib.sha256(f'{tenant.number} {subject}'.encode()).hexdigest()[:32]}"

@@ -1,0 +1,270 @@
+"""The public keys of the issuer of access tokens: a JWK Set (RFC 7517), from a URL or out of a file.
+
+What was fetched is kept. It is fetched anew when it is old, and when a token names a key
+that is not in it, but never more often than every few seconds, so that nobody can have us
+flood the issuer with made-up names. While the issuer is away, the last good set is used on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import math
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import httpx
+import structlog
+from jwt import PyJWK, PyJWTError
+
+from server.ledger.errors import ServiceUnavailable
+
+log = structlog.get_logger(__name__)
+
+KEY_TYPES: Mapping[str, str] = {
+    "RS256": "RSA",
+    "RS384": "RSA",
+    "RS512": "RSA",
+    "PS256": "RSA",
+    "PS384": "RSA",
+    "PS512": "RSA",
+    "ES256": "EC",
+    "ES384": "EC",
+    "ES512": "EC",
+    "EdDSA": "OKP",
+}
+"""Every algorithm that can be allowed, and the type of its keys. None of them signs with what verifies."""
+
+FETCH_SECONDS_MAX = 5.0
+"""How long a fetch may take in all, and so how long a call may wait for one."""
+FETCH_AGAIN_SECONDS = 10.0
+"""How long after a fetch nobody starts another, whatever came of it."""
+KEPT_SECONDS = 3600.0
+"""How long keys that are due are used on while the issuer is away. Few access tokens live longer."""
+SET_BYTES_MAX = 256 * 1024
+SET_KEYS_MAX = 100
+
+Fetch: TypeAlias = Callable[[], Awaitable[bytes]]
+"""Gets a JWK Set from where it is. Whatever it raises, it could not be had."""
+
+
+class NotFetched(Exception):
+    """Why a JWK Set could not be had, in words for the log."""
+
+
+class NoSuchKey(Exception):
+    """The issuer has no such key, in words for the log."""
+
+
+class SigningKeys:
+    """The keys of one issuer, as fresh as need be."""
+
+    def __init__(
+        self,
+        fetch: Fetch,
+        algorithms: Sequence[str],
+        refresh_seconds: float,
+        stopwatch: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Keys are due after `refresh_seconds`; `stopwatch` gives seconds. Only `algorithms` find keys."""
+        self._fetch = fetch
+        self._algorithms = algorithms
+        self._refresh_seconds = refresh_seconds
+        self._stopwatch = stopwatch
+        self._keys: Sequence[PyJWK] = ()
+        self._asked_at = -math.inf
+        self._fetched_at = -math.inf
+        """When the present keys were asked for; as _asked_at, if nothing went wrong since."""
+        self._fetching: asyncio.Task[None] | None = None
+
+    async def find(self, algorithm: str, key_id: str | None) -> PyJWK:
+        """The one key of this id, or without an id the only one, that verifies what this algorithm signed.
+
+        Raises NoSuchKey if there is none or more than one, and ServiceUnavailable if nobody
+        knows, because the issuer is away.
+        """
+        if self._age() >= self._refresh_seconds:
+            # The first to find the keys due waits for new ones. If they can't be had, nobody waits again.
+            await self.refresh(wait=not self._is_away() or self._has_expired())
+        found = self._matching(algorithm, key_id)
+        if not found:
+            await self.refresh()
+            found = self._matching(algorithm, key_id)
+        if self._has_expired() or (not found and self._is_away()):
+            raise ServiceUnavailable
+        if len(found) != 1:
+            raise NoSuchKey("more than one key could be meant" if found else "the issuer has no such key")
+        return found[0]
+
+    async def refresh(self, *, wait: bool = True) -> None:
+        """Fetches the keys, unless that was just tried; joins a fetch that is under way. Never raises.
+
+        Without `wait` the fetch goes on behind the caller's back.
+        """
+        now = self._stopwatch()
+        if self._fetching is None and now - self._asked_at >= FETCH_AGAIN_SECONDS:
+            self._asked_at = now
+            self._fetching = asyncio.create_task(self._replace())
+        if wait and self._fetching is not None:
+            # A caller who goes away takes nobody else's keys along.
+            await asyncio.shield(self._fetching)
+
+    async def close(self) -> None:
+        """Ends a fetch that is under way."""
+        if self._fetching is not None:
+            self._fetching.cancel()
+            await asyncio.wait([self._fetching])
+
+    def has_any(self) -> bool:
+        """Whether there is a key to verify with."""
+        return bool(self._keys) and not self._has_expired()
+
+    async def _replace(self) -> None:
+        asked_at = self._asked_at
+        try:
+            async with asyncio.timeout(FETCH_SECONDS_MAX):
+                content = await self._fetch()
+            keys = read_keys(content, self._algorithms)
+        except Exception as error:
+            # Of ours the words, which are fixed; of others' no more than what kind they are.
+            problem = str(error) if isinstance(error, NotFetched) else type(error).__name__
+            log.warning("signing keys not fetched", problem=problem)
+        else:
+            self._keys, self._fetched_at = keys, asked_at
+            if not keys:
+                log.warning("the issuer has no signing key that can be used")
+        finally:
+            self._fetching = None
+
+    def _matching(self, algorithm: str, key_id: str | None) -> list[PyJWK]:
+        return [
+            key for key in self._keys if key.algorithm_name == algorithm and (key_id is None or key.key_id == key_id)
+        ]
+
+    def _age(self) -> float:
+        return self._stopwatch() - self._fetched_at
+
+    def _has_expired(self) -> bool:
+        return self._age() >= self._refresh_seconds + KEPT_SECONDS
+
+    def _is_away(self) -> bool:
+        return self._fetched_at != self._asked_at
+
+
+@contextlib.asynccontextmanager
+async def signing_keys(
+    location: str,
+    algorithms: Sequence[str],
+    refresh_seconds: float,
+    stopwatch: Callable[[], float] = time.monotonic,
+) -> AsyncIterator[SigningKeys]:
+    """The keys at a URL or in a file, until the end of the block.
+
+    A file is looked at again every few seconds. Raises NotFetched if it holds no key that can
+    be used; an issuer may be away for now.
+    """
+    remote = is_url(location)
+    source = from_url(location) if remote else contextlib.nullcontext(from_file(Path(location)))
+    async with source as fetch:
+        keys = SigningKeys(fetch, algorithms, refresh_seconds if remote else FETCH_AGAIN_SECONDS, stopwatch)
+        try:
+            await keys.refresh(wait=not remote)
+            if not remote and not keys.has_any():
+                raise NotFetched("the file holds no key that can be used")
+            yield keys
+        finally:
+            await keys.close()
+
+
+def is_url(location: str) -> bool:
+    """Whether a JWK Set is fetched over the network."""
+    return "://" in location
+
+
+@contextlib.asynccontextmanager
+async def from_url(url: str) -> AsyncIterator[Fetch]:
+    """Fetches from a URL, and from nowhere else: redirects are not followed."""
+    client = httpx.AsyncClient(
+        follow_redirects=False,
+        timeout=FETCH_SECONDS_MAX,
+        # The environment may name a proxy and authorities for TLS; what is on this machine needs none.
+        trust_env=url.startswith("https://"),
+        # Compressed, a few bytes could become very many.
+        headers={"accept": "application/json", "accept-encoding": "identity", "user-agent": "daybook"},
+    )
+
+    async def fetch() -> bytes:
+        content = bytearray()
+        async with client.stream("GET", url) as response:
+            if response.status_code != httpx.codes.OK:
+                raise NotFetched(f"the issuer answers with {response.status_code}")
+            async for chunk in response.aiter_raw():
+                content += chunk
+                _require_size(len(content))
+        return bytes(content)
+
+    async with client:
+        yield fetch
+
+
+def from_file(path: Path) -> Fetch:
+    """Reads a file."""
+
+    def read() -> bytes:
+        # A pipe would never end.
+        if not path.is_file():
+            raise NotFetched("there is no such file")
+        with path.open("rb") as file:
+            content = file.read(SET_BYTES_MAX + 1)
+        _require_size(len(content))
+        return content
+
+    async def fetch() -> bytes:
+        return await asyncio.to_thread(read)
+
+    return fetch
+
+
+def _require_size(count: int) -> None:
+    if count > SET_BYTES_MAX:
+        raise NotFetched(f"the JWK Set has more than {SET_BYTES_MAX} bytes")
+
+
+def read_keys(content: bytes, algorithms: Sequence[str]) -> list[PyJWK]:
+    """The keys of a JWK Set that verify what one of the algorithms signed, once for each that they may be used with.
+
+    What is of no use to us is left out, as RFC 7517 (5) has it; a set of nothing else revokes
+    all keys. Raises NotFetched for what is no JWK Set.
+    """
+    try:
+        jwk_set = json.loads(content)
+    except (ValueError, RecursionError):
+        raise NotFetched("the JWK Set is not JSON") from None
+    if not isinstance(jwk_set, dict) or not isinstance(jwk_set.get("keys"), list):
+        raise NotFetched("the JWK Set has no keys")
+    if len(jwk_set["keys"]) > SET_KEYS_MAX:
+        raise NotFetched(f"the JWK Set has more than {SET_KEYS_MAX} keys")
+    jwks = [jwk for jwk in jwk_set["keys"] if isinstance(jwk, dict) and _is_for_signatures(jwk)]
+    return [key for jwk in jwks for algorithm in algorithms if (key := _read_key(jwk, algorithm)) is not None]
+
+
+def _is_for_signatures(jwk: dict[str, Any]) -> bool:
+    """Whether a key is a public one that its issuer signs with (RFC 7517, 4.2 and 4.3)."""
+    operations = jwk.get("key_ops", ["verify"])
+    return jwk.get("use", "sig") == "sig" and isinstance(operations, list) and "verify" in operations and "d" not in jwk
+
+
+def _read_key(jwk: dict[str, Any], algorithm: str) -> PyJWK | None:
+    if jwk.get("kty") != KEY_TYPES[algorithm] or jwk.get("alg", algorithm) != algorithm:
+        return None
+    try:
+        key = PyJWK(jwk, algorithm)
+        # This is where PyJWT compares the curve with the algorithm.
+        key.Algorithm.prepare_key(key.key)
+    except (PyJWTError, TypeError, ValueError):
+        return None
+    # An RSA key of less than 2,048 bits.
+    return None if key.Algorithm.check_key_length(key.key) else key

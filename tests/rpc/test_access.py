@@ -1,0 +1,382 @@
+"""Every kind of credential at every method of every service: what becomes of the call."""
+
+from __future__ import annotations
+
+import base64
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+import grpc
+import pytest
+import pytest_asyncio
+from daybook.v1.ledger_service_pb2 import BulkCreateTransactionsResponse
+from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.json_format import ParseDict
+from google.protobuf.message_factory import GetMessageClass
+
+from server.app import open_book, serving
+from server.config import Settings
+from server.ledger.access import SUFFICIENT, RetiredSecret, hash_secret, new_api_key
+from server.ledger.instants import SECOND, Instant
+from tests.conftest import NOON, Clock, Server, read_refusal, read_status
+from tests.issuer import AUDIENCE, NAME, Key, claims_at, ec_key, jwk_set
+from tests.rpc.conftest import shares_a_server
+from tests.rpc.test_credentials import METHODS
+
+OK = "OK"
+MISSING, INVALID, SCOPE = "CREDENTIAL_MISSING", "CREDENTIAL_INVALID", "SCOPE_MISSING"
+NOT_PERMITTED, NO_ACCOUNT, NO_KEY = "ACCOUNT_NOT_PERMITTED", "ACCOUNT_NOT_FOUND", "API_KEY_NOT_FOUND"
+NO_TRANSACTION = "TRANSACTION_NOT_FOUND"
+
+READS_TRANSACTIONS = {"transactions.readonly", "transactions", "admin"}
+POSTS = {"transactions", "admin"}
+READS_ACCOUNTS = {"accounts.readonly", "accounts", "admin"}
+WRITES_ACCOUNTS = {"accounts", "admin"}
+READS_EITHER = READS_TRANSACTIONS | READS_ACCOUNTS
+RUNS_THE_LEDGER = {"admin"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method, a call of it that is about the account `acme` of the tenant `house`, and what becomes of that.
+
+    Of a credential that has one of the scopes, by what it is for; every other credential is
+    refused before that, and told that it lacks `lacking`.
+    """
+
+    scopes: AbstractSet[str]
+    lacking: str
+    request: dict[str, Any]
+    house: str
+    """For all of the tenant."""
+    acme: str
+    """Bound to the account."""
+    spare: str
+    """Bound to another account of the tenant."""
+    other: str
+    """For all of another tenant, which has no such account."""
+
+
+UID = "0192f3a4-5b6c-7d8e-9f01-23456789abcd"
+TRANSACTION = {"kind": "GRANT", "category": "test", "amount": "1"}
+ITEM = {"parent": "accounts/acme", "transaction": TRANSACTION, "createTime": "2024-10-10T12:00:00Z"}
+ACME, IN_ACME = {"name": "accounts/acme"}, {"parent": "accounts/acme"}
+
+WHOLE_ONLY, ACCOUNT_ONLY = (OK, NOT_PERMITTED, NOT_PERMITTED, OK), (OK, OK, NOT_PERMITTED, NO_ACCOUNT)
+"""What becomes of calls about all of a tenant, and of calls about the account."""
+
+ROWS: dict[str, Row] = {
+    "daybook.v1.Ledger.CreateAccount": Row(
+        WRITES_ACCOUNTS,
+        "accounts",
+        # One that there is in both tenants.
+        {"accountId": "twin", "account": {"kind": "SPACE"}},
+        *("ACCOUNT_EXISTS", NOT_PERMITTED, NOT_PERMITTED, "ACCOUNT_EXISTS"),
+    ),
+    "daybook.v1.Ledger.GetAccount": Row(READS_ACCOUNTS, "accounts.readonly", ACME, *ACCOUNT_ONLY),
+    "daybook.v1.Ledger.ListAccounts": Row(READS_ACCOUNTS, "accounts.readonly", {}, *WHOLE_ONLY),
+    "daybook.v1.Ledger.UpdateAccount": Row(
+        WRITES_ACCOUNTS, "accounts", {"account": {**ACME, "displayName": "Acme"}}, *ACCOUNT_ONLY
+    ),
+    "daybook.v1.Ledger.CreateTransaction": Row(
+        POSTS, "transactions", {**IN_ACME, "transaction": TRANSACTION}, *ACCOUNT_ONLY
+    ),
+    "daybook.v1.Ledger.BatchCreateTransactions": Row(
+        POSTS,
+        "transactions",
+        {**IN_ACME, "requests": [{**IN_ACME, "transaction": TRANSACTION}]},
+        *ACCOUNT_ONLY,
+    ),
+    "daybook.v1.Ledger.BulkCreateTransactions": Row(
+        POSTS,
+        "transactions",
+        {**IN_ACME, "requests": [{**IN_ACME, "transaction": TRANSACTION}]},
+        # Each of its transactions has an outcome of its own.
+        *(OK, OK, f"{OK} {NOT_PERMITTED}", f"{OK} {NO_ACCOUNT}"),
+    ),
+    "daybook.v1.Ledger.RefundTransaction": Row(
+        POSTS,
+        "transactions",
+        {"name": f"accounts/acme/transactions/{UID}"},
+        *(NO_TRANSACTION, NO_TRANSACTION, NOT_PERMITTED, NO_ACCOUNT),
+    ),
+    "daybook.v1.Ledger.TransferCredits": Row(
+        POSTS,
+        "transactions",
+        {**ACME, "destination": "accounts/twin", "amount": "0.1"},
+        *(OK, NOT_PERMITTED, NOT_PERMITTED, NO_ACCOUNT),
+    ),
+    "daybook.v1.Ledger.GetTransaction": Row(
+        READS_TRANSACTIONS,
+        "transactions.readonly",
+        {"name": f"accounts/acme/transactions/{UID}"},
+        *(NO_TRANSACTION, NO_TRANSACTION, NOT_PERMITTED, NO_ACCOUNT),
+    ),
+    "daybook.v1.Ledger.ListTransactions": Row(
+        READS_TRANSACTIONS, "transactions.readonly", {**IN_ACME, "pageSize": 1}, *ACCOUNT_ONLY
+    ),
+    "daybook.v1.Ledger.ListLots": Row(READS_EITHER, "accounts.readonly", {**IN_ACME, "pageSize": 1}, *ACCOUNT_ONLY),
+    "daybook.v1.Ledger.GetBalance": Row(
+        READS_EITHER, "accounts.readonly", {"name": "accounts/acme/balance"}, *ACCOUNT_ONLY
+    ),
+    "daybook.v1.Admin.ImportTransactions": Row(RUNS_THE_LEDGER, "admin", {"items": [ITEM]}, *ACCOUNT_ONLY),
+    "daybook.v1.Admin.VerifyLedger": Row(RUNS_THE_LEDGER, "admin", {}, *WHOLE_ONLY),
+    "daybook.v1.Admin.CreateApiKey": Row(
+        RUNS_THE_LEDGER, "admin", {"apiKey": {"scopes": ["transactions.readonly"]}}, *WHOLE_ONLY
+    ),
+    "daybook.v1.Admin.ListApiKeys": Row(RUNS_THE_LEDGER, "admin", {"pageSize": 1}, *WHOLE_ONLY),
+    "daybook.v1.Admin.RevokeApiKey": Row(
+        RUNS_THE_LEDGER, "admin", {"name": "apiKeys/to-revoke"}, *(OK, NOT_PERMITTED, NOT_PERMITTED, NO_KEY)
+    ),
+    "daybook.v1.Admin.RotateApiKey": Row(
+        RUNS_THE_LEDGER, "admin", {"name": "apiKeys/to-rotate"}, *(OK, NOT_PERMITTED, NOT_PERMITTED, NO_KEY)
+    ),
+    "daybook.facades.teable.v1.Billing.GetSpaceCreditHistory": Row(
+        READS_TRANSACTIONS, "transactions.readonly", {"spaceId": "acme", "month": "2024-10"}, *ACCOUNT_ONLY
+    ),
+    "daybook.facades.nebulablock.v1.Users.GetCreditsHistory": Row(
+        READS_TRANSACTIONS,
+        "transactions.readonly",
+        {},
+        # About the account of whoever calls.
+        *(NOT_PERMITTED, OK, OK, NOT_PERMITTED),
+    ),
+    "daybook.facades.spacebring.v1.Transactions.GetCreditsTransactions": Row(
+        READS_TRANSACTIONS,
+        "transactions.readonly",
+        {"limit": "1"},
+        # The network that is named is that of `house`.
+        *(OK, NOT_PERMITTED, NOT_PERMITTED, "TENANT_NOT_PERMITTED"),
+    ),
+    "daybook.facades.paged.v1.Statements.ListAccountTransactions": Row(
+        READS_TRANSACTIONS, "transactions.readonly", {"account": "acme", "page_size": "1"}, *ACCOUNT_ONLY
+    ),
+    "daybook.facades.dreadnode.v1.Credits.ListCreditTransactions": Row(
+        READS_TRANSACTIONS, "transactions.readonly", {"org": "acme", "limit": "1"}, *ACCOUNT_ONLY
+    ),
+}
+
+USUAL = frozenset({"transactions", "accounts"})
+SETS_OF_SCOPES: dict[str, frozenset[str]] = {
+    **{scope: frozenset({scope}) for scope in SUFFICIENT},
+    "both readonly": frozenset({"transactions.readonly", "accounts.readonly"}),
+    "no scope": frozenset(),
+    "scopes that nobody knows": frozenset({"transaction", "Admin", "transactions.", "accounts.readonly.x"}),
+}
+ISSUER_KEY, STRANGERS_KEY = ec_key(), ec_key()
+SECONDS = NOON // SECOND
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A credential, and what it is good for; of one that is good for nothing, what its holder is told."""
+
+    metadata: Sequence[tuple[str, str]]
+    scopes: frozenset[str] = USUAL
+    reach: str = "house"
+    refusal: str | None = None
+
+    def expected(self, row: Row) -> str:
+        """What becomes of the call of a row with this credential."""
+        if self.refusal is not None:
+            return self.refusal
+        if not self.scopes & row.scopes:
+            return f"{SCOPE} {row.lacking}"
+        return {"house": row.house, "acme": row.acme, "spare": row.spare, "other": row.other}[self.reach]
+
+
+def bearer(text: str) -> list[tuple[str, str]]:
+    """A key or a token as Bearer."""
+    return [("authorization", f"Bearer {text}")]
+
+
+def basic(text: str) -> list[tuple[str, str]]:
+    """A key as Basic."""
+    return [("authorization", f"Basic {base64.b64encode(text.replace('.', ':', 1).encode()).decode()}")]
+
+
+def token(key: Key = ISSUER_KEY, **claims: object) -> str:
+    """A token for all of the tenant `house` with the scopes of a usual key, unless told otherwise."""
+    given = {"scope": "transactions accounts", "account": "-", **claims}
+    return key.token(claims_at(SECONDS, **given))
+
+
+def tokens() -> dict[str, Kind]:
+    """Every kind of access token."""
+    by_scopes = {
+        f"token: {name}": Kind(bearer(token(scope=" ".join(sorted(scopes)))), scopes)
+        for name, scopes in SETS_OF_SCOPES.items()
+    }
+    good = token()
+    bad = {
+        "tampered with": bearer(good[:-4] + ("AAAA" if good[-4:] != "AAAA" else "BBBB")),
+        "of a stranger": bearer(token(STRANGERS_KEY)),
+        "without a signature": bearer(good.rpartition(".")[0] + "."),
+        "expired": bearer(token(exp=SECONDS - 30)),
+        "not valid yet": bearer(token(nbf=SECONDS + 31)),
+        "for somebody else": bearer(token(aud="https://other.example")),
+        "of another issuer": bearer(token(iss="https://other.example")),
+        "of a tenant that is not there": bearer(token(tenant="nobody", scope="admin")),
+        "that binds to nothing": bearer(token(account=None, scope="admin")),
+        "as X-API-Key": [("x-api-key", good)],
+        "as Basic": basic(good),
+    }
+    return {
+        **by_scopes,
+        "token: over, by less than the skew": Kind(bearer(token(exp=SECONDS - 29))),
+        "token: no claim of scopes": Kind(bearer(token(scope=None)), frozenset()),
+        "token: scopes in a list": Kind(
+            bearer(token(scope=["accounts.readonly", "x"])), frozenset({"accounts.readonly"})
+        ),
+        "token: bound to acme": Kind(bearer(token(account="acme")), reach="acme"),
+        "token: bound to acme, admin": Kind(
+            bearer(token(account="acme", scope="admin")), SETS_OF_SCOPES["admin"], "acme"
+        ),
+        "token: bound to spare": Kind(bearer(token(account="spare", scope="admin")), SETS_OF_SCOPES["admin"], "spare"),
+        "token: of another tenant": Kind(
+            bearer(token(tenant="other", scope="admin")), SETS_OF_SCOPES["admin"], "other"
+        ),
+        **{f"token: {name}": Kind(metadata, refusal=INVALID) for name, metadata in bad.items()},
+    }
+
+
+async def keys(server: Server, house: int, other: int) -> dict[str, Kind]:
+    """Every kind of API key, and of what is none."""
+
+    async def key(tenant: int = house, **given: Any) -> str:
+        return (await server.client(tenant, **given)).key
+
+    async def expiring(expire_time: Instant) -> str:
+        new = new_api_key(server.book.random_bytes)
+        await server.book.credentials.create_api_key(
+            key_id=new.key_id,
+            secret_hash=new.secret_hash,
+            tenant_number=house,
+            account_number=None,
+            create_time=NOON,
+            expire_time=expire_time,
+        )
+        return new.text
+
+    async def revoked() -> str:
+        text = await key()
+        await server.book.credentials.revoke_api_key(house, text.partition(".")[0], NOON)
+        return text
+
+    async def rotated_out(until: Instant) -> str:
+        text = await key()
+        key_id, _, secret = text.partition(".")
+        retired = RetiredSecret(hash_secret(secret), until)
+        await server.book.credentials.rotate_api_key(house, key_id, hash_secret("new"), lambda *_: [retired])
+        return text
+
+    by_scopes = {
+        f"key: {name}": Kind(bearer(await key(scopes=scopes)), scopes) for name, scopes in SETS_OF_SCOPES.items()
+    }
+    usual = await key()
+    bad = {
+        "malformed": bearer("00"),
+        "of nobody": bearer("00.00"),
+        "of nobody, as X-API-Key": [("x-api-key", "00.00")],
+        "of nobody, as Basic": basic("00.00"),
+        "with another secret": bearer(f"{usual}x"),
+        "by another scheme": [("authorization", f"Digest {usual}")],
+        "wrong before right": [*bearer("00.00"), *bearer(usual)],
+        "very long": bearer(usual.ljust(9000, "x")),
+        "rotated out": bearer(await rotated_out(NOON)),
+        "expired": bearer(await expiring(NOON)),
+        "revoked": bearer(await revoked()),
+    }
+    admin = SETS_OF_SCOPES["admin"]
+    return {
+        "none": Kind([], refusal=MISSING),
+        "a cookie": Kind([("cookie", f"key={usual}")], refusal=MISSING),
+        **by_scopes,
+        "key: as Bearer": Kind(bearer(usual)),
+        "key: as X-API-Key": Kind([("x-api-key", usual)]),
+        "key: as Basic": Kind(basic(usual)),
+        "key: rotated out a while ago, within the grace period": Kind(bearer(await rotated_out(NOON + 1))),
+        "key: about to expire": Kind(bearer(await expiring(NOON + 1))),
+        "key: bound to acme": Kind(bearer(await key(account_id="acme")), reach="acme"),
+        "key: bound to acme, admin": Kind(bearer(await key(account_id="acme", scopes=admin)), admin, "acme"),
+        "key: bound to spare": Kind(bearer(await key(account_id="spare", scopes=admin)), admin, "spare"),
+        "key: of another tenant": Kind(bearer(await key(other, scopes=admin)), admin, "other"),
+        **{f"key: {name}": Kind(metadata, refusal=INVALID) for name, metadata in bad.items()},
+    }
+
+
+async def outcome_of(channel: grpc.aio.Channel, method: MethodDescriptor, kind: Kind) -> str:
+    """What becomes of a row's call; behind OK the reason for which the first part of it was refused."""
+    request = ParseDict(ROWS[method.full_name].request, GetMessageClass(method.input_type)())
+    answer = GetMessageClass(method.output_type)()
+    path = f"/{method.containing_service.full_name}/{method.name}"
+    metadata = (*kind.metadata, ("spacebring-network-id", str(uuid.uuid5(uuid.NAMESPACE_URL, "house"))))
+    try:
+        if method.server_streaming:
+            stream: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(path)
+            async for _ in stream(request.SerializeToString(), metadata=metadata):
+                pass
+        else:
+            unary: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(path)
+            answer.ParseFromString(await unary(request.SerializeToString(), metadata=metadata))
+    except grpc.aio.AioRpcError as error:
+        refusal = read_refusal(error)
+        if refusal.reason == SCOPE:
+            assert refusal.message == f"the credential lacks the scope {refusal.metadata['scope']}"
+            return f"{SCOPE} {refusal.metadata['scope']}"
+        return refusal.reason
+    if isinstance(answer, BulkCreateTransactionsResponse) and answer.results[0].HasField("error"):
+        return f"{OK} {read_status(answer.results[0].error).reason}"
+    return OK
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Server]:
+    """A server that takes access tokens, with the tenants `house` and `other`."""
+    folder = tmp_path_factory.mktemp("access")
+    (folder / "jwks.json").write_bytes(jwk_set(ISSUER_KEY))
+    settings = Settings(
+        port=0,
+        oauth2_issuer=NAME,
+        oauth2_audience=AUDIENCE,
+        oauth2_jwks=str(folder / "jwks.json"),
+        oauth2_account_claim="account",
+    )
+    async with (
+        open_book(f"sqlite+aiosqlite:///{folder}/daybook.db", Clock(), Random(1).randbytes) as book,
+        serving(book, settings) as port,
+        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+    ):
+        yield Server(book, channel)
+
+
+def test_the_table_has_every_method() -> None:
+    """A method that is new has to say here to whom it opens."""
+    assert ROWS.keys() == {method.full_name for method in METHODS}
+
+
+@shares_a_server
+async def test_every_credential_at_every_method(server: Server) -> None:
+    """Credential, scope, tenant and binding are looked at in this order, at every method, whoever calls."""
+    house, other = [await server.create_tenant(slug) for slug in ("house", "other")]
+    for tenant, accounts in ((house, ("acme", "spare", "twin")), (other, ("twin",))):
+        owner = await server.client(tenant)
+        for account_id in accounts:
+            await owner.create_account(account_id)
+    for key_id in ("to-revoke", "to-rotate"):
+        await server.book.credentials.create_api_key(
+            key_id=key_id, secret_hash=b"", tenant_number=house, account_number=None, create_time=NOON
+        )
+    kinds = {**await keys(server, house, other), **tokens()}
+    outcomes = {
+        (name, method.full_name): await outcome_of(server.channel, method, kind)
+        for name, kind in kinds.items()
+        for method in METHODS
+    }
+    expected = {(name, method): kind.expected(row) for name, kind in kinds.items() for method, row in ROWS.items()}
+    assert {call: (outcomes[call], expected[call]) for call in expected if outcomes[call] != expected[call]} == {}
+    assert len(outcomes) == len(kinds) * len(METHODS)

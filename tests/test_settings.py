@@ -1,0 +1,94 @@
+"""Settings of access tokens: which go together, and which can't be right."""
+
+from __future__ import annotations
+
+import pytest
+
+from server.config import Settings
+from tests.issuer import AUDIENCE, NAME
+
+LOOPBACK = "http://127.0.0.1:9/jwks"
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"oauth2_issuer": NAME}, {"oauth2_audience", "oauth2_jwks"}),
+        ({"oauth2_audience": AUDIENCE}, {"oauth2_audience"}),
+        ({"oauth2_jwks": LOOPBACK}, {"oauth2_jwks"}),
+        ({"oauth2_issuer": NAME, "oauth2_audience": AUDIENCE}, {"oauth2_jwks"}),
+        ({"oauth2_issuer": NAME, "oauth2_jwks": LOOPBACK}, {"oauth2_audience"}),
+    ],
+)
+def test_settings_that_belong_together(settings: dict[str, str], named: set[str]) -> None:
+    """Issuer, audience and keys are set together, or the server says which is missing."""
+    with pytest.raises(ValueError, match="are set together") as refusal:
+        Settings(**settings)  # type: ignore[arg-type]
+    assert {problem["loc"][0] for problem in refusal.value.errors()} == named  # type: ignore[attr-defined]
+
+
+GOOD_SETTINGS = {"oauth2_issuer": NAME, "oauth2_audience": AUDIENCE, "oauth2_jwks": LOOPBACK}
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("oauth2_jwks", "http://issuer.example/jwks"),
+        ("oauth2_jwks", "http://127.0.0.1.evil.example/jwks"),
+        ("oauth2_jwks", "http://127.0.0.1@evil.example/jwks"),
+        ("oauth2_jwks", "https://user:secret@issuer.example/jwks"),
+        ("oauth2_jwks", "https:///jwks"),
+        ("oauth2_jwks", "https://issuer.example/jwks#keys"),
+        ("oauth2_jwks", "https://issuer.example:99999/jwks"),
+        ("oauth2_jwks", "file:///etc/jwks.json"),
+        ("oauth2_jwks", "ftp://issuer.example/jwks"),
+        ("oauth2_jwks", "data://text/plain,{}"),
+        ("oauth2_algorithms", "none"),
+        ("oauth2_algorithms", "HS256"),
+        ("oauth2_algorithms", "RS256 HS256"),
+        ("oauth2_algorithms", "rs256"),
+        ("oauth2_algorithms", ""),
+        ("oauth2_tenant_claim", ""),
+        ("oauth2_scope_claim", ""),
+        ("oauth2_clock_skew_seconds", "-1"),
+        ("oauth2_clock_skew_seconds", "301"),
+        ("oauth2_jwks_refresh_seconds", "9"),
+        ("oauth2_jwks_refresh_seconds", "86401"),
+    ],
+)
+def test_settings_that_are_refused(monkeypatch: pytest.MonkeyPatch, setting: str, value: str) -> None:
+    """What can't be right is refused at the start, by the setting's name."""
+    monkeypatch.setenv(f"DAYBOOK_{setting.upper()}", value)
+    with pytest.raises(ValueError, match=setting):
+        Settings(**{name: given for name, given in GOOD_SETTINGS.items() if name != setting})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("given", "algorithms"),
+    [
+        ("ES256", ("ES256",)),
+        ("ES256 EdDSA", ("ES256", "EdDSA")),
+        ("ES256, EdDSA,RS512", ("ES256", "EdDSA", "RS512")),
+        ("ES256 ES256", ("ES256",)),
+    ],
+)
+def test_algorithms_are_a_list(monkeypatch: pytest.MonkeyPatch, given: str, algorithms: tuple[str, ...]) -> None:
+    """Algorithms have spaces or commas between them; one that is named twice is one."""
+    monkeypatch.setenv("DAYBOOK_OAUTH2_ALGORITHMS", given)
+    assert Settings(**GOOD_SETTINGS).oauth2_algorithms == algorithms  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["https://issuer.example/jwks?a=b", "http://localhost:1/", "http://[::1]:8080/x", "/etc/daybook/jwks.json", "jwks"],
+)
+def test_places_of_keys(place: str) -> None:
+    """Keys come from an https URL, from this machine, or out of a file."""
+    assert Settings(**{**GOOD_SETTINGS, "oauth2_jwks": place}).oauth2_jwks == place  # type: ignore[arg-type]
+
+
+def test_the_default_is_off() -> None:
+    """Unless somebody sets an issuer, there are no tokens; the default algorithms are those that issuers use."""
+    settings = Settings()
+    assert (settings.oauth2_issuer, settings.oauth2_audience, settings.oauth2_jwks) == ("", "", "")
+    assert settings.oauth2_algorithms == ("RS256", "ES256", "EdDSA")

@@ -1,0 +1,516 @@
+"""The keys of the issuer: which are taken, how they are fetched, and how often."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gzip
+import json
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+import structlog
+from jwt import PyJWK
+
+from server.ledger.errors import ServiceUnavailable
+from server.transport import signing_keys as module
+from server.transport.signing_keys import (
+    FETCH_AGAIN_SECONDS,
+    FETCH_SECONDS_MAX,
+    KEPT_SECONDS,
+    KEY_TYPES,
+    SET_BYTES_MAX,
+    SET_KEYS_MAX,
+    Fetch,
+    NoSuchKey,
+    NotFetched,
+    SigningKeys,
+    from_file,
+    from_url,
+    read_keys,
+    signing_keys,
+)
+from tests.issuer import Endpoint, Key, ec_key, ed448_key, ed_key, jwk_set, rsa_key
+
+shares_a_loop = pytest.mark.asyncio(loop_scope="module")
+"""For tests that fetch, all from one issuer."""
+
+ONE, TWO = ec_key("one"), ec_key("two")
+REFRESH = 300.0
+ALL = tuple(KEY_TYPES)
+
+
+class Stopwatch:
+    """Stands still until a test moves it."""
+
+    def __init__(self) -> None:
+        self.seconds = 1_000.0
+
+    def __call__(self) -> float:
+        """What it shows."""
+        return self.seconds
+
+
+@pytest.fixture
+def stopwatch() -> Stopwatch:
+    """That of the keys under test."""
+    return Stopwatch()
+
+
+@pytest.fixture(scope="module")
+def issuer() -> Iterator[Endpoint]:
+    """One for all tests of this module."""
+    with Endpoint().serving() as endpoint:
+        yield endpoint
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def fetch(issuer: Endpoint) -> AsyncIterator[Fetch]:
+    """How its keys are fetched."""
+    async with from_url(issuer.url) as fetch:
+        yield fetch
+
+
+@pytest.fixture
+def endpoint(issuer: Endpoint) -> Endpoint:
+    """The issuer with the key ONE, asked by nobody yet."""
+    issuer.reset(jwk_set(ONE))
+    return issuer
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def keys(endpoint: Endpoint, fetch: Fetch, stopwatch: Stopwatch) -> AsyncIterator[SigningKeys]:
+    """The issuer's keys, not fetched yet."""
+    del endpoint  # Asked for because it is where they are.
+    keys = SigningKeys(fetch, ("ES256",), REFRESH, stopwatch)
+    yield keys
+    await keys.close()
+
+
+async def outcome(keys: SigningKeys, key: Key) -> str:
+    """Whether a key is found, and found to be the right one; else why not."""
+    try:
+        found = await keys.find(key.algorithm, key.id)
+    except (NoSuchKey, ServiceUnavailable) as error:
+        return type(error).__name__
+    assert found.key == key.private.public_key()
+    return "found"
+
+
+def test_bounds() -> None:
+    """What is promised in docs/operating.md."""
+    assert (FETCH_SECONDS_MAX, FETCH_AGAIN_SECONDS, KEPT_SECONDS) == (5, 10, 3600)
+    assert (SET_BYTES_MAX, SET_KEYS_MAX) == (262_144, 100)
+
+
+def jwk(key: Key, **changes: object) -> dict[str, Any]:
+    """A key as it is published, with changes; what is given as None is left out."""
+    return {name: value for name, value in {**key.jwk, **changes}.items() if value is not None}
+
+
+def private_jwk(key: Key) -> dict[str, Any]:
+    """A key pair in the place of a public key."""
+    return {"kid": key.id, **PyJWK(key.jwk, key.algorithm).Algorithm.to_jwk(key.private, as_dict=True)}
+
+
+JWKS: dict[str, tuple[Callable[[], dict[str, Any]], Sequence[str]]] = {
+    "RSA for any algorithm": (lambda: jwk(rsa_key()), ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512")),
+    "RSA for one algorithm": (lambda: jwk(rsa_key(), alg="PS256"), ("PS256",)),
+    "RSA of 1024 bits": (lambda: jwk(rsa_key("small", bits=1024)), ()),
+    "P-256": (lambda: jwk(ONE), ("ES256",)),
+    "P-384": (lambda: jwk(ec_key("384", "ES384")), ("ES384",)),
+    "P-521": (lambda: jwk(ec_key("521", "ES512")), ("ES512",)),
+    "P-256 for the algorithm of P-384": (lambda: jwk(ONE, alg="ES384"), ()),
+    "another curve": (lambda: jwk(ONE, crv="secp256k1"), ()),
+    "no curve": (lambda: jwk(ONE, crv=None), ()),
+    "Ed25519": (lambda: jwk(ed_key()), ("EdDSA",)),
+    "Ed448": (lambda: jwk(ed448_key()), ("EdDSA",)),
+    "X25519": (lambda: jwk(ed_key(), crv="X25519"), ()),
+    "a shared secret": (
+        lambda: {"kty": "oct", "kid": "one", "k": "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LXNlY3JldA"},
+        (),
+    ),
+    "a shared secret that says RS256": (lambda: {"kty": "oct", "kid": "one", "alg": "RS256", "k": "c2VjcmV0"}, ()),
+    "EC that says RS256": (lambda: jwk(ONE, alg="RS256"), ()),
+    "EC that says HS256": (lambda: jwk(ONE, alg="HS256"), ()),
+    "EC that says none": (lambda: jwk(ONE, alg="none"), ()),
+    "without a use": (lambda: jwk(ONE, use=None), ("ES256",)),
+    "for encryption": (lambda: jwk(ONE, use="enc"), ()),
+    "to verify": (lambda: jwk(ONE, key_ops=["verify"]), ("ES256",)),
+    "to sign only": (lambda: jwk(ONE, key_ops=["sign"]), ()),
+    "operations that are no list": (lambda: jwk(ONE, key_ops="verify"), ()),
+    "a private EC key": (lambda: private_jwk(ONE), ()),
+    "a private RSA key": (lambda: {**private_jwk(rsa_key()), "key_ops": ["verify"]}, ()),
+    "no type": (lambda: jwk(ONE, kty=None), ()),
+    "an unknown type": (lambda: jwk(ONE, kty="AKP"), ()),
+    "a type that is a list": (lambda: jwk(ONE, kty=["EC"]), ()),
+    "no coordinate": (lambda: jwk(ONE, y=None), ()),
+    "a coordinate that is a number": (lambda: jwk(ONE, y=7), ()),
+    "a coordinate that is short": (lambda: jwk(ONE, y="AQAB"), ()),
+    "a point beside the curve": (lambda: jwk(ONE, y=TWO.jwk["y"]), ()),
+    "no modulus": (lambda: jwk(rsa_key(), n=None), ()),
+    "an even exponent": (lambda: jwk(rsa_key(), e="AA"), ()),
+    "with what nobody knows": (lambda: jwk(ONE, x5c=["x"], x5u="https://x.example", more={"a": 1}), ("ES256",)),
+}
+"""A key by what is particular about it, and the algorithms for which it is taken."""
+
+
+@pytest.mark.parametrize("name", JWKS)
+def test_which_keys_are_taken(name: str) -> None:
+    """A key is taken for the algorithms that it fits, if it is public, strong and for signatures; so is the next."""
+    make, algorithms = JWKS[name]
+    taken = read_keys(jwk_set(make(), TWO), ALL)
+    assert [key.algorithm_name for key in taken if key.key_id != "two"] == list(algorithms)
+    assert [key.algorithm_name for key in taken if key.key_id == "two"] == ["ES256"]
+
+
+def test_only_allowed_algorithms_have_keys() -> None:
+    """A key for another algorithm than those that are allowed is not taken."""
+    content = jwk_set(rsa_key(), ONE, ed_key())
+    assert [key.algorithm_name for key in read_keys(content, ("ES256", "PS256"))] == ["PS256", "ES256"]
+    assert read_keys(content, ("ES384",)) == []
+
+
+NO_SETS = {
+    "nothing": b"",
+    "no JSON": b"<html>",
+    "cut": jwk_set(ONE)[:-1],
+    "not UTF-8": b'{"keys": ["\xff"]}',
+    "a list": b"[]",
+    "a text": b'"keys"',
+    "null": b"null",
+    "no keys": b"{}",
+    "keys that are no list": b'{"keys": {}}',
+    "too deep": b'{"keys": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    "too many keys": jwk_set(*[ONE] * (SET_KEYS_MAX + 1)),
+    "too long": jwk_set(ONE) + b" " * SET_BYTES_MAX,
+}
+"""What an issuer may answer that is no set of keys, or too much of one."""
+
+
+@shares_a_loop
+@pytest.mark.parametrize("name", NO_SETS)
+async def test_what_is_no_set_changes_nothing(
+    keys: SigningKeys, endpoint: Endpoint, stopwatch: Stopwatch, name: str
+) -> None:
+    """Garbage opens nothing where there were no keys, and takes away none that there were."""
+    good, endpoint.content = endpoint.content, NO_SETS[name]
+    assert await outcome(keys, ONE) == "ServiceUnavailable"
+    stopwatch.seconds += FETCH_AGAIN_SECONDS
+    endpoint.content = good
+    assert await outcome(keys, ONE) == "found"
+    stopwatch.seconds += REFRESH
+    endpoint.content = NO_SETS[name]
+    assert await outcome(keys, ONE) == "found"
+    assert endpoint.count == 3
+
+
+@pytest.mark.parametrize("name", [name for name in NO_SETS if name != "too long"])
+def test_what_is_no_set(name: str) -> None:
+    """The log is told in our words what is wrong, whatever the library says."""
+    with pytest.raises(NotFetched, match="the JWK Set"):
+        read_keys(NO_SETS[name], ALL)
+
+
+@shares_a_loop
+async def test_the_largest_set(keys: SigningKeys, endpoint: Endpoint) -> None:
+    """A set of a hundred keys, and one of 256 KiB, are taken."""
+    many = jwk_set(ONE, *[{"kty": "oct"}] * (SET_KEYS_MAX - 1))
+    endpoint.content = many + b" " * (SET_BYTES_MAX - len(many))
+    assert await outcome(keys, ONE) == "found"
+
+
+@shares_a_loop
+async def test_a_set_that_says_nothing_of_its_length(keys: SigningKeys, endpoint: Endpoint) -> None:
+    """Reading ends at the bound, also where nobody said beforehand how much there is."""
+    endpoint.drips = True
+    endpoint.content = b" " * (SET_BYTES_MAX + 1)
+    with structlog.testing.capture_logs() as logs:
+        assert await outcome(keys, ONE) == "ServiceUnavailable"
+    assert [entry["problem"] for entry in logs] == ["the JWK Set has more than 262144 bytes"]
+
+
+@shares_a_loop
+@pytest.mark.parametrize("status", [201, 204, 301, 302, 303, 307, 308, 400, 401, 403, 404, 429, 500, 503])
+async def test_only_200_brings_keys(keys: SigningKeys, endpoint: Endpoint, status: int) -> None:
+    """An answer with another status brings no keys, and a redirect leads nowhere, not even to the same host."""
+    endpoint.status = status
+    endpoint.headers = {"location": endpoint.url.replace("jwks", "other")}
+    if status == 204:
+        endpoint.content = b""
+    assert await outcome(keys, ONE) == "ServiceUnavailable"
+    assert endpoint.paths == ["/jwks.json"]
+
+
+@shares_a_loop
+async def test_nothing_is_unpacked(keys: SigningKeys, endpoint: Endpoint) -> None:
+    """A compressed set, which could be a thousand times as long, is no set."""
+    endpoint.headers = {"content-encoding": "gzip"}
+    endpoint.content = gzip.compress(endpoint.content)
+    assert await outcome(keys, ONE) == "ServiceUnavailable"
+
+
+@shares_a_loop
+async def test_a_proxy_of_the_environment_is_not_asked_on_loopback(
+    keys: SigningKeys, monkeypatch: pytest.MonkeyPatch, endpoint: Endpoint
+) -> None:
+    """What is on this machine is asked for directly."""
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:1")
+    async with from_url(endpoint.url) as fetch:
+        assert await fetch() == jwk_set(ONE)
+    assert await outcome(keys, ONE) == "found"
+
+
+@shares_a_loop
+async def test_an_issuer_that_is_slow(
+    keys: SigningKeys, endpoint: Endpoint, stopwatch: Stopwatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fetch is given up; who waited for it is told to come again, and who comes then doesn't wait."""
+    monkeypatch.setattr(module, "FETCH_SECONDS_MAX", 0.2)
+    endpoint.open.clear()
+    assert await outcome(keys, ONE) == "ServiceUnavailable"
+    monkeypatch.undo()
+    assert await outcome(keys, ONE) == "ServiceUnavailable"
+    assert endpoint.count == 1
+    endpoint.open.set()
+    stopwatch.seconds += FETCH_AGAIN_SECONDS
+    assert await outcome(keys, ONE) == "found"
+
+
+@shares_a_loop
+async def test_an_issuer_that_sends_a_byte_now_and_then(
+    keys: SigningKeys, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time is that of the whole fetch, and begins anew with no byte."""
+    monkeypatch.setattr(module, "FETCH_SECONDS_MAX", 0.3)
+    endpoint.drips = True
+    assert await outcome(keys, ONE) == "ServiceUnavailable"
+
+
+@shares_a_loop
+async def test_whoever_waits_waits_for_one_fetch(keys: SigningKeys, endpoint: Endpoint, stopwatch: Stopwatch) -> None:
+    """However many tokens come meanwhile, and however long it takes, the issuer is asked once."""
+    endpoint.open.clear()
+    waiting = [asyncio.create_task(outcome(keys, ONE)) for _ in range(25)]
+    while endpoint.count == 0:
+        await asyncio.sleep(0.001)
+    stopwatch.seconds += FETCH_AGAIN_SECONDS
+    waiting += [asyncio.create_task(outcome(keys, ONE)) for _ in range(25)]
+    await asyncio.sleep(0)
+    endpoint.open.set()
+    assert await asyncio.gather(*waiting) == ["found"] * 50
+    assert endpoint.count == 1
+
+
+@shares_a_loop
+async def test_who_goes_away_takes_no_keys_along(keys: SigningKeys, endpoint: Endpoint) -> None:
+    """A caller who gives up while keys are fetched ends neither the fetch nor the wait of others."""
+    endpoint.open.clear()
+    first = asyncio.create_task(outcome(keys, ONE))
+    second = asyncio.create_task(outcome(keys, ONE))
+    while endpoint.count == 0:
+        await asyncio.sleep(0.001)
+    first.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await first
+    endpoint.open.set()
+    assert await second == "found"
+    assert endpoint.count == 1
+
+
+@shares_a_loop
+async def test_keys_are_fetched_again_when_they_are_due(
+    keys: SigningKeys, endpoint: Endpoint, stopwatch: Stopwatch
+) -> None:
+    """Until then nobody asks; from then on a key that is gone opens nothing."""
+    assert await outcome(keys, ONE) == "found"
+    endpoint.content = jwk_set(TWO)
+    stopwatch.seconds += REFRESH - 0.001
+    assert await outcome(keys, ONE) == "found"
+    assert endpoint.count == 1
+    stopwatch.seconds += 0.001
+    assert await outcome(keys, ONE) == "NoSuchKey"
+    assert endpoint.count == 2
+    assert await outcome(keys, TWO) == "found"
+
+
+@shares_a_loop
+async def test_an_empty_set_revokes_all(keys: SigningKeys, endpoint: Endpoint, stopwatch: Stopwatch) -> None:
+    """An issuer that takes all its keys back is obeyed, and not taken for one that is away."""
+    assert await outcome(keys, ONE) == "found"
+    endpoint.content = jwk_set()
+    stopwatch.seconds += REFRESH
+    assert await outcome(keys, ONE) == "NoSuchKey"
+
+
+@shares_a_loop
+async def test_a_new_key_is_found_at_once(keys: SigningKeys, endpoint: Endpoint, stopwatch: Stopwatch) -> None:
+    """A token that names a key nobody has seen makes us look, before the others are due."""
+    assert await outcome(keys, ONE) == "found"
+    endpoint.content = jwk_set(ONE, TWO)
+    stopwatch.seconds += FETCH_AGAIN_SECONDS
+    assert await outcome(keys, TWO) == "found"
+    assert await outcome(keys, ONE) == "found"
+    assert endpoint.count == 2
+
+
+@shares_a_loop
+async def test_a_flood_of_unknown_keys(keys: SigningKeys, endpoint: Endpoint, stopwatch: Stopwatch) -> None:
+    """Whatever names tokens make up, one at a time or all at once, the issuer is asked once in ten seconds."""
+    made_up = [Key(f"made-up-{number}", "ES256", ONE.private) for number in range(30)]
+    assert await outcome(keys, ONE) == "found"
+    for elapsed, count in ((0.0, 1), (FETCH_AGAIN_SECONDS - 0.001, 1), (0.001, 2), (FETCH_AGAIN_SECONDS - 0.001, 2)):
+        stopwatch.seconds += elapsed
+        for key in made_up:
+            assert await outcome(keys, key) == "NoSuchKey"
+        assert await asyncio.gather(*(outcome(keys, key) for key in made_up)) == ["NoSuchKey"] * 30
+        assert endpoint.count == count
+    assert await outcome(keys, ONE) == "found"
+
+
+@shares_a_loop
+async def test_an_issuer_that_was_never_reached(keys: SigningKeys, endpoint: Endpoint, stopwatch: Stopwatch) -> None:
+    """Nobody can say that a token is bad; and a flood doesn't ask more often than good tokens do."""
+    endpoint.status = 500
+    for _ in range(20):
+        assert await outcome(keys, ONE) == "ServiceUnavailable"
+    assert endpoint.count == 1
+    stopwatch.seconds += FETCH_AGAIN_SECONDS
+    endpoint.status = 200
+    assert await outcome(keys, ONE) == "found"
+
+
+@shares_a_loop
+async def test_the_last_good_set_while_the_issuer_is_away(
+    keys: SigningKeys, endpoint: Endpoint, stopwatch: Stopwatch
+) -> None:
+    """It is good for an hour after it was due, to the millisecond, and an unknown key may be a new one meanwhile."""
+    assert await outcome(keys, ONE) == "found"
+    endpoint.status = 503
+    stopwatch.seconds += REFRESH
+    assert await outcome(keys, ONE) == "found"
+    assert await outcome(keys, TWO) == "ServiceUnavailable"
+    assert endpoint.count == 2
+    stopwatch.seconds += KEPT_SECONDS - 0.001
+    assert await outcome(keys, ONE) == "found"
+    stopwatch.seconds += 0.001
+    assert await outcome(keys, ONE) == "ServiceUnavailable"
+    stopwatch.seconds += FETCH_AGAIN_SECONDS
+    endpoint.status = 200
+    assert await outcome(keys, ONE) == "found"
+
+
+@shares_a_loop
+async def test_nobody_waits_again_for_an_issuer_that_is_away(
+    keys: SigningKeys, endpoint: Endpoint, stopwatch: Stopwatch
+) -> None:
+    """After a fetch that failed, the next one goes on behind the backs of calls, until it brings new keys."""
+    assert await outcome(keys, ONE) == "found"
+    endpoint.status = 503
+    stopwatch.seconds += REFRESH
+    assert await outcome(keys, ONE) == "found"
+    endpoint.open.clear()
+    stopwatch.seconds += FETCH_AGAIN_SECONDS
+    assert await outcome(keys, ONE) == "found"
+    while endpoint.count < 3:
+        await asyncio.sleep(0.001)
+    assert await outcome(keys, ONE) == "found"
+    endpoint.status, endpoint.content = 200, jwk_set(TWO)
+    endpoint.open.set()
+    # Who names a new key waits for the fetch that is under way.
+    assert await outcome(keys, TWO) == "found"
+    assert await outcome(keys, ONE) == "NoSuchKey"
+    assert endpoint.count == 3
+
+
+@shares_a_loop
+async def test_keys_without_an_id(endpoint: Endpoint, fetch: Fetch, stopwatch: Stopwatch) -> None:
+    """A token that names no key means the only one of its algorithm; where there are two, nobody guesses."""
+    endpoint.content = jwk_set(ec_key(None), ed_key("ed"))
+    keys = SigningKeys(fetch, ("ES256", "EdDSA"), REFRESH, stopwatch)
+    assert (await keys.find("ES256", None)).key_id is None
+    assert (await keys.find("EdDSA", None)).key_id == "ed"
+    endpoint.content = jwk_set(ONE, TWO)
+    stopwatch.seconds += REFRESH
+    with pytest.raises(NoSuchKey, match="more than one"):
+        await keys.find("ES256", None)
+    assert (await keys.find("ES256", "two")).key_id == "two"
+    endpoint.content = jwk_set(ONE, Key("one", "ES256", TWO.private))
+    stopwatch.seconds += REFRESH
+    with pytest.raises(NoSuchKey, match="more than one"):
+        await keys.find("ES256", "one")
+
+
+@shares_a_loop
+async def test_an_id_is_of_one_algorithm(endpoint: Endpoint, fetch: Fetch, stopwatch: Stopwatch) -> None:
+    """The id of a key finds it by its own algorithm only."""
+    endpoint.content = jwk_set(ONE, rsa_key())
+    keys = SigningKeys(fetch, ("ES256", "RS256"), REFRESH, stopwatch)
+    for algorithm, key_id in (("RS256", "one"), ("ES256", "rsa"), ("HS256", "one"), ("none", None)):
+        with pytest.raises(NoSuchKey):
+            await keys.find(algorithm, key_id)
+
+
+@shares_a_loop
+async def test_keys_of_a_url_are_asked_for_at_the_start(endpoint: Endpoint) -> None:
+    """A server asks before the first token comes, and doesn't wait for the answer; at its end it waits for none."""
+    endpoint.open.clear()
+    before = asyncio.all_tasks()
+    async with signing_keys(endpoint.url, ("ES256",), REFRESH) as keys:
+        assert keys._fetching is not None
+        while endpoint.count == 0:
+            await asyncio.sleep(0.001)
+        assert not keys.has_any()
+    assert asyncio.all_tasks() == before
+
+
+@shares_a_loop
+async def test_a_file(tmp_path: Path, stopwatch: Stopwatch) -> None:
+    """It is read again every ten seconds; one that has gone or is garbage is like an issuer that is away."""
+    file = tmp_path / "jwks.json"
+    file.write_bytes(jwk_set(ONE))
+    async with signing_keys(str(file), ("ES256",), 86_400, stopwatch) as keys:
+        assert await outcome(keys, ONE) == "found"
+        file.write_bytes(jwk_set(TWO))
+        assert await outcome(keys, ONE) == "found"
+        stopwatch.seconds += FETCH_AGAIN_SECONDS
+        assert await outcome(keys, ONE) == "NoSuchKey"
+        assert await outcome(keys, TWO) == "found"
+        file.write_bytes(b"garbage")
+        stopwatch.seconds += FETCH_AGAIN_SECONDS
+        assert await outcome(keys, TWO) == "found"
+        file.unlink()
+        stopwatch.seconds += KEPT_SECONDS - 0.001
+        assert await outcome(keys, TWO) == "found"
+        stopwatch.seconds += 0.001
+        assert await outcome(keys, TWO) == "ServiceUnavailable"
+
+
+@shares_a_loop
+@pytest.mark.parametrize("content", [None, b"", b"{}", jwk_set(), jwk_set(ONE) + b" " * SET_BYTES_MAX])
+async def test_a_file_without_keys_at_the_start(tmp_path: Path, content: bytes | None) -> None:
+    """Whoever starts a server with a wrong file is told so."""
+    file = tmp_path / "jwks.json"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(NotFetched, match="the file holds no key that can be used"):
+        async with signing_keys(str(file), ("ES256",), REFRESH):
+            pass
+
+
+@shares_a_loop
+async def test_what_is_no_file(tmp_path: Path) -> None:
+    """A folder is none."""
+    with pytest.raises(NotFetched, match="there is no such file"):
+        await from_file(tmp_path)()
+
+
+def test_no_algorithm_takes_a_secret() -> None:
+    """Of all algorithms that can be allowed, none is `none`, and none verifies with what it signs with."""
+    assert set(KEY_TYPES) == {f"{kind}{bits}" for kind in ("RS", "PS", "ES") for bits in (256, 384, 512)} | {"EdDSA"}
+    assert set(KEY_TYPES.values()) == {"RSA", "EC", "OKP"}
+    assert json.loads(jwk_set(ONE))["keys"][0]["kty"] == KEY_TYPES["ES256"]
