@@ -39,6 +39,7 @@ from server.store.poster import Poster
 from server.store.transactions import TransactionStore
 from server.transport.auth import Authenticator
 from server.transport.calls import OPEN_SERVICES, CallInterceptor
+from server.transport.certificates import CertificateFiles, CertificateUnusable, ServerCertificates
 from server.transport.limits import RateLimiter, Stopwatch
 from server.transport.page_tokens import KEY_BYTES, PageTokens
 from server.transport.token_keys import refreshed_token_keys
@@ -128,20 +129,27 @@ async def open_book(
 async def serving(book: Book, settings: Settings, stopwatch: Stopwatch = time.monotonic_ns) -> AsyncIterator[int]:
     """Serves the book over gRPC; gives the port. Calls under way at the end may finish.
 
-    Raises CannotStart if the port is taken, or for a demo database on an address that
-    others can reach.
+    Raises CannotStart if the port is taken or the certificate can't be used, or for a demo
+    database on an address that others can reach.
     """
+    certificates = server_certificates(settings)
     await _check_demo(book, settings.host)
     await book.credentials.ensure_token_key(book.random_bytes(KEY_BYTES), book.clock())
     async with (
         refreshed_token_keys(book.credentials, book.clock) as token_keys,
-        _serving(book, settings, stopwatch, PageTokens(token_keys, book.random_bytes)) as port,
+        _serving(book, settings, stopwatch, PageTokens(token_keys, book.random_bytes), certificates) as port,
     ):
         yield port
 
 
 @asynccontextmanager
-async def _serving(book: Book, settings: Settings, stopwatch: Stopwatch, page_tokens: PageTokens) -> AsyncIterator[int]:
+async def _serving(
+    book: Book,
+    settings: Settings,
+    stopwatch: Stopwatch,
+    page_tokens: PageTokens,
+    certificates: ServerCertificates | None,
+) -> AsyncIterator[int]:
     authenticator = Authenticator(book.credentials, book.clock, book.api_key_uses.note)
     server = grpc.aio.server(
         interceptors=[CallInterceptor(authenticator, _limiter(settings, stopwatch), FACADES)],
@@ -168,14 +176,18 @@ async def _serving(book: Book, settings: Settings, stopwatch: Stopwatch, page_to
     health = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     reflection.enable_server_reflection((*SERVICES, *OPEN_SERVICES), server)
+    address = f"{settings.host}:{settings.port}"
     try:
-        port = server.add_insecure_port(f"{settings.host}:{settings.port}")
+        if certificates is None:
+            port = server.add_insecure_port(address)
+        else:
+            port = server.add_secure_port(address, certificates.credentials())
     except RuntimeError:
-        raise CannotStart(f"can't listen on {settings.host}:{settings.port}: is the port taken?") from None
+        raise CannotStart(f"can't listen on {address}: is the port taken?") from None
     await server.start()
     for service in ("", *SERVICES):
         await health.set(service, health_pb2.HealthCheckResponse.SERVING)
-    log.info("serving", host=settings.host, port=port)
+    log.info("serving", host=settings.host, port=port, tls=certificates is not None)
     try:
         async with book.expirations.sweeping():
             yield port
@@ -183,6 +195,19 @@ async def _serving(book: Book, settings: Settings, stopwatch: Stopwatch, page_to
         await health.enter_graceful_shutdown()
         await server.stop(settings.shutdown_grace_seconds)
         log.info("stopped")
+
+
+def server_certificates(settings: Settings) -> ServerCertificates | None:
+    """What the server shows to whoever connects; None if it speaks without TLS.
+
+    Raises CannotStart, naming the setting, for what can't be used.
+    """
+    files = CertificateFiles("tls_", settings.tls_certificate_file, settings.tls_key_file, settings.tls_client_ca_file)
+    try:
+        files.require_complete()
+        return ServerCertificates(files) if files.certificate_file else None
+    except CertificateUnusable as error:
+        raise CannotStart(str(error)) from None
 
 
 def _limiter(settings: Settings, stopwatch: Stopwatch) -> RateLimiter | None:

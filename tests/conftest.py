@@ -36,6 +36,7 @@ from server.config import Settings
 from server.ledger.access import DEFAULT_SCOPES, new_api_key
 from server.ledger.instants import SECOND, Instant, parse
 from server.ledger.names import RandomBytes
+from tests.certificates import Authority
 
 # A machine that is busy is no fault of the code's.
 settings.register_profile("daybook", deadline=None)
@@ -259,6 +260,12 @@ async def admin(server: Server, client: Client) -> Client:
     tenant_number = await server.book.credentials.tenant_number("house")
     assert tenant_number is not None
     return await server.client(tenant_number, scopes={"admin"})
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """Who signs the certificates of the tests."""
+    return Authority(tmp_path_factory.mktemp("authority"))
 
 
 only_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
