@@ -161,7 +161,7 @@ def up(
             async with gateway(settings) as envoy, serving(book, settings):
                 await envoy.ready()
                 if with_demo:
-                    typer.echo(what_to_try(settings.gateway_port))
+                    typer.echo(what_to_try(settings.gateway_port, settings.gateway_tls_certificate_file))
                 await _first_of(stopped.wait(), envoy.process.wait())
                 if not stopped.is_set():
                     raise CannotStart("the gateway ended by itself; its message is above")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import socket
 import ssl
+import warnings
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -99,3 +100,18 @@ def served_serial(port: int, authority: Authority, *, client: Pair | None = None
         found = connection.getpeercert()
         assert found is not None
         return int(str(found["serialNumber"]), 16)
+
+
+def handshake(port: int, authority: Authority, version: ssl.TLSVersion) -> str | None:
+    """Offers one version of TLS only; gives the one that was agreed on. Raises ssl.SSLError where it is refused."""
+    context = ssl.create_default_context(cafile=str(authority.file))
+    context.set_alpn_protocols(["h2"])
+    # A modern library would not even offer an old one.
+    context.set_ciphers("DEFAULT:@SECLEVEL=0")
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+        context.minimum_version = context.maximum_version = version
+    with (
+        socket.create_connection(("127.0.0.1", port), SECONDS_MAX) as plain,
+        context.wrap_socket(plain, server_hostname="localhost") as secured,
+    ):
+        return secured.version()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -26,7 +25,7 @@ from cryptography.hazmat.primitives.serialization import (
 from server.app import Book, CannotStart, open_book, server_certificates, serving
 from server.config import Settings
 from server.gateway import require_certificates
-from tests.certificates import Authority, Pair, served_serial
+from tests.certificates import Authority, Pair, handshake, served_serial
 from tests.conftest import Clock, Server
 from tests.rpc.conftest import shares_a_server
 
@@ -105,25 +104,11 @@ async def test_a_server_of_others_is_not_trusted(
 @shares_a_server
 async def test_old_protocols_are_refused(shared_book: Book, live: Pair, authority: Authority) -> None:
     """TLS 1.2 and 1.3 are spoken, 1.1 isn't."""
-
-    def handshake(port: int, version: ssl.TLSVersion) -> str | None:
-        context = ssl.create_default_context(cafile=str(authority.file))
-        context.set_alpn_protocols(["h2"])
-        # A modern library would not even offer the old one.
-        context.set_ciphers("DEFAULT:@SECLEVEL=0")
-        context.minimum_version = min(version, ssl.TLSVersion.TLSv1_2)
-        context.maximum_version = version
-        with (
-            socket.create_connection(("127.0.0.1", port), 10) as plain,
-            context.wrap_socket(plain, server_hostname="localhost") as secured,
-        ):
-            return secured.version()
-
     async with serving(shared_book, tls(live)) as port:
-        assert await asyncio.to_thread(handshake, port, ssl.TLSVersion.TLSv1_2) == "TLSv1.2"
-        assert await asyncio.to_thread(handshake, port, ssl.TLSVersion.TLSv1_3) == "TLSv1.3"
-        with pytest.warns(DeprecationWarning, match="TLSv1_1"), pytest.raises(ssl.SSLError, match="EOF"):
-            await asyncio.to_thread(handshake, port, ssl.TLSVersion.TLSv1_1)
+        assert await asyncio.to_thread(handshake, port, authority, ssl.TLSVersion.TLSv1_2) == "TLSv1.2"
+        assert await asyncio.to_thread(handshake, port, authority, ssl.TLSVersion.TLSv1_3) == "TLSv1.3"
+        with pytest.raises(ssl.SSLError, match="EOF"):
+            await asyncio.to_thread(handshake, port, authority, ssl.TLSVersion.TLSv1_1)
 
 
 @shares_a_server
