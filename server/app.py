@@ -38,7 +38,7 @@ from server.store.migrate import migrate
 from server.store.poster import Poster
 from server.store.transactions import TransactionStore
 from server.transport.auth import Authenticator
-from server.transport.calls import OPEN_SERVICES, CallInterceptor
+from server.transport.calls import OPEN_SERVICES, CallBounds, CallInterceptor
 from server.transport.certificates import CertificateFiles, CertificateUnusable, ServerCertificates
 from server.transport.limits import RateLimiter, Stopwatch
 from server.transport.page_tokens import KEY_BYTES, PageTokens
@@ -151,8 +151,9 @@ async def _serving(
     certificates: ServerCertificates | None,
 ) -> AsyncIterator[int]:
     authenticator = Authenticator(book.credentials, book.clock, book.api_key_uses.note)
+    bounds = CallBounds(settings.call_seconds_max, settings.stream_seconds_max, settings.stream_idle_seconds_max)
     server = grpc.aio.server(
-        interceptors=[CallInterceptor(authenticator, _limiter(settings, stopwatch), FACADES)],
+        interceptors=[CallInterceptor(authenticator, _limiter(settings, stopwatch), FACADES, bounds)],
         options=[
             # Without this two servers could share a port by accident.
             ("grpc.so_reuseport", 0),

@@ -45,6 +45,13 @@ class Settings(BaseSettings):
     shutdown_grace_seconds: float = Field(
         default=10.0, ge=0, le=600, description="how long calls under way may take at a stop"
     )
+    call_seconds_max: float = Field(
+        default=30.0, ge=0.001, le=3600, description="how long a call may take, whatever its caller's deadline is"
+    )
+    stream_seconds_max: float = Field(default=3600.0, ge=0.001, le=86_400, description="how long a stream may take")
+    stream_idle_seconds_max: float = Field(
+        default=300.0, ge=0.001, le=86_400, description="how long a stream may wait for its next message"
+    )
     message_bytes_max: int = Field(
         default=4 * 1024 * 1024, ge=1024, le=64 * 1024 * 1024, description="the size of a request or an answer"
     )

@@ -1,4 +1,4 @@
-"""What happens around every call: it is timed, its caller found and counted, their scope checked, its errors told.
+"""What happens around every call: it is bounded, its caller found and counted, their scope checked, its errors told.
 
 One interceptor does it all, because grpc.aio asks every interceptor anew for a handler at
 each call; this one wraps each method once and keeps the result.
@@ -6,16 +6,19 @@ each call; this one wraps each method once and keeps the result.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import grpc
 import structlog
 
-from server.ledger.errors import DaybookError, FieldInvalid, Internal, InternalFailure, Unavailable
+from server.ledger.errors import DaybookError, FieldInvalid, Internal, InternalFailure, TimedOut, Unavailable
 from server.transport.auth import Authenticator, authentication
+from server.transport.deadlines import Deadlines, Work
 from server.transport.errors import RenderError, code_of, refuse
 from server.transport.limits import RateLimiter
 from server.transport.parsing import unless_malformed
@@ -30,11 +33,27 @@ OPEN_SERVICES = ("grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflect
 """Served to everybody. They tell nothing that belongs to a tenant."""
 
 
+@dataclass(frozen=True, slots=True)
+class CallBounds:
+    """How long calls may take, in seconds, whatever deadline their callers set."""
+
+    call: float
+    """One request, one answer, and what sending it takes."""
+    stream: float
+    """All of a stream."""
+    idle: float
+    """From one message of a stream to the next, in either direction."""
+
+
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Stands before every method of every service but OPEN_SERVICES."""
 
     def __init__(
-        self, authenticator: Authenticator, limiter: RateLimiter | None, renderers: Mapping[str, RenderError]
+        self,
+        authenticator: Authenticator,
+        limiter: RateLimiter | None,
+        renderers: Mapping[str, RenderError],
+        bounds: CallBounds,
     ) -> None:
         """`renderers` tells, by the full name of a facade's service, how it words errors.
 
@@ -43,6 +62,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._authenticator = authenticator
         self._limiter = limiter
         self._renderers = renderers
+        self._calls = (Deadlines(bounds.call),)
+        self._idle = Deadlines(bounds.idle)
+        self._streams = (Deadlines(bounds.stream), self._idle)
         self._wrapped: dict[str, Handler | None] = {}
 
     async def intercept_service(
@@ -73,7 +95,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             answer: Callable[[Any, Context], Awaitable[Any]] = handler.unary_unary  # type: ignore[assignment]
 
             async def unary(request: Any, context: Context) -> Any:
-                async with self._around(method, scopes, context, render, request):
+                async with self._around(method, scopes, context, render, self._calls, request):
                     return await answer(_well_formed(request), context)
 
             return grpc.unary_unary_rpc_method_handler(unary, parse, _unless_bytes(handler.response_serializer))
@@ -81,34 +103,58 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             answers: Callable[[Any, Context], AsyncIterator[Any]] = handler.unary_stream  # type: ignore[assignment]
 
             async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
-                async with self._around(method, scopes, context, render, request):
+                async with self._around(method, scopes, context, render, self._streams, request) as work:
                     async for answer in answers(_well_formed(request), context):
                         yield answer
+                        self._idle.begin_anew(work)
 
             return grpc.unary_stream_rpc_method_handler(stream, parse, _unless_bytes(handler.response_serializer))
         if handler.stream_unary is not None:
             summary: Callable[[Any, Context], Awaitable[Any]] = handler.stream_unary  # type: ignore[assignment]
 
             async def upload(requests: Any, context: Context) -> Any:
-                async with self._around(method, scopes, context, render):
-                    return await summary(_all_well_formed(requests), context)
+                async with self._around(method, scopes, context, render, self._streams) as work:
+                    return await summary(self._all_well_formed(requests, work), context)
 
             return grpc.stream_unary_rpc_method_handler(upload, parse, _unless_bytes(handler.response_serializer))
         raise AssertionError(f"{method} streams both ways, and nothing here wraps that")
 
+    async def _all_well_formed(self, requests: AsyncIterator[Any], work: Work) -> AsyncIterator[Any]:
+        async for request in requests:
+            self._idle.begin_anew(work)
+            yield _well_formed(request)
+
     @asynccontextmanager
     async def _around(
-        self, method: str, scopes: Sequence[str], context: Context, render: RenderError | None, request: Any = None
-    ) -> AsyncIterator[None]:
+        self,
+        method: str,
+        scopes: Sequence[str],
+        context: Context,
+        render: RenderError | None,
+        bounds: Sequence[Deadlines],
+        request: Any = None,
+    ) -> AsyncIterator[Work]:
         started = time.perf_counter()
         code = grpc.StatusCode.OK
+        work = asyncio.current_task()
+        assert work is not None, "gRPC makes one for each call"
+        for bound in bounds:
+            bound.begin(work)
         try:
             found = await self._authenticator.authenticate(context.invocation_metadata() or ())
             if self._limiter is not None:
                 self._limiter.take(found.caller.credential_id)
             authentication.set(found)
             found.caller.require_scope(scopes, request)
-            yield
+            yield work
+        except asyncio.CancelledError:
+            if not any(bound.has_ended(work) for bound in bounds):
+                # The caller has gone away, or set a deadline that is sooner.
+                raise
+            work.uncancel()
+            code = grpc.StatusCode.DEADLINE_EXCEEDED
+            log.warning("call took too long", method=method)
+            await refuse(context, TimedOut(), render)
         except DaybookError as error:
             code = code_of(error)
             if isinstance(error, Internal | Unavailable):
@@ -128,11 +174,6 @@ def _well_formed(request: Any) -> Any:
     if isinstance(request, FieldInvalid):
         raise request
     return request
-
-
-async def _all_well_formed(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    async for request in requests:
-        yield _well_formed(request)
 
 
 def _unless_bytes(serialize: Callable[[Any], bytes] | None) -> Callable[[Any], bytes]:
