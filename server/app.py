@@ -7,7 +7,7 @@ import logging
 import secrets
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -163,6 +163,7 @@ async def _serving(
             # More than the gateway lets through, so that it is the gateway that refuses.
             ("grpc.max_metadata_size", METADATA_BYTES_MAX),
             ("grpc.absolute_max_metadata_size", 2 * METADATA_BYTES_MAX),
+            *_connection_bounds(settings),
         ],
     )
     add_LedgerServicer_to_server(Ledger(book.accounts, book.transactions, page_tokens), server)
@@ -196,6 +197,22 @@ async def _serving(
         await health.enter_graceful_shutdown()
         await server.stop(settings.shutdown_grace_seconds)
         log.info("stopped")
+
+
+def _connection_bounds(settings: Settings) -> Sequence[tuple[str, int]]:
+    """How long a connection is kept, for gRPC, which counts in milliseconds."""
+    seconds = {
+        "grpc.server_handshake_timeout_ms": settings.handshake_seconds_max,
+        "grpc.max_connection_idle_ms": settings.connection_idle_seconds_max,
+        "grpc.max_connection_age_ms": settings.connection_age_seconds_max,
+        # No call takes longer than a stream may.
+        "grpc.max_connection_age_grace_ms": settings.stream_seconds_max,
+        "grpc.keepalive_time_ms": settings.keepalive_seconds,
+        "grpc.keepalive_timeout_ms": settings.keepalive_timeout_seconds,
+        "grpc.http2.ping_timeout_ms": settings.keepalive_timeout_seconds,
+    }
+    # One that has no call is asked too.
+    return [("grpc.keepalive_permit_without_calls", 1), *((name, round(1000 * each)) for name, each in seconds.items())]
 
 
 def server_certificates(settings: Settings) -> ServerCertificates | None:

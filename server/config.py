@@ -52,6 +52,21 @@ class Settings(BaseSettings):
     stream_idle_seconds_max: float = Field(
         default=300.0, ge=0.001, le=86_400, description="how long a stream may wait for its next message"
     )
+    handshake_seconds_max: float = Field(
+        default=10.0, ge=0.1, le=600, description="how long who connects may take to say what they speak"
+    )
+    connection_idle_seconds_max: float = Field(
+        default=300.0, ge=0.1, le=86_400, description="how long a connection may be open without a call"
+    )
+    connection_age_seconds_max: float = Field(
+        default=3600.0, ge=0.1, le=86_400, description="after how long a connection is asked to be made anew"
+    )
+    keepalive_seconds: float = Field(
+        default=60.0, ge=0.1, le=86_400, description="after how long a silent client is asked whether it is there"
+    )
+    keepalive_timeout_seconds: float = Field(
+        default=20.0, ge=0.1, le=600, description="how long a client may take to say that it is there"
+    )
     message_bytes_max: int = Field(
         default=4 * 1024 * 1024, ge=1024, le=64 * 1024 * 1024, description="the size of a request or an answer"
     )

@@ -38,7 +38,7 @@ class CallBounds:
     """How long calls may take, in seconds, whatever deadline their callers set."""
 
     call: float
-    """One request, one answer, and what sending it takes."""
+    """One request and one answer."""
     stream: float
     """All of a stream."""
     idle: float
@@ -148,7 +148,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             found.caller.require_scope(scopes, request)
             yield work
         except asyncio.CancelledError:
-            if not any(bound.has_ended(work) for bound in bounds):
+            if not any(bound.end(work) for bound in bounds):
                 # The caller has gone away, or set a deadline that is sooner.
                 raise
             work.uncancel()
@@ -167,6 +167,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             log.exception("call failed", method=method)
             await refuse(context, InternalFailure(), render)
         finally:
+            for bound in bounds:
+                bound.end(work)
             log.debug("call", method=method, code=code.name, seconds=time.perf_counter() - started)
 
 

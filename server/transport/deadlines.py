@@ -23,25 +23,24 @@ class Deadlines:
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self, work: Work) -> None:
-        """Cancels a task if it isn't done, or has not begun anew, so many seconds from now."""
+        """Cancels a task so many seconds from now, unless it ends or begins anew before."""
         loop = work.get_loop()
         self._ends[work] = loop.time() + self._seconds
         if self._timer is None:
             self._timer = loop.call_later(self._seconds, self._expire, loop)
-        work.add_done_callback(self._forget)
+
+    def end(self, work: Work) -> bool:
+        """Leaves a task alone from now on. Tells whether it was this that cancelled it."""
+        if self._ends.pop(work, None) is not None:
+            return False
+        was_cancelled = work in self._cancelled
+        self._cancelled.discard(work)
+        return was_cancelled
 
     def begin_anew(self, work: Work) -> None:
         """Gives a task that is not cancelled yet all of its seconds again."""
         if self._ends.pop(work, None) is not None:
             self._ends[work] = work.get_loop().time() + self._seconds
-
-    def has_ended(self, work: Work) -> bool:
-        """Whether it was this that cancelled the task."""
-        return work in self._cancelled
-
-    def _forget(self, work: Work) -> None:
-        self._ends.pop(work, None)
-        self._cancelled.discard(work)
 
     def _expire(self, loop: asyncio.AbstractEventLoop) -> None:
         now = loop.time()

@@ -17,7 +17,7 @@ async def work_for_ever(deadlines: Deadlines, ended: list[str], name: str) -> No
     try:
         await asyncio.Event().wait()
     except asyncio.CancelledError:
-        assert deadlines.has_ended(work)
+        assert deadlines.end(work)
         ended.append(name)
         raise
 
@@ -49,11 +49,11 @@ async def test_who_is_done_is_left_alone() -> None:
         work = asyncio.current_task()
         assert work is not None
         deadlines.begin(work)
+        assert not deadlines.end(work)
 
     for _ in range(3):
         task = asyncio.create_task(quick())
         await task
-        await asyncio.sleep(0)
         assert not deadlines._ends
         await asyncio.sleep(SECONDS)
         assert not task.cancelled()
@@ -73,7 +73,7 @@ async def test_cancelled_by_another() -> None:
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
-            return deadlines.has_ended(task)
+            return deadlines.end(task)
         return True
 
     task = asyncio.create_task(work())
