@@ -18,9 +18,11 @@ import pytest
 import yaml
 from daybook.v1.ledger_service_pb2 import GetBalanceRequest
 
-from server.gateway import _envoy
+from server.config import Settings
+from server.gateway import _envoy, render_configuration, render_secrets
 from tests.certificates import Authority, Pair, connect, handshake, served_serial
 from tests.facades import curl
+from tests.facades.conditions import gateway_before
 from tests.facades.conftest import credential, ledger_stub
 from tests.facades.exchanges import read_json, send
 from tests.facades.processes import (
@@ -31,10 +33,11 @@ from tests.facades.processes import (
     Ports,
     copy_database,
     environment,
+    run,
     sqlite_url,
     wait_until,
 )
-from tests.facades.test_up import printed_commands
+from tests.facades.test_up import printed_commands, require_refusal
 
 KEY = "demo-dreadnode.public"
 CREDENTIAL = {"authorization": f"Bearer {KEY}"}
@@ -142,6 +145,47 @@ def test_gateway_takes_up_a_new_certificate(secured: Secured, authority: Authori
     assert served_serial(port, authority) == first
     second.move_to(secured.gateway)
     wait_until(lambda: served_serial(port, authority) == second.serial, "the new certificate is shown")
+
+
+@pytest.mark.parametrize(
+    ("name", "is_trusted", "status"),
+    [("localhost", True, 200), ("elsewhere.example", True, 503), ("localhost", False, 503)],
+    ids=["known", "another name", "another authority"],
+)
+def test_gateway_verifies_the_server(
+    secured: Secured, authority: Authority, tmp_path: Path, name: str, is_trusted: bool, status: int
+) -> None:
+    """Envoy passes nothing on to a server whose certificate is for another name, or signed by somebody else."""
+    trusted = authority if is_trusted else Authority(tmp_path)
+    settings = Settings(
+        port=secured.daybook.ports.server,
+        tls_certificate_file=str(secured.server.certificate),
+        gateway_server_ca_file=str(trusted.file),
+        gateway_server_name=name,
+        gateway_client_certificate_file=str(secured.client.certificate),
+        gateway_client_key_file=str(secured.client.key),
+    )
+
+    def with_tls(configuration: dict[str, Any]) -> None:
+        resources = render_configuration(settings, tmp_path)["static_resources"]
+        configuration["static_resources"]["clusters"] = resources["clusters"]
+
+    for file, secret in render_secrets(settings).items():
+        (tmp_path / file).write_text(yaml.safe_dump(secret))
+    with gateway_before(tmp_path, settings.port, with_tls) as origin:
+        # A server that is not healthy is asked all the same, and so is one that is not known to be yet.
+        wait_until(lambda: send(origin, BALANCE, headers=CREDENTIAL).status == status, "the answer that is due")
+        assert send(origin, "/healthz").status == status
+
+
+@pytest.mark.parametrize("command", ["serve", "up"])
+def test_unusable_certificate_ends_the_start(tmp_path: Path, command: str) -> None:
+    """Both commands say in one line which setting is wrong."""
+    settings = {"DAYBOOK_TLS_CERTIFICATE_FILE": "nothing.crt", "DAYBOOK_TLS_KEY_FILE": "nothing.key"}
+    ports = Ports.free()
+    flags = ports.flags if command == "up" else ("--port", str(ports.server))
+    result = run(command, "--database-url", sqlite_url(tmp_path / "a.db"), *flags, folder=tmp_path, settings=settings)
+    require_refusal(result, "tls_certificate_file can't be read (No such file or directory)")
 
 
 def snippets(language: str) -> list[str]:
