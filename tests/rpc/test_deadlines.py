@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import time
 from collections.abc import AsyncIterator
@@ -18,6 +19,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from server.app import FACADES, Book, serving
 from server.config import Settings
+from server.transport.deadlines import Deadlines
+from server.usecases.verification import Progress
 from tests.conftest import Client, Server, only_sqlite, read_refusal, refusal_of
 from tests.store.test_poster import held_writer
 
@@ -68,6 +71,15 @@ async def test_a_call_ends(hurried: Server, caller: Client, deadline: float | No
     assert refusal.verdict == TIMED_OUT
     assert CALL_SECONDS <= took < 10 * CALL_SECONDS
     assert (await caller.ledger.GetAccount(request, metadata=caller.metadata)).name == "accounts/acme"
+    async with asyncio.timeout(60):
+        while watched():
+            await asyncio.sleep(0.001)
+
+
+def watched() -> list[object]:
+    """The calls that some bound still counts."""
+    bounds = [each for each in gc.get_objects() if isinstance(each, Deadlines)]
+    return [work for each in bounds for work in (*each._ends, *each._cancelled)]
 
 
 async def test_what_was_posted_stays(caller: Client, database_url: str) -> None:
@@ -124,6 +136,22 @@ async def test_a_silent_answer_ends(hurried: Server, caller: Client) -> None:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await call.read()
         assert read_refusal(caught.value).verdict == TIMED_OUT
+    assert await caller.verify() == []
+
+
+@only_sqlite
+async def test_a_stream_that_goes_on_is_left_alone(
+    hurried: Server, caller: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream with a message now and then takes longer in all than it may be silent."""
+
+    async def verify_slowly(_tenant_number: int | None) -> AsyncIterator[Progress]:
+        for _ in range(3):
+            await asyncio.sleep(CALL_SECONDS / 2)
+            yield Progress()
+        yield Progress(is_done=True)
+
+    monkeypatch.setattr(hurried.book.verification, "verify_all", verify_slowly)
     assert await caller.verify() == []
 
 
