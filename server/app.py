@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
@@ -37,7 +37,8 @@ from server.store.poster import Poster
 from server.store.transactions import TransactionStore
 from server.transport.access_tokens import AccessTokens, TokenRules
 from server.transport.auth import Authenticator, OpenToken
-from server.transport.calls import OPEN_SERVICES, CallInterceptor, Observation
+from server.transport.calls import OPEN_SERVICES, CallBounds, CallInterceptor, Observation
+from server.transport.certificates import CertificateFiles, CertificateUnusable, ServerCertificates
 from server.transport.limits import RateLimiter, Stopwatch
 from server.transport.page_tokens import PageTokens
 from server.transport.signing_keys import NotFetched, signing_keys
@@ -132,17 +133,26 @@ async def open_book(
 async def serving(book: Book, settings: Settings, stopwatch: Stopwatch = time.monotonic_ns) -> AsyncIterator[int]:
     """Serves the book over gRPC; gives the port. Calls under way at the end may finish.
 
-    Raises CannotStart if a port is taken, for a demo database on an address that others
-    can reach, or if the file with the keys of access tokens has none.
+    Raises CannotStart if a port is taken, a certificate can't be used or the file with the
+    keys of access tokens has none, and for a demo database on an address that others can
+    reach.
     """
+    certificates = server_certificates(settings)
     await _check_demo(book, settings.host)
     async with (
         _token_keys(book, settings) as token_keys,
         _observed(book, settings) as observation,
         _access_tokens(book, settings) as open_token,
-        _serving(book, settings, stopwatch, PageTokens(token_keys, book.random_bytes), observation, open_token) as port,
     ):
-        yield port
+        authenticator = Authenticator(book.credentials, book.clock, book.api_key_uses.note, open_token=open_token)
+        limiter = _limiter(settings, stopwatch)
+        server = grpc.aio.server(
+            interceptors=[CallInterceptor(authenticator, limiter, FACADES, _call_bounds(settings), observation)],
+            options=_options(settings),
+        )
+        _add_services(server, book, settings, PageTokens(token_keys, book.random_bytes))
+        async with _serving(server, book, settings, certificates) as port:
+            yield port
 
 
 @asynccontextmanager
@@ -204,30 +214,22 @@ async def _access_tokens(book: Book, settings: Settings) -> AsyncIterator[OpenTo
         raise CannotStart(f"oauth2_jwks: {error}") from None
 
 
-@asynccontextmanager
-async def _serving(
-    book: Book,
-    settings: Settings,
-    stopwatch: Stopwatch,
-    page_tokens: PageTokens,
-    observation: Observation,
-    open_token: OpenToken | None,
-) -> AsyncIterator[int]:
-    authenticator = Authenticator(book.credentials, book.clock, book.api_key_uses.note, open_token=open_token)
-    server = grpc.aio.server(
-        interceptors=[CallInterceptor(authenticator, _limiter(settings, stopwatch), FACADES, observation)],
-        options=[
-            # Without this two servers could share a port by accident.
-            ("grpc.so_reuseport", 0),
-            ("grpc.max_receive_message_length", settings.message_bytes_max),
-            # What callers may ask for they get, however little they may send.
-            ("grpc.max_send_message_length", max(ANSWER_BYTES_MAX, settings.message_bytes_max)),
-            ("grpc.max_concurrent_streams", settings.concurrent_streams_max),
-            # More than the gateway lets through, so that it is the gateway that refuses.
-            ("grpc.max_metadata_size", settings.metadata_bytes_max),
-            ("grpc.absolute_max_metadata_size", 2 * settings.metadata_bytes_max),
-        ],
-    )
+def _options(settings: Settings) -> Sequence[tuple[str, int]]:
+    return [
+        # Without this two servers could share a port by accident.
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_receive_message_length", settings.message_bytes_max),
+        # What callers may ask for they get, however little they may send.
+        ("grpc.max_send_message_length", max(ANSWER_BYTES_MAX, settings.message_bytes_max)),
+        ("grpc.max_concurrent_streams", settings.concurrent_streams_max),
+        # More than the gateway lets through, so that it is the gateway that refuses.
+        ("grpc.max_metadata_size", settings.metadata_bytes_max),
+        ("grpc.absolute_max_metadata_size", 2 * settings.metadata_bytes_max),
+        *_connection_bounds(settings),
+    ]
+
+
+def _add_services(server: grpc.aio.Server, book: Book, settings: Settings, page_tokens: PageTokens) -> None:
     sizes = Sizes(settings.page_size_max, settings.batch_size_max)
     add_LedgerServicer_to_server(Ledger(book.accounts, book.transactions, page_tokens, sizes), server)
     add_AdminServicer_to_server(Admin(book.transactions, book.verification, book.api_keys, page_tokens, sizes), server)
@@ -238,17 +240,20 @@ async def _serving(
     )
     add_CreditsServicer_to_server(dreadnode.Credits(book.transactions), server)
     add_StatementsServicer_to_server(paged.Statements(book.transactions), server)
+    reflection.enable_server_reflection((*SERVICES, *OPEN_SERVICES), server)
+
+
+@asynccontextmanager
+async def _serving(
+    server: grpc.aio.Server, book: Book, settings: Settings, certificates: ServerCertificates | None
+) -> AsyncIterator[int]:
     health = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    reflection.enable_server_reflection((*SERVICES, *OPEN_SERVICES), server)
-    try:
-        port = server.add_insecure_port(f"{settings.host}:{settings.port}")
-    except RuntimeError:
-        raise CannotStart(f"can't listen on {settings.host}:{settings.port}: is the port taken?") from None
+    port = _listen(server, settings.host, settings.port, certificates)
     await server.start()
     for service in ("", *SERVICES):
         await health.set(service, health_pb2.HealthCheckResponse.SERVING)
-    log.info("serving", host=settings.host, port=port)
+    log.info("serving", host=settings.host, port=port, tls=certificates is not None)
     try:
         async with book.expirations.sweeping():
             yield port
@@ -256,6 +261,49 @@ async def _serving(
         await health.enter_graceful_shutdown()
         await server.stop(settings.shutdown_grace_seconds)
         log.info("stopped")
+
+
+def _listen(server: grpc.aio.Server, host: str, port: int, certificates: ServerCertificates | None) -> int:
+    address = f"{host}:{port}"
+    try:
+        if certificates is None:
+            return server.add_insecure_port(address)
+        return server.add_secure_port(address, certificates.credentials())
+    except RuntimeError:
+        raise CannotStart(f"can't listen on {address}: is the port taken?") from None
+
+
+def _call_bounds(settings: Settings) -> CallBounds:
+    return CallBounds(settings.call_seconds_max, settings.stream_seconds_max, settings.stream_idle_seconds_max)
+
+
+def _connection_bounds(settings: Settings) -> Sequence[tuple[str, int]]:
+    """How long a connection is kept, for gRPC, which counts in milliseconds."""
+    seconds = {
+        "grpc.server_handshake_timeout_ms": settings.handshake_seconds_max,
+        "grpc.max_connection_idle_ms": settings.connection_idle_seconds_max,
+        "grpc.max_connection_age_ms": settings.connection_age_seconds_max,
+        # No call takes longer than a stream may.
+        "grpc.max_connection_age_grace_ms": settings.stream_seconds_max,
+        "grpc.keepalive_time_ms": settings.keepalive_seconds,
+        "grpc.keepalive_timeout_ms": settings.keepalive_timeout_seconds,
+        "grpc.http2.ping_timeout_ms": settings.keepalive_timeout_seconds,
+    }
+    # One that has no call is asked too.
+    return [("grpc.keepalive_permit_without_calls", 1), *((name, round(1000 * each)) for name, each in seconds.items())]
+
+
+def server_certificates(settings: Settings) -> ServerCertificates | None:
+    """What the server shows to whoever connects; None if it speaks without TLS.
+
+    Raises CannotStart, naming the setting, for what can't be used.
+    """
+    files = CertificateFiles("tls_", settings.tls_certificate_file, settings.tls_key_file, settings.tls_client_ca_file)
+    try:
+        files.require_complete()
+        return ServerCertificates(files) if files.certificate_file else None
+    except CertificateUnusable as error:
+        raise CannotStart(str(error)) from None
 
 
 def _limiter(settings: Settings, stopwatch: Stopwatch) -> RateLimiter | None:

@@ -22,7 +22,7 @@ from server.config import Settings, is_loopback
 from server.demo.guide import what_to_try
 from server.demo.load import DATABASE_URL as DEMO_DATABASE_URL
 from server.demo.load import load as load_demo
-from server.gateway import gateway, require_free_ports
+from server.gateway import gateway, require_certificates, require_free_ports
 from server.ledger.access import ADMIN, DEFAULT_SCOPES, SUFFICIENT, Caller
 from server.ledger.errors import DaybookError
 from server.ledger.instants import HOUR, SECOND, Instant
@@ -162,6 +162,7 @@ def up(
     settings = _settings(**flags)
 
     async def work() -> None:
+        require_certificates(settings)
         require_free_ports(settings)
         if with_demo:
             await load_demo(settings.database_url)
@@ -171,7 +172,7 @@ def up(
             async with gateway(settings) as envoy, serving(book, settings):
                 await envoy.ready()
                 if with_demo:
-                    typer.echo(what_to_try(settings.gateway_port))
+                    typer.echo(what_to_try(settings.gateway_port, settings.gateway_tls_certificate_file))
                 await _first_of(stopped.wait(), envoy.process.wait())
                 if not stopped.is_set():
                     raise CannotStart("the gateway ended by itself; its message is above")

@@ -45,8 +45,49 @@ class Settings(BaseSettings):
     gateway_host: str = Field(default="127.0.0.1", description="the address on which `daybook up` lets Envoy listen")
     gateway_port: int = Field(default=8080, ge=1, le=65535, description="the port of the gateway")
     gateway_admin_port: int = Field(default=9901, ge=1, le=65535, description="Envoy's admin port, on loopback")
+    tls_certificate_file: str = Field(
+        default="", description="the server's certificate, PEM; with it the server speaks TLS"
+    )
+    tls_key_file: str = Field(default="", description="the private key of that certificate")
+    tls_client_ca_file: str = Field(
+        default="", description="who signs the certificates of clients; with it nobody gets in without one"
+    )
+    gateway_tls_certificate_file: str = Field(
+        default="", description="the gateway's certificate, PEM; with it `daybook up` lets Envoy speak TLS only"
+    )
+    gateway_tls_key_file: str = Field(default="", description="the private key of that certificate")
+    gateway_server_ca_file: str = Field(default="", description="who signs the certificate of the server, for Envoy")
+    gateway_server_name: str = Field(
+        default="", description="the name or address in the certificate of the server; else `host`"
+    )
+    gateway_client_certificate_file: str = Field(
+        default="", description="what Envoy shows to a server that asks for the certificates of clients"
+    )
+    gateway_client_key_file: str = Field(default="", description="the private key of that certificate")
     shutdown_grace_seconds: float = Field(
         default=10.0, ge=0, le=600, description="how long calls under way may take at a stop"
+    )
+    call_seconds_max: float = Field(
+        default=30.0, ge=0.001, le=3600, description="how long a call may take, whatever its caller's deadline is"
+    )
+    stream_seconds_max: float = Field(default=3600.0, ge=0.001, le=86_400, description="how long a stream may take")
+    stream_idle_seconds_max: float = Field(
+        default=300.0, ge=0.001, le=86_400, description="how long a stream may wait for its next message"
+    )
+    handshake_seconds_max: float = Field(
+        default=10.0, ge=0.1, le=600, description="how long who connects may take to say what they speak"
+    )
+    connection_idle_seconds_max: float = Field(
+        default=300.0, ge=0.1, le=86_400, description="how long a connection may be open without a call"
+    )
+    connection_age_seconds_max: float = Field(
+        default=3600.0, ge=0.1, le=86_400, description="after how long a connection is asked to be made anew"
+    )
+    keepalive_seconds: float = Field(
+        default=60.0, ge=0.1, le=86_400, description="after how long a silent client is asked whether it is there"
+    )
+    keepalive_timeout_seconds: float = Field(
+        default=20.0, ge=0.1, le=600, description="how long a client may take to say that it is there"
     )
     message_bytes_max: int = Field(
         default=4 * 1024 * 1024, ge=1024, le=64 * 1024 * 1024, description="the size of a message that a caller sends"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import copy
 import ctypes
+import ipaddress
 import os
 import signal
 import socket
+import ssl
 import sys
 import tempfile
 from collections.abc import AsyncIterator
@@ -21,15 +22,19 @@ from typing import Any
 import structlog
 import yaml
 
-from server.app import CannotStart
+from server.app import CannotStart, server_certificates
 from server.config import Settings, collector_address
+from server.transport.certificates import CertificateFiles, CertificateUnusable, read_authorities
 
 log = structlog.get_logger(__name__)
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGURATION = ROOT / "envoy.yaml"
 DESCRIPTORS = ROOT / "gen" / "descriptors.binpb"
+_TLS_TYPES = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3"
 
+_HTTP_TYPE = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+_HTTP_2: dict[str, Any] = {"http2_protocol_options": {}}
 JSON_LINES = '{"event": "%j", "level": "%l", "timestamp": "%Y-%m-%dT%H:%M:%S.%f%z", "logger": "envoy.%n"}'
 """How Envoy writes log lines like those of the server."""
 
@@ -39,14 +44,26 @@ _POLL_SECONDS = 0.05
 _SET_PARENT_DEATH_SIGNAL = 1
 
 
-def render_configuration(settings: Settings) -> dict[str, Any]:
-    """envoy.yaml with the addresses, the ports and the path that the settings ask for."""
+def render_configuration(settings: Settings, secrets: Path = Path()) -> dict[str, Any]:
+    """envoy.yaml with the addresses, the ports and the paths that the settings ask for.
+
+    With a certificate it has only the listener that speaks TLS. What `render_secrets` gives
+    must be in the folder `secrets` before Envoy starts.
+    """
     configuration: dict[str, Any] = yaml.safe_load(CONFIGURATION.read_text())
     resources = configuration["static_resources"]
     _set_address(configuration["admin"], "127.0.0.1", settings.gateway_admin_port)
-    (listener,) = resources["listeners"]
+    plain, secured = resources["listeners"]
+    listener = secured if settings.gateway_tls_certificate_file else plain
+    resources["listeners"] = [listener]
     _set_address(listener, settings.gateway_host, settings.gateway_port)
+    if listener is secured:
+        (chain,) = listener["filter_chains"]
+        context = chain["transport_socket"]["typed_config"]["common_tls_context"]
+        context["tls_certificate_sds_secret_configs"] = [_secret_source("gateway", secrets)]
     (cluster,) = resources["clusters"]
+    if settings.tls_certificate_file:
+        cluster["transport_socket"] = _server_transport(settings, secrets)
     (endpoint,) = cluster["load_assignment"]["endpoints"][0]["lb_endpoints"]
     _set_address(endpoint["endpoint"], settings.host, settings.port)
     _set_descriptors(configuration)
@@ -88,9 +105,9 @@ def _add_tracing(configuration: dict[str, Any], endpoint: str, ratio: float) -> 
             "type": "STRICT_DNS",
             "connect_timeout": "1s",
             "load_assignment": {"cluster_name": "collector", "endpoints": [{"lb_endpoints": [collector]}]},
-            "typed_extension_protocol_options": copy.deepcopy(
-                resources["clusters"][0]["typed_extension_protocol_options"]
-            ),
+            "typed_extension_protocol_options": {
+                _HTTP_TYPE: {"@type": f"type.googleapis.com/{_HTTP_TYPE}", "explicit_http_config": _HTTP_2}
+            },
         }
     )
 
@@ -110,6 +127,74 @@ def _set_limits(filters: list[dict[str, Any]], settings: Settings) -> None:
     body["max_request_bytes"] = min(body["max_request_bytes"], settings.message_bytes_max)
 
 
+def render_secrets(settings: Settings) -> dict[str, Any]:
+    """What Envoy reads its certificates by, by the name of a file. It reads them again when they change."""
+    secrets: dict[str, Any] = {}
+    if settings.gateway_tls_certificate_file:
+        secrets["gateway"] = _pair(settings.gateway_tls_certificate_file, settings.gateway_tls_key_file)
+    if settings.gateway_client_certificate_file:
+        secrets["client"] = _pair(settings.gateway_client_certificate_file, settings.gateway_client_key_file)
+    if settings.gateway_server_ca_file:
+        name = _server_name(settings)
+        secrets["server"] = {
+            "validation_context": {
+                "trusted_ca": {"filename": str(Path(settings.gateway_server_ca_file).absolute())},
+                "watched_directory": _watched(settings.gateway_server_ca_file),
+                "match_typed_subject_alt_names": [
+                    {"san_type": "IP_ADDRESS" if _is_ip_address(name) else "DNS", "matcher": {"exact": name}}
+                ],
+            }
+        }
+    return {
+        f"{name}.yaml": {"resources": [{"@type": f"{_TLS_TYPES}.Secret", "name": name, **secret}]}
+        for name, secret in secrets.items()
+    }
+
+
+def _pair(certificate_file: str, key_file: str) -> dict[str, Any]:
+    return {
+        "tls_certificate": {
+            "certificate_chain": {"filename": str(Path(certificate_file).absolute())},
+            "private_key": {"filename": str(Path(key_file).absolute())},
+            "watched_directory": _watched(certificate_file),
+        }
+    }
+
+
+def _watched(file: str) -> dict[str, str]:
+    return {"path": str(Path(file).absolute().parent)}
+
+
+def _secret_source(name: str, folder: Path) -> dict[str, Any]:
+    source = {"path_config_source": {"path": str(folder / f"{name}.yaml")}, "resource_api_version": "V3"}
+    return {"name": name, "sds_config": source}
+
+
+def _server_transport(settings: Settings, secrets: Path) -> dict[str, Any]:
+    """How Envoy speaks TLS to the server; docs/operating.md has the same for envoy.yaml by itself."""
+    context: dict[str, Any] = {
+        "tls_params": {"tls_minimum_protocol_version": "TLSv1_2"},
+        "alpn_protocols": ["h2"],
+        "validation_context_sds_secret_config": _secret_source("server", secrets),
+    }
+    if settings.gateway_client_certificate_file:
+        context["tls_certificate_sds_secret_configs"] = [_secret_source("client", secrets)]
+    upstream = {"@type": f"{_TLS_TYPES}.UpstreamTlsContext", "common_tls_context": context}
+    return {"name": "envoy.transport_sockets.tls", "typed_config": upstream}
+
+
+def _server_name(settings: Settings) -> str:
+    return settings.gateway_server_name or settings.host
+
+
+def _is_ip_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
 def _set_address(owner: dict[str, Any], host: str, port: int) -> None:
     owner["address"] = {"socket_address": {"address": host, "port_value": port}}
 
@@ -124,6 +209,32 @@ def _set_descriptors(part: Any) -> None:
     elif isinstance(part, list):
         for value in part:
             _set_descriptors(value)
+
+
+def require_certificates(settings: Settings) -> None:
+    """Raises CannotStart, naming the setting, if `daybook up` can't work with its certificates."""
+    server_certificates(settings)
+    front = CertificateFiles("gateway_tls_", settings.gateway_tls_certificate_file, settings.gateway_tls_key_file)
+    client = CertificateFiles(
+        "gateway_client_", settings.gateway_client_certificate_file, settings.gateway_client_key_file
+    )
+    try:
+        for files in (front, client):
+            files.require_complete()
+            if files.certificate_file:
+                files.read()
+        if settings.gateway_server_ca_file:
+            read_authorities("gateway_server_ca_file", settings.gateway_server_ca_file)
+    except CertificateUnusable as error:
+        raise CannotStart(str(error)) from None
+    for one, other in (
+        ("tls_certificate_file", "gateway_server_ca_file"),
+        ("gateway_server_ca_file", "tls_certificate_file"),
+        ("gateway_client_certificate_file", "tls_certificate_file"),
+        ("tls_client_ca_file", "gateway_client_certificate_file"),
+    ):
+        if getattr(settings, one) and not getattr(settings, other):
+            raise CannotStart(f"{other} is missing: {one} is set, and the gateway must speak TLS to the server")
 
 
 def require_free_ports(settings: Settings) -> None:
@@ -162,7 +273,11 @@ class Gateway:
                         raise CannotStart("the gateway ended at its start; its message is above")
                     await asyncio.sleep(_POLL_SECONDS)
         except TimeoutError:
-            raise CannotStart(f"the gateway was not ready within {START_SECONDS_MAX:.0f} seconds") from None
+            doubt = ""
+            if self.settings.tls_certificate_file:
+                name = _server_name(self.settings)
+                doubt = f"; is the server's certificate for {name}, and did gateway_server_ca_file sign it?"
+            raise CannotStart(f"the gateway was not ready within {START_SECONDS_MAX:.0f} seconds{doubt}") from None
         log.info("gateway", host=self.settings.gateway_host, port=self.settings.gateway_port)
 
 
@@ -175,7 +290,9 @@ async def gateway(settings: Settings) -> AsyncIterator[Gateway]:
     """
     with tempfile.TemporaryDirectory(prefix="daybook-") as folder:
         configuration = Path(folder) / "envoy.yaml"
-        configuration.write_text(yaml.safe_dump(render_configuration(settings)))
+        configuration.write_text(yaml.safe_dump(render_configuration(settings, Path(folder))))
+        for name, secret in render_secrets(settings).items():
+            (Path(folder) / name).write_text(yaml.safe_dump(secret))
         process = await asyncio.create_subprocess_exec(
             _envoy(),
             "--config-path",
@@ -210,8 +327,16 @@ def _die_with_parent() -> None:
 
 async def _is_ready(settings: Settings) -> bool:
     """Whether the gateway answers and finds the server healthy."""
+    tls = None
+    if settings.gateway_tls_certificate_file:
+        # It is our own Envoy on this machine, and its certificate is for other names than this.
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        tls.check_hostname = False
+        tls.verify_mode = ssl.CERT_NONE
     try:
-        reader, writer = await asyncio.open_connection(_reachable(settings.gateway_host), settings.gateway_port)
+        reader, writer = await asyncio.open_connection(
+            _reachable(settings.gateway_host), settings.gateway_port, ssl=tls
+        )
     except OSError:
         return False
     try:

@@ -44,6 +44,7 @@ from server.ledger.access import DEFAULT_SCOPES, new_api_key
 from server.ledger.instants import SECOND, Instant, parse
 from server.ledger.names import RandomBytes
 from server.store.database import Database
+from tests.certificates import Authority
 
 # A machine that is busy is no fault of the code's.
 settings.register_profile("daybook", deadline=None)
@@ -314,7 +315,14 @@ async def admin(server: Server, client: Client) -> Client:
     return await server.client(tenant_number, scopes={"admin"})
 
 
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """Who signs the certificates of the tests."""
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
 only_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+only_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 """For what is decided before any database is asked: once is enough."""
 
 

@@ -10,12 +10,17 @@ from server.demo import dreadnode, nebulablock, spacebring, teable
 from server.demo.load import SECRET
 
 
-def commands(gateway_port: int) -> dict[str, str]:
-    """A command for each way in, by what it shows."""
-    origin = f"http://127.0.0.1:{gateway_port}"
+def commands(gateway_port: int, certificate_file: str = "") -> dict[str, str]:
+    """A command for each way in, by what it shows.
+
+    With a certificate the gateway speaks TLS, and the commands trust it for `localhost`.
+    """
+    origin = f"https://localhost:{gateway_port}" if certificate_file else f"http://127.0.0.1:{gateway_port}"
+    trust = ["--cacert", certificate_file] if certificate_file else []
 
     def curl(key_id: str, path: str, *more: str) -> str:
-        return shlex.join(["curl", "-sS", "-H", f"Authorization: Bearer {key_id}.{SECRET}", *more, f"{origin}{path}"])
+        credential = f"Authorization: Bearer {key_id}.{SECRET}"
+        return shlex.join(["curl", "-sS", *trust, "-H", credential, *more, f"{origin}{path}"])
 
     return {
         "Teable: what a space consumed": curl(
@@ -42,7 +47,7 @@ def commands(gateway_port: int) -> dict[str, str]:
                 "curl",
                 "--protocol",
                 "grpc",
-                "--http2-prior-knowledge",
+                *(trust or ["--http2-prior-knowledge"]),
                 "-H",
                 f"Authorization: Bearer {dreadnode.KEY}.{SECRET}",
                 "-d",
@@ -53,9 +58,9 @@ def commands(gateway_port: int) -> dict[str, str]:
     }
 
 
-def what_to_try(gateway_port: int) -> str:
+def what_to_try(gateway_port: int, certificate_file: str = "") -> str:
     """All of them, to print."""
-    parts = [f"# {title}\n{command}" for title, command in commands(gateway_port).items()]
+    parts = [f"# {title}\n{command}" for title, command in commands(gateway_port, certificate_file).items()]
     return "\n\n".join(["", "Daybook is up, on demo data. Try, in another terminal:", *parts, "Ctrl-C stops it.", ""])
 
 

@@ -53,6 +53,7 @@ _ERROR_TYPES = {
     429: "rate_limit_error",
     500: "app_error",
     502: "bad_gateway_error",
+    504: "gateway_timeout_error",
 }
 
 

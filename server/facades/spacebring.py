@@ -78,6 +78,7 @@ _ERROR_TYPES = {
     429: "tooManyRequests",
     500: "internalError",
     503: "internalError",
+    504: "internalError",
 }
 
 

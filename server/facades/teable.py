@@ -56,6 +56,7 @@ _CODES = {
     429: "too_many_requests",
     500: "internal_server_error",
     503: "database_connection_unavailable",
+    504: "gateway_timeout",
 }
 
 

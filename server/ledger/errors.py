@@ -10,6 +10,7 @@
     │                            RefundExceedsCharge, ApiKeyInactive
     ├── Aborted                  EtagMismatch
     ├── ResourceExhausted        TooBusy, RateLimited
+    ├── DeadlineExceeded         TimedOut
     ├── Unavailable              ServiceUnavailable
     └── Internal                 InternalFailure
 
@@ -288,6 +289,19 @@ class RateLimited(ResourceExhausted):
     def __init__(self, retry_seconds: float) -> None:
         super().__init__(f"too many calls with this credential; try again in {math.ceil(retry_seconds)} s")
         self.retry_seconds = retry_seconds
+
+
+class DeadlineExceeded(DaybookError):
+    """Not in the time that a call may take."""
+
+
+class TimedOut(DeadlineExceeded):
+    """The call took longer than the server lets any call take. What it had posted by then stays."""
+
+    reason = "TIMED_OUT"
+
+    def __init__(self) -> None:
+        super().__init__("the call took too long; it may have had its effect all the same")
 
 
 class Unavailable(DaybookError):

@@ -1,4 +1,4 @@
-"""What happens around every call: it is observed, its caller found and counted, their scope checked, its errors told.
+"""What happens around every call: bounds, observation, whose it is and what they may, and how errors are told.
 
 One interceptor does it all, because grpc.aio asks every interceptor anew for a handler at
 each call; this one wraps each method once and keeps the result.
@@ -17,8 +17,9 @@ from typing import Any, TypeAlias
 import grpc
 import structlog
 
-from server.ledger.errors import DaybookError, FieldInvalid, Internal, InternalFailure, Unavailable
+from server.ledger.errors import DaybookError, FieldInvalid, Internal, InternalFailure, TimedOut, Unavailable
 from server.transport.auth import Authenticator, authentication
+from server.transport.deadlines import Deadlines, Work
 from server.transport.errors import RenderError, code_of, refuse
 from server.transport.limits import RateLimiter
 from server.transport.parsing import unless_malformed
@@ -37,6 +38,8 @@ Trace: TypeAlias = Callable[[Metadata], Callable[[grpc.StatusCode, str], None]]
 
 OPEN_SERVICES = ("grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection")
 """Served to everybody. They tell nothing that belongs to a tenant."""
+UNCERTAIN_SECONDS = 0.1
+"""A caller who goes away so shortly before their deadline is taken for one whose deadline is over."""
 
 call_metadata: ContextVar[Metadata] = ContextVar("call_metadata", default=())
 """What the call under way came with; for log lines, which name the request that they belong to."""
@@ -51,12 +54,25 @@ class Observation:
 
 
 @dataclass(frozen=True, slots=True)
+class CallBounds:
+    """How long calls may take, in seconds, whatever deadline their callers set."""
+
+    call: float
+    """One request and one answer."""
+    stream: float
+    """All of a stream."""
+    idle: float
+    """From one message of a stream to the next, in either direction."""
+
+
+@dataclass(frozen=True, slots=True)
 class _Method:
     name: str
     scopes: Sequence[str]
     render: RenderError | None
     measure: Measure | None
     trace: Trace | None
+    bounds: Sequence[Deadlines]
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
@@ -67,6 +83,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         authenticator: Authenticator,
         limiter: RateLimiter | None,
         renderers: Mapping[str, RenderError],
+        bounds: CallBounds,
         observation: Observation = Observation(),
     ) -> None:
         """`renderers` tells, by the full name of a facade's service, how it words errors.
@@ -77,6 +94,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._limiter = limiter
         self._renderers = renderers
         self._observation = observation
+        self._calls = (Deadlines(bounds.call),)
+        self._idle = Deadlines(bounds.idle)
+        self._streams = (Deadlines(bounds.stream), self._idle)
         self._wrapped: dict[str, Handler | None] = {}
 
     async def intercept_service(
@@ -105,6 +125,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             render=self._renderers.get(service),
             measure=measuring and measuring(name),
             trace=tracing and tracing(name),
+            bounds=self._calls if handler.unary_unary is not None else self._streams,
         )
         # A documented API has names of its own for its parameters, which are those of JSON.
         parse = unless_malformed(handler.request_deserializer, "name" if method.render is None else "json_name")
@@ -121,8 +142,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             answers: Callable[[Any, Context], AsyncIterator[Any]] = handler.unary_stream  # type: ignore[assignment]
 
             async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
-                async with self._around(method, context, request):
+                async with self._around(method, context, request) as work:
                     async for answer in answers(_well_formed(request), context):
+                        self._idle.begin_anew(work)
                         yield answer
 
             return grpc.unary_stream_rpc_method_handler(stream, parse, _unless_bytes(handler.response_serializer))
@@ -130,16 +152,25 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             summary: Callable[[Any, Context], Awaitable[Any]] = handler.stream_unary  # type: ignore[assignment]
 
             async def upload(requests: Any, context: Context) -> Any:
-                async with self._around(method, context):
-                    return await summary(_all_well_formed(requests), context)
+                async with self._around(method, context) as work:
+                    return await summary(self._all_well_formed(requests, work), context)
 
             return grpc.stream_unary_rpc_method_handler(upload, parse, _unless_bytes(handler.response_serializer))
         raise AssertionError(f"{name} streams both ways, and nothing here wraps that")
 
+    async def _all_well_formed(self, requests: AsyncIterator[Any], work: Work) -> AsyncIterator[Any]:
+        async for request in requests:
+            self._idle.begin_anew(work)
+            yield _well_formed(request)
+
     @asynccontextmanager
-    async def _around(self, method: _Method, context: Context, request: Any = None) -> AsyncIterator[None]:
+    async def _around(self, method: _Method, context: Context, request: Any = None) -> AsyncIterator[Work]:
         started = time.perf_counter()
         code, reason = grpc.StatusCode.OK, ""
+        work = asyncio.current_task()
+        assert work is not None, "gRPC makes one for each call"
+        for bound in method.bounds:
+            bound.begin(work)
         # A tuple; the stubs know the type of a client's metadata only.
         metadata: Metadata = context.invocation_metadata() or ()  # type: ignore[assignment]
         call_metadata.set(metadata)
@@ -150,7 +181,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 self._limiter.take(found.caller.credential_id)
             authentication.set(found)
             found.caller.require_scope(method.scopes, request)
-            yield
+            yield work
         except DaybookError as error:
             code, reason = code_of(error), error.reason
             if isinstance(error, Internal | Unavailable):
@@ -158,15 +189,27 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             await refuse(context, error, method.render)
         except grpc.aio.AbortError:
             raise
-        except (asyncio.CancelledError, GeneratorExit):
+        except GeneratorExit:
             code = _code_of_cancellation(context)
             raise
-        except Exception:
-            failure = InternalFailure()
+        except asyncio.CancelledError:
+            if not any(bound.end(work) for bound in method.bounds):
+                # The caller has gone away, or set a deadline that is sooner.
+                code = _code_of_cancellation(context)
+                raise
+            work.uncancel()
+            failure = TimedOut()
             code, reason = code_of(failure), failure.reason
-            log.exception("call failed", method=method.name, code=code.name, reason=reason)
+            log.warning("call took too long", method=method.name)
             await refuse(context, failure, method.render)
+        except Exception:
+            unforeseen = InternalFailure()
+            code, reason = code_of(unforeseen), unforeseen.reason
+            log.exception("call failed", method=method.name, code=code.name, reason=reason)
+            await refuse(context, unforeseen, method.render)
         finally:
+            for bound in method.bounds:
+                bound.end(work)
             seconds = time.perf_counter() - started
             if method.measure is not None:
                 method.measure(code, reason, seconds)
@@ -176,9 +219,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
 
 def _code_of_cancellation(context: Context) -> grpc.StatusCode:
-    """What a caller has who is not answered any more: gRPC cancels a call in either case."""
+    """What a caller has who is not answered any more: gRPC cancels a call in either case.
+
+    Their time began before it was counted here, so that it may end before it does here.
+    """
     remaining = context.time_remaining()
-    if remaining is not None and remaining <= 0:
+    if remaining is not None and remaining <= UNCERTAIN_SECONDS:
         return grpc.StatusCode.DEADLINE_EXCEEDED
     return grpc.StatusCode.CANCELLED
 
@@ -187,11 +233,6 @@ def _well_formed(request: Any) -> Any:
     if isinstance(request, FieldInvalid):
         raise request
     return request
-
-
-async def _all_well_formed(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    async for request in requests:
-        yield _well_formed(request)
 
 
 def _unless_bytes(serialize: Callable[[Any], bytes] | None) -> Callable[[Any], bytes]:

@@ -23,6 +23,7 @@ from server.ledger.errors import (
     Aborted,
     AlreadyExists,
     DaybookError,
+    DeadlineExceeded,
     FailedPrecondition,
     Internal,
     InvalidArgument,
@@ -44,6 +45,7 @@ CODES: Mapping[type[DaybookError], grpc.StatusCode] = {
     FailedPrecondition: grpc.StatusCode.FAILED_PRECONDITION,
     Aborted: grpc.StatusCode.ABORTED,
     ResourceExhausted: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
     Unavailable: grpc.StatusCode.UNAVAILABLE,
     Internal: grpc.StatusCode.INTERNAL,
 }
@@ -81,6 +83,8 @@ def plain_message(error: DaybookError) -> str:
     match error:
         case ResourceExhausted():
             return "Too many requests"
+        case DeadlineExceeded():
+            return "The request took too long"
         case Unavailable():
             return "The service is unavailable"
         case Internal():
@@ -97,6 +101,7 @@ _HTTP_STATUSES = {
     grpc.StatusCode.FAILED_PRECONDITION: 400,
     grpc.StatusCode.ABORTED: 409,
     grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
+    grpc.StatusCode.DEADLINE_EXCEEDED: 504,
     grpc.StatusCode.UNAVAILABLE: 503,
     grpc.StatusCode.INTERNAL: 500,
 }

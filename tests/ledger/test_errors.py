@@ -30,6 +30,7 @@ STATUSES = {
     "FailedPrecondition": (grpc.StatusCode.FAILED_PRECONDITION, 400),
     "Aborted": (grpc.StatusCode.ABORTED, 409),
     "ResourceExhausted": (grpc.StatusCode.RESOURCE_EXHAUSTED, 429),
+    "DeadlineExceeded": (grpc.StatusCode.DEADLINE_EXCEEDED, 504),
     "Unavailable": (grpc.StatusCode.UNAVAILABLE, 503),
     "Internal": (grpc.StatusCode.INTERNAL, 500),
 }

@@ -197,9 +197,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Example: {"reason": "REQUEST_TOO_LARGE", "domain": "daybook"}
     """
     TIMED_OUT: _ErrorReason.ValueType  # 43
-    """REST only, from the gateway: the request did not arrive in time (HTTP 408), or its
-    answer did not (HTTP 504), in which case it may have had its effect all the same;
-    repeat it with the same request_id. Status DEADLINE_EXCEEDED.
+    """The call took longer than the server or the gateway lets any call take (HTTP 504); it
+    may have had its effect all the same, so repeat it with the same request_id. Over
+    REST also: the request did not arrive in time (HTTP 408). Status DEADLINE_EXCEEDED.
 
     Example: {"reason": "TIMED_OUT", "domain": "daybook"}
     """
@@ -385,9 +385,9 @@ than 16 KiB (HTTP 431). Status RESOURCE_EXHAUSTED.
 Example: {"reason": "REQUEST_TOO_LARGE", "domain": "daybook"}
 """
 TIMED_OUT: ErrorReason.ValueType  # 43
-"""REST only, from the gateway: the request did not arrive in time (HTTP 408), or its
-answer did not (HTTP 504), in which case it may have had its effect all the same;
-repeat it with the same request_id. Status DEADLINE_EXCEEDED.
+"""The call took longer than the server or the gateway lets any call take (HTTP 504); it
+may have had its effect all the same, so repeat it with the same request_id. Over
+REST also: the request did not arrive in time (HTTP 408). Status DEADLINE_EXCEEDED.
 
 Example: {"reason": "TIMED_OUT", "domain": "daybook"}
 """

@@ -1,0 +1,142 @@
+"""The server's certificate: read from files, and read again when they change.
+
+Whoever renews a certificate writes new files, and the next connection gets it; those that
+are open keep what they began with. Files that can't be used are told once, and what was
+read before stays in use until they can.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import grpc
+import structlog
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
+
+log = structlog.get_logger(__name__)
+
+_Stamp: TypeAlias = "Sequence[tuple[int, int, int] | None]"
+
+
+class CertificateUnusable(Exception):
+    """Why files can't be used, with the name of the setting. Never holds what is in them."""
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateFiles:
+    """A certificate and its key, and who signs the certificates of those who connect, if anybody does."""
+
+    prefix: str
+    """What the names of the settings begin with, for messages."""
+    certificate_file: str
+    key_file: str
+    client_ca_file: str = ""
+
+    def require_complete(self) -> None:
+        """Raises CertificateUnusable, naming the setting that is missing, if one goes without another."""
+        if self.certificate_file and not self.key_file:
+            raise CertificateUnusable(f"{self.prefix}key_file is missing: {self.prefix}certificate_file is set")
+        if self.key_file and not self.certificate_file:
+            raise CertificateUnusable(f"{self.prefix}certificate_file is missing: {self.prefix}key_file is set")
+        if self.client_ca_file and not self.certificate_file:
+            raise CertificateUnusable(f"{self.prefix}certificate_file is missing: {self.prefix}client_ca_file is set")
+
+    def read(self) -> grpc.ServerCertificateConfiguration:
+        """What is in the files now. Raises CertificateUnusable if a server could not work with it."""
+        chain = _read(f"{self.prefix}certificate_file", self.certificate_file)
+        key = _read(f"{self.prefix}key_file", self.key_file)
+        _require_pair(self.prefix, chain, key)
+        authorities = None
+        if self.client_ca_file:
+            authorities = read_authorities(f"{self.prefix}client_ca_file", self.client_ca_file)
+        return grpc.ssl_server_certificate_configuration([(key, chain)], authorities)
+
+    def stamp(self) -> _Stamp:
+        """Something that is different once a file was written."""
+        return [_stamp(file) for file in (self.certificate_file, self.key_file, self.client_ca_file) if file]
+
+
+class ServerCertificates:
+    """What the server shows to whoever connects, as it is in the files at that moment."""
+
+    def __init__(self, files: CertificateFiles) -> None:
+        """Raises CertificateUnusable if the files can't be used."""
+        self._files = files
+        self._lock = threading.Lock()
+        # Before they are read: what is written in between is seen as a change.
+        self._stamp = files.stamp()
+        self._initial = files.read()
+
+    def credentials(self) -> grpc.ServerCredentials:
+        """For the port of a server."""
+        return grpc.dynamic_ssl_server_credentials(
+            self._initial,
+            self._fetch,  # type: ignore[arg-type]  # None is allowed: what is in use stays
+            require_client_authentication=bool(self._files.client_ca_file),
+        )
+
+    def _fetch(self) -> grpc.ServerCertificateConfiguration | None:
+        """What is new; None if there is nothing new. gRPC asks before each handshake, in threads of its own."""
+        with self._lock:
+            stamp = self._files.stamp()
+            if stamp == self._stamp:
+                return None
+            self._stamp = stamp
+            try:
+                changed = self._files.read()
+            except CertificateUnusable as error:
+                log.warning("certificate not reloaded", problem=str(error))
+                return None
+            log.info("certificate reloaded")
+            return changed
+
+
+def read_authorities(setting: str, file: str) -> bytes:
+    """The certificates, PEM, of those who sign others. Raises CertificateUnusable."""
+    content = _read(setting, file)
+    _certificates(setting, content)
+    return content
+
+
+def _read(setting: str, file: str) -> bytes:
+    try:
+        return Path(file).read_bytes()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "no path"
+        raise CertificateUnusable(f"{setting} can't be read ({reason}): {file!r}") from None
+
+
+def _certificates(setting: str, content: bytes) -> list[x509.Certificate]:
+    try:
+        return x509.load_pem_x509_certificates(content)
+    except ValueError:
+        raise CertificateUnusable(f"{setting} holds no certificate in PEM") from None
+
+
+def _require_pair(prefix: str, chain: bytes, key: bytes) -> None:
+    certificate = _certificates(f"{prefix}certificate_file", chain)[0]
+    try:
+        public_key = load_pem_private_key(key, password=None).public_key()
+    except TypeError:
+        raise CertificateUnusable(f"{prefix}key_file is locked by a password, which nobody could enter") from None
+    except Exception:
+        # Of several kinds, with words that might show what is in the file.
+        raise CertificateUnusable(f"{prefix}key_file holds no private key in PEM") from None
+    shape = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    if certificate.public_key().public_bytes(*shape) != public_key.public_bytes(*shape):
+        raise CertificateUnusable(
+            f"{prefix}key_file is not the key of the first certificate of {prefix}certificate_file"
+        )
+
+
+def _stamp(file: str) -> tuple[int, int, int] | None:
+    try:
+        status = Path(file).stat()
+    except (OSError, ValueError):
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino

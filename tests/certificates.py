@@ -1,0 +1,117 @@
+"""Certificates for tests: an authority of their own, and what it signs."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import ssl
+import warnings
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePrivateKey, generate_private_key
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+
+DAY = timedelta(days=1)
+SECONDS_MAX = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A certificate and its key, as files."""
+
+    certificate: Path
+    key: Path
+
+    def move_to(self, other: Pair) -> None:
+        """Puts copies of these files in the place of others, each at one stroke, the key first."""
+        for source, target in ((self.key, other.key), (self.certificate, other.certificate)):
+            new = target.with_suffix(".new")
+            shutil.copyfile(source, new)
+            new.replace(target)
+
+    @property
+    def serial(self) -> int:
+        """The serial number of the certificate."""
+        return x509.load_pem_x509_certificate(self.certificate.read_bytes()).serial_number
+
+
+class Authority:
+    """Signs certificates for this machine."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._key = generate_private_key(SECP256R1())
+        self._name = _name("Test authority")
+        self.file = folder / "ca.pem"
+        """Its own certificate."""
+        constraints = x509.BasicConstraints(ca=True, path_length=None)
+        self._write(self.file, _builder(self._name, self._key).add_extension(constraints, critical=True))
+
+    def issue(self, name: str) -> Pair:
+        """A certificate for `localhost` and 127.0.0.1, in files of this name."""
+        key = generate_private_key(SECP256R1())
+        pair = Pair(self._folder / f"{name}.pem", self._folder / f"{name}.key")
+        pair.key.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+        names = x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.IPAddress(ip_address("127.0.0.1"))])
+        self._write(pair.certificate, _builder(_name(name), key).add_extension(names, critical=False))
+        return pair
+
+    def _write(self, file: Path, builder: x509.CertificateBuilder) -> None:
+        certificate = builder.issuer_name(self._name).sign(self._key, SHA256())
+        file.write_bytes(certificate.public_bytes(Encoding.PEM))
+
+
+def _name(text: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+
+
+def _builder(name: x509.Name, key: EllipticCurvePrivateKey) -> x509.CertificateBuilder:
+    now = datetime.now(UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - DAY)
+        .not_valid_after(now + DAY)
+    )
+
+
+def connect(
+    port: int, authority: Authority, *, client: Pair | None = None, protocols: tuple[str, ...] = ("h2",)
+) -> ssl.SSLSocket:
+    """A TLS connection to a port of this machine, whose certificate the authority must have signed."""
+    context = ssl.create_default_context(cafile=str(authority.file))
+    context.set_alpn_protocols(protocols)
+    if client is not None:
+        context.load_cert_chain(client.certificate, client.key)
+    return context.wrap_socket(socket.create_connection(("127.0.0.1", port), SECONDS_MAX), server_hostname="localhost")
+
+
+def served_serial(port: int, authority: Authority, *, client: Pair | None = None) -> int:
+    """The serial number of the certificate that is shown at a port."""
+    with connect(port, authority, client=client) as connection:
+        found = connection.getpeercert()
+        assert found is not None
+        return int(str(found["serialNumber"]), 16)
+
+
+def handshake(port: int, authority: Authority, version: ssl.TLSVersion) -> str | None:
+    """Offers one version of TLS only; gives the one that was agreed on. Raises ssl.SSLError where it is refused."""
+    context = ssl.create_default_context(cafile=str(authority.file))
+    context.set_alpn_protocols(["h2"])
+    # A modern library would not even offer an old one.
+    context.set_ciphers("DEFAULT:@SECLEVEL=0")
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+        context.minimum_version = context.maximum_version = version
+    with (
+        socket.create_connection(("127.0.0.1", port), SECONDS_MAX) as plain,
+        context.wrap_socket(plain, server_hostname="localhost") as secured,
+    ):
+        return secured.version()

@@ -1,0 +1,144 @@
+"""Headers that mean something behind the gateway: no caller sets one, and no caller of REST is shown one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+import pytest
+
+from tests.facades.conditions import gateway_before
+from tests.facades.exchanges import problems_of_any_answer, send
+from tests.facades.test_errors import PATHS
+
+FORGED = "forged.example"
+"""Part of each value that a caller sends, and of nothing else."""
+NAMES = (
+    "x-envoy-original-path",
+    "x-envoy-original-method",
+    "x-envoy-upstream-rq-timeout-ms",
+    "x-envoy-expected-rq-timeout-ms",
+    "x-envoy-max-retries",
+    "x-envoy-retry-on",
+    "x-envoy-internal",
+    "x-envoy-external-address",
+    "x-envoy-decorator-operation",
+    "x-envoy-anything",
+    "x-error-body",
+    "x-error-status",
+    "x-error-anything",
+    "x-daybook-origin",
+    "x-daybook-anything",
+)
+SPELLINGS: dict[str, Callable[[str], str]] = {
+    "as it is": str,
+    "in capitals": str.upper,
+    "as titles": str.title,
+    "with underscores": lambda name: name.replace("-", "_"),
+    "with underscores, as titles": lambda name: name.replace("-", "_").title(),
+    "with one underscore": lambda name: name.replace("-", "_", 1),
+    "with the other underscore": lambda name: name[::-1].replace("-", "_", 1)[::-1],
+}
+LEAKS = tuple((name, "1") for name in ("x-envoy-anything", "x-envoy-upstream-service-time", "x-error-anything"))
+TARGETS = {vendor: target for vendor, (target, _) in PATHS.items()} | {"native": "/v1/accounts/example"}
+
+
+class Upstream(grpc.GenericRpcHandler):
+    """A server that writes down what headers it gets, and answers with headers that are nobody's business."""
+
+    def __init__(self) -> None:
+        self.code = grpc.StatusCode.OK
+        self.seen: list[dict[str, str]] = []
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any]:
+        """Answers every method with an empty message, or with the code that was set."""
+        is_check = handler_call_details.method.startswith("/grpc.health")
+
+        def answer(_request: bytes, context: grpc.ServicerContext) -> bytes:
+            if is_check:
+                context.abort(grpc.StatusCode.UNIMPLEMENTED, "")
+            self.seen.append({name: str(value) for name, value in context.invocation_metadata()})
+            context.set_trailing_metadata(LEAKS)
+            if self.code is not grpc.StatusCode.OK:
+                context.abort(self.code, "")
+            context.send_initial_metadata(LEAKS)
+            return b""
+
+        return grpc.unary_unary_rpc_method_handler(answer)
+
+
+@pytest.fixture(scope="module")
+def upstream_and_origin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Upstream, str]]:
+    """Such a server, and the gateway before it."""
+    upstream, server = Upstream(), grpc.server(ThreadPoolExecutor())
+    server.add_generic_rpc_handlers((upstream,))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    with gateway_before(tmp_path_factory.mktemp("headers"), port) as origin:
+        yield upstream, origin
+    server.stop(None).wait()
+
+
+def require_nothing_forged(seen: dict[str, str]) -> None:
+    """No header is there that a caller sent, under whatever name, and none that only the server may send."""
+    forged = {name: value for name, value in seen.items() if FORGED in value}
+    assert not forged
+    assert not [name for name in seen if name.replace("_", "-").startswith("x-error-")]
+    assert {name for name in seen if name.replace("_", "-").startswith("x-daybook-")} <= {"x-daybook-origin"}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("name", TARGETS)
+def test_rest_caller_sets_none(upstream_and_origin: tuple[Upstream, str], name: str, spelling: str) -> None:
+    """Whatever a caller of REST sends under these names, in whatever spelling, the server gets none of it."""
+    upstream, origin = upstream_and_origin
+    upstream.code = grpc.StatusCode.OK
+    upstream.seen.clear()
+    headers = {SPELLINGS[spelling](each): f"https://{FORGED}" for each in NAMES}
+    answer = send(origin, TARGETS[name], headers={"x-other": "kept", **headers})
+    assert answer.status == 200
+    (seen,) = upstream.seen
+    assert seen["x-other"] == "kept"
+    require_nothing_forged(seen)
+    # The only one that the gateway itself sends, for links.
+    assert seen.get("x-daybook-origin") == (origin if name == "paged" else None)
+
+
+@pytest.mark.parametrize("name", ["grpc-timeout", "grpc-encoding", "grpc-accept-encoding"])
+def test_rest_caller_is_no_grpc_caller(upstream_and_origin: tuple[Upstream, str], name: str) -> None:
+    """What a caller of REST sends for gRPC's own headers does nothing to the call that the gateway makes of it."""
+    upstream, origin = upstream_and_origin
+    upstream.code = grpc.StatusCode.OK
+    answer = send(origin, TARGETS["native"], headers={name: "1n" if name == "grpc-timeout" else "unheard-of"})
+    assert answer.status == 200
+
+
+@pytest.mark.parametrize("spelling", ["as it is", "with underscores", "with the other underscore"])
+def test_grpc_caller_sets_none(upstream_and_origin: tuple[Upstream, str], spelling: str) -> None:
+    """A native caller can't set them either; over HTTP/2 there are no capitals."""
+    upstream, origin = upstream_and_origin
+    upstream.code = grpc.StatusCode.OK
+    upstream.seen.clear()
+    metadata = tuple((SPELLINGS[spelling](each), f"https://{FORGED}") for each in NAMES)
+    with grpc.insecure_channel(origin.removeprefix("http://")) as channel:
+        call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary("/daybook.v1.Ledger/GetAccount")
+        assert call(b"", metadata=(("x-other", "kept"), *metadata), timeout=60) == b""
+    (seen,) = upstream.seen
+    assert seen["x-other"] == "kept"
+    require_nothing_forged(seen)
+    assert "x-daybook-origin" not in seen
+
+
+@pytest.mark.parametrize("code", [grpc.StatusCode.OK, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INTERNAL])
+@pytest.mark.parametrize("name", TARGETS)
+def test_rest_caller_is_shown_none(upstream_and_origin: tuple[Upstream, str], name: str, code: grpc.StatusCode) -> None:
+    """Headers and trailers of the server under these names stay behind the gateway, and so do gRPC's own."""
+    upstream, origin = upstream_and_origin
+    upstream.code = code
+    for method in ("GET", "HEAD"):
+        answer = send(origin, TARGETS[name], method=method)
+        assert (answer.status == 200) == (code is grpc.StatusCode.OK)
+        assert not list(problems_of_any_answer(answer))
+        assert not [each for each, _ in answer.headers if each.startswith(("grpc-", "x-envoy-", "x-error-"))]

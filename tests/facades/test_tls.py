@@ -1,0 +1,310 @@
+"""TLS before the gateway and behind it: by the settings of `daybook up`, and for envoy.yaml as the docs have it."""
+
+from __future__ import annotations
+
+import os
+import re
+import ssl
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+import pytest
+import yaml
+from daybook.v1.ledger_service_pb2 import GetBalanceRequest
+
+from server.config import Settings
+from server.gateway import _envoy, render_configuration, render_secrets
+from tests.certificates import Authority, Pair, connect, handshake, served_serial
+from tests.facades import curl
+from tests.facades.conditions import gateway_before
+from tests.facades.conftest import credential, ledger_stub
+from tests.facades.exchanges import read_json, send
+from tests.facades.processes import (
+    BIN,
+    ROOT,
+    SECONDS_MAX,
+    Daybook,
+    Ports,
+    copy_database,
+    environment,
+    run,
+    sqlite_url,
+    wait_until,
+)
+from tests.facades.test_up import printed_commands, require_refusal
+
+KEY = "demo-dreadnode.public"
+CREDENTIAL = {"authorization": f"Bearer {KEY}"}
+BALANCE = "/v1/accounts/example/balance"
+SECTION = (ROOT / "docs/operating.md").read_text().partition("\n## TLS\n")[2].partition("\n## ")[0]
+
+
+@dataclass(frozen=True)
+class Secured:
+    """A `daybook up` with TLS everywhere, and what a client needs for it."""
+
+    daybook: Daybook
+    gateway: Pair
+    """What the gateway shows; a test may replace it."""
+    server: Pair
+    client: Pair
+    """What the server lets in."""
+
+
+@pytest.fixture(scope="module")
+def secured(gateway: Daybook, authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
+    """The demo once more, with TLS before the gateway and mutual TLS behind it."""
+    folder, ports = tmp_path_factory.mktemp("secured"), Ports.free()
+    copy_database(gateway.folder / "daybook.db", folder / "daybook.db")
+    live = Pair(folder / "gateway.crt", folder / "gateway.key")
+    authority.issue("gateway").move_to(live)
+    server, client = authority.issue("server"), authority.issue("client of the server")
+    settings = {
+        "TLS_CERTIFICATE_FILE": server.certificate,
+        "TLS_KEY_FILE": server.key,
+        "TLS_CLIENT_CA_FILE": authority.file,
+        # As people write them, relative to where they are.
+        "GATEWAY_TLS_CERTIFICATE_FILE": live.certificate.name,
+        "GATEWAY_TLS_KEY_FILE": live.key.name,
+        "GATEWAY_SERVER_CA_FILE": authority.file,
+        "GATEWAY_CLIENT_CERTIFICATE_FILE": client.certificate,
+        "GATEWAY_CLIENT_KEY_FILE": client.key,
+    }
+    daybook = Daybook.start(
+        *("up", "--demo", "--database-url", sqlite_url(folder / "daybook.db"), *ports.flags),
+        folder=folder,
+        ports=ports,
+        settings={f"DAYBOOK_{name}": str(value) for name, value in settings.items()},
+    )
+    try:
+        daybook.wait_for("Ctrl-C stops it.")
+        yield Secured(daybook, live, server, client)
+        assert daybook.stop() == 0
+        assert "PRIVATE KEY" not in daybook.stderr
+    finally:
+        daybook.kill()
+
+
+@pytest.mark.parametrize(("protocol", "version"), [("h2", "HTTP/2"), ("http/1.1", "HTTP/1.1")])
+def test_rest_over_tls(secured: Secured, authority: Authority, protocol: str, version: str) -> None:
+    """The gateway takes HTTP/1.1 and HTTP/2, as the client likes, and the server answers behind its own TLS."""
+    port = secured.daybook.ports.gateway
+    with connect(port, authority, protocols=(protocol,)) as connection:
+        assert connection.selected_alpn_protocol() == protocol
+        assert connection.version() == "TLSv1.3"
+    with httpx.Client(verify=trusting(authority), http2=protocol == "h2", headers=CREDENTIAL) as client:
+        answer = client.get(f"https://localhost:{port}{BALANCE}")
+        assert (answer.status_code, answer.http_version) == (200, version)
+        paged = client.get(f"https://localhost:{port}/api/billing/accounts/example/transactions?page_size=3").json()
+    assert paged["next"].startswith(f"https://localhost:{port}/"), "links are as the caller came"
+
+
+def trusting(authority: Authority) -> ssl.SSLContext:
+    """What verifies the gateway."""
+    return ssl.create_default_context(cafile=str(authority.file))
+
+
+def test_grpc_over_tls(secured: Secured, authority: Authority) -> None:
+    """Native gRPC goes through the gateway's TLS."""
+    credentials = grpc.ssl_channel_credentials(authority.file.read_bytes())
+    with grpc.secure_channel(f"localhost:{secured.daybook.ports.gateway}", credentials) as channel:
+        balance = ledger_stub(channel).GetBalance(
+            GetBalanceRequest(name="accounts/example/balance"), metadata=credential(KEY), timeout=SECONDS_MAX
+        )
+        assert balance.amount
+
+
+def test_nobody_gets_in_without_tls(secured: Secured, authority: Authority) -> None:
+    """The gateway answers no plain HTTP, and the server nobody who shows no certificate of its authority."""
+    with pytest.raises(OSError):  # noqa: PT011  # which one depends on how far the client has come
+        send(secured.daybook.origin, "/healthz")
+    for port, client in ((secured.daybook.ports.server, None), (secured.daybook.ports.server, secured.client)):
+        with connect(port, authority, client=client) as connection:
+            connection.settimeout(SECONDS_MAX)
+            try:
+                greeting = connection.recv(9)
+            except ssl.SSLError:
+                greeting = b""
+        # A server of HTTP/2 speaks first: its settings.
+        assert bool(greeting) is (client is not None)
+
+
+def test_gateway_takes_up_a_new_certificate(secured: Secured, authority: Authority) -> None:
+    """A pair that is moved into place counts from the next connection on; one that doesn't fit changes nothing."""
+    port = secured.daybook.ports.gateway
+    assert served_serial(port, authority) == secured.gateway.serial
+    first, second = secured.gateway.serial, authority.issue("second gateway")
+    stranger = authority.issue("stranger")
+    Pair(secured.gateway.certificate, stranger.key).move_to(secured.gateway)
+    assert served_serial(port, authority) == first
+    second.move_to(secured.gateway)
+    wait_until(lambda: served_serial(port, authority) == second.serial, "the new certificate is shown")
+
+
+@pytest.mark.parametrize(
+    ("name", "is_trusted", "status"),
+    [("localhost", True, 200), ("elsewhere.example", True, 503), ("localhost", False, 503)],
+    ids=["known", "another name", "another authority"],
+)
+def test_gateway_verifies_the_server(
+    secured: Secured, authority: Authority, tmp_path: Path, name: str, is_trusted: bool, status: int
+) -> None:
+    """Envoy passes nothing on to a server whose certificate is for another name, or signed by somebody else."""
+    trusted = authority if is_trusted else Authority(tmp_path)
+    settings = Settings(
+        port=secured.daybook.ports.server,
+        tls_certificate_file=str(secured.server.certificate),
+        gateway_server_ca_file=str(trusted.file),
+        gateway_server_name=name,
+        gateway_client_certificate_file=str(secured.client.certificate),
+        gateway_client_key_file=str(secured.client.key),
+    )
+
+    def with_tls(configuration: dict[str, Any]) -> None:
+        resources = render_configuration(settings, tmp_path)["static_resources"]
+        configuration["static_resources"]["clusters"] = resources["clusters"]
+
+    for file, secret in render_secrets(settings).items():
+        (tmp_path / file).write_text(yaml.safe_dump(secret))
+    with gateway_before(tmp_path, settings.port, with_tls) as origin:
+        # A server that is not healthy is asked all the same, and so is one that is not known to be yet.
+        wait_until(lambda: send(origin, BALANCE, headers=CREDENTIAL).status == status, "the answer that is due")
+        assert send(origin, "/healthz").status == status
+
+
+@pytest.mark.parametrize("command", ["serve", "up"])
+def test_unusable_certificate_ends_the_start(tmp_path: Path, command: str) -> None:
+    """Both commands say in one line which setting is wrong."""
+    settings = {"DAYBOOK_TLS_CERTIFICATE_FILE": "nothing.crt", "DAYBOOK_TLS_KEY_FILE": "nothing.key"}
+    ports = Ports.free()
+    flags = ports.flags if command == "up" else ("--port", str(ports.server))
+    result = run(command, "--database-url", sqlite_url(tmp_path / "a.db"), *flags, folder=tmp_path, settings=settings)
+    require_refusal(result, "tls_certificate_file can't be read (No such file or directory)")
+
+
+def snippets(language: str) -> list[str]:
+    """What docs/operating.md shows of TLS, in a language."""
+    return re.findall(rf"(?s)```{language}\n(.*?)```", SECTION)
+
+
+def run_shell(command: str, folder: Path) -> str:
+    """What a command prints that must succeed, run as a reader would paste it."""
+    tools = folder / "tools"
+    tools.mkdir(exist_ok=True)
+    curl.install(tools)
+    result = subprocess.run(
+        ["sh", "-ec", command],
+        cwd=folder,
+        env=environment(PATH=f"{tools}{os.pathsep}{os.environ['PATH']}"),
+        capture_output=True,
+        text=True,
+        timeout=SECONDS_MAX,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.mark.parametrize("number", [1, 2], ids=["through the gateway", "past it"])
+def test_documented_commands_work(secured: Secured, authority: Authority, tmp_path: Path, number: int) -> None:
+    """The commands of docs/operating.md, with the files in this folder and the ports of this test."""
+    ports = secured.daybook.ports
+    for name, file in {
+        "tls.crt": secured.gateway.certificate,
+        "ca.crt": authority.file,
+        "client.crt": secured.client.certificate,
+        "client.key": secured.client.key,
+    }.items():
+        (tmp_path / name).symlink_to(file)
+    command = snippets("sh")[number].replace(":8443", f":{ports.gateway}").replace(":50051", f":{ports.server}")
+    printed = run_shell(command.replace(".venv/bin", str(BIN)), tmp_path)
+    assert printed.count('"amount"') == printed.count("accounts/example/balance") == {1: 2, 2: 1}[number]
+
+
+def test_printed_commands_trust_the_certificate(secured: Secured, tmp_path: Path) -> None:
+    """What `daybook up --demo` prints works with TLS too."""
+    commands = printed_commands(secured.daybook)
+    for title in ("Teable: what a space consumed", "Native gRPC, by reflection"):
+        command = commands[title].replace(secured.gateway.certificate.name, str(secured.gateway.certificate))
+        assert isinstance(read_json(run_shell(command, tmp_path)), dict)
+
+
+@contextmanager
+def stock_envoy(folder: Path, change: dict[str, Any]) -> Iterator[tuple[int, int]]:
+    """Envoy with envoy.yaml as it stands but for ports and folders; gives the ports without and with TLS.
+
+    `change` goes into its cluster. Whatever is under /etc/daybook is in the folder.
+    """
+    ports = Ports.free()
+    text = (ROOT / "envoy.yaml").read_text()
+    for port, other in ((8080, ports.gateway), (8443, ports.server), (9901, ports.admin)):
+        assert text.count(f"port_value: {port}}}") == 1
+        text = text.replace(f"port_value: {port}}}", f"port_value: {other}}}").replace("0.0.0.0", "127.0.0.1")  # noqa: S104  # what is replaced
+    configuration = yaml.safe_load(text)
+    configuration["static_resources"]["clusters"][0].update(change)
+    (folder / "envoy.yaml").write_text(yaml.safe_dump(configuration))
+    (folder / "gen").symlink_to(ROOT / "gen")
+    (folder / "server").mkdir()
+    secrets = (ROOT / "server/gateway_tls.yaml").read_text().replace("/etc/daybook", str(folder))
+    (folder / "server/gateway_tls.yaml").write_text(secrets)
+    (folder / "gateway").mkdir()
+    command = [_envoy(), "-c", "envoy.yaml", "--disable-hot-restart", "--log-level", "warning"]
+    with (folder / "output").open("wb") as output:
+        process = subprocess.Popen(command, cwd=folder, stdout=output, stderr=output)
+
+    def answers() -> bool:
+        assert process.poll() is None, (folder / "output").read_text()
+        try:
+            return send(f"http://127.0.0.1:{ports.gateway}", "/healthz").status == 200
+        except OSError:
+            return False
+
+    try:
+        wait_until(answers, "the gateway finds the server")
+        yield ports.gateway, ports.server
+    finally:
+        process.terminate()
+        process.wait(SECONDS_MAX)
+
+
+def test_envoy_yaml_by_itself(secured: Secured, authority: Authority, tmp_path: Path) -> None:
+    """envoy.yaml starts without certificates and takes them up; the documented part finds a server with mutual TLS."""
+    for name, file in {
+        "server-ca.crt": authority.file,
+        "client.crt": secured.client.certificate,
+        "client.key": secured.client.key,
+    }.items():
+        (tmp_path / name).symlink_to(file)
+    (snippet,) = snippets("yaml")
+    change = yaml.safe_load(snippet.replace("/etc/daybook", str(tmp_path)))
+    address = {"socket_address": {"address": "127.0.0.1", "port_value": secured.daybook.ports.server}}
+    endpoints = [{"lb_endpoints": [{"endpoint": {"address": address}}]}]
+    change["load_assignment"] = {"cluster_name": "daybook", "endpoints": endpoints}
+    with stock_envoy(tmp_path, change) as (plain, tls):
+        assert send(f"http://127.0.0.1:{plain}", BALANCE, headers=CREDENTIAL).status == 200
+        with pytest.raises((ssl.SSLError, ConnectionResetError)):
+            connect(tls, authority)
+        pair = authority.issue("late")
+        pair.move_to(Pair(tmp_path / "gateway/tls.crt", tmp_path / "gateway/tls.key"))
+
+        def shows_it() -> bool:
+            try:
+                return served_serial(tls, authority) == pair.serial
+            except (ssl.SSLError, ConnectionResetError):
+                return False
+
+        wait_until(shows_it, "the certificate is taken up")
+        with httpx.Client(verify=trusting(authority), http2=True, headers=CREDENTIAL) as client:
+            answer = client.get(f"https://localhost:{tls}{BALANCE}")
+        assert (answer.status_code, answer.http_version) == (200, "HTTP/2")
+        assert handshake(tls, authority, ssl.TLSVersion.TLSv1_2) == "TLSv1.2"
+        with pytest.raises(ssl.SSLError, match="PROTOCOL_VERSION"):
+            handshake(tls, authority, ssl.TLSVersion.TLSv1_1)
+    said = (tmp_path / "output").read_text()
+    assert [line for line in said.splitlines() if "Invalid path" in line and "tls.crt" in line]

@@ -1,0 +1,277 @@
+"""TLS on the gRPC port: who gets in, what is refused at the start, and certificates that change."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import grpc
+import pytest
+import pytest_asyncio
+import structlog
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
+
+from server.app import Book, CannotStart, open_book, server_certificates, serving
+from server.config import Settings
+from server.gateway import require_certificates
+from tests.certificates import Authority, Pair, handshake, served_serial
+from tests.conftest import Clock, Server
+from tests.rpc.conftest import shares_a_server
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_book(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Book]:
+    """One ledger for all tests of this module, with the tenant `house`."""
+    database_url = f"sqlite+aiosqlite:///{tmp_path_factory.mktemp('certificates')}/daybook.db"
+    async with open_book(database_url, Clock(), Random(1).randbytes) as book:
+        await book.credentials.create_tenant(slug="house", uid="u", display_name="", create_time=book.clock())
+        yield book
+
+
+@pytest.fixture
+def live(tmp_path: Path, authority: Authority) -> Pair:
+    """The files of a server, which a test may replace."""
+    pair = Pair(tmp_path / "tls.crt", tmp_path / "tls.key")
+    authority.issue("first").move_to(pair)
+    return pair
+
+
+def tls(pair: Pair, **more: object) -> Settings:
+    """A free port with TLS."""
+    return Settings(
+        port=0,
+        shutdown_grace_seconds=0,
+        tls_certificate_file=str(pair.certificate),
+        tls_key_file=str(pair.key),
+        **more,  # type: ignore[arg-type]  # each setting has a type of its own
+    )
+
+
+@asynccontextmanager
+async def channel_to(port: int, authority: Authority, client: Pair | None = None) -> AsyncIterator[grpc.aio.Channel]:
+    """A channel that verifies the server, and shows a certificate if there is one."""
+    shown = (None, None) if client is None else (client.key.read_bytes(), client.certificate.read_bytes())
+    credentials = grpc.ssl_channel_credentials(authority.file.read_bytes(), *shown)
+    async with grpc.aio.secure_channel(f"localhost:{port}", credentials) as channel:
+        yield channel
+
+
+async def calls(book: Book, channel: grpc.aio.Channel) -> bool:
+    """Whether a call with a key gets through."""
+    number = await book.credentials.tenant_number("house")
+    assert number is not None
+    client = await Server(book, channel).client(number)
+    account_id = f"a{book.random_bytes(8).hex()}"
+    try:
+        return (await client.create_account(account_id)).name == f"accounts/{account_id}"
+    except grpc.aio.AioRpcError as error:
+        if error.code() is not grpc.StatusCode.UNAVAILABLE:
+            raise
+        return False
+
+
+@shares_a_server
+async def test_calls_go_through_tls(shared_book: Book, live: Pair, authority: Authority) -> None:
+    """With a certificate the port speaks TLS, and nothing else."""
+    async with serving(shared_book, tls(live)) as port:
+        async with channel_to(port, authority) as channel:
+            assert await calls(shared_book, channel)
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            assert not await calls(shared_book, channel)
+
+
+@shares_a_server
+async def test_a_server_of_others_is_not_trusted(
+    shared_book: Book, live: Pair, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """A client that trusts another authority doesn't talk to the server."""
+    stranger = Authority(tmp_path_factory.mktemp("stranger"))
+    async with serving(shared_book, tls(live)) as port, channel_to(port, stranger) as channel:
+        assert not await calls(shared_book, channel)
+
+
+@shares_a_server
+async def test_old_protocols_are_refused(shared_book: Book, live: Pair, authority: Authority) -> None:
+    """TLS 1.2 and 1.3 are spoken, 1.1 isn't."""
+    async with serving(shared_book, tls(live)) as port:
+        assert await asyncio.to_thread(handshake, port, authority, ssl.TLSVersion.TLSv1_2) == "TLSv1.2"
+        assert await asyncio.to_thread(handshake, port, authority, ssl.TLSVersion.TLSv1_3) == "TLSv1.3"
+        with pytest.raises(ssl.SSLError, match="EOF"):
+            await asyncio.to_thread(handshake, port, authority, ssl.TLSVersion.TLSv1_1)
+
+
+@shares_a_server
+async def test_mutual_tls(
+    shared_book: Book, live: Pair, authority: Authority, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """With a client CA only whoever shows a certificate that it signed gets in."""
+    stranger = Authority(tmp_path_factory.mktemp("stranger")).issue("stranger")
+    async with serving(shared_book, tls(live, tls_client_ca_file=str(authority.file))) as port:
+        for client, gets_in in ((authority.issue("client"), True), (None, False), (stranger, False)):
+            async with channel_to(port, authority, client) as channel:
+                assert await calls(shared_book, channel) is gets_in
+
+
+@shares_a_server
+async def test_new_certificate_without_a_restart(shared_book: Book, live: Pair, authority: Authority) -> None:
+    """The next connection gets the new certificate; one that is open goes on."""
+    async with serving(shared_book, tls(live)) as port, channel_to(port, authority) as channel:
+        before = live.serial
+        assert await asyncio.to_thread(served_serial, port, authority) == before
+        assert await calls(shared_book, channel)
+        authority.issue("second").move_to(live)
+        assert live.serial != before
+        assert await asyncio.to_thread(served_serial, port, authority) == live.serial
+        assert await calls(shared_book, channel)
+
+
+@shares_a_server
+async def test_new_client_authority_without_a_restart(
+    shared_book: Book, live: Pair, authority: Authority, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Clients of a new authority get in once its file is there, and those of the old one don't any more."""
+    later = Authority(tmp_path_factory.mktemp("later"))
+    trusted = tmp_path / "clients.pem"
+    trusted.write_bytes(authority.file.read_bytes())
+    old, new = authority.issue("old client"), later.issue("new client")
+
+    async def gets_in(port: int, client: Pair) -> bool:
+        async with channel_to(port, authority, client) as channel:
+            return await calls(shared_book, channel)
+
+    async with serving(shared_book, tls(live, tls_client_ca_file=str(trusted))) as port:
+        assert (await gets_in(port, old), await gets_in(port, new)) == (True, False)
+        trusted.write_bytes(later.file.read_bytes())
+        assert (await gets_in(port, old), await gets_in(port, new)) == (False, True)
+
+
+@shares_a_server
+async def test_broken_renewal_keeps_the_last_certificate(shared_book: Book, live: Pair, authority: Authority) -> None:
+    """Files that don't fit are told once, however many connect; the last pair that fits stays in use."""
+    before = live.serial
+    async with serving(shared_book, tls(live)) as port:
+        with structlog.testing.capture_logs() as logs:
+            live.key.write_bytes(authority.issue("third").key.read_bytes())
+            for _ in range(3):
+                assert await asyncio.to_thread(served_serial, port, authority) == before
+            live.certificate.unlink()
+            assert await asyncio.to_thread(served_serial, port, authority) == before
+            authority.issue("fourth").move_to(live)
+            assert await asyncio.to_thread(served_serial, port, authority) == live.serial != before
+    told = [(entry["log_level"], entry.get("problem", "")) for entry in logs if "certificate" in entry["event"]]
+    assert [level for level, _ in told] == ["warning", "warning", "info"]
+    assert "tls_key_file is not the key" in told[0][1]
+    assert "tls_certificate_file can't be read" in told[1][1]
+
+
+def test_unchanged_files_are_not_read_again(live: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A handshake looks at the files' times only."""
+    certificates = server_certificates(tls(live))
+    assert certificates is not None
+
+    def read_bytes(_self: Path) -> bytes:
+        raise AssertionError("read")
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    assert certificates._fetch() is None
+    os.utime(live.key, (0, 0))
+    with pytest.raises(AssertionError, match="read"):
+        certificates._fetch()
+
+
+SECRET = b"-----BEGIN PRIVATE KEY-----\nc2VjcmV0\n-----END PRIVATE KEY-----\n"
+
+
+def locked(pair: Pair) -> bytes:
+    """The key of a pair, behind a password."""
+    key: Any = load_pem_private_key(pair.key.read_bytes(), None)
+    locked_key: bytes = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"password"))
+    return locked_key
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"tls_key_file": ""}, "tls_key_file is missing"),
+        ({"tls_certificate_file": ""}, "tls_certificate_file is missing"),
+        (
+            {"tls_certificate_file": "", "tls_key_file": "", "tls_client_ca_file": "ca"},
+            "tls_certificate_file is missing",
+        ),
+        ({"tls_certificate_file": "nothing"}, "tls_certificate_file can't be read (No such file or directory)"),
+        ({"tls_key_file": "nothing"}, "tls_key_file can't be read (No such file or directory)"),
+        ({"tls_key_file": "."}, "tls_key_file can't be read (Is a directory)"),
+        ({"tls_key_file": "a\0b"}, "tls_key_file can't be read (no path)"),
+        ({"tls_client_ca_file": "nothing"}, "tls_client_ca_file can't be read"),
+        ({"tls_certificate_file": "key"}, "tls_certificate_file holds no certificate"),
+        ({"tls_certificate_file": "empty"}, "tls_certificate_file holds no certificate"),
+        ({"tls_key_file": "certificate"}, "tls_key_file holds no private key"),
+        ({"tls_key_file": "broken"}, "tls_key_file holds no private key"),
+        ({"tls_key_file": "other"}, "tls_key_file is not the key"),
+        ({"tls_key_file": "locked"}, "tls_key_file is locked by a password"),
+        ({"tls_client_ca_file": "key"}, "tls_client_ca_file holds no certificate"),
+        # What only `daybook up` knows of.
+        ({}, "gateway_server_ca_file is missing"),
+        ({"gateway_tls_certificate_file": "certificate"}, "gateway_tls_key_file is missing"),
+        ({"gateway_tls_key_file": "key"}, "gateway_tls_certificate_file is missing"),
+        (
+            {"gateway_tls_certificate_file": "certificate", "gateway_tls_key_file": "other"},
+            "gateway_tls_key_file is not the key",
+        ),
+        ({"gateway_client_certificate_file": "certificate"}, "gateway_client_key_file is missing"),
+        (
+            {"tls_certificate_file": "", "tls_key_file": "", "gateway_server_ca_file": "ca"},
+            "tls_certificate_file is missing",
+        ),
+        ({"gateway_server_ca_file": "nothing"}, "gateway_server_ca_file can't be read"),
+        ({"gateway_server_ca_file": "empty"}, "gateway_server_ca_file holds no certificate"),
+        (
+            {"gateway_server_ca_file": "ca", "tls_client_ca_file": "ca"},
+            "gateway_client_certificate_file is missing",
+        ),
+    ],
+    ids=lambda value: " ".join(f"{name}={file}" for name, file in value.items()) if isinstance(value, dict) else "",
+)
+def test_unusable_certificates_are_refused_at_the_start(
+    tmp_path: Path, authority: Authority, changes: dict[str, str], words: str
+) -> None:
+    """A combination that can't be and a file that can't be used are refused, in words that name the setting."""
+    pair, other = authority.issue("refused"), authority.issue("other")
+    files = {
+        "certificate": pair.certificate.read_bytes(),
+        "key": pair.key.read_bytes(),
+        "other": other.key.read_bytes(),
+        "ca": authority.file.read_bytes(),
+        "broken": SECRET,
+        "locked": locked(pair),
+        "empty": b"",
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    named = {"tls_certificate_file": "certificate", "tls_key_file": "key", **changes}
+    settings = Settings(**{name: file and f"{tmp_path}/{file}" for name, file in named.items()})  # type: ignore[arg-type]
+    with pytest.raises(CannotStart) as caught:
+        require_certificates(settings)
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith(words)
+    assert "c2VjcmV0" not in line
+    if not words.startswith("gateway_") and "gateway_server_ca_file" not in changes:
+        with pytest.raises(CannotStart, match=f"^{words.partition(' ')[0]}"):
+            server_certificates(settings)
+
+
+def test_no_certificates_no_tls() -> None:
+    """By default nothing is asked for and nothing is refused."""
+    assert server_certificates(Settings()) is None
+    require_certificates(Settings())
