@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import grpc
 import structlog
@@ -20,7 +21,7 @@ from daybook.facades.spacebring.v1.transactions_service_pb2_grpc import add_Tran
 from daybook.facades.teable.v1.billing_service_pb2_grpc import add_BillingServicer_to_server
 from daybook.v1.admin_service_pb2_grpc import add_AdminServicer_to_server
 from daybook.v1.ledger_service_pb2_grpc import add_LedgerServicer_to_server
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
@@ -33,14 +34,15 @@ from server.rpc.ledger import Ledger
 from server.store.accounts import AccountStore
 from server.store.books import BookStore
 from server.store.credentials import CredentialStore
-from server.store.database import Database
-from server.store.migrate import migrate
+from server.store.database import Database, DatabaseLimits
+from server.store.migrate import is_migrated, migrate
 from server.store.poster import Poster
 from server.store.transactions import TransactionStore
 from server.transport.auth import Authenticator
 from server.transport.calls import OPEN_SERVICES, CallInterceptor
 from server.transport.limits import RateLimiter, Stopwatch
 from server.transport.page_tokens import KEY_BYTES, PageTokens
+from server.transport.readiness import watched_health
 from server.transport.token_keys import refreshed_token_keys
 from server.usecases.accounts import Accounts
 from server.usecases.api_key_uses import ApiKeyUses
@@ -94,10 +96,13 @@ class Book:
 
 @asynccontextmanager
 async def open_book(
-    database_url: str, clock: Clock = system_clock, random_bytes: RandomBytes = secrets.token_bytes
+    database_url: str,
+    clock: Clock = system_clock,
+    random_bytes: RandomBytes = secrets.token_bytes,
+    limits: DatabaseLimits | None = None,
 ) -> AsyncIterator[Book]:
     """Opens the ledger in a database, which is created and migrated if need be."""
-    database = Database(database_url)
+    database = Database(database_url, limits)
     try:
         await migrate(database)
         account_store = AccountStore(database)
@@ -124,30 +129,48 @@ async def open_book(
         await database.close()
 
 
+def database_limits(settings: Settings) -> DatabaseLimits:
+    """What the settings say of the database."""
+    return DatabaseLimits(
+        connections=settings.database_pool_size,
+        wait_seconds=settings.database_pool_wait_seconds,
+        recycle_seconds=settings.database_pool_recycle_seconds,
+        connect_seconds=settings.database_connect_timeout_seconds,
+        lock_seconds=settings.database_lock_timeout_seconds,
+        statement_seconds=settings.database_statement_timeout_seconds,
+        idle_transaction_seconds=settings.database_idle_transaction_timeout_seconds,
+    )
+
+
 @asynccontextmanager
-async def serving(book: Book, settings: Settings, stopwatch: Stopwatch = time.monotonic_ns) -> AsyncIterator[int]:
+async def serving(
+    book: Book, settings: Settings, stopwatch: Stopwatch = time.monotonic_ns, own_port: int | None = None
+) -> AsyncIterator[int]:
     """Serves the book over gRPC; gives the port. Calls under way at the end may finish.
 
-    Raises CannotStart if the port is taken, or for a demo database on an address that
-    others can reach.
+    With a port of its own it serves on both, and shares the other with its siblings: see
+    server/supervisor.py. Raises CannotStart if a port is taken, or for a demo database on
+    an address that others can reach.
     """
-    await _check_demo(book, settings.host)
+    await check_demo(book, settings.host)
     await book.credentials.ensure_token_key(book.random_bytes(KEY_BYTES), book.clock())
     async with (
         refreshed_token_keys(book.credentials, book.clock) as token_keys,
-        _serving(book, settings, stopwatch, PageTokens(token_keys, book.random_bytes)) as port,
+        _serving(book, settings, stopwatch, PageTokens(token_keys, book.random_bytes), own_port) as port,
     ):
         yield port
 
 
 @asynccontextmanager
-async def _serving(book: Book, settings: Settings, stopwatch: Stopwatch, page_tokens: PageTokens) -> AsyncIterator[int]:
+async def _serving(
+    book: Book, settings: Settings, stopwatch: Stopwatch, page_tokens: PageTokens, own_port: int | None
+) -> AsyncIterator[int]:
     authenticator = Authenticator(book.credentials, book.clock, book.api_key_uses.note)
     server = grpc.aio.server(
         interceptors=[CallInterceptor(authenticator, _limiter(settings, stopwatch), FACADES)],
         options=[
-            # Without this two servers could share a port by accident.
-            ("grpc.so_reuseport", 0),
+            # Else two servers could share a port by accident.
+            ("grpc.so_reuseport", int(own_port is not None)),
             ("grpc.max_receive_message_length", settings.message_bytes_max),
             ("grpc.max_send_message_length", settings.message_bytes_max),
             ("grpc.max_concurrent_streams", settings.concurrent_streams_max),
@@ -168,21 +191,24 @@ async def _serving(book: Book, settings: Settings, stopwatch: Stopwatch, page_to
     health = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     reflection.enable_server_reflection((*SERVICES, *OPEN_SERVICES), server)
-    try:
-        port = server.add_insecure_port(f"{settings.host}:{settings.port}")
-    except RuntimeError:
-        raise CannotStart(f"can't listen on {settings.host}:{settings.port}: is the port taken?") from None
+    port = _listen(server, settings.host, settings.port)
+    if own_port is not None:
+        _listen(server, settings.host, own_port)
     await server.start()
-    for service in ("", *SERVICES):
-        await health.set(service, health_pb2.HealthCheckResponse.SERVING)
     log.info("serving", host=settings.host, port=port)
     try:
-        async with book.expirations.sweeping():
+        async with book.expirations.sweeping(), watched_health(health, SERVICES, partial(is_migrated, book.database)):
             yield port
     finally:
-        await health.enter_graceful_shutdown()
         await server.stop(settings.shutdown_grace_seconds)
         log.info("stopped")
+
+
+def _listen(server: grpc.aio.Server, host: str, port: int) -> int:
+    try:
+        return server.add_insecure_port(f"{host}:{port}")
+    except RuntimeError:
+        raise CannotStart(f"can't listen on {host}:{port}: is the port taken?") from None
 
 
 def _limiter(settings: Settings, stopwatch: Stopwatch) -> RateLimiter | None:
@@ -191,7 +217,8 @@ def _limiter(settings: Settings, stopwatch: Stopwatch) -> RateLimiter | None:
     return RateLimiter(settings.rate_limit_calls_per_second, settings.rate_limit_burst, stopwatch)
 
 
-async def _check_demo(book: Book, host: str) -> None:
+async def check_demo(book: Book, host: str) -> None:
+    """Raises CannotStart for demo data at an address that others can reach."""
     if await book.credentials.has_demo_tenant() and not is_loopback(host):
         raise CannotStart(
             f"the database holds demo data, whose keys everybody knows: it is not served on {host}, only on loopback"

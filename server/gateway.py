@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import distribution
@@ -43,32 +43,53 @@ def render_configuration(settings: Settings) -> dict[str, Any]:
     (listener,) = resources["listeners"]
     _set_address(listener, settings.gateway_host, settings.gateway_port)
     (cluster,) = resources["clusters"]
-    (endpoint,) = cluster["load_assignment"]["endpoints"][0]["lb_endpoints"]
-    _set_address(endpoint["endpoint"], settings.host, settings.port)
-    _set_descriptors(configuration)
+    _set_servers(cluster, [(settings.host, port) for port in settings.worker_ports or [settings.port]])
+    _set_descriptors(configuration, str(DESCRIPTORS))
     return configuration
+
+
+def render_deployment(servers: Sequence[tuple[str, int]], descriptors: str) -> dict[str, Any]:
+    """envoy.yaml for a gateway elsewhere: with these servers, by name or address and port.
+
+    `descriptors` is where that gateway finds the descriptor set.
+    """
+    configuration: dict[str, Any] = yaml.safe_load(CONFIGURATION.read_text())
+    (cluster,) = configuration["static_resources"]["clusters"]
+    # Names are looked up again and again, and each address of one is a server.
+    cluster["type"] = "STRICT_DNS"
+    _set_servers(cluster, servers)
+    _set_descriptors(configuration, descriptors)
+    return configuration
+
+
+def _set_servers(cluster: dict[str, Any], servers: Sequence[tuple[str, int]]) -> None:
+    (locality,) = cluster["load_assignment"]["endpoints"]
+    locality["lb_endpoints"] = [{"endpoint": {}} for _ in servers]
+    for each, (host, port) in zip(locality["lb_endpoints"], servers, strict=True):
+        _set_address(each["endpoint"], host, port)
 
 
 def _set_address(owner: dict[str, Any], host: str, port: int) -> None:
     owner["address"] = {"socket_address": {"address": host, "port_value": port}}
 
 
-def _set_descriptors(part: Any) -> None:
+def _set_descriptors(part: Any, file: str) -> None:
     # The file names the descriptor set once for each transcoder, relative to the root.
     if isinstance(part, dict):
         if "proto_descriptor" in part:
-            part["proto_descriptor"] = str(DESCRIPTORS)
+            part["proto_descriptor"] = file
         for value in part.values():
-            _set_descriptors(value)
+            _set_descriptors(value, file)
     elif isinstance(part, list):
         for value in part:
-            _set_descriptors(value)
+            _set_descriptors(value, file)
 
 
 def require_free_ports(settings: Settings) -> None:
     """Raises CannotStart, naming the port, if one that `daybook up` needs is taken."""
     for what, host, port in (
         ("the server", settings.host, settings.port),
+        *(("a worker of the server", settings.host, port) for port in settings.worker_ports),
         ("the gateway", settings.gateway_host, settings.gateway_port),
         ("the gateway's admin page", "127.0.0.1", settings.gateway_admin_port),
     ):
@@ -152,7 +173,7 @@ async def _is_ready(settings: Settings) -> bool:
     except OSError:
         return False
     try:
-        writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        writer.write(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         return b" 200 " in await reader.readline()
     except OSError:
         return False

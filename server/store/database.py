@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import asyncpg
 import structlog
-from sqlalchemy import event
+from sqlalchemy import NullPool, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -21,11 +23,12 @@ log = structlog.get_logger(__name__)
 # PostgreSQL: serialization_failure, deadlock_detected, unique_violation. The last is what
 # the slower of two writers of one new row gets; when it looks again, the row is there.
 _CONFLICT_STATES = ("40001", "40P01", "23505")
+# PostgreSQL has no room, is being stopped or started, fails itself, or took too long over a
+# lock, a statement or a transaction: nothing that the caller did wrong.
+_OUTAGE_STATES = ("08", "25P03", "25P04", "53", "55P03", "57", "58")
+"""Beginnings of codes, which are classes of errors where they have two characters."""
 TRIES_MAX = 8
 """How often work that lost against another writer is done again."""
-
-POOL_WAIT_SECONDS_MAX = 5.0
-LOCK_WAIT_SECONDS_MAX = 5.0
 
 WRITER_CACHE_KIBIBYTES = 32_768
 LOG_PAGES_MAX = 4000
@@ -33,6 +36,41 @@ LOG_PAGES_MAX = 4000
 
 
 Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseLimits:
+    """How many connections there are, and how long anything may take. Settings describes each.
+
+    SQLite knows connections (of readers), wait_seconds and lock_seconds only.
+    """
+
+    connections: int = 4
+    wait_seconds: float = 5.0
+    recycle_seconds: float = 1800.0
+    connect_seconds: float = 5.0
+    lock_seconds: float = 5.0
+    statement_seconds: float = 30.0
+    idle_transaction_seconds: float = 60.0
+
+    @property
+    def of_postgresql(self) -> dict[str, Any]:
+        """What its driver is told at each connection."""
+        return {
+            "timeout": self.connect_seconds,
+            # Where the server isn't there any more to give a statement up, this process does.
+            "command_timeout": self.statement_seconds + self.connect_seconds,
+            "server_settings": {
+                "application_name": "daybook",
+                "lock_timeout": _milliseconds(self.lock_seconds),
+                "statement_timeout": _milliseconds(self.statement_seconds),
+                "idle_in_transaction_session_timeout": _milliseconds(self.idle_transaction_seconds),
+            },
+        }
+
+
+def _milliseconds(seconds: float) -> str:
+    return str(round(seconds * 1000))
 
 
 class Conflict(Exception):
@@ -47,15 +85,27 @@ class Database:
     ServiceUnavailable; the log has the rest. `write` may also raise Conflict.
     """
 
-    def __init__(self, url: str, *, readers: int = 4) -> None:
+    def __init__(self, url: str, limits: DatabaseLimits | None = None) -> None:
         self.url: URL = make_url(url)
-        if self.url.get_backend_name() == "sqlite":
-            self._writer = _sqlite_engine(self.url, begin="BEGIN IMMEDIATE", connections=1)
-            self._reader = _sqlite_engine(self.url, begin="BEGIN", connections=readers, query_only=True)
+        self._limits = limits = limits or DatabaseLimits()
+        if self._is_sqlite:
+            self._writer = _sqlite_engine(self.url, limits, begin="BEGIN IMMEDIATE", connections=1)
+            self._reader = _sqlite_engine(
+                self.url, limits, begin="BEGIN", connections=limits.connections, query_only=True
+            )
         else:
             self._writer = self._reader = create_async_engine(
-                self.url, pool_size=readers, max_overflow=0, pool_timeout=POOL_WAIT_SECONDS_MAX
+                self.url,
+                pool_size=limits.connections,
+                max_overflow=0,
+                pool_timeout=limits.wait_seconds,
+                pool_recycle=limits.recycle_seconds,
+                connect_args=limits.of_postgresql,
             )
+
+    @property
+    def _is_sqlite(self) -> bool:
+        return self.url.get_backend_name() == "sqlite"
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
@@ -67,7 +117,7 @@ class Database:
     @asynccontextmanager
     async def snapshot(self) -> AsyncIterator[AsyncConnection]:
         """A connection that sees one state of the database over several statements."""
-        if self.url.get_backend_name() == "sqlite":
+        if self._is_sqlite:
             async with self.read() as connection:
                 yield connection
             return
@@ -82,6 +132,20 @@ class Database:
         """A database transaction: committed durably at the end, or undone by an exception."""
         with _only_known_errors():
             async with self._writer.begin() as connection:
+                yield connection
+
+    @asynccontextmanager
+    async def unhurried(self) -> AsyncIterator[AsyncConnection]:
+        """Like `write`, for what may take long: a statement and the wait for a lock have no limit."""
+        if self._is_sqlite:
+            async with self.write() as connection:
+                yield connection
+            return
+        engine = create_async_engine(
+            self.url, poolclass=NullPool, connect_args={"timeout": self._limits.connect_seconds}
+        )
+        with _only_known_errors():
+            async with engine.begin() as connection:
                 yield connection
 
     async def transact(self, work: Callable[[AsyncConnection], Awaitable[Result]]) -> Result:
@@ -108,26 +172,31 @@ def _only_known_errors() -> Iterator[None]:
     try:
         yield
     except DBAPIError as error:
-        if getattr(error.orig, "sqlstate", None) in _CONFLICT_STATES:
+        state = getattr(error.orig, "sqlstate", None) or ""
+        if state in _CONFLICT_STATES:
             raise Conflict from error
-        if not isinstance(error, InterfaceError | OperationalError):
+        is_outage = error.connection_invalidated or state.startswith(_OUTAGE_STATES)
+        if not is_outage and not isinstance(error, InterfaceError | OperationalError):
             raise
         log.warning("database unavailable", error=str(error.orig))
         raise ServiceUnavailable from error
-    except (PoolTimeout, OSError) as error:
+    # The driver's own come from connections that are not made yet.
+    except (PoolTimeout, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         log.warning("database unavailable", error=str(error))
         raise ServiceUnavailable from error
 
 
-def _sqlite_engine(url: URL, *, begin: str, connections: int, query_only: bool = False) -> AsyncEngine:
+def _sqlite_engine(
+    url: URL, limits: DatabaseLimits, *, begin: str, connections: int, query_only: bool = False
+) -> AsyncEngine:
     if url.database:
         Path(url.database).parent.mkdir(parents=True, exist_ok=True)
     engine = create_async_engine(
         url,
         pool_size=connections,
         max_overflow=0,
-        pool_timeout=POOL_WAIT_SECONDS_MAX,
-        connect_args={"timeout": LOCK_WAIT_SECONDS_MAX},
+        pool_timeout=limits.wait_seconds,
+        connect_args={"timeout": limits.lock_seconds},
     )
 
     @event.listens_for(engine.sync_engine, "connect")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, func, select
 
 from server.store.database import Database
@@ -28,7 +31,24 @@ async def migrate(database: Database) -> None:
     Safe to run at every start, by any number of processes: SQLite's lock for writers, or
     PostgreSQL's advisory lock, makes them take turns.
     """
-    async with database.write() as connection:
+    async with database.unhurried() as connection:
         if connection.dialect.name == "postgresql":
             await connection.execute(select(func.pg_advisory_xact_lock(MIGRATION_LOCK)))
         await connection.run_sync(_upgrade)
+
+
+async def is_migrated(database: Database) -> bool:
+    """Whether the schema is the one of this version, or of a later one that this one doesn't know.
+
+    A later one came while this process runs, from a process of a later version, whose
+    migrations leave to this one what it needs. Raises ServiceUnavailable.
+    """
+    async with database.read() as connection:
+        found = await connection.run_sync(lambda sync: MigrationContext.configure(sync).get_current_heads())
+    return bool(found) and _older_revisions().isdisjoint(found)
+
+
+@cache
+def _older_revisions() -> frozenset[str]:
+    scripts = ScriptDirectory(str(MIGRATIONS))
+    return frozenset({script.revision for script in scripts.walk_revisions()} - set(scripts.get_heads()))
