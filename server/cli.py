@@ -10,6 +10,8 @@ import re
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any
 from uuid import uuid4
 
@@ -33,7 +35,7 @@ from server.config import Settings
 from server.demo.guide import what_to_try
 from server.demo.load import DATABASE_URL as DEMO_DATABASE_URL
 from server.demo.load import load as load_demo
-from server.gateway import gateway, require_free_ports
+from server.gateway import gateway, reachable, require_free_ports, write_deployment
 from server.ledger.access import ADMIN, DEFAULT_SCOPES, SUFFICIENT, Caller
 from server.ledger.errors import DaybookError, Unavailable
 from server.ledger.instants import HOUR, SECOND, Instant
@@ -42,6 +44,7 @@ from server.ledger.instants import write as write_instant
 from server.ledger.paging import ApiKeyKey
 from server.supervisor import end_with_supervisor, supervising
 from server.transport.page_tokens import KEY_BYTES
+from server.transport.readiness import is_serving
 from server.transport.validation import DISPLAY_NAME_CHARACTERS_MAX, GRACE_PERIOD_DAYS_MAX, TIME_TO_LIVE_DAYS_MAX
 from server.usecases.api_keys import ApiKeyDraft
 from server.usecases.verification import Progress
@@ -235,6 +238,42 @@ def up(
 
 
 @app.command()
+def health(
+    host: Host = None,
+    port: Port = None,
+    service: Annotated[
+        str, typer.Option(help="a service of the contracts, or empty for the process alone")
+    ] = "daybook.v1.Ledger",
+) -> None:
+    """Asks a running server whether it can answer calls. Exits with 1 if it can't."""
+    settings = _settings(host=host, port=port)
+
+    async def work() -> None:
+        if not await is_serving(f"{reachable(settings.host)}:{settings.port}", service):
+            raise CannotStart("not serving")
+        typer.echo("serving")
+
+    _run(work())
+
+
+def _read_server(text: str) -> tuple[str, int]:
+    match = re.fullmatch(r"([A-Za-z0-9_.-]+|\[[0-9a-fA-F:.]+\]):([0-9]{1,5})", text, re.ASCII)
+    if match is None or not 1 <= int(match[2]) <= 65535:
+        raise typer.BadParameter("must be a name or an address, a colon and a port, like server-1:50051")
+    return match[1].strip("[]"), int(match[2])
+
+
+@app.command("gateway-config")
+def gateway_config(
+    folder: Annotated[Path, typer.Argument(help="where to write; the gateway must find it under the same path")],
+    server: Annotated[list[str], typer.Option(help="name or address and port of a server, as often as there are")],
+) -> None:
+    """Writes envoy.yaml, and the descriptor set that it needs, for a gateway that runs elsewhere."""
+    write_deployment(folder, [_read_server(each) for each in server])
+    typer.echo(f"wrote {folder / 'envoy.yaml'}")
+
+
+@app.command()
 def migrate(database_url: DatabaseUrl = None) -> None:
     """Creates the database, or brings it to the schema of this version."""
     settings = _settings(database_url=database_url)
@@ -253,9 +292,11 @@ def verify(database_url: DatabaseUrl = None) -> None:
     May run while the ledger is being written to.
     """
     settings = _settings(database_url=database_url)
+    # To count everything may take long.
+    limits = replace(database_limits(settings), statement_seconds=0)
 
     async def work() -> None:
-        async with open_book(settings.database_url) as book:
+        async with open_book(settings.database_url, limits=limits) as book:
             _, transaction_count = await book.verification.counts()
             progress = Progress()
             with RichProgress(console=Console(stderr=True)) as bar:

@@ -34,7 +34,10 @@ class Settings(BaseSettings):
         default=5.0, gt=0, le=600, description="how long a statement waits for another writer"
     )
     database_statement_timeout_seconds: float = Field(
-        default=30.0, gt=0, le=86_400, description="how long a statement may take in PostgreSQL"
+        default=30.0,
+        ge=0,
+        le=86_400,
+        description="how long a statement may take in PostgreSQL; 0 for as long as it needs",
     )
     database_idle_transaction_timeout_seconds: float = Field(
         default=60.0,

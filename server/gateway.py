@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ctypes
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -48,15 +49,24 @@ def render_configuration(settings: Settings) -> dict[str, Any]:
     return configuration
 
 
-def render_deployment(servers: Sequence[tuple[str, int]], descriptors: str) -> dict[str, Any]:
-    """envoy.yaml for a gateway elsewhere: with these servers, by name or address and port.
+def write_deployment(folder: Path, servers: Sequence[tuple[str, int]]) -> None:
+    """Writes envoy.yaml and the descriptor set for a gateway elsewhere, with these servers, by name or address.
 
-    `descriptors` is where that gateway finds the descriptor set.
+    That gateway must find both in a folder of the same path.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptors = folder.resolve() / DESCRIPTORS.name
+    shutil.copyfile(DESCRIPTORS, descriptors)
+    (folder / CONFIGURATION.name).write_text(yaml.safe_dump(_deployment(servers, str(descriptors))))
+
+
+def _deployment(servers: Sequence[tuple[str, int]], descriptors: str) -> dict[str, Any]:
     configuration: dict[str, Any] = yaml.safe_load(CONFIGURATION.read_text())
     (cluster,) = configuration["static_resources"]["clusters"]
     # Names are looked up again and again, and each address of one is a server.
     cluster["type"] = "STRICT_DNS"
+    # A server that listens on 0.0.0.0 has no other.
+    cluster["dns_lookup_family"] = "V4_PREFERRED"
     _set_servers(cluster, servers)
     _set_descriptors(configuration, descriptors)
     return configuration
@@ -169,7 +179,7 @@ def _die_with_parent() -> None:
 async def _is_ready(settings: Settings) -> bool:
     """Whether the gateway answers and finds the server healthy."""
     try:
-        reader, writer = await asyncio.open_connection(_reachable(settings.gateway_host), settings.gateway_port)
+        reader, writer = await asyncio.open_connection(reachable(settings.gateway_host), settings.gateway_port)
     except OSError:
         return False
     try:
@@ -183,7 +193,7 @@ async def _is_ready(settings: Settings) -> bool:
             await writer.wait_closed()
 
 
-def _reachable(host: str) -> str:
+def reachable(host: str) -> str:
     """Where one reaches a listener from this machine."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  # nothing is bound here
 

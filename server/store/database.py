@@ -42,7 +42,8 @@ Result = TypeVar("Result")
 class DatabaseLimits:
     """How many connections there are, and how long anything may take. Settings describes each.
 
-    SQLite knows connections (of readers), wait_seconds and lock_seconds only.
+    A statement may take as long as it needs for 0. SQLite knows connections (of readers),
+    wait_seconds and lock_seconds only.
     """
 
     connections: int = 4
@@ -59,7 +60,7 @@ class DatabaseLimits:
         return {
             "timeout": self.connect_seconds,
             # Where the server isn't there any more to give a statement up, this process does.
-            "command_timeout": self.statement_seconds + self.connect_seconds,
+            "command_timeout": self.statement_seconds + self.connect_seconds if self.statement_seconds else None,
             "server_settings": {
                 "application_name": "daybook",
                 "lock_timeout": _milliseconds(self.lock_seconds),

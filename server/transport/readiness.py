@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any
 
+import grpc
 import structlog
-from grpc_health.v1 import health_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 
 from server.ledger.errors import DaybookError
@@ -76,3 +78,14 @@ async def _is_ready(check: Check) -> bool:
     except Exception:
         log.exception("readiness not known")
         return False
+
+
+async def is_serving(address: str, service: str) -> bool:
+    """Whether a server says of a service that it is SERVING; False if it doesn't say anything in time."""
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        try:
+            answer = await stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=ANSWER_SECONDS_MAX)
+        except grpc.aio.AioRpcError:
+            return False
+    return bool(answer.status == _SERVING)

@@ -32,6 +32,7 @@ from tests.facades.processes import (
     Ports,
     copy_database,
     free_range,
+    run,
     sqlite_url,
     wait_until,
 )
@@ -141,14 +142,25 @@ def test_direct_callers_share_one_port(workers: Daybook) -> None:
             channel.close()
 
 
+def test_health_command(workers: Daybook) -> None:
+    """`daybook health` tells whether a server can answer, by its exit code; nobody at a port can't."""
+    nobody = Ports.free().server
+    for port, code, words in ((workers.ports.server, 0, "serving\n"), (nobody, 1, "daybook: not serving\n")):
+        result = run("health", "--port", str(port), folder=workers.folder)
+        assert (result.returncode, result.stdout + result.stderr) == (code, words)
+
+
 def test_killed_worker_is_noticed_by_no_reader(workers: Daybook) -> None:
-    """Under a load of reads a worker is killed: none fails. It is started again, and gets calls again."""
+    """Under a load of reads a worker is killed: none fails. It is started again, and gets calls again.
+
+    They are reads with one message as the answer. A stream that has begun can't be tried again.
+    """
     answered: Counter[int] = Counter()
     is_over = threading.Event()
 
     def read(number: int) -> None:
         while not is_over.is_set():
-            answered[send(workers.origin, READS[number % 3], headers=BEARER).status] += 1
+            answered[send(workers.origin, READS[number % 2], headers=BEARER).status] += 1
 
     with ThreadPoolExecutor(CALLERS + 1) as pool:
         readers = [pool.submit(read, number) for number in range(CALLERS)]

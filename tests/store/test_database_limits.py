@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 from sqlalchemy import text
@@ -47,6 +48,18 @@ async def test_slow_statement_is_given_up(database: Database) -> None:
         assert await is_alive(database)
         async with database.unhurried() as connection:
             await connection.execute(text("SELECT pg_sleep(0.5)"))
+
+
+@only_postgresql
+async def test_statement_without_a_limit(database_url: str) -> None:
+    """0 lets a statement take as long as it needs."""
+    database = Database(database_url, replace(SHORT, statement_seconds=0))
+    try:
+        async with database.read() as connection:
+            await connection.execute(text("SELECT pg_sleep(0.5)"))
+            assert (await connection.execute(text("SHOW statement_timeout"))).scalar_one() == "0"
+    finally:
+        await database.close()
 
 
 async def test_wait_for_another_writer_is_given_up(database: Database, database_url: str) -> None:
