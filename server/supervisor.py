@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 import threading
-from asyncio.subprocess import PIPE, Process
+from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
@@ -48,9 +48,15 @@ class Workers:
         self._program = program
         self._running: dict[int, Process] = {}
         self._keepers: list[asyncio.Task[None]] = []
+        self._lifeline = contextlib.ExitStack()
 
     def start(self) -> None:
         """Starts all of them."""
+        # All have the end that is read as their standard input. The other is only in this
+        # process, and closed with it, however it ends: see end_with_supervisor.
+        self._lifeline_end, held = os.pipe()
+        for end in (self._lifeline_end, held):
+            self._lifeline.callback(os.close, end)
         self._keepers = [asyncio.create_task(self._keep(number)) for number in range(self._settings.workers)]
 
     async def failed(self) -> None:
@@ -75,6 +81,7 @@ class Workers:
         finally:
             for process in running:
                 _send(process, signal.SIGKILL)
+            self._lifeline.close()
 
     async def _keep(self, number: int) -> None:
         """Runs a worker for ever. Raises CannotStart if that is hopeless."""
@@ -106,8 +113,7 @@ class Workers:
             *self._program,
             str(number),
             env=self._environment,
-            # Ends when this process does, in whatever way: see end_with_supervisor.
-            stdin=PIPE,
+            stdin=self._lifeline_end,
             # Ctrl-C must reach only this process, which stops them.
             start_new_session=True,
         )
@@ -137,7 +143,7 @@ async def supervising(settings: Settings, flags: Mapping[str, object]) -> AsyncI
 def end_with_supervisor() -> None:
     """From now on, this worker stops as on SIGTERM when its supervisor is gone, even by a kill -9.
 
-    A pipe, whose other end the kernel closes with the supervisor, is its standard input.
+    Its standard input is a pipe, whose other end the kernel closes with the supervisor.
     """
 
     def wait() -> None:

@@ -118,22 +118,22 @@ async def test_worker_without_a_database_is_not_given_up(tmp_path: Path, monkeyp
     assert len(started.read_text()) == 2 * FAILURES_MAX + 1
 
 
-async def test_worker_that_does_not_stop_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What takes longer to stop than it may is killed, and what stops is let go."""
-    monkeypatch.setattr(supervisor, "STOP_SECONDS_MAX", 2.0)
-    stubborn = 'trap "" TERM'
-    obedient = f"trap 'echo stopped > {tmp_path}/said; exit' TERM"
-    begun = f"echo $$ > {tmp_path}/$1.new; mv {tmp_path}/$1.new {tmp_path}/$1"
-    script = f'if test "$1" = 0; then {stubborn}; else {obedient}; fi; {begun}; while :; do sleep 0.05; done'
-    some = workers(script, 2)
+@pytest.mark.parametrize(("trap", "seconds_max", "said"), [("echo stopped; exit", 60.0, "stopped\n"), ("", 0.2, "")])
+async def test_worker_may_stop_and_must(
+    trap: str, seconds_max: float, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that stops at the signal is let go; one that doesn't is killed once it took longer than it may."""
+    monkeypatch.setattr(supervisor, "STOP_SECONDS_MAX", seconds_max)
+    begun, heard = tmp_path / "begun", tmp_path / "heard"
+    some = workers(f"exec > '{heard}'; trap '{trap}' TERM; : > '{begun}'; while :; do sleep 0.05; done")
     some.start()
     async with asyncio.timeout(60):
-        while not all((tmp_path / str(number)).exists() for number in range(2)):
+        while not (begun.exists() and some._running):
             await asyncio.sleep(0.01)
-    pids = [int((tmp_path / str(number)).read_text()) for number in range(2)]
+    pid = some._running[0].pid
     await some.stop()
-    assert (tmp_path / "said").read_text() == "stopped\n"
-    wait_until(lambda: not any(psutil.pid_exists(pid) for pid in pids), "both are gone")
+    assert heard.read_text() == said
+    wait_until(lambda: not psutil.pid_exists(pid), "it is gone")
 
 
 @pytest.mark.parametrize(
