@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import grpc
 import structlog
@@ -17,7 +18,7 @@ from daybook.facades.spacebring.v1.transactions_service_pb2_grpc import add_Tran
 from daybook.facades.teable.v1.billing_service_pb2_grpc import add_BillingServicer_to_server
 from daybook.v1.admin_service_pb2_grpc import add_AdminServicer_to_server
 from daybook.v1.ledger_service_pb2_grpc import add_LedgerServicer_to_server
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
@@ -31,8 +32,8 @@ from server.rpc.ledger import Ledger
 from server.store.accounts import AccountStore
 from server.store.books import BookStore
 from server.store.credentials import CredentialStore
-from server.store.database import Database
-from server.store.migrate import migrate
+from server.store.database import Database, DatabaseLimits
+from server.store.migrate import is_migrated, migrate
 from server.store.poster import Poster
 from server.store.transactions import TransactionStore
 from server.transport.access_tokens import AccessTokens, TokenRules
@@ -41,6 +42,7 @@ from server.transport.calls import OPEN_SERVICES, CallBounds, CallInterceptor, O
 from server.transport.certificates import CertificateFiles, CertificateUnusable, ServerCertificates
 from server.transport.limits import RateLimiter, Stopwatch
 from server.transport.page_tokens import PageTokens
+from server.transport.readiness import watched_health
 from server.transport.signing_keys import NotFetched, signing_keys
 from server.transport.token_keys import KEY_BYTES, ConfiguredTokenKeys, SealingKeys, refreshed_token_keys
 from server.transport.validation import Sizes
@@ -98,10 +100,13 @@ class Book:
 
 @asynccontextmanager
 async def open_book(
-    database_url: str, clock: Clock = system_clock, random_bytes: RandomBytes = secrets.token_bytes
+    database_url: str,
+    clock: Clock = system_clock,
+    random_bytes: RandomBytes = secrets.token_bytes,
+    limits: DatabaseLimits | None = None,
 ) -> AsyncIterator[Book]:
     """Opens the ledger in a database, which is created and migrated if need be."""
-    database = Database(database_url)
+    database = Database(database_url, limits)
     try:
         await migrate(database)
         account_store = AccountStore(database)
@@ -129,16 +134,34 @@ async def open_book(
         await database.close()
 
 
+def database_limits(settings: Settings) -> DatabaseLimits:
+    """What the settings say of the database."""
+    return DatabaseLimits(
+        connections=settings.database_pool_size,
+        wait_seconds=settings.database_pool_wait_seconds,
+        recycle_seconds=settings.database_pool_recycle_seconds,
+        connect_seconds=settings.database_connect_timeout_seconds,
+        lock_seconds=settings.database_lock_timeout_seconds,
+        statement_seconds=settings.database_statement_timeout_seconds,
+        idle_transaction_seconds=settings.database_idle_transaction_timeout_seconds,
+    )
+
+
 @asynccontextmanager
-async def serving(book: Book, settings: Settings, stopwatch: Stopwatch = time.monotonic_ns) -> AsyncIterator[int]:
+async def serving(
+    book: Book, settings: Settings, stopwatch: Stopwatch = time.monotonic_ns, own_port: int | None = None
+) -> AsyncIterator[int]:
     """Serves the book over gRPC; gives the port. Calls under way at the end may finish.
+
+    With a port of its own it serves on both, and shares the other with its siblings: see
+    server/supervisor.py.
 
     Raises CannotStart if a port is taken, a certificate can't be used or the file with the
     keys of access tokens has none, and for a demo database on an address that others can
     reach.
     """
     certificates = server_certificates(settings)
-    await _check_demo(book, settings.host)
+    await check_demo(book, settings.host)
     async with (
         _token_keys(book, settings) as token_keys,
         _observed(book, settings) as observation,
@@ -148,10 +171,10 @@ async def serving(book: Book, settings: Settings, stopwatch: Stopwatch = time.mo
         limiter = _limiter(settings, stopwatch)
         server = grpc.aio.server(
             interceptors=[CallInterceptor(authenticator, limiter, FACADES, _call_bounds(settings), observation)],
-            options=_options(settings),
+            options=_options(settings, is_shared=own_port is not None),
         )
         _add_services(server, book, settings, PageTokens(token_keys, book.random_bytes))
-        async with _serving(server, book, settings, certificates) as port:
+        async with _serving(server, book, settings, certificates, own_port) as port:
             yield port
 
 
@@ -214,10 +237,10 @@ async def _access_tokens(book: Book, settings: Settings) -> AsyncIterator[OpenTo
         raise CannotStart(f"oauth2_jwks: {error}") from None
 
 
-def _options(settings: Settings) -> Sequence[tuple[str, int]]:
+def _options(settings: Settings, *, is_shared: bool) -> Sequence[tuple[str, int]]:
     return [
-        # Without this two servers could share a port by accident.
-        ("grpc.so_reuseport", 0),
+        # Else two servers could share a port by accident.
+        ("grpc.so_reuseport", int(is_shared)),
         ("grpc.max_receive_message_length", settings.message_bytes_max),
         # What callers may ask for they get, however little they may send.
         ("grpc.max_send_message_length", max(ANSWER_BYTES_MAX, settings.message_bytes_max)),
@@ -245,20 +268,23 @@ def _add_services(server: grpc.aio.Server, book: Book, settings: Settings, page_
 
 @asynccontextmanager
 async def _serving(
-    server: grpc.aio.Server, book: Book, settings: Settings, certificates: ServerCertificates | None
+    server: grpc.aio.Server,
+    book: Book,
+    settings: Settings,
+    certificates: ServerCertificates | None,
+    own_port: int | None,
 ) -> AsyncIterator[int]:
     health = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     port = _listen(server, settings.host, settings.port, certificates)
+    if own_port is not None:
+        _listen(server, settings.host, own_port, certificates)
     await server.start()
-    for service in ("", *SERVICES):
-        await health.set(service, health_pb2.HealthCheckResponse.SERVING)
     log.info("serving", host=settings.host, port=port, tls=certificates is not None)
     try:
-        async with book.expirations.sweeping():
+        async with book.expirations.sweeping(), watched_health(health, SERVICES, partial(is_migrated, book.database)):
             yield port
     finally:
-        await health.enter_graceful_shutdown()
         await server.stop(settings.shutdown_grace_seconds)
         log.info("stopped")
 
@@ -312,7 +338,8 @@ def _limiter(settings: Settings, stopwatch: Stopwatch) -> RateLimiter | None:
     return RateLimiter(settings.rate_limit_calls_per_second, settings.rate_limit_burst, stopwatch)
 
 
-async def _check_demo(book: Book, host: str) -> None:
+async def check_demo(book: Book, host: str) -> None:
+    """Raises CannotStart for demo data at an address that others can reach."""
     if await book.credentials.has_demo_tenant() and not is_loopback(host):
         raise CannotStart(
             f"the database holds demo data, whose keys everybody knows: it is not served on {host}, only on loopback"

@@ -5,31 +5,37 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import os
 import re
 import signal
 import sys
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any
 from uuid import uuid4
 
+import structlog
 import typer
 from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import Progress as RichProgress
 
-from server.app import Book, CannotStart, open_book, serving
+from server.app import Book, CannotStart, check_demo, database_limits, open_book, serving
 from server.config import Settings, is_loopback
 from server.demo.guide import what_to_try
 from server.demo.load import DATABASE_URL as DEMO_DATABASE_URL
 from server.demo.load import load as load_demo
-from server.gateway import gateway, require_certificates, require_free_ports
+from server.gateway import gateway, reachable, require_certificates, require_free_ports, write_deployment
 from server.ledger.access import ADMIN, DEFAULT_SCOPES, SUFFICIENT, Caller
-from server.ledger.errors import DaybookError
+from server.ledger.errors import DaybookError, Unavailable
 from server.ledger.instants import HOUR, SECOND, Instant
 from server.ledger.instants import parse as parse_instant
 from server.ledger.instants import write as write_instant
 from server.ledger.paging import ApiKeyKey
 from server.logs import configure_logs
+from server.supervisor import end_with_supervisor, supervising
+from server.transport.readiness import is_serving
 from server.transport.token_keys import KEY_BYTES
 from server.transport.validation import DISPLAY_NAME_CHARACTERS_MAX, GRACE_PERIOD_DAYS_MAX, TIME_TO_LIVE_DAYS_MAX
 from server.usecases.api_keys import ApiKeyDraft
@@ -61,6 +67,8 @@ def _option(name: str) -> Any:
 DatabaseUrl = Annotated[str | None, _option("database_url")]
 Host = Annotated[str | None, _option("host")]
 Port = Annotated[int | None, _option("port")]
+WorkerCount = Annotated[int | None, _option("workers")]
+WorkerPortBase = Annotated[int | None, _option("worker_port_base")]
 GatewayHost = Annotated[str | None, _option("gateway_host")]
 GatewayPort = Annotated[int | None, _option("gateway_port")]
 GatewayAdminPort = Annotated[int | None, _option("gateway_admin_port")]
@@ -78,18 +86,20 @@ def _settings(**flags: object) -> Settings:
         settings = Settings(**{name: value for name, value in flags.items() if value is not None})  # type: ignore[arg-type]
     except ValidationError as error:
         for problem in error.errors():
-            typer.echo(": ".join(("daybook", *map(str, problem["loc"]), problem["msg"])), err=True)
+            where = "".join(f"{part}: " for part in problem["loc"])
+            typer.echo(f"daybook: {where}{problem['msg'].removeprefix('Value error, ')}", err=True)
         raise typer.Exit(2) from None
     configure_logs(settings)
     return settings
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:
+    """Does the work. What is wrong is said in one line, with exit code 1, or 75 where it may be right later."""
     try:
         asyncio.run(work)
     except (CannotStart, DaybookError, ValueError) as error:
         typer.echo(f"daybook: {error}", err=True)
-        raise typer.Exit(1) from None
+        raise typer.Exit(os.EX_TEMPFAIL if isinstance(error, Unavailable) else 1) from None
 
 
 @contextlib.asynccontextmanager
@@ -98,21 +108,48 @@ async def _until_stopped() -> AsyncIterator[asyncio.Event]:
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
 
-    def stop(number: signal.Signals) -> None:
-        loop.remove_signal_handler(number)
+    def stop() -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+            # Not Python's own for SIGINT, which would unwind everything in good order.
+            signal.signal(number, signal.SIG_DFL)
         stopped.set()
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop, number)
+        loop.add_signal_handler(number, stop)
     yield stopped
 
 
 async def _first_of(*waits: Coroutine[Any, Any, object]) -> None:
-    """Returns when the first of these does, and calls the others off."""
+    """Returns when the first of these does, and calls the others off. Raises what it raises."""
     tasks = [asyncio.create_task(wait) for wait in waits]
-    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in tasks:
         task.cancel()
+    for task in done:
+        task.result()
+
+
+async def _for_ever() -> None:
+    await asyncio.Event().wait()
+
+
+@contextlib.asynccontextmanager
+async def _server(
+    book: Book, settings: Settings, flags: Mapping[str, object]
+) -> AsyncIterator[Callable[[], Coroutine[Any, Any, None]]]:
+    """The server, in this process or in several; gives what raises CannotStart if it ends by itself."""
+    if settings.workers == 1:
+        async with serving(book, settings):
+            yield _for_ever
+        return
+    await check_demo(book, settings.host)
+    async with supervising(settings, flags) as workers:
+        yield workers.failed
+
+
+def _open(settings: Settings) -> contextlib.AbstractAsyncContextManager[Book]:
+    return open_book(settings.database_url, limits=database_limits(settings))
 
 
 @app.command()
@@ -120,6 +157,8 @@ def serve(
     database_url: DatabaseUrl = None,
     host: Host = None,
     port: Port = None,
+    workers: WorkerCount = None,
+    worker_port_base: WorkerPortBase = None,
     shutdown_grace_seconds: ShutdownGraceSeconds = None,
     metrics_host: MetricsHost = None,
     metrics_port: MetricsPort = None,
@@ -128,10 +167,31 @@ def serve(
     log_format: LogFormat = None,
 ) -> None:
     """Serves gRPC until SIGINT or SIGTERM. Creates and migrates the database first."""
-    settings = _settings(**locals())
+    flags = locals()
+    settings = _settings(**flags)
 
     async def work() -> None:
-        async with _until_stopped() as stopped, open_book(settings.database_url) as book, serving(book, settings):
+        async with _until_stopped() as stopped, _open(settings) as book, _server(book, settings, flags) as ended:
+            await _first_of(stopped.wait(), ended())
+
+    _run(work())
+
+
+@app.command(hidden=True)
+def worker(number: int) -> None:
+    """One of the processes of `serve --workers`, which starts it."""
+    settings = _settings()
+    if settings.metrics_port:
+        settings = settings.model_copy(update={"metrics_port": settings.metrics_port + number})
+    structlog.contextvars.bind_contextvars(worker=number)
+    end_with_supervisor()
+
+    async def work() -> None:
+        async with (
+            _until_stopped() as stopped,
+            _open(settings) as book,
+            serving(book, settings, own_port=settings.worker_ports[number]),
+        ):
             await stopped.wait()
 
     _run(work())
@@ -142,6 +202,8 @@ def up(
     database_url: DatabaseUrl = None,
     host: Host = None,
     port: Port = None,
+    workers: WorkerCount = None,
+    worker_port_base: WorkerPortBase = None,
     gateway_host: GatewayHost = None,
     gateway_port: GatewayPort = None,
     gateway_admin_port: GatewayAdminPort = None,
@@ -166,18 +228,54 @@ def up(
         require_free_ports(settings)
         if with_demo:
             await load_demo(settings.database_url)
-        async with _until_stopped() as stopped, open_book(settings.database_url) as book:
+        async with _until_stopped() as stopped, _open(settings) as book:
             if await book.credentials.has_demo_tenant() and not is_loopback(settings.gateway_host):
                 raise CannotStart("the database holds demo data: its gateway listens on loopback only")
-            async with gateway(settings) as envoy, serving(book, settings):
-                await envoy.ready()
+            async with gateway(settings) as envoy, _server(book, settings, flags) as ended:
+                await _first_of(envoy.ready(), ended())
                 if with_demo:
                     typer.echo(what_to_try(settings.gateway_port, settings.gateway_tls_certificate_file))
-                await _first_of(stopped.wait(), envoy.process.wait())
+                await _first_of(stopped.wait(), ended(), envoy.process.wait())
                 if not stopped.is_set():
                     raise CannotStart("the gateway ended by itself; its message is above")
 
     _run(work())
+
+
+@app.command()
+def health(
+    host: Host = None,
+    port: Port = None,
+    service: Annotated[
+        str, typer.Option(help="a service of the contracts, or empty for the process alone")
+    ] = "daybook.v1.Ledger",
+) -> None:
+    """Asks a running server whether it can answer calls. Exits with 1 if it can't."""
+    settings = _settings(host=host, port=port)
+
+    async def work() -> None:
+        if not await is_serving(f"{reachable(settings.host)}:{settings.port}", service):
+            raise CannotStart("not serving")
+        typer.echo("serving")
+
+    _run(work())
+
+
+def _read_server(text: str) -> tuple[str, int]:
+    match = re.fullmatch(r"([A-Za-z0-9_.-]+|\[[0-9a-fA-F:.]+\]):([0-9]{1,5})", text, re.ASCII)
+    if match is None or not 1 <= int(match[2]) <= 65535:
+        raise typer.BadParameter("must be a name or an address, a colon and a port, like server-1:50051")
+    return match[1].strip("[]"), int(match[2])
+
+
+@app.command("gateway-config")
+def gateway_config(
+    folder: Annotated[Path, typer.Argument(help="where to write; the gateway must find it under the same path")],
+    server: Annotated[list[str], typer.Option(help="name or address and port of a server, as often as there are")],
+) -> None:
+    """Writes envoy.yaml, and the descriptor set that it needs, for a gateway that runs elsewhere."""
+    write_deployment(folder, [_read_server(each) for each in server])
+    typer.echo(f"wrote {folder / 'envoy.yaml'}")
 
 
 @app.command()
@@ -199,9 +297,11 @@ def verify(database_url: DatabaseUrl = None) -> None:
     May run while the ledger is being written to.
     """
     settings = _settings(database_url=database_url)
+    # To count everything may take long.
+    limits = replace(database_limits(settings), statement_seconds=0)
 
     async def work() -> None:
-        async with open_book(settings.database_url) as book:
+        async with open_book(settings.database_url, limits=limits) as book:
             _, transaction_count = await book.verification.counts()
             progress = Progress()
             with RichProgress(console=Console(stderr=True)) as bar:
@@ -403,3 +503,7 @@ def main() -> None:
     gc.freeze()
     gc.set_threshold(*COLLECTOR_THRESHOLDS)
     app()
+
+
+if __name__ == "__main__":
+    main()

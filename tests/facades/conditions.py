@@ -125,10 +125,13 @@ def _unchanged(_configuration: dict[str, Any]) -> None:
 
 @contextmanager
 def gateway_before(
-    folder: Path, server_port: int, change: Callable[[dict[str, Any]], None] = _unchanged
+    folder: Path,
+    server_port: int,
+    change: Callable[[dict[str, Any]], None] = _unchanged,
+    ports: Ports | None = None,
 ) -> Iterator[str]:
     """An Envoy with the project's configuration but for one change, in front of whatever is at a port."""
-    ports = Ports.free()
+    ports = ports or Ports.free()
     settings = Settings(port=server_port, gateway_port=ports.gateway, gateway_admin_port=ports.admin)
     configuration = render_configuration(settings)
     change(configuration)

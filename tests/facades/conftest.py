@@ -28,7 +28,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daybook]:
     )
     try:
         daybook.wait_for("Ctrl-C stops it.")
-        wait_until(lambda: send(daybook.origin, "/healthz").status == 200, "/healthz answers 200")
+        wait_until(lambda: send(daybook.origin, "/readyz").status == 200, "/readyz answers 200")
         yield daybook
         assert daybook.stop() == 0
     finally:

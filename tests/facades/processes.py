@@ -60,6 +60,21 @@ class Ports:
         )
 
 
+def free_range(count: int) -> int:
+    """The first of so many ports, one after the other, that nobody listens on."""
+    while True:
+        with ExitStack() as stack:
+            first = stack.enter_context(socket.socket())
+            first.bind(("127.0.0.1", 0))
+            start: int = first.getsockname()[1]
+            try:
+                for port in range(start + 1, start + count):
+                    stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            except (OSError, OverflowError):
+                continue
+            return start
+
+
 def environment(**more: str) -> dict[str, str]:
     """The environment of the tests without settings of Daybook, so that only the test's own count."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("DAYBOOK_")}

@@ -163,7 +163,8 @@ def test_a_crowded_gateway(origin_in: OriginIn) -> None:
 def test_health_is_not_limited(origin_in: OriginIn) -> None:
     """A crowded gateway still says that it is healthy: a balancer must not take it away as well."""
     origin = origin_in("crowded")
-    assert [send(origin, "/healthz").status for _ in range(5)] == [200] * 5
+    for path in ("/healthz", "/readyz"):
+        assert [send(origin, path).status for _ in range(5)] == [200] * 5
     with grpc.insecure_channel(origin.removeprefix("http://")) as channel:
         health: Any = HealthStub(channel)
         statuses = [health.Check(HealthCheckRequest()).status for _ in range(5)]

@@ -29,9 +29,9 @@ from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 
 from server.app import SERVICES
-from tests.facades.conftest import NativeCaller, credential
+from tests.facades.conftest import NativeCaller, OriginIn, credential
 from tests.facades.exchanges import Answer, Json, problems_of_any_answer, read_json, send
-from tests.facades.processes import BIN, Daybook
+from tests.facades.processes import BIN, Daybook, wait_until
 
 KEY = "demo-dreadnode.public"
 BOUND_KEY = "demo-nebulablock.public"
@@ -548,10 +548,21 @@ def test_buf_curl_calls_by_reflection(gateway: Daybook) -> None:
     assert (account["name"], account["displayName"]) == ("accounts/example", "Example")
 
 
-def test_healthz(gateway: Daybook) -> None:
-    """The gateway says to anybody that it is up."""
-    answer = send(gateway.origin, "/healthz")
+@pytest.mark.parametrize("path", ["/healthz", "/readyz"])
+def test_gateway_tells_its_health(gateway: Daybook, path: str) -> None:
+    """The gateway says to anybody that it is up, and that there is a server."""
+    answer = send(gateway.origin, path)
     assert (answer.status, answer.body) == (200, b"")
+
+
+def test_gateway_without_a_server_is_healthy_and_not_ready(origin_in: OriginIn) -> None:
+    """Nobody should start the gateway again because of a server, and nobody should send it calls."""
+    origin = origin_in("away")
+    wait_until(lambda: send(origin, "/readyz").status == 503, "the server's absence is noticed")
+    refusal = send(origin, "/readyz").json()
+    assert isinstance(refusal, dict)
+    assert (refusal["code"], refusal["message"]) == (14, "The service is unavailable")
+    assert send(origin, "/healthz").status == 200
 
 
 FORGED = {"x-error-body": '{"forged": true}', "x-error-status": "418", "x-envoy-original-path": "/users/x"}

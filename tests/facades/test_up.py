@@ -85,7 +85,7 @@ def start_up(start: Start, database: Path, *more: str) -> Daybook:
     """A `daybook up` on free ports that is ready."""
     ports = Ports.free()
     daybook = start("up", "--database-url", sqlite_url(database), *ports.flags, *more, ports=ports)
-    wait_until(lambda: is_healthy(daybook), "/healthz answers 200")
+    wait_until(lambda: is_healthy(daybook), "/readyz answers 200")
     return daybook
 
 
@@ -93,7 +93,7 @@ def is_healthy(daybook: Daybook) -> bool:
     """Whether the gateway answers that a server is there."""
     assert daybook.process.poll() is None, daybook.stderr
     try:
-        return send(daybook.origin, "/healthz").status == 200
+        return send(daybook.origin, "/readyz").status == 200
     except OSError:
         return False
 
@@ -365,6 +365,7 @@ def test_what_cannot_be_made_is_said(
         ((), {"DAYBOOK_PORT": "abc"}, "port"),
         ((), {"DAYBOOK_LOG_FORMAT": "xml"}, "log_format"),
         ((), {"DAYBOOK_RATE_LIMIT_BURST": "0"}, "rate_limit_burst"),
+        (("--workers", "3", "--port", "50053"), {}, "worker_port_base"),
         ((), {"DAYBOOK_RATE_LIMIT_CALLS_PER_SECOND": "0.0001"}, "rate_limit_calls_per_second"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",

@@ -23,7 +23,7 @@ from server.ledger.errors import ServiceUnavailable
 from server.store import migrate as migrate_module
 from server.store.credentials import CredentialStore, TokenKey
 from server.store.database import Database
-from server.store.migrate import migrate
+from server.store.migrate import is_migrated, migrate
 from server.store.tables import accounts, metadata, requests, transactions
 from server.transport.auth import Authenticator
 from tests.conftest import NOON, Client, Clock, Server, writing
@@ -150,6 +150,19 @@ async def migrate_to(database: Database, revision: str) -> None:
 
     async with writing(database) as connection:
         await connection.run_sync(upgrade)
+
+
+async def test_who_is_migrated(open_database: Callable[[], Database]) -> None:
+    """A database is fit for this version if it has its schema, or one that a later version has made of it."""
+    database = open_database()
+    assert not await is_migrated(database), "there is nothing in it"
+    await migrate_to(database, "0001")
+    assert not await is_migrated(database), "its schema is older"
+    await migrate(database)
+    assert await is_migrated(database)
+    async with writing(database) as connection:
+        await connection.execute(text("UPDATE alembic_version SET version_num = 'of a later version'"))
+    assert await is_migrated(database)
 
 
 async def test_keys_of_before_scopes_keep_what_they_opened(open_database: Callable[[], Database]) -> None:

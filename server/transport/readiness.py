@@ -1,0 +1,91 @@
+"""Health, as gRPC's standard service tells it: that the process runs, and that it can answer calls.
+
+The service `` (empty) is the process: SERVING from its start to its stop, whatever the
+database does, so that nobody restarts a server for the database's sake. Each service of
+the contracts is SERVING while calls of it can be answered, which needs the database.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any
+
+import grpc
+import structlog
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+
+from server.ledger.errors import DaybookError
+
+log = structlog.get_logger(__name__)
+
+CHECK_SECONDS = 2.0
+"""How long it rests between two looks at the database."""
+ANSWER_SECONDS_MAX = 2.0
+"""How long the database may take to answer one."""
+
+Check = Callable[[], Awaitable[bool]]
+"""Whether calls can be answered. May raise, which means that they can't."""
+
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+@contextlib.asynccontextmanager
+async def watched_health(health: HealthServicer, services: Sequence[str], check: Check) -> AsyncIterator[None]:
+    """Keeps what is told of the services true, by a look now and then, until the end of the block.
+
+    No call waits for it. At the end nothing is SERVING any more.
+    """
+    await health.set("", _SERVING)
+    is_ready = await _look(health, services, check, None)
+    task = asyncio.create_task(_watch(health, services, check, is_ready))
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        await health.enter_graceful_shutdown()
+
+
+async def _watch(health: HealthServicer, services: Sequence[str], check: Check, is_ready: bool) -> None:
+    while True:
+        await asyncio.sleep(CHECK_SECONDS)
+        is_ready = await _look(health, services, check, is_ready)
+
+
+async def _look(health: HealthServicer, services: Sequence[str], check: Check, was_ready: bool | None) -> bool:
+    is_ready = await _is_ready(check)
+    if is_ready != was_ready:
+        for service in services:
+            await health.set(service, _SERVING if is_ready else _NOT_SERVING)
+        if not is_ready:
+            log.warning("not ready: the database is away, or not migrated")
+        elif was_ready is not None:
+            log.info("ready again")
+    return is_ready
+
+
+async def _is_ready(check: Check) -> bool:
+    try:
+        async with asyncio.timeout(ANSWER_SECONDS_MAX):
+            return await check()
+    except (DaybookError, TimeoutError):
+        return False
+    except Exception:
+        log.exception("readiness not known")
+        return False
+
+
+async def is_serving(address: str, service: str) -> bool:
+    """Whether a server says of a service that it is SERVING; False if it doesn't say anything in time."""
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        try:
+            answer = await stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=ANSWER_SECONDS_MAX)
+        except grpc.aio.AioRpcError:
+            return False
+    return bool(answer.status == _SERVING)

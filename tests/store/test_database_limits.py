@@ -1,0 +1,127 @@
+"""How long the database may take: what takes longer is UNAVAILABLE, and never hangs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+from sqlalchemy import text
+
+from server.app import database_limits
+from server.config import Settings
+from server.ledger.errors import ServiceUnavailable
+from server.store.credentials import CredentialStore
+from server.store.database import Database, DatabaseLimits
+from server.store.migrate import migrate
+from tests.conftest import only_postgresql, writing
+
+SHORT = DatabaseLimits(
+    connections=1, wait_seconds=0.2, lock_seconds=0.2, statement_seconds=0.4, idle_transaction_seconds=0.2
+)
+PATIENCE_SECONDS = 30
+"""Much longer than any of these, and shorter than what the statements would take."""
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    """A migrated database with short limits."""
+    database = Database(database_url, SHORT)
+    await migrate(database)
+    yield database
+    await database.close()
+
+
+async def is_alive(database: Database) -> bool:
+    """Whether it answers, after whatever has happened."""
+    return not await CredentialStore(database).has_tenant()
+
+
+@only_postgresql
+async def test_slow_statement_is_given_up(database: Database) -> None:
+    """A statement that takes too long ends, and its connection is good again; what is unhurried goes on."""
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        with pytest.raises(ServiceUnavailable):
+            async with database.read() as connection:
+                await connection.execute(text("SELECT pg_sleep(60)"))
+        assert await is_alive(database)
+        await database.transact_unhurried(lambda connection: connection.execute(text("SELECT pg_sleep(0.5)")).close())
+
+
+@only_postgresql
+async def test_statement_without_a_limit(database_url: str) -> None:
+    """0 lets a statement take as long as it needs."""
+    database = Database(database_url, replace(SHORT, statement_seconds=0))
+    try:
+        async with database.read() as connection:
+            await connection.execute(text("SELECT pg_sleep(0.5)"))
+            assert (await connection.execute(text("SHOW statement_timeout"))).scalar_one() == "0"
+    finally:
+        await database.close()
+
+
+async def test_wait_for_another_writer_is_given_up(database: Database, database_url: str) -> None:
+    """Who waits too long for another writer learns that, and can write afterwards."""
+    other = Database(database_url)
+    try:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            async with writing(other) as connection:
+                if database_url.startswith("postgresql"):
+                    await connection.execute(text("LOCK TABLE tenants"))
+                with pytest.raises(ServiceUnavailable):
+                    await CredentialStore(database).create_tenant(slug="s", uid="u", display_name="n", create_time=1)
+            await CredentialStore(database).create_tenant(slug="s", uid="u", display_name="n", create_time=1)
+    finally:
+        await other.close()
+
+
+@only_postgresql
+async def test_transaction_that_rests_is_ended(database: Database) -> None:
+    """A transaction in which nothing happens is ended with its locks, and the next one works."""
+    other = Database(database.url.render_as_string(hide_password=False))
+
+    async def rest() -> None:
+        async with database.read() as connection:
+            await connection.execute(text("LOCK TABLE tenants"))
+            assert await is_alive(other), "answered once the lock is gone"
+            await connection.execute(text("SELECT 1"))
+
+    try:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            with pytest.raises(ServiceUnavailable):
+                await rest()
+            assert await is_alive(database)
+    finally:
+        await other.close()
+
+
+async def test_wait_for_a_connection_is_given_up(database: Database) -> None:
+    """Where every connection is in use, a call waits no longer than it may."""
+    async with asyncio.timeout(PATIENCE_SECONDS), database.read():
+        with pytest.raises(ServiceUnavailable):
+            async with database.read():
+                pass
+
+
+def test_settings_reach_the_database() -> None:
+    """Each setting is the limit of its name, and the defaults are the same in both places."""
+    assert database_limits(Settings()) == DatabaseLimits()
+    settings = Settings(
+        database_pool_size=1,
+        database_pool_wait_seconds=2,
+        database_pool_recycle_seconds=3,
+        database_connect_timeout_seconds=4,
+        database_lock_timeout_seconds=5,
+        database_statement_timeout_seconds=6,
+        database_idle_transaction_timeout_seconds=7,
+    )
+    assert database_limits(settings) == DatabaseLimits(
+        connections=1,
+        wait_seconds=2,
+        recycle_seconds=3,
+        connect_seconds=4,
+        lock_seconds=5,
+        statement_seconds=6,
+        idle_transaction_seconds=7,
+    )

