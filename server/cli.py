@@ -16,8 +16,9 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import Progress as RichProgress
+from rich.progress import TextColumn
 
-from server.app import Book, CannotStart, configure_logs, is_loopback, open_book, serving
+from server.app import Book, CannotStart, configure_logs, is_loopback, open_book, serving, system_clock
 from server.config import Settings
 from server.demo.guide import what_to_try
 from server.demo.load import DATABASE_URL as DEMO_DATABASE_URL
@@ -29,6 +30,11 @@ from server.ledger.instants import HOUR, SECOND, Instant
 from server.ledger.instants import parse as parse_instant
 from server.ledger.instants import write as write_instant
 from server.ledger.paging import ApiKeyKey
+from server.seed.guide import commands as seed_commands
+from server.seed.guide import what_to_try as what_to_try_with_seed
+from server.seed.history import DAY
+from server.seed.load import HOT_ACCOUNT, ROWS_MAX, ROWS_MIN, Wish
+from server.seed.load import load as load_seed
 from server.transport.page_tokens import KEY_BYTES
 from server.transport.validation import DISPLAY_NAME_CHARACTERS_MAX, GRACE_PERIOD_DAYS_MAX, TIME_TO_LIVE_DAYS_MAX
 from server.usecases.api_keys import ApiKeyDraft
@@ -208,6 +214,53 @@ def verify(database_url: DatabaseUrl = None) -> None:
             )
             if progress.findings:
                 raise typer.Exit(1)
+
+    _run(work())
+
+
+@app.command()
+def seed(
+    rows: Annotated[int, typer.Option(help="how many transactions", min=ROWS_MIN, max=ROWS_MAX)],
+    tenant: Annotated[str, typer.Option(help="the slug of the tenant, which is created")] = "seed",
+    random_seed: Annotated[int, typer.Option(help="another number makes other data")] = 1,
+    years: Annotated[int, typer.Option(help="over how many years", min=1, max=50)] = 3,
+    until: Annotated[str | None, typer.Option(help="when they end, in RFC 3339; else with yesterday")] = None,
+    database_url: DatabaseUrl = None,
+    gateway_port: GatewayPort = None,
+) -> None:
+    """Makes a tenant with large made-up data, all of it or nothing, and prints what to try.
+
+    One account, `hot`, has a tenth of the transactions. The same arguments make the same
+    data, but for the keys. Nobody else may have a SQLite database open meanwhile.
+    """
+    try:
+        end = system_clock() // DAY * DAY if until is None else parse_instant(until)
+    except ValueError:
+        raise typer.BadParameter("--until must be like 2025-01-31T12:00:00Z") from None
+    if end > system_clock():
+        raise typer.BadParameter("--until must not be in the future")
+    settings = _settings(database_url=database_url, gateway_port=gateway_port)
+
+    async def work() -> None:
+        with RichProgress(
+            *RichProgress.get_default_columns(), TextColumn("{task.completed:,}"), console=Console(stderr=True)
+        ) as bar:
+            task = bar.add_task("posting", total=rows)
+
+            def report(done: int, doing: str) -> None:
+                bar.update(task, completed=done, description=doing)
+
+            uid = await load_seed(settings.database_url, Wish(tenant, rows, random_seed, end, years), report)
+        async with _open_for(settings.database_url, tenant) as (book, caller):
+            keys = [
+                (await book.api_keys.create(caller, ApiKeyDraft(DEFAULT_SCOPES, account, "seed", None, None)))[1]
+                for account in (None, HOT_ACCOUNT)
+            ]
+        typer.echo(
+            what_to_try_with_seed(
+                seed_commands(settings.gateway_port, key=keys[0], hot_key=keys[1], network=uid, until=end)
+            )
+        )
 
     _run(work())
 

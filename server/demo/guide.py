@@ -10,12 +10,35 @@ from server.demo import dreadnode, nebulablock, spacebring, teable
 from server.demo.load import SECRET
 
 
+def rest_command(gateway_port: int, key: str, path: str, *more: str) -> str:
+    """A command that asks for a path."""
+    url = f"http://127.0.0.1:{gateway_port}{path}"
+    return shlex.join(["curl", "-sS", "-H", f"Authorization: Bearer {key}", *more, url])
+
+
+def list_command(gateway_port: int, key: str, account_id: str) -> str:
+    """A command that lists an account's transactions over gRPC."""
+    return shlex.join(
+        [
+            _buf(),
+            "curl",
+            "--protocol",
+            "grpc",
+            "--http2-prior-knowledge",
+            "-H",
+            f"Authorization: Bearer {key}",
+            "-d",
+            f'{{"parent": "accounts/{account_id}", "pageSize": 2}}',
+            f"http://127.0.0.1:{gateway_port}/daybook.v1.Ledger/ListTransactions",
+        ]
+    )
+
+
 def commands(gateway_port: int) -> dict[str, str]:
     """A command for each way in, by what it shows."""
-    origin = f"http://127.0.0.1:{gateway_port}"
 
     def curl(key_id: str, path: str, *more: str) -> str:
-        return shlex.join(["curl", "-sS", "-H", f"Authorization: Bearer {key_id}.{SECRET}", *more, f"{origin}{path}"])
+        return rest_command(gateway_port, f"{key_id}.{SECRET}", path, *more)
 
     return {
         "Teable: what a space consumed": curl(
@@ -36,20 +59,7 @@ def commands(gateway_port: int) -> dict[str, str]:
         "Native REST: the newest transactions": curl(
             dreadnode.KEY, f"/v1/accounts/{dreadnode.ORGANIZATION}/transactions?pageSize=2"
         ),
-        "Native gRPC, by reflection": shlex.join(
-            [
-                _buf(),
-                "curl",
-                "--protocol",
-                "grpc",
-                "--http2-prior-knowledge",
-                "-H",
-                f"Authorization: Bearer {dreadnode.KEY}.{SECRET}",
-                "-d",
-                f'{{"parent": "accounts/{dreadnode.ORGANIZATION}", "pageSize": 2}}',
-                f"{origin}/daybook.v1.Ledger/ListTransactions",
-            ]
-        ),
+        "Native gRPC, by reflection": list_command(gateway_port, f"{dreadnode.KEY}.{SECRET}", dreadnode.ORGANIZATION),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -28,6 +29,8 @@ POOL_WAIT_SECONDS_MAX = 5.0
 LOCK_WAIT_SECONDS_MAX = 5.0
 
 WRITER_CACHE_KIBIBYTES = 32_768
+BULK_CACHE_KIBIBYTES = 262_144
+SORTING_THREADS = 2
 LOG_PAGES_MAX = 4000
 """How long SQLite's write-ahead log grows before it is worked off: 16 MiB."""
 
@@ -84,6 +87,31 @@ class Database:
             async with self._writer.begin() as connection:
                 yield connection
 
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[AsyncConnection]:
+        """Like `write`, for a database transaction of many gigabytes.
+
+        SQLite then writes to the place itself and keeps only what was there before, instead of
+        writing everything to the log first; nobody else may have the file open. Raises
+        ValueError if somebody has.
+        """
+        if self.url.get_backend_name() != "sqlite":
+            async with self.write() as connection:
+                yield connection
+            return
+        await self.close()
+        async with self._writer.connect() as connection:
+            await _set_journal(connection, "DELETE")
+            await _pragma(connection, f"cache_size = -{BULK_CACHE_KIBIBYTES}")
+            await _pragma(connection, f"threads = {SORTING_THREADS}")
+            try:
+                with _only_known_errors():
+                    async with connection.begin():
+                        yield connection
+            finally:
+                await _set_journal(connection, "WAL")
+                await connection.invalidate()
+
     async def transact(self, work: Callable[[AsyncConnection], Awaitable[Result]]) -> Result:
         """Does work in a database transaction, again if another writer was in the way.
 
@@ -101,6 +129,23 @@ class Database:
         """Closes every connection."""
         await self._reader.dispose()
         await self._writer.dispose()
+
+
+async def _pragma(connection: AsyncConnection, setting: str) -> object:
+    """Sets something of SQLite's outside a transaction; answers with what SQLite answers."""
+    raw = (await connection.get_raw_connection()).driver_connection
+    assert raw is not None
+    rows = await raw.execute_fetchall(f"PRAGMA {setting}")
+    return rows[0][0] if rows else None
+
+
+async def _set_journal(connection: AsyncConnection, mode: str) -> None:
+    try:
+        found = await _pragma(connection, f"journal_mode = {mode}")
+    except sqlite3.OperationalError:
+        found = None
+    if str(found).upper() != mode:
+        raise ValueError("somebody else has the database open: stop the servers that use it first")
 
 
 @contextmanager
