@@ -81,7 +81,7 @@ class Seeded:
     @property
     def network(self) -> str:
         """The tenant's uid."""
-        return re.findall(r"spacebring-network-id: ([0-9a-f-]{36})", self.output)[0]
+        return str(re.findall(r"spacebring-network-id: ([0-9a-f-]{36})", self.output)[0])
 
 
 @pytest.fixture(scope="module")
