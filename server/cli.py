@@ -35,6 +35,7 @@ from server.seed.guide import what_to_try as what_to_try_with_seed
 from server.seed.history import DAY
 from server.seed.load import HOT_ACCOUNT, ROWS_MAX, ROWS_MIN, Wish
 from server.seed.load import load as load_seed
+from server.store.distribute import distribute as distribute_tables
 from server.transport.page_tokens import KEY_BYTES
 from server.transport.validation import DISPLAY_NAME_CHARACTERS_MAX, GRACE_PERIOD_DAYS_MAX, TIME_TO_LIVE_DAYS_MAX
 from server.usecases.api_keys import ApiKeyDraft
@@ -175,13 +176,21 @@ def up(
 
 
 @app.command()
-def migrate(database_url: DatabaseUrl = None) -> None:
+def migrate(
+    database_url: DatabaseUrl = None,
+    distribute: Annotated[
+        bool, typer.Option("--distribute", help="then spread the tables over the nodes of a PostgreSQL with citus")
+    ] = False,
+) -> None:
     """Creates the database, or brings it to the schema of this version."""
     settings = _settings(database_url=database_url)
 
     async def work() -> None:
-        async with open_book(settings.database_url):
+        async with open_book(settings.database_url) as book:
             typer.echo("the database is up to date")
+            if distribute:
+                for name in await distribute_tables(book.database):
+                    typer.echo(f"distributed {name}")
 
     _run(work())
 

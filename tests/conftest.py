@@ -36,10 +36,23 @@ from server.config import Settings
 from server.ledger.access import DEFAULT_SCOPES, new_api_key
 from server.ledger.instants import SECOND, Instant, parse
 from server.ledger.names import RandomBytes
+from tests.statements import Statements, heed
 
 # A machine that is busy is no fault of the code's.
 settings.register_profile("daybook", deadline=None)
 settings.load_profile("daybook")
+
+_statements = Statements()
+heed(_statements)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Iterator[None]:
+    """Fails the test in which the product sent PostgreSQL what a sharded one could not answer well."""
+    yield
+    broken = _statements.take_broken()
+    assert not broken, "\n".join(broken)
+
 
 NOON = parse("2024-10-10T12:00:00Z")
 
