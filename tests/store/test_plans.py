@@ -16,7 +16,7 @@ from server.facades import dreadnode, spacebring, teable
 from server.ledger.paging import Order, OrderField, TransactionFilter, TransactionKey
 from server.store.database import Database
 from server.store.migrate import migrate
-from server.store.transactions import list_statement, slice_statement
+from server.store.transactions import boundary_statements, list_statement, slice_statement
 
 CHARGE = Transaction.CHARGE
 SUCCEEDED = (Transaction.SUCCEEDED,)
@@ -256,6 +256,69 @@ def goes_on_from_the_key(step: Step, shape: Shape) -> bool:
     columns = f"{order.field.value},{'' if of_account else 'account_number,'}sequence"
     marks = "?,?" if of_account else "?,?,?"
     return f"({columns}){'<' if order.descending else '>'}({marks})" in step.bounds
+
+
+BEHIND = TransactionKey(AFTER.position - 10, AFTER.account_number, AFTER.sequence - 1)
+BOUNDED: list[tuple[str, Shape, str]] = [
+    # A name, the list, and the indexes that it may walk.
+    *(
+        (name, shape, index)
+        for name, shape, index, _ in WALKS
+        if name in {"account, one kind", "account, state", "account, location", "tenant, kind and category"}
+        or name.startswith("spacebring")
+    ),
+    (
+        "account, category and location",
+        (ACCOUNT, TransactionFilter(categories=("x",), location="l"), TIME_DESC),
+        "transactions_by_time",
+    ),
+    (
+        "account, category by amount",
+        (ACCOUNT, TransactionFilter(categories=("x",)), AMOUNT_DESC),
+        "transactions_by_amount",
+    ),
+    (
+        "account, range by amount",
+        (ACCOUNT, TransactionFilter(create_time_from=1), AMOUNT_ASC),
+        "transactions_by_amount",
+    ),
+    ("account, month by amount", (ACCOUNT, TransactionFilter(month=202410), AMOUNT_ASC), "transactions_by_amount"),
+    (
+        "tenant, two labels",
+        (TENANT, TransactionFilter(location="l", company="c"), TIME_DESC),
+        "transactions_of_location transactions_of_company",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "shape", "indexes"), BOUNDED, ids=[row[0] for row in BOUNDED])
+async def test_bounded(database: Database, name: str, shape: Shape, indexes: str) -> None:
+    """A list whose filter no index serves finds in an index alone how far to read, and reads along it until there."""
+    del name
+    account_number, wanted, order = shape
+    behind = BEHIND if order.descending else TransactionKey(AFTER.position + 10, 7, 43)
+    statements = boundary_statements(1, account_number, wanted, order, AFTER)
+    for (statement, parameters), index in zip(statements, indexes.split(), strict=True):
+        (step,) = await explain(database, statement, parameters)
+        assert step.detail.startswith(f"SEARCH transactions USING COVERING INDEX {index} (")
+        assert goes_on_from_the_key(step, shape), step
+    statement, parameters = list_statement(1, *shape, AFTER, 51, behind)
+    plan = await explain(database, statement, parameters)
+    assert not [step for step in plan if "TEMP B-TREE" in step.detail], plan
+    (walk,) = [step for step in plan if "transactions" in step.detail]
+    assert walk.detail.partition(" (")[0] == f"SEARCH transactions USING INDEX {indexes.split(maxsplit=1)[0]}"
+    assert goes_on_from_the_key(walk, shape), walk
+    opposite = (shape[0], wanted, Order(order.field, not order.descending))
+    assert goes_on_from_the_key(walk, opposite), f"it doesn't end where it should: {walk}"
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"), [row[:2] for row in [*WALKS, *MERGES]], ids=[row[0] for row in [*WALKS, *MERGES]]
+)
+def test_bounded_only_where_need_be(name: str, shape: Shape) -> None:
+    """A list that an index serves does not ask for a bound first."""
+    is_bounded = bool(boundary_statements(1, *shape, AFTER))
+    assert is_bounded == (name in {row[0] for row in BOUNDED})
 
 
 async def test_slice(database: Database) -> None:
