@@ -1,22 +1,30 @@
-"""How SQLite walks the big table for each list of the product: along an index, already in order."""
+"""How the engines walk the big table for each list of the product: along an index, already in order."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+import asyncio
+import re
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 from daybook.v1.transaction_pb2 import Transaction
-from sqlalchemy import Connection, Select
+from sqlalchemy import Connection, Select, select
 from sqlalchemy.dialects import sqlite
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from server.facades import dreadnode, spacebring, teable
+from server.ledger.instants import HOUR, parse
 from server.ledger.paging import Order, OrderField, TransactionFilter, TransactionKey
+from server.seed.load import Wish, load
 from server.store.database import Database
 from server.store.migrate import migrate
+from server.store.tables import LABELS, transactions
 from server.store.transactions import boundary_statements, list_statement, slice_statement
+from tests.conftest import PostgreSQL
 
 CHARGE = Transaction.CHARGE
 SUCCEEDED = (Transaction.SUCCEEDED,)
@@ -319,6 +327,92 @@ def test_bounded_only_where_need_be(name: str, shape: Shape) -> None:
     """A list that an index serves does not ask for a bound first."""
     is_bounded = bool(boundary_statements(1, *shape, AFTER))
     assert is_bounded == (name in {row[0] for row in BOUNDED})
+
+
+Plans: TypeAlias = "dict[tuple[str, bool], list[str]]"
+"""The lines of EXPLAIN, by the name of a list and whether it is a further page."""
+SEEDED_ROWS = 20_000
+
+
+@pytest.fixture(scope="module")
+def plans(postgresql: PostgreSQL) -> Iterator[Plans]:
+    """How PostgreSQL goes about each list of an account with many rows, by the statistics of seeded data."""
+    name = f"plans_{uuid.uuid4().hex}"
+    postgresql.execute(f"CREATE DATABASE {name}")
+    yield asyncio.run(read_plans(postgresql.url(name)))
+    postgresql.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+async def read_plans(database_url: str) -> Plans:
+    """Seeds a database and has everything explained, with parameters that are there."""
+    await load(database_url, Wish("seed", SEEDED_ROWS, 1, parse("2024-10-31T00:00:00Z"), 1), lambda *_: None)
+    database = Database(database_url)
+    try:
+        async with database.read() as connection:
+            columns = transactions.c
+            row = (
+                await connection.execute(
+                    select(transactions)
+                    .where(columns.location.is_not(None), columns.sequence > SEEDED_ROWS // 20)
+                    .order_by(columns.account_number, columns.sequence)
+                    .limit(1)
+                )
+            ).one()
+            found: Plans = {}
+            for name, shape, *_ in (*WALKS, *MERGES):
+                account_number, wanted, order = shape
+                wanted = with_values_of(row, wanted)
+                after = TransactionKey(getattr(row, order.field.value), row.account_number, row.sequence)
+                number = None if account_number is None else row.account_number
+                for key in (None, after):
+                    statement = list_statement(row.tenant_number, number, wanted, order, key, 51)
+                    found[name, key is not None] = await explain_prepared(connection, *statement)
+            return found
+    finally:
+        await database.close()
+
+
+def with_values_of(row: Any, wanted: TransactionFilter) -> TransactionFilter:
+    """The filter with values that the row has in the place of made-up ones."""
+    given = {label: getattr(row, label) for label in LABELS if getattr(wanted, label) is not None}
+    if wanted.categories:
+        given["categories"] = (row.category,)
+    if wanted.month is not None:
+        given["month"] = row.month
+    if wanted.create_time_from is not None:
+        given |= {"create_time_from": row.create_time - 9 * HOUR, "create_time_before": row.create_time + 9 * HOUR}
+    return replace(wanted, **given)
+
+
+async def explain_prepared(
+    connection: AsyncConnection, statement: Select[Any], parameters: dict[str, object]
+) -> list[str]:
+    """How PostgreSQL goes about a prepared statement with these parameters."""
+    compiled = statement.compile(dialect=connection.dialect, compile_kwargs={"render_postcompile": True})
+    values = compiled.construct_params(parameters)
+    raw = (await connection.get_raw_connection()).driver_connection
+    assert raw is not None
+    await raw.execute(f"PREPARE list AS {compiled}")
+    shown = ", ".join(f"'{values[name]}'" for name in compiled.positiontup or ())
+    rows = await raw.fetch(f"EXPLAIN (COSTS OFF) EXECUTE list({shown})")
+    await raw.execute("DEALLOCATE list")
+    return [str(row[0]).strip() for row in rows]
+
+
+@pytest.mark.parametrize("is_further", [False, True], ids=["first page", "next page"])
+@pytest.mark.parametrize(
+    ("name", "index"),
+    # With so few rows it is cheaper to pick the account's out of the index of the label, and to sort them.
+    [(row[0], row[2]) for row in (*WALKS, *MERGES) if row[0] != "account, location"],
+)
+def test_postgresql_walks_too(plans: Plans, name: str, index: str, is_further: bool) -> None:
+    """PostgreSQL takes the same indexes, in their order: it reads no table through and sorts nothing."""
+    plan = plans[name, is_further]
+    scans = [line for line in plan if re.match(r"(->  )?(Parallel )?(Seq|Bitmap|Index)", line) and "Cond" not in line]
+    walked = {re.findall(r"using (\w+)", line)[0] for line in scans if "Index" in line}
+    assert walked - {"transactions_pkey"} == {index}, plan
+    assert not [line for line in scans if "Index" not in line or "Bitmap" in line], plan
+    assert not [line for line in plan if re.match(r"(->  )?(Incremental )?Sort$", line)], plan
 
 
 async def test_slice(database: Database) -> None:
