@@ -8,6 +8,7 @@ transactions.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from random import Random
 from typing import NamedTuple
 from uuid import UUID
@@ -121,6 +122,7 @@ ACTIVITIES = (
     _Activity(7, Transaction.TRANSFER_OUT, "transfer", "Shared", is_placed=True),
 )
 _NEVER_REPEATED = Request("", b"")
+_WHEEL = tuple(activity for activity in ACTIVITIES for _ in range(activity.weight))
 _WELCOME = _Activity(0, _GRANT, "signup_allocation", "Welcome credits")
 _REFILL = _Activity(0, _GRANT, "auto_refill", "Balance ran low")
 
@@ -168,7 +170,6 @@ class Household:
         # The same for the same accounts, whoever else there is.
         self._random = Random(f"{setting.random_seed}/{accounts[0].id}")
         self._members = [_Member(account, setting) for account in accounts]
-        self._wheel = tuple(activity for activity in ACTIVITIES for _ in range(activity.weight))
         self._details = {each: _details(each, setting.places) for each in (*ACTIVITIES, _WELCOME, _REFILL)}
         self._charges: dict[tuple[int, UUID], StoredCharge] = {}
         self._openers: dict[tuple[int, int], bytes] = {}
@@ -215,7 +216,7 @@ class Household:
     def _try(self, member: _Member, now: Instant) -> bool:
         """Lets anything happen; tells whether that was possible."""
         bits = self._random.getrandbits(16)
-        activity, amount = self._wheel[bits & 255], AMOUNTS[bits >> 8]
+        activity, amount = _WHEEL[bits & 255], AMOUNTS[bits >> 8]
         match activity.kind:
             case Transaction.CHARGE if activity.state == Transaction.SUCCEEDED and amount > member.state.available:
                 self._grant(member, _REFILL, PACKAGES[bits & 3], now)
@@ -332,7 +333,8 @@ def _past(state: AccountState, now: Instant) -> int:
     return sum(1 for lot in state.lots if lot.terms.are_past(now))
 
 
-def _details(activity: _Activity, places: Sequence[Place]) -> list[bytes]:
+@lru_cache(64)
+def _details(activity: _Activity, places: tuple[Place, ...]) -> list[bytes]:
     """What a transaction says beside what posting decides, serialized, in as many ways as there are places."""
     found = []
     for number, (location, membership, company) in enumerate(places):
