@@ -20,8 +20,9 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import Progress as RichProgress
+from rich.progress import TextColumn
 
-from server.app import Book, CannotStart, check_demo, database_limits, open_book, serving
+from server.app import Book, CannotStart, check_demo, database_limits, open_book, serving, system_clock
 from server.config import Settings, is_loopback
 from server.demo.guide import what_to_try
 from server.demo.load import DATABASE_URL as DEMO_DATABASE_URL
@@ -34,6 +35,12 @@ from server.ledger.instants import parse as parse_instant
 from server.ledger.instants import write as write_instant
 from server.ledger.paging import ApiKeyKey
 from server.logs import configure_logs
+from server.seed.guide import commands as seed_commands
+from server.seed.guide import what_to_try as what_to_try_with_seed
+from server.seed.history import DAY
+from server.seed.load import HOT_ACCOUNT, ROWS_MAX, ROWS_MIN, Wish
+from server.seed.load import load as load_seed
+from server.store.distribute import distribute as distribute_tables
 from server.supervisor import end_with_supervisor, supervising
 from server.transport.readiness import is_serving
 from server.transport.token_keys import KEY_BYTES
@@ -279,13 +286,21 @@ def gateway_config(
 
 
 @app.command()
-def migrate(database_url: DatabaseUrl = None) -> None:
+def migrate(
+    database_url: DatabaseUrl = None,
+    distribute: Annotated[
+        bool, typer.Option("--distribute", help="then spread the tables over the nodes of a PostgreSQL with citus")
+    ] = False,
+) -> None:
     """Creates the database, or brings it to the schema of this version."""
     settings = _settings(database_url=database_url)
 
     async def work() -> None:
-        async with open_book(settings.database_url):
+        async with open_book(settings.database_url) as book:
             typer.echo("the database is up to date")
+            if distribute:
+                for name in await distribute_tables(book.database):
+                    typer.echo(f"distributed {name}")
 
     _run(work())
 
@@ -320,6 +335,53 @@ def verify(database_url: DatabaseUrl = None) -> None:
             )
             if progress.findings:
                 raise typer.Exit(1)
+
+    _run(work())
+
+
+@app.command()
+def seed(
+    rows: Annotated[int, typer.Option(help="how many transactions", min=ROWS_MIN, max=ROWS_MAX)],
+    tenant: Annotated[str, typer.Option(help="the slug of the tenant, which is created")] = "seed",
+    random_seed: Annotated[int, typer.Option(help="another number makes other data")] = 1,
+    years: Annotated[int, typer.Option(help="over how many years", min=1, max=50)] = 3,
+    until: Annotated[str | None, typer.Option(help="when they end, in RFC 3339; else with yesterday")] = None,
+    database_url: DatabaseUrl = None,
+    gateway_port: GatewayPort = None,
+) -> None:
+    """Makes a tenant with large made-up data, all of it or nothing, and prints what to try.
+
+    One account, `hot`, has a tenth of the transactions. The same arguments make the same
+    data, but for the keys. Nobody else may have a SQLite database open meanwhile.
+    """
+    try:
+        end = system_clock() // DAY * DAY if until is None else parse_instant(until)
+    except ValueError:
+        raise typer.BadParameter("--until must be like 2025-01-31T12:00:00Z") from None
+    if end > system_clock():
+        raise typer.BadParameter("--until must not be in the future")
+    settings = _settings(database_url=database_url, gateway_port=gateway_port)
+
+    async def work() -> None:
+        with RichProgress(
+            *RichProgress.get_default_columns(), TextColumn("{task.completed:,}"), console=Console(stderr=True)
+        ) as bar:
+            task = bar.add_task("posting", total=rows)
+
+            def report(done: int, doing: str) -> None:
+                bar.update(task, completed=done, description=doing)
+
+            uid = await load_seed(settings.database_url, Wish(tenant, rows, random_seed, end, years), report)
+        async with _open_for(settings.database_url, tenant) as (book, caller):
+            keys = [
+                (await book.api_keys.create(caller, ApiKeyDraft(DEFAULT_SCOPES, account, "seed", None, None)))[1]
+                for account in (None, HOT_ACCOUNT)
+            ]
+        typer.echo(
+            what_to_try_with_seed(
+                seed_commands(settings.gateway_port, key=keys[0], hot_key=keys[1], network=uid, until=end)
+            )
+        )
 
     _run(work())
 

@@ -48,12 +48,25 @@ from server.ledger.instants import SECOND, Instant, parse
 from server.ledger.names import RandomBytes
 from server.store.database import Database
 from tests.certificates import Authority
+from tests.statements import Statements, heed
 
 # A machine that is busy is no fault of the code's.
 settings.register_profile("daybook", deadline=None)
 settings.load_profile("daybook")
 
 HALT_SECONDS_MAX = 60.0
+_statements = Statements()
+heed(_statements)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Iterator[None]:
+    """Fails the test in which the product sent PostgreSQL what a sharded one could not answer well."""
+    yield
+    broken = _statements.take_broken()
+    assert not broken, "\n".join(broken)
+
+
 NOON = parse("2024-10-10T12:00:00Z")
 
 

@@ -10,17 +10,43 @@ from server.demo import dreadnode, nebulablock, spacebring, teable
 from server.demo.load import SECRET
 
 
-def commands(gateway_port: int, certificate_file: str = "") -> dict[str, str]:
-    """A command for each way in, by what it shows.
+def rest_command(gateway_port: int, key: str, path: str, *more: str, certificate_file: str = "") -> str:
+    """A command that asks for a path.
 
-    With a certificate the gateway speaks TLS, and the commands trust it for `localhost`.
+    With a certificate the gateway speaks TLS, and the command trusts it for `localhost`.
     """
-    origin = f"https://localhost:{gateway_port}" if certificate_file else f"http://127.0.0.1:{gateway_port}"
     trust = ["--cacert", certificate_file] if certificate_file else []
+    url = f"{_origin(gateway_port, certificate_file)}{path}"
+    return shlex.join(["curl", "-sS", *trust, "-H", f"Authorization: Bearer {key}", *more, url])
+
+
+def list_command(gateway_port: int, key: str, account_id: str, *, certificate_file: str = "") -> str:
+    """A command that lists an account's transactions over gRPC; for TLS like `rest_command`."""
+    return shlex.join(
+        [
+            _buf(),
+            "curl",
+            "--protocol",
+            "grpc",
+            *(["--cacert", certificate_file] if certificate_file else ["--http2-prior-knowledge"]),
+            "-H",
+            f"Authorization: Bearer {key}",
+            "-d",
+            f'{{"parent": "accounts/{account_id}", "pageSize": 2}}',
+            f"{_origin(gateway_port, certificate_file)}/daybook.v1.Ledger/ListTransactions",
+        ]
+    )
+
+
+def _origin(gateway_port: int, certificate_file: str) -> str:
+    return f"https://localhost:{gateway_port}" if certificate_file else f"http://127.0.0.1:{gateway_port}"
+
+
+def commands(gateway_port: int, certificate_file: str = "") -> dict[str, str]:
+    """A command for each way in, by what it shows."""
 
     def curl(key_id: str, path: str, *more: str) -> str:
-        credential = f"Authorization: Bearer {key_id}.{SECRET}"
-        return shlex.join(["curl", "-sS", *trust, "-H", credential, *more, f"{origin}{path}"])
+        return rest_command(gateway_port, f"{key_id}.{SECRET}", path, *more, certificate_file=certificate_file)
 
     return {
         "Teable: what a space consumed": curl(
@@ -41,19 +67,11 @@ def commands(gateway_port: int, certificate_file: str = "") -> dict[str, str]:
         "Native REST: the newest transactions": curl(
             dreadnode.KEY, f"/v1/accounts/{dreadnode.ORGANIZATION}/transactions?pageSize=2"
         ),
-        "Native gRPC, by reflection": shlex.join(
-            [
-                _buf(),
-                "curl",
-                "--protocol",
-                "grpc",
-                *(trust or ["--http2-prior-knowledge"]),
-                "-H",
-                f"Authorization: Bearer {dreadnode.KEY}.{SECRET}",
-                "-d",
-                f'{{"parent": "accounts/{dreadnode.ORGANIZATION}", "pageSize": 2}}',
-                f"{origin}/daybook.v1.Ledger/ListTransactions",
-            ]
+        "Native gRPC, by reflection": list_command(
+            gateway_port,
+            f"{dreadnode.KEY}.{SECRET}",
+            dreadnode.ORGANIZATION,
+            certificate_file=certificate_file,
         ),
     }
 

@@ -1,8 +1,8 @@
 """The tables. `migrations/` creates them; a test holds the two together.
 
-Rules that keep the schema fit for a sharded PostgreSQL: the big tables (account_states,
-transactions, lots, refunds, usage_windows, requests) carry account_number in every primary key and
-unique constraint; the others are small enough to be copied to every node. Amounts are
+Rules that keep the schema fit for a sharded PostgreSQL: the big tables (DISTRIBUTED) carry
+account_number in every primary key and unique constraint; the others (COPIED) are small enough
+to be copied to every node. `tests/sharding.py` has the rules for statements. Amounts are
 millionths of a credit, instants microseconds since 1970.
 """
 
@@ -256,3 +256,9 @@ requests = Table(
     Column("sequence", BigInteger, nullable=True),
     Column("response", LargeBinary, nullable=True),
 )
+
+DISTRIBUTION_COLUMN = "account_number"
+DISTRIBUTED = (account_states, transactions, lots, refunds, usage_windows, requests)
+"""The big tables: on a sharded PostgreSQL all rows of an account lie together on one node."""
+COPIED = (tenants, accounts, api_keys, retired_secrets, token_keys)
+"""The small tables: on a sharded PostgreSQL each node has a copy. None comes before what it refers to."""

@@ -8,7 +8,7 @@ cost grows with the depth and which skips rows when others are inserted.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
 from typing import Any, NamedTuple
@@ -27,6 +27,8 @@ from server.store.tables import LABELS, account_states, refunds, transactions, u
 from server.store.unit import RefundTotal
 
 STATEMENTS_CACHED_MAX = 512
+ROWS_READ_MAX = 10_000
+"""How many rows a page may read along an index, if the index doesn't serve all of the filter."""
 ALL_KINDS = tuple(Transaction.Kind.values())[1:]
 
 
@@ -60,6 +62,28 @@ class _Shape:
     create_time_before: bool
     labels: tuple[str, ...]
     after: bool
+    until: bool
+    keys_only: bool = False
+    """Whether only keys are read, for which an index is smaller than the rows."""
+
+    @property
+    def is_merged(self) -> bool:
+        """Whether each pair has a walk of its own, along an index that serves all the rest but the states."""
+        is_ranged = self.create_time_from or self.create_time_before
+        has_index = self.order.field is OrderField.CREATE_TIME or (self.month and not is_ranged)
+        return self.of_account and self.pairs > 0 and not self.labels and has_index
+
+    @property
+    def passes_over(self) -> bool:
+        """Whether a walk along the index reads rows that the list does not show."""
+        if self.is_merged:
+            return False
+        is_ranged = self.month or self.create_time_from or self.create_time_before
+        return (
+            self.pairs + self.kinds + self.states > 0
+            or len(self.labels) > (0 if self.of_account else 1)
+            or (is_ranged and self.order.field is OrderField.AMOUNT)
+        )
 
     @property
     def by_sequence(self) -> bool:
@@ -70,6 +94,7 @@ class _Shape:
         """
         return (
             self.of_account
+            and not self.keys_only
             and self.order.field is OrderField.CREATE_TIME
             and not (self.pairs or self.create_time_from or self.create_time_before)
         )
@@ -89,11 +114,37 @@ class TransactionStore:
         order: Order,
         after: TransactionKey | None,
         limit: int,
+        until: TransactionKey | None = None,
     ) -> list[TransactionRow]:
-        """At most `limit` transactions of an account, or of the tenant if it is None."""
-        shape, parameters = _shape(tenant_number, account_number, wanted, order, after, limit)
+        """At most `limit` transactions of an account, or of the tenant if it is None; none behind `until`."""
+        shape, parameters = _shape(tenant_number, account_number, wanted, order, after, limit, until)
         query = _query(shape, self._database.dialect)
         return list(map(TransactionRow._make, await self._database.fetch(query, parameters)))
+
+    async def boundary(
+        self,
+        tenant_number: int,
+        account_number: int | None,
+        wanted: TransactionFilter,
+        order: Order,
+        after: TransactionKey | None,
+    ) -> TransactionKey | None:
+        """How far a page may read: None for a list whose index serves its filter, or that ends before.
+
+        Otherwise the page is to be asked for until this key, and the next one goes on from it.
+        """
+        statements = boundary_statements(tenant_number, account_number, wanted, order, after)
+        if not statements:
+            return None
+
+        def work(connection: Connection) -> list[TransactionKey]:
+            rows = [connection.execute(*statement).one_or_none() for statement in statements]
+            return [TransactionKey(*row) for row in rows if row is not None]
+
+        found = await self._database.look(work)
+        places = [(each.position, each.account_number, each.sequence) for each in found]
+        # The nearest, so that no index is walked farther than it allows.
+        return TransactionKey(*(max(places) if order.descending else min(places))) if places else None
 
     async def get(self, account_number: int, uid: UUID) -> tuple[bytes, bytes] | None:
         """A transaction's body and allocations, or None if the account has none of this uid."""
@@ -159,6 +210,35 @@ def slice_statement(account_number: int, newest: int, limit: int) -> Select[Any]
     )
 
 
+def boundary_statements(
+    tenant_number: int,
+    account_number: int | None,
+    wanted: TransactionFilter,
+    order: Order,
+    after: TransactionKey | None,
+) -> list[tuple[Select[Any], dict[str, object]]]:
+    """Statements of the last row that a page may read, and their parameters: one for each index that may be walked.
+
+    None for a list whose index serves its filter.
+    """
+    shape, _ = _shape(tenant_number, account_number, wanted, order, after, 0, None)
+    if not shape.passes_over:
+        return []
+    served = TransactionFilter()
+    if order.field is OrderField.CREATE_TIME:
+        served = TransactionFilter(
+            create_time_from=wanted.create_time_from, create_time_before=wanted.create_time_before, month=wanted.month
+        )
+    labels = [{name: getattr(wanted, name)} for name in shape.labels] if account_number is None else []
+    statements = []
+    for label in labels or [{}]:
+        walked, parameters = _shape(
+            tenant_number, account_number, replace(served, **label), order, after, ROWS_READ_MAX - 1, None
+        )
+        statements.append((_boundary_statement(replace(walked, keys_only=True)), parameters))
+    return statements
+
+
 def list_statement(
     tenant_number: int,
     account_number: int | None,
@@ -166,9 +246,10 @@ def list_statement(
     order: Order,
     after: TransactionKey | None,
     limit: int,
+    until: TransactionKey | None = None,
 ) -> tuple[Select[Any], dict[str, object]]:
     """The statement of a list and its parameters."""
-    shape, parameters = _shape(tenant_number, account_number, wanted, order, after, limit)
+    shape, parameters = _shape(tenant_number, account_number, wanted, order, after, limit, until)
     return _statement(shape), parameters
 
 
@@ -179,6 +260,7 @@ def _shape(
     order: Order,
     after: TransactionKey | None,
     limit: int,
+    until: TransactionKey | None,
 ) -> tuple[_Shape, dict[str, object]]:
     pairs = wanted.kind_categories or tuple(
         product(wanted.kinds or ALL_KINDS, wanted.categories) if wanted.categories else ()
@@ -197,6 +279,9 @@ def _shape(
         upper = None
     elif is_bounded_by_key:
         lower = None
+    if until is not None and order.field is OrderField.CREATE_TIME:
+        # It lies inside the range as well.
+        lower, upper = (None, upper) if order.descending else (lower, None)
     shape = _Shape(
         of_account=account_number is not None,
         order=order,
@@ -208,6 +293,7 @@ def _shape(
         create_time_before=upper is not None,
         labels=tuple(labels),
         after=after is not None,
+        until=until is not None,
     )
     parameters: dict[str, object] = {
         "limit": limit,
@@ -233,6 +319,11 @@ def _shape(
         parameters["after_sequence"] = after.sequence
         if account_number is None:
             parameters["after_account_number"] = after.account_number
+    if until is not None:
+        parameters["until_position"] = until.position
+        parameters["until_sequence"] = until.sequence
+        if account_number is None:
+            parameters["until_account_number"] = until.account_number
     return shape, parameters
 
 
@@ -242,12 +333,21 @@ def _query(shape: _Shape, dialect: Dialect) -> Query:
 
 
 @lru_cache(STATEMENTS_CACHED_MAX)
+def _boundary_statement(shape: _Shape) -> Select[Any]:
+    position = transactions.c[shape.order.field.value]
+    key = (position, transactions.c.account_number, transactions.c.sequence)
+    walk = _ordered(select(*key).where(*_conditions(shape, position)), shape, *key)
+    # An offset over a bounded number of keys, in the index alone.
+    return walk.limit(1).offset(bindparam("limit", type_=Integer))
+
+
+@lru_cache(STATEMENTS_CACHED_MAX)
 def _statement(shape: _Shape) -> Select[Any]:
     position = transactions.c[shape.order.field.value]
     key = (position, transactions.c.account_number, transactions.c.sequence)
     limit = bindparam("limit", type_=Integer)
     conditions = _conditions(shape, position)
-    if shape.pairs == 0 or not shape.of_account:
+    if not shape.is_merged:
         if shape.pairs:
             conditions.append(
                 tuple_(transactions.c.kind, transactions.c.category).in_(
@@ -304,18 +404,14 @@ def _conditions(shape: _Shape, position: ColumnElement[int]) -> list[ColumnEleme
         conditions.append(columns.kind.in_([bindparam(f"kind_{i}") for i in range(shape.kinds)]))
     if shape.states:
         conditions.append(columns.state.in_([bindparam(f"state_{i}") for i in range(shape.states)]))
+    place = _place(shape, position, columns.account_number, columns.sequence)
+    here = tuple_(*place.values())
     if shape.after:
-        here: list[ColumnElement[Any]]
-        last: list[ColumnElement[Any]]
-        here, last = [columns.sequence], [bindparam("after_sequence")]
-        if not shape.of_account:
-            here.insert(0, columns.account_number)
-            last.insert(0, bindparam("after_account_number"))
-        if not shape.by_sequence:
-            here.insert(0, position)
-            last.insert(0, bindparam("after_position"))
-        row, boundary = tuple_(*here), tuple_(*last)
-        conditions.append(row < boundary if shape.order.descending else row > boundary)
+        last = tuple_(*(bindparam(f"after_{name}") for name in place))
+        conditions.append(here < last if shape.order.descending else here > last)
+    if shape.until:
+        end = tuple_(*(bindparam(f"until_{name}") for name in place))
+        conditions.append(here >= end if shape.order.descending else here <= end)
     return conditions
 
 
@@ -326,7 +422,15 @@ def _ordered(
     account_number: ColumnElement[int],
     sequence: ColumnElement[int],
 ) -> Select[Any]:
-    by = [sequence] if shape.of_account else [account_number, sequence]
-    if not shape.by_sequence:
-        by.insert(0, position)
+    by = _place(shape, position, account_number, sequence).values()
     return statement.order_by(*(column.desc() if shape.order.descending else column.asc() for column in by))
+
+
+def _place(
+    shape: _Shape, position: ColumnElement[int], account_number: ColumnElement[int], sequence: ColumnElement[int]
+) -> dict[str, ColumnElement[int]]:
+    """What a list is ordered by, by the names that the parts of a TransactionKey have."""
+    place: dict[str, ColumnElement[int]] = {} if shape.by_sequence else {"position": position}
+    if not shape.of_account:
+        place["account_number"] = account_number
+    return place | {"sequence": sequence}

@@ -209,7 +209,9 @@ class Transactions:
     ) -> Page[TransactionRow, TransactionKey]:
         """A page of an account's transactions, or of the whole tenant's if it is None.
 
-        It is cut short where its rows take more than `bytes_max`, unless that is None.
+        It is cut short where its rows take more than `bytes_max`, unless that is None, and
+        where the filter made it read as many rows as a page may; it may be empty then and
+        have a next one.
         Raises AccountNotFound, and FieldInvalid for an order that no index serves.
         """
         number = None
@@ -219,8 +221,11 @@ class Transactions:
             caller.require_tenant()
             if order.field is OrderField.AMOUNT:
                 raise FieldInvalid("order_by", "must not be by amount for accounts/-")
-        rows = await self._store.page(caller.tenant_number, number, wanted, order, after, limit + 1)
+        until = await self._store.boundary(caller.tenant_number, number, wanted, order, after)
+        rows = await self._store.page(caller.tenant_number, number, wanted, order, after, limit + 1, until)
         page = Page.of(rows, limit, key=lambda row: row.key)
+        if page.next_key is None:
+            page = Page(page.rows, until)
         if bytes_max is None:
             return page
         return page.within(bytes_max, size=lambda row: len(row.body), key=lambda row: row.key)

@@ -18,7 +18,9 @@ from sqlalchemy import insert
 
 from server.ledger.instants import SECOND, from_timestamp, to_timestamp, write
 from server.ledger.posting import Kind
+from server.store import transactions as store
 from server.store.tables import transactions
+from server.store.transactions import ROWS_READ_MAX
 from tests.conftest import NOON, Client, Clock, Server, only_sqlite, writing
 
 GRANT, CHARGE, ADJUSTMENT = Transaction.GRANT, Transaction.CHARGE, Transaction.ADJUSTMENT
@@ -228,6 +230,67 @@ async def test_every_filter_at_every_page_size(server: Server, clock: Clock, par
             assert all(len(page) == page_size for page in pages[:-1]), f"{where}: a page is short"
             assert pages[-1] or not wanted, f"{where}: the last page is empty"
             assert all(each == truth[each.name] for page in pages for each in page), where
+
+
+@pytest.mark.parametrize(("parent", "order_by"), LISTS)
+async def test_every_filter_if_pages_read_little(
+    server: Server, clock: Clock, monkeypatch: pytest.MonkeyPatch, parent: str, order_by: str
+) -> None:
+    """Where pages end because they have read enough, all of them together still give every row once, in order."""
+    monkeypatch.setattr(store, "ROWS_READ_MAX", 4)
+    client, rows = await two_tenants(server, clock)
+    for filter_text, matches in FILTERS:
+        wanted = expected(rows, parent, matches, order_by)
+        pages = await read_pages(client, parent, [3], filter_text=filter_text, order_by=order_by)
+        assert names_of(pages) == wanted, filter_text
+
+
+@pytest.mark.parametrize(
+    ("parent", "order_by", "filter_text", "lengths"),
+    [
+        # Of 25 rows each fifth is a charge, each fourth failed, and all but the first are in L.
+        ("accounts/a", "", "kind = CHARGE", [2, 2, 1]),
+        ("accounts/a", "amount", "state = FAILED", [2, 3, 1]),
+        ("accounts/a", "create_time", "labels.location = L", [9, 10, 5]),
+        ("accounts/a", "", "category = test AND labels.location = nowhere", [0, 0, 0]),
+        ("accounts/a", "amount desc", "category = test", [10, 10, 5]),
+        ("accounts/a", "amount", f"create_time < {same_time(0)}", [0, 0, 0]),
+        ("accounts/-", "", "kind = CHARGE", [2, 2, 1]),
+        ("accounts/-", "create_time", "category = nowhere", [0, 0, 0]),
+        ("accounts/-", "", "labels.location = L AND labels.membership = M", [0, 0, 0]),
+        # What an index serves is read on to the end of the page.
+        ("accounts/a", "", "category = test", [25]),
+        ("accounts/a", "", "category = test AND kind = CHARGE", [5]),
+        ("accounts/a", "", f"create_time >= {same_time(0)}", [25]),
+        ("accounts/-", "", "labels.location = L", [24]),
+    ],
+)
+@only_sqlite
+async def test_a_page_reads_so_many_rows(
+    server: Server, monkeypatch: pytest.MonkeyPatch, parent: str, order_by: str, filter_text: str, lengths: list[int]
+) -> None:
+    """A page of which few rows fit ends early, may be empty, and has a token that leads on."""
+    monkeypatch.setattr(store, "ROWS_READ_MAX", 10)
+    tenant_number = await server.create_tenant("house")
+    client = await server.client(tenant_number)
+    number = (await client.create_account("a")).number
+    rows = [
+        make_row(
+            "a",
+            number,
+            sequence,
+            kind=GRANT if sequence % 5 else CHARGE,
+            state=Transaction.SUCCEEDED if sequence % 4 else Transaction.FAILED,
+            amount=sequence,
+            at_seconds=sequence,
+            labels={"location": "L"} if sequence > 1 else None,
+        )
+        for sequence in range(1, 26)
+    ]
+    await insert_rows(server, tenant_number, rows)
+    pages = await read_pages(client, parent, [100], filter_text=filter_text, order_by=order_by)
+    assert [len(page) for page in pages] == lengths
+    assert ROWS_READ_MAX == 10_000
 
 
 @pytest.mark.parametrize(

@@ -1,22 +1,30 @@
-"""How SQLite walks the big table for each list of the product: along an index, already in order."""
+"""How the engines walk the big table for each list of the product: along an index, already in order."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+import asyncio
+import re
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 from daybook.v1.transaction_pb2 import Transaction
-from sqlalchemy import Connection, Select
+from sqlalchemy import Connection, Select, select
 from sqlalchemy.dialects import sqlite
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from server.facades import dreadnode, spacebring, teable
+from server.ledger.instants import HOUR, parse
 from server.ledger.paging import Order, OrderField, TransactionFilter, TransactionKey
+from server.seed.load import Wish, load
 from server.store.database import Database
 from server.store.migrate import migrate
-from server.store.transactions import list_statement, slice_statement
+from server.store.tables import LABELS, transactions
+from server.store.transactions import boundary_statements, list_statement, slice_statement
+from tests.conftest import PostgreSQL
 
 CHARGE = Transaction.CHARGE
 SUCCEEDED = (Transaction.SUCCEEDED,)
@@ -259,6 +267,157 @@ def goes_on_from_the_key(step: Step, shape: Shape) -> bool:
     columns = f"{order.field.value},{'' if of_account else 'account_number,'}sequence"
     marks = "?,?" if of_account else "?,?,?"
     return f"({columns}){'<' if order.descending else '>'}({marks})" in step.bounds
+
+
+BEHIND = TransactionKey(AFTER.position - 10, AFTER.account_number, AFTER.sequence - 1)
+BOUNDED: list[tuple[str, Shape, str]] = [
+    # A name, the list, and the indexes that it may walk.
+    *(
+        # Keys alone lie closer in an index than among the rows.
+        (name, shape, "transactions_by_time" if index == "PRIMARY KEY" else index)
+        for name, shape, index, _ in WALKS
+        if name in {"account, one kind", "account, state", "account, location", "tenant, kind and category"}
+        or name.startswith("spacebring")
+    ),
+    (
+        "account, category and location",
+        (ACCOUNT, TransactionFilter(categories=("x",), location="l"), TIME_DESC),
+        "transactions_by_time",
+    ),
+    (
+        "account, category by amount",
+        (ACCOUNT, TransactionFilter(categories=("x",)), AMOUNT_DESC),
+        "transactions_by_amount",
+    ),
+    (
+        "account, range by amount",
+        (ACCOUNT, TransactionFilter(create_time_from=1), AMOUNT_ASC),
+        "transactions_by_amount",
+    ),
+    ("account, month by amount", (ACCOUNT, TransactionFilter(month=202410), AMOUNT_ASC), "transactions_by_amount"),
+    (
+        "tenant, two labels",
+        (TENANT, TransactionFilter(location="l", company="c"), TIME_DESC),
+        "transactions_of_location transactions_of_company",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "shape", "indexes"), BOUNDED, ids=[row[0] for row in BOUNDED])
+async def test_bounded(database: Database, name: str, shape: Shape, indexes: str) -> None:
+    """A list whose filter no index serves finds in an index alone how far to read, and reads no farther."""
+    account_number, wanted, order = shape
+    behind = BEHIND if order.descending else TransactionKey(AFTER.position + 10, 7, 43)
+    statements = boundary_statements(1, account_number, wanted, order, AFTER)
+    for (statement, parameters), index in zip(statements, indexes.split(), strict=True):
+        (step,) = await explain(database, statement, parameters)
+        assert step.detail.startswith(f"SEARCH transactions USING COVERING INDEX {index} (")
+        assert goes_on_from_the_key(step, shape), step
+    statement, parameters = list_statement(1, *shape, AFTER, 51, behind)
+    plan = await explain(database, statement, parameters)
+    assert not [step for step in plan if "TEMP B-TREE" in step.detail], plan
+    (walk,) = [step for step in plan if "transactions" in step.detail]
+    along_the_rows = {row[0] for row in WALKS if row[2] == "PRIMARY KEY"}
+    access = "PRIMARY KEY" if name in along_the_rows else f"INDEX {indexes.split(maxsplit=1)[0]}"
+    assert walk.detail.partition(" (")[0] == f"SEARCH transactions USING {access}"
+    assert goes_on_from_the_key(walk, shape), walk
+    opposite = (shape[0], wanted, Order(order.field, not order.descending))
+    assert goes_on_from_the_key(walk, opposite), f"it doesn't end where it should: {walk}"
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"), [row[:2] for row in [*WALKS, *MERGES]], ids=[row[0] for row in [*WALKS, *MERGES]]
+)
+def test_bounded_only_where_need_be(name: str, shape: Shape) -> None:
+    """A list that an index serves does not ask for a bound first."""
+    is_bounded = bool(boundary_statements(1, *shape, AFTER))
+    assert is_bounded == (name in {row[0] for row in BOUNDED})
+
+
+Plans: TypeAlias = "dict[tuple[str, bool], list[str]]"
+"""The lines of EXPLAIN, by the name of a list and whether it is a further page."""
+SEEDED_ROWS = 20_000
+
+
+@pytest.fixture(scope="module")
+def plans(postgresql: PostgreSQL) -> Iterator[Plans]:
+    """How PostgreSQL goes about each list of an account with many rows, by the statistics of seeded data."""
+    name = f"plans_{uuid.uuid4().hex}"
+    postgresql.execute(f"CREATE DATABASE {name}")
+    yield asyncio.run(read_plans(postgresql.url(name)))
+    postgresql.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+async def read_plans(database_url: str) -> Plans:
+    """Seeds a database and has everything explained, with parameters that are there."""
+    await load(database_url, Wish("seed", SEEDED_ROWS, 1, parse("2024-10-31T00:00:00Z"), 1), lambda *_: None)
+    database = Database(database_url)
+    try:
+        async with database.read() as connection:
+            columns = transactions.c
+            row = (
+                await connection.execute(
+                    select(transactions)
+                    .where(columns.location.is_not(None), columns.sequence > SEEDED_ROWS // 20)
+                    .order_by(columns.account_number, columns.sequence)
+                    .limit(1)
+                )
+            ).one()
+            found: Plans = {}
+            for name, shape, *_ in (*WALKS, *MERGES):
+                account_number, wanted, order = shape
+                wanted = with_values_of(row, wanted)
+                after = TransactionKey(getattr(row, order.field.value), row.account_number, row.sequence)
+                number = None if account_number is None else row.account_number
+                for key in (None, after):
+                    statement = list_statement(row.tenant_number, number, wanted, order, key, 51)
+                    found[name, key is not None] = await explain_prepared(connection, *statement)
+            return found
+    finally:
+        await database.close()
+
+
+def with_values_of(row: Any, wanted: TransactionFilter) -> TransactionFilter:
+    """The filter with values that the row has in the place of made-up ones."""
+    given = {label: getattr(row, label) for label in LABELS if getattr(wanted, label) is not None}
+    if wanted.categories:
+        given["categories"] = (row.category,)
+    if wanted.month is not None:
+        given["month"] = row.month
+    if wanted.create_time_from is not None:
+        given |= {"create_time_from": row.create_time - 9 * HOUR, "create_time_before": row.create_time + 9 * HOUR}
+    return replace(wanted, **given)
+
+
+async def explain_prepared(
+    connection: AsyncConnection, statement: Select[Any], parameters: dict[str, object]
+) -> list[str]:
+    """How PostgreSQL goes about a prepared statement with these parameters."""
+    compiled = statement.compile(dialect=connection.dialect, compile_kwargs={"render_postcompile": True})
+    values = compiled.construct_params(parameters)
+    raw = (await connection.get_raw_connection()).driver_connection
+    assert raw is not None
+    await raw.execute(f"PREPARE list AS {compiled}")
+    shown = ", ".join(f"'{values[name]}'" for name in compiled.positiontup or ())
+    rows = await raw.fetch(f"EXPLAIN (COSTS OFF) EXECUTE list({shown})")
+    await raw.execute("DEALLOCATE list")
+    return [str(row[0]).strip() for row in rows]
+
+
+@pytest.mark.parametrize("is_further", [False, True], ids=["first page", "next page"])
+@pytest.mark.parametrize(
+    ("name", "index"),
+    # With so few rows it is cheaper to pick the account's out of the index of the label, and to sort them.
+    [(row[0], row[2]) for row in (*WALKS, *MERGES) if row[0] != "account, location"],
+)
+def test_postgresql_walks_too(plans: Plans, name: str, index: str, is_further: bool) -> None:
+    """PostgreSQL takes the same indexes, in their order: it reads no table through and sorts nothing."""
+    plan = plans[name, is_further]
+    scans = [line for line in plan if re.match(r"(->  )?(Parallel )?(Seq|Bitmap|Index)", line) and "Cond" not in line]
+    walked = {re.findall(r"using (\w+)", line)[0] for line in scans if "Index" in line}
+    assert walked - {"transactions_pkey"} == {index} - {"PRIMARY KEY"}, plan
+    assert not [line for line in scans if "Index" not in line or "Bitmap" in line], plan
+    assert not [line for line in plan if re.match(r"(->  )?(Incremental )?Sort$", line)], plan
 
 
 async def test_slice(database: Database) -> None:

@@ -581,8 +581,10 @@ class ListTransactionsRequest(_message.Message):
     """The account, `accounts/{account}`, or `accounts/-` for all accounts of the tenant."""
     page_size: _builtins.int
     """How many transactions at most. 0 means 50; more than 1,000, or than this ledger is set to,
-    means that many; below 0 gets INVALID_ARGUMENT. May change from page to page. A page ends early where its
-    transactions take more than 2 MiB.
+    means that many; below 0 gets INVALID_ARGUMENT. May change from page to page. A page ends
+    early where its transactions take more than 2 MiB, and where the filter made it read 10,000
+    transactions: then it may even be empty. Only a page without a next_page_token is the
+    last one.
     """
     page_token: _builtins.str
     """The next_page_token of the page before. Empty for the first page. A token of
@@ -599,6 +601,10 @@ class ListTransactionsRequest(_message.Message):
 
     Each field may be given once, create_time once as a lower and once as an upper
     bound. Anything else gets INVALID_ARGUMENT, reason FILTER_INVALID.
+
+    Pages are full, whatever there is to pass over, for a range of create_time, for
+    categories (of one account) with or without kinds, and for one label (of `accounts/-`), in
+    the order of create_time. Any other filter lets a page end early; see page_size.
     """
     order_by: _builtins.str
     """`create_time` or `amount` (of one account only), ascending, or descending with
@@ -631,10 +637,12 @@ class ListTransactionsResponse(_message.Message):
     TRANSACTIONS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """What to send as page_token for the next page. Empty on the last page."""
+    """What to send as page_token for the next page. Empty on the last page, and only there."""
     @_builtins.property
     def transactions(self) -> _containers.RepeatedCompositeFieldContainer[_transaction_pb2.Transaction]:
-        """The transactions of this page."""
+        """The transactions of this page; there may be fewer than asked for, or none, and more
+        behind them.
+        """
 
     def __init__(
         self,

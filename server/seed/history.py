@@ -1,0 +1,366 @@
+"""What happened to a few accounts over the years, made up, and posted as a server would have posted it.
+
+The commands and the rules are the server's own, on a unit of work that nobody saves: what
+changed is handed over some thousand rows at a time, so memory doesn't grow with the
+transactions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from random import Random
+from typing import NamedTuple
+from uuid import UUID
+
+from daybook.v1.account_pb2 import User
+from daybook.v1.transaction_pb2 import Transaction, Usage
+
+from server.ledger import posting
+from server.ledger.bodies import read_allocations
+from server.ledger.instants import HOUR, Instant
+from server.ledger.money import ONE_CREDIT, Millionths
+from server.ledger.names import in_blocks, transaction_name
+from server.ledger.posting import AccountState, Draft, Kind, State
+from server.ledger.refunds import Charge
+from server.store.bulk import Rows, book_rows, posted_rows
+from server.store.requests import Request
+from server.store.states import StoredState
+from server.store.unit import Attempt, StoredCharge, Unit
+from server.usecases.commands import Refund, Transfer
+
+ROWS_AT_ONCE = 2000
+"""How many transactions are handed over at a time, about."""
+VARIANT_BITS = 3
+PLACES = 1 << VARIANT_BITS
+"""How many places there are; things are told in as many ways, one for each."""
+DAY: Instant = 24 * HOUR
+YEAR: Instant = 365 * DAY
+
+
+class Account(NamedTuple):
+    """An account, and how many transactions it gets."""
+
+    number: int
+    id: str
+    credit_limit: Millionths
+    rows: int
+
+
+class Place(NamedTuple):
+    """Where something happens, for labels: three ids."""
+
+    location: str
+    membership: str
+    company: str
+
+
+class Setting(NamedTuple):
+    """What all accounts of a tenant share."""
+
+    random_seed: str
+    tenant_number: int
+    start: Instant
+    end: Instant
+    places: tuple[Place, ...]
+    """PLACES of them."""
+
+
+class _Activity(NamedTuple):
+    """One thing that people do."""
+
+    weight: int
+    """How often, of 256 times."""
+    kind: Kind
+    category: str
+    description: str
+    state: State = Transaction.SUCCEEDED
+    subject: str = ""
+    """Which subject the transaction has; "tokens" is a usage with a model, tokens and a price."""
+    is_placed: bool = False
+    """Whether it carries labels."""
+
+    @property
+    def is_usage(self) -> bool:
+        """Whether its subject is a usage."""
+        return self.subject in {"usage", "tokens"}
+
+
+_CHARGE, _GRANT = Transaction.CHARGE, Transaction.GRANT
+
+ACTIVITIES = (
+    # What Teable's list shows.
+    _Activity(32, _CHARGE, "ai_chat", "Chat"),
+    _Activity(12, _CHARGE, "ai_generation", "Picture"),
+    _Activity(10, _CHARGE, "field_ai_generation", "Translated titles"),
+    _Activity(10, _CHARGE, "automation_ai_action", "Nightly summary"),
+    _Activity(8, _CHARGE, "app_generation", "Stock tracker"),
+    # Nebula Block's.
+    _Activity(28, _CHARGE, "computing", "Virtual machine", subject="usage"),
+    _Activity(22, _CHARGE, "serverless", "Endpoint", subject="usage"),
+    # Dreadnode's.
+    _Activity(28, _CHARGE, "inference", "Evaluation run", subject="tokens"),
+    _Activity(10, _CHARGE, "usage", "Workspace"),
+    _Activity(10, _CHARGE, "span_ingestion", "Traces"),
+    _Activity(8, _CHARGE, "storage", "Artifacts"),
+    _Activity(8, _CHARGE, "web_search", "Search"),
+    _Activity(1, _GRANT, "purchase", "Bought online"),
+    # Spacebring's.
+    _Activity(18, _CHARGE, "booking", "Meeting room", subject="booking", is_placed=True),
+    _Activity(10, _CHARGE, "order", "Coffee", subject="order", is_placed=True),
+    _Activity(6, _CHARGE, "event_ticket", "Workshop", subject="event_ticket", is_placed=True),
+    _Activity(4, _CHARGE, "admin_charge", "Lost key card", is_placed=True),
+    _Activity(1, _GRANT, "credit_package", "Package", is_placed=True),
+    _Activity(1, _GRANT, "subscription_renewal", "Monthly plan", is_placed=True),
+    # What came to nothing.
+    _Activity(4, _CHARGE, "booking", "Meeting room", Transaction.FAILED, "booking", is_placed=True),
+    _Activity(3, _CHARGE, "ai_chat", "Chat", Transaction.FAILED),
+    _Activity(2, _CHARGE, "storage", "Artifacts", Transaction.CANCELED),
+    # What puts things right, and across.
+    _Activity(4, Transaction.ADJUSTMENT, "admin_adjustment", "Put right"),
+    _Activity(9, Transaction.REFUND, "refund", "Given back"),
+    _Activity(7, Transaction.TRANSFER_OUT, "transfer", "Shared", is_placed=True),
+)
+_NEVER_REPEATED = Request("", b"")
+_WHEEL = tuple(activity for activity in ACTIVITIES for _ in range(activity.weight))
+_WELCOME = _Activity(0, _GRANT, "signup_allocation", "Welcome credits")
+_REFILL = _Activity(0, _GRANT, "auto_refill", "Balance ran low")
+
+AMOUNTS: tuple[Millionths, ...] = tuple(round(10 * 1.03**step) * 1000 for step in range(256))
+"""What a charge may cost: from a hundredth of a credit to nearly twenty, small ones as often as large ones."""
+PACKAGES: tuple[Millionths, ...] = (50 * ONE_CREDIT, 80 * ONE_CREDIT, 100 * ONE_CREDIT, 150 * ONE_CREDIT)
+"""What may be bought; less in all than is spent, so that accounts hold a few lots and not thousands."""
+
+_NEVER: Instant = 2**63
+
+
+class _Member:
+    """An account of a household, and how far its history has come."""
+
+    def __init__(self, account: Account, setting: Setting) -> None:
+        self.number, self.id, self.rows = account.number, account.id, account.rows
+        self.state = AccountState(
+            account.number, account.id, setting.tenant_number, account.credit_limit, setting.start
+        )
+        self.last_charge = 0
+        """The sequence of the newest charge; 0 if that was given back."""
+        self.due: Instant = setting.start
+        """When the next transaction happens."""
+        self._start = setting.start
+        self._span = setting.end - setting.start
+
+    def time(self, step: float) -> Instant:
+        """When a transaction happens, by its number from 0 on: they are spread evenly."""
+        return self._start + int(self._span * step / self.rows)
+
+    def end_of_plan(self, now: Instant) -> Instant:
+        """When the credits of a monthly plan expire: so soon that some are left of them at times.
+
+        Not after the account's last transaction, unless long after it, so that a server
+        finds nothing to expire.
+        """
+        end = now + min(max(self._span * 5 // self.rows, DAY), 30 * DAY)
+        return end if end < self.time(self.rows - 2) else now + self._span + YEAR
+
+
+class Household:
+    """One or two accounts that share credits, so that their history is made up together."""
+
+    def __init__(self, setting: Setting, accounts: Sequence[Account]) -> None:
+        # The same for the same accounts, whoever else there is.
+        self._random = Random(f"{setting.random_seed}/{accounts[0].id}")
+        self._members = [_Member(account, setting) for account in accounts]
+        self._details = {each: _details(each, setting.places) for each in (*ACTIVITIES, _WELCOME, _REFILL)}
+        self._charges: dict[tuple[int, UUID], StoredCharge] = {}
+        self._openers: dict[tuple[int, int], bytes] = {}
+        self._unit = Unit(
+            states={member.number: StoredState(member.state, b"") for member in self._members},
+            lots={},
+            charges=self._charges,
+            refunds={},
+            answers={},
+            random_bytes=in_blocks(self._random.randbytes),
+            openers=self._openers,
+        )
+        self._attempt = Attempt(self._unit)
+
+    def history(self) -> Iterator[Rows]:
+        """All rows of the accounts, some at a time; last comes what their books came to."""
+        while any(member.due < _NEVER for member in self._members):
+            for _ in range(ROWS_AT_ONCE):
+                member = min(self._members, key=_due)
+                if member.due == _NEVER:
+                    break
+                self._act(member)
+            self._accept()
+            self._keep_openers()
+            yield posted_rows(self._unit.changes)
+        yield book_rows(self._unit.changes)
+
+    def _act(self, member: _Member) -> None:
+        """Lets the next thing happen."""
+        now, state = member.due, member.state
+        if past := _past(state, now):
+            if past < member.rows - state.sequence:
+                member.state = self._attempt.state(member.number, now)
+            else:
+                # Expirations must not take the account beyond its number of rows.
+                now = state.last_create_time
+        if not member.state.sequence:
+            self._grant(member, _WELCOME, PACKAGES[0], now)
+        else:
+            while not self._try(member, now):
+                pass
+        self._go_on(member)
+
+    def _try(self, member: _Member, now: Instant) -> bool:
+        """Lets anything happen; tells whether that was possible."""
+        bits = self._random.getrandbits(16)
+        activity, amount = _WHEEL[bits & 255], AMOUNTS[bits >> 8]
+        match activity.kind:
+            case Transaction.CHARGE if activity.state == Transaction.SUCCEEDED and amount > member.state.available:
+                self._grant(member, _REFILL, PACKAGES[bits & 3], now)
+            case Transaction.CHARGE:
+                draft = Draft(_CHARGE, activity.category, -amount, activity.state, activity.is_usage)
+                self._post(member, activity, draft, now)
+                if activity.state == Transaction.SUCCEEDED:
+                    member.last_charge = member.state.sequence
+            case Transaction.GRANT:
+                self._grant(member, activity, PACKAGES[bits >> 8 & 3], now)
+            case Transaction.ADJUSTMENT:
+                self._post(member, activity, Draft(activity.kind, activity.category, amount), now)
+            case Transaction.REFUND:
+                return self._refund(member, activity, now)
+            case Transaction.TRANSFER_OUT:
+                return self._transfer(member, activity, amount, now)
+        return True
+
+    def _grant(self, member: _Member, activity: _Activity, amount: Millionths, now: Instant) -> None:
+        expire_time = member.end_of_plan(now) if activity.category == "subscription_renewal" else None
+        draft = Draft(_GRANT, activity.category, amount, expire_time=expire_time)
+        self._post(member, activity, draft, now, self._new_request())
+
+    def _post(
+        self, member: _Member, activity: _Activity, draft: Draft, now: Instant, request: Request = _NEVER_REPEATED
+    ) -> None:
+        member.state, posted = posting.post(member.state, draft, now)
+        details = self._details_of(activity)
+        body = self._attempt.write(member.state, posted, details, request_id=request.request_id)
+        self._attempt.remember(member.number, request, body, sequence=posted.sequence)
+
+    def _refund(self, member: _Member, activity: _Activity, now: Instant) -> bool:
+        """Gives the newest charge back, all of it or half, unless that was done or it was handed over."""
+        self._accept()
+        row = self._unit.changes.rows.get((member.number, member.last_charge))
+        if row is None:
+            return False
+        uid = UUID(bytes=row.uid)
+        charge = Charge(
+            name=transaction_name(member.id, uid),
+            kind=row.kind,
+            state=row.state,
+            amount=row.amount,
+            create_time=row.create_time,
+            allocations=read_allocations(row.allocations),
+            lots={},
+        )
+        self._charges[member.number, uid] = StoredCharge(row.sequence, charge, row.body)
+        amount = -row.amount // 2 if row.uid[-1] & 1 else None
+        details = Transaction(description=activity.description)
+        Refund(member.number, member.id, uid, amount, details, self._new_request()).run(self._attempt, now)
+        self._charges.clear()
+        member.last_charge = 0
+        self._look_again(member)
+        return True
+
+    def _transfer(self, member: _Member, activity: _Activity, amount: Millionths, now: Instant) -> bool:
+        """Lets the smaller of two accounts give or take, if both have room for a transaction more."""
+        if member is self._members[0]:
+            return False
+        source, destination = self._members if self._random.getrandbits(1) else self._members[::-1]
+        if source.state.at(now).balance < amount:
+            return False
+        for each in (source, destination):
+            if not each.state.sequence or _past(each.state, now) >= each.rows - each.state.sequence:
+                return False
+        details, request = self._details_of(activity), self._new_request()
+        Transfer(source.number, source.id, destination.number, destination.id, amount, details, request).run(
+            self._attempt, now
+        )
+        for each in (source, destination):
+            self._look_again(each)
+            self._go_on(each)
+        return True
+
+    def _look_again(self, member: _Member) -> None:
+        """Takes note of an account's state after a command."""
+        member.state = self._attempt.state(member.number, self._attempt.last_create_time(member.number))
+
+    def _go_on(self, member: _Member) -> None:
+        """Finds out when an account's next transaction happens."""
+        step = member.state.sequence
+        member.due = member.time(step + self._random.random()) if step < member.rows else _NEVER
+
+    def _details_of(self, activity: _Activity) -> Transaction:
+        return Transaction.FromString(self._details[activity][self._random.getrandbits(VARIANT_BITS)])
+
+    def _new_request(self) -> Request:
+        return Request(str(UUID(bytes=self._random.randbytes(16), version=4)), self._random.randbytes(32))
+
+    def _accept(self) -> None:
+        self._attempt.accept()
+        self._attempt = Attempt(self._unit)
+
+    def _keep_openers(self) -> None:
+        """Keeps what an expiration tells of where its credits came from, before that is handed over."""
+        rows = self._unit.changes.rows
+        kept = {}
+        for member in self._members:
+            for lot in member.state.lots:
+                if lot.terms.expire_time is not None:
+                    key = (member.number, lot.opened_by)
+                    kept[key] = rows[key].body if key in rows else self._openers[key]
+        self._openers.clear()
+        self._openers.update(kept)
+
+
+def _due(member: _Member) -> Instant:
+    return member.due
+
+
+def _past(state: AccountState, now: Instant) -> int:
+    """How many expirations are to be posted."""
+    return sum(1 for lot in state.lots if lot.terms.are_past(now))
+
+
+@lru_cache(64)
+def _details(activity: _Activity, places: tuple[Place, ...]) -> list[bytes]:
+    """What a transaction says beside what posting decides, serialized, in as many ways as there are places."""
+    found = []
+    for number, (location, membership, company) in enumerate(places):
+        details = Transaction(
+            description=activity.description, creator=User(id=f"user-{number}", name=f"User {number}")
+        )
+        if activity.is_placed:
+            details.labels.update({"location": location, "membership": membership, "company": company})
+            details.owner.id = f"user-{number}"
+            details.creator.membership = membership
+        match activity.subject:
+            case "booking":
+                details.booking.id = f"booking-{number}"
+                details.booking.resource.title = "Meeting room"
+            case "order":
+                details.order.id = f"order-{number}"
+                details.order.product.title = "Coffee"
+            case "event_ticket":
+                details.event_ticket.id = f"ticket-{number}"
+                details.event_ticket.event.title = "Workshop"
+            case "usage":
+                details.usage.model = f"machine-{number}"
+            case "tokens":
+                tokens = Usage(
+                    model=f"model-{number}", input_tokens=900 * (number + 1), output_tokens=250, cost_usd="0.0075"
+                )
+                details.usage.CopyFrom(tokens)
+        found.append(details.SerializeToString(deterministic=True))
+    return found

@@ -1,0 +1,219 @@
+"""Makes the data in processes of its own, and writes it as it comes."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from random import Random
+from typing import NamedTuple, TypeAlias
+from uuid import UUID
+
+from daybook.v1 import account_pb2 as native
+
+from server.ledger.instants import Instant
+from server.ledger.money import ONE_CREDIT
+from server.seed.history import DAY, PLACES, YEAR, Account, Household, Place, Setting
+from server.store.accounts import AccountRecord
+from server.store.bulk import BulkLoad, Rows, bulk_load
+from server.store.database import Database
+from server.store.migrate import migrate
+from server.store.tables import transactions
+
+ROWS_MIN = 1000
+ROWS_MAX = 1_000_000_000
+ROWS_OF_AN_ACCOUNT = 1000
+"""How many transactions an account has on average."""
+ACCOUNTS_MAX = 100_000
+HOT_SHARE = 10
+"""One account has one of so many transactions."""
+HOT_ACCOUNT = "hot"
+WORKERS_MAX = 4
+ROWS_OF_A_WORKER_MIN = 20_000
+"""For fewer transactions another process isn't worth its start."""
+
+_KINDS = (native.Account.SPACE, native.Account.USER, native.Account.ORGANIZATION)
+
+
+class Wish(NamedTuple):
+    """What is to be made."""
+
+    tenant: str
+    """The slug of the tenant, which must not exist."""
+    rows: int
+    random_seed: int
+    until: Instant
+    years: int
+
+
+Report: TypeAlias = Callable[[int, str], None]
+"""Is told how many transactions there are by now, and what is done next."""
+
+
+async def load(database_url: str, wish: Wish, report: Report) -> str:
+    """Makes a tenant with so many transactions; answers with the tenant's uid.
+
+    Everything or nothing: an interruption leaves the database as it was. Raises ValueError
+    for a tenant that exists, and where somebody else has SQLite's file open.
+    """
+    database = Database(database_url)
+    try:
+        await migrate(database)
+        async with bulk_load(database) as bulk:
+            return await _load(bulk, wish, report)
+    finally:
+        await database.close()
+
+
+async def _load(bulk: BulkLoad, wish: Wish, report: Report) -> str:
+    random = Random(f"{wish.random_seed}/{wish.tenant}")
+    start = wish.until - wish.years * YEAR
+    uid = _uuid(random)
+    tenant_number = await bulk.add_tenant(
+        slug=wish.tenant, uid=uid, display_name=f"Seeded {wish.tenant}", create_time=start - DAY
+    )
+    records = _records(wish, random, start)
+    numbers = await bulk.add_accounts(tenant_number, records)
+    companies = [record.id for record in records if record.kind == native.Account.COMPANY]
+    setting = Setting(
+        random_seed=f"{wish.random_seed}/{wish.tenant}",
+        tenant_number=tenant_number,
+        start=start,
+        end=wish.until,
+        places=tuple(Place(_uuid(random), _uuid(random), companies[place % len(companies)]) for place in range(PLACES)),
+    )
+    counts = row_counts(wish.rows, len(records))
+    households = _households(
+        [
+            Account(numbers[record.id], record.id, record.credit_limit, count)
+            for record, count in zip(records, counts, strict=True)
+        ]
+    )
+    done = 0
+    with _histories(setting, households) as connections:
+        async for rows in _received(connections):
+            await bulk.add(rows)
+            done += len(rows.get(transactions.name, ()))
+            report(done, "posting")
+    assert done == wish.rows
+    async for name in bulk.build_indexes():
+        report(done, f"building {name}")
+    return uid
+
+
+def row_counts(rows: int, accounts: int) -> list[int]:
+    """How many transactions each account gets: the first a tenth of them, the others by Zipf's law."""
+    hot = rows // HOT_SHARE
+    weights = [1 / rank for rank in range(2, accounts + 1)]
+    total = sum(weights)
+    counts = [int((rows - hot) * weight / total) for weight in weights]
+    counts[0] += rows - hot - sum(counts)
+    return [hot, *counts]
+
+
+def _records(wish: Wish, random: Random, start: Instant) -> list[AccountRecord]:
+    count = min(max(wish.rows // ROWS_OF_AN_ACCOUNT, 2 * PLACES), ACCOUNTS_MAX)
+    records = []
+    for number in range(count):
+        # Those that labels name as companies are such accounts.
+        is_company = number % 2 == 1 and number < 2 * PLACES
+        account_id = HOT_ACCOUNT if number == 0 else _uuid(random) if is_company else f"account-{number}"
+        records.append(
+            AccountRecord(
+                id=account_id,
+                kind=native.Account.COMPANY if is_company else _KINDS[number % len(_KINDS)],
+                display_name=f"Account {number}",
+                credit_limit=50 * ONE_CREDIT if number % 8 == 7 else 0,
+                profile=b"",
+                hour_anchor=start,
+                create_time=start - DAY,
+                update_time=start - DAY,
+            )
+        )
+    return records
+
+
+def _households(accounts: Sequence[Account]) -> list[list[Account]]:
+    """Each large account with a small one; the largest first."""
+    half = -(-len(accounts) // 2)
+    return [
+        [account, *accounts[len(accounts) - 1 - place : len(accounts) - place][: place < len(accounts) - half]]
+        for place, account in enumerate(accounts[:half])
+    ]
+
+
+def _uuid(random: Random) -> str:
+    return str(UUID(bytes=random.randbytes(16), version=4))
+
+
+@contextmanager
+def _histories(setting: Setting, households: list[list[Account]]) -> Iterator[list[Connection]]:
+    """Processes that make up the households' histories, and the ends on which they come."""
+    context = get_context("spawn")
+    rows = sum(account.rows for household in households for account in household)
+    workers = min(os.cpu_count() or 1, WORKERS_MAX, -(-rows // ROWS_OF_A_WORKER_MIN))
+    shares = _shares(households, workers)
+    processes: list[SpawnProcess] = []
+    connections: list[Connection] = []
+    try:
+        for share in shares:
+            receiving, sending = context.Pipe(duplex=False)
+            process = context.Process(target=_make, args=(sending, setting, share), daemon=True)
+            process.start()
+            # This process's own copy: the end of theirs must be seen as the end.
+            sending.close()
+            processes.append(process)
+            connections.append(receiving)
+        yield connections
+    finally:
+        # First these: whoever still waits for them then sees the end.
+        for process in processes:
+            process.terminate()
+            process.join()
+        for connection in connections:
+            connection.close()
+
+
+def _shares(households: list[list[Account]], workers: int) -> list[list[list[Account]]]:
+    """The households, for each worker about as many rows."""
+    shares: list[list[list[Account]]] = [[] for _ in range(workers)]
+    rows = [0] * workers
+    for household in households:
+        least = rows.index(min(rows))
+        shares[least].append(household)
+        rows[least] += sum(account.rows for account in household)
+    return shares
+
+
+def _make(sending: Connection, setting: Setting, households: list[list[Account]]) -> None:
+    """The work of a process: histories one after another, and None when all is told."""
+    # Ctrl-C is for the process that writes; this one ends with it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    gc.disable()
+    with suppress(BrokenPipeError):
+        for household in households:
+            for rows in Household(setting, household).history():
+                sending.send(rows)
+        sending.send(None)
+
+
+async def _received(connections: Sequence[Connection]) -> AsyncIterator[Rows]:
+    """What the processes tell, in the order in which it comes."""
+    open_ones = list(connections)
+    while open_ones:
+        ready = await asyncio.to_thread(wait, open_ones)
+        for connection in [each for each in open_ones if each in ready]:
+            try:
+                rows: Rows | None = await asyncio.to_thread(connection.recv)
+            except EOFError:
+                raise ValueError("a process that made the data ended by itself; nothing of it was kept") from None
+            if rows is None:
+                open_ones.remove(connection)
+            else:
+                yield rows

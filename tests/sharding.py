@@ -1,0 +1,148 @@
+"""The rules that a sharded PostgreSQL (Citus) sets for statements, and which of them a statement breaks.
+
+Rows of the big tables lie on the node of their account. What a node can't answer alone is
+refused by Citus, or costs a hundred times as much.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+
+import sqlglot
+from sqlglot import expressions as sql
+from sqlglot.optimizer.scope import Scope, traverse_scope
+
+from server.store.tables import DISTRIBUTED, DISTRIBUTION_COLUMN
+
+BIG = frozenset(table.name for table in DISTRIBUTED)
+
+_PARAMETER = re.compile(r"\$\d+(::[A-Z]+(\(\d+\))?)?")
+_REPEATED_ROW = re.compile(r"(\((?:[\w:]+\(\$1\)|\$1|, )+\))(?:, \1)+")
+_REPEATED_PARAMETER = re.compile(r"\$1(?:, \$1)+")
+
+
+def plain(statement: str) -> str:
+    """A statement without the numbers of its parameters, of which a list counts as one."""
+    text = _PARAMETER.sub("$1", statement)
+    text = _REPEATED_ROW.sub(r"\1", text)
+    return text if text.lstrip().upper().startswith("INSERT") else _REPEATED_PARAMETER.sub("$1", text)
+
+
+@lru_cache(4096)
+def broken_rules(statement: str) -> tuple[str, ...]:
+    """The rules that a statement breaks, in words; none for one that touches no big table."""
+    if not any(name in statement for name in BIG):
+        return ()
+    if statement.split(None, 1)[0].upper() not in {"SELECT", "INSERT", "UPDATE", "DELETE", "WITH"}:
+        return ()
+    return tuple(_broken_rules(sqlglot.parse_one(statement, read="postgres")))
+
+
+def _broken_rules(tree: sql.Expr) -> Iterator[str]:
+    if not any(table.name in BIG for table in tree.find_all(sql.Table)):
+        return
+    if tree.find(sql.Unnest) or any(each.name.lower() == "unnest" for each in tree.find_all(sql.Anonymous)):
+        yield "unnest feeds a big table"
+    match tree:
+        case sql.Insert():
+            yield from _broken_by_insert(tree)
+        case sql.Update() | sql.Delete():
+            if tree.this.name in BIG and not _names_accounts(tree.args.get("where"), tree.this.alias_or_name):
+                yield f"{tree.key.upper()} without {DISTRIBUTION_COLUMN} in its WHERE"
+    for select in tree.find_all(sql.Select):
+        locks = select.args.pop("locks", None) or ()
+        # Tables that a lock names would be taken for ones that are read once more.
+        select.meta["locked"] = [{each.name for each in lock.expressions or ()} for lock in locks]
+    for scope in traverse_scope(tree):
+        yield from _broken_by_join(scope)
+        yield from _broken_by_lock(scope)
+
+
+def _broken_by_insert(tree: sql.Insert) -> Iterator[str]:
+    if not isinstance(tree.this, sql.Schema):
+        yield "INSERT without its columns"
+    elif tree.this.this.name in BIG and DISTRIBUTION_COLUMN not in {each.name for each in tree.this.expressions}:
+        yield f"INSERT without {DISTRIBUTION_COLUMN}"
+    if isinstance(tree.expression, sql.Select | sql.SetOperation):
+        yield "INSERT ... SELECT"
+
+
+def _broken_by_join(scope: Scope) -> Iterator[str]:
+    """Big tables that meet must meet by their account."""
+    sources = [name for name, source in scope.selected_sources.items() if _is_big(source[1])]
+    met = {
+        frozenset((pair.left.table, pair.right.table))
+        for pair in _equalities(scope.expression)
+        if isinstance(pair.left, sql.Column)
+        and isinstance(pair.right, sql.Column)
+        and pair.left.name == pair.right.name == DISTRIBUTION_COLUMN
+    }
+    # Connected through others counts too.
+    reached = set(sources[:1])
+    for _ in sources:
+        reached |= {name for name in sources for other in reached if frozenset((name, other)) in met}
+    for name in sources:
+        if name not in reached:
+            yield f"{name} is joined, and not by {DISTRIBUTION_COLUMN}"
+
+
+def _broken_by_lock(scope: Scope) -> Iterator[str]:
+    for named in scope.expression.meta.get("locked", ()):
+        for name, (_, source) in scope.selected_sources.items():
+            if _is_big(source) and (not named or name in named) and not _names_one_account(scope.expression, name):
+                yield "FOR UPDATE over more than one account"
+
+
+def _is_big(source: sql.Expr | Scope) -> bool:
+    if isinstance(source, Scope):
+        return any(table.name in BIG for table in source.expression.find_all(sql.Table))
+    return isinstance(source, sql.Table) and source.name in BIG
+
+
+def _conjuncts(condition: sql.Expr | None) -> Iterator[sql.Expr]:
+    if condition is None:
+        return
+    if isinstance(condition, sql.Where | sql.Paren):
+        yield from _conjuncts(condition.this)
+    elif isinstance(condition, sql.And):
+        yield from _conjuncts(condition.left)
+        yield from _conjuncts(condition.right)
+    else:
+        yield condition
+
+
+def _equalities(select: sql.Expr) -> Iterator[sql.EQ]:
+    """The equations that hold for every row of a SELECT."""
+    conditions = [select.args.get("where"), *(join.args.get("on") for join in select.args.get("joins") or ())]
+    for condition in conditions:
+        yield from (each for each in _conjuncts(condition) if isinstance(each, sql.EQ))
+
+
+def _is_account(expression: sql.Expr, table: str) -> bool:
+    return (
+        isinstance(expression, sql.Column)
+        and expression.name == DISTRIBUTION_COLUMN
+        and expression.table in {"", table}
+    )
+
+
+def _names_one_account(select: sql.Expr, table: str) -> bool:
+    return any(
+        (_is_account(each.left, table) and not each.right.find(sql.Column, sql.Query))
+        or (_is_account(each.right, table) and not each.left.find(sql.Column, sql.Query))
+        for each in _equalities(select)
+    )
+
+
+def _names_accounts(where: sql.Expr | None, table: str) -> bool:
+    """Whether a WHERE says which accounts it is about: one, or a list of them."""
+    for each in _conjuncts(where):
+        if isinstance(each, sql.EQ) and (_is_account(each.left, table) or _is_account(each.right, table)):
+            return True
+        if isinstance(each, sql.In) and not each.args.get("query"):
+            columns = each.this.expressions if isinstance(each.this, sql.Tuple) else [each.this]
+            if any(_is_account(column, table) for column in columns):
+                return True
+    return False

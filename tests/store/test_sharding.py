@@ -1,0 +1,231 @@
+"""Fit for a sharded PostgreSQL: the schema, the statements, and `daybook migrate --distribute`.
+
+The extension itself isn't at hand here: functions of its names stand in for it in a real
+PostgreSQL and write down how they are called.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from asyncpg.connection import Connection
+from sqlalchemy import ForeignKeyConstraint, Index, PrimaryKeyConstraint, Table, UniqueConstraint, text
+
+from server.store.database import Database
+from server.store.distribute import distribute
+from server.store.migrate import migrate
+from server.store.states import lock
+from server.store.tables import COPIED, DISTRIBUTED, DISTRIBUTION_COLUMN, metadata
+from tests.conftest import writing
+from tests.facades.processes import ROOT, run, sqlite_url
+from tests.sharding import broken_rules, plain
+from tests.statements import Statements, heed
+
+only_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+BIG, SMALL = {table.name for table in DISTRIBUTED}, {table.name for table in COPIED}
+
+
+def test_every_table_is_big_or_small() -> None:
+    """No table is forgotten, and none is both."""
+    assert set(metadata.tables) == BIG | SMALL
+    assert not BIG & SMALL
+
+
+@pytest.mark.parametrize("table", DISTRIBUTED, ids=str)
+def test_keys_hold_the_account(table: Table) -> None:
+    """What must be unique in a big table is unique within an account: nobody could check more on one node."""
+    unique = [each for each in table.constraints if isinstance(each, PrimaryKeyConstraint | UniqueConstraint)]
+    indexes: list[Index] = [each for each in table.indexes if each.unique]
+    assert unique
+    for each in (*unique, *indexes):
+        assert DISTRIBUTION_COLUMN in each.columns, each.name
+    assert not table.c[DISTRIBUTION_COLUMN].nullable
+
+
+@pytest.mark.parametrize("table", metadata.sorted_tables, ids=str)
+def test_foreign_keys_can_be_kept(table: Table) -> None:
+    """A big table may refer to a small one, or to a big one by account; a small one only to small ones."""
+    for key in (each for each in table.constraints if isinstance(each, ForeignKeyConstraint)):
+        target = key.referred_table.name
+        if table.name in SMALL:
+            assert target in SMALL, key.name
+            # It is copied after what it refers to.
+            names = [each.name for each in COPIED]
+            assert names.index(target) < names.index(table.name)
+        elif target in BIG:
+            assert DISTRIBUTION_COLUMN in key.column_keys, key.name
+
+
+BROKEN = {
+    "lock of several accounts": "SELECT account_number FROM account_states WHERE account_number IN ($1, $2) FOR UPDATE",
+    "lock without an account": "SELECT s.balance FROM account_states AS s WHERE s.balance > $1 FOR UPDATE",
+    "lock by another's account": (
+        "SELECT s.balance FROM account_states s JOIN lots l ON l.account_number = s.account_number "
+        "WHERE l.account_number = $1 FOR UPDATE OF s"
+    ),
+    "lock under a condition that may not hold": (
+        "SELECT balance FROM account_states WHERE account_number = $1 OR balance > $2 FOR UPDATE"
+    ),
+    "insert from select": "INSERT INTO lots (account_number, number) SELECT account_number, $1 FROM account_states",
+    "insert from unnest": "INSERT INTO lots (account_number, number) SELECT * FROM unnest($1::bigint[], $2::bigint[])",
+    "insert without its account": "INSERT INTO lots (number) VALUES ($1)",
+    "update of everything": "UPDATE lots SET remaining = $1 WHERE number = $2",
+    "update under a condition that may not hold": "UPDATE lots SET amount = 0 WHERE account_number = $1 OR number = $2",
+    "delete of everything": "DELETE FROM requests WHERE request_id = $1",
+    "join by something else": (
+        "SELECT t.body FROM transactions t JOIN lots l ON l.opened_by = t.sequence WHERE t.account_number = $1"
+    ),
+    "join of what another select found": (
+        "SELECT t.body FROM transactions t JOIN (SELECT sequence AS number FROM refunds) AS r ON r.number = t.sequence"
+    ),
+    "join inside": (
+        "SELECT x.body FROM (SELECT t.body FROM transactions t, requests r WHERE r.sequence = t.sequence) AS x"
+    ),
+    "outer join": (
+        "SELECT r.request_id FROM requests r LEFT OUTER JOIN transactions t ON t.sequence = r.sequence "
+        "WHERE r.account_number = $1"
+    ),
+}
+KEPT = {
+    "lock of one account": "SELECT account_number FROM account_states WHERE account_number = $1::BIGINT FOR UPDATE",
+    "lock of a small table": "SELECT id FROM accounts WHERE tenant_number = $1 AND id = $2 FOR UPDATE",
+    "insert": "INSERT INTO lots (account_number, number) VALUES ($1, $2), ($3, $4)",
+    "update": "UPDATE lots SET remaining = $1 WHERE lots.account_number = $2 AND lots.number = $3",
+    "update of several accounts": "UPDATE account_states SET debt = $1 WHERE account_number IN ($2, $3)",
+    "join": (
+        "SELECT t.body FROM transactions AS t JOIN refunds ON refunds.account_number = t.account_number "
+        "AND refunds.sequence = t.sequence"
+    ),
+    "join of what another select found": (
+        "SELECT t.body FROM transactions t JOIN (SELECT account_number, sequence FROM refunds) AS r "
+        "ON t.account_number = r.account_number"
+    ),
+    "join of three": (
+        "SELECT 1 FROM lots a JOIN refunds b ON a.account_number = b.account_number "
+        "JOIN requests c ON c.account_number = b.account_number"
+    ),
+    "join with a small table": "SELECT 1 FROM lots JOIN accounts ON accounts.number = lots.account_number",
+    "small tables": "UPDATE api_keys SET revoke_time = $1 WHERE id = $2",
+    "all of a tenant": "SELECT body FROM transactions WHERE tenant_number = $1 ORDER BY create_time LIMIT $2",
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_rule_is_found(name: str) -> None:
+    """Each rule is seen to be broken, however the statement hides it."""
+    assert broken_rules(plain(BROKEN[name]))
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_kept_rules(name: str) -> None:
+    """What a sharded database does well passes."""
+    assert broken_rules(plain(KEPT[name])) == ()
+
+
+EXPECTED_WITH_STATES = ("transactions", "lots", "refunds", "usage_windows", "requests")
+STAND_INS = """
+CREATE SCHEMA stand_in;
+CREATE TABLE stand_in.calls (number serial, call text);
+CREATE TABLE pg_dist_partition (logicalrelid regclass);
+CREATE FUNCTION create_reference_table(table_name regclass) RETURNS void LANGUAGE sql AS $$
+  INSERT INTO pg_dist_partition VALUES ($1);
+  INSERT INTO stand_in.calls (call) VALUES ('copy ' || $1);
+$$;
+CREATE FUNCTION create_distributed_table(
+  table_name regclass, distribution_column text, distribution_type text DEFAULT 'hash',
+  colocate_with text DEFAULT 'default', shard_count int DEFAULT NULL
+) RETURNS void LANGUAGE sql AS $$
+  INSERT INTO pg_dist_partition VALUES ($1);
+  INSERT INTO stand_in.calls (call) VALUES (concat_ws(' ', 'distribute', $1, 'by', $2, $3, 'with', $4));
+$$;
+INSERT INTO pg_extension SELECT 99999, 'citus', extowner, extnamespace, false, '12.1', NULL, NULL
+  FROM pg_extension WHERE extname = 'plpgsql'
+"""
+
+
+async def calls(database: Database) -> list[str]:
+    """How the stand-ins were called."""
+    async with database.read() as connection:
+        return list((await connection.execute(text("SELECT call FROM stand_in.calls ORDER BY number"))).scalars())
+
+
+@only_postgresql
+async def test_distribute(database_url: str) -> None:
+    """Small tables are copied, big ones distributed by account on the same nodes; once, however often one asks."""
+    database = Database(database_url)
+    try:
+        await migrate(database)
+        async with writing(database) as connection:
+            raw = (await connection.get_raw_connection()).driver_connection
+            assert raw is not None
+            await raw.execute(STAND_INS)
+        assert set(await distribute(database)) == BIG | SMALL
+        expected = [
+            *(f"copy {table.name}" for table in COPIED),
+            "distribute account_states by account_number hash with none",
+            *(f"distribute {name} by account_number hash with account_states" for name in EXPECTED_WITH_STATES),
+        ]
+        assert await calls(database) == expected
+        assert await distribute(database) == []
+        async with writing(database) as connection:
+            await connection.execute(text("DELETE FROM pg_dist_partition WHERE logicalrelid = 'lots'::regclass"))
+        assert await distribute(database) == ["lots"]
+        assert await calls(database) == [*expected, "distribute lots by account_number hash with account_states"]
+    finally:
+        await database.close()
+
+
+async def test_distribute_is_refused(database_url: str) -> None:
+    """A SQLite database, and a PostgreSQL without the extension, are told why nothing was done."""
+    database = Database(database_url)
+    try:
+        await migrate(database)
+        expected = "is SQLite" if database.url.get_backend_name() == "sqlite" else "no extension citus"
+        with pytest.raises(ValueError, match=expected):
+            await distribute(database)
+    finally:
+        await database.close()
+
+
+def test_the_command_distributes(tmp_path: Path) -> None:
+    """`daybook migrate --distribute` does it after the migration, or says why not."""
+    result = run("migrate", "--distribute", "--database-url", sqlite_url(tmp_path / "daybook.db"), folder=tmp_path)
+    assert (result.returncode, result.stdout) == (1, "the database is up to date\n")
+    assert "this database is SQLite" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@only_postgresql
+async def test_the_product_is_heard(database_url: str) -> None:
+    """What the product sends PostgreSQL is heard at the driver; what a test sends is not."""
+    database, statements = Database(database_url), Statements()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("_get_statement", "execute"):
+            patch.setattr(Connection, name, getattr(Connection, name))
+        heed(statements)
+        try:
+            await migrate(database)
+            await database.transact(lambda connection: lock(connection, [1]))
+            async with writing(database) as connection:
+                await connection.execute(text("SELECT balance FROM account_states WHERE debt > 0 FOR UPDATE"))
+        finally:
+            await database.close()
+    heard = [each for each in statements.heard if "FOR UPDATE" in each]
+    assert len(heard) == 1, statements.heard
+    assert "WHERE account_states.account_number = $1" in heard[0]
+    assert statements.take_broken() == []
+
+
+def test_a_broken_rule_is_told() -> None:
+    """What the product sends is told with its place, once; the same from a test is none of the product's."""
+    statements = Statements()
+    statement = "SELECT balance FROM account_states WHERE account_number IN ($1, $2, $3) FOR UPDATE"
+    statements.hear(statement)
+    assert statements.take_broken() == []
+    for length in (3, 4):
+        code = f"hear({statement.replace('$3', '$3' if length == 3 else '$3, $4')!r})"
+        exec(compile(code, str(ROOT / "server/store/states.py"), "exec"), {"hear": statements.hear})  # noqa: S102
+    (told,) = statements.take_broken()
+    assert told.startswith("FOR UPDATE over more than one account, says server/store/states.py:1: SELECT balance")
+    assert statements.take_broken() == []
