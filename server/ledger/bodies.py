@@ -100,10 +100,7 @@ def join_messages(bodies: Iterable[bytes]) -> bytes:
 
     A fast path: each is serialized already, so nothing is parsed or written again.
     """
-    parts: list[bytes] = []
-    for body in bodies:
-        parts += (_head(len(body)), body)
-    return b"".join(parts)
+    return b"".join([part for body in bodies for part in (_head(len(body)), body)])
 
 
 @lru_cache(LENGTHS_CACHED_MAX)

@@ -29,7 +29,8 @@ class Terms(NamedTuple):
 
     def are_past(self, now: Instant) -> bool:
         """Whether the credits are gone."""
-        return self.expire_time is not None and self.expire_time <= now
+        expire_time = self.expire_time
+        return expire_time is not None and expire_time <= now
 
 
 PERMANENT = Terms()

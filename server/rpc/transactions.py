@@ -100,7 +100,7 @@ class TransactionMethods:
         token = "" if page.next_key is None else self._page_tokens.seal_transaction(listing, page.next_key)
         # The token is field 2, so the two parts concatenate to one message.
         return (
-            join_messages(row.body for row in page.rows)
+            join_messages([row.body for row in page.rows])
             + ListTransactionsResponse(next_page_token=token).SerializeToString()
         )
 

@@ -240,8 +240,12 @@ class Database:
         """Around all that is done with one connection: counts who wants one, and lets only known errors out."""
         self._wanted[engine] += 1
         try:
-            with self._tracer.work(name), _only_known_errors():
+            with self._tracer.work(name):
                 yield
+        except Exception as error:
+            if (known := _known(error)) is error:
+                raise
+            raise known from error
         finally:
             self._wanted[engine] -= 1
 
@@ -254,23 +258,23 @@ class Database:
         values = query.values(parameters)
         with self._working(self._looker, "read"):
             if self._thread is not None:
-                with self._told(query.text):
-                    return self._sqlite.execute(query.text, values).fetchall()
-            async with self._streamer.connect() as shared:
-                driver: Any = (await shared.get_raw_connection()).driver_connection
-                with self._told(query.text):
-                    return cast("Sequence[Any]", await driver.fetch(query.text, *values))
-
-    @contextmanager
-    def _told(self, text: str) -> Iterator[None]:
-        """Tells the tracer of a statement that SQLAlchemy knows nothing of."""
-        end = self._tracer.statement(self.url.get_backend_name(), text)
-        try:
-            yield
-        except BaseException as failure:
-            end(failure)
-            raise
-        end(None)
+                end = self._tracer.statement("sqlite", query.text)
+                try:
+                    rows: Sequence[Any] = self._sqlite.execute(query.text, values).fetchall()
+                except BaseException as failure:
+                    end(failure)
+                    raise
+            else:
+                async with self._streamer.connect() as shared:
+                    driver: Any = (await shared.get_raw_connection()).driver_connection
+                    end = self._tracer.statement("postgresql", query.text)
+                    try:
+                        rows = await driver.fetch(query.text, *values)
+                    except BaseException as failure:
+                        end(failure)
+                        raise
+            end(None)
+            return rows
 
     async def look(self, work: Callable[[Connection], Result], *, consistent: bool = False) -> Result:
         """Does work that reads a bounded number of rows.
@@ -432,26 +436,31 @@ def _no_word_of_the_url() -> Iterator[None]:
 def _only_known_errors() -> Iterator[None]:
     try:
         yield
-    except DBAPIError as error:
+    except Exception as error:
+        if (known := _known(error)) is error:
+            raise
+        raise known from error
+
+
+def _known(error: Exception) -> Exception:
+    """What callers see in the place of what went wrong: an error of ours, or itself if it is no outage."""
+    if isinstance(error, DBAPIError):
         state = getattr(error.orig, "sqlstate", None) or ""
         if state in _CONFLICT_STATES:
-            raise Conflict from error
+            return Conflict()
         is_outage = error.connection_invalidated or state.startswith(_OUTAGE_STATES)
         if not is_outage and not isinstance(error, InterfaceError | OperationalError):
             # Where it was, the traceback says; what was to be stored is not for the log.
             error.statement = error.params = None
-            raise
-        log.warning("database unavailable", error=str(error.orig))
-        raise ServiceUnavailable from error
+            return error
     # The drivers' own come from connections that are not made yet, and from the fast path.
-    except asyncpg.PostgresError as error:
+    elif isinstance(error, asyncpg.PostgresError):
         if not (error.sqlstate or "").startswith(_OUTAGE_STATES):
-            raise
-        log.warning("database unavailable", error=str(error))
-        raise ServiceUnavailable from error
-    except (PoolTimeout, OSError, asyncpg.InterfaceError, sqlite3.OperationalError) as error:
-        log.warning("database unavailable", error=str(error))
-        raise ServiceUnavailable from error
+            return cast("Exception", error)
+    elif not isinstance(error, PoolTimeout | OSError | asyncpg.InterfaceError | sqlite3.OperationalError):
+        return error
+    log.warning("database unavailable", error=str(getattr(error, "orig", error)))
+    return ServiceUnavailable()
 
 
 def _statement_listeners(tracer: DatabaseTracer, system: str) -> Mapping[str, Callable[..., None]]:

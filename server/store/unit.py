@@ -123,10 +123,8 @@ class Attempt:
         if not request.request_id:
             return None
         key = (account_number, request.request_id)
-        for answers in (self._changes.answers, self._unit.changes.answers, self._unit.answers):
-            if key in answers:
-                return answers[key].to(request)
-        return None
+        answer = self._changes.answers.get(key) or self._unit.changes.answers.get(key) or self._unit.answers.get(key)
+        return None if answer is None else answer.to(request)
 
     def remember(self, account_number: int, request: Request, response: bytes, *, sequence: int | None = None) -> None:
         """Keeps the answer of a request that has an id; of a transaction, only its sequence."""
@@ -223,10 +221,11 @@ class Attempt:
         return body
 
     def _stored(self, account_number: int) -> StoredState:
-        for states in (self._changes.states, self._unit.changes.states):
-            if account_number in states:
-                return states[account_number]
-        return self._unit.states[account_number]
+        return (
+            self._changes.states.get(account_number)
+            or self._unit.changes.states.get(account_number)
+            or self._unit.states[account_number]
+        )
 
     def _lot(self, account_number: int, number: int) -> Lot | None:
         key = (account_number, number)

@@ -7,7 +7,8 @@ from functools import lru_cache
 from itertools import chain
 from uuid import UUID
 
-from sqlalchemy import Connection, Dialect, Table, bindparam, insert, select, tuple_, update
+from sqlalchemy import Connection, Dialect, Table, insert, select, tuple_
+from sqlalchemy.dialects import postgresql, sqlite
 
 from server.ledger.bodies import read_allocations
 from server.ledger.instants import Instant
@@ -19,9 +20,9 @@ from server.store.states import LOT_COLUMNS, load, lock, to_lot
 from server.store.tables import account_states, accounts, lots, refunds, requests, transactions, usage_windows
 from server.store.unit import Changes, RefundTotal, Row, StoredCharge, Unit
 
-STATEMENTS_CACHED_MAX = 64
-ROWS_AT_ONCE = 250
-"""How many rows one statement inserts; engines bound the parameters of a statement."""
+STATEMENTS_CACHED_MAX = 256
+ROWS_AT_ONCE = 256
+"""How many rows one statement writes, a power of two; engines bound the parameters of a statement."""
 
 
 def load_unit(
@@ -170,8 +171,8 @@ def _save_states(connection: Connection, changes: Changes) -> None:
     _update(
         connection,
         account_states,
-        ("account_number",),
         (
+            "account_number",
             "balance",
             "debt",
             "lot_count",
@@ -183,6 +184,7 @@ def _save_states(connection: Connection, changes: Changes) -> None:
         ),
         [
             (
+                number,
                 stored.state.balance,
                 stored.state.debt,
                 stored.state.lot_count,
@@ -191,98 +193,90 @@ def _save_states(connection: Connection, changes: Changes) -> None:
                 stored.state.last_create_time,
                 stored.state.window.number if stored.state.window else 0,
                 stored.state.import_time,
-                number,
             )
-            for number, stored in changes.states.items()
+            for number, stored in sorted(changes.states.items(), key=lambda item: item[0])
         ],
     )
 
 
 def _save_lots(connection: Connection, unit: Unit, changes: Changes) -> None:
+    names = ("account_number", "number", "opened_by", "expire_time", "priority", "amount", "remaining")
     opened: list[Sequence[object]] = []
     moved: list[Sequence[object]] = []
-    for (account_number, number), lot in changes.lots.items():
-        if (account_number, number) in unit.lots:
-            moved.append((lot.remaining, account_number, number))
-        else:
-            terms = lot.terms
-            opened.append(
-                (account_number, number, lot.opened_by, terms.expire_time, terms.priority, lot.amount, lot.remaining)
-            )
-    names = ("account_number", "number", "opened_by", "expire_time", "priority", "amount", "remaining")
+    for key, lot in changes.lots.items():
+        rows = moved if key in unit.lots else opened
+        rows.append((*key, lot.opened_by, *lot.terms, lot.amount, lot.remaining))
     _insert(connection, lots, names, opened)
-    _update(connection, lots, ("account_number", "number"), ("remaining",), moved)
+    _update(connection, lots, names, moved)
 
 
 def _save_windows(connection: Connection, unit: Unit, changes: Changes) -> None:
+    names = ("account_number", "number", "start", "computing", "serverless")
     opened: list[Sequence[object]] = []
     moved: list[Sequence[object]] = []
     for (account_number, number), window in changes.windows.items():
         newest = unit.states[account_number].state.window
-        if newest is not None and newest.number == number:
-            moved.append((window.computing, window.serverless, account_number, number))
-        else:
-            opened.append((account_number, number, window.start, window.computing, window.serverless))
-    names = ("account_number", "number", "start", "computing", "serverless")
+        rows = moved if newest is not None and newest.number == number else opened
+        rows.append((account_number, number, window.start, window.computing, window.serverless))
     _insert(connection, usage_windows, names, opened)
-    _update(connection, usage_windows, ("account_number", "number"), ("computing", "serverless"), moved)
+    _update(connection, usage_windows, names, moved)
 
 
 def _save_refunds(connection: Connection, unit: Unit, changes: Changes) -> None:
+    names = ("account_number", "sequence", "amount", "last_create_time")
     first: list[Sequence[object]] = []
     further: list[Sequence[object]] = []
-    for (account_number, sequence), total in changes.refunds.items():
-        if (account_number, sequence) in unit.refunds:
-            further.append((total.amount, total.last_create_time, account_number, sequence))
-        else:
-            first.append((account_number, sequence, total.amount, total.last_create_time))
-    key, totals = ("account_number", "sequence"), ("amount", "last_create_time")
-    _insert(connection, refunds, (*key, *totals), first)
-    _update(connection, refunds, key, totals, further)
+    for key, total in changes.refunds.items():
+        rows = further if key in unit.refunds else first
+        rows.append((*key, total.amount, total.last_create_time))
+    _insert(connection, refunds, names, first)
+    _update(connection, refunds, names, further)
 
 
 def _insert(connection: Connection, table: Table, names: tuple[str, ...], rows: Sequence[Sequence[object]]) -> None:
-    """Inserts rows, the values of each in the order of the names, which is that of the columns.
-
-    A fast path: the statements are compiled once and the values go to the driver as they
-    are, because SQLAlchemy costs more for each row than the database does. Many rows make
-    one statement, because a driver's thread that steps from row to row has to wait for the
-    interpreter at each.
-    """
-    whole = len(rows) - len(rows) % ROWS_AT_ONCE
-    for start in range(0, whole, ROWS_AT_ONCE):
-        statement = _insert_statement(table, names, ROWS_AT_ONCE, connection.dialect)
-        values = chain.from_iterable(rows[start : start + ROWS_AT_ONCE])
-        connection.exec_driver_sql(statement, tuple(values))
-    if whole < len(rows):
-        statement = _insert_statement(table, names, 1, connection.dialect)
-        connection.exec_driver_sql(statement, list(map(tuple, rows[whole:])))
+    """Inserts rows that are new; the values of each are in the order of the names."""
+    _write(connection, table, names, rows, is_update=False)
 
 
-def _update(
+def _update(connection: Connection, table: Table, names: tuple[str, ...], rows: Sequence[Sequence[object]]) -> None:
+    """Writes rows that exist, every column of them."""
+    _write(connection, table, names, rows, is_update=True)
+
+
+def _write(
     connection: Connection,
     table: Table,
-    key: tuple[str, ...],
     names: tuple[str, ...],
-    rows: list[Sequence[object]],
+    rows: Sequence[Sequence[object]],
+    *,
+    is_update: bool,
 ) -> None:
-    """Writes rows that exist: of each the values of the names and then of the key. A fast path like `_insert`."""
-    if rows:
-        statement = _update_statement(table, key, names, connection.dialect)
-        connection.exec_driver_sql(statement, list(map(tuple, rows)))
+    """Writes rows by as few statements as there can be.
+
+    A fast path: the statements are compiled once and the values go to the driver as they
+    are, because SQLAlchemy costs more for each row than the database does. A driver's thread
+    that steps from row to row has to wait for the interpreter at each, so many rows make one
+    statement. Their numbers are powers of two, so that few statements serve every number.
+    """
+    start = 0
+    while start < len(rows):
+        count = min(ROWS_AT_ONCE, 1 << (len(rows) - start).bit_length() - 1)
+        statement = _statement(table, names, count, connection.dialect, is_update)
+        connection.exec_driver_sql(statement, tuple(chain.from_iterable(rows[start : start + count])))
+        start += count
 
 
 @lru_cache(STATEMENTS_CACHED_MAX)
-def _insert_statement(table: Table, names: tuple[str, ...], row_count: int, dialect: Dialect) -> str:
-    """Its parameters are the names, which are in the order of the table's columns, for each row."""
-    if row_count == 1:
-        return str(insert(table).compile(dialect=dialect, column_keys=list(names)))
-    return str(insert(table).values([dict.fromkeys(names)] * row_count).compile(dialect=dialect))
-
-
-@lru_cache(STATEMENTS_CACHED_MAX)
-def _update_statement(table: Table, key: tuple[str, ...], names: tuple[str, ...], dialect: Dialect) -> str:
-    """Its parameters are the names, in the order of the table's columns, and then the key."""
-    # A parameter of the key must not have the name of a column.
-    found = update(table).where(*(table.c[name] == bindparam(f"key_{name}") for name in key))
-    return str(found.compile(dialect=dialect, column_keys=list(names)))
+def _statement(table: Table, names: tuple[str, ...], row_count: int, dialect: Dialect, is_update: bool) -> str:
+    """Its parameters are the names for each row."""
+    values = [dict.fromkeys(names)] * row_count
+    if not is_update:
+        return str(insert(table).values(values).compile(dialect=dialect))
+    kind = sqlite if dialect.name == "sqlite" else postgresql
+    statement = kind.insert(table).values(values)
+    key = [column.name for column in table.primary_key]
+    # An update of many rows with a value each is, on either engine, an insert that finds them there.
+    statement = statement.on_conflict_do_update(
+        index_elements=key, set_={name: statement.excluded[name] for name in names if name not in key}
+    )
+    return str(statement.compile(dialect=dialect))

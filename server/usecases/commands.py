@@ -281,14 +281,15 @@ class Import(Command[ImportOutcome]):
         imported = skipped = 0
         for item, time in self.items:
             try:
-                if attempt.answer(item.account_number, item.request) is not None:
+                number = item.account_number
+                if attempt.answer(number, item.request) is not None:
                     skipped += 1
                     continue
                 if time > now:
                     raise FieldInvalid("create_time", "must not be in the future")
-                if time < attempt.last_create_time(item.account_number):
+                if time < attempt.last_create_time(number):
                     raise FieldInvalid("create_time", "must not be before the account's newest transaction")
-                state = attempt.state(item.account_number, time)
+                state = attempt.state(number, time)
                 if state.import_time != now:
                     state = state._replace(import_time=now)
                 item.post(attempt, state, time)
