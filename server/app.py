@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import grpc
 import structlog
@@ -252,18 +253,37 @@ def _options(settings: Settings, *, is_shared: bool) -> Sequence[tuple[str, int]
     ]
 
 
+class _GenericHandlers:
+    """Takes a server's place where generated code adds a service to it.
+
+    That code also registers every method by name. For each method of that kind grpc.aio then
+    has a task wait for its next call, and at every call goes through all of these tasks: with
+    two dozen methods that is a fifth of what a call costs. Without it, CallInterceptor finds
+    the method in a dict.
+    """
+
+    def __init__(self, server: grpc.aio.Server) -> None:
+        self.add_generic_rpc_handlers = server.add_generic_rpc_handlers
+
+    def add_registered_method_handlers(self, service_name: str, method_handlers: Mapping[str, object]) -> None:
+        """Leaves them out."""
+
+
 def _add_services(server: grpc.aio.Server, book: Book, settings: Settings, page_tokens: PageTokens) -> None:
     sizes = Sizes(settings.page_size_max, settings.batch_size_max)
-    add_LedgerServicer_to_server(Ledger(book.accounts, book.transactions, page_tokens, sizes), server)
-    add_AdminServicer_to_server(Admin(book.transactions, book.verification, book.api_keys, page_tokens, sizes), server)
-    add_BillingServicer_to_server(teable.Billing(book.transactions, page_tokens), server)
-    add_UsersServicer_to_server(nebulablock.Users(book.usage), server)
-    add_TransactionsServicer_to_server(
-        spacebring.CreditsTransactions(book.transactions, book.accounts, page_tokens), server
+    handlers: Any = _GenericHandlers(server)
+    add_LedgerServicer_to_server(Ledger(book.accounts, book.transactions, page_tokens, sizes), handlers)
+    add_AdminServicer_to_server(
+        Admin(book.transactions, book.verification, book.api_keys, page_tokens, sizes), handlers
     )
-    add_CreditsServicer_to_server(dreadnode.Credits(book.transactions), server)
-    add_StatementsServicer_to_server(paged.Statements(book.transactions), server)
-    reflection.enable_server_reflection((*SERVICES, *OPEN_SERVICES), server)
+    add_BillingServicer_to_server(teable.Billing(book.transactions, page_tokens), handlers)
+    add_UsersServicer_to_server(nebulablock.Users(book.usage), handlers)
+    add_TransactionsServicer_to_server(
+        spacebring.CreditsTransactions(book.transactions, book.accounts, page_tokens), handlers
+    )
+    add_CreditsServicer_to_server(dreadnode.Credits(book.transactions), handlers)
+    add_StatementsServicer_to_server(paged.Statements(book.transactions), handlers)
+    reflection.enable_server_reflection((*SERVICES, *OPEN_SERVICES), handlers)
 
 
 @asynccontextmanager
@@ -275,7 +295,8 @@ async def _serving(
     own_port: int | None,
 ) -> AsyncIterator[int]:
     health = HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    handlers: Any = _GenericHandlers(server)
+    health_pb2_grpc.add_HealthServicer_to_server(health, handlers)
     port = _listen(server, settings.host, settings.port, certificates)
     if own_port is not None:
         _listen(server, settings.host, own_port, certificates)
