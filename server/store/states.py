@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import BindParameter, Connection, Dialect, Select, bindparam, select
+from sqlalchemy import BindParameter, Connection, Dialect, Select, bindparam, literal_column, select
 
 from server.ledger.instants import EARLIEST, Instant
 from server.ledger.lots import Lot, Terms, sort_lots
@@ -84,8 +84,10 @@ def put_together(open_lots: Iterable[Sequence[Any]], rest: Iterable[Sequence[Any
 
 
 def _statements(numbers: Sequence[int] | Sequence[BindParameter[int]]) -> tuple[Select[Any], Select[Any]]:
+    # A 0 that SQLite reads for itself: for one that it is given it compiles the statement anew each time,
+    # because an index depends on it.
     open_lots = select(lots.c.account_number, *LOT_COLUMNS).where(
-        lots.c.account_number.in_(numbers), lots.c.remaining > 0
+        lots.c.account_number.in_(numbers), lots.c.remaining > literal_column("0")
     )
     newest_window = (usage_windows.c.account_number == account_states.c.account_number) & (
         usage_windows.c.number == account_states.c.window_number

@@ -19,7 +19,7 @@ from sqlalchemy import BigInteger, ColumnElement, Dialect, Integer, Select, bind
 
 from server.ledger.instants import month_bounds
 from server.ledger.paging import Order, OrderField, TransactionFilter, TransactionKey
-from server.ledger.posting import AccountState
+from server.ledger.posting import AccountState, Kind
 from server.ledger.usage import UsageWindow
 from server.store.database import Database, Query
 from server.store.states import account_parameters, put_together, state_queries
@@ -352,8 +352,7 @@ def _shape(
         "limit": limit,
         **labels,
         **{f"state_{i}": state for i, state in enumerate(wanted.states)},
-        **{f"pair_kind_{i}": kind for i, (kind, _) in enumerate(pairs)},
-        **{f"pair_category_{i}": category for i, (_, category) in enumerate(pairs)},
+        **_pair_parameters(pairs),
     }
     if account_number is not None:
         parameters["account_number"] = account_number
@@ -378,6 +377,12 @@ def _shape(
         if account_number is None:
             parameters["until_account_number"] = until.account_number
     return shape, parameters
+
+
+@lru_cache(STATEMENTS_CACHED_MAX)
+def _pair_parameters(pairs: tuple[tuple[Kind, str], ...]) -> dict[str, object]:
+    kinds = {f"pair_kind_{i}": kind for i, (kind, _) in enumerate(pairs)}
+    return {**kinds, **{f"pair_category_{i}": category for i, (_, category) in enumerate(pairs)}}
 
 
 @lru_cache(STATEMENTS_CACHED_MAX)
