@@ -115,9 +115,9 @@ async def test_kept_rows_show_every_change(
     changes: list[Callable[[], Awaitable[object]]] = [
         partial(post, Transaction.GRANT, "100", category="purchase", description="Top-up"),
         partial(post, Transaction.GRANT, "10", category="credit_package", ttl=Duration(seconds=3 * 3600)),
-        partial(post, Transaction.CHARGE, "-1.5", category="computing", creator=member),
-        partial(post, Transaction.CHARGE, "-2", category="computing", creator=member),
-        partial(post, Transaction.CHARGE, "-0.000001", category="serverless"),
+        partial(post, Transaction.CHARGE, "-1.5", category="computing", usage=usage),
+        partial(post, Transaction.CHARGE, "-2", category="computing", usage=usage),
+        partial(post, Transaction.CHARGE, "-0.000001", category="serverless", usage=usage),
         partial(post, Transaction.CHARGE, "-1", category="ai_chat", creator=member, description="Chat"),
         partial(post, Transaction.CHARGE, "-1", category="inference", usage=usage),
         partial(post, Transaction.CHARGE, "-1", category="order", order=Order(id="1")),
@@ -136,7 +136,7 @@ async def test_kept_rows_show_every_change(
         ),
         # What expires is gone before that is posted.
         partial(pass_by, 4 * 3600),
-        partial(post, Transaction.CHARGE, "-1", category="computing"),
+        partial(post, Transaction.CHARGE, "-1", category="computing", usage=usage),
     ]
     before: Pages = {}
     for change in changes:
@@ -149,6 +149,8 @@ async def test_kept_rows_show_every_change(
         assert kept == anew
         assert kept != before
         before = kept
+    assert all(before.values())
+    assert len(before[f"{nebulablock.SERVICE}/GetCreditsHistory"][0].data.credit_history) == 2  # type: ignore[attr-defined]
 
 
 def test_what_is_kept() -> None:
