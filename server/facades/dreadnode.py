@@ -18,10 +18,10 @@ from server.ledger.errors import (
 )
 from server.ledger.paging import TransactionFilter
 from server.ledger.posting import Kind
-from server.store.transactions import TransactionRow
 from server.transport.auth import current_caller
 from server.transport.calls import Context
 from server.transport.errors import RestError, http_status_of, plain_message
+from server.transport.rendered import keep_rendered
 from server.transport.rest import echo, number_or_null, read_integer, text_or_null
 from server.usecases.transactions import Transactions
 
@@ -63,9 +63,9 @@ class Credits(CreditsServicer):
     def __init__(self, transactions: Transactions) -> None:
         self._transactions = transactions
 
-    async def ListCreditTransactions(
+    async def ListCreditTransactions(  # type: ignore[override]  # the answers are bytes
         self, request: ListCreditTransactionsRequest, context: Context
-    ) -> AsyncIterator[CreditTransaction]:
+    ) -> AsyncIterator[bytes]:
         """Parses, lists the newest transactions, renders them one by one."""
         caller = current_caller()
         await self._transactions.require_account(caller, request.org)
@@ -73,7 +73,7 @@ class Credits(CreditsServicer):
         # There is no next page to put anything off to, and each row is a message of its own.
         page = await self._transactions.list(caller, request.org, wanted, None, limit, bytes_max=None)
         for row in page.rows:
-            yield _render(row)
+            yield _render(row.body)
 
 
 def _parse(request: ListCreditTransactionsRequest) -> tuple[TransactionFilter, int]:
@@ -98,10 +98,11 @@ def _parse(request: ListCreditTransactionsRequest) -> tuple[TransactionFilter, i
     return wanted, limit
 
 
-def _render(row: TransactionRow) -> CreditTransaction:
-    transaction = Transaction.FromString(row.body)
+@keep_rendered
+def _render(body: bytes) -> bytes:
+    transaction = Transaction.FromString(body)
     usage = transaction.usage
-    return CreditTransaction(
+    shown = CreditTransaction(
         id=transaction.uid,
         amount=money.to_whole_credits(money.parse(transaction.amount)),
         created_at=instants.write(instants.from_timestamp(transaction.create_time)),
@@ -113,6 +114,7 @@ def _render(row: TransactionRow) -> CreditTransaction:
         output_tokens=number_or_null(usage.output_tokens if usage.HasField("output_tokens") else None),
         model=text_or_null(usage.model),
     )
+    return shown.SerializeToString()
 
 
 def _cost(usage: Usage) -> float | None:

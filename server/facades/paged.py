@@ -15,10 +15,10 @@ from google.protobuf.struct_pb2 import Value
 
 from server.ledger import instants
 from server.ledger.errors import DaybookError, FieldInvalid, InvalidArgument
-from server.store.transactions import TransactionRow
 from server.transport.auth import current_caller
 from server.transport.calls import Context
 from server.transport.errors import RestError, http_status_of, plain_message
+from server.transport.rendered import keep_rendered
 from server.transport.rest import null, read_integer, text_or_null
 from server.usecases.transactions import Transactions
 
@@ -38,9 +38,9 @@ class Statements(StatementsServicer):
     def __init__(self, transactions: Transactions) -> None:
         self._transactions = transactions
 
-    async def ListAccountTransactions(
+    async def ListAccountTransactions(  # type: ignore[override]  # the answer is bytes
         self, request: ListAccountTransactionsRequest, context: Context
-    ) -> ListAccountTransactionsResponse:
+    ) -> bytes:
         """Parses, gets the page and the total, renders with the links to the pages beside it."""
         caller = current_caller()
         await self._transactions.require_account(caller, request.account)
@@ -50,12 +50,13 @@ class Statements(StatementsServicer):
         if number > last:
             raise FieldInvalid("page", f"the last one is {last}")
         url = _url(request, size, context)
-        return ListAccountTransactionsResponse(
+        beside = ListAccountTransactionsResponse(
             count=total,
             next=null() if number == last else _link(url, number + 1),
             previous=null() if number == 1 else _link(url, number - 1),
-            results=[_render(row) for row in rows],
         )
+        # Serialized messages concatenate to one that has the fields of all.
+        return b"".join([beside.SerializeToString(), *(_render(row.body) for row in rows)])
 
 
 def _parse(request: ListAccountTransactionsRequest) -> tuple[int, int]:
@@ -82,9 +83,11 @@ def _link(url: str, number: int) -> Value:
     return Value(string_value=f"{path}?{'&'.join([*others, f'page={number}'])}")
 
 
-def _render(row: TransactionRow) -> AccountTransaction:
-    transaction = Transaction.FromString(row.body)
-    return AccountTransaction(
+@keep_rendered
+def _render(body: bytes) -> bytes:
+    """A page of nothing but this transaction."""
+    transaction = Transaction.FromString(body)
+    shown = AccountTransaction(
         id=transaction.uid,
         created=instants.write(instants.from_timestamp(transaction.create_time)),
         type=Transaction.Kind.Name(transaction.kind).lower(),
@@ -94,6 +97,7 @@ def _render(row: TransactionRow) -> AccountTransaction:
         balance=transaction.balance_after,
         description=text_or_null(transaction.description),
     )
+    return ListAccountTransactionsResponse(results=[shown]).SerializeToString()
 
 
 def render_error(error: DaybookError) -> RestError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple, TypeVar
 
 from daybook.facades.spacebring.v1 import transactions_service_pb2 as spacebring
@@ -12,6 +13,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from server.ledger import instants, money
+from server.ledger.bodies import join_messages
 from server.ledger.errors import (
     AccountNotPermitted,
     DaybookError,
@@ -23,11 +25,13 @@ from server.ledger.instants import Instant, from_timestamp
 from server.ledger.money import Millionths
 from server.ledger.paging import PAGE_BYTES_MAX, Page, TransactionFilter
 from server.ledger.posting import Kind
+from server.store.accounts import AccountRecord
 from server.store.unit import RefundTotal
 from server.transport.auth import Scheme, authentication
 from server.transport.calls import Context
 from server.transport.errors import RestError, http_status_of, plain_message
 from server.transport.page_tokens import Listing, PageTokens
+from server.transport.rendered import keep_rendered
 from server.transport.rest import is_uuid, read_integer
 from server.usecases.accounts import Accounts, Holding
 from server.usecases.transactions import Transactions
@@ -37,6 +41,8 @@ NETWORK_HEADER = "spacebring-network-id"
 
 LIMIT_DEFAULT = 25
 LIMIT_MAX = 100
+COMPANIES_CACHED_MAX = 256
+"""How many rendered companies are kept, by all that they are rendered from."""
 
 _Message = TypeVar("_Message", bound=Message)
 
@@ -90,9 +96,9 @@ class CreditsTransactions(TransactionsServicer):
         self._accounts = accounts
         self._page_tokens = page_tokens
 
-    async def GetCreditsTransactions(
+    async def GetCreditsTransactions(  # type: ignore[override]  # the answer is bytes
         self, request: spacebring.GetCreditsTransactionsRequest, context: Context
-    ) -> spacebring.GetCreditsTransactionsResponse:
+    ) -> bytes:
         """Parses, lists a page of the network's transactions, renders with their companies."""
         caller = authentication.get().caller
         _check_network(context)
@@ -100,24 +106,23 @@ class CreditsTransactions(TransactionsServicer):
         listing = Listing.of(f"{SERVICE}/GetCreditsTransactions", caller, request, ("next_page_token", "limit"))
         after = self._page_tokens.open_transaction(listing, request.next_page_token)
         page = await self._transactions.list(caller, None, wanted, after, limit)
-        transactions = [Transaction.FromString(row.body) for row in page.rows]
-        companies = await self._accounts.holdings(
-            caller, {each.labels["company"] for each in transactions if "company" in each.labels}
-        )
-        refunds = await self._transactions.refunds(page.rows)
-        rendered = [
-            (row.key, _render(each, companies, refunds.get((row.account_number, row.sequence))))
-            for row, each in zip(page.rows, transactions, strict=True)
+        rendered = [_render(row.body) for row in page.rows]
+        holdings = await self._accounts.holdings(caller, {company for company, _ in rendered if company})
+        companies = {company: _render_holding(holding) for company, holding in holdings.items()}
+        refunds = {key: _render_refund(total) for key, total in (await self._transactions.refunds(page.rows)).items()}
+        # Serialized messages concatenate to one that has the fields of all.
+        rows = [
+            (row, body + companies.get(company, b"") + refunds.get((row.account_number, row.sequence), b""))
+            for row, (company, body) in zip(page.rows, rendered, strict=True)
         ]
         # A company is longer in its rows than its id is in what is stored.
-        shown = Page(rendered, page.next_key).within(
-            PAGE_BYTES_MAX, size=lambda each: each[1].ByteSize(), key=lambda each: each[0]
+        shown = Page(rows, page.next_key).within(
+            PAGE_BYTES_MAX, size=lambda each: len(each[1]), key=lambda each: each[0].key
         )
-        return spacebring.GetCreditsTransactionsResponse(
-            transactions=[each for _, each in shown.rows],
-            next_page_token=None
-            if shown.next_key is None
-            else self._page_tokens.seal_transaction(listing, shown.next_key),
+        token = None if shown.next_key is None else self._page_tokens.seal_transaction(listing, shown.next_key)
+        return (
+            join_messages(body for _, body in shown.rows)
+            + spacebring.GetCreditsTransactionsResponse(next_page_token=token).SerializeToString()
         )
 
 
@@ -169,11 +174,14 @@ def _parse_uuid(field: str, text: str | None) -> str | None:
     return text.lower()
 
 
-def _render(
-    transaction: Transaction, companies: dict[str, Holding], refund: RefundTotal | None
-) -> spacebring.CreditsTransaction:
+@keep_rendered
+def _render(body: bytes) -> tuple[str, bytes]:
+    """A transaction's company, if it has one, and the transaction without all that may still change.
+
+    That is the company as it is now, and what was refunded.
+    """
+    transaction = Transaction.FromString(body)
     labels = dict(transaction.labels)
-    company = companies.get(labels.get("company", ""))
     expiring, permanent = _parts(transaction)
     rendered = spacebring.CreditsTransaction(
         amount=money.to_number(abs(expiring + permanent)),
@@ -192,8 +200,6 @@ def _render(
         user_ref_owner=transaction.owner.id or None,
         user_creator=_render_user(transaction.creator) if transaction.HasField("creator") else None,
         user_owner=_render_user(transaction.owner) if transaction.HasField("owner") else None,
-        company=_render_company(company) if company and company.account.kind == native.Account.COMPANY else None,
-        refund=None if refund is None else _render_refund(refund),
     )
     match transaction.WhichOneof("subject"):
         case "booking":
@@ -202,11 +208,13 @@ def _render(
             rendered.order.CopyFrom(_render_order(transaction.order))
         case "event_ticket":
             rendered.ticket.CopyFrom(_render_ticket(transaction.event_ticket))
-    return rendered
+    return labels.get("company", ""), rendered.SerializeToString()
 
 
-def _render_refund(refund: RefundTotal) -> spacebring.Refund:
-    return spacebring.Refund(amount=money.to_number(refund.amount), create_date=instants.write(refund.last_create_time))
+def _render_refund(total: RefundTotal) -> bytes:
+    """A transaction of nothing but what was refunded."""
+    refund = spacebring.Refund(amount=money.to_number(total.amount), create_date=instants.write(total.last_create_time))
+    return spacebring.CreditsTransaction(refund=refund).SerializeToString()
 
 
 def _parts(transaction: Transaction) -> tuple[Millionths, Millionths]:
@@ -281,12 +289,21 @@ def _render_user(user: native.User) -> spacebring.User:
     )
 
 
-def _render_company(holding: Holding) -> spacebring.Company:
-    account = holding.account.to_message()
+def _render_holding(holding: Holding) -> bytes:
+    """A transaction of nothing but its company; of no fields where its account is no company's."""
+    if holding.account.kind != native.Account.COMPANY:
+        return b""
+    expiring = holding.state.expiring
+    return _render_company(holding.account, expiring, holding.state.balance - expiring)
+
+
+@lru_cache(COMPANIES_CACHED_MAX)
+def _render_company(record: AccountRecord, expiring: Millionths, permanent: Millionths) -> bytes:
+    account = record.to_message()
     company = account.company
     address = company.business_address
-    return spacebring.Company(
-        id=holding.account.id,
+    shown = spacebring.Company(
+        id=record.id,
         title=company.title or account.display_name or None,
         legal_name=company.legal_name or None,
         tax_id=company.tax_id or None,
@@ -307,14 +324,15 @@ def _render_company(holding: Holding) -> spacebring.Company:
         create_date=_date(company.create_time if company.HasField("create_time") else account.create_time),
         delete_date=_date(company.delete_time) if company.HasField("delete_time") else None,
         credits=spacebring.Company.Credits(
-            expiring=money.to_number(holding.state.expiring),
-            permanent=money.to_number(holding.state.balance - holding.state.expiring),
+            expiring=money.to_number(expiring),
+            permanent=money.to_number(permanent),
         ),
         day_passes=spacebring.Company.DayPasses(expiring=company.expiring_day_passes)
         if company.HasField("expiring_day_passes")
         else None,
         metadata=company.metadata if company.HasField("metadata") else None,
     )
+    return spacebring.CreditsTransaction(company=shown).SerializeToString()
 
 
 def render_error(error: DaybookError) -> RestError:

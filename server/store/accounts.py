@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from cachetools import LRUCache
 from daybook.v1.account_pb2 import Account
-from sqlalchemy import Connection, Select, insert, select, update
+from sqlalchemy import BindParameter, Connection, Dialect, Select, bindparam, insert, select, update
 
 from server.ledger import money
 from server.ledger.errors import AccountExists, AccountNotFound
@@ -18,9 +19,16 @@ from server.ledger.lots import Lot
 from server.ledger.money import Millionths
 from server.ledger.names import account_name
 from server.ledger.posting import AccountState
-from server.store.database import Database
+from server.store.database import Database, Query
 from server.store.requests import Request, first_answer, remember
-from server.store.states import LOT_COLUMNS, load, to_lot
+from server.store.states import (
+    LOT_COLUMNS,
+    QUERIES_CACHED_MAX,
+    account_parameters,
+    put_together,
+    state_queries,
+    to_lot,
+)
 from server.store.tables import account_states, accounts, lots
 
 ACCOUNT_NUMBERS_CACHED_MAX = 65_536
@@ -110,14 +118,26 @@ class AccountStore:
         self, tenant_number: int, account_ids: Collection[str]
     ) -> list[tuple[AccountRecord, AccountState]]:
         """Those of the accounts that exist, each with what it holds, all at one instant."""
-        statement = select(*_COLUMNS).where(accounts.c.tenant_number == tenant_number, accounts.c.id.in_(account_ids))
+        numbers = await self._existing_numbers(tenant_number, account_ids)
+        if not numbers:
+            return []
+        dialect, count = self._database.dialect, len(numbers)
+        records, *states = await self._database.fetch_together(
+            (_records_query(count, dialect), *state_queries(count, dialect)), account_parameters(numbers)
+        )
+        stored = put_together(*states)
+        return [(record, stored[record.number].state) for record in (AccountRecord(*row) for row in records)]
 
-        def work(connection: Connection) -> list[tuple[AccountRecord, AccountState]]:
-            records = [AccountRecord(*row) for row in connection.execute(statement)]
-            stored = load(connection, [record.number for record in records])
-            return [(record, stored[record.number].state) for record in records]
-
-        return await self._database.look(work, consistent=True)
+    async def _existing_numbers(self, tenant_number: int, account_ids: Collection[str]) -> list[int]:
+        """The numbers of those of the accounts that exist, in ascending order."""
+        known = {each: self._numbers.get((tenant_number, each)) for each in account_ids}
+        if unknown := [each for each, number in known.items() if number is None]:
+            statement = select(accounts.c.id, accounts.c.number).where(
+                accounts.c.tenant_number == tenant_number, accounts.c.id.in_(unknown)
+            )
+            for account_id, number in await self._database.look(lambda connection: connection.execute(statement).all()):
+                self._numbers[tenant_number, account_id] = known[account_id] = number
+        return sorted(number for number in known.values() if number is not None)
 
     async def lots(self, account_number: int, after: int, limit: int) -> list[Lot]:
         """At most `limit` lots of an account, open or not, by number, behind `after`."""
@@ -225,6 +245,12 @@ class AccountStore:
             return answer
 
         return await self._database.transact(work)
+
+
+@lru_cache(QUERIES_CACHED_MAX)
+def _records_query(count: int, dialect: Dialect) -> Query:
+    numbers: list[BindParameter[int]] = [bindparam(name) for name in account_parameters(range(count))]
+    return Query.of(select(*_COLUMNS).where(accounts.c.number.in_(numbers)), dialect)
 
 
 def _get(connection: Connection, tenant_number: int, account_id: str, *, lock: bool = False) -> AccountRecord:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 
 import asyncpg
 import structlog
@@ -58,6 +58,8 @@ LOG_PAGES_MAX = 4000
 
 
 Result = TypeVar("Result")
+Rows: TypeAlias = Sequence[Sequence[Any]]
+"""Rows as the driver gives them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +251,7 @@ class Database:
         finally:
             self._wanted[engine] -= 1
 
-    async def fetch(self, query: Query, parameters: Mapping[str, object]) -> Sequence[Sequence[Any]]:
+    async def fetch(self, query: Query, parameters: Mapping[str, object]) -> Rows:
         """The rows of a query that reads a bounded number of them.
 
         The fast path of lists: straight on the driver's connection, because SQLAlchemy
@@ -258,23 +260,50 @@ class Database:
         values = query.values(parameters)
         with self._working(self._looker, "read"):
             if self._thread is not None:
-                end = self._tracer.statement("sqlite", query.text)
+                return self._fetch_sqlite(query.text, values)
+            async with self._driver_of_postgresql() as driver:
+                return await self._fetch_postgresql(driver, query.text, values)
+
+    async def fetch_together(self, queries: Sequence[Query], parameters: Mapping[str, object]) -> list[Rows]:
+        """The rows of each of several queries, which all see one state of the database."""
+        asked = [(query.text, query.values(parameters)) for query in queries]
+        with self._working(self._looker, "snapshot"):
+            if self._thread is not None:
+                self._sqlite.execute("BEGIN")
                 try:
-                    rows: Sequence[Any] = self._sqlite.execute(query.text, values).fetchall()
-                except BaseException as failure:
-                    end(failure)
-                    raise
-            else:
-                async with self._streamer.connect() as shared:
-                    driver: Any = (await shared.get_raw_connection()).driver_connection
-                    end = self._tracer.statement("postgresql", query.text)
-                    try:
-                        rows = await driver.fetch(query.text, *values)
-                    except BaseException as failure:
-                        end(failure)
-                        raise
-            end(None)
-            return rows
+                    return [self._fetch_sqlite(*each) for each in asked]
+                finally:
+                    self._sqlite.execute("COMMIT")
+            async with (
+                self._driver_of_postgresql() as driver,
+                driver.transaction(isolation="repeatable_read", readonly=True),
+            ):
+                return [await self._fetch_postgresql(driver, *each) for each in asked]
+
+    def _fetch_sqlite(self, text: str, values: Sequence[object]) -> Rows:
+        end = self._tracer.statement("sqlite", text)
+        try:
+            rows: Rows = self._sqlite.execute(text, values).fetchall()
+        except BaseException as failure:
+            end(failure)
+            raise
+        end(None)
+        return rows
+
+    async def _fetch_postgresql(self, driver: Any, text: str, values: Sequence[object]) -> Rows:
+        end = self._tracer.statement("postgresql", text)
+        try:
+            rows: Rows = await driver.fetch(text, *values)
+        except BaseException as failure:
+            end(failure)
+            raise
+        end(None)
+        return rows
+
+    @asynccontextmanager
+    async def _driver_of_postgresql(self) -> AsyncIterator[Any]:
+        async with self._streamer.connect() as shared:
+            yield (await shared.get_raw_connection()).driver_connection
 
     async def look(self, work: Callable[[Connection], Result], *, consistent: bool = False) -> Result:
         """Does work that reads a bounded number of rows.

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import NamedTuple
+from collections.abc import Collection, Iterable, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, select
+from sqlalchemy import BindParameter, Connection, Dialect, Select, bindparam, literal_column, select
 
 from server.ledger.instants import EARLIEST, Instant
 from server.ledger.lots import Lot, Terms, sort_lots
 from server.ledger.posting import AccountState
 from server.ledger.usage import UsageWindow
+from server.store.database import Query
 from server.store.tables import account_states, accounts, lots, usage_windows
+
+QUERIES_CACHED_MAX = 256
 
 
 class StoredState(NamedTuple):
@@ -52,61 +56,88 @@ def lock(connection: Connection, account_numbers: Collection[int]) -> None:
 
 def load(connection: Connection, account_numbers: Collection[int]) -> dict[int, StoredState]:
     """The states of those of the accounts that exist, by number."""
-    numbers = sorted(account_numbers)
-    open_lots: dict[int, list[Lot]] = {}
-    for account_number, *columns in connection.execute(
-        select(lots.c.account_number, *LOT_COLUMNS).where(lots.c.account_number.in_(numbers), lots.c.remaining > 0)
-    ):
-        open_lots.setdefault(account_number, []).append(to_lot(*columns))
-    windows = {
-        account_number: UsageWindow(*columns)
-        for account_number, *columns in connection.execute(
-            select(usage_windows.c.account_number, *usage_windows.c["number", "start", "computing", "serverless"])
-            .join(
-                account_states,
-                (account_states.c.account_number == usage_windows.c.account_number)
-                & (account_states.c.window_number == usage_windows.c.number),
-            )
-            .where(account_states.c.account_number.in_(numbers))
-        )
-    }
-    rows = connection.execute(
+    open_lots, rest = _statements(sorted(account_numbers))
+    return put_together(connection.execute(open_lots), connection.execute(rest))
+
+
+@lru_cache(QUERIES_CACHED_MAX)
+def state_queries(count: int, dialect: Dialect) -> tuple[Query, Query]:
+    """What `put_together` needs of so many accounts, whose numbers are the parameters `account_parameters` gives.
+
+    To be asked at one instant.
+    """
+    open_lots, rest = _statements([bindparam(name) for name in account_parameters(range(count))])
+    return Query.of(open_lots, dialect), Query.of(rest, dialect)
+
+
+def account_parameters(account_numbers: Iterable[int]) -> dict[str, int]:
+    """Account numbers as parameters."""
+    return {f"account_{i}": number for i, number in enumerate(account_numbers)}
+
+
+def put_together(open_lots: Iterable[Sequence[Any]], rest: Iterable[Sequence[Any]]) -> dict[int, StoredState]:
+    """States by account number, out of the rows of both queries."""
+    lots_of: dict[int, list[Lot]] = {}
+    for account_number, *columns in open_lots:
+        lots_of.setdefault(account_number, []).append(to_lot(*columns))
+    return {row[0]: _to_state(lots_of.get(row[0], ()), *row) for row in rest}
+
+
+def _statements(numbers: Sequence[int] | Sequence[BindParameter[int]]) -> tuple[Select[Any], Select[Any]]:
+    # A 0 that SQLite reads for itself: for one that it is given it compiles the statement anew each time,
+    # because an index depends on it.
+    open_lots = select(lots.c.account_number, *LOT_COLUMNS).where(
+        lots.c.account_number.in_(numbers), lots.c.remaining > literal_column("0")
+    )
+    newest_window = (usage_windows.c.account_number == account_states.c.account_number) & (
+        usage_windows.c.number == account_states.c.window_number
+    )
+    rest = (
         select(
             account_states.c.account_number,
-            accounts.c.id,
-            accounts.c.tenant_number,
-            accounts.c.credit_limit,
-            accounts.c.hour_anchor,
-            account_states.c.balance,
-            account_states.c.debt,
-            account_states.c.lot_count,
-            account_states.c.sequence,
-            account_states.c.last_create_time,
-            account_states.c.import_time,
-            account_states.c.last_hash,
+            *accounts.c["id", "tenant_number", "credit_limit", "hour_anchor"],
+            *account_states.c[
+                "balance", "debt", "lot_count", "sequence", "last_create_time", "import_time", "last_hash"
+            ],
+            *usage_windows.c["number", "start", "computing", "serverless"],
         )
-        .join(accounts, accounts.c.number == account_states.c.account_number)
+        .join_from(account_states, accounts, accounts.c.number == account_states.c.account_number)
+        .outerjoin(usage_windows, newest_window)
         .where(account_states.c.account_number.in_(numbers))
     )
-    return {
-        row.account_number: StoredState(
-            AccountState(
-                account_number=row.account_number,
-                account_id=row.id,
-                tenant_number=row.tenant_number,
-                credit_limit=row.credit_limit,
-                hour_anchor=row.hour_anchor,
-                balance=row.balance,
-                debt=row.debt,
-                lots=sort_lots(open_lots.get(row.account_number, ())),
-                lot_count=row.lot_count,
-                sequence=row.sequence,
-                # The column can't say "never": history may go back before 1970.
-                last_create_time=row.last_create_time if row.sequence else EARLIEST,
-                window=windows.get(row.account_number),
-                import_time=row.import_time,
-            ),
-            bytes(row.last_hash),
-        )
-        for row in rows
-    }
+    return open_lots, rest
+
+
+def _to_state(
+    open_lots: Iterable[Lot],
+    account_number: int,
+    account_id: str,
+    tenant_number: int,
+    credit_limit: int,
+    hour_anchor: Instant,
+    balance: int,
+    debt: int,
+    lot_count: int,
+    sequence: int,
+    last_create_time: Instant,
+    import_time: Instant,
+    last_hash: bytes,
+    *window: int,
+) -> StoredState:
+    state = AccountState(
+        account_number=account_number,
+        account_id=account_id,
+        tenant_number=tenant_number,
+        credit_limit=credit_limit,
+        hour_anchor=hour_anchor,
+        balance=balance,
+        debt=debt,
+        lots=sort_lots(open_lots),
+        lot_count=lot_count,
+        sequence=sequence,
+        # The column can't say "never": history may go back before 1970.
+        last_create_time=last_create_time if sequence else EARLIEST,
+        window=UsageWindow(*window) if window[0] is not None else None,
+        import_time=import_time,
+    )
+    return StoredState(state, bytes(last_hash))

@@ -10,19 +10,19 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from itertools import product
+from itertools import chain, product
 from typing import Any, NamedTuple
 from uuid import UUID
 
 from daybook.v1.transaction_pb2 import Transaction
-from sqlalchemy import ColumnElement, Connection, Dialect, Integer, Select, bindparam, select, tuple_, union_all
+from sqlalchemy import BigInteger, ColumnElement, Dialect, Integer, Select, bindparam, select, tuple_, union_all
 
 from server.ledger.instants import month_bounds
 from server.ledger.paging import Order, OrderField, TransactionFilter, TransactionKey
-from server.ledger.posting import AccountState
+from server.ledger.posting import AccountState, Kind
 from server.ledger.usage import UsageWindow
 from server.store.database import Database, Query
-from server.store.states import load
+from server.store.states import account_parameters, put_together, state_queries
 from server.store.tables import LABELS, account_states, refunds, transactions, usage_windows
 from server.store.unit import RefundTotal
 
@@ -30,6 +30,8 @@ STATEMENTS_CACHED_MAX = 512
 ROWS_READ_MAX = 10_000
 """How many rows a page may read along an index, if the index doesn't serve all of the filter."""
 EVERYTHING = TransactionFilter()
+_BEHIND_ALL = 2**62
+"""An offset behind every row, with which a statement can still reckon."""
 ALL_KINDS = tuple(Transaction.Kind.values())[1:]
 
 
@@ -130,22 +132,21 @@ class TransactionStore:
         wanted: TransactionFilter,
         order: Order,
         after: TransactionKey | None,
+        reach: int | None = None,
     ) -> TransactionKey | None:
         """How far a page may read: None for a list whose index serves its filter, or that ends before.
 
         Otherwise the page is to be asked for until this key, and the next one goes on from it.
+        It is `reach` rows on, or as many as a page may read at most.
         """
         if wanted == EVERYTHING:
             return None
-        statements = boundary_statements(tenant_number, account_number, wanted, order, after)
-        if not statements:
-            return None
-
-        def work(connection: Connection) -> list[TransactionKey]:
-            rows = [connection.execute(*statement).one_or_none() for statement in statements]
-            return [TransactionKey(*row) for row in rows if row is not None]
-
-        found = await self._database.look(work)
+        reach = ROWS_READ_MAX if reach is None else min(reach, ROWS_READ_MAX)
+        found = [
+            TransactionKey(*row)
+            for shape, parameters in _boundary_shapes(tenant_number, account_number, wanted, order, after, reach)
+            for row in await self._database.fetch(_boundary_query(shape, self._database.dialect), parameters)
+        ]
         places = [(each.position, each.account_number, each.sequence) for each in found]
         # The nearest, so that no index is walked farther than it allows.
         return TransactionKey(*(max(places) if order.descending else min(places))) if places else None
@@ -160,26 +161,22 @@ class TransactionStore:
 
     async def refunds(self, charges: Collection[tuple[int, int]]) -> dict[tuple[int, int], RefundTotal]:
         """What was given back of those of the charges that were refunded, by account and sequence."""
-        statement = select(refunds).where(tuple_(refunds.c.account_number, refunds.c.sequence).in_(charges))
-        rows = await self._database.look(lambda connection: connection.execute(statement).all())
-        return {(row.account_number, row.sequence): RefundTotal(row.amount, row.last_create_time) for row in rows}
+        count = len(charges)
+        parameters = dict(zip(_refunds_names(count), chain.from_iterable(charges), strict=True))
+        rows = await self._database.fetch(_refunds_query(count, self._database.dialect), parameters)
+        return {(account_number, sequence): RefundTotal(*total) for account_number, sequence, *total in rows}
 
     async def slice(self, account_number: int, offset: int, limit: int) -> tuple[list[TransactionRow], int]:
         """A page of an account's transactions, newest first, and their total, both at one instant.
 
         They are numbered without a gap, so that any offset costs the same.
         """
-
-        def work(connection: Connection) -> tuple[list[TransactionRow], int]:
-            total: int = connection.execute(
-                select(account_states.c.sequence).where(account_states.c.account_number == account_number)
-            ).scalar_one()
-            if offset >= total:
-                return [], total
-            rows = connection.execute(slice_statement(account_number, total - offset, limit))
-            return [TransactionRow(*row) for row in rows], total
-
-        return await self._database.look(work, consistent=True)
+        rows = await self._database.fetch(
+            _slice_query(self._database.dialect),
+            {"account_number": account_number, "offset": min(offset, _BEHIND_ALL), "limit": limit},
+        )
+        # One row without a transaction tells the total of a page that has none.
+        return [TransactionRow(*row) for _, *row in rows if row[0] is not None], rows[0][0]
 
     async def windows(
         self, account_number: int, offset: int, limit: int
@@ -189,29 +186,73 @@ class TransactionStore:
         All three at one instant. Windows are numbered without a gap, so that any offset
         costs the same.
         """
-
-        def work(connection: Connection) -> tuple[AccountState, list[UsageWindow], int]:
-            state = load(connection, [account_number])[account_number].state
-            total = state.window.number if state.window else 0
-            rows = connection.execute(
-                select(*usage_windows.c["number", "start", "computing", "serverless"])
-                .where(usage_windows.c.account_number == account_number, usage_windows.c.number <= total - offset)
-                .order_by(usage_windows.c.number.desc())
-                .limit(limit)
-            )
-            return state, [UsageWindow(*row) for row in rows], total
-
-        return await self._database.look(work, consistent=True)
+        dialect = self._database.dialect
+        parameters = {"account_number": account_number, "offset": min(offset, _BEHIND_ALL), "limit": limit}
+        rows, *states = await self._database.fetch_together(
+            (_windows_query(dialect), *state_queries(1, dialect)),
+            parameters | account_parameters([account_number]),
+        )
+        state = put_together(*states)[account_number].state
+        return state, [UsageWindow(*row) for row in rows], state.window.number if state.window else 0
 
 
-def slice_statement(account_number: int, newest: int, limit: int) -> Select[Any]:
-    """At most `limit` transactions of an account, downwards from the sequence `newest`."""
-    return (
-        select(*transactions.c["create_time", "account_number", "sequence", "body"])
-        .where(transactions.c.account_number == account_number, transactions.c.sequence <= newest)
-        .order_by(transactions.c.sequence.desc())
-        .limit(limit)
+def slice_statement() -> Select[Any]:
+    """The total of an account's transactions, and with it each of at most `limit` behind the `offset` newest."""
+    columns = transactions.c
+    total = account_states.c.sequence
+    newest = total - bindparam("offset", type_=BigInteger)
+    shown = (
+        (columns.account_number == account_states.c.account_number)
+        & (columns.sequence <= newest)
+        & (columns.sequence > newest - bindparam("limit", type_=BigInteger))
     )
+    return (
+        select(total, *columns["create_time", "account_number", "sequence", "body"])
+        .join_from(account_states, transactions, shown, isouter=True)
+        .where(account_states.c.account_number == bindparam("account_number"))
+        .order_by(columns.sequence.desc())
+    )
+
+
+@lru_cache(STATEMENTS_CACHED_MAX)
+def _slice_query(dialect: Dialect) -> Query:
+    return Query.of(slice_statement(), dialect)
+
+
+def windows_statement() -> Select[Any]:
+    """At most `limit` hour windows of an account behind the `offset` newest."""
+    columns = usage_windows.c
+    newest = account_states.c.window_number - bindparam("offset", type_=BigInteger)
+    return (
+        select(*columns["number", "start", "computing", "serverless"])
+        .join(account_states, account_states.c.account_number == columns.account_number)
+        .where(
+            account_states.c.account_number == bindparam("account_number"),
+            columns.number <= newest,
+            columns.number > newest - bindparam("limit", type_=BigInteger),
+        )
+        .order_by(columns.number.desc())
+    )
+
+
+@lru_cache(STATEMENTS_CACHED_MAX)
+def _windows_query(dialect: Dialect) -> Query:
+    return Query.of(windows_statement(), dialect)
+
+
+@lru_cache(STATEMENTS_CACHED_MAX)
+def _refunds_query(count: int, dialect: Dialect) -> Query:
+    numbers = [bindparam(name, type_=BigInteger) for name in _refunds_names(count)]
+    pairs = [tuple_(*pair) for pair in zip(numbers[::2], numbers[1::2], strict=True)]
+    key = tuple_(refunds.c.account_number, refunds.c.sequence)
+    columns = refunds.c["account_number", "sequence", "amount", "last_create_time"]
+    return Query.of(select(*columns).where(key.in_(pairs)), dialect)
+
+
+@lru_cache(STATEMENTS_CACHED_MAX)
+def _refunds_names(count: int) -> tuple[str, ...]:
+    """The names of the parameters of so many charges: account and sequence of each."""
+    return tuple(f"{name}_{i}" for i in range(count) for name in ("account", "sequence"))
 
 
 def boundary_statements(
@@ -225,6 +266,18 @@ def boundary_statements(
 
     None for a list whose index serves its filter.
     """
+    shapes = _boundary_shapes(tenant_number, account_number, wanted, order, after, ROWS_READ_MAX)
+    return [(_boundary_statement(shape), parameters) for shape, parameters in shapes]
+
+
+def _boundary_shapes(
+    tenant_number: int,
+    account_number: int | None,
+    wanted: TransactionFilter,
+    order: Order,
+    after: TransactionKey | None,
+    reach: int,
+) -> list[tuple[_Shape, dict[str, object]]]:
     shape, _ = _shape(tenant_number, account_number, wanted, order, after, 0, None)
     if not shape.passes_over:
         return []
@@ -234,13 +287,13 @@ def boundary_statements(
             create_time_from=wanted.create_time_from, create_time_before=wanted.create_time_before, month=wanted.month
         )
     labels = [{name: getattr(wanted, name)} for name in shape.labels] if account_number is None else []
-    statements = []
+    shapes = []
     for label in labels or [{}]:
         walked, parameters = _shape(
-            tenant_number, account_number, replace(served, **label), order, after, ROWS_READ_MAX - 1, None
+            tenant_number, account_number, replace(served, **label), order, after, reach - 1, None
         )
-        statements.append((_boundary_statement(replace(walked, keys_only=True)), parameters))
-    return statements
+        shapes.append((replace(walked, keys_only=True), parameters))
+    return shapes
 
 
 def list_statement(
@@ -303,8 +356,7 @@ def _shape(
         "limit": limit,
         **labels,
         **{f"state_{i}": state for i, state in enumerate(wanted.states)},
-        **{f"pair_kind_{i}": kind for i, (kind, _) in enumerate(pairs)},
-        **{f"pair_category_{i}": category for i, (_, category) in enumerate(pairs)},
+        **_pair_parameters(pairs),
     }
     if account_number is not None:
         parameters["account_number"] = account_number
@@ -332,8 +384,19 @@ def _shape(
 
 
 @lru_cache(STATEMENTS_CACHED_MAX)
+def _pair_parameters(pairs: tuple[tuple[Kind, str], ...]) -> dict[str, object]:
+    kinds = {f"pair_kind_{i}": kind for i, (kind, _) in enumerate(pairs)}
+    return {**kinds, **{f"pair_category_{i}": category for i, (_, category) in enumerate(pairs)}}
+
+
+@lru_cache(STATEMENTS_CACHED_MAX)
 def _query(shape: _Shape, dialect: Dialect) -> Query:
     return Query.of(_statement(shape), dialect)
+
+
+@lru_cache(STATEMENTS_CACHED_MAX)
+def _boundary_query(shape: _Shape, dialect: Dialect) -> Query:
+    return Query.of(_boundary_statement(shape), dialect)
 
 
 @lru_cache(STATEMENTS_CACHED_MAX)

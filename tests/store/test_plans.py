@@ -23,7 +23,12 @@ from server.seed.load import Wish, load
 from server.store.database import Database
 from server.store.migrate import migrate
 from server.store.tables import LABELS, transactions
-from server.store.transactions import boundary_statements, list_statement, slice_statement
+from server.store.transactions import (
+    boundary_statements,
+    list_statement,
+    slice_statement,
+    windows_statement,
+)
 from tests.conftest import PostgreSQL
 
 CHARGE = Transaction.CHARGE
@@ -420,10 +425,22 @@ def test_postgresql_walks_too(plans: Plans, name: str, index: str, is_further: b
     assert not [line for line in plan if re.match(r"(->  )?(Incremental )?Sort$", line)], plan
 
 
-async def test_slice(database: Database) -> None:
+SLICE: dict[str, object] = {"account_number": ACCOUNT, "offset": 42, "limit": 51}
+
+
+@pytest.mark.parametrize(
+    ("statement", "search"),
+    [
+        (slice_statement(), "transactions USING PRIMARY KEY (account_number=? AND sequence>? AND sequence<?)"),
+        (windows_statement(), "usage_windows USING PRIMARY KEY (account_number=? AND number>? AND number<?)"),
+    ],
+    ids=["transactions", "windows"],
+)
+async def test_slice(database: Database, statement: Select[Any], search: str) -> None:
     """A page by number is one search by primary key, whatever the number: nothing is passed over or sorted."""
-    (step,) = await explain(database, slice_statement(ACCOUNT, 42, 51), {})
-    assert step.detail == "SEARCH transactions USING PRIMARY KEY (account_number=? AND sequence<?)"
+    state, rows = await explain(database, statement, SLICE)
+    assert state.detail == "SEARCH account_states USING INDEX sqlite_autoindex_account_states_1 (account_number=?)"
+    assert rows.detail.removesuffix(" LEFT-JOIN") == f"SEARCH {search}"
 
 
 async def test_lookup(database: Database) -> None:
