@@ -232,13 +232,12 @@ def test_gateway_logs_the_trace_of_a_failure(traced: Traced) -> None:
     assert answer.status == 503
     method = "daybook.v1.Ledger/ListTransactions"
     spans = traced.collector.spans(trace_id, "ingress", method, "SELECT")
-    server = only(spans, SERVER, method)
-    assert server.is_error
-    assert server.attributes["error.type"] == "SERVICE_UNAVAILABLE"
+    # The gateway tries a read again.
+    tries = [span for span in spans if (span.service, span.name) == (SERVER, method)]
+    assert {(span.is_error, span.attributes["error.type"]) for span in tries} == {(True, "SERVICE_UNAVAILABLE")}
     assert only(spans, GATEWAY, "ingress").is_error
-    assert [span.attributes["error.type"] for span in spans if span.name == "SELECT" and span.is_error] == [
-        "OperationalError"
-    ]
+    failures = [span.attributes["error.type"] for span in spans if span.name == "SELECT" and span.is_error]
+    assert set(failures) == {"OperationalError"}
     wait_until(lambda: trace_id in traced.daybook.stdout, "the gateway's line")
     (line,) = [line for line in traced.daybook.stdout.splitlines() if trace_id in line]
     assert json.loads(line)["trace_id"] == trace_id
