@@ -73,6 +73,11 @@ def pytest_runtest_call() -> Iterator[None]:
     assert not broken, "\n".join(broken)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the tests that are marked as long before all others."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
 NOON = parse("2024-10-10T12:00:00Z")
 
 
