@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Collection, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Collection, Coroutine, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+import asyncpg
 import grpc
 import pytest
 from daybook.v1.account_pb2 import Account, Balance
@@ -47,12 +49,16 @@ from server.ledger.access import DEFAULT_SCOPES, new_api_key
 from server.ledger.instants import SECOND, Instant, parse
 from server.ledger.names import RandomBytes
 from server.store.database import Database
+from server.store.migrate import migrate
+from server.store.tables import metadata
 from tests.certificates import Authority
 from tests.statements import Statements, heed
 
 # A machine that is busy is no fault of the code's.
 settings.register_profile("daybook", deadline=None)
 settings.load_profile("daybook")
+
+Result = TypeVar("Result")
 
 HALT_SECONDS_MAX = 60.0
 _statements = Statements()
@@ -65,6 +71,11 @@ def pytest_runtest_call() -> Iterator[None]:
     yield
     broken = _statements.take_broken()
     assert not broken, "\n".join(broken)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the tests that are marked as long before all others."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
 NOON = parse("2024-10-10T12:00:00Z")
@@ -99,9 +110,17 @@ def random_bytes() -> RandomBytes:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """An empty database of each engine."""
+    """An empty database of each engine; for a test with a `book` one that has its tables already."""
+    has_tables = "book" in request.fixturenames
     if request.param == "sqlite":
+        if has_tables:
+            shutil.copyfile(request.getfixturevalue("migrated_file"), tmp_path / "daybook.db")
         yield f"sqlite+aiosqlite:///{tmp_path}/daybook.db"
+        return
+    if has_tables:
+        kept_database: KeptDatabase = request.getfixturevalue("kept_database")
+        kept_database.empty()
+        yield kept_database.url
         return
     postgresql: PostgreSQL = request.getfixturevalue("postgresql")
     name = f"test_{uuid.uuid4().hex}"
@@ -199,6 +218,98 @@ def postgresql() -> Iterator[PostgreSQL]:
         server = PostgreSQL(Path(folder) / "data")
         yield server
         server.stop()
+
+
+async def _migrate(database_url: str) -> None:
+    database = Database(database_url)
+    try:
+        await migrate(database)
+    finally:
+        await database.close()
+
+
+@pytest.fixture(scope="session")
+def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite database with its tables and nothing in them; a copy costs less than to migrate again."""
+    file = tmp_path_factory.mktemp("migrated") / "daybook.db"
+    run_apart(_migrate(f"sqlite+aiosqlite:///{file}"))
+    return file
+
+
+class KeptDatabase:
+    """A database of PostgreSQL with its tables, which one test after the other gets without any rows.
+
+    To make and migrate one for each test, and to drop it, would take most of the test's time.
+    """
+
+    _NAME = "kept"
+    # A row of the catalog that is not the same any more has another xmin.
+    _CATALOG = """
+        SELECT array_agg(ARRAY[rows, versions] ORDER BY number) FROM (
+            SELECT 1, count(*), sum(xmin::text::bigint) FROM pg_attribute
+            UNION ALL SELECT 2, count(*), sum(xmin::text::bigint) FROM pg_constraint
+            UNION ALL SELECT 3, count(*), sum(xmin::text::bigint) FROM pg_trigger
+            UNION ALL SELECT 4, count(*), sum(xmin::text::bigint) FROM pg_proc
+            UNION ALL SELECT 5, count(*), sum(xmin::text::bigint) FROM pg_db_role_setting
+        ) AS catalog (number, rows, versions)
+    """
+    _END_OTHERS = """
+        SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity
+        WHERE datname = current_database() AND pid <> pg_backend_pid()
+    """
+    _DELETE = ";".join(str(table.delete()) for table in reversed(metadata.sorted_tables))
+    _RESTART = """
+        SELECT setval(format('%I.%I', schemaname, sequencename)::regclass, start_value, false) FROM pg_sequences
+    """
+
+    def __init__(self, postgresql: PostgreSQL) -> None:
+        self._postgresql = postgresql
+        self._catalog: object = None
+        self.url = postgresql.url(self._NAME)
+
+    def empty(self) -> None:
+        """Leaves no row of anybody's, and makes it anew if its tables are not what they were."""
+        if self._catalog is None or not run_apart(self._delete()):
+            self._postgresql.execute(f"DROP DATABASE IF EXISTS {self._NAME} WITH (FORCE)")
+            self._postgresql.execute(f"CREATE DATABASE {self._NAME}")
+            run_apart(_migrate(self.url))
+            self._catalog = run_apart(self._read_catalog())
+
+    async def _read_catalog(self) -> object:
+        async with self._connected() as connection:
+            return await connection.fetchval(self._CATALOG)
+
+    async def _delete(self) -> bool:
+        """Deletes all rows; False if a test changed the tables, or what belongs to them."""
+        async with self._connected() as connection:
+            await connection.execute(self._END_OTHERS)
+            if await connection.fetchval(self._CATALOG) != self._catalog:
+                return False
+            await connection.execute(f"BEGIN; {self._DELETE}; {self._RESTART}; COMMIT")
+            return True
+
+    @asynccontextmanager
+    async def _connected(self) -> AsyncIterator[Any]:
+        connection = await asyncpg.connect(self.url.replace("+asyncpg", ""))
+        try:
+            yield connection
+        finally:
+            await connection.close()
+
+
+@pytest.fixture(scope="session")
+def kept_database(postgresql: PostgreSQL) -> KeptDatabase:
+    """The database of PostgreSQL for all tests of a process that have a `book`."""
+    return KeptDatabase(postgresql)
+
+
+def run_apart(work: Coroutine[Any, Any, Result]) -> Result:
+    """Does asynchronous work outside the loops of the tests, for fixtures that have none."""
+    loop = asyncio.new_event_loop()
+    try:
+        return loop.run_until_complete(work)
+    finally:
+        loop.close()
 
 
 @pytest.fixture

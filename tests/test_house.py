@@ -39,7 +39,7 @@ def run(*command: str) -> None:
     [
         ("ruff", "check", "."),
         ("ruff", "format", "--check", "."),
-        ("mypy",),
+        pytest.param(("mypy",), marks=pytest.mark.long),
         ("lint-imports",),
     ],
     ids=lambda command: "-".join(command[:2]),

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import grpc
@@ -16,23 +20,50 @@ from daybook.v1.transaction_pb2 import Transaction
 
 from tests.facades.conditions import CONDITIONS
 from tests.facades.exchanges import send
-from tests.facades.processes import Daybook, Ports, sqlite_url, wait_until
+from tests.facades.processes import Daybook, Ports, copy_database, sqlite_url, wait_until
 
 
 @pytest.fixture(scope="session")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daybook]:
-    """The demo behind its gateway; at the end Ctrl-C stops it with exit code 0 and leaves no process."""
-    folder, ports = tmp_path_factory.mktemp("demo"), Ports.free()
-    daybook = Daybook.start(
-        *("up", "--demo", "--database-url", sqlite_url(folder / "daybook.db")), *ports.flags, folder=folder, ports=ports
-    )
-    try:
+def first_start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of what the first `daybook up --demo` left, once for all processes of a run.
+
+    In it are its database, as loaded, and what it printed and logged.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "first-start"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def gateway(first_start: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daybook]:
+    """The demo behind its gateway; at the end Ctrl-C stops it with exit code 0 and leaves no process.
+
+    Whoever comes first loads the demo, which takes most of a start; the others copy it.
+    """
+    folder, ports, loaded = tmp_path_factory.mktemp("demo"), Ports.free(), first_start / "daybook.db"
+    with ExitStack() as stack:
+        lock = stack.enter_context((first_start / "lock").open("w"))
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if loaded.exists():
+            shutil.copyfile(loaded, folder / "daybook.db")
+            lock.close()
+        daybook = Daybook.start(
+            *("up", "--demo", "--database-url", sqlite_url(folder / "daybook.db")),
+            *ports.flags,
+            folder=folder,
+            ports=ports,
+        )
+        stack.callback(daybook.kill)
         daybook.wait_for("Ctrl-C stops it.")
         wait_until(lambda: send(daybook.origin, "/readyz").status == 200, "/readyz answers 200")
+        if not loaded.exists():
+            (first_start / "stdout").write_text(daybook.stdout)
+            (first_start / "stderr").write_text(daybook.stderr)
+            copy_database(folder / "daybook.db", loaded)
+            lock.close()
         yield daybook
         assert daybook.stop() == 0
-    finally:
-        daybook.kill()
 
 
 OriginIn: TypeAlias = Callable[[str], str]

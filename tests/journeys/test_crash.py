@@ -14,6 +14,7 @@ from random import Random
 from typing import TypeAlias
 
 import grpc
+import pytest
 from daybook.v1.account_pb2 import Account
 from daybook.v1.ledger_service_pb2 import (
     CreateTransactionRequest,
@@ -170,6 +171,7 @@ def transactions_of(answer: Answer) -> list[Transaction]:
     return [answer] if isinstance(answer, Transaction) else [answer.outgoing, answer.incoming]
 
 
+@pytest.mark.long
 async def test_killed_over_and_over(tmp_path: Path) -> None:
     """After any number of crashes nothing acknowledged is lost, nothing is there twice, and a repetition is safe."""
     database_url = f"sqlite+aiosqlite:///{tmp_path}/daybook.db"
