@@ -7,7 +7,7 @@ cost grows with the depth and which skips rows when others are inserted.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
@@ -29,7 +29,10 @@ from server.store.unit import RefundTotal
 STATEMENTS_CACHED_MAX = 512
 ROWS_READ_MAX = 10_000
 """How many rows a page may read along an index, if the index doesn't serve all of the filter."""
+WALKS_MAX = 64
+"""From how many walks a list is merged at most: a statement grows with them, and so does the time to build it."""
 ALL_KINDS = tuple(Transaction.Kind.values())[1:]
+ALL_STATES = tuple(Transaction.State.values())[1:]
 
 
 class TransactionRow(NamedTuple):
@@ -68,10 +71,11 @@ class _Shape:
 
     @property
     def is_merged(self) -> bool:
-        """Whether each pair has a walk of its own, along an index that serves all the rest but the states."""
+        """Whether each pair has a walk of its own for each state, along an index that serves all the rest."""
         is_ranged = self.create_time_from or self.create_time_before
         has_index = self.order.field is OrderField.CREATE_TIME or (self.month and not is_ranged)
-        return self.of_account and self.pairs > 0 and not self.labels and has_index
+        walks = self.pairs * (self.states or len(ALL_STATES))
+        return self.of_account and 0 < walks <= WALKS_MAX and not self.labels and has_index
 
     @property
     def passes_over(self) -> bool:
@@ -96,7 +100,7 @@ class _Shape:
             self.of_account
             and not self.keys_only
             and self.order.field is OrderField.CREATE_TIME
-            and not (self.pairs or self.create_time_from or self.create_time_before)
+            and not (self.is_merged or self.create_time_from or self.create_time_before)
         )
 
 
@@ -355,21 +359,23 @@ def _statement(shape: _Shape) -> Select[Any]:
                 )
             )
         return _ordered(select(*key, transactions.c.body).where(*conditions), shape, *key).limit(limit)
-    # One short walk along the index for each pair, merged; the bodies are fetched only
-    # for the rows of the page.
+    # One short walk along the index for each pair and state, merged; the bodies are fetched
+    # only for the rows of the page.
+    states: Sequence[object] = [bindparam(f"state_{i}") for i in range(shape.states)] or ALL_STATES
     walks = [
         _ordered(
             select(*key).where(
                 *conditions,
                 transactions.c.kind == bindparam(f"pair_kind_{i}"),
                 transactions.c.category == bindparam(f"pair_category_{i}"),
+                transactions.c.state == state,
             ),
             shape,
             *key,
         )
         .limit(limit)
         .subquery()
-        for i in range(shape.pairs)
+        for i, state in product(range(shape.pairs), states)
     ]
     merged = union_all(*(select(walk) for walk in walks)).subquery()
     merged_key = tuple(merged.c)
@@ -402,7 +408,7 @@ def _conditions(shape: _Shape, position: ColumnElement[int]) -> list[ColumnEleme
     conditions += [columns[name] == bindparam(name) for name in shape.labels]
     if shape.kinds:
         conditions.append(columns.kind.in_([bindparam(f"kind_{i}") for i in range(shape.kinds)]))
-    if shape.states:
+    if shape.states and not shape.is_merged:
         conditions.append(columns.state.in_([bindparam(f"state_{i}") for i in range(shape.states)]))
     place = _place(shape, position, columns.account_number, columns.sequence)
     here = tuple_(*place.values())

@@ -261,6 +261,17 @@ async def test_every_filter_if_pages_read_little(
         # What an index serves is read on to the end of the page.
         ("accounts/a", "", "category = test", [25]),
         ("accounts/a", "", "category = test AND kind = CHARGE", [5]),
+        ("accounts/a", "", "category = test AND state = FAILED", [6]),
+        ("accounts/a", "create_time", "state = CANCELED AND category = test", [0]),
+        ("accounts/a", "", "category = test OR category = b OR category = c", [25]),
+        # It would take 4 categories times 7 kinds times 3 states of short walks.
+        ("accounts/a", "", "category = test OR category = b OR category = c OR category = d", [10, 10, 5]),
+        (
+            "accounts/a",
+            "",
+            "(category = test OR category = b OR category = c OR category = d) AND state = SUCCEEDED",
+            [19],
+        ),
         ("accounts/a", "", f"create_time >= {same_time(0)}", [25]),
         ("accounts/-", "", "labels.location = L", [24]),
     ],
