@@ -228,6 +228,9 @@ def boundary_statements(
     shape, _ = _shape(tenant_number, account_number, wanted, order, after, 0, None)
     if not shape.passes_over:
         return []
+    if shape.by_sequence:
+        assert account_number is not None
+        return [(_boundary_by_sequence(account_number, order, after), {})]
     served = TransactionFilter()
     if order.field is OrderField.CREATE_TIME:
         served = TransactionFilter(
@@ -241,6 +244,21 @@ def boundary_statements(
         )
         statements.append((_boundary_statement(replace(walked, keys_only=True)), parameters))
     return statements
+
+
+def _boundary_by_sequence(account_number: int, order: Order, after: TransactionKey | None) -> Select[Any]:
+    """The last row that a page along an account's rows may read: they are numbered without a gap."""
+    begin: int | ColumnElement[int] = 0
+    if after is not None:
+        begin = after.sequence
+    elif order.descending:
+        states = account_states.c
+        begin = select(states.sequence + 1).where(states.account_number == account_number).scalar_subquery()
+    columns = transactions.c
+    return select(columns.create_time, columns.account_number, columns.sequence).where(
+        columns.account_number == account_number,
+        columns.sequence == (begin - ROWS_READ_MAX if order.descending else begin + ROWS_READ_MAX),
+    )
 
 
 def list_statement(

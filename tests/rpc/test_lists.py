@@ -14,12 +14,12 @@ from daybook.v1.transaction_pb2 import Transaction
 from google.protobuf.struct_pb2 import Struct, Value
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import insert
+from sqlalchemy import insert, update
 
 from server.ledger.instants import SECOND, from_timestamp, to_timestamp, write
 from server.ledger.posting import Kind
 from server.store import transactions as store
-from server.store.tables import transactions
+from server.store.tables import account_states, transactions
 from server.store.transactions import ROWS_READ_MAX
 from tests.conftest import NOON, Client, Clock, Server, only_sqlite, writing
 
@@ -438,6 +438,10 @@ async def insert_rows(server: Server, tenant_number: int, rows: Sequence[Row]) -
     if values:
         async with writing(server.book.database) as connection:
             await connection.execute(insert(transactions), values)
+            for number, sequence in {row.account_number: row.transaction.sequence for row in rows}.items():
+                await connection.execute(
+                    update(account_states).where(account_states.c.account_number == number).values(sequence=sequence)
+                )
 
 
 LABELS = ("location", "membership", "company")

@@ -296,8 +296,7 @@ BEHIND = TransactionKey(AFTER.position - 10, AFTER.account_number, AFTER.sequenc
 BOUNDED: list[tuple[str, Shape, str]] = [
     # A name, the list, and the indexes that it may walk.
     *(
-        # Keys alone lie closer in an index than among the rows.
-        (name, shape, "transactions_by_time" if index == "PRIMARY KEY" else index)
+        (name, shape, index)
         for name, shape, index, _ in WALKS
         if name
         in {
@@ -332,19 +331,25 @@ BOUNDED: list[tuple[str, Shape, str]] = [
 @pytest.mark.parametrize(("name", "shape", "indexes"), BOUNDED, ids=[row[0] for row in BOUNDED])
 async def test_bounded(database: Database, name: str, shape: Shape, indexes: str) -> None:
     """A list whose filter no index serves finds in an index alone how far to read, and reads no farther."""
+    del name
     account_number, wanted, order = shape
     behind = BEHIND if order.descending else TransactionKey(AFTER.position + 10, 7, 43)
     statements = boundary_statements(1, account_number, wanted, order, AFTER)
-    for (statement, parameters), index in zip(statements, indexes.split(), strict=True):
+    if is_along_the_rows := indexes == "PRIMARY KEY":
+        # They are numbered, so there is nothing to walk.
+        ((statement, parameters),) = statements
         (step,) = await explain(database, statement, parameters)
-        assert step.detail.startswith(f"SEARCH transactions USING COVERING INDEX {index} (")
-        assert goes_on_from_the_key(step, shape), step
+        assert step.detail == "SEARCH transactions USING PRIMARY KEY (account_number=? AND sequence=?)"
+    else:
+        for (statement, parameters), index in zip(statements, indexes.split(), strict=True):
+            (step,) = await explain(database, statement, parameters)
+            assert step.detail.startswith(f"SEARCH transactions USING COVERING INDEX {index} (")
+            assert goes_on_from_the_key(step, shape), step
     statement, parameters = list_statement(1, *shape, AFTER, 51, behind)
     plan = await explain(database, statement, parameters)
     assert not [step for step in plan if "TEMP B-TREE" in step.detail], plan
     (walk,) = [step for step in plan if "transactions" in step.detail]
-    along_the_rows = {row[0] for row in WALKS if row[2] == "PRIMARY KEY"}
-    access = "PRIMARY KEY" if name in along_the_rows else f"INDEX {indexes.split(maxsplit=1)[0]}"
+    access = indexes if is_along_the_rows else f"INDEX {indexes.split(maxsplit=1)[0]}"
     assert walk.detail.partition(" (")[0] == f"SEARCH transactions USING {access}"
     assert goes_on_from_the_key(walk, shape), walk
     opposite = (shape[0], wanted, Order(order.field, not order.descending))
