@@ -29,6 +29,7 @@ CONSTANTS: Mapping[str, Mapping[str, int]] = {
     "requests of a batch, items of a message of an import": {"BATCH_SIZE_MAX": validation.BATCH_SIZE_MAX},
     "requests of a batch together": {"BATCH_BYTES_MAX": transactions.BATCH_BYTES_MAX},
     "rows read for a page whose filter no index serves": {"ROWS_READ_MAX": store.ROWS_READ_MAX},
+    "combinations of category, kind and state of which a list is merged": {"WALKS_MAX": store.WALKS_MAX},
     "rows of a page together": {"PAGE_BYTES_MAX": paging.PAGE_BYTES_MAX},
     "rows of a page of a documented API": {
         "LIMIT_MAX": max(dreadnode.LIMIT_MAX, nebulablock.LIMIT_MAX, spacebring.LIMIT_MAX),
@@ -88,6 +89,7 @@ OF_OURS = {
     "SPANS_WAITING_MAX",
     "START_SECONDS_MAX",
     "STATEMENTS_CACHED_MAX",
+    "STATEMENT_BYTES_CACHED_MAX",
     "STOP_SECONDS_MAX",
     "TOKEN_KEYS_MAX",
     "TRIES_MAX",

@@ -50,6 +50,9 @@ TRIES_MAX = 8
 LOOK_WAIT_SECONDS_MAX = 0.25
 """How long everybody waits where a look finds SQLite locked, as it is while its log is being restored."""
 
+STATEMENT_BYTES_CACHED_MAX = 65_536
+"""Up to which length a statement stays prepared: the longest lists are merged of 64 walks, 500 bytes each."""
+
 WRITER_CACHE_KIBIBYTES = 32_768
 BULK_CACHE_KIBIBYTES = 262_144
 SORTING_THREADS = 2
@@ -85,6 +88,7 @@ class DatabaseLimits:
             "timeout": self.connect_seconds,
             # Where the server isn't there any more to give a statement up, this process does.
             "command_timeout": self.statement_seconds + self.connect_seconds if self.statement_seconds else None,
+            "max_cacheable_statement_size": STATEMENT_BYTES_CACHED_MAX,
             "server_settings": {
                 "application_name": "daybook",
                 "lock_timeout": _milliseconds(self.lock_seconds),

@@ -160,24 +160,23 @@ transactions = Table(
 Index("transactions_by_time", transactions.c.account_number, transactions.c.create_time, transactions.c.sequence)
 Index("transactions_by_amount", transactions.c.account_number, transactions.c.amount, transactions.c.sequence)
 Index(
-    "transactions_by_category",
+    "transactions_by_category_and_time",
     transactions.c.account_number,
     transactions.c.kind,
     transactions.c.category,
+    transactions.c.state,
     transactions.c.create_time,
     transactions.c.sequence,
-    # Not in the order, but looked at on the way.
-    transactions.c.state,
 )
 Index(
-    "transactions_by_month_and_amount",
+    "transactions_by_category_and_amount",
     transactions.c.account_number,
     transactions.c.month,
     transactions.c.kind,
     transactions.c.category,
+    transactions.c.state,
     transactions.c.amount,
     transactions.c.sequence,
-    transactions.c.state,
 )
 Index(
     "transactions_of_tenant",

@@ -7,7 +7,7 @@ cost grows with the depth and which skips rows when others are inserted.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import chain, product
@@ -15,7 +15,18 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from daybook.v1.transaction_pb2 import Transaction
-from sqlalchemy import BigInteger, ColumnElement, Dialect, Integer, Select, bindparam, select, tuple_, union_all
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Dialect,
+    Integer,
+    Select,
+    bindparam,
+    literal,
+    select,
+    tuple_,
+    union_all,
+)
 
 from server.ledger.instants import month_bounds
 from server.ledger.paging import Order, OrderField, TransactionFilter, TransactionKey
@@ -32,7 +43,10 @@ ROWS_READ_MAX = 10_000
 EVERYTHING = TransactionFilter()
 _BEHIND_ALL = 2**62
 """An offset behind every row, with which a statement can still reckon."""
+WALKS_MAX = 64
+"""From how many walks a list is merged at most: a statement grows with them, and so does the time to build it."""
 ALL_KINDS = tuple(Transaction.Kind.values())[1:]
+ALL_STATES = tuple(Transaction.State.values())[1:]
 
 
 class TransactionRow(NamedTuple):
@@ -71,10 +85,11 @@ class _Shape:
 
     @property
     def is_merged(self) -> bool:
-        """Whether each pair has a walk of its own, along an index that serves all the rest but the states."""
+        """Whether each pair has a walk of its own for each state, along an index that serves all the rest."""
         is_ranged = self.create_time_from or self.create_time_before
         has_index = self.order.field is OrderField.CREATE_TIME or (self.month and not is_ranged)
-        return self.of_account and self.pairs > 0 and not self.labels and has_index
+        walks = self.pairs * (self.states or len(ALL_STATES))
+        return self.of_account and 0 < walks <= WALKS_MAX and not self.labels and has_index
 
     @property
     def passes_over(self) -> bool:
@@ -99,7 +114,7 @@ class _Shape:
             self.of_account
             and not self.keys_only
             and self.order.field is OrderField.CREATE_TIME
-            and not (self.pairs or self.create_time_from or self.create_time_before)
+            and not (self.is_merged or self.create_time_from or self.create_time_before)
         )
 
 
@@ -281,6 +296,9 @@ def _boundary_shapes(
     shape, _ = _shape(tenant_number, account_number, wanted, order, after, 0, None)
     if not shape.passes_over:
         return []
+    if shape.by_sequence:
+        numbered, parameters = _shape(tenant_number, account_number, EVERYTHING, order, after, 0, None)
+        return [(numbered, parameters | {"reach": reach})]
     served = TransactionFilter()
     if order.field is OrderField.CREATE_TIME:
         served = TransactionFilter(
@@ -294,6 +312,21 @@ def _boundary_shapes(
         )
         shapes.append((replace(walked, keys_only=True), parameters))
     return shapes
+
+
+def _boundary_by_number(shape: _Shape) -> Select[Any]:
+    """The last row that a page along an account's rows may read: they are numbered without a gap."""
+    account_number, reach = bindparam("account_number", type_=BigInteger), bindparam("reach", type_=BigInteger)
+    states, columns = account_states.c, transactions.c
+    begin: ColumnElement[int] = literal(0)
+    if shape.after:
+        begin = bindparam("after_sequence", type_=BigInteger)
+    elif shape.order.descending:
+        begin = select(states.sequence + 1).where(states.account_number == account_number).scalar_subquery()
+    return select(columns.create_time, columns.account_number, columns.sequence).where(
+        columns.account_number == account_number,
+        columns.sequence == (begin - reach if shape.order.descending else begin + reach),
+    )
 
 
 def list_statement(
@@ -401,6 +434,8 @@ def _boundary_query(shape: _Shape, dialect: Dialect) -> Query:
 
 @lru_cache(STATEMENTS_CACHED_MAX)
 def _boundary_statement(shape: _Shape) -> Select[Any]:
+    if shape.by_sequence:
+        return _boundary_by_number(shape)
     position = transactions.c[shape.order.field.value]
     key = (position, transactions.c.account_number, transactions.c.sequence)
     walk = _ordered(select(*key).where(*_conditions(shape, position)), shape, *key)
@@ -422,21 +457,23 @@ def _statement(shape: _Shape) -> Select[Any]:
                 )
             )
         return _ordered(select(*key, transactions.c.body).where(*conditions), shape, *key).limit(limit)
-    # One short walk along the index for each pair, merged; the bodies are fetched only
-    # for the rows of the page.
+    # One short walk along the index for each pair and state, merged; the bodies are fetched
+    # only for the rows of the page.
+    states: Sequence[object] = [bindparam(f"state_{i}") for i in range(shape.states)] or ALL_STATES
     walks = [
         _ordered(
             select(*key).where(
                 *conditions,
                 transactions.c.kind == bindparam(f"pair_kind_{i}"),
                 transactions.c.category == bindparam(f"pair_category_{i}"),
+                transactions.c.state == state,
             ),
             shape,
             *key,
         )
         .limit(limit)
         .subquery()
-        for i in range(shape.pairs)
+        for i, state in product(range(shape.pairs), states)
     ]
     merged = union_all(*(select(walk) for walk in walks)).subquery()
     merged_key = tuple(merged.c)
@@ -469,7 +506,7 @@ def _conditions(shape: _Shape, position: ColumnElement[int]) -> list[ColumnEleme
     conditions += [columns[name] == bindparam(name) for name in shape.labels]
     if shape.kinds:
         conditions.append(columns.kind.in_([bindparam(f"kind_{i}") for i in range(shape.kinds)]))
-    if shape.states:
+    if shape.states and not shape.is_merged:
         conditions.append(columns.state.in_([bindparam(f"state_{i}") for i in range(shape.states)]))
     place = _place(shape, position, columns.account_number, columns.sequence)
     here = tuple_(*place.values())

@@ -14,12 +14,12 @@ from daybook.v1.transaction_pb2 import Transaction
 from google.protobuf.struct_pb2 import Struct, Value
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import insert
+from sqlalchemy import insert, update
 
 from server.ledger.instants import SECOND, from_timestamp, to_timestamp, write
 from server.ledger.posting import Kind
 from server.store import transactions as store
-from server.store.tables import transactions
+from server.store.tables import account_states, transactions
 from server.store.transactions import ROWS_READ_MAX
 from tests.conftest import NOON, Client, Clock, Server, only_sqlite, writing
 
@@ -261,6 +261,17 @@ async def test_every_filter_if_pages_read_little(
         # What an index serves is read on to the end of the page.
         ("accounts/a", "", "category = test", [25]),
         ("accounts/a", "", "category = test AND kind = CHARGE", [5]),
+        ("accounts/a", "", "category = test AND state = FAILED", [6]),
+        ("accounts/a", "create_time", "state = CANCELED AND category = test", [0]),
+        ("accounts/a", "", "category = test OR category = b OR category = c", [25]),
+        # It would take 4 categories times 7 kinds times 3 states of short walks.
+        ("accounts/a", "", "category = test OR category = b OR category = c OR category = d", [10, 10, 5]),
+        (
+            "accounts/a",
+            "",
+            "(category = test OR category = b OR category = c OR category = d) AND state = SUCCEEDED",
+            [19],
+        ),
         ("accounts/a", "", f"create_time >= {same_time(0)}", [25]),
         ("accounts/-", "", "labels.location = L", [24]),
     ],
@@ -427,6 +438,10 @@ async def insert_rows(server: Server, tenant_number: int, rows: Sequence[Row]) -
     if values:
         async with writing(server.book.database) as connection:
             await connection.execute(insert(transactions), values)
+            for number, sequence in {row.account_number: row.transaction.sequence for row in rows}.items():
+                await connection.execute(
+                    update(account_states).where(account_states.c.account_number == number).values(sequence=sequence)
+                )
 
 
 LABELS = ("location", "membership", "company")

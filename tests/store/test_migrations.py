@@ -79,12 +79,17 @@ async def test_migrated_schema_is_the_metadata(open_database: Callable[[], Datab
     """Alembic finds no difference between a migrated database and the tables of the code."""
     database = open_database()
     await migrate(database)
+    assert await differences_of(database) == []
+
+
+async def differences_of(database: Database) -> list[object]:
+    """Where a database parts from the tables of the code."""
 
     def differences(connection: Connection) -> list[object]:
         return list(compare_metadata(MigrationContext.configure(connection), metadata))
 
     async with database.read() as connection:
-        assert await connection.run_sync(differences) == []
+        return await connection.run_sync(differences)
 
 
 async def test_migrated_schema_is_the_created_schema(open_database: Callable[[], Database]) -> None:
@@ -189,6 +194,63 @@ async def test_keys_of_before_scopes_keep_what_they_opened(open_database: Callab
         opened[key_id] = [scope for scope, sufficient in SUFFICIENT.items() if not caller.scopes.isdisjoint(sufficient)]
     everyday = ["transactions.readonly", "transactions", "accounts.readonly", "accounts"]
     assert opened == {"poster": everyday, "admin": [*everyday, "admin"]}
+
+
+PREBUILT = (
+    "CREATE INDEX transactions_by_category_and_time"
+    " ON transactions (account_number, kind, category, state, create_time, sequence)"
+)
+
+
+async def test_an_index_built_beforehand_is_taken(open_database: Callable[[], Database]) -> None:
+    """An operator may build an index before the migration that brings it, which then leaves it as it is."""
+    database = open_database()
+    await migrate_to(database, "0004")
+    async with writing(database) as connection:
+        await connection.execute(text(PREBUILT))
+        before = await connection.run_sync(places_of_indexes)
+    await migrate(database)
+    async with database.read() as connection:
+        after = await connection.run_sync(places_of_indexes)
+    assert await differences_of(database) == []
+    name = "transactions_by_category_and_time"
+    assert after[name] == before[name]
+
+
+def places_of_indexes(connection: Connection) -> dict[str, int]:
+    """Where in its file or by which number the engine keeps each index, which another one would not get."""
+    statement = (
+        "SELECT name, rootpage FROM sqlite_master WHERE type = 'index'"
+        if connection.dialect.name == "sqlite"
+        else "SELECT relname, relfilenode::bigint FROM pg_class WHERE relkind = 'i'"
+    )
+    return {str(name): number for name, number in connection.execute(text(statement))}
+
+
+# What CREATE INDEX CONCURRENTLY leaves behind where it was interrupted.
+INTERRUPT = "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'transactions_by_category_and_time'::regclass"
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+@pytest.mark.parametrize(
+    "statements",
+    [(PREBUILT, INTERRUPT), (PREBUILT.replace("kind, category", "category, kind"),)],
+    ids=["interrupted", "of other columns"],
+)
+async def test_an_index_that_is_no_good_is_replaced(
+    open_database: Callable[[], Database], statements: tuple[str, ...]
+) -> None:
+    """An index of the right name that can't serve is not taken for the one that the migration brings."""
+    database = open_database()
+    await migrate_to(database, "0004")
+    async with writing(database) as connection:
+        for statement in statements:
+            await connection.execute(text(statement))
+    await migrate(database)
+    assert await differences_of(database) == []
+    async with database.read() as connection:
+        invalid = text("SELECT count(*) FROM pg_index WHERE NOT indisvalid")
+        assert (await connection.execute(invalid)).scalar_one() == 0
 
 
 async def test_concurrent_token_keys(open_database: Callable[[], Database]) -> None:

@@ -141,6 +141,18 @@ WALKS: list[tuple[str, Shape, str, str]] = [
         "PRIMARY KEY",
         "account_number=?",
     ),
+    (
+        "account, category and location",
+        (ACCOUNT, TransactionFilter(categories=("x",), location="l"), TIME_DESC),
+        "PRIMARY KEY",
+        "account_number=?",
+    ),
+    (
+        "account, many categories",
+        (ACCOUNT, TransactionFilter(categories=("x", "y", "z", "none")), TIME_DESC),
+        "PRIMARY KEY",
+        "account_number=?",
+    ),
     ("tenant", (TENANT, TransactionFilter(), TIME_DESC), "transactions_of_tenant", "tenant_number=?"),
     ("tenant, oldest first", (TENANT, TransactionFilter(), TIME_ASC), "transactions_of_tenant", "tenant_number=?"),
     (
@@ -177,44 +189,54 @@ MERGES: list[tuple[str, Shape, str, str]] = [
     (
         "account, one kind and category",
         (ACCOUNT, TransactionFilter(kinds=(CHARGE,), categories=("x",)), TIME_DESC),
-        "transactions_by_category",
-        "account_number=? AND kind=? AND category=?",
+        "transactions_by_category_and_time",
+        "account_number=? AND kind=? AND category=? AND state=?",
     ),
     (
         "account, one category",
         (ACCOUNT, TransactionFilter(categories=("x",)), TIME_DESC),
-        "transactions_by_category",
-        "account_number=? AND kind=? AND category=?",
+        "transactions_by_category_and_time",
+        "account_number=? AND kind=? AND category=? AND state=?",
+    ),
+    (
+        "account, one category and two states",
+        (
+            ACCOUNT,
+            TransactionFilter(categories=("x",), states=(Transaction.FAILED, Transaction.CANCELED)),
+            TIME_DESC,
+        ),
+        "transactions_by_category_and_time",
+        "account_number=? AND kind=? AND category=? AND state=?",
     ),
     (
         "dreadnode",
         (ACCOUNT, TransactionFilter(kind_categories=DREADNODE, states=SUCCEEDED), TIME_DESC),
-        "transactions_by_category",
-        "account_number=? AND kind=? AND category=?",
+        "transactions_by_category_and_time",
+        "account_number=? AND kind=? AND category=? AND state=?",
     ),
     (
         "teable, newest first",
         (ACCOUNT, TransactionFilter(kind_categories=TEABLE, states=SUCCEEDED, month=202410), TIME_DESC),
-        "transactions_by_category",
-        "account_number=? AND kind=? AND category=? AND create_time>? AND create_time<?",
+        "transactions_by_category_and_time",
+        "account_number=? AND kind=? AND category=? AND state=? AND create_time>? AND create_time<?",
     ),
     (
         "teable, oldest first",
         (ACCOUNT, TransactionFilter(kind_categories=TEABLE[:1], states=SUCCEEDED, month=202410), TIME_ASC),
-        "transactions_by_category",
-        "account_number=? AND kind=? AND category=? AND create_time>? AND create_time<?",
+        "transactions_by_category_and_time",
+        "account_number=? AND kind=? AND category=? AND state=? AND create_time>? AND create_time<?",
     ),
     (
         "teable, most consumed first",
         (ACCOUNT, TransactionFilter(kind_categories=TEABLE, states=SUCCEEDED, month=202410), AMOUNT_ASC),
-        "transactions_by_month_and_amount",
-        "account_number=? AND month=? AND kind=? AND category=?",
+        "transactions_by_category_and_amount",
+        "account_number=? AND month=? AND kind=? AND category=? AND state=?",
     ),
     (
         "teable, least consumed first",
         (ACCOUNT, TransactionFilter(kind_categories=TEABLE, states=SUCCEEDED, month=202410), AMOUNT_DESC),
-        "transactions_by_month_and_amount",
-        "account_number=? AND month=? AND kind=? AND category=?",
+        "transactions_by_category_and_amount",
+        "account_number=? AND month=? AND kind=? AND category=? AND state=?",
     ),
 ]
 
@@ -244,9 +266,9 @@ async def test_walk(
 async def test_merge(
     database: Database, after: TransactionKey | None, name: str, shape: Shape, index: str, bounds: str
 ) -> None:
-    """A list of several categories is one search for each, along an index in order; only their pages are sorted.
+    """A list of categories is one search for each kind, category and state, along an index in order.
 
-    The bodies come by primary key, for the rows of the page alone.
+    Only their pages are sorted, and the bodies come by primary key, for the rows of the page alone.
     """
     del name
     wanted = shape[1]
@@ -254,7 +276,8 @@ async def test_merge(
     kinds = len(wanted.kinds) or len(Transaction.Kind.values()) - 1
     pairs = len(wanted.kind_categories) or kinds * len(wanted.categories)
     walks = [step for step in plan if f" INDEX {index} (" in step.detail]
-    assert len(walks) == pairs, plan
+    states = len(wanted.states) or len(Transaction.State.values()) - 1
+    assert len(walks) == pairs * states, plan
     for walk in walks:
         assert walk.detail.startswith(f"SEARCH transactions USING COVERING INDEX {index} ("), walk
         assert goes_on_from_the_key(walk, shape) if after else walk.bounds == bounds, walk
@@ -278,16 +301,18 @@ BEHIND = TransactionKey(AFTER.position - 10, AFTER.account_number, AFTER.sequenc
 BOUNDED: list[tuple[str, Shape, str]] = [
     # A name, the list, and the indexes that it may walk.
     *(
-        # Keys alone lie closer in an index than among the rows.
-        (name, shape, "transactions_by_time" if index == "PRIMARY KEY" else index)
+        (name, shape, index)
         for name, shape, index, _ in WALKS
-        if name in {"account, one kind", "account, state", "account, location", "tenant, kind and category"}
+        if name
+        in {
+            "account, one kind",
+            "account, state",
+            "account, location",
+            "account, category and location",
+            "account, many categories",
+            "tenant, kind and category",
+        }
         or name.startswith("spacebring")
-    ),
-    (
-        "account, category and location",
-        (ACCOUNT, TransactionFilter(categories=("x",), location="l"), TIME_DESC),
-        "transactions_by_time",
     ),
     (
         "account, category by amount",
@@ -311,19 +336,25 @@ BOUNDED: list[tuple[str, Shape, str]] = [
 @pytest.mark.parametrize(("name", "shape", "indexes"), BOUNDED, ids=[row[0] for row in BOUNDED])
 async def test_bounded(database: Database, name: str, shape: Shape, indexes: str) -> None:
     """A list whose filter no index serves finds in an index alone how far to read, and reads no farther."""
+    del name
     account_number, wanted, order = shape
     behind = BEHIND if order.descending else TransactionKey(AFTER.position + 10, 7, 43)
     statements = boundary_statements(1, account_number, wanted, order, AFTER)
-    for (statement, parameters), index in zip(statements, indexes.split(), strict=True):
+    if is_along_the_rows := indexes == "PRIMARY KEY":
+        # They are numbered, so there is nothing to walk.
+        ((statement, parameters),) = statements
         (step,) = await explain(database, statement, parameters)
-        assert step.detail.startswith(f"SEARCH transactions USING COVERING INDEX {index} (")
-        assert goes_on_from_the_key(step, shape), step
+        assert step.detail == "SEARCH transactions USING PRIMARY KEY (account_number=? AND sequence=?)"
+    else:
+        for (statement, parameters), index in zip(statements, indexes.split(), strict=True):
+            (step,) = await explain(database, statement, parameters)
+            assert step.detail.startswith(f"SEARCH transactions USING COVERING INDEX {index} (")
+            assert goes_on_from_the_key(step, shape), step
     statement, parameters = list_statement(1, *shape, AFTER, 51, behind)
     plan = await explain(database, statement, parameters)
     assert not [step for step in plan if "TEMP B-TREE" in step.detail], plan
     (walk,) = [step for step in plan if "transactions" in step.detail]
-    along_the_rows = {row[0] for row in WALKS if row[2] == "PRIMARY KEY"}
-    access = "PRIMARY KEY" if name in along_the_rows else f"INDEX {indexes.split(maxsplit=1)[0]}"
+    access = indexes if is_along_the_rows else f"INDEX {indexes.split(maxsplit=1)[0]}"
     assert walk.detail.partition(" (")[0] == f"SEARCH transactions USING {access}"
     assert goes_on_from_the_key(walk, shape), walk
     opposite = (shape[0], wanted, Order(order.field, not order.descending))
@@ -386,7 +417,7 @@ def with_values_of(row: Any, wanted: TransactionFilter) -> TransactionFilter:
     """The filter with values that the row has in the place of made-up ones."""
     given = {label: getattr(row, label) for label in LABELS if getattr(wanted, label) is not None}
     if wanted.categories:
-        given["categories"] = (row.category,)
+        given["categories"] = (row.category, *wanted.categories[1:])
     if wanted.month is not None:
         given["month"] = row.month
     if wanted.create_time_from is not None:
@@ -412,8 +443,12 @@ async def explain_prepared(
 @pytest.mark.parametrize("is_further", [False, True], ids=["first page", "next page"])
 @pytest.mark.parametrize(
     ("name", "index"),
-    # With so few rows it is cheaper to pick the account's out of the index of the label, and to sort them.
-    [(row[0], row[2]) for row in (*WALKS, *MERGES) if row[0] != "account, location"],
+    # With so few rows it is cheaper to pick the account's out of another index, and to sort them.
+    [
+        (row[0], row[2])
+        for row in (*WALKS, *MERGES)
+        if row[0] not in {"account, location", "account, category and location", "account, many categories"}
+    ],
 )
 def test_postgresql_walks_too(plans: Plans, name: str, index: str, is_further: bool) -> None:
     """PostgreSQL takes the same indexes, in their order: it reads no table through and sorts nothing."""

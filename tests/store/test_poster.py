@@ -15,7 +15,7 @@ from daybook.v1.account_pb2 import Account
 from daybook.v1.ledger_service_pb2 import TransferCreditsResponse
 from daybook.v1.transaction_pb2 import Transaction, Usage
 from google.protobuf.duration_pb2 import Duration
-from sqlalchemy import event, func, select
+from sqlalchemy import event, func, select, text
 
 from server.app import Book, open_book
 from server.ledger.access import Caller
@@ -26,6 +26,7 @@ from server.store.accounts import AccountRecord
 from server.store.database import Database
 from server.store.poster import LINE_CALLS_MAX, Poster
 from server.store.requests import Request
+from server.store.states import lock
 from server.store.tables import account_states, transactions
 from server.usecases.transactions import NewTransaction
 from tests.conftest import Client, Clock, Server, only_sqlite, read_refusal, writing
@@ -398,3 +399,34 @@ async def test_a_broken_call_takes_no_other_down(book: Book, caller: Caller) -> 
     assert outcomes[1].reason == "INTERNAL_FAILURE"
     assert [each.balance_after for each in outcomes if isinstance(each, Transaction)] == ["1", "3"]
     assert await findings_of(book) == []
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_accounts_are_locked_in_order(book: Book, caller: Caller) -> None:
+    """Whoever locks several accounts waits for the lowest that is taken, and holds none behind it meanwhile."""
+    for index in range(6):
+        record = AccountRecord(f"a{index}", Account.SPACE, "", 0, b"")
+        await book.accounts.create(caller, record, NEW, hour_anchor=None)
+    columns = account_states.c
+    number = columns.account_number
+    free = select(number).order_by(number).with_for_update(skip_locked=True)
+    waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+
+    async def read(statement: Any) -> list[int]:
+        async with book.database.read() as connection:
+            return list((await connection.execute(statement)).scalars())
+
+    everyone = await read(free)
+    assert len(everyone) == 8
+    async with book.database.read() as holder, book.database.read() as locker:
+        await holder.run_sync(lock, [everyone[3]])
+        locking = asyncio.create_task(locker.run_sync(lock, everyone[::-1]))
+        while await read(waiting) == [0]:
+            assert not locking.done()
+        assert await read(free) == everyone[4:]
+        await holder.rollback()
+        await locking
+        assert await read(free) == []
+        # They are its own until its transaction ends.
+        await locker.rollback()
+        assert await read(free) == everyone

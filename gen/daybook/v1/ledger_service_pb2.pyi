@@ -603,8 +603,10 @@ class ListTransactionsRequest(_message.Message):
     bound. Anything else gets INVALID_ARGUMENT, reason FILTER_INVALID.
 
     Pages are full, whatever there is to pass over, for a range of create_time, for
-    categories (of one account) with or without kinds, and for one label (of `accounts/-`), in
-    the order of create_time. Any other filter lets a page end early; see page_size.
+    categories (of one account) with or without kinds and states, and for one label (of
+    `accounts/-`), in the order of create_time. Any other filter lets a page end early, see
+    page_size; and so do categories that make more than 64 combinations with the kinds and
+    states, all 7 and all 3 of them where none are given.
     """
     order_by: _builtins.str
     """`create_time` or `amount` (of one account only), ascending, or descending with
