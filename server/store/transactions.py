@@ -141,7 +141,7 @@ class TransactionStore:
             rows = [connection.execute(*statement).one_or_none() for statement in statements]
             return [TransactionKey(*row) for row in rows if row is not None]
 
-        found = await self._database.look(work)
+        found = await self._database.look(work, at_replica=True)
         places = [(each.position, each.account_number, each.sequence) for each in found]
         # The nearest, so that no index is walked farther than it allows.
         return TransactionKey(*(max(places) if order.descending else min(places))) if places else None
@@ -157,7 +157,7 @@ class TransactionStore:
     async def refunds(self, charges: Collection[tuple[int, int]]) -> dict[tuple[int, int], RefundTotal]:
         """What was given back of those of the charges that were refunded, by account and sequence."""
         statement = select(refunds).where(tuple_(refunds.c.account_number, refunds.c.sequence).in_(charges))
-        rows = await self._database.look(lambda connection: connection.execute(statement).all())
+        rows = await self._database.look(lambda connection: connection.execute(statement).all(), at_replica=True)
         return {(row.account_number, row.sequence): RefundTotal(row.amount, row.last_create_time) for row in rows}
 
     async def slice(self, account_number: int, offset: int, limit: int) -> tuple[list[TransactionRow], int]:
@@ -175,7 +175,7 @@ class TransactionStore:
             rows = connection.execute(slice_statement(account_number, total - offset, limit))
             return [TransactionRow(*row) for row in rows], total
 
-        return await self._database.look(work, consistent=True)
+        return await self._database.look(work, consistent=True, at_replica=True)
 
     async def windows(
         self, account_number: int, offset: int, limit: int
@@ -197,7 +197,7 @@ class TransactionStore:
             )
             return state, [UsageWindow(*row) for row in rows], total
 
-        return await self._database.look(work, consistent=True)
+        return await self._database.look(work, consistent=True, at_replica=True)
 
 
 def slice_statement(account_number: int, newest: int, limit: int) -> Select[Any]:
