@@ -97,6 +97,9 @@ class Replica:
         """
         with self._leaving():
             async with self._connected() as connection:
+                if not self._is_used:
+                    # Others found that out while this one waited for a connection.
+                    raise ReplicaUnfit
                 await self._reach(connection, committed)
                 yield connection
 
