@@ -13,9 +13,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
-import asyncpg
 import structlog
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from server.ledger.errors import ServiceUnavailable
@@ -38,7 +36,6 @@ _IDENTITY = (
     "SELECT system_identifier || '/' || (SELECT oid FROM pg_database WHERE datname = current_database())"
     " FROM pg_control_system()"
 )
-_FAILURES = (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
 
 AskPrimary = Callable[[str], Awaitable[Any]]
 """Gives the one value of a statement. Raises ServiceUnavailable."""
@@ -148,7 +145,12 @@ class Replica:
         """Leaves the replica alone, until it is looked at again, if anything goes wrong with it."""
         try:
             yield
-        except (ReplicaUnfit, *_FAILURES) as error:
+        except ServiceUnavailable:
+            # That is the primary.
+            raise
+        except Exception as error:
+            # A driver whose connection breaks off raises many things, and whatever it is, the
+            # primary does the same work, and tells what is wrong if that is the work itself.
             reason = _words(error)
             if self._is_used is not False:
                 self._is_used = False
@@ -160,7 +162,9 @@ class Replica:
         async with self.engine.connect() as connection:
             try:
                 yield connection
-            except _FAILURES:
+            except (ReplicaUnfit, ServiceUnavailable):
+                raise
+            except Exception:
                 # Whatever it was doing, it may be at it still.
                 await connection.invalidate()
                 raise
