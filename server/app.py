@@ -105,9 +105,10 @@ async def open_book(
     clock: Clock = system_clock,
     random_bytes: RandomBytes = secrets.token_bytes,
     limits: DatabaseLimits | None = None,
+    replica_url: str | None = None,
 ) -> AsyncIterator[Book]:
     """Opens the ledger in a database, which is created and migrated if need be."""
-    database = Database(database_url, limits)
+    database = Database(database_url, limits, replica_url)
     try:
         await migrate(database)
         account_store = AccountStore(database)
@@ -145,6 +146,7 @@ def database_limits(settings: Settings) -> DatabaseLimits:
         lock_seconds=settings.database_lock_timeout_seconds,
         statement_seconds=settings.database_statement_timeout_seconds,
         idle_transaction_seconds=settings.database_idle_transaction_timeout_seconds,
+        replica_wait_seconds=settings.database_replica_wait_seconds,
     )
 
 
@@ -303,7 +305,11 @@ async def _serving(
     await server.start()
     log.info("serving", host=settings.host, port=port, tls=certificates is not None)
     try:
-        async with book.expirations.sweeping(), watched_health(health, SERVICES, partial(is_migrated, book.database)):
+        async with (
+            book.expirations.sweeping(),
+            book.database.replica_watched(),
+            watched_health(health, SERVICES, partial(is_migrated, book.database)),
+        ):
             yield port
     finally:
         await server.stop(settings.shutdown_grace_seconds)

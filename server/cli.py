@@ -156,7 +156,7 @@ async def _server(
 
 
 def _open(settings: Settings) -> contextlib.AbstractAsyncContextManager[Book]:
-    return open_book(settings.database_url, limits=database_limits(settings))
+    return open_book(settings.database_url, limits=database_limits(settings), replica_url=settings.database_replica_url)
 
 
 @app.command()

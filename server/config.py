@@ -36,6 +36,9 @@ class Settings(BaseSettings):
         repr=False,
         description="where the ledger is kept, as SQLAlchemy writes it",
     )
+    database_replica_url: str = Field(
+        default="", repr=False, description="a streaming standby of that PostgreSQL, which serves lists"
+    )
     token_keys: SecretStr = Field(
         default=SecretStr(""), description="keys for page tokens, instead of those in the database"
     )
@@ -66,6 +69,12 @@ class Settings(BaseSettings):
         gt=0,
         le=86_400,
         description="how long a transaction may rest in PostgreSQL, with what it has locked",
+    )
+    database_replica_wait_seconds: float = Field(
+        default=0.05,
+        ge=0,
+        le=2,
+        description="how long a list waits for the replica to have all that it must show; then the primary serves it",
     )
     host: str = Field(default="127.0.0.1", description="the address on which the gRPC server listens")
     port: int = Field(default=50051, ge=0, le=65535, description="the port of the gRPC server; 0 takes a free one")

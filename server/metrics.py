@@ -146,6 +146,7 @@ class _State(Collector):
             "How often work was done again because another writer was in the way.",
             self._database.conflict_count,
         )
+        yield from self._replica()
         yield CounterMetricFamily(
             "daybook_api_key_lookups",
             "API keys looked up in the database, because they were not remembered.",
@@ -160,6 +161,21 @@ class _State(Collector):
         if self._expirations.last_sweep is not None:
             last_sweep.add_metric([], self._expirations.last_sweep / SECOND)
         yield last_sweep
+
+    def _replica(self) -> Iterator[Metric]:
+        reads = CounterMetricFamily(
+            "daybook_database_list_reads", "Reads of lists, where a replica is set, by who served them.", labels=["by"]
+        )
+        lag = GaugeMetricFamily(
+            "daybook_database_replica_lag_seconds", "How long ago the primary had what the replica has."
+        )
+        replica = self._database.replica
+        if replica is not None:
+            for by in ("replica", "primary"):
+                reads.add_metric([by], self._database.list_reads[by])
+            if replica.lag_seconds is not None:
+                lag.add_metric([], replica.lag_seconds)
+        yield from (reads, lag)
 
     def _pools(self) -> Iterator[Metric]:
         limit = GaugeMetricFamily(

@@ -189,6 +189,11 @@ class PostgreSQL:
         socket_folder = self._server.get_uri().partition("?host=")[2]
         return f"postgresql+asyncpg://postgres@/{database}?host={socket_folder}"
 
+    @property
+    def log(self) -> Path:
+        """Where the server writes its log."""
+        return self._server.log
+
     def halt(self, mode: Literal["fast", "immediate"]) -> None:
         """Ends the server in good order, or as a loss of power would."""
         process = self._server.get_postmaster_info().process

@@ -111,7 +111,7 @@ class AccountStore:
             statement = statement.where(accounts.c.id > after)
         statement = statement.order_by(accounts.c.id).limit(limit)
         return await self._database.look(
-            lambda connection: [AccountRecord(*row) for row in connection.execute(statement)]
+            lambda connection: [AccountRecord(*row) for row in connection.execute(statement)], at_replica=True
         )
 
     async def states(
@@ -147,7 +147,9 @@ class AccountStore:
             .order_by(lots.c.number)
             .limit(limit)
         )
-        return await self._database.look(lambda connection: [to_lot(*row) for row in connection.execute(statement)])
+        return await self._database.look(
+            lambda connection: [to_lot(*row) for row in connection.execute(statement)], at_replica=True
+        )
 
     async def due_accounts(self, now: Instant, imported_before: Instant, limit: int) -> list[int]:
         """Accounts with lots that have expired and are not posted as such: those of `limit` lots.

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -33,6 +34,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.pool import QueuePool
 
 from server.ledger.errors import ServiceUnavailable
+from server.store.replica import REPLICA_SECONDS_MAX, Replica, ReplicaUnfit
 
 log = structlog.get_logger(__name__)
 
@@ -80,6 +82,17 @@ class DatabaseLimits:
     lock_seconds: float = 5.0
     statement_seconds: float = 30.0
     idle_transaction_seconds: float = 60.0
+    replica_wait_seconds: float = 0.05
+
+    @property
+    def of_replica(self) -> DatabaseLimits:
+        """Those of a replica, of which nothing is waited for long, because the primary can do it too."""
+        return replace(
+            self,
+            wait_seconds=min(self.wait_seconds, REPLICA_SECONDS_MAX),
+            connect_seconds=min(self.connect_seconds, REPLICA_SECONDS_MAX),
+            statement_seconds=min(self.statement_seconds or REPLICA_SECONDS_MAX, REPLICA_SECONDS_MAX),
+        )
 
     @property
     def of_postgresql(self) -> dict[str, Any]:
@@ -109,8 +122,8 @@ class Conflict(Exception):
 class DatabaseUrlInvalid(ValueError):
     """No database can be opened by its URL. Says nothing of the URL, which may hold a password."""
 
-    def __init__(self, problem: str) -> None:
-        super().__init__(f"database_url {problem}")
+    def __init__(self, problem: str, setting: str = "database_url") -> None:
+        super().__init__(f"{setting} {problem}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,16 +192,19 @@ class Database:
     taken where the caller is.
     """
 
-    def __init__(self, url: str, limits: DatabaseLimits | None = None) -> None:
-        """Raises DatabaseUrlInvalid."""
+    def __init__(self, url: str, limits: DatabaseLimits | None = None, replica_url: str | None = None) -> None:
+        """With a replica lists are read there, as far as it keeps up. Raises DatabaseUrlInvalid."""
         self.conflict_count = 0
         """How often work was undone because another writer was in the way."""
+        self.list_reads = Counter[str]()
+        """How many reads of lists the `replica` served, and the `primary` in its place; none without a replica."""
         self._limits = limits or DatabaseLimits()
         self._tracer = DatabaseTracer()
         with _no_word_of_the_url():
             self.url: URL = make_url(url)
             self._open()
-        self._wanted = dict.fromkeys((self._streamer.sync_engine, self.writer, self._looker), 0)
+        self.replica = self._open_replica(replica_url) if replica_url else None
+        self._wanted = dict.fromkeys(self._engines, 0)
 
     def _open(self) -> None:
         limits = self._limits
@@ -203,6 +219,22 @@ class Database:
             self._streamer = _postgresql_engine(self.url, limits)
             self._looker = self.writer = self._streamer.sync_engine
 
+    def _open_replica(self, url: str) -> Replica:
+        setting = "database_replica_url"
+        with _no_word_of_the_url(setting):
+            parsed = make_url(url)
+        if parsed.drivername != "postgresql+asyncpg":
+            raise DatabaseUrlInvalid("must begin with postgresql+asyncpg:", setting)
+        if self._thread is not None:
+            raise DatabaseUrlInvalid("can be set only where database_url begins with postgresql+asyncpg:", setting)
+        engine = _postgresql_engine(parsed, self._limits.of_replica)
+        return Replica(engine, self._ask_primary, self._limits.replica_wait_seconds)
+
+    @property
+    def _engines(self) -> set[Engine]:
+        engines = {self._streamer.sync_engine, self._looker, self.writer}
+        return engines if self.replica is None else engines | {self.replica.engine.sync_engine}
+
     @cached_property
     def _sqlite(self) -> sqlite3.Connection:
         """The driver's connection on which lists are read; to take it from the pool would cost as much as a list."""
@@ -215,7 +247,9 @@ class Database:
 
     @property
     def pools(self) -> Mapping[str, PoolUse]:
-        """The pools of connections by what they are for; PostgreSQL has one for all."""
+        """The pools of connections by what they are for; PostgreSQL has one for all, and one of a replica."""
+        if self.replica is not None:
+            return {"all": self._pool_use(self.writer), "replica": self._pool_use(self.replica.engine.sync_engine)}
         if self._thread is None:
             return {"all": self._pool_use(self.writer)}
         return {"read": self._pool_use(self._streamer.sync_engine), "write": self._pool_use(self.writer)}
@@ -231,7 +265,7 @@ class Database:
         """Tells the tracer of everything until the end of the block."""
         before, self._tracer = self._tracer, tracer
         listeners = _statement_listeners(tracer, self.url.get_backend_name())
-        engines = {self._streamer.sync_engine, self._looker, self.writer}
+        engines = self._engines
         for engine, (name, listener) in product(engines, listeners.items()):
             event.listen(engine, name, listener)
         try:
@@ -256,21 +290,37 @@ class Database:
             self._wanted[engine] -= 1
 
     async def fetch(self, query: Query, parameters: Mapping[str, object]) -> Rows:
-        """The rows of a query that reads a bounded number of them.
+        """The rows of a query that reads a bounded number of them; by a replica if there is one.
 
         The fast path of lists: straight on the driver's connection, because SQLAlchemy
         costs several times what the database does.
         """
         values = query.values(parameters)
+        if self.replica is not None:
+            with suppress(ReplicaUnfit):
+                return await self._at_replica(
+                    self.replica, "read", lambda shared: self._fetch_postgresql(shared, query.text, values)
+                )
         with self._working(self._looker, "read"):
             if self._thread is not None:
                 return self._fetch_sqlite(query.text, values)
-            async with self._driver_of_postgresql() as driver:
-                return await self._fetch_postgresql(driver, query.text, values)
+            async with self._streamer.connect() as shared:
+                return await self._fetch_postgresql(shared, query.text, values)
 
-    async def fetch_together(self, queries: Sequence[Query], parameters: Mapping[str, object]) -> list[Rows]:
+    async def fetch_together(
+        self, queries: Sequence[Query], parameters: Mapping[str, object], *, at_replica: bool = False
+    ) -> list[Rows]:
         """The rows of each of several queries, which all see one state of the database."""
         asked = [(query.text, query.values(parameters)) for query in queries]
+
+        async def fetch(shared: AsyncConnection) -> list[Rows]:
+            driver: Any = (await shared.get_raw_connection()).driver_connection
+            async with driver.transaction(isolation="repeatable_read", readonly=True):
+                return [await self._fetch_postgresql(shared, *each) for each in asked]
+
+        if at_replica and self.replica is not None:
+            with suppress(ReplicaUnfit):
+                return await self._at_replica(self.replica, "snapshot", fetch)
         with self._working(self._looker, "snapshot"):
             if self._thread is not None:
                 self._sqlite.execute("BEGIN")
@@ -278,11 +328,8 @@ class Database:
                     return [self._fetch_sqlite(*each) for each in asked]
                 finally:
                     self._sqlite.execute("COMMIT")
-            async with (
-                self._driver_of_postgresql() as driver,
-                driver.transaction(isolation="repeatable_read", readonly=True),
-            ):
-                return [await self._fetch_postgresql(driver, *each) for each in asked]
+            async with self._streamer.connect() as shared:
+                return await fetch(shared)
 
     def _fetch_sqlite(self, text: str, values: Sequence[object]) -> Rows:
         end = self._tracer.statement("sqlite", text)
@@ -294,7 +341,8 @@ class Database:
         end(None)
         return rows
 
-    async def _fetch_postgresql(self, driver: Any, text: str, values: Sequence[object]) -> Rows:
+    async def _fetch_postgresql(self, shared: AsyncConnection, text: str, values: Sequence[object]) -> Rows:
+        driver: Any = (await shared.get_raw_connection()).driver_connection
         end = self._tracer.statement("postgresql", text)
         try:
             rows: Rows = await driver.fetch(text, *values)
@@ -304,25 +352,50 @@ class Database:
         end(None)
         return rows
 
-    @asynccontextmanager
-    async def _driver_of_postgresql(self) -> AsyncIterator[Any]:
-        async with self._streamer.connect() as shared:
-            yield (await shared.get_raw_connection()).driver_connection
+    async def _at_replica(
+        self, replica: Replica, name: str, work: Callable[[AsyncConnection], Awaitable[Result]]
+    ) -> Result:
+        """Raises ReplicaUnfit where the primary is to do it, and ServiceUnavailable."""
+        try:
+            committed = await replica.committed()
+            with self._working(replica.engine.sync_engine, name):
+                async with replica.connect(committed) as shared:
+                    result = await work(shared)
+        except ReplicaUnfit:
+            self.list_reads["primary"] += 1
+            raise
+        self.list_reads["replica"] += 1
+        return result
 
-    async def look(self, work: Callable[[Connection], Result], *, consistent: bool = False) -> Result:
+    async def _ask_primary(self, text: str) -> Any:
+        """The one value of a statement that asks PostgreSQL about itself."""
+        with self._working(self._looker, "read"):
+            async with self._streamer.connect() as shared:
+                driver: Any = (await shared.get_raw_connection()).driver_connection
+                return await driver.fetchval(text)
+
+    async def look(
+        self, work: Callable[[Connection], Result], *, consistent: bool = False, at_replica: bool = False
+    ) -> Result:
         """Does work that reads a bounded number of rows.
 
         With `consistent` all of its statements see one state of the database; without,
-        each sees the state at its beginning, which is cheaper.
+        each sees the state at its beginning, which is cheaper. With `at_replica` a replica
+        does it if there is one.
         """
-        with self._working(self._looker, "snapshot" if consistent else "read"):
+        name = "snapshot" if consistent else "read"
+        isolation_level: IsolationLevel = "REPEATABLE READ" if consistent else "AUTOCOMMIT"
+        if at_replica and self.replica is not None:
+            with suppress(ReplicaUnfit):
+                return await self._at_replica(
+                    self.replica, name, lambda shared: _look_on(shared, isolation_level, work)
+                )
+        with self._working(self._looker, name):
             if self._thread is not None:
                 with self._looker.connect() as connection:
                     return _at_one_state(connection, work) if consistent else work(connection)
-            isolation_level: IsolationLevel = "REPEATABLE READ" if consistent else "AUTOCOMMIT"
             async with self._streamer.connect() as shared:
-                await shared.execution_options(isolation_level=isolation_level)
-                return await shared.run_sync(work)
+                return await _look_on(shared, isolation_level, work)
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
@@ -406,6 +479,12 @@ class Database:
             finally:
                 await _set_journal(connection, "WAL")
 
+    @asynccontextmanager
+    async def replica_watched(self) -> AsyncIterator[None]:
+        """Lets the replica, if there is one, serve lists until the end of the block."""
+        async with nullcontext() if self.replica is None else self.replica.watched():
+            yield
+
     async def close(self) -> None:
         """Closes every connection, after the transaction that is under way."""
         if self._thread is not None:
@@ -418,6 +497,15 @@ class Database:
             self.writer.dispose()
             self._looker.dispose()
         await self._streamer.dispose()
+        if self.replica is not None:
+            await self.replica.engine.dispose()
+
+
+async def _look_on(
+    shared: AsyncConnection, isolation_level: IsolationLevel, work: Callable[[Connection], Result]
+) -> Result:
+    await shared.execution_options(isolation_level=isolation_level)
+    return await shared.run_sync(work)
 
 
 def _transact(engine: Engine, work: Callable[[Connection], Result]) -> Result:
@@ -452,14 +540,14 @@ async def _set_journal(connection: AsyncConnection, mode: str) -> None:
 
 
 @contextmanager
-def _no_word_of_the_url() -> Iterator[None]:
+def _no_word_of_the_url(setting: str = "database_url") -> Iterator[None]:
     try:
         yield
     except (NoSuchModuleError, InvalidRequestError, ImportError):
         raise DatabaseUrlInvalid("must begin with sqlite+aiosqlite: or postgresql+asyncpg:") from None
     except (ArgumentError, ValueError):
         raise DatabaseUrlInvalid(
-            "can't be read; in a password all but letters and digits are percent-encoded"
+            "can't be read; in a password all but letters and digits are percent-encoded", setting
         ) from None
     except OSError as error:
         raise DatabaseUrlInvalid(f"names a folder that can't be made: {error.strerror}") from None

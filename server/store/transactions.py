@@ -206,6 +206,7 @@ class TransactionStore:
         rows, *states = await self._database.fetch_together(
             (_windows_query(dialect), *state_queries(1, dialect)),
             parameters | account_parameters([account_number]),
+            at_replica=True,
         )
         state = put_together(*states)[account_number].state
         return state, [UsageWindow(*row) for row in rows], state.window.number if state.window else 0

