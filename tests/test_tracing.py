@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
+import threading
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, closing
 from pathlib import Path
 
@@ -32,6 +33,15 @@ CALLER_SPAN_ID = "00f067aa0ba902b7"
 def traceparent(trace_id: str, flags: str = "01") -> tuple[str, str]:
     """What says that a call is part of a trace."""
     return "traceparent", f"00-{trace_id}-{CALLER_SPAN_ID}-{flags}"
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left() -> Iterator[None]:
+    """Waits for threads that still try to send spans: no other test is to have them beside it."""
+    yield
+    for thread in threading.enumerate():
+        if thread.name == "flush traces" or thread.name.startswith("Otel"):
+            thread.join(60)
 
 
 async def a_client(book: Book, channel: grpc.aio.Channel) -> Client:

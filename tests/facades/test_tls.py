@@ -175,7 +175,7 @@ def test_gateway_verifies_the_server(
     with gateway_before(tmp_path, settings.port, with_tls) as origin:
         # A server that is not healthy is asked all the same, and so is one that is not known to be yet.
         wait_until(lambda: send(origin, BALANCE, headers=CREDENTIAL).status == status, "the answer that is due")
-        assert send(origin, "/healthz").status == status
+        assert send(origin, "/readyz").status == status
 
 
 @pytest.mark.parametrize("command", ["serve", "up"])
