@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import sqlite3
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -58,6 +59,8 @@ STATEMENT_BYTES_CACHED_MAX = 65_536
 WRITER_CACHE_KIBIBYTES = 32_768
 BULK_CACHE_KIBIBYTES = 262_144
 SORTING_THREADS = 2
+JOURNAL_TRIES = 100
+JOURNAL_PAUSE_SECONDS = 0.05
 LOG_PAGES_MAX = 4000
 """How long SQLite's write-ahead log grows before it is worked off: 16 MiB."""
 
@@ -578,7 +581,9 @@ def _known(error: Exception) -> Exception:
     elif isinstance(error, asyncpg.PostgresError):
         if not (error.sqlstate or "").startswith(_OUTAGE_STATES):
             return cast("Exception", error)
-    elif not isinstance(error, PoolTimeout | OSError | asyncpg.InterfaceError | sqlite3.OperationalError):
+    elif not isinstance(
+        error, PoolTimeout | OSError | asyncpg.InterfaceError | asyncpg.InternalClientError | sqlite3.OperationalError
+    ):
         return error
     log.warning("database unavailable", error=str(getattr(error, "orig", error)))
     return ServiceUnavailable()
@@ -653,6 +658,19 @@ def _sqlite_stream_engine(url: URL, limits: DatabaseLimits) -> AsyncEngine:
     return engine
 
 
+def _write_ahead(cursor: Any) -> None:
+    """Switches the log on; again where others do the same at a new file, which SQLite itself doesn't wait for."""
+    for tries_left in reversed(range(JOURNAL_TRIES)):
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError:
+            if not tries_left:
+                raise
+            time.sleep(JOURNAL_PAUSE_SECONDS)
+        else:
+            return
+
+
 def _prepare_sqlite(engine: Engine, *, query_only: bool) -> None:
     url = engine.url
     if url.database:
@@ -665,7 +683,7 @@ def _prepare_sqlite(engine: Engine, *, query_only: bool) -> None:
         cursor = connection.cursor()
         # A reader of a database that has just been made must not set its journal mode.
         if not query_only:
-            cursor.execute("PRAGMA journal_mode = WAL")
+            _write_ahead(cursor)
             # What a large import touches stays in memory, and goes from the log to its place
             # once and not every few groups: a fifth less time in the database.
             cursor.execute(f"PRAGMA cache_size = -{WRITER_CACHE_KIBIBYTES}")
