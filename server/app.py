@@ -173,7 +173,11 @@ async def serving(
         authenticator = Authenticator(book.credentials, book.clock, book.api_key_uses.note, open_token=open_token)
         limiter = _limiter(settings, stopwatch)
         server = grpc.aio.server(
-            interceptors=[CallInterceptor(authenticator, limiter, FACADES, _call_bounds(settings), observation)],
+            interceptors=[
+                CallInterceptor(
+                    authenticator, limiter, FACADES, _call_bounds(settings), observation, settings.text_characters_max
+                )
+            ],
             options=_options(settings, is_shared=own_port is not None),
         )
         _add_services(server, book, settings, PageTokens(token_keys, book.random_bytes))

@@ -12,7 +12,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from server.transport.signing_keys import KEY_TYPES
 from server.transport.token_keys import parse_token_keys
-from server.transport.validation import BATCH_SIZE_MAX, PAGE_SIZE_MAX
+from server.transport.validation import BATCH_SIZE_MAX, PAGE_SIZE_MAX, TEXT_CHARACTERS_MAX
 
 CALLS_PER_SECOND_MIN = 0.001
 
@@ -141,6 +141,12 @@ class Settings(BaseSettings):
         ge=24_576,
         le=1024 * 1024,
         description="the size of a call's metadata that is always let in; twice as much never is",
+    )
+    text_characters_max: int = Field(
+        default=TEXT_CHARACTERS_MAX,
+        ge=64,
+        le=TEXT_CHARACTERS_MAX,
+        description="the longest text of a request, beside the bound that each has by its contract",
     )
     page_size_max: int = Field(default=PAGE_SIZE_MAX, ge=1, le=PAGE_SIZE_MAX, description="rows of a native page")
     batch_size_max: int = Field(

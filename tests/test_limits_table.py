@@ -48,6 +48,7 @@ CONSTANTS: Mapping[str, Mapping[str, int]] = {
     "a priority": {"PRIORITY_MAX": validation.PRIORITY_MAX},
     "metadata of a transaction or a company": {"METADATA_BYTES_MAX": validation.METADATA_BYTES_MAX},
     "depth of that metadata": {"METADATA_DEPTH_MAX": validation.METADATA_DEPTH_MAX},
+    "any text of a request": {"TEXT_CHARACTERS_MAX": validation.TEXT_CHARACTERS_MAX},
     "a display name": {"DISPLAY_NAME_CHARACTERS_MAX": validation.DISPLAY_NAME_CHARACTERS_MAX},
     "a time to live": {"TIME_TO_LIVE_DAYS_MAX": validation.TIME_TO_LIVE_DAYS_MAX},
     "a grace period of a key": {"GRACE_PERIOD_DAYS_MAX": validation.GRACE_PERIOD_DAYS_MAX},

@@ -22,8 +22,9 @@ from server.transport.auth import Authenticator, authentication
 from server.transport.deadlines import Deadlines, Work
 from server.transport.errors import RenderError, code_of, refuse
 from server.transport.limits import RateLimiter
-from server.transport.parsing import unless_malformed
+from server.transport.parsing import Naming, unless_malformed, unless_too_long
 from server.transport.scopes import declared_scopes
+from server.transport.validation import TEXT_CHARACTERS_MAX
 
 log = structlog.get_logger(__name__)
 
@@ -85,6 +86,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         renderers: Mapping[str, RenderError],
         bounds: CallBounds,
         observation: Observation = Observation(),
+        text_characters_max: int = TEXT_CHARACTERS_MAX,
     ) -> None:
         """`renderers` tells, by the full name of a facade's service, how it words errors.
 
@@ -94,6 +96,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._limiter = limiter
         self._renderers = renderers
         self._observation = observation
+        self._text_characters_max = text_characters_max
         self._calls = (Deadlines(bounds.call),)
         self._idle = Deadlines(bounds.idle)
         self._streams = (Deadlines(bounds.stream), self._idle)
@@ -128,7 +131,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             bounds=self._calls if handler.unary_unary is not None else self._streams,
         )
         # A documented API has names of its own for its parameters, which are those of JSON.
-        parse = unless_malformed(handler.request_deserializer, "name" if method.render is None else "json_name")
+        naming: Naming = "name" if method.render is None else "json_name"
+        parse = unless_malformed(handler.request_deserializer, naming)
+        if self._text_characters_max < TEXT_CHARACTERS_MAX:
+            parse = unless_too_long(parse, naming, self._text_characters_max)
         if handler.unary_unary is not None:
             # The stubs know only synchronous handlers; a server of grpc.aio has coroutines.
             answer: Callable[[Any, Context], Awaitable[Any]] = handler.unary_unary  # type: ignore[assignment]

@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import DecodeError, Message
+from google.protobuf.struct_pb2 import Struct
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from server.ledger.errors import FieldInvalid
@@ -34,6 +35,40 @@ def unless_malformed(deserialize: Callable[[bytes], Any] | None, naming: Naming)
             return FieldInvalid(field, "is not UTF-8")
 
     return parse
+
+
+def unless_too_long(parse: Callable[[bytes], Any], naming: Naming, characters_max: int) -> Callable[[bytes], Any]:
+    """Lets a FieldInvalid stand for a request with a longer text than an operator wants to take."""
+
+    def parse_bounded(request: bytes) -> Any:
+        message = parse(request)
+        # No text is longer than all of the request.
+        if len(request) <= characters_max or isinstance(message, FieldInvalid):
+            return message
+        field = _field_that_is_too_long(message, naming, characters_max)
+        return message if field is None else FieldInvalid(field, f"must have at most {characters_max} characters")
+
+    return parse_bounded
+
+
+def _field_that_is_too_long(message: Message, naming: Naming, characters_max: int) -> str | None:
+    """The first text that is longer, or None. A Struct is not looked at: it has a bound for all of it."""
+    for field, value in message.ListFields():
+        name: str = getattr(field, naming)
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            values = {f"{name}.{key}": each for key, each in value.items()}
+        elif field.is_repeated:
+            values = {f"{name}[{index}]": each for index, each in enumerate(value)}
+        else:
+            values = {name: value}
+        for place, each in values.items():
+            if isinstance(each, str) and len(each) > characters_max:
+                return place
+            if isinstance(each, Message) and not isinstance(each, Struct):
+                inner = _field_that_is_too_long(each, naming, characters_max)
+                if inner is not None:
+                    return f"{place}.{inner}"
+    return None
 
 
 def _field_that_is_no_text(message_type: type[Message], request: bytes, naming: Naming) -> str | None:

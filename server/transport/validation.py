@@ -86,6 +86,9 @@ CHARACTERS_MAX: Mapping[str, Mapping[str, int]] = {
     Usage.DESCRIPTOR.full_name: {"model": 255},
 }
 
+TEXT_CHARACTERS_MAX = max(length for lengths in CHARACTERS_MAX.values() for length in lengths.values())
+"""The longest text that any field takes."""
+
 IDENTIFIED = frozenset(message.DESCRIPTOR.full_name for message in (User, Booking, Order, EventTicket))
 """The messages that make no sense without their id."""
 

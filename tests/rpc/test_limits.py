@@ -337,3 +337,63 @@ def test_a_limit_has_limits(name: str, least: int, most: int) -> None:
     for value in (least - 1, most + 1):
         with pytest.raises(ValidationError, match=name):
             Settings(**{name: value})  # type: ignore[arg-type]
+
+
+NARROW = Settings(port=0, text_characters_max=64)
+"""No text of a request may be longer, whatever its contract says."""
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def narrow(shared_server: Server) -> AsyncIterator[Client]:
+    """A caller of the ledger of the module, behind a bound on all texts."""
+    admin = await shared_server.client(await shared_server.create_tenant("narrow"), scopes={"admin"})
+    await admin.create_account("acme")
+    async with serving(shared_server.book, NARROW) as port, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        yield Client(channel, admin.key)
+
+
+async def history(item: CreateTransactionRequest) -> AsyncIterator[ImportTransactionsRequest]:
+    """One transaction of history."""
+    past = ImportTransactionsRequest.Item(
+        parent=item.parent, transaction=item.transaction, create_time=Timestamp(seconds=NOON // SECOND)
+    )
+    yield ImportTransactionsRequest(items=[past])
+
+
+@shares_a_server
+@pytest.mark.parametrize(("length", "is_taken"), [(64, True), (65, False)])
+@pytest.mark.parametrize("letter", ["x", "\u00e9"])
+async def test_length_of_any_text(narrow: Client, length: int, is_taken: bool, letter: str) -> None:
+    """Texts of text_characters_max characters are taken wherever they stand; longer ones are told with their place."""
+    text = letter * length
+    ledger, metadata = narrow.ledger, narrow.metadata
+    (described,) = posting(1, description=text)
+    (short,) = posting(1)
+    calls = {
+        "transaction.description": ledger.CreateTransaction(described, metadata=metadata),
+        "transaction.labels.location": ledger.CreateTransaction(
+            posting(1, labels={"location": text})[0], metadata=metadata
+        ),
+        "requests[1].transaction.description": ledger.BatchCreateTransactions(
+            BatchCreateTransactionsRequest(parent="accounts/acme", requests=[short, described]), metadata=metadata
+        ),
+        "account.company.notes": ledger.CreateAccount(
+            CreateAccountRequest(
+                account_id=f"{length}-{ord(letter)}",
+                account=Account(kind=Account.COMPANY, company=Company(title="x", notes=text)),
+            ),
+            metadata=metadata,
+        ),
+        "items[0].transaction.description": narrow.admin.ImportTransactions(history(described), metadata=metadata),
+    }
+    for place, call in calls.items():
+        assert await verdict_of(call) == ("OK" if is_taken else f"INVALID_ARGUMENT {place}")
+
+
+@shares_a_server
+async def test_length_of_texts_inside_metadata(narrow: Client) -> None:
+    """A Struct has a bound for all of it, and so none for its texts."""
+    struct = Struct()
+    struct["long"] = "x" * 1000
+    (request,) = posting(1, metadata=struct)
+    assert await verdict_of(narrow.ledger.CreateTransaction(request, metadata=narrow.metadata)) == "OK"
