@@ -123,8 +123,11 @@ async def test_calls_that_wait_while_tracing_begins_are_posted(book: Book) -> No
             client = await a_client(book, channel)
             async with held_up(book):
                 waiting = asyncio.create_task(client.post("acme", Transaction.GRANT, "1"))
-                also_waiting = asyncio.create_task(client.post("acme", Transaction.GRANT, "1"))
                 async with asyncio.timeout(30):
+                    # Else the poster may take both at once, and none is in the line.
+                    while not book.database.pools["write"].waiting:
+                        await asyncio.sleep(0.01)
+                    also_waiting = asyncio.create_task(client.post("acme", Transaction.GRANT, "1"))
                     while not book.poster.line_length:
                         await asyncio.sleep(0.01)
                 stack = AsyncExitStack()
