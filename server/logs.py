@@ -20,6 +20,7 @@ REQUEST_ID_CHARACTERS_MAX = 128
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 _UNSAFE = re.compile(r"[^!-~]")
+_FILE = re.compile(r'File "([^"\n]+)"')
 
 
 def configure_logs(settings: Settings) -> None:
@@ -52,10 +53,24 @@ def configure_logs(settings: Settings) -> None:
 
 def _renderers(settings: Settings) -> list[Processor]:
     # Plain tracebacks: decorated ones take seconds, and show local variables.
+    plain: list[Processor] = [structlog.processors.format_exc_info, hide_folders]
     if settings.log_format == "json":
-        return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=repr)]
-    plain = structlog.dev.plain_traceback
-    return [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
+        return [*plain, structlog.processors.JSONRenderer(default=repr)]
+    formatter = structlog.dev.plain_traceback
+    return [*plain, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=formatter)]
+
+
+def hide_folders(_logger: WrappedLogger, _method: str, line: EventDict) -> EventDict:
+    """Leaves of the files in a traceback their names below where they are installed, not where that is."""
+    if isinstance(text := line.get("exception"), str):
+        line["exception"] = _FILE.sub(lambda match: f'File "{_below(match[1])}"', text)
+    return line
+
+
+def _below(file: str) -> str:
+    # The longest that fits: packages lie below Python's own folder.
+    fitting = max((folder for folder in sys.path if folder and file.startswith(f"{folder}/")), key=len, default="")
+    return file.removeprefix(f"{fitting}/") if fitting else file.rpartition("/")[2]
 
 
 def _trace_ids(settings: Settings) -> list[Processor]:

@@ -585,7 +585,9 @@ def _known(error: Exception) -> Exception:
         error, PoolTimeout | OSError | asyncpg.InterfaceError | asyncpg.InternalClientError | sqlite3.OperationalError
     ):
         return error
-    log.warning("database unavailable", error=str(getattr(error, "orig", error)))
+    # What the system says of a file has its path in it.
+    words = (error.strerror if isinstance(error, OSError) else None) or str(getattr(error, "orig", error))
+    log.warning("database unavailable", error=words)
     return ServiceUnavailable()
 
 

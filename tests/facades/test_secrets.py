@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import sqlite3
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -33,7 +34,7 @@ from server.usecases.api_keys import ApiKeyDraft
 from tests.conftest import PostgreSQL
 from tests.facades.conftest import credential, ledger_stub
 from tests.facades.exchanges import send
-from tests.facades.processes import Daybook, Ports, run, sqlite_url
+from tests.facades.processes import ROOT, Daybook, Ports, run, sqlite_url
 
 PASSWORD = "pass-word-of-the-database"
 PERSON = "person-who-is-named"
@@ -188,7 +189,11 @@ def test_nothing_secret_is_told_or_logged(tmp_path: Path, command: str, log_form
     assert "UNAUTHENTICATED" in logged, "every call is logged"
     if log_format == "json":
         assert all(json.loads(line) for line in daybook.stderr.splitlines())
-    found = {secret for secret in {*told.secrets, TOKEN_KEY, PERSON, *OF_LOGS} if secret in logged}
+    folders = (str(ROOT), sys.prefix, sys.base_prefix, str(tmp_path))
+    found = {secret for secret in {*told.secrets, TOKEN_KEY, PERSON, *OF_LOGS, *folders} if secret in logged}
+    assert 'File \\"server/' in logged or 'File "server/' in logged, (
+        "tracebacks tell where in the product they come from"
+    )
     answered = "\n".join(told.answers)
     found |= {word for word in {*told.secrets, TOKEN_KEY, *OF_ANSWERS, str(tmp_path)} if word in answered}
     assert not found
