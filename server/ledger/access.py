@@ -56,8 +56,10 @@ class Caller:
 
         `request` is what the credential is needed for.
         """
-        if all(self.scopes.isdisjoint(SUFFICIENT.get(scope, ())) for scope in scopes):
-            raise ScopeMissing(scopes[0], request)
+        for scope in scopes:
+            if not self.scopes.isdisjoint(SUFFICIENT.get(scope, ())):
+                return
+        raise ScopeMissing(scopes[0], request)
 
     def require_grant(self, scopes: Collection[str]) -> None:
         """Raises ScopeMissing for a scope that the caller can't hand out, since its own don't include it."""

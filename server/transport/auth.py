@@ -14,9 +14,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TypeAlias
-
-from cachetools import TTLCache
+from typing import NamedTuple, TypeAlias
 
 from server.ledger.access import Caller, hash_secret, is_active
 from server.ledger.errors import CredentialInvalid, CredentialMissing
@@ -68,6 +66,18 @@ OpenToken: TypeAlias = Callable[[str], Awaitable[Opened]]
 """Checks an access token. Raises CredentialInvalid, and ServiceUnavailable if nobody can check it now."""
 
 
+class _Remembered(NamedTuple):
+    """What a header was found to mean."""
+
+    authentication: Authentication
+    expire_time: Instant | None
+    """That of the credential."""
+    key_id: str | None
+    """None for an access token."""
+    until: float
+    """When it is forgotten, in seconds of the stopwatch."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Credential:
     scheme: Scheme
@@ -96,22 +106,36 @@ class Authenticator:
         self._clock = clock
         self._note_use = note_use
         self._open_token = open_token
-        self._opened: TTLCache[_Credential, Opened] = TTLCache(
-            CREDENTIALS_CACHED_MAX, KEY_CACHED_SECONDS_MAX, stopwatch
-        )
+        self._stopwatch = stopwatch
+        # By the headers themselves, so that one that was read lately isn't read again; those
+        # that are forgotten first stand first.
+        self._opened: dict[tuple[str, str], _Remembered] = {}
 
     async def authenticate(self, metadata: Iterable[tuple[str, str | bytes]]) -> Authentication:
         """Raises CredentialMissing, CredentialInvalid or ServiceUnavailable. A wrong credential is not cached."""
-        credential = _credential(metadata)
-        opened = self._opened.get(credential)
-        if opened is None:
-            opened = await self._open(credential)
-            self._opened[credential] = opened
-        elif not is_active(None, opened.expire_time, self._clock()):
+        header = _header(metadata)
+        found = self._opened.get(header)
+        if found is None or found.until <= self._stopwatch():
+            found = await self._remember(header)
+        elif found.expire_time is not None and not is_active(None, found.expire_time, self._clock()):
             raise CredentialInvalid
-        if credential.key_id is not None:
-            self._note_use(credential.key_id)
-        return Authentication(opened.caller, credential.scheme)
+        if found.key_id is not None:
+            self._note_use(found.key_id)
+        return found.authentication
+
+    async def _remember(self, header: tuple[str, str]) -> _Remembered:
+        credential = _credential(*header)
+        opened = await self._open(credential)
+        self._opened.pop(header, None)
+        if len(self._opened) >= CREDENTIALS_CACHED_MAX:
+            del self._opened[next(iter(self._opened))]
+        found = self._opened[header] = _Remembered(
+            Authentication(opened.caller, credential.scheme),
+            opened.expire_time,
+            credential.key_id,
+            self._stopwatch() + KEY_CACHED_SECONDS_MAX,
+        )
+        return found
 
     async def _open(self, credential: _Credential) -> Opened:
         if credential.key_id is not None:
@@ -141,13 +165,18 @@ class Authenticator:
         raise CredentialInvalid
 
 
-def _credential(metadata: Iterable[tuple[str, str | bytes]]) -> _Credential:
+def _header(metadata: Iterable[tuple[str, str | bytes]]) -> tuple[str, str]:
+    """The first header that may hold a credential."""
     for name, value in metadata:
         if name in ("authorization", "x-api-key") and isinstance(value, str):
             if len(value) > CREDENTIAL_CHARACTERS_MAX:
                 raise CredentialInvalid
-            return _parse_authorization(value) if name == "authorization" else _parse_key(Scheme.API_KEY, value)
+            return name, value
     raise CredentialMissing
+
+
+def _credential(name: str, value: str) -> _Credential:
+    return _parse_authorization(value) if name == "authorization" else _parse_key(Scheme.API_KEY, value)
 
 
 def _parse_authorization(value: str) -> _Credential:

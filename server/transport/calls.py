@@ -7,9 +7,9 @@ each call; this one wraps each method once and keeps the result.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -74,6 +74,21 @@ class _Method:
     measure: Measure | None
     trace: Trace | None
     bounds: Sequence[Deadlines]
+    is_logged: bool
+    """Whether each call has a line in the log."""
+
+
+@dataclass(slots=True)
+class _Call:
+    """A call under way, and how it ends."""
+
+    method: _Method
+    context: Context
+    work: Work
+    started: float
+    end_trace: Callable[[grpc.StatusCode, str], None] | None
+    code: grpc.StatusCode = grpc.StatusCode.OK
+    reason: str = ""
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
@@ -108,6 +123,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler | None:
         """The handler of a method with all of this around it; None if there is no such method."""
+        # The handler runs in the same task. To ask its context would put all of it together again.
+        call_metadata.set(handler_call_details.invocation_metadata or ())
         method = handler_call_details.method
         wrapped = self._wrapped.get(method)
         if wrapped is None:
@@ -129,6 +146,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             measure=measuring and measuring(name),
             trace=tracing and tracing(name),
             bounds=self._calls if handler.unary_unary is not None else self._streams,
+            is_logged=log.is_enabled_for(logging.DEBUG),
         )
         # A documented API has names of its own for its parameters, which are those of JSON.
         naming: Naming = "name" if method.render is None else "json_name"
@@ -140,26 +158,47 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             answer: Callable[[Any, Context], Awaitable[Any]] = handler.unary_unary  # type: ignore[assignment]
 
             async def unary(request: Any, context: Context) -> Any:
-                async with self._around(method, context, request):
+                call = self._begin(method, context)
+                try:
+                    await self._admit(call, request)
                     return await answer(_well_formed(request), context)
+                except BaseException as error:
+                    await self._fail(call, error)
+                    raise
+                finally:
+                    _end(call)
 
             return grpc.unary_unary_rpc_method_handler(unary, parse, _unless_bytes(handler.response_serializer))
         if handler.unary_stream is not None:
             answers: Callable[[Any, Context], AsyncIterator[Any]] = handler.unary_stream  # type: ignore[assignment]
 
             async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
-                async with self._around(method, context, request) as work:
-                    async for answer in answers(_well_formed(request), context):
-                        self._idle.begin_anew(work)
-                        yield answer
+                call = self._begin(method, context)
+                try:
+                    await self._admit(call, request)
+                    async for each in answers(_well_formed(request), context):
+                        self._idle.begin_anew(call.work)
+                        yield each
+                except BaseException as error:
+                    await self._fail(call, error)
+                    raise
+                finally:
+                    _end(call)
 
             return grpc.unary_stream_rpc_method_handler(stream, parse, _unless_bytes(handler.response_serializer))
         if handler.stream_unary is not None:
             summary: Callable[[Any, Context], Awaitable[Any]] = handler.stream_unary  # type: ignore[assignment]
 
             async def upload(requests: Any, context: Context) -> Any:
-                async with self._around(method, context) as work:
-                    return await summary(self._all_well_formed(requests, work), context)
+                call = self._begin(method, context)
+                try:
+                    await self._admit(call)
+                    return await summary(self._all_well_formed(requests, call.work), context)
+                except BaseException as error:
+                    await self._fail(call, error)
+                    raise
+                finally:
+                    _end(call)
 
             return grpc.stream_unary_rpc_method_handler(upload, parse, _unless_bytes(handler.response_serializer))
         raise AssertionError(f"{name} streams both ways, and nothing here wraps that")
@@ -169,59 +208,63 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             self._idle.begin_anew(work)
             yield _well_formed(request)
 
-    @asynccontextmanager
-    async def _around(self, method: _Method, context: Context, request: Any = None) -> AsyncIterator[Work]:
-        started = time.perf_counter()
-        code, reason = grpc.StatusCode.OK, ""
+    def _begin(self, method: _Method, context: Context) -> _Call:
         work = asyncio.current_task()
         assert work is not None, "gRPC makes one for each call"
         for bound in method.bounds:
             bound.begin(work)
-        # A tuple; the stubs know the type of a client's metadata only.
-        metadata: Metadata = context.invocation_metadata() or ()  # type: ignore[assignment]
-        call_metadata.set(metadata)
-        end_trace = method.trace and method.trace(metadata)
-        try:
-            found = await self._authenticator.authenticate(metadata)
-            if self._limiter is not None:
-                self._limiter.take(found.caller.credential_id)
-            authentication.set(found)
-            found.caller.require_scope(method.scopes, request)
-            yield work
-        except DaybookError as error:
-            code, reason = code_of(error), error.reason
-            if isinstance(error, Internal | Unavailable):
-                log.warning("call failed", method=method.name, code=code.name, reason=reason)
-            await refuse(context, error, method.render)
-        except grpc.aio.AbortError:
-            raise
-        except GeneratorExit:
-            code = _code_of_cancellation(context)
-            raise
-        except asyncio.CancelledError:
-            if not any(bound.end(work) for bound in method.bounds):
-                # The caller has gone away, or set a deadline that is sooner.
-                code = _code_of_cancellation(context)
-                raise
-            work.uncancel()
-            failure = TimedOut()
-            code, reason = code_of(failure), failure.reason
-            log.warning("call took too long", method=method.name)
-            await refuse(context, failure, method.render)
-        except Exception:
-            unforeseen = InternalFailure()
-            code, reason = code_of(unforeseen), unforeseen.reason
-            log.exception("call failed", method=method.name, code=code.name, reason=reason)
-            await refuse(context, unforeseen, method.render)
-        finally:
-            for bound in method.bounds:
-                bound.end(work)
-            seconds = time.perf_counter() - started
-            if method.measure is not None:
-                method.measure(code, reason, seconds)
-            log.debug("call", method=method.name, code=code.name, seconds=seconds)
-            if end_trace is not None:
-                end_trace(code, reason)
+        return _Call(method, context, work, time.perf_counter(), method.trace and method.trace(call_metadata.get()))
+
+    async def _admit(self, call: _Call, request: Any = None) -> None:
+        """Finds out who calls. Raises what a caller is refused for before anything is done."""
+        found = await self._authenticator.authenticate(call_metadata.get())
+        if self._limiter is not None:
+            self._limiter.take(found.caller.credential_id)
+        authentication.set(found)
+        found.caller.require_scope(call.method.scopes, request)
+
+    async def _fail(self, call: _Call, error: BaseException) -> None:
+        """Ends a call that was refused, failed or given up; returns where the error itself ends it."""
+        method, context = call.method, call.context
+        match error:
+            case grpc.aio.AbortError():
+                return
+            case GeneratorExit():
+                call.code = _code_of_cancellation(context)
+                return
+            case asyncio.CancelledError():
+                if not any(bound.end(call.work) for bound in method.bounds):
+                    # The caller has gone away, or set a deadline that is sooner.
+                    call.code = _code_of_cancellation(context)
+                    return
+                call.work.uncancel()
+                log.warning("call took too long", method=method.name)
+                refusal: DaybookError = TimedOut()
+            case DaybookError():
+                refusal = error
+                if isinstance(error, Internal | Unavailable):
+                    log.warning("call failed", method=method.name, code=code_of(error).name, reason=error.reason)
+            case Exception():
+                refusal = InternalFailure()
+                code = code_of(refusal).name
+                log.error("call failed", method=method.name, code=code, reason=refusal.reason, exc_info=error)
+            case _:
+                return
+        call.code, call.reason = code_of(refusal), refusal.reason
+        await refuse(context, refusal, method.render)
+
+
+def _end(call: _Call) -> None:
+    method = call.method
+    for bound in method.bounds:
+        bound.end(call.work)
+    seconds = time.perf_counter() - call.started
+    if method.measure is not None:
+        method.measure(call.code, call.reason, seconds)
+    if method.is_logged:
+        log.debug("call", method=method.name, code=call.code.name, seconds=seconds)
+    if call.end_trace is not None:
+        call.end_trace(call.code, call.reason)
 
 
 def _code_of_cancellation(context: Context) -> grpc.StatusCode:

@@ -8,6 +8,7 @@ is the generic cell rate algorithm); a bucket that nobody has is full.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from cachetools import LRUCache
@@ -23,6 +24,12 @@ BUCKETS_MAX = 100_000
 _SECOND = 1_000_000_000
 
 
+@dataclass(slots=True)
+class _Bucket:
+    full_time: int
+    """In nanoseconds of the stopwatch."""
+
+
 class RateLimiter:
     """Counts the calls of each credential in this process.
 
@@ -33,15 +40,18 @@ class RateLimiter:
         self._token_time = round(_SECOND / calls_per_second)
         self._capacity = burst * self._token_time
         self._stopwatch = stopwatch
-        self._full_times: LRUCache[str, int] = LRUCache(BUCKETS_MAX)
+        self._buckets: LRUCache[str, _Bucket] = LRUCache(BUCKETS_MAX)
 
     def take(self, credential_id: str) -> None:
         """Takes a token for one call. Raises RateLimited if there is none; that takes nothing."""
         now = self._stopwatch()
         empty_time = now + self._capacity
+        bucket = self._buckets.get(credential_id)
+        if bucket is None:
+            bucket = self._buckets[credential_id] = _Bucket(now)
         # No bucket is fuller than full or, where the stopwatch went back, emptier than empty.
-        full_time = min(max(self._full_times.get(credential_id, now), now), empty_time)
-        missing = full_time + self._token_time - empty_time
-        self._full_times[credential_id] = full_time if missing > 0 else full_time + self._token_time
+        bucket.full_time = min(max(bucket.full_time, now), empty_time)
+        missing = bucket.full_time + self._token_time - empty_time
         if missing > 0:
             raise RateLimited(missing / _SECOND)
+        bucket.full_time += self._token_time

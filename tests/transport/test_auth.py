@@ -20,6 +20,7 @@ from server.app import Book, open_book
 from server.ledger.access import hash_secret, new_api_key
 from server.ledger.errors import CredentialInvalid, CredentialMissing, DaybookError
 from server.ledger.names import RandomBytes
+from server.transport import auth
 from server.transport.auth import (
     CREDENTIAL_CHARACTERS_MAX,
     KEY_CACHED_SECONDS_MAX,
@@ -360,6 +361,31 @@ async def test_a_key_that_is_gone_is_refused_within_seconds(book: Book, random_b
         await connection.execute(text("DELETE FROM api_keys"))
     seconds = KEY_CACHED_SECONDS_MAX
     assert await outcome_of(authenticator.authenticate(metadata)) is CredentialInvalid
+
+
+async def test_credentials_are_kept_in_bounds(
+    book: Book, random_bytes: RandomBytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond the bound the one goes that was looked up longest ago, and is looked up again when it comes."""
+    monkeypatch.setattr(auth, "CREDENTIALS_CACHED_MAX", 3)
+    keys = [new_key(random_bytes) for _ in range(4)]
+    for number, key in enumerate(keys):
+        await store_key(book, key, tenant=f"house-{number}")
+    seconds = 0.0
+    authenticator = authenticator_of(book, lambda: seconds)
+
+    async def is_looked_up(key: Key) -> bool:
+        before = book.credentials.lookup_count
+        await authenticator.authenticate([("x-api-key", f"{key.id}.{key.secret}")])
+        return book.credentials.lookup_count > before
+
+    first, second, third, fourth = keys
+    assert [await is_looked_up(key) for key in (first, first)] == [True, False]
+    seconds = 1.0
+    assert [await is_looked_up(key) for key in (second, first, second)] == [True, False, False]
+    seconds = KEY_CACHED_SECONDS_MAX
+    assert [await is_looked_up(key) for key in (first, third, fourth)] == [True, True, True]
+    assert [await is_looked_up(key) for key in (first, third, fourth, second)] == [False, False, False, True]
 
 
 @dataclass
