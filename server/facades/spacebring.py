@@ -121,7 +121,7 @@ class CreditsTransactions(TransactionsServicer):
         )
         token = None if shown.next_key is None else self._page_tokens.seal_transaction(listing, shown.next_key)
         return (
-            join_messages(body for _, body in shown.rows)
+            join_messages([body for _, body in shown.rows])
             + spacebring.GetCreditsTransactionsResponse(next_page_token=token).SerializeToString()
         )
 

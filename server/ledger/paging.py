@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from itertools import accumulate
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from daybook.v1.transaction_pb2 import Transaction
 
@@ -40,8 +40,7 @@ class Order:
     descending: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class TransactionKey:
+class TransactionKey(NamedTuple):
     """The place of a transaction in a list."""
 
     position: int
@@ -76,6 +75,10 @@ class TransactionFilter:
     location: str | None = None
     membership: str | None = None
     company: str | None = None
+
+
+EVERYTHING = TransactionFilter()
+"""The filter that lets all pass."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from daybook.v1.ledger_service_pb2 import (
     TRANSACTION_VIEW_FULL,
@@ -20,6 +21,7 @@ from daybook.v1.transaction_pb2 import Transaction
 from server.ledger.bodies import join_messages, with_allocations
 from server.ledger.errors import DaybookError, FieldInvalid
 from server.ledger.names import ALL_ACCOUNTS, parse_account_name, parse_transaction_name
+from server.ledger.paging import EVERYTHING, Order, OrderField, TransactionFilter
 from server.transport.auth import current_caller
 from server.transport.calls import Context
 from server.transport.errors import to_status
@@ -30,6 +32,8 @@ from server.usecases.commands import of_item
 from server.usecases.transactions import NewTransaction, Transactions
 
 BATCH_BYTES_MAX = 2 * 1024 * 1024
+LISTS_CACHED_MAX = 4096
+"""How many lists are kept as they were read: who asks for one asks for it again."""
 
 
 class TransactionMethods:
@@ -88,21 +92,27 @@ class TransactionMethods:
     async def ListTransactions(self, request: ListTransactionsRequest, context: Context) -> bytes:
         """Opens the page token, lists a page, seals the next token."""
         caller = current_caller()
-        account_id = parse_account_name("parent", request.parent, wildcard=True)
+        account_id, wanted, order = _read_list(request.parent, request.filter, request.order_by)
         limit = read_page_size(request.page_size, self._sizes.page_size_max)
-        wanted = parse_filter(request.filter)
-        order = parse_order_by(request.order_by)
         listing = Listing.of("daybook.v1.Ledger/ListTransactions", caller, request, ("page_token", "page_size"))
         after = self._page_tokens.open_transaction(listing, request.page_token)
-        page = await self._transactions.list(
-            caller, None if account_id == ALL_ACCOUNTS else account_id, wanted, after, limit, order
-        )
-        token = "" if page.next_key is None else self._page_tokens.seal_transaction(listing, page.next_key)
+        if account_id is not None and wanted is EVERYTHING and order.field is OrderField.CREATE_TIME:
+            transactions, next_key = await self._transactions.history(
+                caller, account_id, after, limit, descending=order.descending
+            )
+        else:
+            page = await self._transactions.list(caller, account_id, wanted, after, limit, order)
+            transactions, next_key = join_messages([row.body for row in page.rows]), page.next_key
+        token = "" if next_key is None else self._page_tokens.seal_transaction(listing, next_key)
         # The token is field 2, so the two parts concatenate to one message.
-        return (
-            join_messages([row.body for row in page.rows])
-            + ListTransactionsResponse(next_page_token=token).SerializeToString()
-        )
+        return transactions + ListTransactionsResponse(next_page_token=token).SerializeToString()
+
+
+@lru_cache(LISTS_CACHED_MAX)
+def _read_list(parent: str, wanted: str, order_by: str) -> tuple[str | None, TransactionFilter, Order]:
+    """The account, or None for all of them, the filter and the order of a list."""
+    account_id = parse_account_name("parent", parent, wildcard=True)
+    return None if account_id == ALL_ACCOUNTS else account_id, parse_filter(wanted), parse_order_by(order_by)
 
 
 def _parse(request: CreateTransactionRequest) -> NewTransaction:

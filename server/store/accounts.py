@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from cachetools import LRUCache
 from daybook.v1.account_pb2 import Account
 from sqlalchemy import BindParameter, Connection, Dialect, Select, bindparam, insert, select, update
 
@@ -17,7 +16,7 @@ from server.ledger.errors import AccountExists, AccountNotFound
 from server.ledger.instants import Instant, to_timestamp
 from server.ledger.lots import Lot
 from server.ledger.money import Millionths
-from server.ledger.names import account_name
+from server.ledger.names import account_name, is_account_id
 from server.ledger.posting import AccountState
 from server.store.database import Database, Query
 from server.store.requests import Request, first_answer, remember
@@ -32,6 +31,7 @@ from server.store.states import (
 from server.store.tables import account_states, accounts, lots
 
 ACCOUNT_NUMBERS_CACHED_MAX = 65_536
+"""How many numbers are kept. Beyond it the one goes that was looked up first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,15 +90,23 @@ class AccountStore:
     def __init__(self, database: Database) -> None:
         self._database = database
         # An account's number never changes and accounts are never deleted.
-        self._numbers: LRUCache[tuple[int, str], int] = LRUCache(ACCOUNT_NUMBERS_CACHED_MAX)
+        self._numbers: dict[tuple[int, str], int] = {}
 
     async def number(self, tenant_number: int, account_id: str) -> int:
-        """The number of an account. Raises AccountNotFound."""
+        """The number of an account. Raises AccountNotFound, also for an id that no account may have."""
         number = self._numbers.get((tenant_number, account_id))
         if number is None:
+            if not is_account_id(account_id):
+                # A facade takes its account's id as it comes.
+                raise AccountNotFound(account_name(account_id))
             number = (await self.get(tenant_number, account_id)).number
-            self._numbers[tenant_number, account_id] = number
+            self._remember(tenant_number, account_id, number)
         return number
+
+    def _remember(self, tenant_number: int, account_id: str, number: int) -> None:
+        if len(self._numbers) >= ACCOUNT_NUMBERS_CACHED_MAX:
+            del self._numbers[next(iter(self._numbers))]
+        self._numbers[tenant_number, account_id] = number
 
     async def get(self, tenant_number: int, account_id: str) -> AccountRecord:
         """One account. Raises AccountNotFound."""
@@ -136,7 +144,8 @@ class AccountStore:
                 accounts.c.tenant_number == tenant_number, accounts.c.id.in_(unknown)
             )
             for account_id, number in await self._database.look(lambda connection: connection.execute(statement).all()):
-                self._numbers[tenant_number, account_id] = known[account_id] = number
+                known[account_id] = number
+                self._remember(tenant_number, account_id, number)
         return sorted(number for number in known.values() if number is not None)
 
     async def lots(self, account_number: int, after: int, limit: int) -> list[Lot]:

@@ -160,6 +160,20 @@ def _not_told(_failure: BaseException | None) -> None:
     """For a statement of which nobody takes notice."""
 
 
+class _OnlyKnownErrors:
+    """Lets only errors out of a block that callers know. A class, for what a generator costs a list shows."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
+        if isinstance(error, Exception) and (known := _known(error)) is not error:
+            raise known from error
+
+
+_ONLY_KNOWN_ERRORS = _OnlyKnownErrors()
+
+
 class Query(NamedTuple):
     """A statement as the driver takes it."""
 
@@ -283,12 +297,8 @@ class Database:
         """Around all that is done with one connection: counts who wants one, and lets only known errors out."""
         self._wanted[engine] += 1
         try:
-            with self._tracer.work(name):
+            with self._tracer.work(name), _ONLY_KNOWN_ERRORS:
                 yield
-        except Exception as error:
-            if (known := _known(error)) is error:
-                raise
-            raise known from error
         finally:
             self._wanted[engine] -= 1
 
@@ -304,9 +314,10 @@ class Database:
                 return await self._at_replica(
                     self.replica, "read", lambda shared: self._fetch_postgresql(shared, query.text, values)
                 )
-        with self._working(self._looker, "read"):
-            if self._thread is not None:
+        if self._thread is not None:
+            with self._tracer.work("read"), _ONLY_KNOWN_ERRORS:
                 return self._fetch_sqlite(query.text, values)
+        with self._working(self._looker, "read"):
             async with self._streamer.connect() as shared:
                 return await self._fetch_postgresql(shared, query.text, values)
 

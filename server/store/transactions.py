@@ -29,7 +29,7 @@ from sqlalchemy import (
 )
 
 from server.ledger.instants import month_bounds
-from server.ledger.paging import Order, OrderField, TransactionFilter, TransactionKey
+from server.ledger.paging import EVERYTHING, Order, OrderField, TransactionFilter, TransactionKey
 from server.ledger.posting import AccountState, Kind
 from server.ledger.usage import UsageWindow
 from server.store.database import Database, Query
@@ -40,7 +40,6 @@ from server.store.unit import RefundTotal
 STATEMENTS_CACHED_MAX = 512
 ROWS_READ_MAX = 10_000
 """How many rows a page may read along an index, if the index doesn't serve all of the filter."""
-EVERYTHING = TransactionFilter()
 _BEHIND_ALL = 2**62
 """An offset behind every row, with which a statement can still reckon."""
 WALKS_MAX = 64
@@ -166,6 +165,33 @@ class TransactionStore:
         # The nearest, so that no index is walked farther than it allows.
         return TransactionKey(*(max(places) if order.descending else min(places))) if places else None
 
+    async def head(self, account_number: int) -> bytes:
+        """The hash of an account's newest transaction, which stands for all of them; empty before the first."""
+        (row,) = await self._database.fetch(_head_query(self._database.dialect), {"account_number": account_number})
+        return bytes(row[0])
+
+    async def first_bodies(self, account_number: int, limit: int, *, descending: bool) -> tuple[bytes, list[bytes]]:
+        """An account's head, and at most `limit` of its serialized transactions in the order of time, from the first.
+
+        Both at one instant.
+        """
+        rows = await self._database.fetch(
+            _first_bodies_query(descending, self._database.dialect), {"account_number": account_number, "limit": limit}
+        )
+        return (bytes(rows[0][1]) if rows else b""), [body for body, _ in rows]
+
+    async def bodies(self, account_number: int, after: int, limit: int, *, descending: bool) -> list[bytes]:
+        """At most `limit` serialized transactions of an account behind a sequence, in the order of time.
+
+        As they lie on disk, and nothing beside them: each value of a row costs as much to fetch
+        as a short body.
+        """
+        rows = await self._database.fetch(
+            _bodies_query(descending, self._database.dialect),
+            {"account_number": account_number, "after_sequence": after, "limit": limit},
+        )
+        return [body for (body,) in rows]
+
     async def get(self, account_number: int, uid: UUID) -> tuple[bytes, bytes] | None:
         """A transaction's body and allocations, or None if the account has none of this uid."""
         statement = select(transactions.c.body, transactions.c.allocations).where(
@@ -210,6 +236,48 @@ class TransactionStore:
         )
         state = put_together(*states)[account_number].state
         return state, [UsageWindow(*row) for row in rows], state.window.number if state.window else 0
+
+
+def head_statement() -> Select[Any]:
+    """The hash of an account's newest transaction."""
+    columns = account_states.c
+    return select(columns.last_hash).where(columns.account_number == bindparam("account_number"))
+
+
+@lru_cache(STATEMENTS_CACHED_MAX)
+def _head_query(dialect: Dialect) -> Query:
+    return Query.of(head_statement(), dialect)
+
+
+def first_bodies_statement(*, descending: bool) -> Select[Any]:
+    """At most `limit` bodies of an account, each with the hash of the account's newest transaction."""
+    return _bodies(descending=descending).add_columns(head_statement().scalar_subquery())
+
+
+@lru_cache(STATEMENTS_CACHED_MAX)
+def _first_bodies_query(descending: bool, dialect: Dialect) -> Query:
+    return Query.of(first_bodies_statement(descending=descending), dialect)
+
+
+def bodies_statement(*, descending: bool) -> Select[Any]:
+    """At most `limit` bodies of an account behind a sequence."""
+    sequence, after = transactions.c.sequence, bindparam("after_sequence", type_=BigInteger)
+    return _bodies(descending=descending).where(sequence < after if descending else sequence > after)
+
+
+@lru_cache(STATEMENTS_CACHED_MAX)
+def _bodies_query(descending: bool, dialect: Dialect) -> Query:
+    return Query.of(bodies_statement(descending=descending), dialect)
+
+
+def _bodies(*, descending: bool) -> Select[Any]:
+    columns = transactions.c
+    return (
+        select(columns.body)
+        .where(columns.account_number == bindparam("account_number"))
+        .order_by(columns.sequence.desc() if descending else columns.sequence)
+        .limit(bindparam("limit", type_=Integer))
+    )
 
 
 def slice_statement() -> Select[Any]:

@@ -15,7 +15,7 @@ from lark.exceptions import UnexpectedInput, UnexpectedToken
 
 from server.ledger import instants
 from server.ledger.errors import FieldInvalid, FilterInvalid
-from server.ledger.paging import Order, OrderField, TransactionFilter
+from server.ledger.paging import EVERYTHING, Order, OrderField, TransactionFilter
 
 FILTER_CHARACTERS_MAX = 2048
 VALUES_MAX = 16
@@ -67,6 +67,8 @@ _parser = Lark(_GRAMMAR, parser="lalr")
 @lru_cache(FILTERS_CACHED_MAX)
 def parse_filter(text: str) -> TransactionFilter:
     """Reads a filter. Raises FilterInvalid, which says where it can't be read and why."""
+    if not text:
+        return EVERYTHING
     if len(text) > FILTER_CHARACTERS_MAX:
         raise FilterInvalid("filter", f"must have at most {FILTER_CHARACTERS_MAX} characters")
     if "\0" in text:

@@ -10,9 +10,12 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import lru_cache
+from typing import NamedTuple
 
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from daybook.internal.v1.page_token_pb2 import PageToken
 from google.protobuf.message import DecodeError, Message
 
@@ -24,10 +27,13 @@ from server.transport.token_keys import SealingKeys
 
 NONCE_BYTES = 12
 TOKEN_CHARACTERS_MAX = 1024
+LISTINGS_CACHED_MAX = 4096
+"""How many requests for pages are kept as they were read."""
+TOKENS_CACHED_MAX = 4096
+"""How many tokens are given again where the same page is asked for again."""
 
 
-@dataclass(frozen=True, slots=True)
-class Listing:
+class Listing(NamedTuple):
     """A list of which pages are asked for: what a token must agree with."""
 
     method: str
@@ -39,16 +45,23 @@ class Listing:
     @classmethod
     def of(cls, method: str, caller: Caller, request: Message, paging: tuple[str, str]) -> Listing:
         """The list that a request asks for; `paging` names its fields for the token and the size."""
-        token_field, size_field = paging
-        arguments = type(request)()
-        arguments.CopyFrom(request)
-        arguments.ClearField(token_field)
-        arguments.ClearField(size_field)
-        digest = hashlib.sha256(arguments.SerializeToString(deterministic=True)).digest()
-        public_name = request.DESCRIPTOR.fields_by_name[token_field]
-        # Native requests are documented in snake case, facades in the vendor's JSON names.
-        shown = token_field if method.startswith("daybook.v1.") else public_name.json_name
-        return cls(method, caller.tenant_number, digest[:16], shown)
+        parse = type(request).FromString
+        return _listing(method, caller.tenant_number, parse, request.SerializeToString(), paging)
+
+
+@lru_cache(LISTINGS_CACHED_MAX)
+def _listing(
+    method: str, tenant_number: int, parse: Callable[[bytes], Message], request: bytes, paging: tuple[str, str]
+) -> Listing:
+    token_field, size_field = paging
+    arguments = parse(request)
+    arguments.ClearField(token_field)
+    arguments.ClearField(size_field)
+    digest = hashlib.sha256(arguments.SerializeToString(deterministic=True)).digest()
+    public_name = arguments.DESCRIPTOR.fields_by_name[token_field]
+    # Native requests are documented in snake case, facades in the vendor's JSON names.
+    shown = token_field if method.startswith("daybook.v1.") else public_name.json_name
+    return Listing(method, tenant_number, digest[:16], shown)
 
 
 class PageTokens:
@@ -57,14 +70,18 @@ class PageTokens:
     def __init__(self, keys: SealingKeys, random_bytes: RandomBytes) -> None:
         self._keys = keys
         self._random_bytes = random_bytes
+        # The first page of a list is asked for again and again, and seldom changes in between.
+        self._sealed_transaction = lru_cache(TOKENS_CACHED_MAX)(self._seal_transaction)
 
     def seal_transaction(self, listing: Listing, last: TransactionKey) -> str:
         """The token of the page behind a transaction."""
+        return self._sealed_transaction(self._keys.sealing, listing, last)
+
+    def _seal_transaction(self, cipher: AESGCM, listing: Listing, last: TransactionKey) -> str:
         body = self._body(listing)
-        body.v1.transaction.position = last.position
-        body.v1.transaction.account_number = last.account_number
-        body.v1.transaction.sequence = last.sequence
-        return self._seal(body)
+        key = body.v1.transaction
+        key.position, key.account_number, key.sequence = last
+        return self._seal(body, cipher)
 
     def seal_account(self, listing: Listing, last: str) -> str:
         """The token of the page behind an account."""
@@ -121,17 +138,15 @@ class PageTokens:
 
     @staticmethod
     def _body(listing: Listing) -> PageToken:
-        return PageToken(
-            v1=PageToken.V1(
-                method=listing.method,
-                tenant_number=listing.tenant_number,
-                arguments_hash=listing.arguments_hash,
-            )
-        )
+        body = PageToken()
+        version = body.v1
+        version.method, version.tenant_number = listing.method, listing.tenant_number
+        version.arguments_hash = listing.arguments_hash
+        return body
 
-    def _seal(self, body: PageToken) -> str:
+    def _seal(self, body: PageToken, cipher: AESGCM | None = None) -> str:
         nonce = self._random_bytes(NONCE_BYTES)
-        return _encode(nonce + self._keys.sealing.encrypt(nonce, body.SerializeToString(), None))
+        return _encode(nonce + (cipher or self._keys.sealing).encrypt(nonce, body.SerializeToString(), None))
 
     def _open(self, listing: Listing, token: str) -> PageToken.V1:
         try:

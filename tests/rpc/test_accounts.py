@@ -20,6 +20,7 @@ from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from server.ledger.instants import to_timestamp
+from server.store import accounts
 from tests.conftest import NOON, Client, Clock, Server, only_sqlite, refusal_of
 from tests.rpc.conftest import shares_a_server
 
@@ -130,6 +131,17 @@ async def test_ids_are_case_sensitive(client: Client) -> None:
     assert len(numbers) == 3
     assert (await get(client, "Acme")).name == "accounts/Acme"
     assert (await refusal_of(get(client, "aCME"))).verdict == ("NOT_FOUND", "ACCOUNT_NOT_FOUND")
+
+
+async def test_numbers_are_kept_in_bounds(client: Client, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the bound the one goes that was looked up first; its account is found all the same."""
+    monkeypatch.setattr(accounts, "ACCOUNT_NUMBERS_CACHED_MAX", 2)
+    names = ["one", "two", "three"]
+    for name in names:
+        await client.create_account(name)
+        await client.post(name, Transaction.GRANT, "1")
+    assert len(server.book.account_store._numbers) == 2
+    assert [len(await client.history(name)) for name in names] == [1, 1, 1]
 
 
 async def test_account_exists(client: Client) -> None:

@@ -24,7 +24,10 @@ from server.store.database import Database
 from server.store.migrate import migrate
 from server.store.tables import LABELS, transactions
 from server.store.transactions import (
+    bodies_statement,
     boundary_statements,
+    first_bodies_statement,
+    head_statement,
     list_statement,
     slice_statement,
     windows_statement,
@@ -370,6 +373,26 @@ def test_bounded_only_where_need_be(name: str, shape: Shape) -> None:
     assert is_bounded == (name in {row[0] for row in BOUNDED})
 
 
+HISTORIES: dict[tuple[str, bool], tuple[Select[Any], str]] = {
+    ("head", False): (head_statement(), ""),
+    **{
+        (f"history, descending {descending}", False): (
+            first_bodies_statement(descending=descending),
+            "SEARCH transactions USING PRIMARY KEY (account_number=?)",
+        )
+        for descending in (False, True)
+    },
+    **{
+        (f"history, descending {descending}", True): (
+            bodies_statement(descending=descending),
+            f"SEARCH transactions USING PRIMARY KEY (account_number=? AND sequence{'<' if descending else '>'}?)",
+        )
+        for descending in (False, True)
+    },
+}
+"""Each statement of a history, by its name and whether it is a further page, and how SQLite finds its rows."""
+HISTORY: dict[str, object] = {"account_number": ACCOUNT, "after_sequence": 42, "limit": 51}
+
 Plans: TypeAlias = "dict[tuple[str, bool], list[str]]"
 """The lines of EXPLAIN, by the name of a list and whether it is a further page."""
 SEEDED_ROWS = 20_000
@@ -408,6 +431,9 @@ async def read_plans(database_url: str) -> Plans:
                 for key in (None, after):
                     statement = list_statement(row.tenant_number, number, wanted, order, key, 51)
                     found[name, key is not None] = await explain_prepared(connection, *statement)
+            values = HISTORY | {"account_number": row.account_number}
+            for each, (of_history, _) in HISTORIES.items():
+                found[each] = await explain_prepared(connection, of_history, values)
             return found
     finally:
         await database.close()
@@ -476,6 +502,24 @@ async def test_slice(database: Database, statement: Select[Any], search: str) ->
     state, rows = await explain(database, statement, SLICE)
     assert state.detail == "SEARCH account_states USING INDEX sqlite_autoindex_account_states_1 (account_number=?)"
     assert rows.detail.removesuffix(" LEFT-JOIN") == f"SEARCH {search}"
+
+
+@pytest.mark.parametrize(("statement", "search"), HISTORIES.values(), ids=str)
+async def test_history(database: Database, statement: Select[Any], search: str) -> None:
+    """A page of all of an account's history is read as it lies on disk, and its head is looked up by itself."""
+    plan = [step.detail for step in await explain(database, statement, HISTORY)]
+    heads = [line for line in plan if "account_states" in line]
+    assert set(heads) <= {"SEARCH account_states USING INDEX sqlite_autoindex_account_states_1 (account_number=?)"}
+    assert set(plan) - set(heads) - {"SCALAR SUBQUERY 1"} == ({search} if search else set())
+
+
+@pytest.mark.parametrize(("name", "is_further"), HISTORIES)
+def test_postgresql_reads_history_so_too(plans: Plans, name: str, is_further: bool) -> None:
+    """By the primary key, without a sort. The few accounts there are it may as well read through."""
+    scans = [line for line in plans[name, is_further] if "Scan" in line and "account_states" not in line]
+    assert {re.findall(r"using (\w+) on transactions", line)[0] for line in scans} <= {"transactions_pkey"}
+    assert bool(scans) == (name != "head")
+    assert not [line for line in plans[name, is_further] if "Sort" in line]
 
 
 async def test_lookup(database: Database) -> None:
