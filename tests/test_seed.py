@@ -214,12 +214,9 @@ def test_every_facade_lists_it(seeded: Seeded) -> None:
             network = await TransactionsStub(channel).GetCreditsTransactions(
                 GetCreditsTransactionsRequest(limit="4"), metadata=(*key, ("spacebring-network-id", seeded.network))
             )
-            organization = [
-                each
-                async for each in CreditsStub(channel).ListCreditTransactions(
-                    ListCreditTransactionsRequest(org="hot", limit="5"), metadata=key
-                )
-            ]
+            organization = await CreditsStub(channel).ListCreditTransactions(
+                ListCreditTransactionsRequest(org="hot", limit="5"), metadata=key
+            )
             statement = await StatementsStub(channel).ListAccountTransactions(
                 ListAccountTransactionsRequest(account="hot", page="2", page_size="6"), metadata=key
             )
@@ -229,7 +226,7 @@ def test_every_facade_lists_it(seeded: Seeded) -> None:
             len(history.data),
             len(hours.data.credit_history),
             len(network.transactions),
-            len(organization),
+            len(organization.transactions),
             len(statement.results),
         ]
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from daybook.facades.dreadnode.v1.credits_service_pb2 import ListCreditTransactionsRequest
+from daybook.facades.dreadnode.v1.credits_service_pb2 import (
+    ListCreditTransactionsRequest,
+    ListCreditTransactionsResponse,
+)
 from daybook.facades.nebulablock.v1.users_service_pb2 import GetCreditsHistoryRequest, GetCreditsHistoryResponse
 from daybook.facades.paged.v1.statements_service_pb2 import (
     ListAccountTransactionsRequest,
@@ -97,8 +100,9 @@ def count_rows(name: str, answers: list[bytes]) -> int:
             return len(GetCreditsTransactionsResponse.FromString(answers[0]).transactions)
         case "paged":
             return len(ListAccountTransactionsResponse.FromString(answers[0]).results)
-    # A message for each row.
-    return len(answers)
+        case "dreadnode":
+            return len(ListCreditTransactionsResponse.FromString(answers[0]).transactions)
+    raise AssertionError(f"{name} is no facade")
 
 
 def _answers_of(ledger: Ledger, call: Call) -> list[bytes]:

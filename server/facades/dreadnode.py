@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
-from daybook.facades.dreadnode.v1.credits_service_pb2 import CreditTransaction, ListCreditTransactionsRequest
+from daybook.facades.dreadnode.v1.credits_service_pb2 import (
+    CreditTransaction,
+    ListCreditTransactionsRequest,
+    ListCreditTransactionsResponse,
+)
 from daybook.facades.dreadnode.v1.credits_service_pb2_grpc import CreditsServicer
 from daybook.v1.transaction_pb2 import Transaction, Usage
 
@@ -63,17 +65,17 @@ class Credits(CreditsServicer):
     def __init__(self, transactions: Transactions) -> None:
         self._transactions = transactions
 
-    async def ListCreditTransactions(  # type: ignore[override]  # the answers are bytes
+    async def ListCreditTransactions(  # type: ignore[override]  # the answer is bytes
         self, request: ListCreditTransactionsRequest, context: Context
-    ) -> AsyncIterator[bytes]:
-        """Parses, lists the newest transactions, renders them one by one."""
+    ) -> bytes:
+        """Parses, lists the newest transactions, renders."""
         caller = current_caller()
         await self._transactions.require_account(caller, request.org)
         wanted, limit = _parse(request)
-        # There is no next page to put anything off to, and each row is a message of its own.
+        # There is no next page to put anything off to, and what is shown of a row is short.
         page = await self._transactions.list(caller, request.org, wanted, None, limit, bytes_max=None)
-        for row in page.rows:
-            yield _render(row.body)
+        # Serialized messages concatenate to one that has the rows of all.
+        return b"".join([_render(row.body) for row in page.rows])
 
 
 def _parse(request: ListCreditTransactionsRequest) -> tuple[TransactionFilter, int]:
@@ -100,6 +102,7 @@ def _parse(request: ListCreditTransactionsRequest) -> tuple[TransactionFilter, i
 
 @keep_rendered
 def _render(body: bytes) -> bytes:
+    """An answer of nothing but this transaction."""
     transaction = Transaction.FromString(body)
     usage = transaction.usage
     shown = CreditTransaction(
@@ -114,7 +117,7 @@ def _render(body: bytes) -> bytes:
         output_tokens=number_or_null(usage.output_tokens if usage.HasField("output_tokens") else None),
         model=text_or_null(usage.model),
     )
-    return shown.SerializeToString()
+    return ListCreditTransactionsResponse(transactions=[shown]).SerializeToString()
 
 
 def _cost(usage: Usage) -> float | None:

@@ -9,7 +9,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from daybook.facades.dreadnode.v1.credits_service_pb2 import CreditTransaction, ListCreditTransactionsRequest
+from daybook.facades.dreadnode.v1.credits_service_pb2 import (
+    ListCreditTransactionsRequest,
+    ListCreditTransactionsResponse,
+)
 from daybook.facades.nebulablock.v1.users_service_pb2 import GetCreditsHistoryRequest, GetCreditsHistoryResponse
 from daybook.facades.paged.v1.statements_service_pb2 import (
     ListAccountTransactionsRequest,
@@ -53,7 +56,7 @@ REQUESTS: dict[str, tuple[Message, type[Message]]] = {
     ),
     "daybook.facades.dreadnode.v1.Credits/ListCreditTransactions": (
         ListCreditTransactionsRequest(org=COMPANY, limit="100"),
-        CreditTransaction,
+        ListCreditTransactionsResponse,
     ),
     "daybook.facades.paged.v1.Statements/ListAccountTransactions": (
         ListAccountTransactionsRequest(account=COMPANY, page_size="100"),

@@ -42,15 +42,15 @@ class Upstream(grpc.GenericRpcHandler):
         """The handler of a method."""
         method = handler_call_details.method.rpartition("/")[2]
         return {
-            "ListCreditTransactions": grpc.unary_stream_rpc_method_handler(self.flood),
+            "VerifyLedger": grpc.unary_stream_rpc_method_handler(self.flood),
             "ImportTransactions": grpc.stream_unary_rpc_method_handler(self.swallow),
         }.get(method, grpc.unary_unary_rpc_method_handler(lambda _request, _context: b""))
 
     def flood(self, _request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
-        """Messages without an end, of 10 kB: as the first field of a CreditTransaction."""
+        """Messages without an end, of 10 kB: each a finding in an account with such a name."""
         context.add_callback(self.ended.set)
         while not self.ended.is_set():
-            yield b"\x0a\x90\x4e" + b"x" * 10_000
+            yield b"\x0a\x93\x4e\x0a\x90\x4e" + b"x" * 10_000
 
     def swallow(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
         """Whatever is sent."""
@@ -196,7 +196,7 @@ def test_who_does_not_read_over_rest(slowed: Slowed) -> None:
     """An answer without an end that nobody reads is called off, also in the server."""
     with slowed.connect() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        connection.sendall(b"GET /api/v1/org/example/credits/transactions HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        connection.sendall(b"GET /v1/accounts:verify HTTP/1.1\r\nhost: localhost\r\n\r\n")
         assert slowed.upstream.ended.wait(SECONDS_MAX / 4)
 
 
@@ -216,7 +216,7 @@ def test_streams_of_grpc_that_stall(slowed: Slowed) -> None:
         sending.set()
         assert slowed.upstream.ended.wait(SECONDS_MAX / 4)
         slowed.upstream.ended.clear()
-        download: Any = channel.unary_stream("/daybook.facades.dreadnode.v1.Credits/ListCreditTransactions")
+        download: Any = channel.unary_stream("/daybook.v1.Admin/VerifyLedger")
         unread = download(b"")
         assert next(unread)
         assert slowed.upstream.ended.wait(SECONDS_MAX / 4)

@@ -14,7 +14,7 @@ import grpc
 import pytest
 import pytest_asyncio
 import structlog
-from daybook.facades.dreadnode.v1.credits_service_pb2 import ListCreditTransactionsRequest
+from daybook.v1.admin_service_pb2 import VerifyLedgerRequest
 from daybook.v1.ledger_service_pb2 import (
     BatchCreateTransactionsRequest,
     CreateTransactionRequest,
@@ -34,7 +34,7 @@ from hyperframe.frame import (
 
 from server.app import Book, open_book, serving
 from server.config import Settings
-from server.facades import dreadnode
+from server.ledger.audit import Finding
 from tests.certificates import Authority
 from tests.conftest import Client, Clock, Server
 from tests.rpc.conftest import shares_a_server
@@ -207,25 +207,32 @@ async def test_who_does_not_read_an_answer(shared_book: Book) -> None:
 
 
 @shares_a_server
-async def test_who_does_not_read_a_stream(shared_book: Book) -> None:
+async def test_who_does_not_read_a_stream(shared_book: Book, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stream that nobody reads is called off when its caller has taken no message for too long."""
     async with (
         serving(shared_book, bounded(stream_idle_seconds_max=MOMENT)) as port,
         grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
         asyncio.timeout(LONG),
     ):
-        client = await with_many_transactions(Server(shared_book, channel))
-        rows = ListCreditTransactionsRequest(org="acme", limit="100")
+        server = Server(shared_book, channel)
+        client = await server.client(await server.create_tenant("streams"), scopes=("admin",))
+        monkeypatch.setattr(shared_book.verification, "verify_all", find_for_ever)
         with structlog.testing.capture_logs() as logs:
             async with peer(port) as slow:
-                ask(slow, client, f"{dreadnode.SERVICE}/ListCreditTransactions", rows)
+                ask(slow, client, "daybook.v1.Admin/VerifyLedger", VerifyLedgerRequest())
                 # It is there and answers; it only takes no more than what fits.
                 reading = asyncio.create_task(slow.goodbyes())
-                while not (ended := [entry for entry in logs if "ListCreditTransactions" in entry.get("method", "")]):
+                while not (ended := [entry for entry in logs if "VerifyLedger" in entry.get("method", "")]):
                     await asyncio.sleep(MOMENT / 10)
                 assert not reading.done()
                 reading.cancel()
         assert ended[0]["seconds"] > MOMENT / 2
+
+
+async def find_for_ever(_tenant_number: int | None) -> AsyncIterator[Finding]:
+    """More findings than a window takes."""
+    while True:
+        yield Finding("acme", 1, "amount", "1", "x" * 1000)
 
 
 async def with_many_transactions(server: Server) -> Client:

@@ -58,6 +58,30 @@ class ListCreditTransactionsRequest(_message.Message):
 Global___ListCreditTransactionsRequest: _TypeAlias = ListCreditTransactionsRequest  # noqa: Y015
 
 @_typing.final
+class ListCreditTransactionsResponse(_message.Message):
+    """The transactions, newest first."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRANSACTIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def transactions(self) -> _containers.RepeatedCompositeFieldContainer[Global___CreditTransaction]:
+        """All that were asked for. There is no next page."""
+
+    def __init__(
+        self,
+        *,
+        transactions: _abc.Iterable[Global___CreditTransaction] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["transactions", b"transactions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListCreditTransactionsResponse: _TypeAlias = ListCreditTransactionsResponse  # noqa: Y015
+
+@_typing.final
 class CreditTransaction(_message.Message):
     """A credit transaction that succeeded. What has no value prints as null."""
 

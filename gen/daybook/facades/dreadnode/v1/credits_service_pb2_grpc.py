@@ -38,10 +38,10 @@ class CreditsStub:
         Args:
             channel: A grpc.Channel.
         """
-        self.ListCreditTransactions = channel.unary_stream(
+        self.ListCreditTransactions = channel.unary_unary(
                 '/daybook.facades.dreadnode.v1.Credits/ListCreditTransactions',
                 request_serializer=daybook_dot_facades_dot_dreadnode_dot_v1_dot_credits__service__pb2.ListCreditTransactionsRequest.SerializeToString,
-                response_deserializer=daybook_dot_facades_dot_dreadnode_dot_v1_dot_credits__service__pb2.CreditTransaction.FromString,
+                response_deserializer=daybook_dot_facades_dot_dreadnode_dot_v1_dot_credits__service__pb2.ListCreditTransactionsResponse.FromString,
                 _registered_method=True)
 
 
@@ -53,8 +53,8 @@ class CreditsServicer:
     """
 
     def ListCreditTransactions(self, request, context):
-        """Lists recent credit transactions of an organization, newest first, as a bare array:
-        the transcoder prints a stream as one.
+        """Lists recent credit transactions of an organization, newest first. Over REST it is a
+        bare array: the gateway takes it out of the answer.
 
         401 without a valid credential, 403 for a credential that lacks the scope or is
         bound to another account, 404 for an unknown organization, 422 for a bad parameter.
@@ -66,10 +66,10 @@ class CreditsServicer:
 
 def add_CreditsServicer_to_server(servicer, server):
     rpc_method_handlers = {
-            'ListCreditTransactions': grpc.unary_stream_rpc_method_handler(
+            'ListCreditTransactions': grpc.unary_unary_rpc_method_handler(
                     servicer.ListCreditTransactions,
                     request_deserializer=daybook_dot_facades_dot_dreadnode_dot_v1_dot_credits__service__pb2.ListCreditTransactionsRequest.FromString,
-                    response_serializer=daybook_dot_facades_dot_dreadnode_dot_v1_dot_credits__service__pb2.CreditTransaction.SerializeToString,
+                    response_serializer=daybook_dot_facades_dot_dreadnode_dot_v1_dot_credits__service__pb2.ListCreditTransactionsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -97,12 +97,12 @@ class Credits:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_stream(
+        return grpc.experimental.unary_unary(
             request,
             target,
             '/daybook.facades.dreadnode.v1.Credits/ListCreditTransactions',
             daybook_dot_facades_dot_dreadnode_dot_v1_dot_credits__service__pb2.ListCreditTransactionsRequest.SerializeToString,
-            daybook_dot_facades_dot_dreadnode_dot_v1_dot_credits__service__pb2.CreditTransaction.FromString,
+            daybook_dot_facades_dot_dreadnode_dot_v1_dot_credits__service__pb2.ListCreditTransactionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -20,9 +20,9 @@ class CreditsStub:
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
-    ListCreditTransactions: _aio.UnaryStreamMultiCallable[_credits_service_pb2.ListCreditTransactionsRequest, _credits_service_pb2.CreditTransaction]
-    """Lists recent credit transactions of an organization, newest first, as a bare array:
-    the transcoder prints a stream as one.
+    ListCreditTransactions: _aio.UnaryUnaryMultiCallable[_credits_service_pb2.ListCreditTransactionsRequest, _credits_service_pb2.ListCreditTransactionsResponse]
+    """Lists recent credit transactions of an organization, newest first. Over REST it is a
+    bare array: the gateway takes it out of the answer.
 
     401 without a valid credential, 403 for a credential that lacks the scope or is
     bound to another account, 404 for an unknown organization, 422 for a bad parameter.
@@ -39,10 +39,10 @@ class CreditsServicer(metaclass=_abc_1.ABCMeta):
     def ListCreditTransactions(
         self,
         request: _credits_service_pb2.ListCreditTransactionsRequest,
-        context: _aio.ServicerContext[_credits_service_pb2.ListCreditTransactionsRequest, _abc.AsyncIterator[_credits_service_pb2.CreditTransaction]],
-    ) -> _abc.AsyncIterator[_credits_service_pb2.CreditTransaction]:
-        """Lists recent credit transactions of an organization, newest first, as a bare array:
-        the transcoder prints a stream as one.
+        context: _aio.ServicerContext[_credits_service_pb2.ListCreditTransactionsRequest, _abc.Awaitable[_credits_service_pb2.ListCreditTransactionsResponse]],
+    ) -> _abc.Awaitable[_credits_service_pb2.ListCreditTransactionsResponse]:
+        """Lists recent credit transactions of an organization, newest first. Over REST it is a
+        bare array: the gateway takes it out of the answer.
 
         401 without a valid credential, 403 for a credential that lacks the scope or is
         bound to another account, 404 for an unknown organization, 422 for a bad parameter.
