@@ -314,6 +314,12 @@ class Gateway:
         log.info("gateway", host=self.settings.gateway_host, port=self.settings.gateway_port)
 
 
+def _threads(settings: Settings) -> int:
+    """One for each processor that the servers leave: more would only take turns with those."""
+    processors = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return max(1, processors - settings.workers)
+
+
 @asynccontextmanager
 async def gateway(settings: Settings) -> AsyncIterator[Gateway]:
     """Envoy in front of the server, until the end of the block.
@@ -332,6 +338,8 @@ async def gateway(settings: Settings) -> AsyncIterator[Gateway]:
             str(configuration),
             # It would not let a second Envoy start on this machine.
             "--disable-hot-restart",
+            "--concurrency",
+            str(_threads(settings)),
             "--log-level",
             "error",
             *(("--log-format", JSON_LINES) if settings.log_format == "json" else ()),
