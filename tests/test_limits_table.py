@@ -59,6 +59,7 @@ CONSTANTS: Mapping[str, Mapping[str, int]] = {
 """The constants behind the rows."""
 
 OF_OURS = {
+    "ACCOUNTS_KNOWN_MAX",
     "ACCOUNT_NUMBERS_CACHED_MAX",
     "ANSWER_SECONDS_MAX",
     "ATTRIBUTE_CHARACTERS_MAX",
@@ -73,6 +74,7 @@ OF_OURS = {
     "FLUSH_SECONDS_MAX",
     "GROUP_TRANSACTIONS_MAX",
     "HOURS_CACHED_MAX",
+    "IDLE_SECONDS_MAX",
     "KEYS_AT_ONCE_MAX",
     "KEYS_MAX",
     "KEY_CACHED_SECONDS_MAX",
@@ -80,6 +82,7 @@ OF_OURS = {
     "LINKS_MAX",
     "LOG_PAGES_MAX",
     "LOOK_WAIT_SECONDS_MAX",
+    "PAUSE_MESSAGES_MAX",
     "PAUSE_SECONDS_MAX",
     "QUERIES_CACHED_MAX",
     "REPLICA_SECONDS_MAX",
