@@ -7,7 +7,7 @@ from functools import lru_cache
 from itertools import chain
 from uuid import UUID
 
-from sqlalchemy import Connection, Dialect, Table, insert, select, tuple_
+from sqlalchemy import Connection, Dialect, Table, insert, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from server.ledger.bodies import read_allocations
@@ -15,7 +15,8 @@ from server.ledger.instants import Instant
 from server.ledger.lots import CREDIT_LINE, Lot
 from server.ledger.names import RandomBytes, transaction_name
 from server.ledger.refunds import Charge
-from server.store.requests import AnswerKey, first_answers, in_parts
+from server.store.lookups import in_parts, with_keys
+from server.store.requests import AnswerKey, first_answers
 from server.store.states import LOT_COLUMNS, load, lock, to_lot
 from server.store.tables import account_states, accounts, lots, metadata, refunds, requests, transactions, usage_windows
 from server.store.unit import Block, Changes, Known, RefundTotal, Row, StoredCharge, Unit
@@ -73,11 +74,8 @@ def _load_bodies(connection: Connection, keys: Collection[tuple[int, int]]) -> d
     """By account and sequence."""
     bodies: dict[tuple[int, int], bytes] = {}
     for some in in_parts(sorted(keys)):
-        rows = connection.execute(
-            select(transactions.c.account_number, transactions.c.sequence, transactions.c.body).where(
-                tuple_(transactions.c.account_number, transactions.c.sequence).in_(some)
-            )
-        )
+        key = transactions.c["account_number", "sequence"]
+        rows = connection.execute(with_keys(select(*key, transactions.c.body), key, some, connection.dialect))
         bodies |= {(row.account_number, row.sequence): bytes(row.body) for row in rows}
     return bodies
 
@@ -92,24 +90,21 @@ def _load_charges(connection: Connection, keys: Collection[tuple[int, UUID]]) ->
 def _load_some_charges(
     connection: Connection, keys: Collection[tuple[int, UUID]]
 ) -> dict[tuple[int, UUID], StoredCharge]:
-    rows = connection.execute(
-        select(
-            transactions.c.account_number,
-            transactions.c.uid,
-            transactions.c.sequence,
-            transactions.c.kind,
-            transactions.c.state,
-            transactions.c.amount,
-            transactions.c.create_time,
-            transactions.c.allocations,
-            transactions.c.body,
-            accounts.c.id,
-        )
-        .join(accounts, accounts.c.number == transactions.c.account_number)
-        .where(
-            tuple_(transactions.c.account_number, transactions.c.uid).in_([(number, uid.bytes) for number, uid in keys])
-        )
-    )
+    statement = select(
+        transactions.c.account_number,
+        transactions.c.uid,
+        transactions.c.sequence,
+        transactions.c.kind,
+        transactions.c.state,
+        transactions.c.amount,
+        transactions.c.create_time,
+        transactions.c.allocations,
+        transactions.c.body,
+        accounts.c.id,
+    ).join(accounts, accounts.c.number == transactions.c.account_number)
+    stored_keys = [(number, uid.bytes) for number, uid in keys]
+    key = transactions.c["account_number", "uid"]
+    rows = connection.execute(with_keys(statement, key, stored_keys, connection.dialect))
     charges = {}
     for row in rows:
         uid = UUID(bytes=bytes(row.uid))
@@ -154,7 +149,8 @@ def _load_refunds(
     keys = sorted((number, stored.sequence) for (number, _), stored in charges.items())
     found: dict[tuple[int, int], RefundTotal] = {}
     for some in in_parts(keys):
-        rows = connection.execute(select(refunds).where(tuple_(refunds.c.account_number, refunds.c.sequence).in_(some)))
+        key = refunds.c["account_number", "sequence"]
+        rows = connection.execute(with_keys(select(refunds), key, some, connection.dialect))
         found |= {(row.account_number, row.sequence): RefundTotal(row.amount, row.last_create_time) for row in rows}
     return found
 
