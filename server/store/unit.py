@@ -162,16 +162,11 @@ class Attempt:
             return None
         key = (account_number, request.request_id)
         answer = self._changes.answers.get(key) or self._unit.changes.answers.get(key) or self._unit.answers.get(key)
-        if answer is None:
-            return self._block_answer(key, request)
-        return answer.to(request)
-
-    def _block_answer(self, key: AnswerKey, request: Request) -> bytes | None:
-        for changes in (self._changes, self._unit.changes):
-            if key in changes.block_answers:
-                fingerprint, body = changes.block_answers[key]
-                return Answer(Request(request.request_id, fingerprint), None, body).to(request)
-        return None
+        if answer is None and (
+            block := self._changes.block_answers.get(key) or self._unit.changes.block_answers.get(key)
+        ):
+            answer = Answer(Request(request.request_id, block[0]), None, block[1])
+        return None if answer is None else answer.to(request)
 
     def adopt(self, prepared: Prepared, now: Instant) -> bool:
         """Takes over history that was worked out ahead; changes nothing unless that is as if worked out now."""

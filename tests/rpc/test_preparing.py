@@ -17,17 +17,21 @@ from daybook.v1.ledger_service_pb2 import UpdateAccountRequest
 from daybook.v1.transaction_pb2 import Transaction, Usage
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
+from structlog.testing import capture_logs
 
 from server.ledger.access import Caller
 from server.ledger.errors import DaybookError
+from server.ledger.instants import to_timestamp
 from server.rpc import importing
+from server.rpc.history import read_item
 from server.rpc.importing import Upload
 from server.rpc.preparing import PROGRAM, PreparingProcess, preparing_process
 from server.store.unit import Prepared
 from server.usecases.commands import ImportOutcome
+from server.usecases.preparing import Preparer
 from server.usecases.transactions import Transactions
 from tests.conftest import Client, Server, only_sqlite
-from tests.rpc.test_import import CHARGE, GRANT, Item, bring_in, item
+from tests.rpc.test_import import CHARGE, GRANT, Item, ago, bring_in, item
 
 
 class Watched(Transactions):
@@ -239,6 +243,31 @@ async def test_prepared_history_is_repeated(importer: Importer, admin: Client) -
     assert await importer.bring_in([*items, item(1, request_id="x")], [item(1, request_id="x")]) == ImportOutcome(1, 41)
     assert await importer.bring_in(*([[item(1, request_id="y")]] * 5)) == ImportOutcome(1, 4)
     assert len(await admin.history()) == 42
+    assert await admin.verify() == []
+
+
+async def test_a_call_behind_it_in_its_group(server: Server, admin: Client) -> None:
+    """Who is posted in the same database transaction sees it: its requests, its balance, and what opened its lots."""
+    await admin.create_account("acme")
+    tenant_number = await server.book.credentials.tenant_number("house")
+    assert tenant_number is not None
+    caller, transactions = Caller(tenant_number, "", ""), server.book.transactions
+    preparer = Preparer(server.book.random_bytes)
+    preparer.learn(await transactions.known(caller, {"acme"}))
+    grant = item(9, GRANT, "5", expire_time=to_timestamp(ago(8)), labels={"location": "l"}, request_id="id")
+    again = Item.FromString(grant.SerializeToString())
+    prepared = preparer.prepare([read_item(grant)])
+    assert prepared is not None
+    with capture_logs() as logs:
+        taken, behind = await asyncio.gather(
+            transactions.import_prepared([prepared]),
+            transactions.import_history(caller, [read_item(again), read_item(item(7, GRANT, "2"))]),
+        )
+    assert logs == [], "they were posted together, without a second try"
+    assert (taken, behind) == (1, ImportOutcome(1, 1))
+    rows = await admin.history()
+    assert [(row.amount, row.balance_after) for row in rows] == [("5", "5"), ("-5", "0"), ("2", "2")]
+    assert rows[1].labels == {"location": "l"}
     assert await admin.verify() == []
 
 
