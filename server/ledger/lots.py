@@ -7,6 +7,7 @@ so that every transaction is the sum of its allocations.
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -73,6 +74,19 @@ class Allocation(NamedTuple):
 def sort_lots(lots: Iterable[Lot]) -> tuple[Lot, ...]:
     """Open lots in the order in which they are spent."""
     return tuple(sorted((lot for lot in lots if lot.remaining), key=lambda lot: lot.spending_order))
+
+
+def insert(lots: list[Lot], lot: Lot) -> None:
+    """Puts a lot that holds something among open lots, in the order in which they are spent."""
+    insort(lots, lot, key=lambda each: each.spending_order)
+
+
+def take_out(lots: list[Lot], number: int) -> Lot | None:
+    """Takes the lot of this number out of open lots; None if it is not among them."""
+    for place, lot in enumerate(lots):
+        if lot.number == number:
+            return lots.pop(place)
+    return None
 
 
 def take(lots: tuple[Lot, ...], amount: Millionths) -> tuple[tuple[Lot, ...], list[Allocation]]:

@@ -25,8 +25,9 @@ from server.ledger.lots import (
     Allocation,
     Lot,
     Terms,
-    sort_lots,
+    insert,
     take,
+    take_out,
 )
 from server.ledger.money import Millionths
 from server.ledger.names import account_name
@@ -213,7 +214,10 @@ def expire_due(state: AccountState, now: Instant) -> list[tuple[AccountState, Po
     """
     # A clock that went back must not revive what an earlier posting could not spend.
     now = max(now, state.last_create_time)
-    due = [lot for lot in state.lots if lot.terms.are_past(now)]
+    # As Terms.are_past has it, but spelled out: every posting asks it of every lot.
+    due = [lot for lot in state.lots if lot.terms.expire_time is not None and lot.terms.expire_time <= now]
+    if not due:
+        return []
     steps: list[tuple[AccountState, Posting]] = []
     for lot in sorted(due, key=lambda lot: (lot.terms.expire_time, lot.number)):
         assert lot.terms.expire_time is not None
@@ -251,7 +255,7 @@ def put(state: AccountState, portions: Iterable[Portion]) -> tuple[AccountState,
     Raises BalanceOutOfRange, TooManyLots.
     """
     debt, lot_count = state.debt, state.lot_count
-    lots = {lot.number: lot for lot in state.lots}
+    lots = list(state.lots)
     allocations = []
     brought = 0
     for portion in portions:
@@ -267,11 +271,11 @@ def put(state: AccountState, portions: Iterable[Portion]) -> tuple[AccountState,
             lot_count += 1
             lot = Lot(lot_count, state.sequence + 1, portion.terms, rest, rest)
         else:
-            lot = lots.get(portion.lot.number, portion.lot)
+            lot = take_out(lots, portion.lot.number) or portion.lot
             lot = lot.with_remaining(lot.remaining + rest)
-        lots[lot.number] = lot
+        insert(lots, lot)
         allocations.append(Allocation(lot.number, rest, lot.terms))
-    after = state.with_credits(sort_lots(lots.values()), debt, state.balance + brought, lot_count)
+    after = state.with_credits(tuple(lots), debt, state.balance + brought, lot_count)
     _check_range(after)
     if len(after.lots) > OPEN_LOTS_MAX:
         raise TooManyLots(account_name(state.account_id))

@@ -29,6 +29,8 @@ from server.store.states import (
     to_lot,
 )
 from server.store.tables import account_states, accounts, lots
+from server.store.unit import Known
+from server.store.unit_store import load_known
 
 ACCOUNT_NUMBERS_CACHED_MAX = 65_536
 """How many numbers are kept. Beyond it the one goes that was looked up first."""
@@ -135,6 +137,10 @@ class AccountStore:
         )
         stored = put_together(*states)
         return [(record, stored[record.number].state) for record in (AccountRecord(*row) for row in records)]
+
+    async def known(self, account_numbers: Collection[int]) -> Known:
+        """What the next posting of history to these accounts depends on, all at one instant."""
+        return await self._database.look(lambda connection: load_known(connection, account_numbers), consistent=True)
 
     async def _existing_numbers(self, tenant_number: int, account_ids: Collection[str]) -> list[int]:
         """The numbers of those of the accounts that exist, in ascending order."""

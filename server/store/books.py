@@ -18,7 +18,7 @@ from server.ledger.money import Millionths
 from server.ledger.names import uid_text
 from server.ledger.usage import UsageWindow
 from server.store.database import Database
-from server.store.requests import in_parts
+from server.store.lookups import in_parts
 from server.store.states import LOT_COLUMNS, StoredState, load, to_lot
 from server.store.tables import (
     LABELS,

@@ -15,7 +15,7 @@ from server.ledger.instants import Instant
 from server.ledger.names import api_key_name
 from server.ledger.paging import ApiKeyKey
 from server.store.database import Database
-from server.store.requests import in_parts
+from server.store.lookups import in_parts
 from server.store.tables import accounts, api_keys, retired_secrets, tenants, token_keys
 
 TOKEN_KEYS_MAX = 100

@@ -6,18 +6,17 @@ row, so it does not use its id up.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from functools import lru_cache
-from itertools import chain, islice
-from typing import Any, NamedTuple, TypeVar
+from itertools import chain
+from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Dialect, and_, insert, select, tuple_
+from sqlalchemy import Connection, Dialect, and_, insert, select
 
 from server.ledger.errors import RequestIdReused
+from server.store.lookups import in_parts, with_keys
 from server.store.tables import requests, transactions
 
-KEYS_AT_ONCE_MAX = 512
-"""How many ids one statement asks for; engines bound the parameters of a statement."""
 STATEMENTS_CACHED_MAX = 32
 
 
@@ -44,7 +43,6 @@ class Answer(NamedTuple):
         return self.response
 
 
-Key = TypeVar("Key")
 AnswerKey = tuple[int, str]
 """The number of an account, and a request_id."""
 
@@ -69,25 +67,22 @@ def first_answers(connection: Connection, keys: Collection[AnswerKey]) -> dict[A
 @lru_cache(STATEMENTS_CACHED_MAX)
 def _answers_statement(count: int, dialect: Dialect) -> str:
     """Asks for so many keys; its parameters are the parts of each. A fast path, like that of `save_unit`."""
-    key = tuple_(requests.c.account_number, requests.c.request_id)
-    statement = (
-        select(
-            requests.c.account_number,
-            requests.c.request_id,
-            requests.c.fingerprint,
-            requests.c.sequence,
-            requests.c.response,
-            transactions.c.body,
-        )
-        .outerjoin(
-            transactions,
-            and_(
-                transactions.c.account_number == requests.c.account_number,
-                transactions.c.sequence == requests.c.sequence,
-            ),
-        )
-        .where(key.in_([(0, "")] * count))
+    statement = select(
+        requests.c.account_number,
+        requests.c.request_id,
+        requests.c.fingerprint,
+        requests.c.sequence,
+        requests.c.response,
+        transactions.c.body,
+    ).outerjoin(
+        transactions,
+        and_(
+            transactions.c.account_number == requests.c.account_number,
+            transactions.c.sequence == requests.c.sequence,
+        ),
     )
+    key = (requests.c.account_number, requests.c.request_id)
+    statement = with_keys(statement, key, [(0, "")] * count, dialect)
     return str(statement.compile(dialect=dialect, compile_kwargs={"render_postcompile": True}))
 
 
@@ -111,10 +106,3 @@ def remember(connection: Connection, account_number: int, request: Request, resp
                 response=response,
             )
         )
-
-
-def in_parts(keys: list[Key]) -> Iterator[list[Key]]:
-    """Keys in parts that a statement can ask for at once."""
-    remaining = iter(keys)
-    while some := list(islice(remaining, KEYS_AT_ONCE_MAX)):
-        yield some

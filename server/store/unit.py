@@ -66,6 +66,16 @@ class RefundTotal:
     last_create_time: Instant
 
 
+class Block(NamedTuple):
+    """Rows of a table as one statement takes them."""
+
+    table: str
+    columns: tuple[str, ...]
+    row_count: int
+    values: tuple[object, ...]
+    """Of one row after another, in the order of the columns."""
+
+
 @dataclass(slots=True)
 class Changes:
     """What is to be written."""
@@ -77,6 +87,12 @@ class Changes:
     windows: dict[tuple[int, int], UsageWindow] = field(default_factory=dict)
     refunds: dict[tuple[int, int], RefundTotal] = field(default_factory=dict)
     answers: dict[AnswerKey, Answer] = field(default_factory=dict)
+    blocks: list[Block] = field(default_factory=list)
+    """New transactions and requests that were made ready before, beside those above."""
+    block_answers: dict[AnswerKey, tuple[bytes, bytes]] = field(default_factory=dict)
+    """Of each request in the blocks its fingerprint and its answer."""
+    block_openers: dict[tuple[int, int], bytes] = field(default_factory=dict)
+    """By account and sequence: the bodies of those transactions in the blocks that opened lots which expire."""
 
     def add(self, later: Changes) -> None:
         """Takes over what changed later."""
@@ -86,6 +102,28 @@ class Changes:
         self.windows.update(later.windows)
         self.refunds.update(later.refunds)
         self.answers.update(later.answers)
+        self.blocks += later.blocks
+        self.block_answers.update(later.block_answers)
+        self.block_openers.update(later.block_openers)
+
+
+class Known(NamedTuple):
+    """What the next posting to some accounts depends on, whoever works it out."""
+
+    states: Mapping[int, StoredState]
+    openers: Mapping[tuple[int, int], bytes]
+    """By account and sequence: the bodies of what opened those of their lots that expire."""
+
+
+class Prepared(NamedTuple):
+    """History that was worked out ahead, on states that may have changed since: what posting it writes."""
+
+    before: Mapping[int, StoredState]
+    """The states that it was worked out on, with no import_time."""
+    changes: Changes
+    """With all transactions and requests in blocks. The requests must be new."""
+    item_count: int
+    newest_time: Instant
 
 
 @dataclass(slots=True)
@@ -124,7 +162,26 @@ class Attempt:
             return None
         key = (account_number, request.request_id)
         answer = self._changes.answers.get(key) or self._unit.changes.answers.get(key) or self._unit.answers.get(key)
+        if answer is None and (
+            block := self._changes.block_answers.get(key) or self._unit.changes.block_answers.get(key)
+        ):
+            answer = Answer(Request(request.request_id, block[0]), None, block[1])
         return None if answer is None else answer.to(request)
+
+    def adopt(self, prepared: Prepared, now: Instant) -> bool:
+        """Takes over history that was worked out ahead; changes nothing unless that is as if worked out now."""
+        changes, unit = self._changes, self._unit
+        known = (unit.answers, unit.changes.answers, unit.changes.block_answers, changes.answers, changes.block_answers)
+        if not all(prepared.changes.block_answers.keys().isdisjoint(answers) for answers in known):
+            return False
+        if prepared.newest_time > now or any(
+            _not_imported(self._stored(number)) != before for number, before in prepared.before.items()
+        ):
+            return False
+        changes.add(prepared.changes)
+        for number, (state, last_hash) in prepared.changes.states.items():
+            changes.states[number] = StoredState(state._replace(import_time=now), last_hash)
+        return True
 
     def remember(self, account_number: int, request: Request, response: bytes, *, sequence: int | None = None) -> None:
         """Keeps the answer of a request that has an id; of a transaction, only its sequence."""
@@ -240,9 +297,11 @@ class Attempt:
 
     def _opener(self, account_number: int, sequence: int) -> bytes:
         key = (account_number, sequence)
-        for rows in (self._changes.rows, self._unit.changes.rows):
-            if key in rows:
-                return rows[key].body
+        for changes in (self._changes, self._unit.changes):
+            if key in changes.rows:
+                return changes.rows[key].body
+            if key in changes.block_openers:
+                return changes.block_openers[key]
         return self._unit.openers[key]
 
     def _move_lots(self, account_number: int, posted: Posting) -> None:
@@ -255,3 +314,8 @@ class Attempt:
             else:
                 lot = lot.with_remaining(lot.remaining + each.amount)
             self._changes.lots[account_number, each.lot_number] = lot
+
+
+def _not_imported(stored: StoredState) -> StoredState:
+    """A state apart from when history was last imported, on which no posting depends."""
+    return StoredState(stored.state._replace(import_time=0), stored.last_hash)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import lru_cache
 from itertools import chain
 from uuid import UUID
 
-from sqlalchemy import Connection, Dialect, Table, insert, select, tuple_
+from sqlalchemy import Connection, Dialect, Table, insert, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from server.ledger.bodies import read_allocations
@@ -15,10 +15,11 @@ from server.ledger.instants import Instant
 from server.ledger.lots import CREDIT_LINE, Lot
 from server.ledger.names import RandomBytes, transaction_name
 from server.ledger.refunds import Charge
-from server.store.requests import AnswerKey, first_answers, in_parts
+from server.store.lookups import in_parts, with_keys
+from server.store.requests import AnswerKey, first_answers
 from server.store.states import LOT_COLUMNS, load, lock, to_lot
-from server.store.tables import account_states, accounts, lots, refunds, requests, transactions, usage_windows
-from server.store.unit import Changes, RefundTotal, Row, StoredCharge, Unit
+from server.store.tables import account_states, accounts, lots, metadata, refunds, requests, transactions, usage_windows
+from server.store.unit import Block, Changes, Known, RefundTotal, Row, StoredCharge, Unit
 
 STATEMENTS_CACHED_MAX = 256
 ROWS_AT_ONCE = 256
@@ -52,16 +53,31 @@ def load_openers(connection: Connection, unit: Unit, now: Instant) -> None:
     """Loads what opened the lots that are past: their expirations tell whose credits these were."""
     # Nothing in the unit is posted later than this, even if the clock went back.
     latest = max([now, *(stored.state.last_create_time for stored in unit.states.values())])
-    keys = {(number, lot.opened_by) for (number, _), lot in unit.lots.items() if lot.terms.are_past(latest)}
-    openers: dict[tuple[int, int], bytes] = {}
+    unit.openers = _load_bodies(
+        connection, {(number, lot.opened_by) for (number, _), lot in unit.lots.items() if lot.terms.are_past(latest)}
+    )
+
+
+def load_known(connection: Connection, account_numbers: Collection[int]) -> Known:
+    """All that posting history to these accounts depends on, as far as they exist; nothing is locked."""
+    states = load(connection, account_numbers)
+    openers = {
+        (number, lot.opened_by)
+        for number, stored in states.items()
+        for lot in stored.state.lots
+        if lot.terms.expire_time is not None
+    }
+    return Known(states, _load_bodies(connection, openers))
+
+
+def _load_bodies(connection: Connection, keys: Collection[tuple[int, int]]) -> dict[tuple[int, int], bytes]:
+    """By account and sequence."""
+    bodies: dict[tuple[int, int], bytes] = {}
     for some in in_parts(sorted(keys)):
-        rows = connection.execute(
-            select(transactions.c.account_number, transactions.c.sequence, transactions.c.body).where(
-                tuple_(transactions.c.account_number, transactions.c.sequence).in_(some)
-            )
-        )
-        openers |= {(row.account_number, row.sequence): bytes(row.body) for row in rows}
-    unit.openers = openers
+        key = transactions.c["account_number", "sequence"]
+        rows = connection.execute(with_keys(select(*key, transactions.c.body), key, some, connection.dialect))
+        bodies |= {(row.account_number, row.sequence): bytes(row.body) for row in rows}
+    return bodies
 
 
 def _load_charges(connection: Connection, keys: Collection[tuple[int, UUID]]) -> dict[tuple[int, UUID], StoredCharge]:
@@ -74,24 +90,21 @@ def _load_charges(connection: Connection, keys: Collection[tuple[int, UUID]]) ->
 def _load_some_charges(
     connection: Connection, keys: Collection[tuple[int, UUID]]
 ) -> dict[tuple[int, UUID], StoredCharge]:
-    rows = connection.execute(
-        select(
-            transactions.c.account_number,
-            transactions.c.uid,
-            transactions.c.sequence,
-            transactions.c.kind,
-            transactions.c.state,
-            transactions.c.amount,
-            transactions.c.create_time,
-            transactions.c.allocations,
-            transactions.c.body,
-            accounts.c.id,
-        )
-        .join(accounts, accounts.c.number == transactions.c.account_number)
-        .where(
-            tuple_(transactions.c.account_number, transactions.c.uid).in_([(number, uid.bytes) for number, uid in keys])
-        )
-    )
+    statement = select(
+        transactions.c.account_number,
+        transactions.c.uid,
+        transactions.c.sequence,
+        transactions.c.kind,
+        transactions.c.state,
+        transactions.c.amount,
+        transactions.c.create_time,
+        transactions.c.allocations,
+        transactions.c.body,
+        accounts.c.id,
+    ).join(accounts, accounts.c.number == transactions.c.account_number)
+    stored_keys = [(number, uid.bytes) for number, uid in keys]
+    key = transactions.c["account_number", "uid"]
+    rows = connection.execute(with_keys(statement, key, stored_keys, connection.dialect))
     charges = {}
     for row in rows:
         uid = UUID(bytes=bytes(row.uid))
@@ -136,7 +149,8 @@ def _load_refunds(
     keys = sorted((number, stored.sequence) for (number, _), stored in charges.items())
     found: dict[tuple[int, int], RefundTotal] = {}
     for some in in_parts(keys):
-        rows = connection.execute(select(refunds).where(tuple_(refunds.c.account_number, refunds.c.sequence).in_(some)))
+        key = refunds.c["account_number", "sequence"]
+        rows = connection.execute(with_keys(select(refunds), key, some, connection.dialect))
         found |= {(row.account_number, row.sequence): RefundTotal(row.amount, row.last_create_time) for row in rows}
     return found
 
@@ -144,14 +158,19 @@ def _load_refunds(
 def save_unit(connection: Connection, unit: Unit) -> None:
     """Writes what changed. The caller commits."""
     changes = unit.changes
-    # In the order of the key, so that neighbours on disk are written together.
-    _insert(connection, transactions, Row._fields, sorted(changes.rows.values()))
+    for block in (*changes.blocks, *new_rows(changes)):
+        _execute(connection, block, is_update=False)
     _save_lots(connection, unit, changes)
     _save_windows(connection, unit, changes)
     _save_refunds(connection, unit, changes)
     _save_states(connection, changes)
-    _insert(
-        connection,
+
+
+def new_rows(changes: Changes) -> Iterator[Block]:
+    """The transactions and requests among the changes, ready to be written."""
+    # In the order of the key, so that neighbours on disk are written together.
+    yield from _blocks(transactions, Row._fields, sorted(changes.rows.values()))
+    yield from _blocks(
         requests,
         ("account_number", "request_id", "fingerprint", "sequence", "response"),
         [
@@ -235,35 +254,36 @@ def _save_refunds(connection: Connection, unit: Unit, changes: Changes) -> None:
 
 def _insert(connection: Connection, table: Table, names: tuple[str, ...], rows: Sequence[Sequence[object]]) -> None:
     """Inserts rows that are new; the values of each are in the order of the names."""
-    _write(connection, table, names, rows, is_update=False)
+    for block in _blocks(table, names, rows):
+        _execute(connection, block, is_update=False)
 
 
 def _update(connection: Connection, table: Table, names: tuple[str, ...], rows: Sequence[Sequence[object]]) -> None:
     """Writes rows that exist, every column of them."""
-    _write(connection, table, names, rows, is_update=True)
+    for block in _blocks(table, names, rows):
+        _execute(connection, block, is_update=True)
 
 
-def _write(
-    connection: Connection,
-    table: Table,
-    names: tuple[str, ...],
-    rows: Sequence[Sequence[object]],
-    *,
-    is_update: bool,
-) -> None:
-    """Writes rows by as few statements as there can be.
+def _blocks(table: Table, names: tuple[str, ...], rows: Sequence[Sequence[object]]) -> Iterator[Block]:
+    """Rows in as few blocks as there can be, whose lengths are powers of two, so that few statements serve them all."""
+    start = 0
+    while start < len(rows):
+        count = min(ROWS_AT_ONCE, 1 << (len(rows) - start).bit_length() - 1)
+        yield Block(table.name, names, count, tuple(chain.from_iterable(rows[start : start + count])))
+        start += count
+
+
+def _execute(connection: Connection, block: Block, *, is_update: bool) -> None:
+    """Writes a block by one statement.
 
     A fast path: the statements are compiled once and the values go to the driver as they
     are, because SQLAlchemy costs more for each row than the database does. A driver's thread
     that steps from row to row has to wait for the interpreter at each, so many rows make one
-    statement. Their numbers are powers of two, so that few statements serve every number.
+    statement.
     """
-    start = 0
-    while start < len(rows):
-        count = min(ROWS_AT_ONCE, 1 << (len(rows) - start).bit_length() - 1)
-        statement = _statement(table, names, count, connection.dialect, is_update)
-        connection.exec_driver_sql(statement, tuple(chain.from_iterable(rows[start : start + count])))
-        start += count
+    table = metadata.tables[block.table]
+    statement = _statement(table, block.columns, block.row_count, connection.dialect, is_update)
+    connection.exec_driver_sql(statement, block.values)
 
 
 @lru_cache(STATEMENTS_CACHED_MAX)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import NamedTuple
 from uuid import UUID
 
@@ -21,7 +22,7 @@ from server.ledger.refunds import refund
 from server.ledger.transfers import transfer
 from server.store.poster import Command
 from server.store.requests import AnswerKey, Request
-from server.store.unit import Attempt
+from server.store.unit import Attempt, Prepared
 
 
 class Item(NamedTuple):
@@ -297,3 +298,29 @@ class Import(Command[ImportOutcome]):
                 return ImportOutcome(imported, skipped, error)
             imported += 1
         return ImportOutcome(imported, skipped)
+
+
+@dataclass(frozen=True, slots=True)
+class ImportPrepared(Command[int]):
+    """Posts history that was worked out ahead, as long as that still holds; gives how many parts of it did."""
+
+    parts: Sequence[Prepared]
+
+    @property
+    def account_numbers(self) -> Collection[int]:
+        """Every part's accounts."""
+        return {number for part in self.parts for number in part.before}
+
+    @property
+    def answer_keys(self) -> Collection[AnswerKey]:
+        """Every request that has an id."""
+        return [key for part in self.parts for key in part.changes.block_answers]
+
+    @property
+    def transaction_count(self) -> int:
+        """One for each item."""
+        return sum(part.item_count for part in self.parts)
+
+    def run(self, attempt: Attempt, now: Instant) -> int:
+        """Takes the parts over in their order, up to the first that doesn't hold any more."""
+        return len(list(takewhile(lambda part: attempt.adopt(part, now), self.parts)))

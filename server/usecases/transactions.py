@@ -22,12 +22,13 @@ from server.store.accounts import AccountStore
 from server.store.poster import Poster
 from server.store.requests import Request
 from server.store.transactions import TransactionRow, TransactionStore
-from server.store.unit import RefundTotal
+from server.store.unit import Known, Prepared, RefundTotal
 from server.usecases.commands import (
     BatchCreate,
     Create,
     Import,
     ImportOutcome,
+    ImportPrepared,
     Item,
     Refund,
     Transfer,
@@ -178,6 +179,20 @@ class Transactions:
             items.append((Item(number, new.draft, new.details, new.request, new.record_declined), time))
         outcome = await self._poster.submit(Import(items)) if items else ImportOutcome(0, 0)
         return outcome if outcome.error else replace(outcome, error=error)
+
+    async def import_prepared(self, parts: Sequence[Prepared]) -> int:
+        """Posts history that was worked out ahead; answers with how many of the parts, in their order, still held.
+
+        Whoever asked for it was permitted its accounts by `known`.
+        """
+        return await self._poster.submit(ImportPrepared(parts))
+
+    async def known(self, caller: Caller, account_ids: Collection[str]) -> Known:
+        """What the next posting of history to these accounts depends on.
+
+        Raises AccountNotPermitted, AccountNotFound.
+        """
+        return await self._accounts.known([await self._number(caller, account_id) for account_id in account_ids])
 
     async def get(self, caller: Caller, account_id: str, uid: UUID) -> tuple[bytes, bytes]:
         """A transaction's body and allocations. Raises AccountNotFound, TransactionNotFound."""

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import pytest
 from daybook.v1.transaction_pb2 import Transaction
-from sqlalchemy import Connection, Select, select
+from sqlalchemy import Column, Connection, Select, select
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -21,8 +21,9 @@ from server.ledger.instants import HOUR, parse
 from server.ledger.paging import Order, OrderField, TransactionFilter, TransactionKey
 from server.seed.load import Wish, load
 from server.store.database import Database
+from server.store.lookups import with_keys
 from server.store.migrate import migrate
-from server.store.tables import LABELS, transactions
+from server.store.tables import LABELS, refunds, requests, transactions
 from server.store.transactions import (
     bodies_statement,
     boundary_statements,
@@ -532,3 +533,27 @@ async def test_lookup(database: Database) -> None:
     assert len(plan) == 1
     assert plan[0].startswith("SEARCH transactions USING INDEX")
     assert plan[0].endswith("(account_number=? AND uid=?)")
+
+
+@pytest.mark.parametrize("count", [1, 2, 512])
+@pytest.mark.parametrize(
+    ("wanted", "columns", "key", "index"),
+    [
+        (transactions.c.body, ("account_number", "sequence"), (1, 1), "PRIMARY KEY"),
+        (transactions.c.body, ("account_number", "uid"), (1, b""), "INDEX sqlite_autoindex_transactions_2"),
+        (refunds.c.amount, ("account_number", "sequence"), (1, 1), "PRIMARY KEY"),
+        (requests.c.sequence, ("account_number", "request_id"), (1, ""), "INDEX sqlite_autoindex_requests_1"),
+    ],
+    ids=["bodies", "charges", "refunds", "requests"],
+)
+async def test_lookup_of_many(
+    database: Database, wanted: Column[Any], columns: tuple[str, ...], key: tuple[object, ...], index: str, count: int
+) -> None:
+    """Rows are searched for by all of their key, however many are looked up at once."""
+    table = wanted.table
+    statement = with_keys(select(wanted), [table.c[name] for name in columns], [key] * count, database.dialect)
+    plan = [step.detail for step in await explain(database, statement, {})]
+    condition = " AND ".join(f"{name}=?" for name in columns)
+    assert [detail for detail in plan if f" {table} " in f"{detail} "] == [
+        f"SEARCH {table} USING {index} ({condition})"
+    ]

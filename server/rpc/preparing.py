@@ -1,0 +1,195 @@
+"""A process beside the server that works imports out before they are posted.
+
+To read and check history and to apply the rules to it takes as long as to write it, and one
+interpreter does one thing at a time. So a long import has this process do the first while
+the server does the second: see server/usecases/preparing.py for what makes that safe. It
+is asked on its standard input and answers in order
+on its standard output; it ends when that input does, so not even a kill -9 of the server
+leaves it behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import pickle
+import secrets
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import BinaryIO, NamedTuple
+
+import structlog
+from daybook.v1.admin_service_pb2 import ImportTransactionsRequest
+
+from server.ledger.names import in_blocks
+from server.rpc.history import read_item
+from server.store.unit import Known, Prepared
+from server.usecases.preparing import Preparer
+
+log = structlog.get_logger(__name__)
+
+IDLE_SECONDS_MAX = 60.0
+"""How long the process is kept without an import."""
+BUFFER_BYTES = 1024 * 1024
+_LENGTH_BYTES = 8
+PROGRAM = (sys.executable, "-P", "-m", "server.rpc.preparing")
+
+
+class _Task(NamedTuple):
+    """What the process is asked."""
+
+    message: bytes
+    """A serialized ImportTransactionsRequest."""
+    known: Known
+    """What it needs to know beside what it knows."""
+    is_first: bool
+    """Whether it is to forget all that it knows before."""
+
+
+class PreparingProcess:
+    """The process, as the server sees it: started when it is first wanted. One import at a time has it."""
+
+    def __init__(self) -> None:
+        self._running: asyncio.Task[None] | None = None
+        self._input: asyncio.StreamWriter | None = None
+        self._waiting: deque[asyncio.Future[Prepared | None]] = deque()
+        self._is_taken = False
+        self._idle: asyncio.TimerHandle | None = None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it has started and not ended."""
+        return self._input is not None
+
+    def take(self) -> bool:
+        """Whether the caller has it from now on; others have to do without until it is given back."""
+        if self._is_taken:
+            return False
+        self._is_taken = True
+        if self._idle is not None:
+            self._idle.cancel()
+        if self._running is None:
+            self._running = asyncio.create_task(self._run())
+        return True
+
+    def give_back(self) -> None:
+        """Lets others take it."""
+        self._is_taken = False
+        self._idle = asyncio.get_running_loop().call_later(IDLE_SECONDS_MAX, self._end)
+
+    def prepare(self, message: bytes, known: Known, *, is_first: bool) -> asyncio.Future[Prepared | None]:
+        """Works a message out, after all those of before. Gives None where that can't be done, or without a process."""
+        answer: asyncio.Future[Prepared | None] = asyncio.get_running_loop().create_future()
+        if self._input is None:
+            answer.set_result(None)
+        else:
+            self._waiting.append(answer)
+            # Whoever asks has a few messages under way at most, so nothing piles up here.
+            _write(self._input, _Task(message, known, is_first))
+        return answer
+
+    async def close(self) -> None:
+        """Ends the process."""
+        self._end()
+        if self._running is not None:
+            await asyncio.wait([self._running])
+
+    def _end(self) -> None:
+        if self._idle is not None:
+            self._idle.cancel()
+        if self._running is not None:
+            self._running.cancel()
+
+    async def _run(self) -> None:
+        """Starts the process and takes its answers, until it ends or this is cancelled."""
+        process = None
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *PROGRAM,
+                stdin=PIPE,
+                stdout=PIPE,
+                limit=BUFFER_BYTES,
+                # Ctrl-C must reach only this process, which ends that one when its calls have ended.
+                start_new_session=True,
+            )
+            await self._take_answers(process)
+        except (OSError, asyncio.IncompleteReadError) as error:
+            log.warning("process that prepares imports ended", error=type(error).__name__)
+        finally:
+            self._running = self._input = None
+            while self._waiting:
+                _answer(self._waiting.popleft(), None)
+            if process is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+                await process.wait()
+
+    async def _take_answers(self, process: Process) -> None:
+        assert process.stdout is not None
+        while True:
+            length = int.from_bytes(await process.stdout.readexactly(_LENGTH_BYTES), "big")
+            answer: Prepared | None = pickle.loads(await process.stdout.readexactly(length))  # noqa: S301  # our own
+            if self._input is None:
+                # The first thing that it says is that it has started.
+                self._input = process.stdin
+                log.info("preparing imports", pid=process.pid)
+            else:
+                _answer(self._waiting.popleft(), answer)
+
+
+def _answer(waiting: asyncio.Future[Prepared | None], answer: Prepared | None) -> None:
+    """Answers whoever waits, unless they have gone away."""
+    if not waiting.done():
+        waiting.set_result(answer)
+
+
+@asynccontextmanager
+async def preparing_process() -> AsyncIterator[PreparingProcess]:
+    """A process for imports, which ends with the block."""
+    process = PreparingProcess()
+    try:
+        yield process
+    finally:
+        await process.close()
+
+
+def _write(stream: asyncio.StreamWriter | BinaryIO, thing: _Task | Prepared | None) -> None:
+    pickled = pickle.dumps(thing, pickle.HIGHEST_PROTOCOL)
+    stream.write(len(pickled).to_bytes(_LENGTH_BYTES, "big"))
+    stream.write(pickled)
+
+
+def main() -> None:
+    """The work of the process: answers every message, until there are no more."""
+    # What it makes hangs together in no circles.
+    gc.disable()
+    preparer = Preparer(in_blocks(secrets.token_bytes))
+    answers = sys.stdout.buffer
+    # That it has started.
+    _write(answers, None)
+    answers.flush()
+    # A server that was killed reads no answers any more.
+    with contextlib.suppress(BrokenPipeError):
+        while length := sys.stdin.buffer.read(_LENGTH_BYTES):
+            task: _Task = pickle.loads(sys.stdin.buffer.read(int.from_bytes(length, "big")))  # noqa: S301  # the server's
+            _write(answers, _prepare(preparer, task))
+            answers.flush()
+
+
+def _prepare(preparer: Preparer, task: _Task) -> Prepared | None:
+    if task.is_first:
+        preparer.forget()
+    preparer.learn(task.known)
+    try:
+        return preparer.prepare([read_item(item) for item in ImportTransactionsRequest.FromString(task.message).items])
+    except Exception:
+        # Whatever it is, the server finds out when it does the same, and knows whom to tell.
+        return None
+
+
+if __name__ == "__main__":
+    main()

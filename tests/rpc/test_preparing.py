@@ -1,0 +1,338 @@
+"""Long imports: a process beside the server works them out ahead, and nothing about them is different for it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass
+
+import psutil
+import pytest
+from daybook.v1.account_pb2 import Account
+from daybook.v1.admin_service_pb2 import ImportTransactionsRequest
+from daybook.v1.ledger_service_pb2 import UpdateAccountRequest
+from daybook.v1.transaction_pb2 import Transaction, Usage
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.field_mask_pb2 import FieldMask
+from structlog.testing import capture_logs
+
+from server.ledger.access import Caller
+from server.ledger.errors import DaybookError
+from server.ledger.instants import to_timestamp
+from server.rpc import importing
+from server.rpc.history import read_item
+from server.rpc.importing import Upload
+from server.rpc.preparing import PROGRAM, PreparingProcess, preparing_process
+from server.store.unit import Prepared
+from server.usecases.commands import ImportOutcome
+from server.usecases.preparing import Preparer
+from server.usecases.transactions import Transactions
+from tests.conftest import Client, Server, only_sqlite
+from tests.rpc.test_import import CHARGE, GRANT, Item, ago, bring_in, item
+
+
+class Watched(Transactions):
+    """Notes of each group of prepared parts how many there were and how many of them held."""
+
+    prepared: list[tuple[int, int]]
+
+    async def import_prepared(self, parts: Sequence[Prepared]) -> int:
+        """Posts them."""
+        taken = await super().import_prepared(parts)
+        self.prepared.append((len(parts), taken))
+        return taken
+
+
+@dataclass
+class Importer:
+    """Imports with a process that has started."""
+
+    transactions: Watched
+    caller: Caller
+    process: PreparingProcess
+
+    def upload(self) -> Upload:
+        """A new import."""
+        return Upload(self.transactions, self.caller, self.process)
+
+    async def bring_in(self, *messages: Iterable[Item]) -> ImportOutcome:
+        """Imports these messages, each posted before the next."""
+        upload = self.upload()
+        try:
+            for items in messages:
+                await upload.add(ImportTransactionsRequest(items=items))
+            return await upload.finish()
+        finally:
+            upload.cancel()
+
+
+@pytest.fixture
+async def importer(server: Server, admin: Client, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Importer]:
+    """An importer whose every message is prepared."""
+    del admin  # Asked for because it makes the tenant.
+    monkeypatch.setattr(importing, "PREPARED_ITEMS_MIN", 0)
+    tenant_number = await server.book.credentials.tenant_number("house")
+    assert tenant_number is not None
+    book = server.book
+    transactions = Watched(book.account_store, book.transactions._store, book.poster)
+    transactions.prepared = []
+    async with preparing_process() as process:
+        assert process.take()
+        process.give_back()
+        async with asyncio.timeout(60):
+            while not process.is_ready:
+                await asyncio.sleep(0.01)
+        yield Importer(transactions, Caller(tenant_number, "", ""), process)
+
+
+def pid_of(process: PreparingProcess) -> int:
+    """The process of a process."""
+    (found,) = [each.pid for each in psutil.Process().children() if "server.rpc.preparing" in " ".join(each.cmdline())]
+    assert process.is_ready
+    return found
+
+
+def years(account_id: str) -> list[list[Item]]:
+    """History with all that can happen in one: lots that expire, labels, usage, declined charges, ids."""
+
+    def one(days: float, kind: int = GRANT, amount: str = "1", **fields: object) -> Item:
+        return item(days, kind, amount, account_id=account_id, **fields)  # type: ignore[arg-type]
+
+    return [
+        [
+            one(100, GRANT, "10", ttl=Duration(seconds=30 * 24 * 3600), labels={"location": "l"}, request_id="a"),
+            one(99, CHARGE, "-3", category="computing", usage=Usage(model="m"), request_id="b"),
+        ],
+        [
+            one(98.99, CHARGE, "-1.5", category="computing", usage=Usage(model="m"), description="é"),
+            one(98, GRANT, "5", priority=-1),
+            one(98, CHARGE, "-6"),
+            one(97, CHARGE, "-100", state=Transaction.FAILED),
+        ],
+        # What was left of the first grant has expired by then.
+        [one(60, GRANT, "1"), one(59, CHARGE, "-9", request_id="c")],
+        [one(58, Transaction.ADJUSTMENT, "20"), one(57, CHARGE, "-0.000001")],
+    ]
+
+
+def stripped(rows: Iterable[Transaction]) -> list[Transaction]:
+    """Transactions without what tells one account's from another's."""
+    shown = []
+    for row in rows:
+        row.ClearField("uid")
+        row.ClearField("name")
+        shown.append(row)
+    return shown
+
+
+async def test_prepared_history_is_the_same(importer: Importer, admin: Client) -> None:
+    """What was worked out ahead leaves the same books as what was not, and they prove right."""
+    for account_id in ("plain", "ahead"):
+        await admin.create_account(account_id, credit_limit="10")
+    assert await bring_in(admin, *years("plain"))
+    outcome = await importer.bring_in(*years("ahead"))
+    assert outcome == ImportOutcome(10, 0)
+    assert sum(taken for _, taken in importer.transactions.prepared) == 4, "every message was prepared"
+    plain, ahead = stripped(await admin.history("plain")), stripped(await admin.history("ahead"))
+    assert len(plain) == 11, "an expiration was posted between"
+    assert ahead == plain
+    assert (await admin.balance("ahead")).amount == (await admin.balance("plain")).amount
+    assert await admin.verify() == []
+    await admin.post("ahead", GRANT, "1")
+    assert await importer.bring_in([item(0, account_id="ahead")]) == ImportOutcome(1, 0), "a new import begins anew"
+    assert await admin.verify() == []
+
+
+async def test_messages_under_way_together(importer: Importer, admin: Client) -> None:
+    """Many messages one after another keep their order, whatever is posted together."""
+    for account_id in ("acme", "other"):
+        await admin.create_account(account_id)
+    items = [
+        item(
+            400 - n / 8,
+            CHARGE if n // 2 % 2 else GRANT,
+            "-1" if n // 2 % 2 else "2",
+            account_id=("acme", "other")[n % 2],
+        )
+        for n in range(3000)
+    ]
+    outcome = await importer.bring_in(*(items[n : n + 250] for n in range(0, 3000, 250)))
+    assert outcome == ImportOutcome(3000, 0)
+    assert sum(taken for _, taken in importer.transactions.prepared) == 12
+    rows = await admin.history()
+    assert [row.create_time for row in rows] == [each.create_time for each in items[::2]]
+    assert [row.sequence for row in rows] == list(range(1, 1501))
+    assert rows[-1].balance_after == "750"
+    assert await admin.verify() == []
+
+
+@only_sqlite
+async def test_a_change_in_between(importer: Importer, admin: Client) -> None:
+    """What was worked out on a state that isn't true any more is worked out again, on the one that is."""
+    await admin.create_account("acme", credit_limit="5")
+    await admin.create_account("other")
+    upload = importer.upload()
+    await upload.add(ImportTransactionsRequest(items=[item(9, CHARGE, "-4"), item(9, account_id="other")]))
+    await upload.finish()
+    await bring_in(admin, [item(8, GRANT, "100")])
+    await upload.add(ImportTransactionsRequest(items=[item(7, CHARGE, "-50"), item(7, account_id="other")]))
+    assert await upload.finish() == ImportOutcome(4, 0)
+    assert importer.transactions.prepared == [(1, 1)], "the second can't be worked out on what the process knows"
+    await upload.add(ImportTransactionsRequest(items=[item(6, account_id="other")]))
+    await upload.finish()
+    await upload.add(ImportTransactionsRequest(items=[item(5, account_id="other"), item(5, CHARGE, "-1")]))
+    assert importer.transactions.prepared == [(1, 1)], "one goes without"
+    update = UpdateAccountRequest(
+        account=Account(name="accounts/acme", credit_limit="0"), update_mask=FieldMask(paths=["credit_limit"])
+    )
+    await upload.finish()
+    assert importer.transactions.prepared == [(1, 1), (1, 1)]
+    await admin.ledger.UpdateAccount(update, metadata=admin.metadata)
+    await upload.add(ImportTransactionsRequest(items=[item(4, CHARGE, "-46")]))
+    with pytest.raises(DaybookError) as refused:
+        await upload.finish()
+    assert importer.transactions.prepared == [(1, 1), (1, 1), (1, 0)]
+    assert (refused.value.reason, refused.value.metadata["index"]) == ("INSUFFICIENT_CREDITS", "7")
+    upload.cancel()
+    assert [row.balance_after for row in await admin.history()] == ["-4", "96", "46", "45"]
+    assert await admin.verify() == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        (item(1, CHARGE, "-100"), "INSUFFICIENT_CREDITS"),
+        (item(1, GRANT, "x"), "FIELD_INVALID"),
+        (item(1, account_id="nobody"), "ACCOUNT_NOT_FOUND"),
+        (item(1, account_id="no/body"), "FIELD_INVALID"),
+        (item(20), "FIELD_INVALID"),
+        (item(-0.000001), "FIELD_INVALID"),
+        (item(1, GRANT, "4", request_id="taken"), "REQUEST_ID_REUSED"),
+    ],
+    ids=["insufficient", "no amount", "nobody", "no parent", "before the newest", "in the future", "reused"],
+)
+@only_sqlite
+async def test_refused_item(importer: Importer, admin: Client, wrong: Item, reason: str) -> None:
+    """The first item that is refused ends a prepared import too, by its index, and nothing behind it is posted."""
+    for account_id in ("acme", "other"):
+        await admin.create_account(account_id)
+    messages = [
+        [item(9, request_id="taken")],
+        [item(3, GRANT, "2"), wrong],
+        [item(0.5, GRANT, "5", account_id="other")],
+    ]
+    with pytest.raises(DaybookError) as refused:
+        await importer.bring_in(*messages)
+    assert (refused.value.reason, refused.value.metadata["index"]) == (reason, "2")
+    assert [row.amount for row in await admin.history()] == ["1", "2"]
+    assert await admin.history("other") == []
+    assert await admin.verify() == []
+
+
+async def test_prepared_history_is_repeated(importer: Importer, admin: Client) -> None:
+    """Requests that were imported before are skipped, by whatever way they came, also within one import."""
+    await admin.create_account("acme")
+    items = [item(100 - n, GRANT, str(n + 1), request_id=f"id-{n}") for n in range(40)]
+    messages = [items[n : n + 8] for n in range(0, 40, 8)]
+    assert await importer.bring_in(*messages[:2]) == ImportOutcome(16, 0)
+    assert await importer.bring_in(*messages) == ImportOutcome(24, 16)
+    assert await bring_in(admin, *messages)
+    assert await importer.bring_in([*items, item(1, request_id="x")], [item(1, request_id="x")]) == ImportOutcome(1, 41)
+    assert await importer.bring_in(*([[item(1, request_id="y")]] * 5)) == ImportOutcome(1, 4)
+    assert len(await admin.history()) == 42
+    assert await admin.verify() == []
+
+
+async def test_a_call_behind_it_in_its_group(server: Server, admin: Client) -> None:
+    """Who is posted in the same database transaction sees it: its requests, its balance, and what opened its lots."""
+    await admin.create_account("acme")
+    tenant_number = await server.book.credentials.tenant_number("house")
+    assert tenant_number is not None
+    caller, transactions = Caller(tenant_number, "", ""), server.book.transactions
+    preparer = Preparer(server.book.random_bytes)
+    preparer.learn(await transactions.known(caller, {"acme"}))
+    grant = item(9, GRANT, "5", expire_time=to_timestamp(ago(8)), labels={"location": "l"}, request_id="id")
+    again = Item.FromString(grant.SerializeToString())
+    prepared = preparer.prepare([read_item(grant)])
+    assert prepared is not None
+    with capture_logs() as logs:
+        taken, behind = await asyncio.gather(
+            transactions.import_prepared([prepared]),
+            transactions.import_history(caller, [read_item(again), read_item(item(7, GRANT, "2"))]),
+        )
+    assert logs == [], "they were posted together, without a second try"
+    assert (taken, behind) == (1, ImportOutcome(1, 1))
+    rows = await admin.history()
+    assert [(row.amount, row.balance_after) for row in rows] == [("5", "5"), ("-5", "0"), ("2", "2")]
+    assert rows[1].labels == {"location": "l"}
+    assert await admin.verify() == []
+
+
+@only_sqlite
+async def test_a_process_that_is_killed(importer: Importer, admin: Client) -> None:
+    """An import goes on without the process that prepares it, and the next one gets another."""
+    await admin.create_account("acme")
+    pid = pid_of(importer.process)
+    upload = importer.upload()
+    await upload.add(ImportTransactionsRequest(items=[item(9)]))
+    await upload.finish()
+    os.kill(pid, signal.SIGSTOP)
+    await upload.add(ImportTransactionsRequest(items=[item(8)]))
+    os.kill(pid, signal.SIGKILL)
+    assert await upload.finish() == ImportOutcome(2, 0)
+    async with asyncio.timeout(60):
+        while importer.process.is_ready:
+            await asyncio.sleep(0.01)
+    await upload.add(ImportTransactionsRequest(items=[item(7)]))
+    assert await upload.finish() == ImportOutcome(3, 0)
+    upload.cancel()
+    assert importer.process.take()
+    async with asyncio.timeout(60):
+        while not importer.process.is_ready:
+            await asyncio.sleep(0.01)
+    assert pid_of(importer.process) != pid
+    importer.process.give_back()
+    assert await importer.bring_in([item(6)]) == ImportOutcome(1, 0)
+    assert importer.transactions.prepared == [(1, 1), (1, 1)]
+    assert await admin.verify() == []
+
+
+@only_sqlite
+async def test_one_import_has_the_process(importer: Importer, admin: Client) -> None:
+    """A second import at the same time does without."""
+    for account_id in ("acme", "other"):
+        await admin.create_account(account_id)
+    upload = importer.upload()
+    await upload.add(ImportTransactionsRequest(items=[item(9)]))
+    assert await importer.bring_in([item(9, account_id="other")]) == ImportOutcome(1, 0)
+    assert await upload.finish() == ImportOutcome(1, 0)
+    upload.cancel()
+    assert importer.transactions.prepared == [(1, 1)]
+    assert await importer.bring_in([item(8, account_id="other")]) == ImportOutcome(1, 0)
+    assert importer.transactions.prepared == [(1, 1), (1, 1)]
+
+
+@only_sqlite
+async def test_the_process_ends_with_the_server(importer: Importer, admin: Client) -> None:
+    """When the server stops, the process is gone, and what waits for it isn't left waiting."""
+    await admin.create_account("acme")
+    pid = pid_of(importer.process)
+    upload = importer.upload()
+    os.kill(pid, signal.SIGSTOP)
+    await upload.add(ImportTransactionsRequest(items=[item(8)]))
+    await importer.process.close()
+    assert not psutil.pid_exists(pid)
+    assert await upload.finish() == ImportOutcome(1, 0)
+    starting = PreparingProcess()
+    assert starting.take()
+    await starting.close()
+    assert not starting.is_ready
+
+
+def test_the_process_ends_with_its_input() -> None:
+    """Nobody has to stop the process: it ends by itself when the server is gone, by a kill -9 too."""
+    ended = subprocess.run(PROGRAM, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=60, check=False)
+    assert ended.returncode == 0
