@@ -170,7 +170,7 @@ async def serving(
         _token_keys(book, settings) as token_keys,
         _observed(book, settings) as observation,
         _access_tokens(book, settings) as open_token,
-        preparing_process() as process,
+        preparing_process(book.random_bytes) as process,
     ):
         authenticator = Authenticator(book.credentials, book.clock, book.api_key_uses.note, open_token=open_token)
         limiter = _limiter(settings, stopwatch)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable
+from itertools import count
 from typing import TypeAlias
 from uuid import UUID
 
@@ -112,14 +114,20 @@ def in_blocks(random_bytes: RandomBytes) -> RandomBytes:
     """
     block = b""
 
-    def take(count: int) -> bytes:
+    def take(size: int) -> bytes:
         nonlocal block
-        if len(block) < count:
-            block = random_bytes(max(count, RANDOM_BLOCK_BYTES))
-        taken, block = block[:count], block[count:]
+        if len(block) < size:
+            block = random_bytes(max(size, RANDOM_BLOCK_BYTES))
+        taken, block = block[:size], block[size:]
         return taken
 
     return take
+
+
+def spread(seed: bytes) -> RandomBytes:
+    """Random bytes without an end out of a few: SHAKE-256 of these and of how often it was asked."""
+    times = count()
+    return lambda size: hashlib.shake_256(seed + next(times).to_bytes(8, "big")).digest(size)
 
 
 def uuid7(instant: Instant, random_bytes: RandomBytes) -> bytes:

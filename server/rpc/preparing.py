@@ -3,9 +3,8 @@
 To read and check history and to apply the rules to it takes as long as to write it, and one
 interpreter does one thing at a time. So a long import has this process do the first while
 the server does the second: see server/usecases/preparing.py for what makes that safe. It
-is asked on its standard input and answers in order
-on its standard output; it ends when that input does, so not even a kill -9 of the server
-leaves it behind.
+is asked on its standard input and answers in order on its standard output; it ends when
+that input does, so not even a kill -9 of the server leaves it behind.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ import asyncio
 import contextlib
 import gc
 import pickle
-import secrets
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections import deque
@@ -25,7 +23,7 @@ from typing import BinaryIO, NamedTuple
 import structlog
 from daybook.v1.admin_service_pb2 import ImportTransactionsRequest
 
-from server.ledger.names import in_blocks
+from server.ledger.names import RandomBytes, in_blocks, spread
 from server.rpc.history import read_item
 from server.store.unit import Known, Prepared
 from server.usecases.preparing import Preparer
@@ -35,6 +33,7 @@ log = structlog.get_logger(__name__)
 IDLE_SECONDS_MAX = 60.0
 """How long the process is kept without an import."""
 BUFFER_BYTES = 1024 * 1024
+SEED_BYTES = 32
 _LENGTH_BYTES = 8
 PROGRAM = (sys.executable, "-P", "-m", "server.rpc.preparing")
 
@@ -48,12 +47,15 @@ class _Task(NamedTuple):
     """What it needs to know beside what it knows."""
     is_first: bool
     """Whether it is to forget all that it knows before."""
+    seed: bytes
+    """What its randomness is made of, which is the server's."""
 
 
 class PreparingProcess:
     """The process, as the server sees it: started when it is first wanted. One import at a time has it."""
 
-    def __init__(self) -> None:
+    def __init__(self, random_bytes: RandomBytes) -> None:
+        self._random_bytes = random_bytes
         self._running: asyncio.Task[None] | None = None
         self._input: asyncio.StreamWriter | None = None
         self._waiting: deque[asyncio.Future[Prepared | None]] = deque()
@@ -89,7 +91,7 @@ class PreparingProcess:
         else:
             self._waiting.append(answer)
             # Whoever asks has a few messages under way at most, so nothing piles up here.
-            _write(self._input, _Task(message, known, is_first))
+            _write(self._input, _Task(message, known, is_first, self._random_bytes(SEED_BYTES)))
         return answer
 
     async def close(self) -> None:
@@ -148,9 +150,9 @@ def _answer(waiting: asyncio.Future[Prepared | None], answer: Prepared | None) -
 
 
 @asynccontextmanager
-async def preparing_process() -> AsyncIterator[PreparingProcess]:
+async def preparing_process(random_bytes: RandomBytes) -> AsyncIterator[PreparingProcess]:
     """A process for imports, which ends with the block."""
-    process = PreparingProcess()
+    process = PreparingProcess(random_bytes)
     try:
         yield process
     finally:
@@ -167,7 +169,7 @@ def main() -> None:
     """The work of the process: answers every message, until there are no more."""
     # What it makes hangs together in no circles.
     gc.disable()
-    preparer = Preparer(in_blocks(secrets.token_bytes))
+    preparer = Preparer()
     answers = sys.stdout.buffer
     # That it has started.
     _write(answers, None)
@@ -185,7 +187,8 @@ def _prepare(preparer: Preparer, task: _Task) -> Prepared | None:
         preparer.forget()
     preparer.learn(task.known)
     try:
-        return preparer.prepare([read_item(item) for item in ImportTransactionsRequest.FromString(task.message).items])
+        history = [read_item(item) for item in ImportTransactionsRequest.FromString(task.message).items]
+        return preparer.prepare(history, in_blocks(spread(task.seed)))
     except Exception:
         # Whatever it is, the server finds out when it does the same, and knows whom to tell.
         return None

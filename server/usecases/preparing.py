@@ -19,8 +19,7 @@ class Preparer:
     Whoever posts it holds that against the database: see Attempt.adopt.
     """
 
-    def __init__(self, random_bytes: RandomBytes) -> None:
-        self._random_bytes = random_bytes
+    def __init__(self) -> None:
         self._states: dict[int, StoredState] = {}
         self._openers: dict[tuple[int, int], bytes] = {}
         self._numbers: dict[str, int] = {}
@@ -37,7 +36,7 @@ class Preparer:
         self._openers.update(known.openers)
         self._numbers.update({stored.state.account_id: number for number, stored in known.states.items()})
 
-    def prepare(self, history: Sequence[PastTransaction]) -> Prepared | None:
+    def prepare(self, history: Sequence[PastTransaction], random_bytes: RandomBytes) -> Prepared | None:
         """What posting the history would write, or None where any of it would be refused or skipped."""
         items = [
             (Item(self._numbers[new.account_id], new.draft, new.details, new.request), time) for new, time in history
@@ -49,7 +48,7 @@ class Preparer:
             for stored in (self._states[number],)
         }
         lots = {(number, lot.number): lot for number, stored in before.items() for lot in stored.state.lots}
-        unit = Unit(before, lots, {}, {}, {}, self._random_bytes, self._openers)
+        unit = Unit(before, lots, {}, {}, {}, random_bytes, self._openers)
         attempt = Attempt(unit)
         # Whether all of it is past by now is for whoever posts it.
         outcome = command.run(attempt, LATEST)

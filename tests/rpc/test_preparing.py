@@ -8,6 +8,7 @@ import signal
 import subprocess
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
+from random import Random
 
 import psutil
 import pytest
@@ -79,7 +80,7 @@ async def importer(server: Server, admin: Client, monkeypatch: pytest.MonkeyPatc
     book = server.book
     transactions = Watched(book.account_store, book.transactions._store, book.poster)
     transactions.prepared = []
-    async with preparing_process() as process:
+    async with preparing_process(Random(3).randbytes) as process:
         assert process.take()
         process.give_back()
         async with asyncio.timeout(60):
@@ -252,11 +253,11 @@ async def test_a_call_behind_it_in_its_group(server: Server, admin: Client) -> N
     tenant_number = await server.book.credentials.tenant_number("house")
     assert tenant_number is not None
     caller, transactions = Caller(tenant_number, "", ""), server.book.transactions
-    preparer = Preparer(server.book.random_bytes)
+    preparer = Preparer()
     preparer.learn(await transactions.known(caller, {"acme"}))
     grant = item(9, GRANT, "5", expire_time=to_timestamp(ago(8)), labels={"location": "l"}, request_id="id")
     again = Item.FromString(grant.SerializeToString())
-    prepared = preparer.prepare([read_item(grant)])
+    prepared = preparer.prepare([read_item(grant)], server.book.random_bytes)
     assert prepared is not None
     with capture_logs() as logs:
         taken, behind = await asyncio.gather(
@@ -326,7 +327,7 @@ async def test_the_process_ends_with_the_server(importer: Importer, admin: Clien
     await importer.process.close()
     assert not psutil.pid_exists(pid)
     assert await upload.finish() == ImportOutcome(1, 0)
-    starting = PreparingProcess()
+    starting = PreparingProcess(Random(3).randbytes)
     assert starting.take()
     await starting.close()
     assert not starting.is_ready
