@@ -22,6 +22,7 @@ from server.ledger.paging import Order, OrderField, TransactionFilter, Transacti
 from server.seed.load import Wish, load
 from server.store.database import Database
 from server.store.migrate import migrate
+from server.store.states import state_queries
 from server.store.tables import LABELS, transactions
 from server.store.transactions import (
     boundary_statements,
@@ -476,6 +477,14 @@ async def test_slice(database: Database, statement: Select[Any], search: str) ->
     state, rows = await explain(database, statement, SLICE)
     assert state.detail == "SEARCH account_states USING INDEX sqlite_autoindex_account_states_1 (account_number=?)"
     assert rows.detail.removesuffix(" LEFT-JOIN") == f"SEARCH {search}"
+
+
+async def test_open_lots(database: Database) -> None:
+    """Whoever posts or asks what an account holds reads its open lots, and none that it ever had beside them."""
+    query, _ = state_queries(1, database.dialect)
+    async with database.read() as connection:
+        rows = await connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {query.text}", (1,))
+        assert [str(row[-1]) for row in rows] == ["SEARCH lots USING INDEX lots_open (account_number=?)"]
 
 
 async def test_lookup(database: Database) -> None:
