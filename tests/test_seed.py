@@ -281,7 +281,7 @@ def test_interruption_leaves_nothing(database_url: str) -> None:
         pass
 
     def interrupt(rows: int, doing: str) -> None:
-        if doing.startswith("building transactions_of_tenant"):
+        if doing.startswith("building transactions_of_tenant_by_time"):
             assert rows == 1000
             raise Interruption
 

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 import asyncpg
 import structlog
 from sqlalchemy import Connection, Dialect, Engine, NullPool, Select, create_engine, event
+from sqlalchemy.dialects.sqlite.base import SQLiteCompiler
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.engine.interfaces import IsolationLevel
 from sqlalchemy.exc import (
@@ -57,6 +58,8 @@ STATEMENT_BYTES_CACHED_MAX = 65_536
 """Up to which length a statement stays prepared: the longest lists are merged of 64 walks, 500 bytes each."""
 
 WRITER_CACHE_KIBIBYTES = 32_768
+LOOKER_CACHE_KIBIBYTES = 8192
+"""What lists keep of SQLite's file: the upper levels of a large ledger's indexes, whose places are then known."""
 BULK_CACHE_KIBIBYTES = 262_144
 SORTING_THREADS = 2
 JOURNAL_TRIES = 100
@@ -228,6 +231,8 @@ class Database:
         if self.url.get_backend_name() == "sqlite":
             self._thread: ThreadPoolExecutor | None = ThreadPoolExecutor(1, "database")
             self._looker = _sqlite_engine(self.url, limits, lock_seconds=LOOK_WAIT_SECONDS_MAX, query_only=True)
+            cache = f"PRAGMA cache_size = -{LOOKER_CACHE_KIBIBYTES}"
+            event.listen(self._looker, "connect", lambda connection, _: connection.execute(cache))
             self._streamer = _sqlite_stream_engine(self.url, limits)
             self.writer = _sqlite_engine(self.url, limits, lock_seconds=limits.lock_seconds)
             event.listen(self.writer, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
@@ -671,6 +676,14 @@ def _sqlite_stream_engine(url: URL, limits: DatabaseLimits) -> AsyncEngine:
     return engine
 
 
+class _HintingCompiler(SQLiteCompiler):
+    """Writes hints of which index to take, as SQLAlchemy does for other databases."""
+
+    def get_from_hint_text(self, _table: object, text: str | None) -> str | None:
+        """What stands behind the name of the table."""
+        return text
+
+
 def _write_ahead(cursor: Any) -> None:
     """Switches the log on; again where others do the same at a new file, which SQLite itself doesn't wait for."""
     for tries_left in reversed(range(JOURNAL_TRIES)):
@@ -685,6 +698,7 @@ def _write_ahead(cursor: Any) -> None:
 
 
 def _prepare_sqlite(engine: Engine, *, query_only: bool) -> None:
+    engine.dialect.statement_compiler = _HintingCompiler
     url = engine.url
     if url.database:
         Path(url.database).parent.mkdir(parents=True, exist_ok=True)

@@ -108,8 +108,11 @@ def put_together(open_lots: Iterable[Sequence[Any]], rest: Iterable[Sequence[Any
 def _statements(numbers: Sequence[int] | Sequence[BindParameter[int]]) -> tuple[Select[Any], Select[Any]]:
     # A 0 that SQLite reads for itself: for one that it is given it compiles the statement anew each time,
     # because an index depends on it.
-    open_lots = select(lots.c.account_number, *LOT_COLUMNS).where(
-        lots.c.account_number.in_(numbers), lots.c.remaining > literal_column("0")
+    open_lots = (
+        select(lots.c.account_number, *LOT_COLUMNS)
+        .where(lots.c.account_number.in_(numbers), lots.c.remaining > literal_column("0"))
+        # By itself it would take the primary key, and go through all lots that an account ever had.
+        .with_hint(lots, "INDEXED BY lots_open", "sqlite")
     )
     newest_window = (usage_windows.c.account_number == account_states.c.account_number) & (
         usage_windows.c.number == account_states.c.window_number

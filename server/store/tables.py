@@ -178,21 +178,25 @@ Index(
     transactions.c.amount,
     transactions.c.sequence,
 )
+# What follows the key in these is for filters: a walk that passes over rows needs no look at them.
+_FILTERED = (transactions.c.kind, transactions.c.category, transactions.c.state)
 Index(
-    "transactions_of_tenant",
+    "transactions_of_tenant_by_time",
     transactions.c.tenant_number,
     transactions.c.create_time,
     transactions.c.account_number,
     transactions.c.sequence,
+    *_FILTERED,
 )
 for _label in (transactions.c[label] for label in LABELS):
     Index(
-        f"transactions_of_{_label.name}",
+        f"transactions_of_{_label.name}_by_time",
         transactions.c.tenant_number,
         _label,
         transactions.c.create_time,
         transactions.c.account_number,
         transactions.c.sequence,
+        *_FILTERED,
         sqlite_where=_label.is_not(None),
         postgresql_where=_label.is_not(None),
     )

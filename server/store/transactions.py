@@ -22,10 +22,12 @@ from sqlalchemy import (
     Integer,
     Select,
     bindparam,
+    column,
     literal,
     select,
     tuple_,
     union_all,
+    values,
 )
 
 from server.ledger.instants import month_bounds
@@ -40,6 +42,8 @@ from server.store.unit import RefundTotal
 STATEMENTS_CACHED_MAX = 512
 ROWS_READ_MAX = 10_000
 """How many rows a page may read along an index, if the index doesn't serve all of the filter."""
+READ_AHEAD = 16
+"""How many rows such a page reads at first for each one that it shows, if it needs them."""
 _BEHIND_ALL = 2**62
 """An offset behind every row, with which a statement can still reckon."""
 WALKS_MAX = 64
@@ -103,6 +107,11 @@ class _Shape:
         )
 
     @property
+    def picks_in_index(self) -> bool:
+        """Whether the index tells of each row whether the list shows it: then rows are fetched for the page alone."""
+        return self.passes_over and not self.of_account and len(self.labels) <= 1
+
+    @property
     def by_sequence(self) -> bool:
         """Whether the list is one walk along the account's rows as they lie on disk.
 
@@ -139,23 +148,48 @@ class TransactionStore:
         # What `_make` does, without the call of it that each row would cost.
         return list(map(partial(tuple.__new__, TransactionRow), await self._database.fetch(query, parameters)))
 
-    async def boundary(
+    async def page_within_bounds(
         self,
         tenant_number: int,
         account_number: int | None,
         wanted: TransactionFilter,
         order: Order,
         after: TransactionKey | None,
-        reach: int | None = None,
-    ) -> TransactionKey | None:
-        """How far a page may read: None for a list whose index serves its filter, or that ends before.
+        limit: int,
+    ) -> tuple[list[TransactionRow], TransactionKey | None]:
+        """Like `page`, but reads ROWS_READ_MAX rows along an index at most, and tells where that made it stop.
 
-        Otherwise the page is to be asked for until this key, and the next one goes on from it.
-        It is `reach` rows on, or as many as a page may read at most.
+        None where it didn't: the rows are then all that there are, or as many as were asked for.
         """
-        if wanted == EVERYTHING:
-            return None
-        reach = ROWS_READ_MAX if reach is None else min(reach, ROWS_READ_MAX)
+        if not (shape := _shape(tenant_number, account_number, wanted, order, after, limit, None)[0]).passes_over:
+            return await self.page(tenant_number, account_number, wanted, order, after, limit), None
+        rows: list[TransactionRow] = []
+        passed, begin = 0, after
+        # To find the last row that may be read costs about as much as to walk there, except
+        # along an account's rows, which are numbered.
+        reach = ROWS_READ_MAX if shape.by_sequence else min(READ_AHEAD * limit, ROWS_READ_MAX)
+        while True:
+            until = await self._boundary(tenant_number, account_number, wanted, order, begin, reach)
+            rows += await self.page(tenant_number, account_number, wanted, order, begin, limit - len(rows), until)
+            passed += reach
+            if until is None or len(rows) == limit or passed == ROWS_READ_MAX:
+                return rows, until
+            begin = until
+            reach = min(_next_reach(passed, len(rows), limit), ROWS_READ_MAX - passed)
+
+    async def _boundary(
+        self,
+        tenant_number: int,
+        account_number: int | None,
+        wanted: TransactionFilter,
+        order: Order,
+        after: TransactionKey | None,
+        reach: int,
+    ) -> TransactionKey | None:
+        """The key `reach` rows on, None for a list that ends before.
+
+        The page is to be asked for until this key, and the next one goes on from it.
+        """
         found = [
             TransactionKey(*row)
             for shape, parameters in _boundary_shapes(tenant_number, account_number, wanted, order, after, reach)
@@ -280,6 +314,16 @@ def _bodies(*, descending: bool) -> Select[Any]:
     )
 
 
+def _next_reach(passed: int, found: int, limit: int) -> int:
+    """How many rows more to read where `found` ones of those passed fit: enough for the rest, if as many go on fitting.
+
+    Half as many again, so that it is rarely asked a third time.
+    """
+    if not found:
+        return passed * READ_AHEAD
+    return limit + 3 * (limit - found) * passed // (2 * found)
+
+
 def slice_statement() -> Select[Any]:
     """The total of an account's transactions, and with it each of at most `limit` behind the `offset` newest."""
     columns = transactions.c
@@ -324,13 +368,26 @@ def _windows_query(dialect: Dialect) -> Query:
     return Query.of(windows_statement(), dialect)
 
 
+def refunds_statement(count: int) -> Select[Any]:
+    """What was given back of so many charges, each looked up by itself.
+
+    To compare pairs with a list of them SQLite would read all refunds, and PostgreSQL
+    would plan longer than it reads.
+    """
+    numbers = [bindparam(name, type_=BigInteger) for name in _refunds_names(count)]
+    pairs = list(zip(numbers[::2], numbers[1::2], strict=True))
+    charges = (
+        values(column("account_number", BigInteger), column("sequence", BigInteger), name="charges").data(pairs).cte()
+    )
+    columns = refunds.c
+    is_of_charge = (columns.account_number == charges.c.account_number) & (columns.sequence == charges.c.sequence)
+    shown = columns["account_number", "sequence", "amount", "last_create_time"]
+    return select(*shown).join_from(charges, refunds, is_of_charge)
+
+
 @lru_cache(STATEMENTS_CACHED_MAX)
 def _refunds_query(count: int, dialect: Dialect) -> Query:
-    numbers = [bindparam(name, type_=BigInteger) for name in _refunds_names(count)]
-    pairs = [tuple_(*pair) for pair in zip(numbers[::2], numbers[1::2], strict=True)]
-    key = tuple_(refunds.c.account_number, refunds.c.sequence)
-    columns = refunds.c["account_number", "sequence", "amount", "last_create_time"]
-    return Query.of(select(*columns).where(key.in_(pairs)), dialect)
+    return Query.of(refunds_statement(count), dialect)
 
 
 @lru_cache(STATEMENTS_CACHED_MAX)
@@ -525,7 +582,8 @@ def _statement(shape: _Shape) -> Select[Any]:
                     [tuple_(bindparam(f"pair_kind_{i}"), bindparam(f"pair_category_{i}")) for i in range(shape.pairs)]
                 )
             )
-        return _ordered(select(*key, transactions.c.body).where(*conditions), shape, *key).limit(limit)
+        walk = _ordered(select(*key).where(*conditions), shape, *key).limit(limit)
+        return _with_bodies(walk, shape) if shape.picks_in_index else walk.add_columns(transactions.c.body)
     # One short walk along the index for each pair and state, merged; the bodies are fetched
     # only for the rows of the page.
     states: Sequence[object] = [bindparam(f"state_{i}") for i in range(shape.states)] or ALL_STATES
@@ -546,7 +604,12 @@ def _statement(shape: _Shape) -> Select[Any]:
     ]
     merged = union_all(*(select(walk) for walk in walks)).subquery()
     merged_key = tuple(merged.c)
-    page = _ordered(select(*merged_key), shape, *merged_key).limit(limit).subquery()
+    return _with_bodies(_ordered(select(*merged_key), shape, *merged_key).limit(limit), shape)
+
+
+def _with_bodies(keys: Select[Any], shape: _Shape) -> Select[Any]:
+    """The rows of these keys, which come in their order."""
+    page = keys.subquery()
     page_key = tuple(page.c)
     return _ordered(
         select(*page_key, transactions.c.body).join_from(

@@ -36,8 +36,6 @@ from server.usecases.commands import (
 )
 
 NEWEST_FIRST = Order()
-READ_AHEAD = 4
-"""How many rows are read for each one of a page, where that may do, before as many are as a page may read."""
 HISTORIES_CACHED_MAX = 1024
 """How many first pages of history are kept. Beyond it the one goes that was read first."""
 HISTORY_BYTES_MAX = 32_768
@@ -281,12 +279,9 @@ class Transactions:
             caller.require_tenant()
             if order.field is OrderField.AMOUNT:
                 raise FieldInvalid("order_by", "must not be by amount for accounts/-")
-        # A filter that lets most rows pass fills the page from the nearest ones.
-        for reach in (READ_AHEAD * limit, None):
-            until = await self._store.boundary(caller.tenant_number, number, wanted, order, after, reach)
-            rows = await self._store.page(caller.tenant_number, number, wanted, order, after, limit + 1, until)
-            if until is None or len(rows) > limit:
-                break
+        rows, until = await self._store.page_within_bounds(
+            caller.tenant_number, number, wanted, order, after, limit + 1
+        )
         page = Page.of(rows, limit, key=lambda row: row.key)
         if page.next_key is None:
             page = Page(page.rows, until)

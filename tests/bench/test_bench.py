@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from bench import load, report
+from bench import depth, load, report
 from bench.__main__ import main
 from bench.calls import PAGE_SIZE, list_call, read_page
 from bench.figures import FIGURES, Figure
 from bench.figures.reading import count_rows, facade_calls
 from bench.figures.writing import BATCH, batch_call, create_call
-from bench.ledger import ORGANIZATION, WRITERS, Ledger, build
+from bench.ledger import ORGANIZATION, WRITERS, Ledger, build, seed
 from bench.load import Latencies, Load, LoadFailed, parse_h2load, parse_h2load_log, parse_wrk
 from bench.report import Finding, at_least, at_most
 from bench.servers import Server, daybook
@@ -257,3 +257,23 @@ def test_a_generator_that_fails_is_no_figure(monkeypatch: pytest.MonkeyPatch, tm
     with pytest.raises(LoadFailed, match="ended with 3:\nbroken") as caught:
         load.wrk("http://127.0.0.1:1/", 1, headers={"authorization": "Bearer secret"})
     assert "secret" not in str(caught.value)
+
+
+def test_every_list_is_measured_far_down(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All lists of seeded data that have a full page, each at the top and, where it has more pages, deeper."""
+    monkeypatch.setattr(depth, "PAGES", 2)
+    monkeypatch.setattr(depth, "WARM_ROUNDS", 0)
+    ledger = seed(f"sqlite+aiosqlite:///{tmp_path}/seeded.db", 20_000)
+    out = tmp_path / "depth.json"
+    arguments = ["--database-url", ledger.database_url, "--tenant", "bench", "--depth", "1500", "--rounds", "1"]
+    assert depth.main([*arguments, "--out", str(out)]) in {0, 1}, "what it measures here is noise"
+    found = {each["name"]: each["pages"] for each in json.loads(out.read_text())["found"]}
+    assert "teable createdTime asc has no full page" in capsys.readouterr().err
+    assert {name.split()[0].partition(",")[0] for name in found} == {
+        *("accounts/hot", "accounts/-", "lots", "nebulablock", "spacebring", "dreadnode", "paged")
+    }
+    assert list(found["accounts/-"]) == list(found["spacebring"]) == list(found["paged"]) == ["0", "1000", "1500"]
+    assert [len(pages) for pages in found["accounts/-"].values()] == [2, 2, 2]
+    assert {place: len(pages) for place, pages in found["dreadnode"].items()} == {"0": 1}

@@ -200,20 +200,27 @@ PREBUILT = (
     "CREATE INDEX transactions_by_category_and_time"
     " ON transactions (account_number, kind, category, state, create_time, sequence)"
 )
+PREBUILT_OF_LABEL = (
+    "CREATE INDEX transactions_of_company_by_time ON transactions"
+    " (tenant_number, company, create_time, account_number, sequence, kind, category, state) WHERE company IS NOT NULL"
+)
 
 
-async def test_an_index_built_beforehand_is_taken(open_database: Callable[[], Database]) -> None:
+@pytest.mark.parametrize(("revision", "statement"), [("0004", PREBUILT), ("0005", PREBUILT_OF_LABEL)])
+async def test_an_index_built_beforehand_is_taken(
+    open_database: Callable[[], Database], revision: str, statement: str
+) -> None:
     """An operator may build an index before the migration that brings it, which then leaves it as it is."""
     database = open_database()
-    await migrate_to(database, "0004")
+    await migrate_to(database, revision)
     async with writing(database) as connection:
-        await connection.execute(text(PREBUILT))
+        await connection.execute(text(statement))
         before = await connection.run_sync(places_of_indexes)
     await migrate(database)
     async with database.read() as connection:
         after = await connection.run_sync(places_of_indexes)
     assert await differences_of(database) == []
-    name = "transactions_by_category_and_time"
+    name = statement.split()[2]
     assert after[name] == before[name]
 
 
@@ -228,21 +235,25 @@ def places_of_indexes(connection: Connection) -> dict[str, int]:
 
 
 # What CREATE INDEX CONCURRENTLY leaves behind where it was interrupted.
-INTERRUPT = "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'transactions_by_category_and_time'::regclass"
+INTERRUPT = "UPDATE pg_index SET indisvalid = false WHERE indexrelid = '{}'::regclass"
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 @pytest.mark.parametrize(
-    "statements",
-    [(PREBUILT, INTERRUPT), (PREBUILT.replace("kind, category", "category, kind"),)],
-    ids=["interrupted", "of other columns"],
+    ("revision", "prebuilt"), [("0004", PREBUILT), ("0005", PREBUILT_OF_LABEL)], ids=["0005", "0006"]
 )
+@pytest.mark.parametrize("is_interrupted", [True, False], ids=["interrupted", "of other columns"])
 async def test_an_index_that_is_no_good_is_replaced(
-    open_database: Callable[[], Database], statements: tuple[str, ...]
+    open_database: Callable[[], Database], revision: str, prebuilt: str, is_interrupted: bool
 ) -> None:
     """An index of the right name that can't serve is not taken for the one that the migration brings."""
     database = open_database()
-    await migrate_to(database, "0004")
+    await migrate_to(database, revision)
+    statements = (
+        [prebuilt, INTERRUPT.format(prebuilt.split()[2])]
+        if is_interrupted
+        else [prebuilt.replace("kind, category", "category, kind")]
+    )
     async with writing(database) as connection:
         for statement in statements:
             await connection.execute(text(statement))
