@@ -18,7 +18,9 @@ from asyncio.subprocess import PIPE, Process
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import BinaryIO, NamedTuple
+from struct import Struct
+from typing import Any, BinaryIO, NamedTuple
+from zlib import crc32
 
 import structlog
 from daybook.v1.admin_service_pb2 import ImportTransactionsRequest
@@ -34,8 +36,13 @@ IDLE_SECONDS_MAX = 60.0
 """How long the process is kept without an import."""
 BUFFER_BYTES = 1024 * 1024
 SEED_BYTES = 32
-_LENGTH_BYTES = 8
+_HEAD = Struct(">QI")
+"""What stands before each thing on its way: its length and its CRC-32. What is written to the ledger came over it."""
 PROGRAM = (sys.executable, "-P", "-m", "server.rpc.preparing")
+
+
+class _NotWhole(Exception):
+    """Something came otherwise than it was sent."""
 
 
 class _Task(NamedTuple):
@@ -119,7 +126,7 @@ class PreparingProcess:
                 start_new_session=True,
             )
             await self._take_answers(process)
-        except (OSError, asyncio.IncompleteReadError) as error:
+        except (OSError, asyncio.IncompleteReadError, _NotWhole) as error:
             log.warning("process that prepares imports ended", error=type(error).__name__)
         finally:
             self._running = self._input = None
@@ -133,8 +140,8 @@ class PreparingProcess:
     async def _take_answers(self, process: Process) -> None:
         assert process.stdout is not None
         while True:
-            length = int.from_bytes(await process.stdout.readexactly(_LENGTH_BYTES), "big")
-            answer: Prepared | None = pickle.loads(await process.stdout.readexactly(length))  # noqa: S301  # our own
+            length, checksum = _HEAD.unpack(await process.stdout.readexactly(_HEAD.size))
+            answer: Prepared | None = _unpickle(await process.stdout.readexactly(length), checksum)
             if self._input is None:
                 # The first thing that it says is that it has started.
                 self._input = process.stdin
@@ -161,8 +168,14 @@ async def preparing_process(random_bytes: RandomBytes) -> AsyncIterator[Preparin
 
 def _write(stream: asyncio.StreamWriter | BinaryIO, thing: _Task | Prepared | None) -> None:
     pickled = pickle.dumps(thing, pickle.HIGHEST_PROTOCOL)
-    stream.write(len(pickled).to_bytes(_LENGTH_BYTES, "big"))
+    stream.write(_HEAD.pack(len(pickled), crc32(pickled)))
     stream.write(pickled)
+
+
+def _unpickle(pickled: bytes, checksum: int) -> Any:
+    if crc32(pickled) != checksum:
+        raise _NotWhole
+    return pickle.loads(pickled)  # noqa: S301  # our own
 
 
 def main() -> None:
@@ -174,10 +187,11 @@ def main() -> None:
     # That it has started.
     _write(answers, None)
     answers.flush()
-    # A server that was killed reads no answers any more.
-    with contextlib.suppress(BrokenPipeError):
-        while length := sys.stdin.buffer.read(_LENGTH_BYTES):
-            task: _Task = pickle.loads(sys.stdin.buffer.read(int.from_bytes(length, "big")))  # noqa: S301  # the server's
+    # A server that was killed reads no answers any more, and may have broken off in the middle.
+    with contextlib.suppress(BrokenPipeError, _NotWhole):
+        while len(head := sys.stdin.buffer.read(_HEAD.size)) == _HEAD.size:
+            length, checksum = _HEAD.unpack(head)
+            task: _Task = _unpickle(sys.stdin.buffer.read(length), checksum)
             _write(answers, _prepare(preparer, task))
             answers.flush()
 

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -23,7 +24,7 @@ from structlog.testing import capture_logs
 from server.ledger.access import Caller
 from server.ledger.errors import DaybookError
 from server.ledger.instants import to_timestamp
-from server.rpc import importing
+from server.rpc import importing, preparing
 from server.rpc.history import read_item
 from server.rpc.importing import Upload
 from server.rpc.preparing import PROGRAM, PreparingProcess, preparing_process
@@ -298,6 +299,40 @@ async def test_a_process_that_is_killed(importer: Importer, admin: Client) -> No
     importer.process.give_back()
     assert await importer.bring_in([item(6)]) == ImportOutcome(1, 0)
     assert importer.transactions.prepared == [(1, 1), (1, 1)]
+    assert await admin.verify() == []
+
+
+GARBLES = """
+import pickle, sys
+from server.rpc.preparing import _HEAD, _write
+answers = sys.stdout.buffer
+_write(answers, None)
+answers.flush()
+sys.stdin.buffer.read(_HEAD.size)
+answer = pickle.dumps(None)
+answers.write(_HEAD.pack(len(answer), 1) + answer)
+answers.flush()
+sys.stdin.buffer.read()
+"""
+"""A process whose answers come otherwise than it sent them."""
+
+
+@only_sqlite
+async def test_what_comes_garbled(importer: Importer, admin: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not read: the import goes on without the process, which is ended."""
+    await admin.create_account("acme")
+    await importer.process.close()
+    monkeypatch.setattr(preparing, "PROGRAM", (sys.executable, "-c", GARBLES))
+    assert importer.process.take()
+    importer.process.give_back()
+    async with asyncio.timeout(60):
+        while not importer.process.is_ready:
+            await asyncio.sleep(0.01)
+    with capture_logs() as logs:
+        assert await importer.bring_in([item(9)], [item(8)]) == ImportOutcome(2, 0)
+    assert [each["event"] for each in logs] == ["process that prepares imports ended"]
+    assert not importer.process.is_ready
+    assert importer.transactions.prepared == []
     assert await admin.verify() == []
 
 
