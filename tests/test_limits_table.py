@@ -15,8 +15,7 @@ from server.config import Settings
 from server.facades import dreadnode, nebulablock, paged, spacebring, teable
 from server.ledger import access, paging, posting
 from server.rpc import transactions
-from server.store import poster
-from server.store import transactions as store
+from server.store import list_statements, poster
 from server.transport import auth, filters, page_tokens, validation
 from server.usecases import verification
 
@@ -28,8 +27,8 @@ CONSTANTS: Mapping[str, Mapping[str, int]] = {
     "rows of a page": {"PAGE_SIZE_MAX": validation.PAGE_SIZE_MAX},
     "requests of a batch, items of a message of an import": {"BATCH_SIZE_MAX": validation.BATCH_SIZE_MAX},
     "requests of a batch together": {"BATCH_BYTES_MAX": transactions.BATCH_BYTES_MAX},
-    "rows read for a page whose filter no index serves": {"ROWS_READ_MAX": store.ROWS_READ_MAX},
-    "combinations of category, kind and state of which a list is merged": {"WALKS_MAX": store.WALKS_MAX},
+    "rows read for a page whose filter no index serves": {"ROWS_READ_MAX": list_statements.ROWS_READ_MAX},
+    "combinations of category, kind and state of which a list is merged": {"WALKS_MAX": list_statements.WALKS_MAX},
     "rows of a page together": {"PAGE_BYTES_MAX": paging.PAGE_BYTES_MAX},
     "rows of a page of a documented API": {
         "LIMIT_MAX": max(dreadnode.LIMIT_MAX, nebulablock.LIMIT_MAX, spacebring.LIMIT_MAX),

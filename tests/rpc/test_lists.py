@@ -19,8 +19,8 @@ from sqlalchemy import insert, update
 from server.ledger.instants import SECOND, from_timestamp, to_timestamp, write
 from server.ledger.posting import Kind
 from server.store import transactions as store
+from server.store.list_statements import ROWS_READ_MAX
 from server.store.tables import account_states, transactions
-from server.store.transactions import ROWS_READ_MAX
 from tests.conftest import NOON, Client, Clock, Server, only_sqlite, writing
 
 GRANT, CHARGE, ADJUSTMENT = Transaction.GRANT, Transaction.CHARGE, Transaction.ADJUSTMENT

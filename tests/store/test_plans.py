@@ -21,16 +21,15 @@ from server.ledger.instants import HOUR, parse
 from server.ledger.paging import Order, OrderField, TransactionFilter, TransactionKey
 from server.seed.load import Wish, load
 from server.store.database import Database
+from server.store.list_statements import boundary_statements, list_statement
 from server.store.lookups import with_keys
 from server.store.migrate import migrate
 from server.store.states import state_queries
 from server.store.tables import LABELS, refunds, requests, transactions
 from server.store.transactions import (
     bodies_statement,
-    boundary_statements,
     first_bodies_statement,
     head_statement,
-    list_statement,
     refunds_statement,
     slice_statement,
     windows_statement,
