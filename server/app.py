@@ -34,7 +34,8 @@ from server.rpc.preparing import PreparingProcess, preparing_process
 from server.store.accounts import AccountStore
 from server.store.books import BookStore
 from server.store.credentials import CredentialStore
-from server.store.database import Database, DatabaseLimits
+from server.store.database import Database
+from server.store.engines import DatabaseLimits
 from server.store.migrate import is_migrated, migrate
 from server.store.poster import Poster
 from server.store.transactions import TransactionStore

@@ -1,42 +1,46 @@
-"""The connection to the database: engines, and what is particular to each kind."""
+"""The database, and who does what work on it where."""
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
 import sqlite3
-import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
-from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 
 import asyncpg
 import structlog
-from sqlalchemy import Connection, Dialect, Engine, NullPool, Select, create_engine, event
-from sqlalchemy.dialects.sqlite.base import SQLiteCompiler
+from sqlalchemy import Connection, Dialect, Engine, NullPool, Select, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.engine.interfaces import IsolationLevel
 from sqlalchemy.exc import (
     ArgumentError,
     DBAPIError,
-    DisconnectionError,
     InterfaceError,
     InvalidRequestError,
     NoSuchModuleError,
     OperationalError,
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import QueuePool
 
 from server.ledger.errors import ServiceUnavailable
-from server.store.replica import REPLICA_SECONDS_MAX, Replica, ReplicaUnfit
+from server.store.engines import (
+    DatabaseLimits,
+    postgresql_engine,
+    sqlite_bulk_engine,
+    sqlite_look_engine,
+    sqlite_stream_engine,
+    sqlite_write_engine,
+)
+from server.store.replica import Replica, ReplicaUnfit
 
 log = structlog.get_logger(__name__)
 
@@ -53,72 +57,12 @@ TRIES_MAX = 8
 
 LOOK_WAIT_SECONDS_MAX = 0.25
 """How long everybody waits where a look finds SQLite locked, as it is while its log is being restored."""
-
-STATEMENT_BYTES_CACHED_MAX = 65_536
-"""Up to which length a statement stays prepared: the longest lists are merged of 64 walks, 500 bytes each."""
-
-WRITER_CACHE_KIBIBYTES = 32_768
-LOOKER_CACHE_KIBIBYTES = 8192
-"""What lists keep of SQLite's file: the upper levels of a large ledger's indexes, whose places are then known."""
 BULK_CACHE_KIBIBYTES = 262_144
 SORTING_THREADS = 2
-JOURNAL_TRIES = 100
-JOURNAL_PAUSE_SECONDS = 0.05
-LOG_PAGES_MAX = 4000
-"""How long SQLite's write-ahead log grows before it is worked off: 16 MiB."""
-
 
 Result = TypeVar("Result")
 Rows: TypeAlias = Sequence[Sequence[Any]]
 """Rows as the driver gives them."""
-
-
-@dataclass(frozen=True, slots=True)
-class DatabaseLimits:
-    """How many connections there are, and how long anything may take. Settings describes each.
-
-    A statement may take as long as it needs for 0. SQLite knows connections (of readers),
-    wait_seconds and lock_seconds only.
-    """
-
-    connections: int = 4
-    wait_seconds: float = 5.0
-    recycle_seconds: float = 1800.0
-    connect_seconds: float = 5.0
-    lock_seconds: float = 5.0
-    statement_seconds: float = 30.0
-    idle_transaction_seconds: float = 60.0
-    replica_wait_seconds: float = 0.05
-
-    @property
-    def of_replica(self) -> DatabaseLimits:
-        """Those of a replica, of which nothing is waited for long, because the primary can do it too."""
-        return replace(
-            self,
-            wait_seconds=min(self.wait_seconds, REPLICA_SECONDS_MAX),
-            connect_seconds=min(self.connect_seconds, REPLICA_SECONDS_MAX),
-            statement_seconds=min(self.statement_seconds or REPLICA_SECONDS_MAX, REPLICA_SECONDS_MAX),
-        )
-
-    @property
-    def of_postgresql(self) -> dict[str, Any]:
-        """What its driver is told at each connection."""
-        return {
-            "timeout": self.connect_seconds,
-            # Where the server isn't there any more to give a statement up, this process does.
-            "command_timeout": self.statement_seconds + self.connect_seconds if self.statement_seconds else None,
-            "max_cacheable_statement_size": STATEMENT_BYTES_CACHED_MAX,
-            "server_settings": {
-                "application_name": "daybook",
-                "lock_timeout": _milliseconds(self.lock_seconds),
-                "statement_timeout": _milliseconds(self.statement_seconds),
-                "idle_in_transaction_session_timeout": _milliseconds(self.idle_transaction_seconds),
-            },
-        }
-
-
-def _milliseconds(seconds: float) -> str:
-    return str(round(seconds * 1000))
 
 
 class Conflict(Exception):
@@ -230,15 +174,12 @@ class Database:
         limits = self._limits
         if self.url.get_backend_name() == "sqlite":
             self._thread: ThreadPoolExecutor | None = ThreadPoolExecutor(1, "database")
-            self._looker = _sqlite_engine(self.url, limits, lock_seconds=LOOK_WAIT_SECONDS_MAX, query_only=True)
-            cache = f"PRAGMA cache_size = -{LOOKER_CACHE_KIBIBYTES}"
-            event.listen(self._looker, "connect", lambda connection, _: connection.execute(cache))
-            self._streamer = _sqlite_stream_engine(self.url, limits)
-            self.writer = _sqlite_engine(self.url, limits, lock_seconds=limits.lock_seconds)
-            event.listen(self.writer, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+            self._looker = sqlite_look_engine(self.url, limits, lock_seconds=LOOK_WAIT_SECONDS_MAX)
+            self._streamer = sqlite_stream_engine(self.url, limits)
+            self.writer = sqlite_write_engine(self.url, limits)
         else:
             self._thread = None
-            self._streamer = _postgresql_engine(self.url, limits)
+            self._streamer = postgresql_engine(self.url, limits)
             self._looker = self.writer = self._streamer.sync_engine
 
     def _open_replica(self, url: str) -> Replica:
@@ -249,7 +190,7 @@ class Database:
             raise DatabaseUrlInvalid("must begin with postgresql+asyncpg:", setting)
         if self._thread is not None:
             raise DatabaseUrlInvalid("can be set only where database_url begins with postgresql+asyncpg:", setting)
-        engine = _postgresql_engine(parsed, self._limits.of_replica)
+        engine = postgresql_engine(parsed, self._limits.of_replica)
         return Replica(engine, self._ask_primary, self._limits.replica_wait_seconds)
 
     @property
@@ -463,7 +404,7 @@ class Database:
         engine = create_async_engine(
             self.url, poolclass=NullPool, connect_args={"timeout": self._limits.connect_seconds}
         )
-        with _only_known_errors():
+        with _ONLY_KNOWN_ERRORS:
             async with engine.begin() as connection:
                 return await connection.run_sync(work)
 
@@ -479,20 +420,18 @@ class Database:
             engine = create_async_engine(
                 self.url, poolclass=NullPool, connect_args={"timeout": self._limits.connect_seconds}
             )
-            with _only_known_errors():
+            with _ONLY_KNOWN_ERRORS:
                 async with engine.begin() as connection:
                     yield connection
             return
         await self._disconnect()
-        engine = create_async_engine(self.url, poolclass=NullPool)
-        _prepare_sqlite(engine.sync_engine, query_only=False)
-        event.listen(engine.sync_engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+        engine = sqlite_bulk_engine(self.url)
         async with engine.connect() as connection:
             await _set_journal(connection, "DELETE")
             await _pragma(connection, f"cache_size = -{BULK_CACHE_KIBIBYTES}")
             await _pragma(connection, f"threads = {SORTING_THREADS}")
             try:
-                with _only_known_errors():
+                with _ONLY_KNOWN_ERRORS:
                     async with connection.begin():
                         yield connection
             finally:
@@ -572,16 +511,6 @@ def _no_word_of_the_url(setting: str = "database_url") -> Iterator[None]:
         raise DatabaseUrlInvalid(f"names a folder that can't be made: {error.strerror}") from None
 
 
-@contextmanager
-def _only_known_errors() -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        if (known := _known(error)) is error:
-            raise
-        raise known from error
-
-
 def _known(error: Exception) -> Exception:
     """What callers see in the place of what went wrong: an error of ours, or itself if it is no outage."""
     if isinstance(error, DBAPIError):
@@ -623,99 +552,3 @@ def _statement_listeners(tracer: DatabaseTracer, system: str) -> Mapping[str, Ca
             told(failure.original_exception)
 
     return {"before_cursor_execute": begin, "after_cursor_execute": end, "handle_error": fail}
-
-
-def _postgresql_engine(url: URL, limits: DatabaseLimits) -> AsyncEngine:
-    engine = create_async_engine(
-        url,
-        pool_size=limits.connections,
-        max_overflow=0,
-        pool_timeout=limits.wait_seconds,
-        pool_recycle=limits.recycle_seconds,
-        connect_args=limits.of_postgresql,
-        # An error that is logged must not tell values.
-        hide_parameters=True,
-    )
-
-    @event.listens_for(engine.sync_engine, "checkout")
-    def replace_closed(connection: Any, _record: object, _proxy: object) -> None:
-        # One that the server ended while it lay in the pool; the pool makes another.
-        if connection.driver_connection.is_closed():
-            raise DisconnectionError
-
-    return engine
-
-
-def _sqlite_engine(url: URL, limits: DatabaseLimits, *, lock_seconds: float, query_only: bool = False) -> Engine:
-    """An engine of one connection."""
-    engine = create_engine(
-        url.set(drivername="sqlite+pysqlite"),
-        poolclass=QueuePool,
-        pool_size=1,
-        max_overflow=0,
-        pool_timeout=limits.wait_seconds,
-        connect_args={"timeout": lock_seconds, "check_same_thread": False},
-        hide_parameters=True,
-    )
-    _prepare_sqlite(engine, query_only=query_only)
-    return engine
-
-
-def _sqlite_stream_engine(url: URL, limits: DatabaseLimits) -> AsyncEngine:
-    """An engine whose connections have a thread each, so that a long read stands in nobody's way."""
-    engine = create_async_engine(
-        url,
-        pool_size=limits.connections,
-        max_overflow=0,
-        pool_timeout=limits.wait_seconds,
-        connect_args={"timeout": limits.lock_seconds},
-        hide_parameters=True,
-    )
-    _prepare_sqlite(engine.sync_engine, query_only=True)
-    event.listen(engine.sync_engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
-    return engine
-
-
-class _HintingCompiler(SQLiteCompiler):
-    """Writes hints of which index to take, as SQLAlchemy does for other databases."""
-
-    def get_from_hint_text(self, _table: object, text: str | None) -> str | None:
-        """What stands behind the name of the table."""
-        return text
-
-
-def _write_ahead(cursor: Any) -> None:
-    """Switches the log on; again where others do the same at a new file, which SQLite itself doesn't wait for."""
-    for tries_left in reversed(range(JOURNAL_TRIES)):
-        try:
-            cursor.execute("PRAGMA journal_mode = WAL")
-        except sqlite3.OperationalError:
-            if not tries_left:
-                raise
-            time.sleep(JOURNAL_PAUSE_SECONDS)
-        else:
-            return
-
-
-def _prepare_sqlite(engine: Engine, *, query_only: bool) -> None:
-    engine.dialect.statement_compiler = _HintingCompiler
-    url = engine.url
-    if url.database:
-        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-
-    @event.listens_for(engine, "connect")
-    def prepare(connection: Any, _record: object) -> None:
-        # The driver would begin transactions at moments of its own.
-        connection.isolation_level = None
-        cursor = connection.cursor()
-        # A reader of a database that has just been made must not set its journal mode.
-        if not query_only:
-            _write_ahead(cursor)
-            # What a large import touches stays in memory, and goes from the log to its place
-            # once and not every few groups: a fifth less time in the database.
-            cursor.execute(f"PRAGMA cache_size = -{WRITER_CACHE_KIBIBYTES}")
-            cursor.execute(f"PRAGMA wal_autocheckpoint = {LOG_PAGES_MAX}")
-        cursor.execute("PRAGMA synchronous = FULL")
-        cursor.execute("PRAGMA foreign_keys = ON")
-        cursor.execute(f"PRAGMA query_only = {'ON' if query_only else 'OFF'}")
-        cursor.close()

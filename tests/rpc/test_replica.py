@@ -33,7 +33,8 @@ from server.config import Settings
 from server.ledger.access import Caller
 from server.metrics import Metrics
 from server.store import replica
-from server.store.database import Database, DatabaseLimits, DatabaseUrlInvalid
+from server.store.database import Database, DatabaseUrlInvalid
+from server.store.engines import DatabaseLimits
 from server.store.replica import Replica, ReplicaUnfit
 from tests.conftest import Client, Clock, PostgreSQL, Server, refusal_of
 from tests.standby import Standby, standby_of

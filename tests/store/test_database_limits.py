@@ -13,7 +13,8 @@ from server.app import database_limits
 from server.config import Settings
 from server.ledger.errors import ServiceUnavailable
 from server.store.credentials import CredentialStore
-from server.store.database import Database, DatabaseLimits
+from server.store.database import Database
+from server.store.engines import DatabaseLimits
 from server.store.migrate import migrate
 from tests.conftest import only_postgresql, writing
 
