@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import asyncpg
 import pytest
 
 from server.app import FACADES
+from tests.conftest import PostgreSQL, run_apart
 from tests.facades.conftest import OriginIn
-from tests.facades.exchanges import Matcher, read_condition, read_exchanges, read_json
+from tests.facades.exchanges import Matcher, read_condition, read_exchanges, read_json, send
+from tests.facades.processes import Daybook, Ports, wait_until
 
 FILES = sorted(Path(__file__).parent.glob("*/*.http"))
+STATES_OF_POSTGRESQL = {
+    "": "SELECT 1",
+    "damaged": r"""
+        UPDATE transactions SET body = '\xFF';
+        ALTER TABLE usage_windows ALTER COLUMN computing TYPE text USING 'x'
+    """,
+    # Each read fails as if a file of the table were gone: a table that isn't there is no outage.
+    "lost": """
+        ALTER TABLE transactions RENAME TO lost_transactions;
+        CREATE VIEW transactions AS SELECT * FROM lost_transactions WHERE pg_read_file('nowhere') <> '';
+        ALTER TABLE usage_windows RENAME TO lost_windows;
+        CREATE VIEW usage_windows AS SELECT * FROM lost_windows WHERE pg_read_file('nowhere') <> ''
+    """,
+}
+"""What is done to the demo's database, by the condition that it makes. Others have nothing to do with the engine."""
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}/{file.stem}")
@@ -20,6 +41,50 @@ def test_exchanges(origin_in: OriginIn, file: Path) -> None:
     problems = [problem for each in read_exchanges(file) for problem in each.replay(origin, matcher)]
     if problems:
         pytest.fail("\n".join(problems), pytrace=False)
+
+
+@pytest.mark.long
+def test_exchanges_on_postgresql(postgresql: PostgreSQL, tmp_path: Path) -> None:
+    """The same answers on PostgreSQL, also where it is damaged, and where its tables can't be read."""
+    name = f"golden_{uuid.uuid4().hex}"
+    postgresql.execute(f"CREATE DATABASE {name}")
+    problems = []
+    for condition, statements in STATES_OF_POSTGRESQL.items():
+        run_apart(execute(postgresql.url(name), statements))
+        files = [file for file in FILES if read_condition(file) == condition]
+        assert files, condition
+        with demo_on(postgresql.url(name), tmp_path / (condition or "sound")) as origin:
+            for file in files:
+                matcher = Matcher()
+                found = [problem for each in read_exchanges(file) for problem in each.replay(origin, matcher)]
+                problems += [f"{file.parent.name}/{file.name}: {problem}" for problem in found]
+    postgresql.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    if problems:
+        pytest.fail("\n".join(problems), pytrace=False)
+
+
+async def execute(database_url: str, statements: str) -> None:
+    """Changes a database behind the product's back."""
+    connection = await asyncpg.connect(database_url.replace("+asyncpg", ""))
+    try:
+        await connection.execute(statements)
+    finally:
+        await connection.close()
+
+
+@contextmanager
+def demo_on(database_url: str, folder: Path) -> Iterator[str]:
+    """The demo on a database, which is loaded unless it is there; gives the gateway's origin."""
+    ports = Ports.free()
+    flags = ("up", "--demo", "--database-url", database_url, *ports.flags)
+    daybook = Daybook.start(*flags, folder=folder, ports=ports)
+    try:
+        daybook.wait_for("Ctrl-C stops it.")
+        wait_until(lambda: send(daybook.origin, "/readyz").status == 200, "/readyz answers 200")
+        yield daybook.origin
+        assert daybook.stop() == 0
+    finally:
+        daybook.kill()
 
 
 def test_every_vendor_has_golden_files() -> None:

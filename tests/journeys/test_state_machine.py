@@ -14,7 +14,7 @@ from functools import partial
 from itertools import groupby
 from pathlib import Path
 from random import Random
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 from uuid import UUID
 
 import pytest
@@ -37,7 +37,7 @@ from server.ledger.posting import AccountState, Draft
 from server.store.accounts import AccountRecord
 from server.store.requests import Request
 from server.usecases.transactions import NewTransaction
-from tests.conftest import NOON, Clock
+from tests.conftest import NOON, Clock, KeptDatabase
 
 Result = TypeVar("Result")
 
@@ -333,8 +333,8 @@ class Ledger(RuleBasedStateMachine):
         self.steps = 0
         self.uids: dict[tuple[str, int], UUID] = {}
         self.seen_in_full = dict.fromkeys(LIMITS, 0)
-        url = f"sqlite+aiosqlite:///{self.folder}/daybook.db"
-        self.book: Book = self.wait(self.stack.enter_async_context(open_book(url, self.clock, Random(seed).randbytes)))
+        opening = open_book(self.empty_database(), self.clock, Random(seed).randbytes)
+        self.book: Book = self.wait(self.stack.enter_async_context(opening))
         tenant = self.wait(
             self.book.credentials.create_tenant(slug="house", uid="house", display_name="House", create_time=NOON)
         )
@@ -344,6 +344,10 @@ class Ledger(RuleBasedStateMachine):
             self.wait(self.book.accounts.create(self.caller, record, Request("", b""), hour_anchor=NOON))
         for name, wanted in first:
             self.create(name, wanted)
+
+    def empty_database(self) -> str:
+        """The URL of a database with nothing in it."""
+        return f"sqlite+aiosqlite:///{self.folder}/daybook.db"
 
     def teardown(self) -> None:
         """Compares everything once more, and closes the ledger."""
@@ -653,3 +657,24 @@ TestLedger.settings = settings(
     # Each example has a database of its own.
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
+
+
+class LedgerOnPostgreSQL(Ledger):
+    """The same on PostgreSQL."""
+
+    kept: ClassVar[KeptDatabase]
+
+    def empty_database(self) -> str:
+        """One database, which is emptied: to make one for each example would take most of the time."""
+        self.kept.empty()
+        return self.kept.url
+
+
+@pytest.fixture
+def a_kept_database(kept_database: KeptDatabase) -> None:
+    """Tells the machine of its database."""
+    LedgerOnPostgreSQL.kept = kept_database
+
+
+TestLedgerOnPostgreSQL = pytest.mark.usefixtures("a_kept_database")(LedgerOnPostgreSQL.TestCase)
+TestLedgerOnPostgreSQL.settings = settings(TestLedger.settings, max_examples=10)
