@@ -126,9 +126,7 @@ class Authenticator:
     async def _remember(self, header: tuple[str, str]) -> _Remembered:
         credential = _credential(*header)
         opened = await self._open(credential)
-        self._opened.pop(header, None)
-        if len(self._opened) >= CREDENTIALS_CACHED_MAX:
-            del self._opened[next(iter(self._opened))]
+        self._make_room()
         found = self._opened[header] = _Remembered(
             Authentication(opened.caller, credential.scheme),
             opened.expire_time,
@@ -136,6 +134,15 @@ class Authenticator:
             self._stopwatch() + KEY_CACHED_SECONDS_MAX,
         )
         return found
+
+    def _make_room(self) -> None:
+        """Forgets what is forgotten by now, for tokens are long and secret, and one more if there are too many."""
+        now = self._stopwatch()
+        while self._opened:
+            header, first = next(iter(self._opened.items()))
+            if first.until > now and len(self._opened) < CREDENTIALS_CACHED_MAX:
+                return
+            del self._opened[header]
 
     async def _open(self, credential: _Credential) -> Opened:
         if credential.key_id is not None:

@@ -386,6 +386,10 @@ async def test_credentials_are_kept_in_bounds(
     seconds = KEY_CACHED_SECONDS_MAX
     assert [await is_looked_up(key) for key in (first, third, fourth)] == [True, True, True]
     assert [await is_looked_up(key) for key in (first, third, fourth, second)] == [False, False, False, True]
+    assert len(authenticator._opened) == 3
+    seconds = 2 * KEY_CACHED_SECONDS_MAX
+    assert await is_looked_up(fourth)
+    assert len(authenticator._opened) == 1, "what opens no more without a look is not kept either"
 
 
 @dataclass
