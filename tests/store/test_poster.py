@@ -93,7 +93,7 @@ def counting_commits(database: Database) -> Iterator[list[int]]:
     inserted: dict[int, int] = {}
 
     def execute(connection: Any, _cursor: object, statement: str, *_rest: object) -> None:
-        if statement.startswith("INSERT INTO transactions "):
+        if statement.startswith(("INSERT INTO transactions ", "INSERT OR FAIL INTO transactions ")):
             inserted[id(connection)] = inserted.get(id(connection), 0) + 1
 
     def commit(connection: Any) -> None:
