@@ -17,19 +17,17 @@ ONE_CREDIT: Millionths = 1_000_000
 LARGEST: Millionths = 10**18 - 1
 """999999999999.999999 credits. Twice this still fits into a 64-bit column."""
 
-_GRAMMAR = re.compile(r"(-?)([0-9]{1,12})(?:\.([0-9]{1,6}))?", re.ASCII)
+_GRAMMAR = re.compile(r"-?[0-9]{1,12}(?:\.[0-9]{1,6})?", re.ASCII)
 
 
 def parse(text: str) -> Millionths:
     """Reads an amount. Raises ValueError, with words for the caller, if it is none."""
-    match = _GRAMMAR.fullmatch(text)
-    if match is None:
+    if _GRAMMAR.fullmatch(text) is None:
         raise ValueError(
             'must be a decimal with 1 to 12 digits before the point and at most 6 behind it, such as "-12.5"'
         )
-    sign, whole, fraction = match.groups()
-    magnitude = int(whole) * ONE_CREDIT + int((fraction or "").ljust(6, "0"))
-    return -magnitude if sign else magnitude
+    whole, _, fraction = text.partition(".")
+    return int(f"{whole}{fraction:0<6}")
 
 
 def write(amount: Millionths) -> str:

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from daybook.v1.admin_service_pb2 import ImportTransactionsRequest
 
 from server.ledger.errors import DaybookError, FieldInvalid
-from server.ledger.instants import from_timestamp
 from server.ledger.names import parse_account_name
-from server.transport.validation import check_timestamp, read_request, read_transaction
+from server.transport.validation import read_request, read_timestamp, read_transaction
 from server.usecases.transactions import NewTransaction, PastTransaction
 
 ITEMS_AT_ONCE = 25
@@ -40,6 +39,6 @@ def read_item(item: ImportTransactionsRequest.Item) -> PastTransaction:
     account_id = parse_account_name("parent", item.parent)
     if not item.HasField("create_time"):
         raise FieldInvalid("create_time", "is required")
-    check_timestamp("create_time", item.create_time)
+    create_time = read_timestamp("create_time", item.create_time)
     draft, details = read_transaction(item.transaction)
-    return PastTransaction(NewTransaction(account_id, draft, details, key), from_timestamp(item.create_time))
+    return PastTransaction(NewTransaction(account_id, draft, details, key), create_time)

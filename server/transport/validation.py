@@ -25,7 +25,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from server.ledger import money
 from server.ledger.access import SUFFICIENT
 from server.ledger.errors import FieldInvalid
-from server.ledger.instants import EARLIEST, HOUR, LATEST, SECOND, Instant, from_timestamp
+from server.ledger.instants import EARLIEST, HOUR, LATEST, SECOND, Instant
 from server.ledger.money import Millionths
 from server.ledger.posting import Draft
 from server.store.requests import Request
@@ -89,7 +89,7 @@ CHARACTERS_MAX: Mapping[str, Mapping[str, int]] = {
 TEXT_CHARACTERS_MAX = max(length for lengths in CHARACTERS_MAX.values() for length in lengths.values())
 """The longest text that any field takes."""
 
-IDENTIFIED = frozenset(message.DESCRIPTOR.full_name for message in (User, Booking, Order, EventTicket))
+IDENTIFIED = frozenset((User, Booking, Order, EventTicket))
 """The messages that make no sense without their id."""
 
 CREATABLE_KINDS = (Transaction.GRANT, Transaction.CHARGE, Transaction.ADJUSTMENT)
@@ -107,9 +107,12 @@ DETAILS = frozenset(
     )
 )
 """The fields of a transaction that a caller sets and posting takes over as they are."""
+_NO_DETAILS = frozenset(field for field in Transaction.DESCRIPTOR.fields if field.name not in DETAILS)
 
 _CATEGORY = re.compile(r"[a-z][a-z0-9_]{0,62}", re.ASCII)
 _COUNTRY_CODE = re.compile(r"[A-Z]{2}", re.ASCII)
+_EARLIEST_SECOND = EARLIEST // SECOND
+_LATEST_SECOND = LATEST // SECOND
 _REQUEST_ID = re.compile(r"[\x20-\x7e]{0,128}", re.ASCII)
 
 
@@ -210,9 +213,8 @@ def read_details(path: str, details: Transaction) -> Transaction:
     details.DiscardUnknownFields()
     try:
         for field, value in details.ListFields():
-            name = field.name
-            if name not in DETAILS:
-                details.ClearField(name)  # type: ignore[arg-type]  # a name out of the message itself
+            if field in _NO_DETAILS:
+                details.ClearField(field.name)  # type: ignore[arg-type]  # a name out of the message itself
             elif (check := _check_of(field)) is not None:
                 check(value)
     except FieldInvalid as refusal:
@@ -224,8 +226,7 @@ def read_lifetime(path: str, owner: Transaction | ApiKey) -> tuple[Instant | Non
     """The expire_time and the time to live of what a transaction brings or of a key; at most one of them."""
     match owner.WhichOneof("lifetime"):
         case "expire_time":
-            check_timestamp(f"{path}.expire_time", owner.expire_time)
-            return from_timestamp(owner.expire_time), None
+            return read_timestamp(f"{path}.expire_time", owner.expire_time), None
         case "ttl":
             time_to_live = _to_microseconds(owner.ttl)
             if time_to_live is None or not SECOND <= time_to_live <= TIME_TO_LIVE_DAYS_MAX * 24 * HOUR:
@@ -300,7 +301,7 @@ def _inside(path: str, refusal: FieldInvalid) -> FieldInvalid:
 
 
 def _check_fields(message: Message) -> None:
-    if message.DESCRIPTOR.full_name in IDENTIFIED and not getattr(message, "id"):  # noqa: B009  # as in read_request
+    if type(message) in IDENTIFIED and not getattr(message, "id"):  # noqa: B009  # as in read_request
         raise FieldInvalid("id", "is required")
     for field, value in message.ListFields():
         check = _check_of(field)
@@ -309,7 +310,7 @@ def _check_fields(message: Message) -> None:
 
 
 @cache
-def _check_of(field: FieldDescriptor) -> Callable[[Any], None] | None:
+def _check_of(field: FieldDescriptor) -> Callable[[Any], object] | None:
     """How a field is checked, or None where every value is sound. Found out once per field."""
     owner = field.containing_type
     assert owner is not None, "extensions have none, and the contracts have no extensions"
@@ -394,14 +395,16 @@ def _check_text(place: str, characters_max: int | None, text: str) -> None:
         raise FieldInvalid(place, "must not contain the character NUL")
 
 
-def check_timestamp(place: str, timestamp: Timestamp) -> None:
-    """Holds a time to the bounds of a Timestamp."""
-    if not (EARLIEST // SECOND <= timestamp.seconds <= LATEST // SECOND and 0 <= timestamp.nanos < 1_000_000_000):
+def read_timestamp(place: str, timestamp: Timestamp) -> Instant:
+    """The instant of a time within the bounds of a Timestamp."""
+    seconds, nanos = timestamp.seconds, timestamp.nanos
+    if not (_EARLIEST_SECOND <= seconds <= _LATEST_SECOND and 0 <= nanos < 1_000_000_000):
         raise FieldInvalid(place, "must be a time between the years 1 and 9999")
+    return seconds * SECOND + nanos // 1000
 
 
-_MESSAGE_CHECKS: Mapping[str, Callable[[str, Any], None]] = {
-    Timestamp.DESCRIPTOR.full_name: check_timestamp,
+_MESSAGE_CHECKS: Mapping[str, Callable[[str, Any], object]] = {
+    Timestamp.DESCRIPTOR.full_name: read_timestamp,
     Struct.DESCRIPTOR.full_name: _check_struct,
 }
 _FIELD_CHECKS: Mapping[str, Callable[[str, Any], None]] = {
