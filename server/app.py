@@ -30,7 +30,7 @@ from server.ledger.names import RandomBytes
 from server.metrics import Metrics
 from server.rpc.admin import Admin
 from server.rpc.ledger import Ledger
-from server.rpc.preparing import PreparingProcess, preparing_process
+from server.rpc.preparing import PreparingProcesses, preparing_processes
 from server.store.accounts import AccountStore
 from server.store.books import BookStore
 from server.store.credentials import CredentialStore
@@ -171,7 +171,7 @@ async def serving(
         _token_keys(book, settings) as token_keys,
         _observed(book, settings) as observation,
         _access_tokens(book, settings) as open_token,
-        preparing_process(book.random_bytes) as process,
+        preparing_processes(book.random_bytes) as processes,
     ):
         authenticator = Authenticator(book.credentials, book.clock, book.api_key_uses.note, open_token=open_token)
         limiter = _limiter(settings, stopwatch)
@@ -183,7 +183,7 @@ async def serving(
             ],
             options=_options(settings, is_shared=own_port is not None),
         )
-        _add_services(server, book, settings, PageTokens(token_keys, book.random_bytes), process)
+        _add_services(server, book, settings, PageTokens(token_keys, book.random_bytes), processes)
         async with _serving(server, book, settings, certificates, own_port) as port:
             yield port
 
@@ -279,13 +279,13 @@ class _GenericHandlers:
 
 
 def _add_services(
-    server: grpc.aio.Server, book: Book, settings: Settings, page_tokens: PageTokens, process: PreparingProcess
+    server: grpc.aio.Server, book: Book, settings: Settings, page_tokens: PageTokens, processes: PreparingProcesses
 ) -> None:
     sizes = Sizes(settings.page_size_max, settings.batch_size_max)
     handlers: Any = _GenericHandlers(server)
     add_LedgerServicer_to_server(Ledger(book.accounts, book.transactions, page_tokens, sizes), handlers)
     add_AdminServicer_to_server(
-        Admin(book.transactions, book.verification, book.api_keys, page_tokens, sizes, process), handlers
+        Admin(book.transactions, book.verification, book.api_keys, page_tokens, sizes, processes), handlers
     )
     add_BillingServicer_to_server(teable.Billing(book.transactions, page_tokens), handlers)
     add_UsersServicer_to_server(nebulablock.Users(book.usage), handlers)

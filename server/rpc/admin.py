@@ -17,7 +17,7 @@ from server.ledger.errors import DaybookError, FieldInvalid
 from server.ledger.names import account_name, parse_account_name
 from server.rpc.api_keys import ApiKeyMethods
 from server.rpc.importing import Upload
-from server.rpc.preparing import PreparingProcess
+from server.rpc.preparing import PreparingProcesses
 from server.transport.auth import current_caller
 from server.transport.calls import Context
 from server.transport.page_tokens import PageTokens
@@ -37,20 +37,20 @@ class Admin(ApiKeyMethods, AdminServicer):
         api_keys: ApiKeys,
         page_tokens: PageTokens,
         sizes: Sizes,
-        process: PreparingProcess,
+        processes: PreparingProcesses,
     ) -> None:
         self._transactions = transactions
         self._verification = verification
         self._api_keys = api_keys
         self._page_tokens = page_tokens
         self._sizes = sizes
-        self._process = process
+        self._processes = processes
 
     async def ImportTransactions(
         self, request_iterator: AsyncIterator[ImportTransactionsRequest], context: Context
     ) -> ImportTransactionsResponse:
         """Imports each message's items; stops at the first that is refused."""
-        upload = Upload(self._transactions, current_caller(), self._process)
+        upload = Upload(self._transactions, current_caller(), self._processes)
         try:
             async for request in request_iterator:
                 _check_length(request, self._sizes.batch_size_max)

@@ -12,40 +12,48 @@ from server.ledger.access import Caller
 from server.ledger.errors import DaybookError
 from server.ledger.names import parse_account_name
 from server.rpc.history import read_items
-from server.rpc.preparing import PreparingProcess
+from server.rpc.preparing import PreparingProcesses
 from server.store.unit import Known, Prepared
 from server.usecases.commands import ImportOutcome, of_item
 from server.usecases.transactions import PastTransaction, Transactions
 
-PART_ITEMS_MIN = 2000
+PART_ITEMS_MIN = 8000
 """How many items wait while others are being posted, before no more are taken in."""
 PREPARED_ITEMS_MIN = 2000
-"""After how many items an import is worth a process that prepares the rest."""
+"""After how many items an import is worth processes that prepare the rest."""
 ACCOUNTS_KNOWN_MAX = 20_000
-"""Of how many accounts that process knows the states at most, before it begins anew."""
+"""Of how many accounts these know the states at most, before they begin anew."""
 PAUSE_MESSAGES_MAX = 64
 """How many messages are not prepared, at most, after one that was prepared in vain."""
 
 
 class _Piece(NamedTuple):
-    """A message of the import: read by this process, or being prepared by the other."""
+    """A message of the import: read by this process, or being prepared by the others."""
 
     request: ImportTransactionsRequest
     history: Sequence[PastTransaction | DaybookError] | None
-    prepared: asyncio.Future[Prepared | None] | None
+    prepared: asyncio.Future[list[Prepared | None]] | None
+
+    async def as_prepared(self) -> Prepared | None:
+        """The message as it was prepared; None if all of it was not."""
+        shares = [share for share in await self.prepared if share is not None] if self.prepared is not None else []
+        # None of them takes what is of accounts that it doesn't know.
+        if not shares or sum(share.item_count for share in shares) < len(self.request.items):
+            return None
+        return Prepared.together(shares)
 
 
 class Upload:
     """An import under way."""
 
-    def __init__(self, transactions: Transactions, caller: Caller, process: PreparingProcess) -> None:
+    def __init__(self, transactions: Transactions, caller: Caller, processes: PreparingProcesses) -> None:
         self._transactions = transactions
         self._caller = caller
         self._total = ImportOutcome(0, 0)
         self._part: list[_Piece] = []
         self._posting: asyncio.Task[ImportOutcome] | None = None
         self._item_count = 0
-        self._ahead = _Ahead(process)
+        self._ahead = _Ahead(processes)
 
     async def add(self, request: ImportTransactionsRequest) -> None:
         """Takes a message over. Raises the refusal that ended the import."""
@@ -72,12 +80,12 @@ class Upload:
             self._posting.cancel()
         self._ahead.close()
 
-    async def _prepare(self, request: ImportTransactionsRequest) -> asyncio.Future[Prepared | None] | None:
+    async def _prepare(self, request: ImportTransactionsRequest) -> asyncio.Future[list[Prepared | None]] | None:
         """The message as it will have been prepared; None if it had better be read here."""
         if self._item_count < PREPARED_ITEMS_MIN or not self._ahead.is_possible():
             return None
         try:
-            account_ids = {parse_account_name("parent", item.parent) for item in request.items}
+            account_ids = {parse_account_name("parent", name) for name in {item.parent for item in request.items}}
         except DaybookError:
             return None
         unknown = self._ahead.unknown(account_ids)
@@ -100,7 +108,7 @@ class Upload:
     async def _post(self, pieces: Sequence[_Piece]) -> ImportOutcome:
         parts: list[Prepared] = []
         for piece in pieces:
-            prepared = await piece.prepared if piece.prepared is not None else None
+            prepared = await piece.as_prepared()
             if prepared is None:
                 break
             parts.append(prepared)
@@ -129,11 +137,11 @@ class Upload:
 
 
 class _Ahead:
-    """What the process that prepares has of this import."""
+    """What the processes that prepare have of this import."""
 
-    def __init__(self, process: PreparingProcess) -> None:
-        self._process = process
-        self._has_process = False
+    def __init__(self, processes: PreparingProcesses) -> None:
+        self._processes = processes
+        self._has_processes = False
         self._known: set[str] = set()
         self.is_first = True
         """Whether it knows nothing of any account."""
@@ -142,11 +150,11 @@ class _Ahead:
 
     def is_possible(self) -> bool:
         """Whether the next message can be prepared, and has a chance of being posted so."""
-        self._has_process = self._has_process or self._process.take()
+        self._has_processes = self._has_processes or self._processes.take()
         if self._pause:
             self._pause -= 1
             return False
-        return self._has_process and self._process.is_ready
+        return self._has_processes and self._processes.are_ready
 
     def unknown(self, account_ids: set[str]) -> set[str]:
         """Those of the accounts that it is to be told of."""
@@ -154,9 +162,9 @@ class _Ahead:
             self.begin_anew()
         return account_ids - self._known
 
-    def prepare(self, request: ImportTransactionsRequest, known: Known) -> asyncio.Future[Prepared | None]:
+    def prepare(self, request: ImportTransactionsRequest, known: Known) -> asyncio.Future[list[Prepared | None]]:
         """Has the message prepared, with what is to be known beside all that is."""
-        prepared = self._process.prepare(request.SerializeToString(), known, is_first=self.is_first)
+        prepared = self._processes.prepare(request.SerializeToString(), known, is_first=self.is_first)
         self._known.update(stored.state.account_id for stored in known.states.values())
         self.is_first = False
         return prepared
@@ -176,6 +184,6 @@ class _Ahead:
         self.is_first = True
 
     def close(self) -> None:
-        """Lets others have the process."""
-        if self._has_process:
-            self._process.give_back()
+        """Lets others have the processes."""
+        if self._has_processes:
+            self._processes.give_back()

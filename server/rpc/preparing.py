@@ -1,8 +1,8 @@
-"""A process beside the server that works imports out before they are posted.
+"""Processes beside the server that work imports out before they are posted.
 
 To read and check history and to apply the rules to it takes as long as to write it, and one
-interpreter does one thing at a time. So a long import has this process do the first while
-the server does the second: see server/usecases/preparing.py for what makes that safe. It
+interpreter does one thing at a time. So a long import has these processes do the first while
+the server does the second: see server/usecases/preparing.py for what makes that safe. Each
 is asked on its standard input and answers in order on its standard output; it ends when
 that input does, so not even a kill -9 of the server leaves it behind.
 """
@@ -32,8 +32,10 @@ from server.usecases.preparing import Preparer
 
 log = structlog.get_logger(__name__)
 
+PROCESSES = 2
+"""How many there are: the first takes a little longer over a row than the database does."""
 IDLE_SECONDS_MAX = 60.0
-"""How long the process is kept without an import."""
+"""How long they are kept without an import."""
 BUFFER_BYTES = 1024 * 1024
 SEED_BYTES = 32
 _HEAD = Struct(">QI")
@@ -51,47 +53,97 @@ class _Task(NamedTuple):
     message: bytes
     """A serialized ImportTransactionsRequest."""
     known: Known
-    """What it needs to know beside what it knows."""
+    """What it needs to know beside what it knows: of its accounts only."""
     is_first: bool
     """Whether it is to forget all that it knows before."""
     seed: bytes
     """What its randomness is made of, which is the server's."""
 
 
-class PreparingProcess:
-    """The process, as the server sees it: started when it is first wanted. One import at a time has it."""
+class PreparingProcesses:
+    """The processes, as the server sees them: started when they are first wanted. One import at a time has them.
+
+    The accounts are dealt out among them, for no account's history depends on another's.
+    """
+
+    def __init__(self, random_bytes: RandomBytes) -> None:
+        self._processes = [_PreparingProcess(random_bytes) for _ in range(PROCESSES)]
+        self._account_count = 0
+        self._is_taken = False
+        self._idle: asyncio.TimerHandle | None = None
+
+    @property
+    def are_ready(self) -> bool:
+        """Whether all have started and none has ended."""
+        return all(process.is_ready for process in self._processes)
+
+    def take(self) -> bool:
+        """Whether the caller has them from now on; others have to do without until they are given back."""
+        if self._is_taken:
+            return False
+        self._is_taken = True
+        self._forget_idle()
+        for process in self._processes:
+            process.start()
+        return True
+
+    def give_back(self) -> None:
+        """Lets others take them."""
+        self._is_taken = False
+        self._idle = asyncio.get_running_loop().call_later(IDLE_SECONDS_MAX, self._end)
+
+    def prepare(self, message: bytes, known: Known, *, is_first: bool) -> asyncio.Future[list[Prepared | None]]:
+        """Works a message out, after all those of before. Each gives what is of its accounts, or None if it can't."""
+        shares = [Known({}, {}) for _ in self._processes]
+        share_of: dict[int, Known] = {}
+        for number, stored in known.states.items():
+            share_of[number] = share = shares[self._account_count % len(shares)]
+            share.states[number] = stored
+            self._account_count += 1
+        for key, opener in known.openers.items():
+            share_of[key[0]].openers[key] = opener
+        return asyncio.gather(
+            *(
+                process.prepare(message, share, is_first=is_first)
+                for process, share in zip(self._processes, shares, strict=True)
+            )
+        )
+
+    async def close(self) -> None:
+        """Ends the processes."""
+        self._forget_idle()
+        await asyncio.gather(*(process.close() for process in self._processes))
+
+    def _end(self) -> None:
+        for process in self._processes:
+            process.end()
+
+    def _forget_idle(self) -> None:
+        if self._idle is not None:
+            self._idle.cancel()
+
+
+class _PreparingProcess:
+    """One of the processes."""
 
     def __init__(self, random_bytes: RandomBytes) -> None:
         self._random_bytes = random_bytes
         self._running: asyncio.Task[None] | None = None
         self._input: asyncio.StreamWriter | None = None
         self._waiting: deque[asyncio.Future[Prepared | None]] = deque()
-        self._is_taken = False
-        self._idle: asyncio.TimerHandle | None = None
 
     @property
     def is_ready(self) -> bool:
         """Whether it has started and not ended."""
         return self._input is not None
 
-    def take(self) -> bool:
-        """Whether the caller has it from now on; others have to do without until it is given back."""
-        if self._is_taken:
-            return False
-        self._is_taken = True
-        if self._idle is not None:
-            self._idle.cancel()
+    def start(self) -> None:
+        """Starts it unless it runs."""
         if self._running is None:
             self._running = asyncio.create_task(self._run())
-        return True
-
-    def give_back(self) -> None:
-        """Lets others take it."""
-        self._is_taken = False
-        self._idle = asyncio.get_running_loop().call_later(IDLE_SECONDS_MAX, self._end)
 
     def prepare(self, message: bytes, known: Known, *, is_first: bool) -> asyncio.Future[Prepared | None]:
-        """Works a message out, after all those of before. Gives None where that can't be done, or without a process."""
+        """Works out what is of its accounts. Gives None where that can't be done, or without a process."""
         answer: asyncio.Future[Prepared | None] = asyncio.get_running_loop().create_future()
         if self._input is None:
             answer.set_result(None)
@@ -102,14 +154,13 @@ class PreparingProcess:
         return answer
 
     async def close(self) -> None:
-        """Ends the process."""
-        self._end()
+        """Ends it, and waits until it has ended."""
+        self.end()
         if self._running is not None:
             await asyncio.wait([self._running])
 
-    def _end(self) -> None:
-        if self._idle is not None:
-            self._idle.cancel()
+    def end(self) -> None:
+        """Ends it."""
         if self._running is not None:
             self._running.cancel()
 
@@ -157,13 +208,13 @@ def _answer(waiting: asyncio.Future[Prepared | None], answer: Prepared | None) -
 
 
 @asynccontextmanager
-async def preparing_process(random_bytes: RandomBytes) -> AsyncIterator[PreparingProcess]:
-    """A process for imports, which ends with the block."""
-    process = PreparingProcess(random_bytes)
+async def preparing_processes(random_bytes: RandomBytes) -> AsyncIterator[PreparingProcesses]:
+    """Processes for imports, which end with the block."""
+    processes = PreparingProcesses(random_bytes)
     try:
-        yield process
+        yield processes
     finally:
-        await process.close()
+        await processes.close()
 
 
 def _write(stream: asyncio.StreamWriter | BinaryIO, thing: _Task | Prepared | None) -> None:
@@ -201,7 +252,8 @@ def _prepare(preparer: Preparer, task: _Task) -> Prepared | None:
         preparer.forget()
     preparer.learn(task.known)
     try:
-        history = [read_item(item) for item in ImportTransactionsRequest.FromString(task.message).items]
+        items = ImportTransactionsRequest.FromString(task.message).items
+        history = (read_item(item) for item in items if item.parent in preparer.names)
         return preparer.prepare(history, in_blocks(spread(task.seed)))
     except Exception:
         # Whatever it is, the server finds out when it does the same, and knows whom to tell.

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, Generic, TypeVar
 from uuid import UUID
 
@@ -47,6 +48,11 @@ class Command(ABC, Generic[Result]):
     @property
     def answer_keys(self) -> Collection[AnswerKey]:
         """The requests that it may have been before."""
+        return ()
+
+    @property
+    def fresh_keys(self) -> Collection[AnswerKey]:
+        """The requests that it is not likely to have been before: looked for once it could not be committed."""
         return ()
 
     @property
@@ -157,7 +163,10 @@ class Poster:
     async def _post(self, group: list[_Call]) -> None:
         try:
             with self.observer.posting([call.origin for call in group]):
-                outcomes = await self._database.transact(lambda connection: self._run(connection, group))
+                tries = count()
+                outcomes = await self._database.transact(
+                    lambda connection: self._run(connection, group, is_first_try=next(tries) == 0)
+                )
         except DaybookError as error:
             outcomes = [error] * len(group)
         except Exception:
@@ -176,13 +185,16 @@ class Poster:
             else:
                 call.outcome.set_result(outcome)
 
-    def _run(self, connection: Connection, group: list[_Call]) -> list[Any]:
+    def _run(self, connection: Connection, group: list[_Call], *, is_first_try: bool) -> list[Any]:
         """Gives each call's result or refusal. They hold once the caller has committed."""
         commands = [call.command for call in group]
+        answer_keys = {key for command in commands for key in command.answer_keys}
+        if not is_first_try:
+            answer_keys.update(key for command in commands for key in command.fresh_keys)
         unit = load_unit(
             connection,
             {number for command in commands for number in command.account_numbers},
-            {key for command in commands for key in command.answer_keys},
+            answer_keys,
             {key for command in commands for key in command.charge_keys},
             self._random_bytes,
         )

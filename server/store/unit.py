@@ -6,9 +6,10 @@ trace; one that succeeds becomes part of the unit, and the next call sees it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import marshal
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from daybook.v1.transaction_pb2 import Transaction
@@ -24,7 +25,7 @@ from server.ledger.refunds import Charge
 from server.ledger.usage import UsageWindow
 from server.store.requests import Answer, AnswerKey, Request
 from server.store.states import StoredState
-from server.store.tables import LABELS
+from server.store.tables import LABELS, requests, transactions
 
 
 class Row(NamedTuple):
@@ -72,8 +73,20 @@ class Block(NamedTuple):
     table: str
     columns: tuple[str, ...]
     row_count: int
-    values: tuple[object, ...]
-    """Of one row after another, in the order of the columns."""
+    values: tuple[Any, ...]
+    """Of one row after another, in the order of the columns: numbers, texts and bytes."""
+
+    def __reduce__(self) -> tuple[Callable[..., Block], tuple[object, ...]]:
+        """Written by marshal on its way between processes, which takes two thirds of the time of pickle."""
+        return _read_block, (self.table, self.columns, self.row_count, marshal.dumps(self.values))
+
+    def rows(self) -> Iterator[tuple[Any, ...]]:
+        """One after another."""
+        return zip(*[iter(self.values)] * len(self.columns), strict=True)
+
+
+def _read_block(table: str, columns: tuple[str, ...], row_count: int, values: bytes) -> Block:
+    return Block(table, columns, row_count, marshal.loads(values))  # noqa: S302  # our own
 
 
 @dataclass(slots=True)
@@ -89,8 +102,8 @@ class Changes:
     answers: dict[AnswerKey, Answer] = field(default_factory=dict)
     blocks: list[Block] = field(default_factory=list)
     """New transactions and requests that were made ready before, beside those above."""
-    block_answers: dict[AnswerKey, tuple[bytes, bytes]] = field(default_factory=dict)
-    """Of each request in the blocks its fingerprint and its answer."""
+    block_keys: set[AnswerKey] = field(default_factory=set)
+    """The requests in the blocks."""
     block_openers: dict[tuple[int, int], bytes] = field(default_factory=dict)
     """By account and sequence: the bodies of those transactions in the blocks that opened lots which expire."""
 
@@ -103,15 +116,34 @@ class Changes:
         self.refunds.update(later.refunds)
         self.answers.update(later.answers)
         self.blocks += later.blocks
-        self.block_answers.update(later.block_answers)
+        self.block_keys |= later.block_keys
         self.block_openers.update(later.block_openers)
+
+    def block_answer(self, key: AnswerKey) -> Answer:
+        """The answer of a request in the blocks. Looks for it row by row, for hardly anybody asks."""
+        number, request_id = key
+        ((fingerprint, sequence),) = (
+            (fingerprint, sequence)
+            for block in self.blocks
+            if block.table == requests.name
+            for *found, fingerprint, sequence, _ in block.rows()
+            if tuple(found) == key
+        )
+        (body,) = (
+            row.body
+            for block in self.blocks
+            if block.table == transactions.name
+            for row in map(Row._make, block.rows())
+            if (row.account_number, row.sequence) == (number, sequence)
+        )
+        return Answer(Request(request_id, fingerprint), sequence, body)
 
 
 class Known(NamedTuple):
     """What the next posting to some accounts depends on, whoever works it out."""
 
-    states: Mapping[int, StoredState]
-    openers: Mapping[tuple[int, int], bytes]
+    states: dict[int, StoredState]
+    openers: dict[tuple[int, int], bytes]
     """By account and sequence: the bodies of what opened those of their lots that expire."""
 
 
@@ -124,6 +156,16 @@ class Prepared(NamedTuple):
     """With all transactions and requests in blocks. The requests must be new."""
     item_count: int
     newest_time: Instant
+
+    @classmethod
+    def together(cls, parts: Sequence[Prepared]) -> Prepared:
+        """Parts, one or more, that have no account in common, as one."""
+        before: dict[int, StoredState] = {}
+        changes = Changes()
+        for part in parts:
+            before.update(part.before)
+            changes.add(part.changes)
+        return cls(before, changes, sum(part.item_count for part in parts), max(part.newest_time for part in parts))
 
 
 @dataclass(slots=True)
@@ -162,20 +204,20 @@ class Attempt:
             return None
         key = (account_number, request.request_id)
         answer = self._changes.answers.get(key) or self._unit.changes.answers.get(key) or self._unit.answers.get(key)
-        if answer is None and (
-            block := self._changes.block_answers.get(key) or self._unit.changes.block_answers.get(key)
-        ):
-            answer = Answer(Request(request.request_id, block[0]), None, block[1])
+        if answer is None:
+            for changes in (self._changes, self._unit.changes):
+                if key in changes.block_keys:
+                    answer = changes.block_answer(key)
         return None if answer is None else answer.to(request)
 
     def adopt(self, prepared: Prepared, now: Instant) -> bool:
         """Takes over history that was worked out ahead; changes nothing unless that is as if worked out now."""
         changes, unit = self._changes, self._unit
-        known = (unit.answers, unit.changes.answers, unit.changes.block_answers, changes.answers, changes.block_answers)
-        if not all(prepared.changes.block_answers.keys().isdisjoint(answers) for answers in known):
+        known = (unit.answers, unit.changes.answers, unit.changes.block_keys, changes.answers, changes.block_keys)
+        if not all(prepared.changes.block_keys.isdisjoint(keys) for keys in known):
             return False
         if prepared.newest_time > now or any(
-            _not_imported(self._stored(number)) != before for number, before in prepared.before.items()
+            without_import_time(self._stored(number)) != before for number, before in prepared.before.items()
         ):
             return False
         changes.add(prepared.changes)
@@ -316,6 +358,6 @@ class Attempt:
             self._changes.lots[account_number, each.lot_number] = lot
 
 
-def _not_imported(stored: StoredState) -> StoredState:
+def without_import_time(stored: StoredState) -> StoredState:
     """A state apart from when history was last imported, on which no posting depends."""
     return StoredState(stored.state._replace(import_time=0), stored.last_hash)

@@ -1,4 +1,4 @@
-"""Long imports: a process beside the server works them out ahead, and nothing about them is different for it."""
+"""Long imports: processes beside the server work them out ahead, and nothing about them is different for it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from server.ledger.instants import to_timestamp
 from server.rpc import importing, preparing
 from server.rpc.history import read_item
 from server.rpc.importing import Upload
-from server.rpc.preparing import PROGRAM, PreparingProcess, preparing_process
+from server.rpc.preparing import PROCESSES, PROGRAM, PreparingProcesses, preparing_processes
 from server.store.unit import Prepared
 from server.usecases.commands import ImportOutcome
 from server.usecases.preparing import Preparer
@@ -50,15 +50,15 @@ class Watched(Transactions):
 
 @dataclass
 class Importer:
-    """Imports with a process that has started."""
+    """Imports with processes that have started."""
 
     transactions: Watched
     caller: Caller
-    process: PreparingProcess
+    processes: PreparingProcesses
 
     def upload(self) -> Upload:
         """A new import."""
-        return Upload(self.transactions, self.caller, self.process)
+        return Upload(self.transactions, self.caller, self.processes)
 
     async def bring_in(self, *messages: Iterable[Item]) -> ImportOutcome:
         """Imports these messages, each posted before the next."""
@@ -81,19 +81,26 @@ async def importer(server: Server, admin: Client, monkeypatch: pytest.MonkeyPatc
     book = server.book
     transactions = Watched(book.account_store, book.transactions._store, book.poster)
     transactions.prepared = []
-    async with preparing_process(Random(3).randbytes) as process:
-        assert process.take()
-        process.give_back()
-        async with asyncio.timeout(60):
-            while not process.is_ready:
-                await asyncio.sleep(0.01)
-        yield Importer(transactions, Caller(tenant_number, "", ""), process)
+    async with preparing_processes(Random(3).randbytes) as processes:
+        assert processes.take()
+        processes.give_back()
+        await ready(processes)
+        yield Importer(transactions, Caller(tenant_number, "", ""), processes)
 
 
-def pid_of(process: PreparingProcess) -> int:
-    """The process of a process."""
-    (found,) = [each.pid for each in psutil.Process().children() if "server.rpc.preparing" in " ".join(each.cmdline())]
-    assert process.is_ready
+async def ready(processes: PreparingProcesses) -> None:
+    """Waits until they have started."""
+    async with asyncio.timeout(60):
+        while not processes.are_ready:
+            await asyncio.sleep(0.01)
+
+
+def pids_of(processes: PreparingProcesses) -> set[int]:
+    """The processes, as the system knows them."""
+    assert processes.are_ready
+    children = psutil.Process().children()
+    found = {each.pid for each in children if "server.rpc.preparing" in " ".join(each.cmdline())}
+    assert len(found) == PROCESSES
     return found
 
 
@@ -274,29 +281,67 @@ async def test_a_call_behind_it_in_its_group(server: Server, admin: Client) -> N
 
 
 @only_sqlite
+async def test_accounts_are_dealt_out(importer: Importer, admin: Client) -> None:
+    """Each process works out what is of its accounts; what is of nobody's, none."""
+    names = ("acme", "other", "third", "fourth")
+    for account_id in names:
+        await admin.create_account(account_id)
+    known = await importer.transactions.known(importer.caller, set(names[:3]))
+    message = ImportTransactionsRequest(items=[item(9, account_id=account_id) for account_id in (*names, *names)])
+    shares = [
+        share
+        for share in await importer.processes.prepare(message.SerializeToString(), known, is_first=True)
+        if share is not None
+    ]
+    assert [share.item_count for share in shares] == [4, 2], "the fourth account isn't known"
+    numbers = [set(share.before) for share in shares]
+    assert numbers[0].isdisjoint(numbers[1])
+    assert numbers[0] | numbers[1] == set(known.states)
+    more = await importer.transactions.known(importer.caller, {"fourth"})
+    shares_then = await importer.processes.prepare(message.SerializeToString(), more, is_first=False)
+    assert [share.item_count for share in shares_then if share is not None] == [4, 4]
+
+
+async def test_a_request_of_before_among_new_ones(server: Server, importer: Importer, admin: Client) -> None:
+    """It is found when what was worked out can't be written, and nothing that was written before it stays."""
+    await admin.create_account("acme")
+    first = [item(9, GRANT, "1", request_id=f"id-{n}") for n in range(300)]
+    assert await importer.bring_in(first) == ImportOutcome(300, 0)
+    assert server.book.database.conflict_count == 0, "what is new is not looked for"
+    new = [item(9, GRANT, "2", request_id=f"ia-{n}") for n in range(300)]
+    assert await importer.bring_in([*new, first[7]], [item(7, GRANT, "4")]) == ImportOutcome(301, 1)
+    assert importer.transactions.prepared == [(1, 1), (1, 0), (1, 0)], "the third was worked out on the second"
+    assert server.book.database.conflict_count == 1
+    rows = await admin.history()
+    assert [row.sequence for row in rows] == list(range(1, 602))
+    assert rows[-1].balance_after == "904"
+    assert await admin.verify() == []
+
+
+@only_sqlite
 async def test_a_process_that_is_killed(importer: Importer, admin: Client) -> None:
     """An import goes on without the process that prepares it, and the next one gets another."""
-    await admin.create_account("acme")
-    pid = pid_of(importer.process)
+    for account_id in ("acme", "other"):
+        await admin.create_account(account_id)
+    pids = pids_of(importer.processes)
+    killed = min(pids)
     upload = importer.upload()
-    await upload.add(ImportTransactionsRequest(items=[item(9)]))
+    await upload.add(ImportTransactionsRequest(items=[item(9), item(9, account_id="other")]))
     await upload.finish()
-    os.kill(pid, signal.SIGSTOP)
-    await upload.add(ImportTransactionsRequest(items=[item(8)]))
-    os.kill(pid, signal.SIGKILL)
-    assert await upload.finish() == ImportOutcome(2, 0)
+    os.kill(killed, signal.SIGSTOP)
+    await upload.add(ImportTransactionsRequest(items=[item(8), item(8, account_id="other")]))
+    os.kill(killed, signal.SIGKILL)
+    assert await upload.finish() == ImportOutcome(4, 0)
     async with asyncio.timeout(60):
-        while importer.process.is_ready:
+        while importer.processes.are_ready:
             await asyncio.sleep(0.01)
     await upload.add(ImportTransactionsRequest(items=[item(7)]))
-    assert await upload.finish() == ImportOutcome(3, 0)
+    assert await upload.finish() == ImportOutcome(5, 0)
     upload.cancel()
-    assert importer.process.take()
-    async with asyncio.timeout(60):
-        while not importer.process.is_ready:
-            await asyncio.sleep(0.01)
-    assert pid_of(importer.process) != pid
-    importer.process.give_back()
+    assert importer.processes.take()
+    await ready(importer.processes)
+    assert pids & pids_of(importer.processes) == pids - {killed}
+    importer.processes.give_back()
     assert await importer.bring_in([item(6)]) == ImportOutcome(1, 0)
     assert importer.transactions.prepared == [(1, 1), (1, 1)]
     assert await admin.verify() == []
@@ -321,23 +366,21 @@ sys.stdin.buffer.read()
 async def test_what_comes_garbled(importer: Importer, admin: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is not read: the import goes on without the process, which is ended."""
     await admin.create_account("acme")
-    await importer.process.close()
+    await importer.processes.close()
     monkeypatch.setattr(preparing, "PROGRAM", (sys.executable, "-c", GARBLES))
-    assert importer.process.take()
-    importer.process.give_back()
-    async with asyncio.timeout(60):
-        while not importer.process.is_ready:
-            await asyncio.sleep(0.01)
+    assert importer.processes.take()
+    importer.processes.give_back()
+    await ready(importer.processes)
     with capture_logs() as logs:
         assert await importer.bring_in([item(9)], [item(8)]) == ImportOutcome(2, 0)
-    assert [each["event"] for each in logs] == ["process that prepares imports ended"]
-    assert not importer.process.is_ready
+    assert [each["event"] for each in logs] == ["process that prepares imports ended"] * PROCESSES
+    assert not importer.processes.are_ready
     assert importer.transactions.prepared == []
     assert await admin.verify() == []
 
 
 @only_sqlite
-async def test_one_import_has_the_process(importer: Importer, admin: Client) -> None:
+async def test_one_import_has_the_processes(importer: Importer, admin: Client) -> None:
     """A second import at the same time does without."""
     for account_id in ("acme", "other"):
         await admin.create_account(account_id)
@@ -352,20 +395,21 @@ async def test_one_import_has_the_process(importer: Importer, admin: Client) -> 
 
 
 @only_sqlite
-async def test_the_process_ends_with_the_server(importer: Importer, admin: Client) -> None:
-    """When the server stops, the process is gone, and what waits for it isn't left waiting."""
+async def test_the_processes_end_with_the_server(importer: Importer, admin: Client) -> None:
+    """When the server stops, the processes are gone, and what waits for them isn't left waiting."""
     await admin.create_account("acme")
-    pid = pid_of(importer.process)
+    pids = pids_of(importer.processes)
     upload = importer.upload()
-    os.kill(pid, signal.SIGSTOP)
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
     await upload.add(ImportTransactionsRequest(items=[item(8)]))
-    await importer.process.close()
-    assert not psutil.pid_exists(pid)
+    await importer.processes.close()
+    assert not any(map(psutil.pid_exists, pids))
     assert await upload.finish() == ImportOutcome(1, 0)
-    starting = PreparingProcess(Random(3).randbytes)
+    starting = PreparingProcesses(Random(3).randbytes)
     assert starting.take()
     await starting.close()
-    assert not starting.is_ready
+    assert not starting.are_ready
 
 
 def test_the_process_ends_with_its_input() -> None:
