@@ -28,7 +28,7 @@ from sqlalchemy import (
 )
 
 from server.ledger.instants import month_bounds
-from server.ledger.paging import EVERYTHING, Order, OrderField, TransactionFilter, TransactionKey
+from server.ledger.paging import Order, OrderField, TransactionFilter, TransactionKey
 from server.ledger.posting import Kind
 from server.store.database import Query
 from server.store.tables import LABELS, account_states, transactions
@@ -57,7 +57,7 @@ class ListShape:
     create_time_before: bool
     labels: tuple[str, ...]
     after: bool
-    until: bool
+    until: bool = False
     keys_only: bool = False
     """Whether only keys are read, for which an index is smaller than the rows."""
 
@@ -101,6 +101,40 @@ class ListShape:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class ListQueries:
+    """What reads a list, as the driver takes it."""
+
+    page: Query
+    """Reads keys and bodies."""
+    page_until: Query
+    """The same as far as a key."""
+    boundaries: tuple[Query, ...]
+    """Each reads the key so many rows on, along an index that may be walked. None where the index serves the filter."""
+    by_sequence: bool
+
+
+@lru_cache(STATEMENTS_CACHED_MAX)
+def list_queries(shape: ListShape, dialect: Dialect) -> ListQueries:
+    """The queries of a list."""
+    page = Query.of(_statement(shape), dialect)
+    return ListQueries(
+        page=page,
+        page_until=Query.of(_statement(_until(shape)), dialect) if shape.passes_over else page,
+        boundaries=tuple(Query.of(_boundary_statement(walk), dialect) for walk in _walks_of(shape)),
+        by_sequence=shape.by_sequence,
+    )
+
+
+def until_parameters(until: TransactionKey) -> dict[str, object]:
+    """What `page_until` is to be told of the key, beside the parameters of the list."""
+    return {
+        "until_position": until.position,
+        "until_sequence": until.sequence,
+        "until_account_number": until.account_number,
+    }
+
+
 def boundary_statements(
     tenant_number: int,
     account_number: int | None,
@@ -112,41 +146,32 @@ def boundary_statements(
 
     None for a list whose index serves its filter.
     """
-    shapes = boundary_shapes(tenant_number, account_number, wanted, order, after, ROWS_READ_MAX)
-    return [(_boundary_statement(shape), parameters) for shape, parameters in shapes]
+    shape, parameters = shape_of(tenant_number, account_number, wanted, order, after, 0)
+    return [(_boundary_statement(walk), parameters | {"reach": ROWS_READ_MAX}) for walk in _walks_of(shape)]
 
 
-def boundary_shapes(
-    tenant_number: int,
-    account_number: int | None,
-    wanted: TransactionFilter,
-    order: Order,
-    after: TransactionKey | None,
-    reach: int,
-) -> list[tuple[ListShape, dict[str, object]]]:
-    """What `boundary_query` is asked for the key `reach` rows on, and its parameters: once for each index that may do.
+def _until(shape: ListShape) -> ListShape:
+    """The same list as far as a key."""
+    if shape.order.field is not OrderField.CREATE_TIME:
+        return replace(shape, until=True)
+    # The key lies inside the range of times, so it implies the bound on its side, as the other does in `shape_of`.
+    if shape.order.descending:
+        return replace(shape, until=True, create_time_from=False)
+    return replace(shape, until=True, create_time_before=False)
 
-    None for a list whose index serves its filter.
-    """
-    shape, _ = shape_of(tenant_number, account_number, wanted, order, after, 0, None)
+
+def _walks_of(shape: ListShape) -> list[ListShape]:
+    """The lists of keys that a page is a part of, each along an index that may be walked for it."""
     if not shape.passes_over:
         return []
+    everything = replace(shape, pairs=0, kinds=0, states=0, labels=())
     if shape.by_sequence:
-        numbered, parameters = shape_of(tenant_number, account_number, EVERYTHING, order, after, 0, None)
-        return [(numbered, parameters | {"reach": reach})]
-    served = TransactionFilter()
-    if order.field is OrderField.CREATE_TIME:
-        served = TransactionFilter(
-            create_time_from=wanted.create_time_from, create_time_before=wanted.create_time_before, month=wanted.month
-        )
-    labels = [{name: getattr(wanted, name)} for name in shape.labels] if account_number is None else []
-    shapes = []
-    for label in labels or [{}]:
-        walked, parameters = shape_of(
-            tenant_number, account_number, replace(served, **label), order, after, reach - 1, None
-        )
-        shapes.append((replace(walked, keys_only=True), parameters))
-    return shapes
+        return [everything]
+    keys = replace(everything, keys_only=True)
+    if shape.order.field is not OrderField.CREATE_TIME:
+        return [replace(keys, month=False, create_time_from=False, create_time_before=False)]
+    labels = () if shape.of_account else shape.labels
+    return [replace(keys, labels=(label,)) for label in labels] or [keys]
 
 
 def _boundary_by_number(shape: ListShape) -> Select[Any]:
@@ -173,9 +198,11 @@ def list_statement(
     limit: int,
     until: TransactionKey | None = None,
 ) -> tuple[Select[Any], dict[str, object]]:
-    """The statement of a list and its parameters."""
-    shape, parameters = shape_of(tenant_number, account_number, wanted, order, after, limit, until)
-    return _statement(shape), parameters
+    """The statement of a list, as far as a key if one is given, and its parameters."""
+    shape, parameters = shape_of(tenant_number, account_number, wanted, order, after, limit)
+    if until is None:
+        return _statement(shape), parameters
+    return _statement(_until(shape)), parameters | until_parameters(until)
 
 
 def shape_of(
@@ -185,11 +212,10 @@ def shape_of(
     order: Order,
     after: TransactionKey | None,
     limit: int,
-    until: TransactionKey | None,
 ) -> tuple[ListShape, dict[str, object]]:
     """The shape of a list of an account, or of the tenant if it is None, and its parameters.
 
-    It has at most `limit` rows behind `after`, and none behind `until`.
+    It has at most `limit` rows behind `after`.
     """
     pairs = wanted.kind_categories or tuple(
         product(wanted.kinds or ALL_KINDS, wanted.categories) if wanted.categories else ()
@@ -208,9 +234,6 @@ def shape_of(
         upper = None
     elif is_bounded_by_key:
         lower = None
-    if until is not None and order.field is OrderField.CREATE_TIME:
-        # It lies inside the range as well.
-        lower, upper = (None, upper) if order.descending else (lower, None)
     shape = ListShape(
         of_account=account_number is not None,
         order=order,
@@ -222,7 +245,6 @@ def shape_of(
         create_time_before=upper is not None,
         labels=tuple(labels),
         after=after is not None,
-        until=until is not None,
     )
     parameters: dict[str, object] = {
         "limit": limit,
@@ -247,11 +269,6 @@ def shape_of(
         parameters["after_sequence"] = after.sequence
         if account_number is None:
             parameters["after_account_number"] = after.account_number
-    if until is not None:
-        parameters["until_position"] = until.position
-        parameters["until_sequence"] = until.sequence
-        if account_number is None:
-            parameters["until_account_number"] = until.account_number
     return shape, parameters
 
 
@@ -261,19 +278,6 @@ def _pair_parameters(pairs: tuple[tuple[Kind, str], ...]) -> dict[str, object]:
     return {**kinds, **{f"pair_category_{i}": category for i, (_, category) in enumerate(pairs)}}
 
 
-@lru_cache(STATEMENTS_CACHED_MAX)
-def list_query(shape: ListShape, dialect: Dialect) -> Query:
-    """Reads the keys and bodies of a list."""
-    return Query.of(_statement(shape), dialect)
-
-
-@lru_cache(STATEMENTS_CACHED_MAX)
-def boundary_query(shape: ListShape, dialect: Dialect) -> Query:
-    """Reads one key, so many rows on."""
-    return Query.of(_boundary_statement(shape), dialect)
-
-
-@lru_cache(STATEMENTS_CACHED_MAX)
 def _boundary_statement(shape: ListShape) -> Select[Any]:
     if shape.by_sequence:
         return _boundary_by_number(shape)
@@ -281,10 +285,9 @@ def _boundary_statement(shape: ListShape) -> Select[Any]:
     key = (position, transactions.c.account_number, transactions.c.sequence)
     walk = _ordered(select(*key).where(*_conditions(shape, position)), shape, *key)
     # An offset over a bounded number of keys, in the index alone.
-    return walk.limit(1).offset(bindparam("limit", type_=Integer))
+    return walk.limit(1).offset(bindparam("reach", type_=Integer) - 1)
 
 
-@lru_cache(STATEMENTS_CACHED_MAX)
 def _statement(shape: ListShape) -> Select[Any]:
     position = transactions.c[shape.order.field.value]
     key = (position, transactions.c.account_number, transactions.c.sequence)

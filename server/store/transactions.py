@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from functools import lru_cache, partial
 from itertools import chain
 from typing import Any, NamedTuple
@@ -26,17 +26,19 @@ from server.store.database import Database, Query
 from server.store.list_statements import (
     ROWS_READ_MAX,
     STATEMENTS_CACHED_MAX,
-    boundary_query,
-    boundary_shapes,
-    list_query,
+    ListQueries,
+    list_queries,
     shape_of,
+    until_parameters,
 )
 from server.store.states import account_parameters, put_together, state_queries
 from server.store.tables import account_states, refunds, transactions, usage_windows
 from server.store.unit import RefundTotal
 
-READ_AHEAD = 16
-"""How many rows a page reads at first for each one that it shows, where its index doesn't serve all of its filter."""
+READ_AHEAD = 4
+"""How many rows a page may read at first for each that it shows, where its index doesn't serve all of its filter."""
+SPARSE_AHEAD = 16
+"""How many times as many as before it may read where none of those fit."""
 _BEHIND_ALL = 2**62
 """An offset behind every row, with which a statement can still reckon."""
 
@@ -70,51 +72,40 @@ class TransactionStore:
         order: Order,
         after: TransactionKey | None,
         limit: int,
-        until: TransactionKey | None = None,
-    ) -> list[TransactionRow]:
-        """At most `limit` transactions of an account, or of the tenant if it is None; none behind `until`."""
-        shape, parameters = shape_of(tenant_number, account_number, wanted, order, after, limit, until)
-        query = list_query(shape, self._database.dialect)
-        # What `_make` does, without the call of it that each row would cost.
-        return list(map(partial(tuple.__new__, TransactionRow), await self._database.fetch(query, parameters)))
-
-    async def page_within_bounds(
-        self,
-        tenant_number: int,
-        account_number: int | None,
-        wanted: TransactionFilter,
-        order: Order,
-        after: TransactionKey | None,
-        limit: int,
     ) -> tuple[list[TransactionRow], TransactionKey | None]:
-        """Like `page`, but reads ROWS_READ_MAX rows along an index at most, and tells where that made it stop.
+        """At most `limit` transactions of an account, or of the tenant if it is None.
 
+        It reads ROWS_READ_MAX rows along an index at most, and tells where that made it stop.
         None where it didn't: the rows are then all that there are, or as many as were asked for.
         """
-        if not (shape := shape_of(tenant_number, account_number, wanted, order, after, limit, None)[0]).passes_over:
-            return await self.page(tenant_number, account_number, wanted, order, after, limit), None
+        shape, parameters = shape_of(tenant_number, account_number, wanted, order, after, limit)
+        queries = list_queries(shape, self._database.dialect)
+        if not queries.boundaries:
+            return await self._rows(queries.page, parameters), None
         rows: list[TransactionRow] = []
-        passed, begin = 0, after
+        passed = 0
         # To find the last row that may be read costs about as much as to walk there, except
         # along an account's rows, which are numbered.
-        reach = ROWS_READ_MAX if shape.by_sequence else min(READ_AHEAD * limit, ROWS_READ_MAX)
+        reach = ROWS_READ_MAX if queries.by_sequence else min(READ_AHEAD * limit, ROWS_READ_MAX)
         while True:
-            until = await self._boundary(tenant_number, account_number, wanted, order, begin, reach)
-            rows += await self.page(tenant_number, account_number, wanted, order, begin, limit - len(rows), until)
+            until = await self._boundary(queries, parameters, order, reach)
+            if until is None:
+                rows += await self._rows(queries.page, parameters)
+            else:
+                rows += await self._rows(queries.page_until, parameters | until_parameters(until))
             passed += reach
             if until is None or len(rows) == limit or passed == ROWS_READ_MAX:
                 return rows, until
-            begin = until
             reach = min(_next_reach(passed, len(rows), limit), ROWS_READ_MAX - passed)
+            shape, parameters = shape_of(tenant_number, account_number, wanted, order, until, limit - len(rows))
+            queries = list_queries(shape, self._database.dialect)
+
+    async def _rows(self, query: Query, parameters: Mapping[str, object]) -> list[TransactionRow]:
+        # What `_make` does, without the call of it that each row would cost.
+        return list(map(partial(tuple.__new__, TransactionRow), await self._database.fetch(query, parameters)))
 
     async def _boundary(
-        self,
-        tenant_number: int,
-        account_number: int | None,
-        wanted: TransactionFilter,
-        order: Order,
-        after: TransactionKey | None,
-        reach: int,
+        self, queries: ListQueries, parameters: Mapping[str, object], order: Order, reach: int
     ) -> TransactionKey | None:
         """The key `reach` rows on, None for a list that ends before.
 
@@ -122,8 +113,8 @@ class TransactionStore:
         """
         found = [
             TransactionKey(*row)
-            for shape, parameters in boundary_shapes(tenant_number, account_number, wanted, order, after, reach)
-            for row in await self._database.fetch(boundary_query(shape, self._database.dialect), parameters)
+            for query in queries.boundaries
+            for row in await self._database.fetch(query, {**parameters, "reach": reach})
         ]
         places = [(each.position, each.account_number, each.sequence) for each in found]
         # The nearest, so that no index is walked farther than it allows.
@@ -250,7 +241,7 @@ def _next_reach(passed: int, found: int, limit: int) -> int:
     Half as many again, so that it is rarely asked a third time.
     """
     if not found:
-        return passed * READ_AHEAD
+        return passed * SPARSE_AHEAD
     return limit + 3 * (limit - found) * passed // (2 * found)
 
 

@@ -279,9 +279,7 @@ class Transactions:
             caller.require_tenant()
             if order.field is OrderField.AMOUNT:
                 raise FieldInvalid("order_by", "must not be by amount for accounts/-")
-        rows, until = await self._store.page_within_bounds(
-            caller.tenant_number, number, wanted, order, after, limit + 1
-        )
+        rows, until = await self._store.page(caller.tenant_number, number, wanted, order, after, limit + 1)
         page = Page.of(rows, limit, key=lambda row: row.key)
         if page.next_key is None:
             page = Page(page.rows, until)
