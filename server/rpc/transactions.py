@@ -103,9 +103,15 @@ class TransactionMethods:
         else:
             page = await self._transactions.list(caller, account_id, wanted, after, limit, order)
             transactions, next_key = join_messages([row.body for row in page.rows]), page.next_key
-        token = "" if next_key is None else self._page_tokens.seal_transaction(listing, next_key)
         # The token is field 2, so the two parts concatenate to one message.
-        return transactions + ListTransactionsResponse(next_page_token=token).SerializeToString()
+        token = b"" if next_key is None else _write_token(self._page_tokens.seal_transaction(listing, next_key))
+        return transactions + token
+
+
+@lru_cache(LISTS_CACHED_MAX)
+def _write_token(token: str) -> bytes:
+    """A page of nothing but its token; equal lists get equal tokens for a while."""
+    return ListTransactionsResponse(next_page_token=token).SerializeToString()
 
 
 @lru_cache(LISTS_CACHED_MAX)

@@ -7,11 +7,9 @@ is the generic cell rate algorithm); a bucket that nobody has is full.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TypeAlias
-
-from cachetools import LRUCache
 
 from server.ledger.errors import RateLimited
 
@@ -24,12 +22,6 @@ BUCKETS_MAX = 100_000
 _SECOND = 1_000_000_000
 
 
-@dataclass(slots=True)
-class _Bucket:
-    full_time: int
-    """In nanoseconds of the stopwatch."""
-
-
 class RateLimiter:
     """Counts the calls of each credential in this process.
 
@@ -40,18 +32,23 @@ class RateLimiter:
         self._token_time = round(_SECOND / calls_per_second)
         self._capacity = burst * self._token_time
         self._stopwatch = stopwatch
-        self._buckets: LRUCache[str, _Bucket] = LRUCache(BUCKETS_MAX)
+        # When each is full again, in nanoseconds of the stopwatch; the one that was used last stands last.
+        self._full_times: OrderedDict[str, int] = OrderedDict()
 
     def take(self, credential_id: str) -> None:
         """Takes a token for one call. Raises RateLimited if there is none; that takes nothing."""
         now = self._stopwatch()
         empty_time = now + self._capacity
-        bucket = self._buckets.get(credential_id)
-        if bucket is None:
-            bucket = self._buckets[credential_id] = _Bucket(now)
+        full_time = self._full_times.get(credential_id)
+        if full_time is None:
+            full_time = now
+            if len(self._full_times) >= BUCKETS_MAX:
+                self._full_times.popitem(last=False)
+        else:
+            self._full_times.move_to_end(credential_id)
         # No bucket is fuller than full or, where the stopwatch went back, emptier than empty.
-        bucket.full_time = min(max(bucket.full_time, now), empty_time)
-        missing = bucket.full_time + self._token_time - empty_time
+        full_time = min(max(full_time, now), empty_time)
+        missing = full_time + self._token_time - empty_time
+        self._full_times[credential_id] = full_time if missing > 0 else full_time + self._token_time
         if missing > 0:
             raise RateLimited(missing / _SECOND)
-        bucket.full_time += self._token_time

@@ -229,7 +229,8 @@ class Transactions:
 
         The fast path of the list that is asked for most. Raises AccountNotFound.
         """
-        number = await self._number(caller, account_id)
+        caller.require_account(account_id)
+        number = await self._accounts.number(caller.tenant_number, account_id)
         if after is None:
             return await self._first_history(number, limit, descending=descending)
         return _history(

@@ -136,7 +136,7 @@ def test_buckets_are_bounded(stopwatch: Stopwatch, monkeypatch: pytest.MonkeyPat
     for number in range(1000):
         assert taken(limiter, f"key {number}") == 1
         assert taken(limiter, "one that calls on and on") == (number == 0)
-    assert len(limiter._buckets) == 100
+    assert len(limiter._full_times) == 100
     assert taken(limiter, "key 999") == 0
     assert taken(limiter, "key 0") == 1
 
