@@ -1,6 +1,6 @@
 """What happens around every call: bounds, observation, whose it is and what they may, and how errors are told.
 
-One interceptor does it all, because grpc.aio asks every interceptor anew for a handler at
+One handler does it all, because grpc.aio asks every interceptor anew for a handler at
 each call; this one wraps each method once and keeps the result.
 """
 
