@@ -19,6 +19,8 @@ from server.usecases.transactions import PastTransaction, Transactions
 
 PART_ITEMS_MIN = 8000
 """How many items wait while others are being posted, before no more are taken in."""
+PART_BYTES_MIN = 4 * 1024 * 1024
+"""The same in bytes of their messages."""
 PREPARED_ITEMS_MIN = 2000
 """After how many items an import is worth processes that prepare the rest."""
 ACCOUNTS_KNOWN_MAX = 20_000
@@ -31,6 +33,7 @@ class _Piece(NamedTuple):
     """A message of the import: read by this process, or being prepared by the others."""
 
     request: ImportTransactionsRequest
+    byte_count: int
     history: Sequence[PastTransaction | DaybookError] | None
     prepared: asyncio.Future[list[Prepared | None]] | None
 
@@ -57,15 +60,16 @@ class Upload:
 
     async def add(self, request: ImportTransactionsRequest) -> None:
         """Takes a message over. Raises the refusal that ended the import."""
+        # Before it is read, which uses it up.
+        byte_count = request.ByteSize()
         prepared = await self._prepare(request)
         history = None
         if prepared is None:
             self._ahead.begin_anew()
             history = await read_items(request.items)
         self._item_count += len(request.items)
-        self._part.append(_Piece(request, history, prepared))
-        is_full = sum(len(piece.request.items) for piece in self._part) >= PART_ITEMS_MIN
-        if self._posting is None or self._posting.done() or is_full:
+        self._part.append(_Piece(request, byte_count, history, prepared))
+        if self._posting is None or self._posting.done() or self._is_full():
             await self._post_part()
 
     async def finish(self) -> ImportOutcome:
@@ -98,6 +102,12 @@ class Upload:
         except DaybookError:
             return None
         return self._ahead.prepare(request, known)
+
+    def _is_full(self) -> bool:
+        return (
+            sum(len(piece.request.items) for piece in self._part) >= PART_ITEMS_MIN
+            or sum(piece.byte_count for piece in self._part) >= PART_BYTES_MIN
+        )
 
     async def _post_part(self) -> None:
         await self._settle()

@@ -1,6 +1,6 @@
 """Processes beside the server that work imports out before they are posted.
 
-To read and check history and to apply the rules to it takes as long as to write it, and one
+To read and check history and to apply the rules to it takes longer than to write it, and one
 interpreter does one thing at a time. So a long import has these processes do the first while
 the server does the second: see server/usecases/preparing.py for what makes that safe. Each
 is asked on its standard input and answers in order on its standard output; it ends when
@@ -33,7 +33,7 @@ from server.usecases.preparing import Preparer
 log = structlog.get_logger(__name__)
 
 PROCESSES = 2
-"""How many there are: the first takes a little longer over a row than the database does."""
+"""How many there are: one alone takes longer over a row than the database does."""
 IDLE_SECONDS_MAX = 60.0
 """How long they are kept without an import."""
 BUFFER_BYTES = 1024 * 1024

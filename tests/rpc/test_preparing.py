@@ -179,6 +179,18 @@ async def test_messages_under_way_together(importer: Importer, admin: Client) ->
 
 
 @only_sqlite
+async def test_messages_that_wait_are_bounded_by_their_bytes(
+    importer: Importer, admin: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large messages don't pile up: as many as may wait are posted before the next is taken in."""
+    monkeypatch.setattr(importing, "PART_BYTES_MIN", 1)
+    await admin.create_account("acme")
+    outcome = await importer.bring_in(*([item(400 - n)] for n in range(20)))
+    assert outcome == ImportOutcome(20, 0)
+    assert importer.transactions.prepared == [(1, 1)] * 20
+
+
+@only_sqlite
 async def test_a_change_in_between(importer: Importer, admin: Client) -> None:
     """What was worked out on a state that isn't true any more is worked out again, on the one that is."""
     await admin.create_account("acme", credit_limit="5")
