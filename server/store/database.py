@@ -44,10 +44,9 @@ from server.store.replica import Replica, ReplicaUnfit
 
 log = structlog.get_logger(__name__)
 
-# PostgreSQL: serialization_failure, deadlock_detected, unique_violation. The last, and what
-# SQLite calls so, is what whoever writes a new row gets that is there; when they look again,
-# they find it.
-_CONFLICT_STATES = ("40001", "40P01", "23505", "SQLITE_CONSTRAINT_PRIMARYKEY", "SQLITE_CONSTRAINT_UNIQUE")
+# PostgreSQL: serialization_failure, deadlock_detected, unique_violation. The last is what
+# the slower of two writers of one new row gets; when it looks again, the row is there.
+_CONFLICT_STATES = ("40001", "40P01", "23505")
 # PostgreSQL can't be reached as it was told, has no room, is being stopped or started, fails
 # itself, or took too long over a lock, a statement or a transaction: nothing that the caller
 # did wrong.
@@ -515,8 +514,7 @@ def _no_word_of_the_url(setting: str = "database_url") -> Iterator[None]:
 def _known(error: Exception) -> Exception:
     """What callers see in the place of what went wrong: an error of ours, or itself if it is no outage."""
     if isinstance(error, DBAPIError):
-        # asyncpg's and, since Python 3.11, SQLite's.
-        state = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "sqlite_errorname", None) or ""
+        state = getattr(error.orig, "sqlstate", None) or ""
         if state in _CONFLICT_STATES:
             return Conflict()
         is_outage = error.connection_invalidated or state.startswith(_OUTAGE_STATES)

@@ -18,11 +18,12 @@ from uuid import UUID
 
 import structlog
 from sqlalchemy import Connection
+from sqlalchemy.exc import IntegrityError
 
 from server.ledger.errors import DaybookError, InternalFailure, ServiceUnavailable, TooBusy
 from server.ledger.instants import Clock, Instant
 from server.ledger.names import RandomBytes, in_blocks
-from server.store.database import Database
+from server.store.database import Conflict, Database
 from server.store.requests import AnswerKey
 from server.store.unit import Attempt
 from server.store.unit_store import load_openers, load_unit, save_unit
@@ -209,5 +210,11 @@ class Poster:
                 outcomes.append(refusal)
             else:
                 attempt.accept()
-        save_unit(connection, unit)
+        try:
+            save_unit(connection, unit)
+        except IntegrityError:
+            if is_first_try and any(command.fresh_keys for command in commands):
+                # A request that was not looked for was there before.
+                raise Conflict from None
+            raise
         return outcomes

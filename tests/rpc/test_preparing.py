@@ -19,6 +19,7 @@ from daybook.v1.ledger_service_pb2 import UpdateAccountRequest
 from daybook.v1.transaction_pb2 import Transaction, Usage
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
+from sqlalchemy import update
 from structlog.testing import capture_logs
 
 from server.ledger.access import Caller
@@ -28,6 +29,7 @@ from server.rpc import importing, preparing
 from server.rpc.history import read_item
 from server.rpc.importing import Upload
 from server.rpc.preparing import PROCESSES, PROGRAM, PreparingProcesses, preparing_processes
+from server.store.tables import account_states
 from server.store.unit import Prepared
 from server.usecases.commands import ImportOutcome
 from server.usecases.preparing import Preparer
@@ -328,6 +330,21 @@ async def test_a_request_of_before_among_new_ones(server: Server, importer: Impo
     assert [row.sequence for row in rows] == list(range(1, 602))
     assert rows[-1].balance_after == "904"
     assert await admin.verify() == []
+
+
+@only_sqlite
+async def test_a_damaged_ledger_is_no_request_of_before(server: Server, importer: Importer, admin: Client) -> None:
+    """A row that can't be written for any other reason is an error of the server's, and not tried again for ever."""
+    await admin.create_account("acme")
+    assert await importer.bring_in([item(9, request_id="a")]) == ImportOutcome(1, 0)
+    await server.book.database.transact(
+        lambda connection: connection.execute(update(account_states).values(sequence=0))
+    )
+    with pytest.raises(DaybookError) as refused:
+        await importer.bring_in([item(8, request_id="b")])
+    assert refused.value.reason == "INTERNAL_FAILURE"
+    assert server.book.database.conflict_count == 1, "the request is looked for once"
+    assert len(await admin.history()) == 1
 
 
 @only_sqlite
