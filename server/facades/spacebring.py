@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import NamedTuple, TypeVar
 
@@ -23,15 +24,16 @@ from server.ledger.errors import (
 )
 from server.ledger.instants import Instant, from_timestamp
 from server.ledger.money import Millionths
-from server.ledger.paging import PAGE_BYTES_MAX, Page, TransactionFilter
+from server.ledger.paging import PAGE_BYTES_MAX, Page, TransactionFilter, TransactionKey
 from server.ledger.posting import Kind
 from server.store.accounts import AccountRecord
+from server.store.transactions import Heads, Refunds, TransactionRow
 from server.store.unit import RefundTotal
 from server.transport.auth import Scheme, authentication
-from server.transport.calls import Context
+from server.transport.calls import Context, call_metadata
 from server.transport.errors import RestError, http_status_of, plain_message
 from server.transport.page_tokens import Listing, PageTokens
-from server.transport.rendered import keep_rendered
+from server.transport.rendered import KeptPages, keep_rendered
 from server.transport.rest import is_uuid, read_integer
 from server.usecases.accounts import Accounts, Holding
 from server.usecases.transactions import Transactions
@@ -95,40 +97,76 @@ class CreditsTransactions(TransactionsServicer):
         self._transactions = transactions
         self._accounts = accounts
         self._page_tokens = page_tokens
+        self._rendered = KeptPages(_RenderedPage)
 
     async def GetCreditsTransactions(  # type: ignore[override]  # the answer is bytes
         self, request: spacebring.GetCreditsTransactionsRequest, context: Context
     ) -> bytes:
         """Parses, lists a page of the network's transactions, renders with their companies."""
         caller = authentication.get().caller
-        _check_network(context)
+        _check_network()
         wanted, limit = _parse(request)
         listing = Listing.of(f"{SERVICE}/GetCreditsTransactions", caller, request, ("next_page_token", "limit"))
         after = self._page_tokens.open_transaction(listing, request.next_page_token)
         page = await self._transactions.list(caller, None, wanted, after, limit)
-        rendered = [_render(row.body) for row in page.rows]
-        holdings = await self._accounts.holdings(caller, {company for company, _ in rendered if company})
+        rendered = self._rendered.of((listing, after, limit), page)
+        holdings = await self._accounts.holdings(caller, rendered.companies)
         companies = {company: _render_holding(holding) for company, holding in holdings.items()}
-        refunds = {key: _render_refund(total) for key, total in (await self._transactions.refunds(page.rows)).items()}
+        heads = {holding.account.number: holding.head for holding in holdings.values()}
+        shown = rendered.shown_before(companies, heads)
+        if shown is None:
+            shown = rendered.shown(companies, heads, *await self._transactions.refunds(page.rows))
+        token = None if shown.next_key is None else self._page_tokens.seal_transaction(listing, shown.next_key)
+        return shown.transactions + spacebring.GetCreditsTransactionsResponse(next_page_token=token).SerializeToString()
+
+
+class _Shown(NamedTuple):
+    """A page as callers see it."""
+
+    transactions: bytes
+    """An answer of nothing but the transactions."""
+    next_key: TransactionKey | None
+
+
+class _RenderedPage:
+    """A page of transactions, rendered, and what it was shown as last with all that may still change."""
+
+    def __init__(self, page: Page[TransactionRow, TransactionKey]) -> None:
+        self._page = page
+        self._rendered = [_render(row.body) for row in page.rows]
+        self._accounts = {row.account_number for row in page.rows}
+        self._last: tuple[Mapping[str, bytes], Heads, _Shown] | None = None
+        self.companies = frozenset(company for company, _ in self._rendered if company)
+
+    def shown_before(self, companies: Mapping[str, bytes], heads: Heads) -> _Shown | None:
+        """The page as it was shown last, if that was with the same companies, and with what was refunded until now.
+
+        A refund is a transaction of the account of what it refunds, so there is none that is
+        new while the head of that account is the same.
+        """
+        return self._last[2] if self._last is not None and self._last[:2] == (companies, heads) else None
+
+    def shown(self, companies: Mapping[str, bytes], heads: Heads, refunds: Refunds, refunded: Heads) -> _Shown:
+        """The page with its companies, by id, and with what was refunded; `refunded` are the heads at that moment."""
+        rendered = {key: _render_refund(total) for key, total in refunds.items()}
         # Serialized messages concatenate to one that has the fields of all.
         rows = [
-            (row, body + companies.get(company, b"") + refunds.get((row.account_number, row.sequence), b""))
-            for row, (company, body) in zip(page.rows, rendered, strict=True)
+            (row, body + companies.get(company, b"") + rendered.get((row.account_number, row.sequence), b""))
+            for row, (company, body) in zip(self._page.rows, self._rendered, strict=True)
         ]
         # A company is longer in its rows than its id is in what is stored.
-        shown = Page(rows, page.next_key).within(
+        page = Page(rows, self._page.next_key).within(
             PAGE_BYTES_MAX, size=lambda each: len(each[1]), key=lambda each: each[0].key
         )
-        token = None if shown.next_key is None else self._page_tokens.seal_transaction(listing, shown.next_key)
-        return (
-            join_messages([body for _, body in shown.rows])
-            + spacebring.GetCreditsTransactionsResponse(next_page_token=token).SerializeToString()
-        )
+        shown = _Shown(join_messages([body for _, body in page.rows]), page.next_key)
+        if self._accounts <= heads.keys() and refunded.items() <= heads.items():
+            self._last = (companies, heads, shown)
+        return shown
 
 
-def _check_network(context: Context) -> None:
+def _check_network() -> None:
     """A Bearer credential must name its network; any that names one must name its own."""
-    network = dict(context.invocation_metadata() or ()).get(NETWORK_HEADER)
+    network = dict(call_metadata.get()).get(NETWORK_HEADER)
     if network is None:
         if authentication.get().scheme is Scheme.BEARER:
             raise FieldInvalid(NETWORK_HEADER, "is required with bearer token authentication")

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from daybook.v1.account_pb2 import Account
 from sqlalchemy import BindParameter, Connection, Dialect, Select, bindparam, insert, select, update
@@ -34,6 +34,11 @@ from server.store.unit_store import load_known
 
 ACCOUNT_NUMBERS_CACHED_MAX = 65_536
 """How many numbers are kept. Beyond it the one goes that was looked up first."""
+HOLDINGS_CACHED_MAX = 1024
+"""How many accounts are kept with what they hold. Beyond it the one goes that was read first."""
+HOLDING_LOTS_MAX = 64
+HOLDING_PROFILE_BYTES_MAX = 4096
+"""What has more is read each time, so that all that are kept take 16 MiB at most, and 2 as a rule."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +89,16 @@ _COLUMNS = (
     accounts.c.update_time,
     accounts.c.number,
 )
+_NUMBER = len(_COLUMNS) - 1
+
+
+class StoredAccount(NamedTuple):
+    """An account, and what it holds."""
+
+    record: AccountRecord
+    state: AccountState
+    head: bytes
+    """The hash of its newest transaction, which stands for all of them; empty before the first."""
 
 
 class AccountStore:
@@ -93,6 +108,8 @@ class AccountStore:
         self._database = database
         # An account's number never changes and accounts are never deleted.
         self._numbers: dict[tuple[int, str], int] = {}
+        # With the row that they were read with.
+        self._holdings: dict[int, tuple[tuple[object, ...], StoredAccount]] = {}
 
     async def number(self, tenant_number: int, account_id: str) -> int:
         """The number of an account. Raises AccountNotFound, also for an id that no account may have."""
@@ -124,19 +141,51 @@ class AccountStore:
             lambda connection: [AccountRecord(*row) for row in connection.execute(statement)], at_replica=True
         )
 
-    async def states(
-        self, tenant_number: int, account_ids: Collection[str]
-    ) -> list[tuple[AccountRecord, AccountState]]:
-        """Those of the accounts that exist, each with what it holds, all at one instant."""
+    async def holdings(self, tenant_number: int, account_ids: Collection[str]) -> list[StoredAccount]:
+        """Those of the accounts that exist, each with what it holds.
+
+        The hash of an account's newest transaction stands for all that came of its transactions,
+        as it does for a first page of history. So nothing but the account and that hash is read
+        where both are what they were when the rest was read.
+        """
         numbers = await self._existing_numbers(tenant_number, account_ids)
         if not numbers:
             return []
+        query = _accounts_query(len(numbers), self._database.dialect)
+        rows = await self._database.fetch(query, account_parameters(numbers), at_replica=False)
+        known = [kept for row in rows if (kept := self._kept_holding(tuple(row))) is not None]
+        if len(known) < len(rows):
+            unknown = set(numbers).difference(each.record.number for each in known)
+            known += await self._read_holdings(sorted(unknown))
+        return known
+
+    async def _read_holdings(self, numbers: Collection[int]) -> list[StoredAccount]:
+        """What these accounts hold, at one instant."""
         dialect, count = self._database.dialect, len(numbers)
-        records, *states = await self._database.fetch_together(
-            (_records_query(count, dialect), *state_queries(count, dialect)), account_parameters(numbers)
+        rows, *states = await self._database.fetch_together(
+            (_accounts_query(count, dialect), *state_queries(count, dialect)), account_parameters(numbers)
         )
         stored = put_together(*states)
-        return [(record, stored[record.number].state) for record in (AccountRecord(*row) for row in records)]
+        found = []
+        for row in rows:
+            record = AccountRecord(*row[:-1])
+            account = StoredAccount(record, *stored[record.number])
+            found.append(account)
+            self._keep_holding(tuple(row), account)
+        return found
+
+    def _kept_holding(self, row: tuple[Any, ...]) -> StoredAccount | None:
+        kept = self._holdings.get(row[_NUMBER])
+        return None if kept is None or kept[0] != row else kept[1]
+
+    def _keep_holding(self, row: tuple[object, ...], account: StoredAccount) -> None:
+        number = account.record.number
+        self._holdings.pop(number, None)
+        if len(account.state.lots) > HOLDING_LOTS_MAX or len(account.record.profile) > HOLDING_PROFILE_BYTES_MAX:
+            return
+        if len(self._holdings) >= HOLDINGS_CACHED_MAX:
+            del self._holdings[next(iter(self._holdings))]
+        self._holdings[number] = (row, account)
 
     async def known(self, account_numbers: Collection[int]) -> Known:
         """What the next posting of history to these accounts depends on, all at one instant."""
@@ -265,9 +314,12 @@ class AccountStore:
 
 
 @lru_cache(QUERIES_CACHED_MAX)
-def _records_query(count: int, dialect: Dialect) -> Query:
+def _accounts_query(count: int, dialect: Dialect) -> Query:
+    """All of so many accounts, and of each the hash of its newest transaction."""
     numbers: list[BindParameter[int]] = [bindparam(name) for name in account_parameters(range(count))]
-    return Query.of(select(*_COLUMNS).where(accounts.c.number.in_(numbers)), dialect)
+    is_of_account = account_states.c.account_number == accounts.c.number
+    statement = select(*_COLUMNS, account_states.c.last_hash).join_from(accounts, account_states, is_of_account)
+    return Query.of(statement.where(accounts.c.number.in_(numbers)), dialect)
 
 
 def _get(connection: Connection, tenant_number: int, account_id: str, *, lock: bool = False) -> AccountRecord:

@@ -248,14 +248,14 @@ class Database:
         finally:
             self._wanted[engine] -= 1
 
-    async def fetch(self, query: Query, parameters: Mapping[str, object]) -> Rows:
+    async def fetch(self, query: Query, parameters: Mapping[str, object], *, at_replica: bool = True) -> Rows:
         """The rows of a query that reads a bounded number of them; by a replica if there is one.
 
         The fast path of lists: straight on the driver's connection, because SQLAlchemy
         costs several times what the database does.
         """
         values = query.values(parameters)
-        if self.replica is not None:
+        if at_replica and self.replica is not None:
             with suppress(ReplicaUnfit):
                 return await self._at_replica(
                     self.replica, "read", lambda shared: self._fetch_postgresql(shared, query.text, values)

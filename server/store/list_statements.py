@@ -22,6 +22,7 @@ from sqlalchemy import (
     Select,
     bindparam,
     literal,
+    or_,
     select,
     tuple_,
     union_all,
@@ -295,13 +296,10 @@ def _statement(shape: ListShape) -> Select[Any]:
     conditions = _conditions(shape, position)
     if not shape.is_merged:
         if shape.pairs:
-            conditions.append(
-                tuple_(transactions.c.kind, transactions.c.category).in_(
-                    [tuple_(bindparam(f"pair_kind_{i}"), bindparam(f"pair_category_{i}")) for i in range(shape.pairs)]
-                )
-            )
-        walk = _ordered(select(*key).where(*conditions), shape, *key).limit(limit)
-        return _with_bodies(walk, shape) if shape.picks_in_index else walk.add_columns(transactions.c.body)
+            # Of a list of pairs SQLite would make a table, for each page anew.
+            conditions.append(or_(*(_is_of_pair(i) for i in range(shape.pairs))))
+        body = _body_of_row() if shape.picks_in_index else transactions.c.body
+        return _ordered(select(*key, body).where(*conditions), shape, *key).limit(limit)
     # One short walk along the index for each pair and state, merged; the bodies are fetched
     # only for the rows of the page.
     states: Sequence[object] = [bindparam(f"state_{i}") for i in range(shape.states)] or ALL_STATES
@@ -309,8 +307,7 @@ def _statement(shape: ListShape) -> Select[Any]:
         _ordered(
             select(*key).where(
                 *conditions,
-                transactions.c.kind == bindparam(f"pair_kind_{i}"),
-                transactions.c.category == bindparam(f"pair_category_{i}"),
+                _is_of_pair(i),
                 transactions.c.state == state,
             ),
             shape,
@@ -323,6 +320,28 @@ def _statement(shape: ListShape) -> Select[Any]:
     merged = union_all(*(select(walk) for walk in walks)).subquery()
     merged_key = tuple(merged.c)
     return _with_bodies(_ordered(select(*merged_key), shape, *merged_key).limit(limit), shape)
+
+
+def _is_of_pair(i: int) -> ColumnElement[bool]:
+    columns = transactions.c
+    return (columns.kind == bindparam(f"pair_kind_{i}")) & (columns.category == bindparam(f"pair_category_{i}"))
+
+
+def _body_of_row() -> ColumnElement[bytes]:
+    """The body of a row that the list shows, fetched from where it lies.
+
+    As a column of the row itself it would be fetched before the row is picked, or all that the
+    index has of the row would be.
+    """
+    stored = transactions.alias("stored")
+    return (
+        select(stored.c.body)
+        .where(
+            stored.c.account_number == transactions.c.account_number,
+            stored.c.sequence == transactions.c.sequence,
+        )
+        .scalar_subquery()
+    )
 
 
 def _with_bodies(keys: Select[Any], shape: ListShape) -> Select[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from functools import lru_cache, partial
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 from uuid import UUID
 
 from sqlalchemy import (
@@ -56,6 +56,12 @@ class TransactionRow(NamedTuple):
     def key(self) -> TransactionKey:
         """Where the transaction stands in the list."""
         return TransactionKey(self.position, self.account_number, self.sequence)
+
+
+Refunds: TypeAlias = Mapping[tuple[int, int], RefundTotal]
+"""What was given back, by the account and the sequence of what it was given back of."""
+Heads: TypeAlias = Mapping[int, bytes]
+"""Hashes of the newest transactions of accounts, by the accounts' numbers. Each stands for all of its account."""
 
 
 class TransactionStore:
@@ -155,12 +161,13 @@ class TransactionStore:
         row = await self._database.look(lambda connection: connection.execute(statement).one_or_none())
         return None if row is None else (bytes(row.body), bytes(row.allocations))
 
-    async def refunds(self, charges: Collection[tuple[int, int]]) -> dict[tuple[int, int], RefundTotal]:
-        """What was given back of those of the charges that were refunded, by account and sequence."""
+    async def refunds(self, charges: Collection[tuple[int, int]]) -> tuple[Refunds, Heads]:
+        """What was given back of those of the charges that were refunded, and their accounts' heads at that instant."""
         count = len(charges)
         parameters = dict(zip(_refunds_names(count), chain.from_iterable(charges), strict=True))
         rows = await self._database.fetch(_refunds_query(count, self._database.dialect), parameters)
-        return {(account_number, sequence): RefundTotal(*total) for account_number, sequence, *total in rows}
+        totals = {(number, sequence): RefundTotal(*total) for number, sequence, *total, _ in rows}
+        return totals, {number: head for number, *_, head in rows}
 
     async def slice(self, account_number: int, offset: int, limit: int) -> tuple[list[TransactionRow], int]:
         """A page of an account's transactions, newest first, and their total, both at one instant.
@@ -303,7 +310,12 @@ def refunds_statement(count: int) -> Select[Any]:
     columns = refunds.c
     is_of_charge = (columns.account_number == charges.c.account_number) & (columns.sequence == charges.c.sequence)
     shown = columns["account_number", "sequence", "amount", "last_create_time"]
-    return select(*shown).join_from(charges, refunds, is_of_charge)
+    is_of_account = account_states.c.account_number == columns.account_number
+    return (
+        select(*shown, account_states.c.last_hash)
+        .join_from(charges, refunds, is_of_charge)
+        .join(account_states, is_of_account)
+    )
 
 
 @lru_cache(STATEMENTS_CACHED_MAX)

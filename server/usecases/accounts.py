@@ -22,6 +22,8 @@ class Holding:
 
     account: AccountRecord
     state: AccountState
+    head: bytes
+    """The hash of the newest transaction that is part of the state."""
 
 
 class Accounts:
@@ -85,10 +87,10 @@ class Accounts:
     async def balance(self, caller: Caller, account_id: str) -> tuple[AccountState, Instant]:
         """What an account holds, and the instant for which that is true. Raises AccountNotFound."""
         caller.require_account(account_id)
-        found = await self._store.states(caller.tenant_number, [account_id])
+        found = await self._store.holdings(caller.tenant_number, [account_id])
         if not found:
             raise AccountNotFound(account_name(account_id))
-        state = found[0][1]
+        state = found[0].state
         now = max(self._clock(), state.last_create_time)
         return state.at(now), now
 
@@ -112,5 +114,5 @@ class Accounts:
         if not account_ids:
             return {}
         now = self._clock()
-        found = await self._store.states(caller.tenant_number, account_ids)
-        return {account.id: Holding(account, state.at(now)) for account, state in found}
+        found = await self._store.holdings(caller.tenant_number, account_ids)
+        return {each.record.id: Holding(each.record, each.state.at(now), each.head) for each in found}

@@ -21,8 +21,8 @@ from server.ledger.posting import Draft
 from server.store.accounts import AccountStore
 from server.store.poster import Poster
 from server.store.requests import Request
-from server.store.transactions import TransactionRow, TransactionStore
-from server.store.unit import Known, Prepared, RefundTotal
+from server.store.transactions import Heads, Refunds, TransactionRow, TransactionStore
+from server.store.unit import Known, Prepared
 from server.usecases.commands import (
     BatchCreate,
     Create,
@@ -199,9 +199,9 @@ class Transactions:
             raise TransactionNotFound(transaction_name(account_id, uid))
         return stored
 
-    async def refunds(self, charges: Collection[TransactionRow]) -> dict[tuple[int, int], RefundTotal]:
-        """What was given back of listed transactions, by account and sequence."""
-        return await self._store.refunds([(row.account_number, row.sequence) for row in charges]) if charges else {}
+    async def refunds(self, listed: Collection[TransactionRow]) -> tuple[Refunds, Heads]:
+        """What was given back of listed transactions, and the heads of the accounts of those at that instant."""
+        return await self._store.refunds([(row.account_number, row.sequence) for row in listed]) if listed else ({}, {})
 
     async def _number(self, caller: Caller, account_id: str) -> int:
         caller.require_account(account_id)

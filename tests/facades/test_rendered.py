@@ -22,6 +22,7 @@ from daybook.facades.spacebring.v1.transactions_service_pb2 import (
     GetCreditsTransactionsRequest,
     GetCreditsTransactionsResponse,
 )
+from daybook.facades.spacebring.v1.transactions_service_pb2_grpc import TransactionsStub
 from daybook.facades.teable.v1.billing_service_pb2 import GetSpaceCreditHistoryRequest, GetSpaceCreditHistoryResponse
 from daybook.v1.account_pb2 import Account, Company, User
 from daybook.v1.ledger_service_pb2 import RefundTransactionRequest, TransferCreditsRequest, UpdateAccountRequest
@@ -32,8 +33,14 @@ from google.protobuf.struct_pb2 import Struct
 
 from server.app import FACADES
 from server.facades import dreadnode, nebulablock, paged, spacebring, teable
-from server.transport.rendered import ROW_BYTES_MAX, ROWS_CACHED_MAX, keep_rendered
+from server.ledger.paging import Page, TransactionKey
+from server.store.accounts import AccountStore
+from server.store.transactions import TransactionRow
+from server.store.unit import RefundTotal
+from server.transport import rendered
+from server.transport.rendered import PAGE_ROWS_BYTES_MAX, ROW_BYTES_MAX, ROWS_CACHED_MAX, KeptPages, keep_rendered
 from tests.conftest import Client, Clock, Server
+from tests.traced import statements
 
 COMPANY = str(uuid.uuid5(uuid.NAMESPACE_URL, "daybook:test:company"))
 KEPT: list[tuple[ModuleType, str]] = [
@@ -148,6 +155,8 @@ async def test_kept_rows_show_every_change(
         with monkeypatch.context() as patch:
             for facade, name in KEPT:
                 patch.setattr(facade, name, getattr(facade, name).__wrapped__)
+            patch.setattr(KeptPages, "of", lambda pages, _question, page: pages._render(page))
+            patch.setattr(AccountStore, "_kept_holding", lambda _accounts, _row: None)
             anew = await pages(client, bound, network)
         assert kept == anew
         assert kept != before
@@ -177,3 +186,71 @@ def test_what_is_kept() -> None:
     assert len(rendered) == ROWS_CACHED_MAX + 1
     render(b"0")
     assert len(rendered) == ROWS_CACHED_MAX + 2
+
+
+def page_of(*bodies: bytes, next_key: TransactionKey | None = None) -> Page[TransactionRow, TransactionKey]:
+    """A page of an account's rows, newest first."""
+    return Page([TransactionRow(9, 7, 9 - at, body) for at, body in enumerate(bodies)], next_key)
+
+
+def test_which_pages_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same rows are rendered once for the same question, other rows anew, long pages each time."""
+    monkeypatch.setattr(rendered, "PAGES_CACHED_MAX", 2)
+    asked: list[Page[TransactionRow, TransactionKey]] = []
+
+    def render(page: Page[TransactionRow, TransactionKey]) -> int:
+        asked.append(page)
+        return len(asked)
+
+    kept = KeptPages(render)
+    page = page_of(b"ab", b"c")
+    assert [kept.of("first", page), kept.of("first", page_of(b"ab", b"c"))] == [1, 1]
+    # Each is what the question finds next: another body, one row more, another place to go on from.
+    others = [
+        page_of(b"ab", b"d"),
+        page_of(b"ab", b"d", b"e"),
+        page_of(b"ab", b"d", b"e", next_key=TransactionKey(9, 7, 7)),
+    ]
+    assert [kept.of("first", each) for each in others for _ in range(2)] == [2, 2, 3, 3, 4, 4]
+    long, longer = page_of(b"x" * PAGE_ROWS_BYTES_MAX), page_of(b"x" * PAGE_ROWS_BYTES_MAX, b"y")
+    assert [kept.of("second", each) for each in (long, long, longer, longer)] == [5, 5, 6, 7]
+    # No other question goes for one that is kept.
+    assert [kept.of("second", page), kept.of("first", others[-1])] == [8, 4]
+    # The question that was asked first goes.
+    assert [kept.of(question, page) for question in ("third", "third", "first", "third")] == [9, 9, 10, 9]
+
+
+def test_a_page_with_a_refund_that_came_meanwhile_is_not_kept() -> None:
+    """What was refunded is read after the heads: where it tells of another head, those no longer stand for it."""
+    charge = Transaction(kind=Transaction.CHARGE, category="booking", state=Transaction.SUCCEEDED)
+    charge.amount, charge.expiring_amount, charge.permanent_amount = "-2", "0", "-2"
+    page = spacebring._RenderedPage(page_of(charge.SerializeToString(), charge.SerializeToString()))
+    heads, refunds = {7: b"then"}, {(7, 9): RefundTotal(1_000_000, 0)}
+    assert page.shown_before({}, heads) is None
+    shown = page.shown({}, heads, refunds, {7: b"now"})
+    found = GetCreditsTransactionsResponse.FromString(shown.transactions).transactions
+    assert [row.refund.amount for row in found] == [1, 0]
+    assert page.shown_before({}, heads) is None
+    # Nor where there is an account whose head nobody knows.
+    assert page.shown({}, {}, {}, {}) != shown
+    assert page.shown_before({}, {}) is None
+    assert page.shown({}, {7: b"now"}, refunds, {7: b"now"}) == shown
+    assert page.shown_before({}, {7: b"now"}) == shown
+    assert page.shown_before({}, {7: b"later"}) is None
+    assert page.shown_before({"acme": b""}, {7: b"now"}) is None
+
+
+async def test_nothing_is_read_again_of_a_page_that_is_known(client: Client, server: Server) -> None:
+    """But its rows, and the accounts of its companies: not what they hold, and not what was refunded."""
+    await client.create_account(COMPANY, kind=Account.COMPANY)
+    await client.post(COMPANY, Transaction.GRANT, "9", category="credit_package", labels={"company": COMPANY})
+    network = (spacebring.NETWORK_HEADER, str(uuid.uuid5(uuid.NAMESPACE_URL, "house")))
+    call = TransactionsStub(client.channel).GetCreditsTransactions
+    reads = []
+    for is_posted in (False, False, True, False):
+        if is_posted:
+            await client.post(COMPANY, Transaction.CHARGE, "-2", category="booking", labels={"company": COMPANY})
+        with statements(server.book) as found:
+            await call(GetCreditsTransactionsRequest(), metadata=(*client.metadata, network))
+        reads.append((found.of("lots"), found.of("refunds"), found.of("accounts")))
+    assert reads == [(1, 1, 3), (0, 0, 1), (1, 1, 3), (0, 0, 1)]

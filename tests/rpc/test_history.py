@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from random import Random
 
 import grpc
@@ -13,37 +10,12 @@ from daybook.v1.ledger_service_pb2 import ListTransactionsRequest, ListTransacti
 from daybook.v1.transaction_pb2 import Transaction
 from sqlalchemy import delete, update
 
-from server.app import Book, open_book, serving
+from server.app import open_book, serving
 from server.config import Settings
-from server.store.database import DatabaseTracer
 from server.store.tables import account_states, transactions
 from server.usecases import transactions as usecase
 from tests.conftest import Client, Clock, Server, writing
-
-
-class Statements(DatabaseTracer):
-    """Counts the statements that read bodies, and all others."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def statement(self, system: str, text: str) -> Callable[[BaseException | None], None]:
-        """Takes note of a statement."""
-        self.texts.append(text)
-        return super().statement(system, text)
-
-    @property
-    def of_bodies(self) -> int:
-        """How many read rows of transactions."""
-        return sum(bool(re.search(r"FROM transactions\b", text)) for text in self.texts)
-
-
-@contextmanager
-def statements(book: Book) -> Iterator[Statements]:
-    """The statements of the block."""
-    found = Statements()
-    with book.database.traced(found):
-        yield found
+from tests.traced import statements
 
 
 async def first_page(client: Client, account: str = "acme", **fields: object) -> ListTransactionsResponse:

@@ -509,8 +509,8 @@ async def test_an_answer_is_stored(client: Client, database_url: str) -> None:
     async with open_book(database_url) as other_book:
         tenant_number = await other_book.credentials.tenant_number("house")
         assert tenant_number is not None
-        [(_, state)] = await other_book.account_store.states(tenant_number, ["acme"])
-        assert (state.sequence, state.balance) == (1, 1_000_000)
+        [holding] = await other_book.account_store.holdings(tenant_number, ["acme"])
+        assert (holding.state.sequence, holding.state.balance) == (1, 1_000_000)
     assert await history(client) == [posted]
 
 
