@@ -314,10 +314,9 @@ class Gateway:
         log.info("gateway", host=self.settings.gateway_host, port=self.settings.gateway_port)
 
 
-def _threads(settings: Settings) -> int:
-    """One for each processor that the servers leave: more would only take turns with those."""
-    processors = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    return max(1, processors - settings.workers)
+def _threads() -> int:
+    """One for each processor, also for those that the servers run on: they leave some of their time."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 @asynccontextmanager
@@ -339,7 +338,7 @@ async def gateway(settings: Settings) -> AsyncIterator[Gateway]:
             # It would not let a second Envoy start on this machine.
             "--disable-hot-restart",
             "--concurrency",
-            str(_threads(settings)),
+            str(_threads()),
             "--log-level",
             "error",
             *(("--log-format", JSON_LINES) if settings.log_format == "json" else ()),

@@ -27,13 +27,13 @@ from server.ledger.money import Millionths
 from server.ledger.paging import PAGE_BYTES_MAX, Page, TransactionFilter, TransactionKey
 from server.ledger.posting import Kind
 from server.store.accounts import AccountRecord
-from server.store.transactions import Heads, Refunds, TransactionRow
+from server.store.transactions import Heads, Refunds
 from server.store.unit import RefundTotal
 from server.transport.auth import Scheme, authentication
 from server.transport.calls import Context, call_metadata
 from server.transport.errors import RestError, http_status_of, plain_message
 from server.transport.page_tokens import Listing, PageTokens
-from server.transport.rendered import KeptPages, keep_rendered
+from server.transport.rendered import KeptPages, TransactionPage, keep_rendered
 from server.transport.rest import is_uuid, read_integer
 from server.usecases.accounts import Accounts, Holding
 from server.usecases.transactions import Transactions
@@ -131,7 +131,7 @@ class _Shown(NamedTuple):
 class _RenderedPage:
     """A page of transactions, rendered, and what it was shown as last with all that may still change."""
 
-    def __init__(self, page: Page[TransactionRow, TransactionKey]) -> None:
+    def __init__(self, page: TransactionPage) -> None:
         self._page = page
         self._rendered = [_render(row.body) for row in page.rows]
         self._accounts = {row.account_number for row in page.rows}
