@@ -18,7 +18,7 @@ from server.store.tables import DISTRIBUTED, DISTRIBUTION_COLUMN
 
 BIG = frozenset(table.name for table in DISTRIBUTED)
 
-_PARAMETER = re.compile(r"\$\d+(::[A-Z]+(\(\d+\))?)?")
+_PARAMETER = re.compile(r"\$\d+(::[A-Z]+(\(\d+\))?(\[\])?)?")
 _REPEATED_ROW = re.compile(r"(\((?:[\w:]+\(\$1\)|\$1|, )+\))(?:, \1)+")
 _REPEATED_PARAMETER = re.compile(r"\$1(?:, \$1)+")
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from server.ledger.errors import ServiceUnavailable
+from server.store.gathering import Gathered
 
 log = structlog.get_logger(__name__)
 
@@ -60,7 +61,7 @@ class Replica:
         self._stopwatch = stopwatch
         self._ask_primary = ask_primary
         self._wait_seconds = wait_seconds
-        self._ask_committed = _Shared(lambda: ask_primary(_COMMITTED))
+        self._ask_committed = Gathered(self._read_committed)
         self._identity: str | None = None
         self._is_used: bool | None = None
         self._lag_seconds: float | None = None
@@ -84,7 +85,10 @@ class Replica:
         """
         if not self._is_used:
             raise ReplicaUnfit
-        return await self._ask_committed()
+        return await self._ask_committed(None)
+
+    async def _read_committed(self, _keys: Collection[None]) -> Mapping[None, int]:
+        return {None: await self._ask_primary(_COMMITTED)}
 
     @contextlib.asynccontextmanager
     async def connect(self, committed: int) -> AsyncIterator[AsyncConnection]:
@@ -129,7 +133,7 @@ class Replica:
             async with self._connected() as connection:
                 replayed = await self._replayed(connection)
                 started = self._stopwatch()
-                committed = await self._ask_committed()
+                committed = await self._ask_committed(None)
                 if replayed > committed:
                     # It followed another primary, which had more than this one has taken over.
                     raise ReplicaUnfit("has what the primary has not")
@@ -193,26 +197,6 @@ class Replica:
             raise ReplicaUnfit("is no standby")
         connection.info["replayed"] = replayed
         return replayed
-
-
-class _Shared:
-    """Asks once for all who want to know at a time; nobody is told what was asked before they came."""
-
-    def __init__(self, ask: Callable[[], Awaitable[int]]) -> None:
-        self._ask = ask
-        self._turn = asyncio.Lock()
-        self._next: asyncio.Task[int] | None = None
-
-    async def __call__(self) -> int:
-        if self._next is None:
-            self._next = asyncio.create_task(self._run())
-        # Who goes away doesn't take it from the others.
-        return await asyncio.shield(self._next)
-
-    async def _run(self) -> int:
-        async with self._turn:
-            self._next = None
-            return await self._ask()
 
 
 def _words(error: BaseException) -> str:

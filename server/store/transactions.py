@@ -9,12 +9,14 @@ from typing import Any, NamedTuple, TypeAlias
 from uuid import UUID
 
 from sqlalchemy import (
+    ARRAY,
     BigInteger,
     Dialect,
     Integer,
     Select,
     bindparam,
     column,
+    func,
     select,
     values,
 )
@@ -23,6 +25,7 @@ from server.ledger.paging import Order, TransactionFilter, TransactionKey
 from server.ledger.posting import AccountState
 from server.ledger.usage import UsageWindow
 from server.store.database import Database, Query
+from server.store.gathering import Gathered
 from server.store.list_statements import (
     ROWS_READ_MAX,
     STATEMENTS_CACHED_MAX,
@@ -69,6 +72,7 @@ class TransactionStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._head = Gathered(self._heads)
 
     async def page(
         self,
@@ -128,8 +132,15 @@ class TransactionStore:
 
     async def head(self, account_number: int) -> bytes:
         """The hash of an account's newest transaction, which stands for all of them; empty before the first."""
+        if self._database.dialect.name != "sqlite":
+            return await self._head(account_number)
         (row,) = await self._database.fetch(_head_query(self._database.dialect), {"account_number": account_number})
         return bytes(row[0])
+
+    async def _heads(self, account_numbers: Collection[int]) -> Heads:
+        query = _heads_query(self._database.dialect)
+        rows = await self._database.fetch(query, {"account_numbers": list(account_numbers)})
+        return {number: bytes(head) for number, head in rows}
 
     async def first_bodies(self, account_number: int, limit: int, *, descending: bool) -> tuple[bytes, list[bytes]]:
         """An account's head, and at most `limit` of its serialized transactions in the order of time, from the first.
@@ -209,6 +220,18 @@ def head_statement() -> Select[Any]:
 @lru_cache(STATEMENTS_CACHED_MAX)
 def _head_query(dialect: Dialect) -> Query:
     return Query.of(head_statement(), dialect)
+
+
+def heads_statement() -> Select[Any]:
+    """The number of each of some accounts, and the hash of its newest transaction. Of PostgreSQL."""
+    columns = account_states.c
+    numbers = bindparam("account_numbers", type_=ARRAY(BigInteger))
+    return select(columns.account_number, columns.last_hash).where(columns.account_number == func.any(numbers))
+
+
+@lru_cache(STATEMENTS_CACHED_MAX)
+def _heads_query(dialect: Dialect) -> Query:
+    return Query.of(heads_statement(), dialect)
 
 
 def first_bodies_statement(*, descending: bool) -> Select[Any]:
