@@ -45,6 +45,8 @@ LIMIT_DEFAULT = 25
 LIMIT_MAX = 100
 COMPANIES_CACHED_MAX = 256
 """How many rendered companies are kept, by all that they are rendered from."""
+SHOWN_BYTES_MAX = 131_072
+"""A longer page is put together each time, so that those that are kept take 16 MiB at most, and 4 as a rule."""
 
 _Message = TypeVar("_Message", bound=Message)
 
@@ -159,7 +161,8 @@ class _RenderedPage:
             PAGE_BYTES_MAX, size=lambda each: len(each[1]), key=lambda each: each[0].key
         )
         shown = _Shown(join_messages([body for _, body in page.rows]), page.next_key)
-        if self._accounts <= heads.keys() and refunded.items() <= heads.items():
+        is_true_of_heads = self._accounts <= heads.keys() and refunded.items() <= heads.items()
+        if is_true_of_heads and len(shown.transactions) <= SHOWN_BYTES_MAX:
             self._last = (companies, heads, shown)
         return shown
 

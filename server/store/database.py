@@ -139,7 +139,7 @@ class Query(NamedTuple):
 
     def values(self, parameters: Mapping[str, object]) -> tuple[object, ...]:
         """The parameters in their order."""
-        known = {**self.constants, **parameters}
+        known = {**self.constants, **parameters} if self.constants else parameters
         return tuple(map(known.__getitem__, self.names))
 
 

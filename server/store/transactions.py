@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from functools import lru_cache, partial
 from itertools import chain
 from typing import Any, NamedTuple, TypeAlias
@@ -72,7 +72,11 @@ class TransactionStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._head = Gathered(self._heads)
+        self._head_query = Query.of(head_statement(), database.dialect)
+        self.head: Callable[[int], Awaitable[bytes]] = (
+            self._read_head if database.dialect.name == "sqlite" else Gathered(self._read_heads)
+        )
+        """The hash of an account's newest transaction, which stands for all of them; empty before the first."""
 
     async def page(
         self,
@@ -130,14 +134,11 @@ class TransactionStore:
         # The nearest, so that no index is walked farther than it allows.
         return TransactionKey(*(max(places) if order.descending else min(places))) if places else None
 
-    async def head(self, account_number: int) -> bytes:
-        """The hash of an account's newest transaction, which stands for all of them; empty before the first."""
-        if self._database.dialect.name != "sqlite":
-            return await self._head(account_number)
-        (row,) = await self._database.fetch(_head_query(self._database.dialect), {"account_number": account_number})
-        return bytes(row[0])
+    async def _read_head(self, account_number: int) -> bytes:
+        ((head,),) = await self._database.fetch(self._head_query, {"account_number": account_number})
+        return bytes(head)
 
-    async def _heads(self, account_numbers: Collection[int]) -> Heads:
+    async def _read_heads(self, account_numbers: Collection[int]) -> Heads:
         query = _heads_query(self._database.dialect)
         rows = await self._database.fetch(query, {"account_numbers": list(account_numbers)})
         return {number: bytes(head) for number, head in rows}
@@ -215,11 +216,6 @@ def head_statement() -> Select[Any]:
     """The hash of an account's newest transaction."""
     columns = account_states.c
     return select(columns.last_hash).where(columns.account_number == bindparam("account_number"))
-
-
-@lru_cache(STATEMENTS_CACHED_MAX)
-def _head_query(dialect: Dialect) -> Query:
-    return Query.of(head_statement(), dialect)
 
 
 def heads_statement() -> Select[Any]:

@@ -21,7 +21,7 @@ ROW_BYTES_MAX = 2048
 PAGES_CACHED_MAX = 128
 """How many pages a facade keeps. Beyond it the one goes that was asked for first."""
 PAGE_ROWS_BYTES_MAX = 65_536
-"""A page whose stored rows are longer is not kept, so that all of them take 24 MiB at most, and 8 as a rule."""
+"""A page whose stored rows are longer is not kept, so that all of them take 16 MiB at most, and 8 as a rule."""
 
 Rendered = TypeVar("Rendered")
 TransactionPage: TypeAlias = Page[TransactionRow, TransactionKey]

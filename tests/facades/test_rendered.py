@@ -19,6 +19,7 @@ from daybook.facades.paged.v1.statements_service_pb2 import (
     ListAccountTransactionsResponse,
 )
 from daybook.facades.spacebring.v1.transactions_service_pb2 import (
+    CreditsTransaction,
     GetCreditsTransactionsRequest,
     GetCreditsTransactionsResponse,
 )
@@ -237,6 +238,16 @@ def test_a_page_with_a_refund_that_came_meanwhile_is_not_kept() -> None:
     assert page.shown({}, {7: b"now"}, refunds, {7: b"now"}) == shown
     assert page.shown_before({}, {7: b"now"}) == shown
     assert page.shown_before({}, {7: b"later"}) is None
+    long = "x" * spacebring.SHOWN_BYTES_MAX
+    for length, is_kept in ((spacebring.SHOWN_BYTES_MAX // 2, False), (16, True)):
+        companies = {"acme": CreditsTransaction(description=long[:length]).SerializeToString()}
+        row = Transaction(category="credit_package", kind=Transaction.GRANT, state=Transaction.SUCCEEDED)
+        row.amount = row.permanent_amount = "1"
+        row.expiring_amount = "0"
+        row.labels["company"] = "acme"
+        page = spacebring._RenderedPage(page_of(*[row.SerializeToString()] * 2))
+        shown = page.shown(companies, heads, {}, {})
+        assert page.shown_before(companies, heads) == (shown if is_kept else None)
     assert page.shown_before({"acme": b""}, {7: b"now"}) is None
 
 
