@@ -89,7 +89,7 @@ _COLUMNS = (
     accounts.c.update_time,
     accounts.c.number,
 )
-_NUMBER = len(_COLUMNS) - 1
+_NUMBER = len(_COLUMNS) - 1  # Which of them is the account's number.
 
 
 class StoredAccount(NamedTuple):

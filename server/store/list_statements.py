@@ -330,8 +330,8 @@ def _is_of_pair(i: int) -> ColumnElement[bool]:
 def _body_of_row() -> ColumnElement[bytes]:
     """The body of a row that the list shows, fetched from where it lies.
 
-    As a column of the row itself it would be fetched before the row is picked, or all that the
-    index has of the row would be.
+    Were it read as a column, each row that the walk passes over would be fetched for it too: SQLite
+    goes to the row as soon as a statement wants more of it than the index has.
     """
     stored = transactions.alias("stored")
     return (
