@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import product
 from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 
@@ -255,17 +255,19 @@ class Database:
         costs several times what the database does.
         """
         values = query.values(parameters)
-        if at_replica and self.replica is not None:
-            with suppress(ReplicaUnfit):
-                return await self._at_replica(
-                    self.replica, "read", lambda shared: self._fetch_postgresql(shared, query.text, values)
-                )
         if self._thread is not None:
             with self._tracer.work("read"), _ONLY_KNOWN_ERRORS:
                 return self._fetch_sqlite(query.text, values)
+
+        async def fetch(driver: Any) -> Rows:
+            return await self._fetch_postgresql(driver, query.text, values)
+
+        if at_replica and self.replica is not None:
+            with suppress(ReplicaUnfit):
+                return await self._at_replica(self.replica, "read", partial(_drive, fetch))
         with self._working(self._looker, "read"):
-            async with self._streamer.connect() as shared:
-                return await self._fetch_postgresql(shared, query.text, values)
+            async with self._driver() as driver:
+                return await fetch(driver)
 
     async def fetch_together(
         self, queries: Sequence[Query], parameters: Mapping[str, object], *, at_replica: bool = False
@@ -273,14 +275,13 @@ class Database:
         """The rows of each of several queries, which all see one state of the database."""
         asked = [(query.text, query.values(parameters)) for query in queries]
 
-        async def fetch(shared: AsyncConnection) -> list[Rows]:
-            driver: Any = (await shared.get_raw_connection()).driver_connection
+        async def fetch(driver: Any) -> list[Rows]:
             async with driver.transaction(isolation="repeatable_read", readonly=True):
-                return [await self._fetch_postgresql(shared, *each) for each in asked]
+                return [await self._fetch_postgresql(driver, *each) for each in asked]
 
         if at_replica and self.replica is not None:
             with suppress(ReplicaUnfit):
-                return await self._at_replica(self.replica, "snapshot", fetch)
+                return await self._at_replica(self.replica, "snapshot", partial(_drive, fetch))
         with self._working(self._looker, "snapshot"):
             if self._thread is not None:
                 self._sqlite.execute("BEGIN")
@@ -288,8 +289,8 @@ class Database:
                     return [self._fetch_sqlite(*each) for each in asked]
                 finally:
                     self._sqlite.execute("COMMIT")
-            async with self._streamer.connect() as shared:
-                return await fetch(shared)
+            async with self._driver() as driver:
+                return await fetch(driver)
 
     def _fetch_sqlite(self, text: str, values: Sequence[object]) -> Rows:
         end = self._tracer.statement("sqlite", text)
@@ -301,8 +302,20 @@ class Database:
         end(None)
         return rows
 
-    async def _fetch_postgresql(self, shared: AsyncConnection, text: str, values: Sequence[object]) -> Rows:
-        driver: Any = (await shared.get_raw_connection()).driver_connection
+    @asynccontextmanager
+    async def _driver(self) -> AsyncIterator[Any]:
+        """The driver's connection to PostgreSQL, for what needs nothing of SQLAlchemy but its pool.
+
+        To make an AsyncConnection of it, and to end that, costs as much as the way there and back.
+        """
+        pooled = await self._streamer.raw_connection()
+        try:
+            yield pooled.driver_connection
+        finally:
+            # It waits for nothing: SQLAlchemy knows of no transaction that it had to undo.
+            pooled.close()
+
+    async def _fetch_postgresql(self, driver: Any, text: str, values: Sequence[object]) -> Rows:
         end = self._tracer.statement("postgresql", text)
         try:
             rows: Rows = await driver.fetch(text, *values)
@@ -330,8 +343,7 @@ class Database:
     async def _ask_primary(self, text: str) -> Any:
         """The one value of a statement that asks PostgreSQL about itself."""
         with self._working(self._looker, "read"):
-            async with self._streamer.connect() as shared:
-                driver: Any = (await shared.get_raw_connection()).driver_connection
+            async with self._driver() as driver:
                 return await driver.fetchval(text)
 
     async def look(
@@ -457,6 +469,11 @@ class Database:
         await self._streamer.dispose()
         if self.replica is not None:
             await self.replica.engine.dispose()
+
+
+async def _drive(work: Callable[[Any], Awaitable[Result]], shared: AsyncConnection) -> Result:
+    """Does work with the driver's connection."""
+    return await work((await shared.get_raw_connection()).driver_connection)
 
 
 async def _look_on(
