@@ -22,6 +22,7 @@ from sqlalchemy.engine.interfaces import IsolationLevel
 from sqlalchemy.exc import (
     ArgumentError,
     DBAPIError,
+    EmulatedDBAPIException,
     InterfaceError,
     InvalidRequestError,
     NoSuchModuleError,
@@ -289,7 +290,7 @@ class Database:
                     return [self._fetch_sqlite(*each) for each in asked]
                 finally:
                     self._sqlite.execute("COMMIT")
-            async with self._driver() as driver:
+            async with self._driver(in_transaction=True) as driver:
                 return await fetch(driver)
 
     def _fetch_sqlite(self, text: str, values: Sequence[object]) -> Rows:
@@ -303,7 +304,7 @@ class Database:
         return rows
 
     @asynccontextmanager
-    async def _driver(self) -> AsyncIterator[Any]:
+    async def _driver(self, *, in_transaction: bool = False) -> AsyncIterator[Any]:
         """The driver's connection to PostgreSQL, for what needs nothing of SQLAlchemy but its pool.
 
         To make an AsyncConnection of it, and to end that, costs as much as the way there and back.
@@ -311,8 +312,16 @@ class Database:
         pooled = await self._streamer.raw_connection()
         try:
             yield pooled.driver_connection
+        except asyncpg.PostgresError:
+            raise
+        except BaseException:
+            # Given up while its transaction began, the driver doesn't know that it did, and
+            # would never end it: whoever had the connection next would read of that moment.
+            if in_transaction:
+                pooled.invalidate()
+            raise
         finally:
-            # It waits for nothing: SQLAlchemy knows of no transaction that it had to undo.
+            # Neither waits for anything: SQLAlchemy knows of no transaction that it had to undo.
             pooled.close()
 
     async def _fetch_postgresql(self, driver: Any, text: str, values: Sequence[object]) -> Rows:
@@ -530,6 +539,9 @@ def _no_word_of_the_url(setting: str = "database_url") -> Iterator[None]:
 
 def _known(error: Exception) -> Exception:
     """What callers see in the place of what went wrong: an error of ours, or itself if it is no outage."""
+    if isinstance(error, EmulatedDBAPIException):
+        # From a connection that could not be made: SQLAlchemy's own Engine.connect() takes it on.
+        error = error.driver_exception
     if isinstance(error, DBAPIError):
         state = getattr(error.orig, "sqlstate", None) or ""
         if state in _CONFLICT_STATES:
@@ -539,7 +551,7 @@ def _known(error: Exception) -> Exception:
             # Where it was, the traceback says; what was to be stored is not for the log.
             error.statement = error.params = None
             return error
-    # The drivers' own come from connections that are not made yet, and from the fast path.
+    # The drivers' own come from the fast path, and from connections that are not made yet.
     elif isinstance(error, asyncpg.PostgresError):
         if not (error.sqlstate or "").startswith(_OUTAGE_STATES):
             return cast("Exception", error)

@@ -168,8 +168,8 @@ class Replica:
                 yield connection
             except (ReplicaUnfit, ServiceUnavailable):
                 raise
-            except Exception:
-                # Whatever it was doing, it may be at it still.
+            except BaseException:
+                # Whatever it was doing when it failed or was given up, it may be at it still.
                 await connection.invalidate()
                 raise
 

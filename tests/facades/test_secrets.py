@@ -30,6 +30,7 @@ from daybook.v1.transaction_pb2 import Transaction
 from server.app import open_book
 from server.ledger.access import ADMIN, Caller
 from server.ledger.errors import ServiceUnavailable
+from server.store.database import Database, Query
 from server.usecases.api_keys import ApiKeyDraft
 from tests.conftest import PostgreSQL
 from tests.facades.conftest import credential, ledger_stub
@@ -245,3 +246,8 @@ async def test_a_database_that_lets_nobody_in(postgresql: PostgreSQL) -> None:
             async with open_book(url):
                 pass
         assert PASSWORD not in str(caught.value)
+        database, anything = Database(url), Query("SELECT 1", (), {})
+        for read in (database.fetch(anything, {}), database.fetch_together([anything], {}), database.look(str)):
+            with pytest.raises(ServiceUnavailable):
+                await read
+        await database.close()

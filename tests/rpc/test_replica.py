@@ -9,7 +9,8 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count, cycle
 from pathlib import Path
 from typing import Any, Literal
@@ -37,6 +38,7 @@ from server.store.database import Database, DatabaseUrlInvalid
 from server.store.engines import DatabaseLimits
 from server.store.replica import _COMMITTED, Replica, ReplicaUnfit
 from tests.conftest import Client, Clock, PostgreSQL, Server, refusal_of
+from tests.given_up import ISOLATION, check_no_transaction, give_up_at_every_step
 from tests.standby import Standby, standby_of
 
 SECONDS_MAX = 60
@@ -442,6 +444,29 @@ async def test_a_standby_that_hangs(house: House, standby: Standby, postgresql: 
         with reads(server) as found:
             await list_eight()
         assert set(found) == {"replica"}
+
+
+@in_the_house
+async def test_reads_that_are_given_up(house: House, standby: Standby) -> None:
+    """Whenever that is, the one connection to the standby lies in no transaction that it would read of from then on."""
+    limits = replace(LIMITS, connections=1)
+    database = Database(house.here.book.database.url.render_as_string(), limits, standby.url("replicated"))
+    standing_by = database.replica
+    assert standing_by is not None
+
+    async def check() -> None:
+        await until(lambda: standing_by._is_used)
+        await check_no_transaction(database, at_replica=True)
+
+    async with database.replica_watched():
+        await check()
+        for read in (
+            partial(database.fetch, ISOLATION, {}),
+            partial(database.fetch_together, [ISOLATION], {}, at_replica=True),
+        ):
+            assert await give_up_at_every_step(read, check) > 5
+    assert database.list_reads["replica"] > 10 * database.list_reads["primary"]
+    await database.close()
 
 
 @in_the_house

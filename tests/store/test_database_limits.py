@@ -17,6 +17,7 @@ from server.store.database import Database
 from server.store.engines import DatabaseLimits
 from server.store.migrate import migrate
 from tests.conftest import only_postgresql, writing
+from tests.given_up import ISOLATION, check_no_transaction, give_up_at_every_step
 
 SHORT = DatabaseLimits(
     connections=1, wait_seconds=0.2, lock_seconds=0.2, statement_seconds=0.4, idle_transaction_seconds=0.2
@@ -103,6 +104,15 @@ async def test_wait_for_a_connection_is_given_up(database: Database) -> None:
         with pytest.raises(ServiceUnavailable):
             async with database.read():
                 pass
+
+
+@only_postgresql
+async def test_reads_that_are_given_up(database: Database) -> None:
+    """Whenever that is, the one connection there is lies in no transaction afterwards, and isn't lost."""
+    for read in (lambda: database.fetch(ISOLATION, {}), lambda: database.fetch_together([ISOLATION, ISOLATION], {})):
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            assert await give_up_at_every_step(read, lambda: check_no_transaction(database)) > 5
+    assert database.pools["all"].in_use == 0
 
 
 def test_settings_reach_the_database() -> None:
