@@ -9,8 +9,8 @@ from typing import Generic, TypeVar
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 
-GATHERED_MAX = 64
-"""With how many a read doesn't wait for more. Others may still come with it, until it begins."""
+COMPANY_SECONDS = 0.001
+"""How long a read waits for others where the one before was for several: about what it takes by itself."""
 GATHERED_SECONDS_MAX = 0.05
 """How long a read waits for the one before. One whose connection hangs holds up nobody for longer."""
 
@@ -19,7 +19,8 @@ class Gathered(Generic[Key, Value]):
     """Reads values by their keys: one after the other, and each for all who came while the one before was under way.
 
     A fast path for a database that is asked over a socket, where the way there and back costs
-    more than what is read. Nobody is told what was read before they came.
+    more than what is read. Who asks alone waits for nobody. Nobody is told what was read before
+    they came.
     """
 
     def __init__(self, read: Callable[[Collection[Key]], Awaitable[Mapping[Key, Value]]]) -> None:
@@ -27,6 +28,7 @@ class Gathered(Generic[Key, Value]):
         self._read = read
         self._under_way: asyncio.Task[Mapping[Key, Value]] | None = None
         self._next: tuple[list[Key], asyncio.Task[Mapping[Key, Value]]] | None = None
+        self._had_company = False
 
     async def __call__(self, key: Key) -> Value:
         """The value of a key. Raises KeyError if there is none, and what reading raises."""
@@ -41,11 +43,10 @@ class Gathered(Generic[Key, Value]):
     async def _run(self, keys: Sequence[Key]) -> Mapping[Key, Value]:
         if self._under_way is not None:
             await asyncio.wait([self._under_way], timeout=GATHERED_SECONDS_MAX)
-        # Calls come in bursts: while there are newcomers each time that all who are ready have
-        # had their turn, there is one more such round for others.
-        known = 0
-        while known < len(keys) < GATHERED_MAX:
-            known = len(keys)
-            await asyncio.sleep(0)
+        if self._had_company:
+            # gRPC brings calls one by one, however many are under way. Those that are answered in
+            # one go also cost it less, by more than their reads.
+            await asyncio.sleep(COMPANY_SECONDS)
         self._next, self._under_way = None, asyncio.current_task()
+        self._had_company = len(keys) > 1
         return await self._read(set(keys))

@@ -46,6 +46,12 @@ async def begun(reads: Reads, count: int) -> None:
     assert len(reads.begun) == count
 
 
+@pytest.fixture(autouse=True)
+def no_company(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No read waits for others; the tests of that set how long."""
+    monkeypatch.setattr(gathering, "COMPANY_SECONDS", 0)
+
+
 async def test_nobody_is_told_what_was_read_before_they_came() -> None:
     """Who comes while something is being read shares the next read, which begins when that one has ended."""
     reads = Reads()
@@ -69,36 +75,31 @@ async def test_nobody_is_told_what_was_read_before_they_came() -> None:
     assert await last == "c"
 
 
-async def test_a_burst_is_read_together() -> None:
-    """While others keep coming, each a moment after the one before, a read waits for them."""
+async def test_a_read_waits_for_others_where_the_one_before_was_for_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For COMPANY_SECONDS, and for all who come until then; who asks alone doesn't wait."""
+    monkeypatch.setattr(gathering, "COMPANY_SECONDS", 3600)
     reads = Reads()
     gathered = Gathered(reads)
-    calls: list[asyncio.Task[str]] = []
-    for key in range(5):
-        calls.append(asyncio.create_task(gathered(key)))
-        await asyncio.sleep(0)
-        assert not reads.begun
-    await begun(reads, 1)
-    reads.answer("a")
-    assert await asyncio.gather(*calls) == ["a" * key for key in range(5)]
-
-
-async def test_a_burst_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With GATHERED_MAX of them a read begins, however many keep coming."""
-    monkeypatch.setattr(gathering, "GATHERED_MAX", 3)
-    reads = Reads()
-    gathered = Gathered(reads)
-    calls: list[asyncio.Task[str]] = []
-    while not reads.begun:
-        calls.append(asyncio.create_task(gathered(len(calls))))
-        await asyncio.sleep(0)
-        assert len(calls) <= 10
-    assert len(reads.begun[0][0]) >= 3
-    for _ in range(2):
-        if not reads.begun[-1][1].done():
-            reads.answer("a")
-        await rounds(lambda: all(call.done() for call in calls) or not reads.begun[-1][1].done())
-    assert await asyncio.gather(*calls) == ["a" * key for key in range(len(calls))]
+    for count in range(1, 4):
+        alone = asyncio.create_task(gathered(1))
+        await begun(reads, count)
+        reads.answer("a")
+        assert await alone == "a"
+    several = [asyncio.create_task(gathered(key)) for key in (1, 2)]
+    await begun(reads, 4)
+    reads.answer("b")
+    assert await asyncio.gather(*several) == ["b", "bb"]
+    late = []
+    for key in (1, 2, 3):
+        late.append(asyncio.create_task(gathered(key)))
+        await begun(reads, 4)
+    loop = asyncio.get_running_loop()
+    later = loop.time() + 3600
+    monkeypatch.setattr(loop, "time", lambda: later)
+    await begun(reads, 5)
+    assert sorted(reads.begun[4][0]) == [1, 2, 3]
+    reads.answer("c")
+    assert await asyncio.gather(*late) == ["c", "cc", "ccc"]
 
 
 async def test_a_read_that_fails() -> None:
