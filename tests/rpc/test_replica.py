@@ -465,7 +465,7 @@ async def test_reads_that_are_given_up(house: House, standby: Standby) -> None:
             partial(database.fetch_together, [ISOLATION], {}, at_replica=True),
         ):
             assert await give_up_at_every_step(read, check) > 1
-    assert database.list_reads["replica"] > 10 * database.list_reads["primary"]
+    assert database.list_reads["replica"] > database.list_reads["primary"]
     await database.close()
 
 
