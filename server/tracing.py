@@ -24,7 +24,7 @@ from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from structlog.typing import EventDict, WrappedLogger
 
-from server.store.database import DatabaseTracer
+from server.store.database_tracer import DatabaseTracer
 from server.store.poster import PosterObserver
 from server.transport.calls import Metadata, Trace
 

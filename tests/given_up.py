@@ -7,7 +7,8 @@ from collections.abc import Awaitable, Callable
 from itertools import count
 from typing import Any
 
-from server.store.database import Database, Query
+from server.store.database import Database
+from server.store.query import Query
 
 ISOLATION = Query("SELECT current_setting('transaction_isolation')", (), {})
 

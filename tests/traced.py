@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from server.app import Book
-from server.store.database import DatabaseTracer
+from server.store.database_tracer import DatabaseTracer
 
 
 class Statements(DatabaseTracer):

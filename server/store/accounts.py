@@ -18,7 +18,8 @@ from server.ledger.lots import Lot
 from server.ledger.money import Millionths
 from server.ledger.names import account_name, is_account_id
 from server.ledger.posting import AccountState
-from server.store.database import Database, Query
+from server.store.database import Database
+from server.store.query import Query
 from server.store.requests import Request, first_answer, remember
 from server.store.states import (
     LOT_COLUMNS,

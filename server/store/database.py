@@ -9,31 +9,27 @@ import sqlite3
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext, suppress
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import product
-from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
+from typing import Any, TypeAlias, TypeVar, cast
 
 import asyncpg
 import structlog
-from sqlalchemy import Connection, Dialect, Engine, NullPool, Select, event
+from sqlalchemy import Connection, Dialect, Engine, NullPool, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.engine.interfaces import IsolationLevel
 from sqlalchemy.exc import (
     ArgumentError,
-    DBAPIError,
-    EmulatedDBAPIException,
-    InterfaceError,
     InvalidRequestError,
     NoSuchModuleError,
-    OperationalError,
 )
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import QueuePool
 
 from server.ledger.errors import ServiceUnavailable
+from server.store.database_tracer import DatabaseTracer, statement_listeners
 from server.store.engines import (
     DatabaseLimits,
     postgresql_engine,
@@ -42,19 +38,13 @@ from server.store.engines import (
     sqlite_stream_engine,
     sqlite_write_engine,
 )
+from server.store.failures import ONLY_KNOWN_ERRORS, Conflict
+from server.store.query import Query
 from server.store.replica import Replica, ReplicaUnfit
 from server.store.wal_index import WalIndex
 
 log = structlog.get_logger(__name__)
 
-# PostgreSQL: serialization_failure, deadlock_detected, unique_violation. The last is what
-# the slower of two writers of one new row gets; when it looks again, the row is there.
-_CONFLICT_STATES = ("40001", "40P01", "23505")
-# PostgreSQL can't be reached as it was told, has no room, is being stopped or started, fails
-# itself, or took too long over a lock, a statement or a transaction: nothing that the caller
-# did wrong.
-_OUTAGE_STATES = ("08", "25P03", "25P04", "28", "3D", "53", "55P03", "57", "58")
-"""Beginnings of codes, which are classes of errors where they have two characters."""
 TRIES_MAX = 8
 """How often work that lost against another writer is done again."""
 
@@ -66,10 +56,6 @@ SORTING_THREADS = 2
 Result = TypeVar("Result")
 Rows: TypeAlias = Sequence[Sequence[Any]]
 """Rows as the driver gives them."""
-
-
-class Conflict(Exception):
-    """Another writer was in the way; the same work may succeed if it is done again."""
 
 
 class DatabaseUrlInvalid(ValueError):
@@ -87,63 +73,6 @@ class PoolUse:
     in_use: int
     waiting: int
     """How many want a connection and have none yet."""
-
-
-class DatabaseTracer:
-    """Told what the database is asked to do. This one takes no notice; others override what they want to know."""
-
-    def work(self, name: str) -> AbstractContextManager[None]:
-        """Entered for all that is done with one connection, from the wait for it to the commit."""
-        del name
-        return _NOTHING
-
-    def statement(self, system: str, text: str) -> Callable[[BaseException | None], None]:
-        """A statement begins, given without its values; what this gives is told at its end whether it failed."""
-        del system, text
-        return _not_told
-
-
-_NOTHING = nullcontext()
-
-
-def _not_told(_failure: BaseException | None) -> None:
-    """For a statement of which nobody takes notice."""
-
-
-class _OnlyKnownErrors:
-    """Lets only errors out of a block that callers know. A class, for what a generator costs a list shows."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
-        if isinstance(error, Exception) and (known := _known(error)) is not error:
-            raise known from error
-
-
-_ONLY_KNOWN_ERRORS = _OnlyKnownErrors()
-
-
-class Query(NamedTuple):
-    """A statement as the driver takes it."""
-
-    text: str
-    names: tuple[str, ...]
-    """Those of its parameters, in their order."""
-    constants: Mapping[str, object]
-    """The values of those that SQLAlchemy added by itself."""
-
-    @classmethod
-    def of(cls, statement: Select[Any], dialect: Dialect) -> Query:
-        """Compiles a statement."""
-        compiled = statement.compile(dialect=dialect, compile_kwargs={"render_postcompile": True})
-        constants = {name: value for name, value in compiled.params.items() if value is not None}
-        return cls(str(compiled), tuple(compiled.positiontup or ()), constants)
-
-    def values(self, parameters: Mapping[str, object]) -> tuple[object, ...]:
-        """The parameters in their order."""
-        known = {**self.constants, **parameters} if self.constants else parameters
-        return tuple(map(known.__getitem__, self.names))
 
 
 class Database:
@@ -210,7 +139,7 @@ class Database:
     def _wal_index(self) -> WalIndex | None:
         if self._thread is None:
             return None
-        with _ONLY_KNOWN_ERRORS:
+        with ONLY_KNOWN_ERRORS:
             # It is there from the first read on.
             self._sqlite.execute("SELECT 1 FROM sqlite_schema").fetchone()
         index = WalIndex.find(os.path.realpath(self.url.database or ""))
@@ -248,7 +177,7 @@ class Database:
     def traced(self, tracer: DatabaseTracer) -> Iterator[None]:
         """Tells the tracer of everything until the end of the block."""
         before, self._tracer = self._tracer, tracer
-        listeners = _statement_listeners(tracer, self.url.get_backend_name())
+        listeners = statement_listeners(tracer, self.url.get_backend_name())
         engines = self._engines
         for engine, (name, listener) in product(engines, listeners.items()):
             event.listen(engine, name, listener)
@@ -264,7 +193,7 @@ class Database:
         """Around all that is done with one connection: counts who wants one, and lets only known errors out."""
         self._wanted[engine] += 1
         try:
-            with self._tracer.work(name), _ONLY_KNOWN_ERRORS:
+            with self._tracer.work(name), ONLY_KNOWN_ERRORS:
                 yield
         finally:
             self._wanted[engine] -= 1
@@ -277,7 +206,7 @@ class Database:
         """
         values = query.values(parameters)
         if self._thread is not None:
-            with self._tracer.work("read"), _ONLY_KNOWN_ERRORS:
+            with self._tracer.work("read"), ONLY_KNOWN_ERRORS:
                 return self._fetch_sqlite(query.text, values)
 
         async def fetch(driver: Any) -> Rows:
@@ -445,7 +374,7 @@ class Database:
         engine = create_async_engine(
             self.url, poolclass=NullPool, connect_args={"timeout": self._limits.connect_seconds}
         )
-        with _ONLY_KNOWN_ERRORS:
+        with ONLY_KNOWN_ERRORS:
             async with engine.begin() as connection:
                 return await connection.run_sync(work)
 
@@ -461,7 +390,7 @@ class Database:
             engine = create_async_engine(
                 self.url, poolclass=NullPool, connect_args={"timeout": self._limits.connect_seconds}
             )
-            with _ONLY_KNOWN_ERRORS:
+            with ONLY_KNOWN_ERRORS:
                 async with engine.begin() as connection:
                     yield connection
             return
@@ -472,7 +401,7 @@ class Database:
             await _pragma(connection, f"cache_size = -{BULK_CACHE_KIBIBYTES}")
             await _pragma(connection, f"threads = {SORTING_THREADS}")
             try:
-                with _ONLY_KNOWN_ERRORS:
+                with ONLY_KNOWN_ERRORS:
                     async with connection.begin():
                         yield connection
             finally:
@@ -559,49 +488,3 @@ def _no_word_of_the_url(setting: str = "database_url") -> Iterator[None]:
         ) from None
     except OSError as error:
         raise DatabaseUrlInvalid(f"names a folder that can't be made: {error.strerror}") from None
-
-
-def _known(error: Exception) -> Exception:
-    """What callers see in the place of what went wrong: an error of ours, or itself if it is no outage."""
-    if isinstance(error, EmulatedDBAPIException):
-        # From a connection that could not be made: SQLAlchemy's own Engine.connect() takes it on.
-        error = error.driver_exception
-    if isinstance(error, DBAPIError):
-        state = getattr(error.orig, "sqlstate", None) or ""
-        if state in _CONFLICT_STATES:
-            return Conflict()
-        is_outage = error.connection_invalidated or state.startswith(_OUTAGE_STATES)
-        if not is_outage and not isinstance(error, InterfaceError | OperationalError):
-            # Where it was, the traceback says; what was to be stored is not for the log.
-            error.statement = error.params = None
-            return error
-    # The drivers' own come from the fast path, and from connections that are not made yet.
-    elif isinstance(error, asyncpg.PostgresError):
-        if not (error.sqlstate or "").startswith(_OUTAGE_STATES):
-            return cast("Exception", error)
-    elif not isinstance(
-        error, PoolTimeout | OSError | asyncpg.InterfaceError | asyncpg.InternalClientError | sqlite3.OperationalError
-    ):
-        return error
-    # What the system says of a file has its path in it.
-    words = (error.strerror if isinstance(error, OSError) else None) or str(getattr(error, "orig", error))
-    log.warning("database unavailable", error=words)
-    return ServiceUnavailable()
-
-
-def _statement_listeners(tracer: DatabaseTracer, system: str) -> Mapping[str, Callable[..., None]]:
-    """What SQLAlchemy calls around each statement. A connection has one under way at most."""
-    key = "daybook_end_statement"
-
-    def begin(connection: Any, _cursor: object, statement: str, *_: object) -> None:
-        connection.info[key] = tracer.statement(system, statement)
-
-    def end(connection: Any, *_: object) -> None:
-        if told := connection.info.pop(key, None):
-            told(None)
-
-    def fail(failure: Any) -> None:
-        if failure.connection is not None and (told := failure.connection.info.pop(key, None)):
-            told(failure.original_exception)
-
-    return {"before_cursor_execute": begin, "after_cursor_execute": end, "handle_error": fail}

@@ -31,7 +31,7 @@ from sqlalchemy import (
 from server.ledger.instants import month_bounds
 from server.ledger.paging import Order, OrderField, TransactionFilter, TransactionKey
 from server.ledger.posting import Kind
-from server.store.database import Query
+from server.store.query import Query
 from server.store.tables import LABELS, account_states, transactions
 
 STATEMENTS_CACHED_MAX = 512

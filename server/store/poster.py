@@ -23,7 +23,8 @@ from sqlalchemy.exc import IntegrityError
 from server.ledger.errors import DaybookError, InternalFailure, ServiceUnavailable, TooBusy
 from server.ledger.instants import Clock, Instant
 from server.ledger.names import RandomBytes, in_blocks
-from server.store.database import Conflict, Database
+from server.store.database import Database
+from server.store.failures import Conflict
 from server.store.requests import AnswerKey
 from server.store.unit import Attempt
 from server.store.unit_store import load_openers, load_unit, save_unit

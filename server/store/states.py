@@ -12,7 +12,7 @@ from server.ledger.instants import EARLIEST, Instant
 from server.ledger.lots import Lot, Terms, sort_lots
 from server.ledger.posting import AccountState
 from server.ledger.usage import UsageWindow
-from server.store.database import Query
+from server.store.query import Query
 from server.store.tables import account_states, accounts, lots, usage_windows
 
 QUERIES_CACHED_MAX = 256

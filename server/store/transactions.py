@@ -24,7 +24,7 @@ from sqlalchemy import (
 from server.ledger.paging import Order, TransactionFilter, TransactionKey
 from server.ledger.posting import AccountState
 from server.ledger.usage import UsageWindow
-from server.store.database import Database, Query
+from server.store.database import Database
 from server.store.gathering import Gathered
 from server.store.list_statements import (
     ROWS_READ_MAX,
@@ -34,6 +34,7 @@ from server.store.list_statements import (
     shape_of,
     until_parameters,
 )
+from server.store.query import Query
 from server.store.states import account_parameters, put_together, state_queries
 from server.store.tables import account_states, refunds, transactions, usage_windows
 from server.store.unit import RefundTotal

@@ -30,7 +30,8 @@ from daybook.v1.transaction_pb2 import Transaction
 from server.app import open_book
 from server.ledger.access import ADMIN, Caller
 from server.ledger.errors import ServiceUnavailable
-from server.store.database import Database, Query
+from server.store.database import Database
+from server.store.query import Query
 from server.usecases.api_keys import ApiKeyDraft
 from tests.conftest import PostgreSQL
 from tests.facades.conftest import credential, ledger_stub

@@ -26,7 +26,7 @@ from server.app import SERVICES, Book, CannotStart, serving
 from server.config import Settings
 from server.gateway import require_free_ports
 from server.ledger.instants import SECOND, to_timestamp
-from server.store.database import Conflict
+from server.store.failures import Conflict
 from tests.conftest import Client, Clock, Server, held_up, only_sqlite, refusal_of, writing
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "operating.md"
