@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 from server import cli
 from server.app import Book, open_book
+from server.cli import keys, options
 from server.ledger.access import Caller
 from server.ledger.errors import DaybookError
 from server.ledger.instants import HOUR, SECOND, Instant, parse
@@ -80,7 +81,7 @@ class Operator:
 def operator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Operator:
     """An operator of a new ledger."""
     # Logging is set up once for a process, and other tests have theirs.
-    monkeypatch.setattr(cli, "configure_logs", lambda _: None)
+    monkeypatch.setattr(options, "configure_logs", lambda _: None)
     operator = Operator(f"sqlite+aiosqlite:///{tmp_path}/daybook.db")
 
     async def furnish(book: Book) -> None:
@@ -155,7 +156,7 @@ def test_what_cannot_be_done_is_said(
 
 def test_keys_are_listed(operator: Operator, monkeypatch: pytest.MonkeyPatch) -> None:
     """The list has every key of the tenant, newest first, over all its pages, without a secret."""
-    monkeypatch.setattr(cli, "KEYS_AT_ONCE", 2)
+    monkeypatch.setattr(keys, "KEYS_AT_ONCE", 2)
     texts = [operator.create("--display-name", f"key\t{number}") for number in range(5)]
     operator.printed("create", "--tenant", "neighbour")
     operator.printed("revoke", texts[0].partition(".")[0], "--tenant", "house")

@@ -30,6 +30,7 @@ from typer.testing import CliRunner
 
 from server import cli
 from server.app import open_book, serving
+from server.cli import options
 from server.config import Settings
 from server.ledger.access import Caller
 from server.metrics import Metrics
@@ -570,7 +571,7 @@ def test_urls_that_are_refused(
     """The start is refused in one line that names the setting and says nothing of the URL."""
     monkeypatch.setenv("DAYBOOK_DATABASE_URL", url.format(folder=tmp_path))
     monkeypatch.setenv("DAYBOOK_DATABASE_REPLICA_URL", replica_url.format(folder=tmp_path))
-    monkeypatch.setattr(cli, "configure_logs", lambda _settings: None)
+    monkeypatch.setattr(options, "configure_logs", lambda _settings: None)
     with pytest.raises(DatabaseUrlInvalid, match=f"^database_replica_url {problem}"):
         Database(url.format(folder=tmp_path), None, replica_url.format(folder=tmp_path))
     result = CliRunner().invoke(cli.app, ["serve", "--port", "0"])

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from server import cli
 from server.app import Book, serving
+from server.cli import options
 from server.config import Settings
 from server.transport.token_keys import CONFIGURED_KEYS_MAX, parse_token_keys
 from tests.conftest import Client, Server, only_sqlite, refusal_of
@@ -143,7 +144,7 @@ async def test_none_is_made_in_the_database(book: Book) -> None:
 @pytest.mark.parametrize("name", ["DAYBOOK_TOKEN_KEYS", "DAYBOOK_TOKEN_KEYS_FILE"])
 def test_command_says_that_it_has_no_effect(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """`daybook token-keys rotate` refuses where keys are set, and makes none; it shows nothing of them."""
-    monkeypatch.setattr(cli, "configure_logs", lambda _: None)
+    monkeypatch.setattr(options, "configure_logs", lambda _: None)
     (tmp_path / "keys").write_text(OLD.hex())
     monkeypatch.setenv(name, str(tmp_path / "keys") if name.endswith("FILE") else OLD.hex())
     database = ("--database-url", f"sqlite+aiosqlite:///{tmp_path}/daybook.db")

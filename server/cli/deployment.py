@@ -1,0 +1,27 @@
+"""The command that writes the files of a gateway that runs elsewhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from server.gateway import write_deployment
+
+
+def _read_server(text: str) -> tuple[str, int]:
+    match = re.fullmatch(r"([A-Za-z0-9_.-]+|\[[0-9a-fA-F:.]+\]):([0-9]{1,5})", text, re.ASCII)
+    if match is None or not 1 <= int(match[2]) <= 65535:
+        raise typer.BadParameter("must be a name or an address, a colon and a port, like server-1:50051")
+    return match[1].strip("[]"), int(match[2])
+
+
+def gateway_config(
+    folder: Annotated[Path, typer.Argument(help="where to write; the gateway must find it under the same path")],
+    server: Annotated[list[str], typer.Option(help="name or address and port of a server, as often as there are")],
+) -> None:
+    """Writes envoy.yaml, and the descriptor set that it needs, for a gateway that runs elsewhere."""
+    write_deployment(folder, [_read_server(each) for each in server])
+    typer.echo(f"wrote {folder / 'envoy.yaml'}")

@@ -1,0 +1,144 @@
+"""The commands for API keys."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+import typer
+
+from server.cli.options import DatabaseUrl, read_settings
+from server.cli.running import run
+from server.cli.tenants import open_for
+from server.ledger.access import DEFAULT_SCOPES, SUFFICIENT
+from server.ledger.instants import HOUR, SECOND, Instant
+from server.ledger.instants import parse as parse_instant
+from server.ledger.instants import write as write_instant
+from server.ledger.paging import ApiKeyKey
+from server.transport.validation import DISPLAY_NAME_CHARACTERS_MAX, GRACE_PERIOD_DAYS_MAX, TIME_TO_LIVE_DAYS_MAX
+from server.usecases.api_keys import ApiKeyDraft
+
+KEYS_AT_ONCE = 500
+
+app = typer.Typer(help="API keys.", no_args_is_help=True)
+
+Tenant = Annotated[str, typer.Option(help="the slug of the tenant")]
+KeyId = Annotated[str, typer.Argument(help="the id of the key: its part before the point")]
+
+
+def _read_span(text: str) -> Instant:
+    """A length of time, as people write it."""
+    match = re.fullmatch(r"([0-9]{1,6})([smhd])", text, re.ASCII)
+    if match is None:
+        raise typer.BadParameter("must be a whole number and s, m, h or d, like 90d")
+    return int(match[1]) * {"s": SECOND, "m": 60 * SECOND, "h": HOUR, "d": 24 * HOUR}[match[2]]
+
+
+def _read_expiry(ttl: str | None, expire_time: str | None) -> tuple[Instant | None, Instant | None]:
+    """When a key expires, and after how long; at most one of them."""
+    if ttl is not None and expire_time is not None:
+        raise typer.BadParameter("give --ttl or --expire-time, not both")
+    if ttl is not None:
+        time_to_live = _read_span(ttl)
+        if not SECOND <= time_to_live <= TIME_TO_LIVE_DAYS_MAX * 24 * HOUR:
+            raise typer.BadParameter(f"--ttl must be between 1s and {TIME_TO_LIVE_DAYS_MAX}d")
+        return None, time_to_live
+    try:
+        return (None if expire_time is None else parse_instant(expire_time)), None
+    except ValueError:
+        raise typer.BadParameter("--expire-time must be like 2025-01-31T12:00:00Z") from None
+
+
+@app.command("create")
+def create_key(
+    tenant: Tenant,
+    account: Annotated[str | None, typer.Option(help="the id of the account to bind the key to")] = None,
+    scope: Annotated[
+        list[str] | None,
+        typer.Option(help=f"what the key is good for, as often as needed: {', '.join(SUFFICIENT)}", show_default=False),
+    ] = None,
+    display_name: Annotated[str, typer.Option(help="what the key is for")] = "",
+    ttl: Annotated[
+        str | None, typer.Option(help="how long the key is good, like 90d; else until it is revoked")
+    ] = None,
+    expire_time: Annotated[str | None, typer.Option(help="instead of --ttl: when it ends, in RFC 3339")] = None,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Creates an API key and prints it. It can't be shown again.
+
+    Without --scope it has `transactions` and `accounts`: all but running the ledger.
+    """
+    unknown = set(scope or ()) - SUFFICIENT.keys()
+    if unknown:
+        raise typer.BadParameter(f"there is no scope {', '.join(sorted(unknown))}")
+    if len(display_name) > DISPLAY_NAME_CHARACTERS_MAX:
+        raise typer.BadParameter(f"--display-name must have at most {DISPLAY_NAME_CHARACTERS_MAX} characters")
+    expire_instant, time_to_live = _read_expiry(ttl, expire_time)
+    settings = read_settings(database_url=database_url)
+    scopes = tuple(known for known in SUFFICIENT if known in (scope or DEFAULT_SCOPES))
+    draft = ApiKeyDraft(scopes, account or None, display_name, expire_instant, time_to_live)
+
+    async def work() -> None:
+        async with open_for(settings.database_url, tenant) as (book, caller):
+            _, text = await book.api_keys.create(caller, draft)
+            typer.echo(text)
+
+    run(work())
+
+
+@app.command("list")
+def list_keys(tenant: Tenant, database_url: DatabaseUrl = None) -> None:
+    """Prints the keys of a tenant, newest first, with tabs between the columns. Never their secrets."""
+    settings = read_settings(database_url=database_url)
+
+    async def work() -> None:
+        async with open_for(settings.database_url, tenant) as (book, caller):
+            typer.echo("id\tscopes\taccount\tcreated\texpires\trevoked\tlast used\tname")
+            after: ApiKeyKey | None = None
+            while True:
+                page = await book.api_keys.list(caller, after, KEYS_AT_ONCE)
+                for row in page.rows:
+                    times = (row.create_time, row.expire_time, row.revoke_time, row.last_use_time)
+                    shown = ("-" if time is None else write_instant(time) for time in times)
+                    name = "".join(character if character.isprintable() else " " for character in row.display_name)
+                    typer.echo("\t".join((row.id, row.scopes, row.account_id or "-", *shown, name)))
+                after = page.next_key
+                if after is None:
+                    return
+
+    run(work())
+
+
+@app.command("revoke")
+def revoke_key(key: KeyId, tenant: Tenant, database_url: DatabaseUrl = None) -> None:
+    """Revokes an API key, for good. Every server refuses it within five seconds."""
+    settings = read_settings(database_url=database_url)
+
+    async def work() -> None:
+        async with open_for(settings.database_url, tenant) as (book, caller):
+            record = await book.api_keys.revoke(caller, key)
+            assert record.revoke_time is not None
+            typer.echo(f"{record.id} was revoked at {write_instant(record.revoke_time)}")
+
+    run(work())
+
+
+@app.command("rotate")
+def rotate_key(
+    key: KeyId,
+    tenant: Tenant,
+    grace_period: Annotated[str, typer.Option(help="how long the secret of before is still good, up to 30d")] = "0s",
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Gives an API key a new secret and prints the key. It can't be shown again."""
+    grace = _read_span(grace_period)
+    if grace > GRACE_PERIOD_DAYS_MAX * 24 * HOUR:
+        raise typer.BadParameter("--grace-period must be at most 30d")
+    settings = read_settings(database_url=database_url)
+
+    async def work() -> None:
+        async with open_for(settings.database_url, tenant) as (book, caller):
+            _, text = await book.api_keys.rotate(caller, key, grace)
+            typer.echo(text)
+
+    run(work())

@@ -1,0 +1,52 @@
+"""How a command does its work: until it ends, fails or is stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any
+
+import typer
+
+from server.app import CannotStart
+from server.ledger.errors import DaybookError, Unavailable
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    """Does the work. What is wrong is said in one line, with exit code 1, or 75 where it may be right later."""
+    try:
+        asyncio.run(work)
+    except (CannotStart, DaybookError, ValueError) as error:
+        typer.echo(f"daybook: {error}", err=True)
+        raise typer.Exit(os.EX_TEMPFAIL if isinstance(error, Unavailable) else 1) from None
+
+
+@contextlib.asynccontextmanager
+async def until_stopped() -> AsyncIterator[asyncio.Event]:
+    """An event that SIGINT and SIGTERM set. A second signal ends the process at once."""
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+            # Not Python's own for SIGINT, which would unwind everything in good order.
+            signal.signal(number, signal.SIG_DFL)
+        stopped.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop)
+    yield stopped
+
+
+async def first_of(*waits: Coroutine[Any, Any, object]) -> None:
+    """Returns when the first of these does, and calls the others off. Raises what it raises."""
+    tasks = [asyncio.create_task(wait) for wait in waits]
+    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+    for task in done:
+        task.result()

@@ -1,0 +1,47 @@
+"""The commands for tenants."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Annotated
+from uuid import uuid4
+
+import typer
+
+from server.app import Book, CannotStart, open_book
+from server.cli.options import DatabaseUrl, read_settings
+from server.cli.running import run
+from server.ledger.access import ADMIN, Caller
+
+app = typer.Typer(help="Who runs a set of accounts.", no_args_is_help=True)
+
+
+@app.command("create")
+def create_tenant(
+    slug: Annotated[str, typer.Argument(help="a short name, unique")],
+    display_name: Annotated[str, typer.Option(help="a name for people to read")] = "",
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Creates a tenant and prints its uid, which Spacebring clients send as network id."""
+    settings = read_settings(database_url=database_url)
+
+    async def work() -> None:
+        async with open_book(settings.database_url) as book:
+            uid = str(uuid4())
+            await book.credentials.create_tenant(
+                slug=slug, uid=uid, display_name=display_name or slug, create_time=book.clock()
+            )
+            typer.echo(uid)
+
+    run(work())
+
+
+@contextlib.asynccontextmanager
+async def open_for(database_url: str, tenant: str) -> AsyncIterator[tuple[Book, Caller]]:
+    """The book, and whoever runs this command as a caller who may do everything in the tenant."""
+    async with open_book(database_url) as book:
+        tenant_number = await book.credentials.tenant_number(tenant)
+        if tenant_number is None:
+            raise CannotStart(f"there is no tenant {tenant!r}")
+        yield book, Caller(tenant_number, "", "daybook keys", scopes=frozenset({ADMIN}))
