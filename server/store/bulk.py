@@ -18,6 +18,7 @@ from sqlalchemy.schema import CreateIndex, DropIndex
 from server.ledger.instants import Instant
 from server.store.accounts import AccountRecord
 from server.store.database import Database
+from server.store.distribute import ONE_CONNECTION_PER_NODE
 from server.store.tables import (
     account_states,
     accounts,
@@ -160,11 +161,14 @@ async def bulk_load(database: Database) -> AsyncIterator[BulkLoad]:
     then; of SQLite nobody else may have the file open, or it raises ValueError.
     """
     async with database.alone() as connection:
+        is_postgresql = connection.dialect.name == "postgresql"
+        if is_postgresql:
+            await connection.execute(ONE_CONNECTION_PER_NODE)
         is_empty = await connection.scalar(select(transactions.c.sequence).limit(1)) is None
         put_off = sorted(transactions.indexes, key=lambda index: str(index.name)) if is_empty else []
         for index in put_off:
             await connection.execute(DropIndex(index))
-        if connection.dialect.name == "postgresql":
+        if is_postgresql:
             await connection.execute(text(f"SET LOCAL maintenance_work_mem = '{INDEX_MEMORY_MEBIBYTES}MB'"))
         yield BulkLoad(connection, put_off)
 

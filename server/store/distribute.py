@@ -8,6 +8,13 @@ from server.store.database import Database
 from server.store.migrate import MIGRATION_LOCK
 from server.store.tables import COPIED, DISTRIBUTED, DISTRIBUTION_COLUMN
 
+ONE_CONNECTION_PER_NODE = text("SET LOCAL citus.multi_shard_modify_mode TO 'sequential'")
+"""Makes Citus use one connection to each node until the database transaction ends.
+
+Citus needs this where a transaction writes a copied table after it touched a distributed one.
+PostgreSQL without Citus accepts the setting and ignores it.
+"""
+
 
 async def distribute(database: Database) -> list[str]:
     """Distributes the big tables by account and copies the small ones; answers with the names of those it did.
@@ -23,9 +30,11 @@ async def distribute(database: Database) -> list[str]:
             raise ValueError("the database has no extension citus; nothing was distributed")
         # Processes take turns, with those that migrate too.
         connection.execute(select(func.pg_advisory_xact_lock(MIGRATION_LOCK)))
-        # Tables that refer to each other are to be copied over one connection to each node.
-        connection.execute(text("SET LOCAL citus.multi_shard_modify_mode TO 'sequential'"))
-        rows = connection.execute(text("SELECT logicalrelid::text FROM pg_dist_partition"))
+        connection.execute(ONE_CONNECTION_PER_NODE)
+        # Citus also keeps local tables in its catalogue.
+        rows = connection.execute(
+            text("SELECT table_name::text FROM citus_tables WHERE citus_table_type IN ('distributed', 'reference')")
+        )
         done = set(rows.scalars())
         missing = {name: call for name, call in _calls().items() if name not in done}
         for call in missing.values():

@@ -57,7 +57,18 @@ def test_foreign_keys_can_be_kept(table: Table) -> None:
             assert DISTRIBUTION_COLUMN in key.column_keys, key.name
 
 
+MERGED_WALKS = (
+    "SELECT p.sequence, t.body FROM (SELECT w.account_number, w.sequence FROM ("
+    "SELECT account_number, sequence FROM transactions WHERE account_number = $1 AND category = $2 LIMIT $3) AS w"
+    ") AS p JOIN transactions t ON t.account_number = p.account_number AND t.sequence = p.sequence"
+)
+
 BROKEN = {
+    "account condition only inside": MERGED_WALKS,
+    "account condition on one of two": (
+        "SELECT s.balance, (SELECT count(*) FROM lots l WHERE l.remaining > $2) FROM account_states s "
+        "WHERE s.account_number = $1"
+    ),
     "lock of several accounts": "SELECT account_number FROM account_states WHERE account_number IN ($1, $2) FOR UPDATE",
     "lock without an account": "SELECT s.balance FROM account_states AS s WHERE s.balance > $1 FOR UPDATE",
     "lock by another's account": (
@@ -88,6 +99,15 @@ BROKEN = {
     ),
 }
 KEPT = {
+    "account condition inside and outside": f"{MERGED_WALKS} WHERE t.account_number = $1",
+    "account condition by way of a joined table": (
+        "SELECT s.balance, w.number FROM account_states s LEFT OUTER JOIN usage_windows w "
+        "ON w.account_number = s.account_number WHERE s.account_number IN ($1, $2)"
+    ),
+    "account condition by way of the outer select": (
+        "SELECT t.sequence, (SELECT b.body FROM transactions b WHERE b.account_number = t.account_number "
+        "AND b.sequence = t.sequence) FROM transactions t WHERE t.account_number = $1"
+    ),
     "lock of one account": "SELECT account_number FROM account_states WHERE account_number = $1::BIGINT FOR UPDATE",
     "lock of a small table": "SELECT id FROM accounts WHERE tenant_number = $1 AND id = $2 FOR UPDATE",
     "insert": "INSERT INTO lots (account_number, number) VALUES ($1, $2), ($3, $4)",
@@ -127,16 +147,17 @@ EXPECTED_WITH_STATES = ("transactions", "lots", "refunds", "usage_windows", "req
 STAND_INS = """
 CREATE SCHEMA stand_in;
 CREATE TABLE stand_in.calls (number serial, call text);
-CREATE TABLE pg_dist_partition (logicalrelid regclass);
+CREATE TABLE citus_tables (table_name regclass, citus_table_type text);
+INSERT INTO citus_tables VALUES ('retired_secrets', 'local');
 CREATE FUNCTION create_reference_table(table_name regclass) RETURNS void LANGUAGE sql AS $$
-  INSERT INTO pg_dist_partition VALUES ($1);
+  INSERT INTO citus_tables VALUES ($1, 'reference');
   INSERT INTO stand_in.calls (call) VALUES ('copy ' || $1);
 $$;
 CREATE FUNCTION create_distributed_table(
   table_name regclass, distribution_column text, distribution_type text DEFAULT 'hash',
   colocate_with text DEFAULT 'default', shard_count int DEFAULT NULL
 ) RETURNS void LANGUAGE sql AS $$
-  INSERT INTO pg_dist_partition VALUES ($1);
+  INSERT INTO citus_tables VALUES ($1, 'distributed');
   INSERT INTO stand_in.calls (call) VALUES (concat_ws(' ', 'distribute', $1, 'by', $2, $3, 'with', $4));
 $$;
 INSERT INTO pg_extension SELECT 99999, 'citus', extowner, extnamespace, false, '12.1', NULL, NULL
@@ -169,7 +190,7 @@ async def test_distribute(database_url: str) -> None:
         assert await calls(database) == expected
         assert await distribute(database) == []
         async with writing(database) as connection:
-            await connection.execute(text("DELETE FROM pg_dist_partition WHERE logicalrelid = 'lots'::regclass"))
+            await connection.execute(text("DELETE FROM citus_tables WHERE table_name = 'lots'::regclass"))
         assert await distribute(database) == ["lots"]
         assert await calls(database) == [*expected, "distribute lots by account_number hash with account_states"]
     finally:
