@@ -17,7 +17,7 @@ import pytest
 import pytest_asyncio
 from daybook.v1.admin_service_pb2 import CreateApiKeyRequest, RevokeApiKeyRequest
 from daybook.v1.api_key_pb2 import ApiKey
-from daybook.v1.ledger_service_pb2 import GetAccountRequest, ListTransactionsRequest
+from daybook.v1.ledger_service_pb2 import GetAccountRequest, ListTransactionsRequest, TransferCreditsRequest
 from daybook.v1.transaction_pb2 import Transaction
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
@@ -156,6 +156,24 @@ async def test_all_want_the_same_credits(clients: list[Client]) -> None:
         assert (await client.balance("b")).amount == "0"
         assert {(await client.balance(each)).amount for each in "cd"} == {str(CALLERS // 2)}
         assert await client.verify() == []
+
+
+async def test_crossing_transfers(clients: list[Client]) -> None:
+    """Transfers between two accounts in both directions, at two processes at once, are all posted; none deadlocks."""
+    for account_id in ("left", "right"):
+        await clients[0].create_account(account_id)
+        await clients[0].post(account_id, GRANT, str(CALLERS))
+
+    async def cross(client: Client, number: int) -> str:
+        source, destination = ("left", "right") if number % 2 else ("right", "left")
+        request = TransferCreditsRequest(name=f"accounts/{source}", destination=f"accounts/{destination}", amount="1")
+        call = client.ledger.TransferCredits(request, metadata=client.metadata)
+        return (await asyncio.wait_for(call, PATIENCE_SECONDS)).outgoing.amount
+
+    moved = await asyncio.gather(*(cross(client, number) for number in range(CALLERS) for client in clients))
+    assert moved == ["-1"] * 2 * CALLERS
+    assert [(await clients[1].balance(each)).amount for each in ("left", "right")] == [str(CALLERS)] * 2
+    assert await clients[1].verify() == []
 
 
 async def test_page_token_opens_at_the_other_process(clients: list[Client]) -> None:
