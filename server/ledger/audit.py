@@ -19,7 +19,7 @@ from server.ledger.bodies import chain, read_allocations
 from server.ledger.instants import EARLIEST, Instant, from_timestamp, month_of
 from server.ledger.lots import CREDIT_LINE, Allocation, Lot, parts
 from server.ledger.money import Millionths
-from server.ledger.names import uid_text
+from server.ledger.names import post_time, uid_text
 from server.ledger.posting import AccountState
 from server.ledger.usage import UsageWindow, add_usage
 
@@ -265,7 +265,8 @@ class AccountAudit:
         else:
             lot = self._lots.get(number, Lot(number, 0, allocation.terms, money.LARGEST, 0))
             self._expect(entry.sequence, f"terms of lot {number}", lot.terms, allocation.terms)
-            if amount < 0 and entry.kind != Transaction.EXPIRATION and lot.terms.are_past(entry.create_time):
+            posted = post_time(entry.uid, entry.create_time)
+            if amount < 0 and entry.kind != Transaction.EXPIRATION and lot.terms.are_past(posted):
                 self._expect(entry.sequence, f"lot {number}", "not spent, for it is past", money.write(amount))
             lot = lot.with_remaining(lot.remaining + amount)
         if not 0 <= lot.remaining <= lot.amount:

@@ -146,3 +146,13 @@ def uuid7(instant: Instant, random_bytes: RandomBytes) -> bytes:
         | random & (2**62 - 1)
     )
     return number.to_bytes(16, "big")
+
+
+def post_time(uid: bytes, create_time: Instant) -> Instant:
+    """When a transaction was posted by the clock.
+
+    That is its create_time, unless it repeats one that was ahead of the clock. Its uid then
+    has the time of the clock, to the millisecond.
+    """
+    milliseconds = int.from_bytes(uid[:6], "big")
+    return 1000 * milliseconds if milliseconds < create_time // 1000 else create_time

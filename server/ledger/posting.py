@@ -175,15 +175,18 @@ def post(state: AccountState, draft: Draft, now: Instant) -> tuple[AccountState,
 
     Raises, in this order: FieldInvalid for an amount of the wrong sign or an expire_time that
     is past, InsufficientCredits where credits are taken that are not there,
-    BalanceOutOfRange, TooManyLots. A clock that went back does not: the transaction then
-    gets the time of its predecessor.
+    BalanceOutOfRange, TooManyLots.
+
+    `now` decides what is past and where a time_to_live begins. The create_time only keeps the
+    account's history in order: where the newest transaction is ahead of the clock, it is
+    repeated.
     """
     check_sign(draft)
     if draft.state != Transaction.SUCCEEDED:
         return record(state, draft, now)
     create_time = max(now, state.last_create_time)
-    terms = _terms(draft, create_time)
-    if terms.are_past(create_time):
+    terms = _terms(draft, now)
+    if terms.are_past(now):
         raise FieldInvalid("transaction.expire_time", "must be in the future")
     if draft.amount > 0:
         after, allocations = put(state, [Portion(draft.amount, terms)])
@@ -200,7 +203,7 @@ def post(state: AccountState, draft: Draft, now: Instant) -> tuple[AccountState,
 def record(state: AccountState, draft: Draft, now: Instant) -> tuple[AccountState, Posting]:
     """Keeps a transaction that failed or was canceled, with all that it says: it moves nothing."""
     create_time = max(now, state.last_create_time)
-    terms = _terms(draft, create_time)
+    terms = _terms(draft, now)
     after = state.with_next(create_time, state.window)
     return after, Posting(
         draft.kind, draft.category, draft.state, draft.amount, after.sequence, create_time, after.balance, (), terms
@@ -210,10 +213,9 @@ def record(state: AccountState, draft: Draft, now: Instant) -> tuple[AccountStat
 def expire_due(state: AccountState, now: Instant) -> list[tuple[AccountState, Posting]]:
     """Posts the expiration of every lot that is past, each dated at its expire_time.
 
-    Gives each posting with the state after it, the earliest first.
+    Gives each posting with the state after it, the earliest first. An account whose newest
+    transaction is ahead of the clock loses nothing by that: only `now` counts.
     """
-    # A clock that went back must not revive what an earlier posting could not spend.
-    now = max(now, state.last_create_time)
     # As Terms.are_past has it, but spelled out: every posting asks it of every lot.
     due = [lot for lot in state.lots if lot.terms.expire_time is not None and lot.terms.expire_time <= now]
     if not due:
@@ -310,10 +312,10 @@ def posted(
     )
 
 
-def _terms(draft: Draft, create_time: Instant) -> Terms:
+def _terms(draft: Draft, now: Instant) -> Terms:
     expire_time = draft.expire_time
     if draft.time_to_live is not None:
-        expire_time = create_time + draft.time_to_live
+        expire_time = now + draft.time_to_live
     elif expire_time is None and not draft.priority:
         return PERMANENT
     return Terms(expire_time, draft.priority)

@@ -23,7 +23,8 @@ class Charge:
     kind: Kind
     state: State
     amount: Millionths
-    create_time: Instant
+    post_time: Instant
+    """When it was posted by the clock: see `names.post_time`."""
     allocations: tuple[Allocation, ...]
     lots: Mapping[int, Lot]
     """The lots of its allocations, by number, open or not."""
@@ -53,11 +54,11 @@ def refund(
     if amount > left or not left:
         raise RefundExceedsCharge(charge.name, refundable_amount=money.write(left))
     create_time = max(now, state.last_create_time)
-    after, allocations = put(state, _portions(charge, amount, create_time))
+    after, allocations = put(state, _portions(charge, amount, now))
     return posted(after, Transaction.REFUND, "refund", amount, create_time, allocations)
 
 
-def _portions(charge: Charge, amount: Millionths, create_time: Instant) -> Iterator[Portion]:
+def _portions(charge: Charge, amount: Millionths, now: Instant) -> Iterator[Portion]:
     given_back = charge.refunded
     for allocation in reversed(charge.allocations):
         taken = -allocation.amount
@@ -66,14 +67,14 @@ def _portions(charge: Charge, amount: Millionths, create_time: Instant) -> Itera
         part = min(taken - skipped, amount)
         amount -= part
         if part:
-            yield _portion(charge, allocation, part, create_time)
+            yield _portion(charge, allocation, part, now)
 
 
-def _portion(charge: Charge, allocation: Allocation, part: Millionths, create_time: Instant) -> Portion:
+def _portion(charge: Charge, allocation: Allocation, part: Millionths, now: Instant) -> Portion:
     if allocation.lot_number == CREDIT_LINE:
         return Portion(part, PERMANENT)
     expire_time = allocation.terms.expire_time
-    if expire_time is not None and expire_time <= create_time:
-        life = expire_time - charge.create_time
-        return Portion(part, Terms(create_time + life, allocation.terms.priority))
+    if expire_time is not None and expire_time <= now:
+        life = expire_time - charge.post_time
+        return Portion(part, Terms(now + life, allocation.terms.priority))
     return Portion(part, allocation.terms, charge.lots[allocation.lot_number])

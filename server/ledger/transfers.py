@@ -16,14 +16,15 @@ def transfer(
 
     The source spends as a charge does, except that nothing can be borrowed to be given
     away. The destination gets the credits on the terms that they had: a lot for each of
-    the source's, with its expire_time and priority. Both sides have the same time.
+    the source's, with its expire_time and priority. Each side has the create_time that keeps
+    its own account in order, whatever the other account's is.
 
     Raises InsufficientCredits, and what `put` raises.
     """
-    create_time = max(now, source.last_create_time, destination.last_create_time)
     source, taken = withdraw(source, amount, borrow=False)
     destination, brought = put(destination, [Portion(-each.amount, each.terms) for each in taken])
+    source_time, destination_time = max(now, source.last_create_time), max(now, destination.last_create_time)
     return (
-        posted(source, Transaction.TRANSFER_OUT, "transfer", -amount, create_time, taken),
-        posted(destination, Transaction.TRANSFER_IN, "transfer", amount, create_time, brought),
+        posted(source, Transaction.TRANSFER_OUT, "transfer", -amount, source_time, taken),
+        posted(destination, Transaction.TRANSFER_IN, "transfer", amount, destination_time, brought),
     )

@@ -260,7 +260,7 @@ class Household:
             kind=row.kind,
             state=row.state,
             amount=row.amount,
-            create_time=row.create_time,
+            post_time=row.create_time,
             allocations=read_allocations(row.allocations),
             lots={},
         )

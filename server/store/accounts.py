@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from daybook.v1.account_pb2 import Account
-from sqlalchemy import BindParameter, Connection, Dialect, Select, bindparam, insert, select, update
+from sqlalchemy import BindParameter, Connection, Dialect, Select, bindparam, insert, not_, select, update
 
 from server.ledger import money
 from server.ledger.errors import AccountExists, AccountNotFound
@@ -216,10 +216,11 @@ class AccountStore:
             lambda connection: [to_lot(*row) for row in connection.execute(statement)], at_replica=True
         )
 
-    async def due_accounts(self, now: Instant, imported_before: Instant, limit: int) -> list[int]:
+    async def due_accounts(self, now: Instant, import_rest: Instant, limit: int) -> list[int]:
         """Accounts with lots that have expired and are not posted as such: those of `limit` lots.
 
-        Accounts into which history was imported later than `imported_before` are left alone.
+        Accounts into which history was imported less than `import_rest` ago are left alone. An
+        import_time that is further ahead of `now` than that comes from a clock that was wrong.
         """
         statement = (
             select(lots.c.account_number)
@@ -227,7 +228,7 @@ class AccountStore:
             .where(
                 lots.c.remaining > 0,
                 lots.c.expire_time <= now,
-                account_states.c.import_time <= imported_before,
+                not_(account_states.c.import_time.between(now - import_rest + 1, now + import_rest)),
             )
             .order_by(lots.c.expire_time, lots.c.account_number)
             .limit(limit)

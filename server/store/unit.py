@@ -266,9 +266,9 @@ class Attempt:
             stored.charge.refunded + refund.amount, refund.create_time
         )
 
-    def new_uid(self, create_time: Instant) -> bytes:
-        """A uid for a transaction, as it is stored."""
-        return uuid7(create_time, self._unit.random_bytes)
+    def new_uid(self, now: Instant) -> bytes:
+        """A uid for a transaction that is posted now, as it is stored."""
+        return uuid7(now, self._unit.random_bytes)
 
     def write(
         self,
@@ -281,7 +281,8 @@ class Attempt:
     ) -> bytes:
         """Stages a transaction and the state that it leads to; gives its serialized message.
 
-        The details become the message, as `write_body` says.
+        The details become the message, as `write_body` says. Without a uid it gets one of its
+        create_time.
         """
         number = after.account_number
         before = self._stored(number)

@@ -13,7 +13,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from server.ledger.bodies import read_allocations
 from server.ledger.instants import Instant
 from server.ledger.lots import CREDIT_LINE, Lot
-from server.ledger.names import RandomBytes, transaction_name
+from server.ledger.names import RandomBytes, post_time, transaction_name
 from server.ledger.refunds import Charge
 from server.store.lookups import in_parts, with_keys
 from server.store.requests import AnswerKey, first_answers
@@ -51,10 +51,8 @@ def load_unit(
 
 def load_openers(connection: Connection, unit: Unit, now: Instant) -> None:
     """Loads what opened the lots that are past: their expirations tell whose credits these were."""
-    # Nothing in the unit is posted later than this, even if the clock went back.
-    latest = max([now, *(stored.state.last_create_time for stored in unit.states.values())])
     unit.openers = _load_bodies(
-        connection, {(number, lot.opened_by) for (number, _), lot in unit.lots.items() if lot.terms.are_past(latest)}
+        connection, {(number, lot.opened_by) for (number, _), lot in unit.lots.items() if lot.terms.are_past(now)}
     )
 
 
@@ -113,7 +111,7 @@ def _load_some_charges(
             kind=row.kind,
             state=row.state,
             amount=row.amount,
-            create_time=row.create_time,
+            post_time=post_time(bytes(row.uid), row.create_time),
             allocations=read_allocations(row.allocations),
             lots={},
         )

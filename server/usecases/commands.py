@@ -48,7 +48,8 @@ class Item(NamedTuple):
             if not self.record_declined or self.draft.kind != Transaction.CHARGE:
                 raise
             after, posted = posting.record(state, self.draft._replace(state=Transaction.FAILED), now)
-        body = attempt.write(after, posted, self.details, request_id=self.request.request_id)
+        uid, request_id = attempt.new_uid(now), self.request.request_id
+        body = attempt.write(after, posted, self.details, uid=uid, request_id=request_id)
         attempt.remember(self.account_number, self.request, body, sequence=posted.sequence)
         return body
 
@@ -163,7 +164,8 @@ class Refund(Command[bytes]):
             raise TransactionNotFound(transaction_name(self.account_id, self.uid))
         after, posted = refund(state, stored.charge, self.amount, now)
         details = self._details(Transaction.FromString(stored.body))
-        body = attempt.write(after, posted, details, request_id=self.request.request_id)
+        uid, request_id = attempt.new_uid(now), self.request.request_id
+        body = attempt.write(after, posted, details, uid=uid, request_id=request_id)
         attempt.add_refund(self.account_number, stored, posted)
         attempt.remember(self.account_number, self.request, body, sequence=posted.sequence)
         return body
@@ -211,11 +213,9 @@ class Transfer(Command[bytes]):
         answer = attempt.answer(self.source_number, self.request)
         if answer is not None:
             return answer
-        # Both sides get the same time, and nothing that is past by then may move or receive.
-        time = max(now, *(attempt.last_create_time(number) for number in self.account_numbers))
-        source, destination = attempt.state(self.source_number, time), attempt.state(self.destination_number, time)
-        (source, outgoing), (destination, incoming) = transfer(source, destination, self.amount, time)
-        outgoing_uid, incoming_uid = attempt.new_uid(outgoing.create_time), attempt.new_uid(incoming.create_time)
+        source, destination = attempt.state(self.source_number, now), attempt.state(self.destination_number, now)
+        (source, outgoing), (destination, incoming) = transfer(source, destination, self.amount, now)
+        outgoing_uid, incoming_uid = attempt.new_uid(now), attempt.new_uid(now)
         request_id = self.request.request_id
         details = Transaction(transfer_peer=transaction_name(self.destination_id, uid_text(incoming_uid)))
         details.MergeFrom(self.details)

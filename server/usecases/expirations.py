@@ -40,7 +40,7 @@ class Expirations:
         """Posts every expiration that is due now; gives how many lots that were."""
         now = self._clock()
         total = 0
-        while numbers := await self._accounts.due_accounts(now, now - IMPORT_REST, LOTS_AT_ONCE):
+        while numbers := await self._accounts.due_accounts(now, IMPORT_REST, LOTS_AT_ONCE):
             expired = await asyncio.gather(*(self._poster.submit(Expire(number)) for number in numbers))
             total += sum(expired)
             self.lot_count += sum(expired)

@@ -47,6 +47,7 @@ FOR_EVER = 2**63
 PAGE = 5
 CATEGORIES = ("computing", "serverless", "ai_chat")
 STEPS_BETWEEN_FULL_CHECKS = 8
+DAY_SECONDS = 24 * 3600
 
 GRANT, CHARGE, ADJUSTMENT = Transaction.GRANT, Transaction.CHARGE, Transaction.ADJUSTMENT
 SUCCEEDED, FAILED, CANCELED = Transaction.SUCCEEDED, Transaction.FAILED, Transaction.CANCELED
@@ -79,8 +80,7 @@ class Model:
     def expire(self, name: str, now: Instant) -> int:
         """Posts what is past; gives how many lots that were."""
         account = self.accounts[name]
-        instant = max(now, account["last"])
-        due = [lot for lot in account["lots"] if lot["remaining"] and lot["expiry"] <= instant]
+        due = [lot for lot in account["lots"] if lot["remaining"] and lot["expiry"] <= now]
         due.sort(key=lambda lot: (lot["expiry"], lot["number"]))
         for lot in due:
             gone, lot["remaining"] = lot["remaining"], 0
@@ -172,8 +172,8 @@ class Model:
         if amount > 0:
             expiry = FOR_EVER if wanted["expiry"] is None else wanted["expiry"]
             if wanted["ttl"]:
-                expiry = time + wanted["ttl"]
-            if expiry <= time:
+                expiry = now + wanted["ttl"]
+            if expiry <= now:
                 raise Refused("FIELD_INVALID")
             return self.write(
                 name, kind, wanted["category"], amount, time, self.bring(name, amount, expiry, wanted["priority"])
@@ -187,7 +187,9 @@ class Model:
         if wanted["usage"] and wanted["category"] in {"computing", "serverless"}:
             hours = account["hours"].setdefault((time - NOON) // HOUR, {"computing": 0, "serverless": 0})
             hours[wanted["category"]] -= amount
-        return self.write(name, kind, wanted["category"], amount, time, moves)
+        row = self.write(name, kind, wanted["category"], amount, time, moves)
+        row["clock"] = now
+        return row
 
     def refund(self, name: str, sequence: int, amount: Millionths | None, now: Instant) -> dict[str, Any]:
         """Gives back an amount of a charge, the credits taken last first; gives the refund's row."""
@@ -206,8 +208,8 @@ class Model:
         for number, group in groupby(wanted):
             lot = account["lots"][number - 1] if number else None
             expiry, priority = (lot["expiry"], lot["priority"]) if lot else (FOR_EVER, 0)
-            if lot and expiry <= time:
-                lot, expiry = None, time + expiry - charge["time"]
+            if lot and expiry <= now:
+                lot, expiry = None, now + expiry - charge["clock"]
             moves += self.bring(name, len(list(group)), expiry, priority, lot)
         charge["refunded"] += asked
         return self.write(name, Transaction.REFUND, "refund", asked, time, moves)
@@ -216,16 +218,16 @@ class Model:
         self, source: str, destination: str, amount: Millionths, now: Instant
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Moves credits on the terms they have; gives both rows."""
-        time = max(now, self.accounts[source]["last"], self.accounts[destination]["last"])
-        self.expire(source, time)
-        self.expire(destination, time)
+        self.expire(source, now)
+        self.expire(destination, now)
         taken = self.spend(source, amount, borrow=False)
-        outgoing = self.write(source, Transaction.TRANSFER_OUT, "transfer", -amount, time, taken)
+        times = [max(now, self.accounts[name]["last"]) for name in (source, destination)]
+        outgoing = self.write(source, Transaction.TRANSFER_OUT, "transfer", -amount, times[0], taken)
         brought = []
         for lot, moved in taken:
             assert lot is not None
             brought += self.bring(destination, -moved, lot["expiry"], lot["priority"])
-        return outgoing, self.write(destination, Transaction.TRANSFER_IN, "transfer", amount, time, brought)
+        return outgoing, self.write(destination, Transaction.TRANSFER_IN, "transfer", amount, times[1], brought)
 
 
 @dataclass(frozen=True)
@@ -413,7 +415,7 @@ class Ledger(RuleBasedStateMachine):
             "permanent": parse(message.permanent_amount),
             "sequence": message.sequence,
         } == {
-            **{key: value for key, value in row.items() if key not in {"moves", "refunded"}},
+            **{key: value for key, value in row.items() if key not in {"moves", "refunded", "clock"}},
             "permanent": total - row["expiring"],
         }
 
@@ -552,9 +554,12 @@ class Ledger(RuleBasedStateMachine):
         with pytest.raises(RequestIdReused):
             self.wait(done.call(Request(done.request.request_id, b"another body")))
 
-    @rule(seconds=st.integers(0, 40) | st.sampled_from((-20, 59 * 60, 3600)), sweeps=st.booleans())
+    @rule(
+        seconds=st.integers(0, 40) | st.sampled_from((-20, 59 * 60, 3600, DAY_SECONDS, -DAY_SECONDS)),
+        sweeps=st.booleans(),
+    )
     def move_the_clock(self, seconds: int, sweeps: bool) -> None:
-        """Moves the clock, also backwards; now and then posts what has expired of every account."""
+        """Moves the clock, also back and forth by a day; now and then posts what has expired of every account."""
         self.clock.advance(seconds)
         if sweeps:
             swept = self.wait(self.book.expirations.sweep())
@@ -573,7 +578,7 @@ class Ledger(RuleBasedStateMachine):
     def compare_holdings(self, name: str, state: AccountState) -> None:
         """An account holds what the model's does, whether or not expirations are posted."""
         account = self.model.accounts[name]
-        now = max(self.clock.now, account["last"])
+        now = self.clock.now
         expected = [{**lot, "remaining": 0 if lot["expiry"] <= now else lot["remaining"]} for lot in account["lots"]]
         lots = [
             {
@@ -623,7 +628,7 @@ class Ledger(RuleBasedStateMachine):
             assert self.listed(name, Order(OrderField.AMOUNT, descending=False)) == by_amount
             everything += messages
             state, as_of_time = self.wait(self.book.accounts.balance(self.caller, name))
-            assert (state.sequence, as_of_time) == (len(messages), max(self.clock.now, account["last"]))
+            assert (state.sequence, as_of_time) == (len(messages), self.clock.now)
             history = self.wait(self.book.usage.history(self.caller, name, 0, 1000))
             assert [(each.number, each.start, each.computing, each.serverless) for each in history.windows[::-1]] == [
                 (number, NOON + hour * HOUR, used["computing"], used["serverless"])

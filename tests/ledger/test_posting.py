@@ -366,10 +366,10 @@ def test_a_new_lot_takes_its_place_in_the_order() -> None:
         (NOW, NOW, NOW - 1, False),
         (NOW, NOW, NOW, False),
         (NOW, NOW, NOW + 1, True),
-        # The clock went back, so the transaction is dated at its predecessor: its credits must outlive that.
-        (NOW - HOUR, NOW, NOW - 1, False),
-        (NOW - HOUR, NOW, NOW, False),
-        (NOW - HOUR, NOW, NOW + 1, True),
+        # The account's newest transaction is ahead of the clock, by which its credits are good.
+        (NOW - HOUR, NOW, NOW - HOUR, False),
+        (NOW - HOUR, NOW, NOW - HOUR + 1, True),
+        (NOW - HOUR, NOW, NOW, True),
         (NOW, NOW - HOUR, NOW - 1, False),
         (NOW, NOW, 0, False),
     ],
@@ -377,7 +377,7 @@ def test_a_new_lot_takes_its_place_in_the_order() -> None:
 def test_credits_must_outlive_their_grant(
     now: Instant, last_create_time: Instant, expire_time: Instant, accepted: bool
 ) -> None:
-    """Credits that would be gone at their own create_time are refused."""
+    """Credits that are past by the clock are refused, whatever the account's newest create_time is."""
     state, draft = account(last_create_time=last_create_time), Draft(GRANT, "purchase", 1, expire_time=expire_time)
     if accepted:
         assert post(state, draft, now)[0].balance == 1
@@ -387,10 +387,14 @@ def test_credits_must_outlive_their_grant(
     assert refusal.value.field == "transaction.expire_time"
 
 
-def test_a_time_to_live_begins_at_the_create_time() -> None:
-    """Where the clock went back, credits live as long as asked for from their create_time, not from the clock."""
-    state, _ = post(account(last_create_time=NOW), Draft(GRANT, "purchase", 1, time_to_live=5), NOW - HOUR)
-    assert state.lots[0].terms == Terms(NOW + 5)
+def test_a_time_to_live_begins_now() -> None:
+    """Credits live as long as asked for by the clock, also where the account's newest create_time is ahead of it."""
+    draft = Draft(GRANT, "purchase", 1, time_to_live=5)
+    state, posting = post(account(last_create_time=NOW), draft, NOW - HOUR)
+    assert state.lots[0].terms == Terms(NOW - HOUR + 5)
+    assert posting.create_time == NOW
+    _, posting = post(account(last_create_time=NOW), draft._replace(state=FAILED), NOW - HOUR)
+    assert posting.terms == Terms(NOW - HOUR + 5)
 
 
 @pytest.mark.parametrize(
@@ -565,8 +569,10 @@ def test_withdrawing(
             id="long after",
         ),
         pytest.param(NOW - HOUR, NOW, [], id="the clock went back"),
+        pytest.param(NOW, NOW + HOUR, [], id="only the newest transaction is at the expire_time"),
+        pytest.param(NOW + HOUR - 1, NOW + 99 * HOUR, [], id="only the newest transaction is long after"),
         pytest.param(
-            NOW, NOW + HOUR, [(3, NOW + HOUR, 20)], id="the clock went back behind a transaction at the expire_time"
+            NOW + HOUR, NOW + 99 * HOUR, [(3, NOW + 99 * HOUR, 20)], id="behind a newest transaction that is ahead"
         ),
         pytest.param(
             NOW + 2 * HOUR,
@@ -663,10 +669,13 @@ def test_a_lot_that_is_past_is_never_spent(
     assert [(each.kind, each.amount, each.balance_after, each.create_time) for each in postings] == outcome
 
 
-def test_a_clock_that_went_back_revives_nothing() -> None:
-    """What was past at the newest transaction stays past, even if the clock now shows an earlier time."""
-    state = account(lot(1, 60, NOW), lot(2, 40), last_create_time=NOW)
-    assert [(posting.amount, posting.create_time) for _, posting in expire_due(state, NOW - HOUR)] == [(-60, NOW)]
+def test_an_expiration_stays_where_the_clock_goes_back() -> None:
+    """What has expired stays so, and the account goes on in order, if the clock then shows an earlier time."""
+    state = account(lot(1, 60, NOW), lot(2, 40), last_create_time=NOW - HOUR)
+    state, postings = follow(state, Draft(CHARGE, "ai_chat", -10), NOW)
+    state, more = follow(state, Draft(CHARGE, "ai_chat", -10), NOW - 1)
+    assert [(each.amount, each.create_time) for each in (*postings, *more)] == [(-60, NOW), (-10, NOW), (-10, NOW)]
+    assert remainders(state) == [(2, 20)]
 
 
 @pytest.mark.parametrize(
@@ -719,7 +728,7 @@ drafts = st.builds(
 )
 
 
-@given(st.lists(st.tuples(drafts, st.integers(-3, 8)), max_size=30), st.integers(0, 40))
+@given(st.lists(st.tuples(drafts, st.integers(-3, 8) | st.integers(-99, 99)), max_size=30), st.integers(0, 40))
 def test_the_books_always_add_up(steps: list[tuple[Draft, Instant]], credit_limit: Millionths) -> None:
     """After any drafts at any times, balance, lots, debt, allocations, sequences and times agree with each other."""
     state, now = account(credit_limit=credit_limit, last_create_time=0), NOW
@@ -735,7 +744,7 @@ def test_the_books_always_add_up(steps: list[tuple[Draft, Instant]], credit_limi
         assert state.debt == 0 or not state.lots
         assert state.lots == sort_lots(state.lots)
         assert all(0 < each.remaining <= each.amount for each in state.lots)
-        assert not [each for each in state.lots if each.terms.are_past(state.last_create_time)]
+        assert not [each for each in state.lots if each.terms.are_past(now)]
     balance = 0
     for sequence, posting in enumerate(postings, 1):
         moves = posting.state == SUCCEEDED

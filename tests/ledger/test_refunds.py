@@ -217,7 +217,12 @@ EXPIRES_AT = NOW + 1000
         pytest.param(CHARGED_AT, EXPIRES_AT - 1, [Lot(1, 1, Terms(EXPIRES_AT, 6), 100, 40)], id="a microsecond before"),
         pytest.param(CHARGED_AT, EXPIRES_AT, [Lot(2, 9, Terms(EXPIRES_AT + 700, 6), 40, 40)], id="at the expire_time"),
         pytest.param(CHARGED_AT, NOW + 5000, [Lot(2, 9, Terms(NOW + 5700, 6), 40, 40)], id="long after"),
-        pytest.param(NOW + 5000, NOW, [Lot(2, 9, Terms(NOW + 5700, 6), 40, 40)], id="the clock went back"),
+        pytest.param(
+            NOW + 5000, EXPIRES_AT - 1, [Lot(1, 1, Terms(EXPIRES_AT, 6), 100, 40)], id="only the account is ahead"
+        ),
+        pytest.param(
+            NOW + 5000, EXPIRES_AT, [Lot(2, 9, Terms(EXPIRES_AT + 700, 6), 40, 40)], id="long after, but for the clock"
+        ),
     ],
 )
 def test_credits_of_a_lot_that_expired_live_on(last_create_time: Instant, now: Instant, lots: list[Lot]) -> None:

@@ -166,25 +166,25 @@ def test_a_destination_that_owes_pays_back_first(
 
 
 @pytest.mark.parametrize(
-    ("source_time", "destination_time", "now", "create_time"),
+    ("source_time", "destination_time", "create_times"),
     [
-        (NOW - 2, NOW - 1, NOW, NOW),
-        (NOW, NOW, NOW, NOW),
-        (NOW + 1, NOW - 1, NOW, NOW + 1),
-        (NOW - 1, NOW + 1, NOW, NOW + 1),
-        (NOW + 2, NOW + 1, NOW, NOW + 2),
-        (0, 0, NOW, NOW),
+        (NOW - 2, NOW - 1, (NOW, NOW)),
+        (NOW, NOW, (NOW, NOW)),
+        (NOW + 1, NOW - 1, (NOW + 1, NOW)),
+        (NOW - 1, NOW + 1, (NOW, NOW + 1)),
+        (NOW + 2, NOW + 1, (NOW + 2, NOW + 1)),
+        (0, 0, (NOW, NOW)),
     ],
 )
-def test_both_sides_have_one_time(
-    source_time: Instant, destination_time: Instant, now: Instant, create_time: Instant
+def test_each_side_has_a_time_of_its_own(
+    source_time: Instant, destination_time: Instant, create_times: tuple[Instant, Instant]
 ) -> None:
-    """Both transactions have the time of the clock, or of the newest transaction of either side if that is later."""
+    """Each side has the time of the clock, or that of its own account's newest transaction if that is later."""
     source = account(SOURCE, lot(1, 10), last_create_time=source_time)
     destination = account(DESTINATION, last_create_time=destination_time)
-    (left, outgoing), (right, incoming) = transfer(source, destination, 1, now)
-    assert outgoing.create_time == incoming.create_time == create_time
-    assert left.last_create_time == right.last_create_time == create_time
+    (left, outgoing), (right, incoming) = transfer(source, destination, 1, NOW)
+    assert (outgoing.create_time, incoming.create_time) == create_times
+    assert (left.last_create_time, right.last_create_time) == create_times
 
 
 @pytest.mark.parametrize(
@@ -285,19 +285,20 @@ def test_what_is_past_is_not_given_away(now: Instant, amount: Millionths, accept
         run(source, destination, amount, now)
 
 
-def test_a_source_gives_nothing_that_is_past_at_the_time_of_the_transfer() -> None:
-    """Where the destination's newest transaction is ahead of the clock, credits that are past by then are not given."""
+def test_a_source_gives_all_that_is_good_by_the_clock() -> None:
+    """A destination whose newest transaction is ahead of the clock gets credits that are past by that transaction."""
     source = account(SOURCE, lot(1, 6, NOW + 50), last_create_time=NOW)
     destination = account(DESTINATION, last_create_time=NOW + 100)
-    with pytest.raises(InsufficientCredits):
-        run(source, destination, 6, NOW)
+    answer = run(source, destination, 6, NOW)
+    times = [from_timestamp(side.create_time) for side in (answer.outgoing, answer.incoming)]
+    assert (times, answer.incoming.balance_after) == ([NOW, NOW + 100], "0.000006")
 
 
-def test_a_destination_holds_nothing_that_is_past_at_the_time_of_the_transfer() -> None:
-    """Where the source's newest transaction is ahead of the clock, the destination's credits expire before it."""
+def test_a_destination_keeps_all_that_is_good_by_the_clock() -> None:
+    """A source whose newest transaction is ahead of the clock doesn't expire the destination's credits."""
     source = account(SOURCE, lot(1, 6), last_create_time=NOW + 100)
     destination = account(DESTINATION, lot(1, 5, NOW + 50), last_create_time=NOW)
     incoming = run(source, destination, 6, NOW).incoming
-    assert from_timestamp(incoming.create_time) == NOW + 100
-    # The expiration took sequence 2, as the lot was opened by 1.
-    assert (incoming.sequence, incoming.balance_after) == (3, "0.000006")
+    assert from_timestamp(incoming.create_time) == NOW
+    # Transaction 1 opened its lot, and no expiration came in between.
+    assert (incoming.sequence, incoming.balance_after) == (2, "0.000011")

@@ -491,23 +491,6 @@ async def test_an_expiration_tells_whose_the_credits_were(
     assert await admin.verify() == []
 
 
-async def test_lots_that_are_past_by_another_accounts_time_tell_whose_they_were(
-    client: Client, admin: Client, clock: Clock
-) -> None:
-    """Also where a clock that went back makes a transfer later than the clock: both sides have one time."""
-    for account_id in ("acme", "other"):
-        await client.create_account(account_id)
-    await client.post("acme", GRANT, "8", expire_time=after(10), labels={"company": "c"})
-    await client.post("acme", GRANT, "5")
-    clock.advance(20)
-    await client.post("other", GRANT, "1")
-    clock.advance(-20)
-    await _transfer(client, "acme", "other")
-    told = [(row.kind, row.amount, dict(row.labels)) for row in (await client.history("acme"))[2:]]
-    assert told[0] == (Transaction.EXPIRATION, "-8", {"company": "c"})
-    assert await admin.verify() == []
-
-
 async def test_a_clock_that_went_back_revives_nothing(
     server: Server, client: Client, admin: Client, clock: Clock
 ) -> None:
