@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,7 +25,7 @@ from grpc_reflection.v1alpha import reflection
 
 from server.config import Settings, is_loopback
 from server.facades import dreadnode, nebulablock, paged, spacebring, teable
-from server.ledger.instants import SECOND, Clock, Instant
+from server.ledger.instants import SECOND, Clock, Instant, Stopwatch
 from server.ledger.names import RandomBytes
 from server.metrics import Metrics
 from server.rpc.admin import Admin
@@ -38,12 +38,13 @@ from server.store.database import Database
 from server.store.engines import DatabaseLimits
 from server.store.migrate import is_migrated, migrate
 from server.store.poster import Poster
+from server.store.posting_clock import PostingClock, boot_stopwatch
 from server.store.transactions import TransactionStore
 from server.transport.access_tokens import AccessTokens, TokenRules
 from server.transport.auth import Authenticator, OpenToken
 from server.transport.calls import OPEN_SERVICES, CallBounds, CallHandler, Observation
 from server.transport.certificates import CertificateFiles, CertificateUnusable, ServerCertificates
-from server.transport.limits import RateLimiter, Stopwatch
+from server.transport.limits import RateLimiter
 from server.transport.page_tokens import PageTokens
 from server.transport.readiness import watched_health
 from server.transport.signing_keys import NotFetched, signing_keys
@@ -98,6 +99,7 @@ class Book:
     verification: Verification
     expirations: Expirations
     clock: Clock
+    posting_clock: PostingClock | None
     random_bytes: RandomBytes
 
 
@@ -108,14 +110,24 @@ async def open_book(
     random_bytes: RandomBytes = secrets.token_bytes,
     limits: DatabaseLimits | None = None,
     replica_url: str | None = None,
+    clock_skew_max: Instant | None = None,
+    stopwatch: Stopwatch = boot_stopwatch,
 ) -> AsyncIterator[Book]:
-    """Opens the ledger in a database, which is created and migrated if need be."""
+    """Opens the ledger in a database, which is created and migrated if need be.
+
+    With a `clock_skew_max` nothing is posted while the clock is further than that from what
+    the database and the stopwatch say; without, the clock is taken as it is.
+    """
     database = Database(database_url, limits, replica_url)
     try:
         await migrate(database)
         account_store = AccountStore(database)
         transaction_store = TransactionStore(database)
-        poster = Poster(database, clock, random_bytes)
+        posting_clock = None
+        if clock_skew_max is not None:
+            posting_clock = PostingClock(database, clock, stopwatch, clock_skew_max)
+        checked_clock = posting_clock or clock
+        poster = Poster(database, checked_clock, random_bytes)
         credentials = CredentialStore(database)
         api_key_uses = ApiKeyUses(credentials, clock)
         async with poster.working(), api_key_uses.flushing():
@@ -123,15 +135,16 @@ async def open_book(
                 database=database,
                 poster=poster,
                 credentials=credentials,
-                api_keys=ApiKeys(credentials, account_store, clock, random_bytes),
+                api_keys=ApiKeys(credentials, account_store, clock, checked_clock, random_bytes),
                 api_key_uses=api_key_uses,
                 account_store=account_store,
-                accounts=Accounts(account_store, clock),
+                accounts=Accounts(account_store, clock, checked_clock),
                 transactions=Transactions(account_store, transaction_store, poster),
                 usage=Usage(account_store, transaction_store, clock),
                 verification=Verification(account_store, BookStore(database)),
-                expirations=Expirations(account_store, poster, clock),
+                expirations=Expirations(account_store, poster, checked_clock),
                 clock=clock,
+                posting_clock=posting_clock,
                 random_bytes=random_bytes,
             )
     finally:
@@ -172,6 +185,7 @@ async def serving(
         _observed(book, settings) as observation,
         _access_tokens(book, settings) as open_token,
         preparing_processes(book.random_bytes) as processes,
+        nullcontext() if book.posting_clock is None else book.posting_clock.checking(),
     ):
         authenticator = Authenticator(book.credentials, book.clock, book.api_key_uses.note, open_token=open_token)
         limiter = _limiter(settings, stopwatch)
@@ -192,7 +206,7 @@ async def _observed(book: Book, settings: Settings) -> AsyncIterator[Observation
     measuring = tracing = None
     async with AsyncExitStack() as stack:
         if settings.metrics_port is not None:
-            metrics = Metrics(book.poster, book.database, book.credentials, book.expirations)
+            metrics = Metrics(book.poster, book.database, book.credentials, book.expirations, book.posting_clock)
             try:
                 port = stack.enter_context(metrics.served(settings.metrics_host, settings.metrics_port))
             except OSError as error:
@@ -303,12 +317,17 @@ async def _serving(
         async with (
             book.expirations.sweeping(),
             book.database.replica_watched(),
-            watched_health(health, SERVICES, partial(is_migrated, book.database)),
+            watched_health(health, SERVICES, partial(_is_ready, book)),
         ):
             yield port
     finally:
         await server.stop(settings.shutdown_grace_seconds)
         log.info("stopped")
+
+
+async def _is_ready(book: Book) -> bool:
+    """Whether all calls can be answered. Raises ServiceUnavailable."""
+    return (book.posting_clock is None or book.posting_clock.is_right) and await is_migrated(book.database)
 
 
 def _listen(server: grpc.aio.Server, host: str, port: int, certificates: ServerCertificates | None) -> int:

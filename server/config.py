@@ -76,6 +76,13 @@ class Settings(BaseSettings):
         le=2,
         description="how long a list waits for the replica to have all that it must show; then the primary serves it",
     )
+    clock_skew_seconds: float = Field(
+        default=5.0,
+        ge=0.1,
+        le=86_400,
+        description="largest difference between this machine's clock and its reference, in seconds; beyond it "
+        "nothing is posted",
+    )
     host: str = Field(default="127.0.0.1", description="the address on which the gRPC server listens")
     port: int = Field(default=50051, ge=0, le=65535, description="the port of the gRPC server; 0 takes a free one")
     workers: int = Field(default=1, ge=1, le=64, description="how many processes serve")

@@ -22,10 +22,11 @@ from prometheus_client import CollectorRegistry, Counter, GCCollector, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from server.ledger.instants import SECOND
+from server.ledger.instants import EARLIEST, SECOND
 from server.store.credentials import CredentialStore
 from server.store.database import Database
 from server.store.poster import LINE_CALLS_MAX, Poster, PosterObserver
+from server.store.posting_clock import PostingClock
 from server.transport.calls import Measure
 from server.usecases.expirations import Expirations
 
@@ -40,14 +41,19 @@ class Metrics:
     """The metrics of one server process."""
 
     def __init__(
-        self, poster: Poster, database: Database, credentials: CredentialStore, expirations: Expirations
+        self,
+        poster: Poster,
+        database: Database,
+        credentials: CredentialStore,
+        expirations: Expirations,
+        posting_clock: PostingClock | None = None,
     ) -> None:
         # When a series began, which would double their number.
         prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         GCCollector(registry=self.registry)
-        self.registry.register(_State(poster, database, credentials, expirations))
+        self.registry.register(_State(poster, database, credentials, expirations, posting_clock))
         self._calls = Histogram(
             "daybook_rpc_duration_seconds",
             "How long calls took, by method and status.",
@@ -127,12 +133,18 @@ class _State(Collector):
     """Reads, when it is asked, what the parts of the server know anyway."""
 
     def __init__(
-        self, poster: Poster, database: Database, credentials: CredentialStore, expirations: Expirations
+        self,
+        poster: Poster,
+        database: Database,
+        credentials: CredentialStore,
+        expirations: Expirations,
+        posting_clock: PostingClock | None,
     ) -> None:
         self._poster = poster
         self._database = database
         self._credentials = credentials
         self._expirations = expirations
+        self._posting_clock = posting_clock
 
     def collect(self) -> Iterator[Metric]:
         running = GaugeMetricFamily("daybook_info", "Always 1; the label is the version that runs.", labels=["version"])
@@ -161,6 +173,21 @@ class _State(Collector):
         if self._expirations.last_sweep is not None:
             last_sweep.add_metric([], self._expirations.last_sweep / SECOND)
         yield last_sweep
+        yield from self._times()
+
+    def _times(self) -> Iterator[Metric]:
+        skew = GaugeMetricFamily(
+            "daybook_clock_skew_seconds", "How far this machine's clock is ahead of its reference; below 0 if behind."
+        )
+        if self._posting_clock is not None:
+            skew.add_metric([], self._posting_clock.skew / SECOND)
+        newest = GaugeMetricFamily(
+            "daybook_newest_create_time_timestamp_seconds",
+            "The newest create_time that an account had when it was posted to.",
+        )
+        if self._poster.newest_create_time > EARLIEST:
+            newest.add_metric([], self._poster.newest_create_time / SECOND)
+        yield from (skew, newest)
 
     def _replica(self) -> Iterator[Metric]:
         reads = CounterMetricFamily(

@@ -34,6 +34,7 @@ from server.demo.guide import what_to_try
 from server.demo.load import DATABASE_URL as DEMO_DATABASE_URL
 from server.demo.load import load as load_demo
 from server.gateway import gateway, require_certificates, require_free_ports
+from server.ledger.instants import SECOND
 from server.supervisor import end_with_supervisor, supervising
 
 
@@ -56,7 +57,12 @@ async def _server(
 
 
 def _open(settings: Settings) -> contextlib.AbstractAsyncContextManager[Book]:
-    return open_book(settings.database_url, limits=database_limits(settings), replica_url=settings.database_replica_url)
+    return open_book(
+        settings.database_url,
+        limits=database_limits(settings),
+        replica_url=settings.database_replica_url,
+        clock_skew_max=round(settings.clock_skew_seconds * SECOND),
+    )
 
 
 def serve(

@@ -11,7 +11,7 @@
     ├── Aborted                  EtagMismatch
     ├── ResourceExhausted        TooBusy, RateLimited
     ├── DeadlineExceeded         TimedOut
-    ├── Unavailable              ServiceUnavailable
+    ├── Unavailable              ServiceUnavailable, ClockSkewed
     └── Internal                 InternalFailure
 
 The second level is the status, the leaves are the reasons of daybook.v1.ErrorReason; a
@@ -30,6 +30,8 @@ class DaybookError(Exception):
 
     reason: ClassVar[str]
     """The name of the value of daybook.v1.ErrorReason."""
+    retry_seconds: float | None = None
+    """After how long a caller may try again, in seconds, where that is known."""
 
     def __init__(self, message: str, **metadata: str) -> None:
         super().__init__(message)
@@ -268,7 +270,6 @@ class ResourceExhausted(DaybookError):
     """Too much at once."""
 
     retry_seconds: float
-    """After how long a caller may try again."""
 
 
 class TooBusy(ResourceExhausted):
@@ -315,6 +316,20 @@ class ServiceUnavailable(Unavailable):
 
     def __init__(self) -> None:
         super().__init__("the service is not available at the moment")
+
+
+class ClockSkewed(Unavailable):
+    """The server's clock is too far from its reference to post by it."""
+
+    reason = "CLOCK_SKEWED"
+    retry_seconds = 5.0
+
+    def __init__(self, skew_seconds: float) -> None:
+        side = "ahead of" if skew_seconds > 0 else "behind"
+        super().__init__(
+            f"the server's clock is {abs(skew_seconds):.1f} s {side} its reference, so nothing is posted; "
+            "try again later, or have an operator set the clock"
+        )
 
 
 class Internal(DaybookError):

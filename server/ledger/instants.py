@@ -20,6 +20,9 @@ Instant: TypeAlias = int
 Clock: TypeAlias = Callable[[], Instant]
 """Tells the present instant. Injected, so that a test or the demo can fix it."""
 
+Stopwatch: TypeAlias = Callable[[], int]
+"""Nanoseconds since some moment, whatever the clock on the wall is set to."""
+
 SECOND: Instant = 1_000_000
 HOUR: Instant = 3600 * SECOND
 EARLIEST: Instant = -62_135_596_800 * SECOND

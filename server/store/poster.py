@@ -21,16 +21,18 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
 from server.ledger.errors import DaybookError, InternalFailure, ServiceUnavailable, TooBusy
-from server.ledger.instants import Clock, Instant
+from server.ledger.instants import EARLIEST, SECOND, Clock, Instant
 from server.ledger.names import RandomBytes, in_blocks
 from server.store.database import Database
 from server.store.failures import Conflict
 from server.store.requests import AnswerKey
-from server.store.unit import Attempt
+from server.store.unit import Attempt, Unit
 from server.store.unit_store import load_openers, load_unit, save_unit
 
 log = structlog.get_logger(__name__)
 
+AHEAD_SECONDS = 60
+"""How far an account's newest create_time may be ahead of the clock before that is logged, in seconds."""
 LINE_CALLS_MAX = 2048
 """How many calls may wait; the next one is told to come again."""
 GROUP_TRANSACTIONS_MAX = 2048
@@ -98,10 +100,13 @@ class Poster:
     """Posts what calls hand in, in the order in which they come."""
 
     def __init__(self, database: Database, clock: Clock, random_bytes: RandomBytes) -> None:
+        """The clock may raise ClockSkewed, by which a group is refused."""
         self._database = database
         self._clock = clock
         self._random_bytes = in_blocks(random_bytes)
         self.observer = PosterObserver()
+        self.newest_create_time: Instant = EARLIEST
+        """The newest create_time that an account had when it was posted to."""
         self._line: asyncio.Queue[_Call | None] = asyncio.Queue(LINE_CALLS_MAX)
         self._is_closing = False
 
@@ -133,7 +138,8 @@ class Poster:
     async def submit(self, command: Command[Result]) -> Result:
         """Waits until the command is posted and on disk, and gives its result.
 
-        Raises what the command refuses, TooBusy if the line is full, and ServiceUnavailable.
+        Raises what the command refuses, TooBusy if the line is full, ClockSkewed, and
+        ServiceUnavailable.
         A caller who goes away doesn't call the command back.
         """
         if self._is_closing:
@@ -187,6 +193,17 @@ class Poster:
             else:
                 call.outcome.set_result(outcome)
 
+    def _note_newest(self, unit: Unit, now: Instant) -> None:
+        """Logs once when accounts turn up that were posted to by a clock which was ahead."""
+        newest = max((stored.state.last_create_time for stored in unit.states.values()), default=EARLIEST)
+        before, ahead = self.newest_create_time, now + AHEAD_SECONDS * SECOND
+        if before <= ahead < newest:
+            log.warning(
+                "an account's newest transaction is ahead of the clock: its new ones repeat that create_time",
+                ahead_seconds=(newest - now) / SECOND,
+            )
+        self.newest_create_time = max(newest, before)
+
     def _run(self, connection: Connection, group: list[_Call], *, is_first_try: bool) -> list[Any]:
         """Gives each call's result or refusal. They hold once the caller has committed."""
         commands = [call.command for call in group]
@@ -200,7 +217,9 @@ class Poster:
             {key for command in commands for key in command.charge_keys},
             self._random_bytes,
         )
+        # Behind the locks: whoever had them before has an earlier time.
         now = self._clock()
+        self._note_newest(unit, now)
         load_openers(connection, unit, now)
         outcomes: list[Any] = []
         for command in commands:

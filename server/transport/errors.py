@@ -113,7 +113,7 @@ def to_status(error: DaybookError) -> Status:
     if isinstance(error, InvalidArgument):
         violation = BadRequest.FieldViolation(field=error.field, description=error.problem)
         details.append(_pack(BadRequest(field_violations=[violation])))
-    if isinstance(error, ResourceExhausted):
+    if error.retry_seconds is not None:
         delay = Duration()
         delay.FromMilliseconds(math.ceil(error.retry_seconds * 1000))
         details.append(_pack(RetryInfo(retry_delay=delay)))
@@ -134,7 +134,7 @@ async def refuse(
     if render is not None:
         rest = render(error)
         metadata += [("x-error-status", str(rest.status)), ("x-error-body", json.dumps(rest.body))]
-    if isinstance(error, ResourceExhausted):
+    if error.retry_seconds is not None:
         # What RetryInfo says, for REST: whole seconds, and 0 would mean at once.
         metadata.append(("retry-after", str(max(1, math.ceil(error.retry_seconds)))))
     await context.abort(code_of(error), error.message, tuple(metadata))

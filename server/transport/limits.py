@@ -8,13 +8,9 @@ is the generic cell rate algorithm); a bucket that nobody has is full.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
-from typing import TypeAlias
 
 from server.ledger.errors import RateLimited
-
-Stopwatch: TypeAlias = Callable[[], int]
-"""Nanoseconds since some moment, whatever the clock on the wall is set to."""
+from server.ledger.instants import Stopwatch
 
 BUCKETS_MAX = 100_000
 """How many buckets are kept. Beyond it the one that was used longest ago is forgotten, and so is full."""

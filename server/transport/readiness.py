@@ -63,7 +63,7 @@ async def _look(health: HealthServicer, services: Sequence[str], check: Check, w
         for service in services:
             await health.set(service, _SERVING if is_ready else _NOT_SERVING)
         if not is_ready:
-            log.warning("not ready: the database is away, or not migrated")
+            log.warning("not ready: the database is away or not migrated, or the clock is off")
         elif was_ready is not None:
             log.info("ready again")
     return is_ready

@@ -29,9 +29,11 @@ class Holding:
 class Accounts:
     """Creates, reads and updates accounts, and tells what they hold."""
 
-    def __init__(self, store: AccountStore, clock: Clock) -> None:
+    def __init__(self, store: AccountStore, clock: Clock, checked_clock: Clock) -> None:
+        """The clock for reads, and the one for what is stored, which may raise ClockSkewed."""
         self._store = store
         self._clock = clock
+        self._checked_clock = checked_clock
 
     async def create(
         self, caller: Caller, draft: AccountRecord, request: Request, *, hour_anchor: Instant | None
@@ -42,7 +44,7 @@ class Accounts:
         creation; either way they begin at a whole second.
         """
         caller.require_account(draft.id)
-        now = self._clock()
+        now = self._checked_clock()
         anchor = now if hour_anchor is None else hour_anchor
         record = replace(draft, hour_anchor=anchor - anchor % SECOND, create_time=now, update_time=now)
         return await self._store.create(caller.tenant_number, record, request)
@@ -74,7 +76,7 @@ class Accounts:
         Raises AccountNotFound, and EtagMismatch if an etag is given and stale.
         """
         caller.require_account(account_id)
-        now = self._clock()
+        now = self._checked_clock()
 
         def checked_change(record: AccountRecord) -> AccountRecord:
             if etag and etag != record.etag:
@@ -85,13 +87,13 @@ class Accounts:
         return await self._store.update(caller.tenant_number, account_id, checked_change, request)
 
     async def balance(self, caller: Caller, account_id: str) -> tuple[AccountState, Instant]:
-        """What an account holds, and the instant for which that is true. Raises AccountNotFound."""
+        """What an account holds, and the instant by which it has expired what it has. Raises AccountNotFound."""
         caller.require_account(account_id)
         found = await self._store.holdings(caller.tenant_number, [account_id])
         if not found:
             raise AccountNotFound(account_name(account_id))
         state = found[0].state
-        now = max(self._clock(), state.last_create_time)
+        now = self._clock()
         return state.at(now), now
 
     async def lots(self, caller: Caller, account_id: str, after: int, limit: int) -> Page[Lot, int]:

@@ -33,10 +33,19 @@ class ApiKeys:
     AccountNotPermitted for others.
     """
 
-    def __init__(self, store: CredentialStore, accounts: AccountStore, clock: Clock, random_bytes: RandomBytes) -> None:
+    def __init__(
+        self,
+        store: CredentialStore,
+        accounts: AccountStore,
+        clock: Clock,
+        checked_clock: Clock,
+        random_bytes: RandomBytes,
+    ) -> None:
+        """The clock for revoking, which always works, and the one for the rest, which may raise ClockSkewed."""
         self._store = store
         self._accounts = accounts
         self._clock = clock
+        self._checked_clock = checked_clock
         self._random_bytes = random_bytes
 
     async def create(self, caller: Caller, draft: ApiKeyDraft) -> tuple[ApiKeyRecord, str]:
@@ -47,7 +56,7 @@ class ApiKeys:
         """
         caller.require_tenant()
         caller.require_grant(draft.scopes)
-        now = self._clock()
+        now = self._checked_clock()
         expire_time = draft.expire_time if draft.time_to_live is None else now + draft.time_to_live
         if not is_active(None, expire_time, now):
             raise FieldInvalid("api_key.expire_time", "must be in the future")
@@ -98,7 +107,7 @@ class ApiKeys:
         ApiKeyInactive, and ScopeMissing for a key that can do what the caller can't.
         """
         caller.require_tenant()
-        now = self._clock()
+        now = self._checked_clock()
 
         def retire_secret(record: ApiKeyRecord, older: list[RetiredSecret]) -> list[RetiredSecret]:
             caller.require_grant(record.scopes.split())

@@ -128,15 +128,15 @@ def test_only_a_wrong_field_is_a_bad_request(leaf: type[DaybookError]) -> None:
         assert violations == []
 
 
-def test_an_exhausted_resource_says_when_to_come_again() -> None:
-    """TooBusy and RateLimited carry a RetryInfo with their delay, and no other error has one."""
+def test_what_passes_says_when_to_come_again() -> None:
+    """TooBusy, RateLimited and ClockSkewed carry a RetryInfo with their delay, and no other error has one."""
     delays = {}
     for leaf in LEAVES:
         for detail in to_status(make(leaf)).details:
             retry = RetryInfo()
             if detail.Unpack(retry):
                 delays[leaf] = retry.retry_delay.ToTimedelta().total_seconds()
-    assert delays == {errors.TooBusy: 1.0, errors.RateLimited: 1.5}
+    assert delays == {errors.TooBusy: 1.0, errors.RateLimited: 1.5, errors.ClockSkewed: 5.0}
 
 
 @pytest.mark.parametrize(("seconds", "told"), [(2.5, 2.5), (0.001, 0.001), (0.000_000_001, 0.001), (1.000_1, 1.001)])

@@ -22,12 +22,13 @@ from google.protobuf.descriptor_pool import Default
 from prometheus_client.parser import text_string_to_metric_families
 
 from server import metrics
-from server.app import SERVICES, Book, CannotStart, serving
+from server.app import SERVICES, Book, CannotStart, open_book, serving
 from server.config import Settings
 from server.gateway import require_free_ports
 from server.ledger.instants import SECOND, to_timestamp
+from server.ledger.names import RandomBytes
 from server.store.failures import Conflict
-from tests.conftest import Client, Clock, Server, held_up, only_sqlite, refusal_of, writing
+from tests.conftest import NOON, Client, Clock, Server, held_up, only_sqlite, refusal_of, writing
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "operating.md"
 
@@ -250,6 +251,36 @@ async def test_conflicts_are_counted(measured: Measured) -> None:
 
     assert await measured.server.book.database.transact(work) == "done"
     assert (await measured.scrape()).one("daybook_database_conflicts_total") == 2
+
+
+@only_sqlite
+async def test_clocks_show(database_url: str, clock: Clock, random_bytes: RandomBytes) -> None:
+    """How far the clock is off, and the newest create_time of an account that is posted to."""
+    settings = Settings(port=0, metrics_port=free_port(), shutdown_grace_seconds=1)
+    async with (
+        # A stopwatch that stands still, like the clock of the tests.
+        open_book(database_url, clock, random_bytes, clock_skew_max=5 * SECOND, stopwatch=lambda: 0) as book,
+        serving(book, settings) as port,
+        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+    ):
+        assert settings.metrics_port is not None
+        measured = Measured(Server(book, channel), settings.metrics_port)
+        client = await measured.server.client(await measured.server.create_tenant("house"))
+        await client.create_account("acme")
+        await client.post("acme", Transaction.GRANT, "1")
+        assert not (await measured.scrape()).of("daybook_newest_create_time_timestamp_seconds")
+        clock.advance(6)
+        found = await measured.scrape()
+        assert found.one("daybook_clock_skew_seconds") == 6
+        assert (await refusal_of(client.post("acme", Transaction.GRANT, "1"))).reason == "CLOCK_SKEWED"
+        clock.advance(-12)
+        assert (await measured.scrape()).one("daybook_clock_skew_seconds") == -6
+        clock.advance(6)
+        await client.post("acme", Transaction.GRANT, "1")
+        found = await measured.scrape()
+        assert found.one("daybook_clock_skew_seconds") == 0
+        assert found.one("daybook_newest_create_time_timestamp_seconds") == NOON / SECOND
+        assert found.one("daybook_rpc_refusals_total", reason="CLOCK_SKEWED") == 1
 
 
 @only_sqlite

@@ -351,7 +351,10 @@ class Balance(_message.Message):
     """
     @_builtins.property
     def as_of_time(self) -> _timestamp_pb2.Timestamp:
-        """The instant for which the balance holds."""
+        """The instant for which the balance holds: what has expired by then is not part of it. It
+        is the server's clock, so it is earlier than the create_time of the newest transaction if
+        that was posted by a clock that was ahead.
+        """
 
     def __init__(
         self,

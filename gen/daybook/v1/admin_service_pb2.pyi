@@ -235,7 +235,8 @@ class ImportTransactionsRequest(_message.Message):
         @_builtins.property
         def create_time(self) -> _timestamp_pb2.Timestamp:
             """When it happened. Not in the future, and not before the newest transaction of its
-            account. Finer than a microsecond is cut off.
+            account, also if that was posted by a clock that was ahead. Finer than a microsecond is
+            cut off.
             """
 
         def __init__(

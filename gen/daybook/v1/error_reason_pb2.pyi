@@ -173,6 +173,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
 
     Example: {"reason": "SERVICE_UNAVAILABLE", "domain": "daybook"}
     """
+    CLOCK_SKEWED: _ErrorReason.ValueType  # 32
+    """The server's clock is too far from its reference, so it posts and creates nothing. The
+    call did nothing, but for items of an import that were posted before. RetryInfo says when
+    to try again, with the same request_id; an operator has to set the clock, unless time
+    synchronization does. Status UNAVAILABLE.
+
+    Example: {"reason": "CLOCK_SKEWED", "domain": "daybook"}
+    """
     INTERNAL_FAILURE: _ErrorReason.ValueType  # 17
     """Something failed that is not the caller's fault and that the server's log explains.
     Status INTERNAL.
@@ -360,6 +368,14 @@ SERVICE_UNAVAILABLE: ErrorReason.ValueType  # 16
 shutting down; repeat the call later, with the same request_id. Status UNAVAILABLE.
 
 Example: {"reason": "SERVICE_UNAVAILABLE", "domain": "daybook"}
+"""
+CLOCK_SKEWED: ErrorReason.ValueType  # 32
+"""The server's clock is too far from its reference, so it posts and creates nothing. The
+call did nothing, but for items of an import that were posted before. RetryInfo says when
+to try again, with the same request_id; an operator has to set the clock, unless time
+synchronization does. Status UNAVAILABLE.
+
+Example: {"reason": "CLOCK_SKEWED", "domain": "daybook"}
 """
 INTERNAL_FAILURE: ErrorReason.ValueType  # 17
 """Something failed that is not the caller's fault and that the server's log explains.

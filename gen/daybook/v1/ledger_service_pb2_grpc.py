@@ -169,7 +169,8 @@ class LedgerServicer:
         A grant opens a lot, permanent or expiring. A charge takes from the lots in the order
         that Transaction.priority describes, and borrows the rest on the credit limit. Credits
         that come in pay back what was borrowed first. An expired lot is never spent: its
-        EXPIRATION is posted first, dated at its expire_time.
+        EXPIRATION is posted first, dated at its expire_time, or at the account's newest
+        create_time if that is later.
 
         NOT_FOUND if the tenant has no such account; FAILED_PRECONDITION, reason
         INSUFFICIENT_CREDITS, if the balance would go below minus the credit limit, and
@@ -223,7 +224,8 @@ class LedgerServicer:
 
         They are taken as a charge takes them, except that nothing is borrowed, and arrive on
         the terms they had: with the same expire_time and priority. The two transactions name
-        each other as transfer_peer; their category is `transfer`.
+        each other as transfer_peer; their category is `transfer`. Each has a create_time of its
+        own, which never decreases within its account.
 
         NOT_FOUND if the tenant lacks either account; FAILED_PRECONDITION, reason
         INSUFFICIENT_CREDITS, if the source holds less.

@@ -156,7 +156,9 @@ class Transaction(_message.Message):
     last segment is the uid.
     """
     uid: _builtins.str
-    """A UUID of version 7, in lower case, that Daybook assigns."""
+    """A UUID of version 7, in lower case, that Daybook assigns. Its time is the server's clock
+    at the posting, or that of an import's item.
+    """
     sequence: _builtins.int
     """The place of the transaction in its account: 1, 2, 3 and so on, without a gap."""
     kind: Global___Transaction.Kind.ValueType
@@ -207,7 +209,9 @@ class Transaction(_message.Message):
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When the transaction was posted, in whole microseconds. Never decreases within
-        an account.
+        an account: if a server's clock was ahead, the account's next transactions repeat the
+        newest create_time until the clock has passed it. What has expired is decided by the
+        clock alone, never by a create_time.
         """
 
     @_builtins.property
@@ -241,11 +245,13 @@ class Transaction(_message.Message):
 
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """From this instant on they are gone. Must be later than the create_time."""
+        """From this instant on they are gone. Must be later than the posting, by the server's
+        clock.
+        """
 
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration:
-        """They are gone so long after the create_time: from one second to 36,525 days
+        """They are gone so long after the posting, by the server's clock: from one second to 36,525 days
         (100 years). Answers have the expire_time that came of it.
         """
 

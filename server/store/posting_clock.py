@@ -1,0 +1,143 @@
+"""The clock by which transactions are posted: this machine's, as long as a reference agrees with it.
+
+A create_time can't be taken back, and a wrong time expires credits. So a machine whose clock
+jumps must not post until it is right again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+import time
+from collections.abc import AsyncIterator
+
+import structlog
+from sqlalchemy import Connection, func, select
+
+from server.ledger.errors import ClockSkewed, DaybookError
+from server.ledger.instants import SECOND, Clock, Instant, Stopwatch, from_datetime
+from server.store.database import Database
+
+log = structlog.get_logger(__name__)
+
+CHECK_SECONDS = 2.0
+"""Time between two checks, in seconds."""
+ANSWER_SECONDS_MAX = 2.0
+"""How long the database may take to tell its time, in seconds."""
+SETTLE_SECONDS = 60
+"""How long a clock without a second opinion must run evenly after a jump to be believed, in seconds."""
+
+
+def boot_stopwatch() -> int:
+    """Nanoseconds since some moment; where the system can tell, also those for which the machine was suspended."""
+    if sys.platform == "linux":
+        return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    return time.monotonic_ns()
+
+
+class PostingClock:
+    """Tells the time for postings, or raises ClockSkewed.
+
+    The reference is a time plus what a stopwatch has counted since, so it doesn't follow a
+    clock that is set. On PostgreSQL it is the database's time, which all servers share, asked
+    for every CHECK_SECONDS. SQLite has no clock of its own: there the reference is this
+    machine's clock at the last check that found it right. A clock that jumped and then ran
+    evenly for SETTLE_SECONDS was corrected by an operator or by NTP, and becomes the reference.
+    """
+
+    def __init__(self, database: Database, clock: Clock, stopwatch: Stopwatch, skew_max: Instant) -> None:
+        self._database = database
+        self._clock = clock
+        self._stopwatch = stopwatch
+        self._skew_max = skew_max
+        self._reference_start = clock() - self._elapsed()
+        """What the reference was when the stopwatch was at 0."""
+        self._jump: tuple[Instant, Instant] | None = None
+        """Of a clock that is off on SQLite: the skew, and what the stopwatch had counted when it was first seen."""
+        self._was_right = True
+
+    def __call__(self) -> Instant:
+        """The time of this machine's clock. Raises ClockSkewed if that is too far from the reference."""
+        now = self._clock()
+        skew = now - self._reference_start - self._elapsed()
+        if abs(skew) > self._skew_max:
+            raise ClockSkewed(skew / SECOND)
+        return now
+
+    @property
+    def skew(self) -> Instant:
+        """How far the clock is ahead of the reference; below 0 if it is behind."""
+        return self._clock() - self._reference_start - self._elapsed()
+
+    @property
+    def is_right(self) -> bool:
+        """Whether transactions can be posted by it."""
+        return abs(self.skew) <= self._skew_max
+
+    @contextlib.asynccontextmanager
+    async def checking(self) -> AsyncIterator[None]:
+        """Checks the clock now, and then every CHECK_SECONDS until the end of the block."""
+        await self.check()
+        task = asyncio.create_task(self._check_for_ever())
+        try:
+            yield
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    async def check(self) -> None:
+        """Brings the reference up to date, and logs when the clock starts or stops being off."""
+        if self._database.url.get_backend_name() == "sqlite":
+            self._follow_clock()
+        else:
+            await self._ask_database()
+        if self.is_right != self._was_right:
+            self._was_right = not self._was_right
+            if self._was_right:
+                log.info("clock is right again")
+            else:
+                log.error("clock is off: nothing is posted until it is right", skew_seconds=self.skew / SECOND)
+
+    async def _check_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(CHECK_SECONDS)
+            try:
+                await self.check()
+            except Exception:
+                log.exception("clock not checked")
+
+    def _follow_clock(self) -> None:
+        skew, elapsed = self.skew, self._elapsed()
+        if abs(skew) <= self._skew_max:
+            # NTP slews: many small steps must not add up to a skew.
+            self._reference_start += skew
+            self._jump = None
+        elif self._jump is None or abs(skew - self._jump[0]) > self._skew_max:
+            self._jump = (skew, elapsed)
+        elif elapsed - self._jump[1] >= SETTLE_SECONDS * SECOND:
+            log.warning("clock was set, and has run evenly since", skew_seconds=skew / SECOND)
+            self._reference_start += skew
+            self._jump = None
+
+    async def _ask_database(self) -> None:
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS_MAX):
+                reference, sent, received = await self._database.look(self._read_time)
+        except (DaybookError, TimeoutError):
+            # Until it answers again, the stopwatch carries on what it said last.
+            return
+        round_trip = received - sent
+        # The database read its clock at some moment between the two: beyond this, that says too little.
+        if round_trip <= self._skew_max:
+            self._reference_start = reference - sent - round_trip // 2
+
+    def _read_time(self, connection: Connection) -> tuple[Instant, Instant, Instant]:
+        """The database's time, and what the stopwatch had counted before and after."""
+        sent = self._elapsed()
+        reference = from_datetime(connection.execute(select(func.clock_timestamp())).scalar_one())
+        return reference, sent, self._elapsed()
+
+    def _elapsed(self) -> Instant:
+        return self._stopwatch() // 1000

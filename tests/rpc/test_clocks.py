@@ -1,0 +1,316 @@
+"""Clocks that are wrong: they post nothing, and one account's time never decides about the credits of another."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import pytest
+from daybook.v1.account_pb2 import Account
+from daybook.v1.admin_service_pb2 import (
+    CreateApiKeyRequest,
+    ImportTransactionsRequest,
+    ListApiKeysRequest,
+    RevokeApiKeyRequest,
+    RotateApiKeyRequest,
+)
+from daybook.v1.api_key_pb2 import ApiKey
+from daybook.v1.ledger_service_pb2 import (
+    BatchCreateTransactionsRequest,
+    CreateTransactionRequest,
+    RefundTransactionRequest,
+    TransferCreditsRequest,
+    TransferCreditsResponse,
+    UpdateAccountRequest,
+)
+from daybook.v1.transaction_pb2 import Transaction
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from server.app import open_book, serving, system_clock
+from server.config import Settings
+from server.ledger.errors import ClockSkewed
+from server.ledger.instants import SECOND, Instant, from_timestamp, to_timestamp
+from server.ledger.names import RandomBytes
+from tests.conftest import NOON, Client, Clock, Server, held_up, refusal_of
+
+GRANT, CHARGE, EXPIRATION = Transaction.GRANT, Transaction.CHARGE, Transaction.EXPIRATION
+HOUR_SECONDS = 3600
+TWO_DAYS_SECONDS = 2 * 24 * HOUR_SECONDS
+
+
+def after(seconds: float) -> Timestamp:
+    """So long after NOON."""
+    return to_timestamp(NOON + round(seconds * SECOND))
+
+
+async def transfer(client: Client, source: str, destination: str, amount: str) -> TransferCreditsResponse:
+    """Moves credits between two accounts."""
+    return await client.ledger.TransferCredits(
+        TransferCreditsRequest(name=f"accounts/{source}", destination=f"accounts/{destination}", amount=amount),
+        metadata=client.metadata,
+    )
+
+
+@pytest.fixture
+async def ahead(client: Client, clock: Clock) -> Client:
+    """`a` holds 100 that expire in an hour and 10 permanent; `b` got 1 from a clock that was two days ahead."""
+    for account_id in ("a", "b", "c"):
+        await client.create_account(account_id)
+    await client.post("a", GRANT, "100", expire_time=after(HOUR_SECONDS))
+    await client.post("a", GRANT, "10")
+    clock.advance(TWO_DAYS_SECONDS)
+    await client.post("b", GRANT, "1")
+    clock.advance(-TWO_DAYS_SECONDS)
+    return client
+
+
+async def test_the_time_of_one_account_expires_nothing_of_another(ahead: Client, admin: Client) -> None:
+    """Transfers to and from an account whose newest transaction is two days ahead cost nobody a credit."""
+    clock_time = after(0)
+    sides = await transfer(ahead, "a", "b", "5")
+    assert (sides.outgoing.balance_after, sides.outgoing.create_time) == ("105", clock_time)
+    # The stamps of `b` stay in order: it repeats its newest one until the clock has passed it.
+    assert (sides.incoming.balance_after, sides.incoming.create_time) == ("6", after(TWO_DAYS_SECONDS))
+    sides = await transfer(ahead, "a", "c", "5")
+    assert (sides.outgoing.balance_after, sides.outgoing.create_time) == ("100", clock_time)
+    assert (sides.incoming.balance_after, sides.incoming.create_time) == ("5", clock_time)
+    sides = await transfer(ahead, "b", "c", "6")
+    assert (sides.outgoing.balance_after, sides.outgoing.create_time) == ("0", after(TWO_DAYS_SECONDS))
+    assert (sides.incoming.balance_after, sides.incoming.create_time) == ("11", clock_time)
+    assert not [row for row in await ahead.history("-") if row.kind == EXPIRATION]
+    assert await admin.verify() == []
+
+
+async def test_an_account_that_is_ahead_heals(ahead: Client, admin: Client, clock: Clock) -> None:
+    """All credits of an account with a future create_time stay usable, by the clock, until the clock has passed it."""
+    # Credits that expire before the account's newest create_time can be granted, held, spent and given back.
+    await ahead.post("b", GRANT, "7", expire_time=after(HOUR_SECONDS))
+    granted = await ahead.post("b", GRANT, "2", ttl={"seconds": 600})
+    assert granted.expire_time == after(600)
+    held = await ahead.balance("b")
+    assert (held.amount, held.expiring_amount, held.as_of_time) == ("10", "9", after(0))
+    charge = await ahead.post("b", CHARGE, "-3")
+    assert (charge.create_time, charge.balance_after) == (after(TWO_DAYS_SECONDS), "7")
+    assert [lot.remaining_amount for lot in await ahead.lots("b")] == ["1", "6", "0"]
+    # What expires does so by the clock, and its transaction keeps the account's order.
+    clock.advance(HOUR_SECONDS)
+    assert (await ahead.balance("b")).amount == "1"
+    assert (await ahead.post("b", GRANT, "1")).balance_after == "2"
+    expired = [row for row in await ahead.history("b") if row.kind == EXPIRATION]
+    assert [(row.amount, row.create_time) for row in expired] == [("-6", after(TWO_DAYS_SECONDS))]
+    clock.advance(TWO_DAYS_SECONDS)
+    assert (await ahead.post("b", CHARGE, "-2")).create_time == after(TWO_DAYS_SECONDS + HOUR_SECONDS)
+    assert await admin.verify() == []
+
+
+async def test_a_refund_on_an_account_that_is_ahead(ahead: Client, admin: Client, clock: Clock) -> None:
+    """Credits that expired after the charge come back for as long as they had left by the clock at the charge."""
+    await ahead.post("b", GRANT, "7", expire_time=after(HOUR_SECONDS))
+    charge = await ahead.post("b", CHARGE, "-3")
+    clock.advance(2 * HOUR_SECONDS)
+    request = RefundTransactionRequest(name=charge.name)
+    refund = await ahead.ledger.RefundTransaction(request, metadata=ahead.metadata)
+    assert (refund.balance_after, refund.expiring_amount) == ("4", "3")
+    assert (await ahead.lots("b"))[-1].expire_time == after(3 * HOUR_SECONDS)
+    clock.advance(HOUR_SECONDS - 1)
+    assert (await ahead.balance("b")).amount == "4"
+    clock.advance(1)
+    assert (await ahead.balance("b")).amount == "1"
+    assert await admin.verify() == []
+
+
+async def test_a_lifetime_that_is_past_by_the_clock(ahead: Client) -> None:
+    """An expire_time is held against the clock, not against the account's newest create_time."""
+    refusal = await refusal_of(ahead.post("b", GRANT, "1", expire_time=after(0)))
+    assert refusal.fields == ("transaction.expire_time",)
+    assert (await ahead.post("b", GRANT, "1", expire_time=after(0.000001))).balance_after == "2"
+
+
+async def test_a_sweep_with_an_account_that_is_ahead(
+    server: Server, ahead: Client, admin: Client, clock: Clock
+) -> None:
+    """The sweep expires what is past by the clock, on every account, and nothing else."""
+    await ahead.post("b", GRANT, "7", expire_time=after(HOUR_SECONDS))
+    assert await server.book.expirations.sweep() == 0
+    clock.advance(HOUR_SECONDS)
+    assert await server.book.expirations.sweep() == 2
+    assert [(await ahead.balance(name)).amount for name in "abc"] == ["10", "1", "0"]
+    times = [from_timestamp(row.create_time) for row in await ahead.history("b")]
+    assert times == sorted(times)
+    assert await admin.verify() == []
+
+
+async def test_a_sweep_after_an_import_by_a_clock_that_was_ahead(server: Server, admin: Client, clock: Clock) -> None:
+    """An account is not left to the next import for longer because the clock was ahead at the last one."""
+    await admin.create_account("acme")
+    clock.advance(TWO_DAYS_SECONDS)
+    transaction = Transaction(kind=GRANT, amount="5", category="test", expire_time=after(60))
+    item = ImportTransactionsRequest.Item(parent="accounts/acme", transaction=transaction, create_time=after(-60))
+    call = admin.admin.ImportTransactions(iter([ImportTransactionsRequest(items=[item])]), metadata=admin.metadata)
+    assert (await call).imported_count == 1
+    clock.advance(60 - TWO_DAYS_SECONDS)
+    assert await server.book.expirations.sweep() == 1
+    assert [(row.amount, row.create_time) for row in await admin.history("acme")] == [
+        ("5", after(-60)),
+        ("-5", after(60)),
+    ]
+
+
+@dataclass
+class WallClock:
+    """The machine's clock, and how far a test has set it ahead or back."""
+
+    offset: Instant = 0
+
+    def __call__(self) -> Instant:
+        """What the clock on the wall shows."""
+        return system_clock() + self.offset
+
+
+@dataclass
+class Checked:
+    """A server that checks its clock, and callers of it."""
+
+    server: Server
+    clock: WallClock
+    client: Client
+    admin: Client
+
+
+@pytest.fixture
+async def checked(database_url: str, random_bytes: RandomBytes) -> AsyncIterator[Checked]:
+    """A server whose clock may be off by five seconds, with 10 credits in `a` and 1 in `b`."""
+    clock = WallClock()
+    async with (
+        open_book(database_url, clock, random_bytes, clock_skew_max=5 * SECOND) as book,
+        serving(book, Settings(port=0, shutdown_grace_seconds=1)) as port,
+        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+    ):
+        server = Server(book, channel)
+        tenant = await server.create_tenant("house")
+        client, admin = await server.client(tenant), await server.client(tenant, scopes={"admin"})
+        for account_id, amount in (("a", "10"), ("b", "1")):
+            await client.create_account(account_id)
+            await client.post(account_id, GRANT, amount)
+        await client.create_account("past")
+        yield Checked(server, clock, client, admin)
+
+
+async def until_health_is(channel: grpc.aio.Channel, wanted: object) -> None:
+    """Returns when the health service says so of the ledger."""
+    stub: Any = health_pb2_grpc.HealthStub(channel)
+    call = stub.Watch(health_pb2.HealthCheckRequest(service="daybook.v1.Ledger"))
+    async with asyncio.timeout(30):
+        async for answer in call:
+            if answer.status == wanted:
+                break
+    call.cancel()
+
+
+def writes(checked: Checked, charge: Transaction, key: ApiKey) -> dict[str, Callable[[], Awaitable[object]]]:
+    """Every call that stores a time."""
+    client, admin = checked.client, checked.admin
+    grant = CreateTransactionRequest(
+        parent="accounts/a", transaction=Transaction(kind=GRANT, amount="1", category="test")
+    )
+    item = ImportTransactionsRequest.Item(
+        parent="accounts/past", transaction=grant.transaction, create_time=to_timestamp(system_clock())
+    )
+    return {
+        "post": lambda: client.post("a", GRANT, "1"),
+        "transfer": lambda: transfer(client, "a", "b", "1"),
+        "refund": lambda: client.ledger.RefundTransaction(
+            RefundTransactionRequest(name=charge.name), metadata=client.metadata
+        ),
+        "batch": lambda: client.ledger.BatchCreateTransactions(
+            BatchCreateTransactionsRequest(parent="accounts/a", requests=[grant]), metadata=client.metadata
+        ),
+        "import": lambda: admin.admin.ImportTransactions(
+            iter([ImportTransactionsRequest(items=[item])]), metadata=admin.metadata
+        ),
+        "create account": lambda: client.create_account("c"),
+        "update account": lambda: client.ledger.UpdateAccount(
+            UpdateAccountRequest(account=Account(name="accounts/a", display_name="A")), metadata=client.metadata
+        ),
+        "create key": lambda: admin.admin.CreateApiKey(
+            CreateApiKeyRequest(api_key=ApiKey(scopes=["accounts"])), metadata=admin.metadata
+        ),
+        "rotate key": lambda: admin.admin.RotateApiKey(RotateApiKeyRequest(name=key.name), metadata=admin.metadata),
+    }
+
+
+@pytest.mark.parametrize("jump_seconds", [TWO_DAYS_SECONDS, -TWO_DAYS_SECONDS])
+async def test_nothing_is_posted_by_a_clock_that_is_off(checked: Checked, jump_seconds: int) -> None:
+    """While the clock is two days off all that stores a time is refused and all else goes on; then all works again."""
+    client, admin = checked.client, checked.admin
+    charge = await client.post("a", CHARGE, "-1")
+    created = await admin.admin.CreateApiKey(
+        CreateApiKeyRequest(api_key=ApiKey(scopes=["accounts"])), metadata=admin.metadata
+    )
+    rows, held = await client.history("-"), await client.balance("a")
+    calls = writes(checked, charge, created.api_key)
+
+    checked.clock.offset = jump_seconds * SECOND
+    for name, call in calls.items():
+        refusal = await refusal_of(call())
+        assert refusal.verdict == ("UNAVAILABLE", "CLOCK_SKEWED"), name
+        assert refusal.retry_delay == Duration(seconds=5)
+        told = re.match(r"the server's clock is ([0-9.]+) s (ahead of|behind) its reference", refusal.message)
+        assert told is not None
+        assert abs(float(told[1]) - TWO_DAYS_SECONDS) < 1
+        assert told[2] == ("ahead of" if jump_seconds > 0 else "behind")
+    with pytest.raises(ClockSkewed):
+        await checked.server.book.expirations.sweep()
+    held_now = await client.balance("a")
+    held_now.as_of_time.CopyFrom(held.as_of_time)
+    assert (await client.history("-"), held_now) == (rows, held)
+    await until_health_is(checked.server.channel, health_pb2.HealthCheckResponse.NOT_SERVING)
+    # A secret that leaked can be shut out whatever the clock says.
+    revoked = await admin.admin.RevokeApiKey(RevokeApiKeyRequest(name=created.api_key.name), metadata=admin.metadata)
+    assert revoked.HasField("revoke_time")
+
+    checked.clock.offset = 0
+    await until_health_is(checked.server.channel, health_pb2.HealthCheckResponse.SERVING)
+    for name, call in calls.items():
+        if name != "rotate key":
+            await call()
+    times = [from_timestamp(row.create_time) for row in await client.history("-")]
+    assert max(times) <= system_clock()
+    assert len((await admin.admin.ListApiKeys(ListApiKeysRequest(), metadata=admin.metadata)).api_keys) == 4
+    assert await admin.verify() == []
+
+
+async def test_what_waits_when_the_clock_jumps_is_refused(checked: Checked) -> None:
+    """The clock of the commit counts: a call that waited in the queue while the clock jumped is not posted by it."""
+    book = checked.server.book
+    async with held_up(book), asyncio.timeout(30):
+        # The poster takes the first and waits for the database; the second stays in the queue.
+        postings = [asyncio.create_task(checked.client.post("a", GRANT, "1", request_id="first"))]
+        while not any(use.waiting for use in book.database.pools.values()):
+            await asyncio.sleep(0.01)
+        postings.append(asyncio.create_task(checked.client.post("a", GRANT, "1", request_id="waits")))
+        while not book.poster.line_length:
+            await asyncio.sleep(0.01)
+        checked.clock.offset = TWO_DAYS_SECONDS * SECOND
+    for posting in postings:
+        assert (await refusal_of(posting)).verdict == ("UNAVAILABLE", "CLOCK_SKEWED")
+    checked.clock.offset = 0
+    assert (await checked.client.post("a", GRANT, "1", request_id="waits")).balance_after == "11"
+
+
+async def test_a_small_skew_is_taken(checked: Checked) -> None:
+    """Servers whose clocks differ by less than the bound post, and each account's times are in order."""
+    for offset_seconds in (4, -4, 0):
+        checked.clock.offset = offset_seconds * SECOND
+        await transfer(checked.client, "a", "b", "1")
+    for account_id, balance in (("a", "7"), ("b", "4")):
+        times = [from_timestamp(row.create_time) for row in await checked.client.history(account_id)]
+        assert times == sorted(times)
+        assert (await checked.client.balance(account_id)).amount == balance
+    assert await checked.admin.verify() == []

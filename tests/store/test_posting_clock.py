@@ -1,0 +1,156 @@
+"""The clock for postings against its reference: on SQLite what it showed before, on PostgreSQL the database's clock."""
+
+from __future__ import annotations
+
+from itertools import count
+
+import pytest
+
+from server.app import Book, system_clock
+from server.ledger.errors import ClockSkewed
+from server.ledger.instants import SECOND, Instant
+from server.store.database import Database
+from server.store.posting_clock import SETTLE_SECONDS, PostingClock, boot_stopwatch
+from tests.conftest import NOON, only_postgresql, only_sqlite
+
+DAY_SECONDS = 24 * 3600
+SKEW_MAX = 5 * SECOND
+
+
+class Machine:
+    """A machine whose clock and stopwatch stand still until a test moves them."""
+
+    def __init__(self, database: Database) -> None:
+        self.wall: Instant = NOON
+        self.elapsed: Instant = 0
+        self.clock = PostingClock(database, lambda: self.wall, lambda: 1000 * self.elapsed, SKEW_MAX)
+
+    def run(self, seconds: float) -> None:
+        """Lets time go by: clock and stopwatch count it alike."""
+        self.wall += round(seconds * SECOND)
+        self.elapsed += round(seconds * SECOND)
+
+    def set(self, seconds: float) -> None:
+        """Sets the clock ahead, or back."""
+        self.wall += round(seconds * SECOND)
+
+
+@pytest.fixture
+def machine(book: Book) -> Machine:
+    """A machine whose clock was right at the start."""
+    return Machine(book.database)
+
+
+@only_sqlite
+@pytest.mark.parametrize("jump", [5, -5, 0.5, 0])
+async def test_a_small_step_is_no_jump(machine: Machine, jump: float) -> None:
+    """A clock that is off by no more than the bound is right, and gives its own time."""
+    machine.run(100)
+    machine.set(jump)
+    assert machine.clock() == machine.wall
+    assert machine.clock.is_right
+
+
+@only_sqlite
+@pytest.mark.parametrize("jump", [5.000001, -5.000001, 2 * DAY_SECONDS, -2 * DAY_SECONDS])
+async def test_a_jump_is_refused_at_once(machine: Machine, jump: float) -> None:
+    """A clock that jumps by more than the bound is refused without a check in between, until it is set back."""
+    await machine.clock.check()
+    machine.set(jump)
+    with pytest.raises(ClockSkewed) as refusal:
+        machine.clock()
+    assert (machine.clock.is_right, machine.clock.skew) == (False, round(jump * SECOND))
+    side = "ahead of" if jump > 0 else "behind"
+    assert f"is {abs(jump):.1f} s {side} its reference" in refusal.value.message
+    machine.run(30)
+    await machine.clock.check()
+    machine.set(-jump)
+    assert machine.clock() == machine.wall == NOON + 30 * SECOND
+
+
+@only_sqlite
+async def test_small_steps_do_not_add_up(machine: Machine) -> None:
+    """A clock that is slewed by a second at each check, an hour in all, is right throughout."""
+    for _ in range(3600):
+        machine.run(2)
+        machine.set(1)
+        assert machine.clock() == machine.wall
+        await machine.clock.check()
+    assert machine.clock.skew == 0
+
+
+@only_sqlite
+async def test_a_jump_that_lasts_is_believed(machine: Machine) -> None:
+    """A clock that runs evenly after a jump is the new reference after a minute, and not a moment sooner."""
+    machine.set(-DAY_SECONDS)
+    await machine.clock.check()
+    machine.run(SETTLE_SECONDS - 0.000001)
+    await machine.clock.check()
+    assert not machine.clock.is_right
+    machine.run(0.000001)
+    await machine.clock.check()
+    assert (machine.clock(), machine.clock.skew) == (machine.wall, 0)
+
+
+@only_sqlite
+async def test_a_clock_that_jumps_about_is_not_believed(machine: Machine) -> None:
+    """Each further jump begins the minute anew."""
+    for _ in range(10):
+        machine.set(DAY_SECONDS)
+        await machine.clock.check()
+        machine.run(SETTLE_SECONDS - 1)
+        await machine.clock.check()
+        assert not machine.clock.is_right
+    machine.set(-10 * DAY_SECONDS)
+    assert machine.clock() == machine.wall
+
+
+@only_postgresql
+@pytest.mark.parametrize("offset_seconds", [2 * DAY_SECONDS, -2 * DAY_SECONDS, 6, -6])
+async def test_a_clock_that_was_wrong_at_the_start(book: Book, offset_seconds: int) -> None:
+    """PostgreSQL's clock is the reference, also for a process that starts with a wrong one of its own."""
+    offset = offset_seconds * SECOND
+    clock = PostingClock(book.database, lambda: system_clock() + offset, boot_stopwatch, SKEW_MAX)
+    await clock.check()
+    assert abs(clock.skew - offset) < SECOND / 2
+    with pytest.raises(ClockSkewed):
+        clock()
+    # However long it lasts: there is a second opinion.
+    await clock.check()
+    assert not clock.is_right
+    offset = 0
+    assert abs(clock() - system_clock()) < SECOND
+
+
+@only_postgresql
+async def test_an_answer_that_took_too_long_says_nothing(book: Book) -> None:
+    """A time of the database that may be older than the bound is not taken; the reference stays what it was."""
+    readings = count(0, 6_000_000_000)
+    clock = PostingClock(book.database, lambda: NOON, lambda: next(readings), SKEW_MAX)
+    await clock.check()
+    assert abs(clock.skew) < 60 * SECOND, "that of the database is years away from NOON"
+
+
+async def test_a_database_that_is_away() -> None:
+    """The reference goes on by the stopwatch while the database can't be asked."""
+    database = Database("postgresql+asyncpg://nobody@127.0.0.1:1/none")
+    wall, elapsed = NOON, 0
+    clock = PostingClock(database, lambda: wall, lambda: 1000 * elapsed, SKEW_MAX)
+    try:
+        wall, elapsed = NOON + 9 * SECOND, 9 * SECOND
+        await clock.check()
+        assert clock() == wall
+        wall += DAY_SECONDS * SECOND
+        await clock.check()
+        assert not clock.is_right
+    finally:
+        await database.close()
+
+
+def test_the_stopwatch_counts_nanoseconds() -> None:
+    """The stopwatch never goes back, and counts in the unit that its readers expect."""
+    first = boot_stopwatch()
+    started = system_clock()
+    while system_clock() < started + 2000:
+        pass
+    assert 1_000_000 < boot_stopwatch() - first < 60_000_000_000
