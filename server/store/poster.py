@@ -194,7 +194,7 @@ class Poster:
                 call.outcome.set_result(outcome)
 
     def _note_newest(self, unit: Unit, now: Instant) -> None:
-        """Logs once when accounts turn up that were posted to by a clock which was ahead."""
+        """Logs the first account that a clock which was ahead has posted to; again once the clock has passed it."""
         newest = max((stored.state.last_create_time for stored in unit.states.values()), default=EARLIEST)
         before, ahead = self.newest_create_time, now + AHEAD_SECONDS * SECOND
         if before <= ahead < newest:
@@ -217,7 +217,7 @@ class Poster:
             {key for command in commands for key in command.charge_keys},
             self._random_bytes,
         )
-        # Behind the locks: whoever had them before has an earlier time.
+        # Read only now that the accounts are locked: what was posted to them before has an earlier time.
         now = self._clock()
         self._note_newest(unit, now)
         load_openers(connection, unit, now)

@@ -252,4 +252,7 @@ def test_metrics_have_a_port_of_their_own(traced: Traced) -> None:
     series = b'daybook_rpc_duration_seconds_count{code="OK",method="daybook.v1.Ledger/GetAccount"} '
     (line,) = [line for line in answer.body.splitlines() if line.startswith(series)]
     assert float(line.removeprefix(series)) >= 1
+    # The command checks its clock, which is no further from itself than it may be.
+    (skew,) = [line for line in answer.body.splitlines() if line.startswith(b"daybook_clock_skew_seconds ")]
+    assert abs(float(skew.split()[1])) < 5
     assert traced.call("/metrics", uuid.uuid4().hex).status == 404

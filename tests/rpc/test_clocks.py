@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -31,13 +34,16 @@ from daybook.v1.transaction_pb2 import Transaction
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from structlog.testing import capture_logs
 
 from server.app import open_book, serving, system_clock
 from server.config import Settings
 from server.ledger.errors import ClockSkewed
 from server.ledger.instants import SECOND, Instant, from_timestamp, to_timestamp
 from server.ledger.names import RandomBytes
-from tests.conftest import NOON, Client, Clock, Server, held_up, refusal_of
+from tests.conftest import NOON, Client, Clock, Server, held_up, only_sqlite, refusal_of
+from tests.facades.conditions import gateway_before
+from tests.facades.exchanges import Answer, send
 
 GRANT, CHARGE, EXPIRATION = Transaction.GRANT, Transaction.CHARGE, Transaction.EXPIRATION
 HOUR_SECONDS = 3600
@@ -109,6 +115,28 @@ async def test_an_account_that_is_ahead_heals(ahead: Client, admin: Client, cloc
     assert await admin.verify() == []
 
 
+async def test_an_account_that_is_ahead_is_logged(ahead: Client, clock: Clock) -> None:
+    """The log tells once, and by how much, that an account is ahead; again only after the clock has passed it."""
+
+    def told(logs: list[Any]) -> list[float]:
+        return [line["ahead_seconds"] for line in logs if line["event"].startswith("an account's newest transaction")]
+
+    with capture_logs() as logs:
+        await ahead.post("a", GRANT, "1")
+        assert told(logs) == []
+        for account_id in ("b", "a", "b"):
+            await ahead.post(account_id, GRANT, "1")
+        assert told(logs) == [TWO_DAYS_SECONDS]
+        clock.advance(TWO_DAYS_SECONDS + 61)
+        await ahead.post("a", GRANT, "1")
+        clock.advance(-61)
+        await ahead.post("a", GRANT, "1")
+        assert told(logs) == [TWO_DAYS_SECONDS, 61]
+        clock.advance(1)
+        await ahead.post("a", GRANT, "1")
+        assert told(logs) == [TWO_DAYS_SECONDS, 61]
+
+
 async def test_a_refund_on_an_account_that_is_ahead(ahead: Client, admin: Client, clock: Clock) -> None:
     """Credits that expired after the charge come back for as long as they had left by the clock at the charge."""
     await ahead.post("b", GRANT, "7", expire_time=after(HOUR_SECONDS))
@@ -178,6 +206,7 @@ class Checked:
     """A server that checks its clock, and callers of it."""
 
     server: Server
+    port: int
     clock: WallClock
     client: Client
     admin: Client
@@ -199,7 +228,7 @@ async def checked(database_url: str, random_bytes: RandomBytes) -> AsyncIterator
             await client.create_account(account_id)
             await client.post(account_id, GRANT, amount)
         await client.create_account("past")
-        yield Checked(server, clock, client, admin)
+        yield Checked(server, port, clock, client, admin)
 
 
 async def until_health_is(channel: grpc.aio.Channel, wanted: object) -> None:
@@ -314,3 +343,36 @@ async def test_a_small_skew_is_taken(checked: Checked) -> None:
         assert times == sorted(times)
         assert (await checked.client.balance(account_id)).amount == balance
     assert await checked.admin.verify() == []
+
+
+@only_sqlite
+async def test_a_clock_that_is_off_over_rest(checked: Checked, tmp_path: Path) -> None:
+    """A posting is a 503 that says when to come again; a vendor's list goes on, though no server is ready."""
+    key = {"authorization": f"Bearer {checked.client.key}"}
+    body = {"kind": "GRANT", "amount": "1", "category": "test"}
+
+    async def ask(origin: str, path: str, body: object = None) -> Answer:
+        method, content = ("GET", b"") if body is None else ("POST", json.dumps(body).encode())
+        headers = key if body is None else {**key, "content-type": "application/json"}
+        return await asyncio.to_thread(partial(send, origin, path, method=method, headers=headers, body=content))
+
+    async def until_ready_is(origin: str, status: int) -> None:
+        async with asyncio.timeout(30):
+            while (await ask(origin, "/readyz")).status != status:
+                await asyncio.sleep(0.02)
+
+    with gateway_before(tmp_path, checked.port) as origin:
+        await until_ready_is(origin, 200)
+        checked.clock.offset = TWO_DAYS_SECONDS * SECOND
+        refused = await ask(origin, "/v1/accounts/a/transactions", body)
+        told: Any = refused.json()
+        assert (refused.status, told["details"][0]["reason"]) == (503, "CLOCK_SKEWED")
+        assert refused.header("retry-after") == "5"
+        await until_ready_is(origin, 503)
+        held: Any = (await ask(origin, "/v1/accounts/a/balance")).json()
+        assert held["amount"] == "10"
+        assert (await ask(origin, "/api/v1/org/a/credits/transactions")).status == 200
+        checked.clock.offset = 0
+        await until_ready_is(origin, 200)
+        posted: Any = (await ask(origin, "/v1/accounts/a/transactions", body)).json()
+        assert posted["balanceAfter"] == "11"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import count
 
 import pytest
+from structlog.testing import capture_logs
 
 from server.app import Book, system_clock
 from server.ledger.errors import ClockSkewed
@@ -90,6 +91,27 @@ async def test_a_jump_that_lasts_is_believed(machine: Machine) -> None:
     machine.run(0.000001)
     await machine.clock.check()
     assert (machine.clock(), machine.clock.skew) == (machine.wall, 0)
+
+
+@only_sqlite
+async def test_a_clock_that_is_off_is_logged(machine: Machine) -> None:
+    """The log tells once that the clock is off, and by how much, and once that it is right again."""
+    with capture_logs() as logs:
+        for step in (0, -6, -0.5, 6.5, 0, 7):
+            machine.set(step)
+            machine.run(2)
+            await machine.clock.check()
+            await machine.clock.check()
+        machine.run(SETTLE_SECONDS)
+        await machine.clock.check()
+    assert [(line["log_level"], line.get("skew_seconds")) for line in logs] == [
+        ("error", -6.0),
+        ("info", None),
+        ("error", 7.0),
+        # That it is believed, and so right again.
+        ("warning", 7.0),
+        ("info", None),
+    ]
 
 
 @only_sqlite
