@@ -194,7 +194,7 @@ class Poster:
                 call.outcome.set_result(outcome)
 
     def _note_newest(self, unit: Unit, now: Instant) -> None:
-        """Logs the first account that a clock which was ahead has posted to; again once the clock has passed it."""
+        """Logs one warning when an account is ahead of the clock, and the next only after the clock has passed it."""
         newest = max((stored.state.last_create_time for stored in unit.states.values()), default=EARLIEST)
         before, ahead = self.newest_create_time, now + AHEAD_SECONDS * SECOND
         if before <= ahead < newest:

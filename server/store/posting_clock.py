@@ -129,7 +129,7 @@ class PostingClock:
             # Until it answers again, the stopwatch carries on what it said last.
             return
         round_trip = received - sent
-        # The database read its clock at some moment between the two: beyond this, that says too little.
+        # The database read its clock somewhere within the round trip: a longer one leaves that too uncertain.
         if round_trip <= self._skew_max:
             self._reference_start = reference - sent - round_trip // 2
 

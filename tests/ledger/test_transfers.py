@@ -10,6 +10,7 @@ from daybook.v1.transaction_pb2 import Transaction
 from hypothesis import given
 from hypothesis import strategies as st
 
+from server.ledger import money
 from server.ledger.errors import BalanceOutOfRange, DaybookError, InsufficientCredits, TooManyLots
 from server.ledger.instants import HOUR, Instant, from_timestamp
 from server.ledger.lots import CREDIT_LINE, PERMANENT, Allocation, Lot, Terms, parts, sort_lots
@@ -265,6 +266,35 @@ def run(source: AccountState, destination: AccountState, amount: Millionths, now
         SOURCE, source.account_id, DESTINATION, destination.account_id, amount, Transaction(), Request("", b"")
     )
     return TransferCreditsResponse.FromString(command.run(Attempt(unit), now))
+
+
+dated_lots = st.lists(st.tuples(st.integers(1, 20), st.none() | st.integers(NOW - 50, NOW + 50)), max_size=6).map(
+    lambda rows: [lot(number, *row) for number, row in enumerate(rows, 1)]
+)
+any_time = st.integers(NOW - 100, NOW + 100)
+
+
+@given(dated_lots, any_time, dated_lots, any_time, st.integers(1, 100))
+def test_no_account_loses_credits_by_anothers_time(
+    giving: list[Lot], source_time: Instant, getting: list[Lot], destination_time: Instant, amount: Millionths
+) -> None:
+    """For any newest create_times each side has what is good by the clock, less or more the amount, in order."""
+    source = account(SOURCE, *giving, last_create_time=source_time)
+    destination = account(DESTINATION, *getting, last_create_time=destination_time)
+    if amount > source.at(NOW).balance:
+        with pytest.raises(InsufficientCredits):
+            run(source, destination, amount, NOW)
+        return
+    answer = run(source, destination, amount, NOW)
+    for before, side, moved_amount in (
+        (source, answer.outgoing, -amount),
+        (destination, answer.incoming, amount),
+    ):
+        assert money.parse(side.balance_after) == before.at(NOW).balance + moved_amount
+        expired = [each for each in before.lots if each.terms.are_past(NOW)]
+        assert side.sequence == before.sequence + len(expired) + 1
+        newest = max([before.last_create_time, *(each.terms.expire_time or 0 for each in expired)])
+        assert from_timestamp(side.create_time) == max(NOW, newest)
 
 
 @pytest.mark.parametrize(

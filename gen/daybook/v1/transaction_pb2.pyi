@@ -157,7 +157,7 @@ class Transaction(_message.Message):
     """
     uid: _builtins.str
     """A UUID of version 7, in lower case, that Daybook assigns. Its time is the server's clock
-    at the posting, or that of an import's item.
+    at the posting; of an EXPIRATION and of an import's item it is the create_time.
     """
     sequence: _builtins.int
     """The place of the transaction in its account: 1, 2, 3 and so on, without a gap."""
