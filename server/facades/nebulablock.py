@@ -11,7 +11,7 @@ from daybook.facades.nebulablock.v1.users_service_pb2_grpc import UsersServicer
 from server.ledger import money
 from server.ledger.bodies import join_messages
 from server.ledger.errors import AccountNotPermitted, DaybookError, FieldInvalid
-from server.ledger.instants import HOUR, Instant, to_datetime
+from server.ledger.instants import HOUR, Instant, write_wall_time
 from server.ledger.money import Millionths
 from server.ledger.names import ALL_ACCOUNTS, account_name
 from server.transport.auth import current_caller
@@ -93,7 +93,7 @@ def _render(user_id: int, start: Instant, computing: Millionths, serverless: Mil
 
 def _render_time(instant: Instant) -> str:
     # The label is constant, also in summer; the wall time is New York's.
-    return to_datetime(instant).astimezone(_NEW_YORK).strftime("EST %Y-%m-%d %H:%M:%S")
+    return f"EST {write_wall_time(instant, _NEW_YORK)}"
 
 
 def render_error(error: DaybookError) -> RestError:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import TypeAlias
+from zoneinfo import ZoneInfo
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -31,6 +32,10 @@ LATEST: Instant = 253_402_300_800 * SECOND - 1
 """The last microsecond of the year 9999. No Timestamp says more."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_DAY: Instant = 24 * HOUR
+_CYCLE_YEARS = 400
+"""The calendar repeats itself, days of the week included, every 400 years."""
+_CYCLE: Instant = 146_097 * _DAY
 _RFC_3339 = re.compile(
     r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:[Zz]|[+-](?:[01]\d|2[0-3]):[0-5]\d)", re.ASCII
 )
@@ -83,8 +88,21 @@ def write_milliseconds(instant: Instant) -> str:
 
 
 def write(instant: Instant) -> str:
-    """An instant as `2024-10-10T06:54:58Z`, with six digits more where it has a fraction."""
-    return to_datetime(instant).isoformat().replace("+00:00", "Z")
+    """An instant as `2024-10-10T06:54:58.000000Z`: exact, and of one width, so that text sorts as time does."""
+    return to_datetime(instant).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def write_wall_time(instant: Instant, zone: ZoneInfo) -> str:
+    """An instant as the wall time of a zone, `2024-10-10 02:54:58`; a fraction of a second is cut off.
+
+    Takes instants up to a day outside EARLIEST and LATEST. The year before year 1 is 0000, as
+    ISO 8601 has it.
+    """
+    # A datetime has the years 1 to 9999 only, and the zone may lead out of them.
+    cycles = 1 if instant < EARLIEST + _DAY else -1 if instant > LATEST - _DAY else 0
+    wall = to_datetime(instant + cycles * _CYCLE).astimezone(zone)
+    year = wall.year - cycles * _CYCLE_YEARS
+    return f"{year:04}-{wall:%m-%d %H:%M:%S}"
 
 
 def month_of(instant: Instant) -> int:

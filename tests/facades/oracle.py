@@ -186,7 +186,7 @@ def _opening() -> Iterator[dict[str, Json]]:
         }
         yield {
             "amount": Decimal(amount),
-            "createDate": f"2024-{time}Z",
+            "createDate": f"2024-{time}Z" if "." in time else f"2024-{time}.000000Z",
             "type": kind,
             **refs,
             **{name: value for name, value in optional.items() if name and value},
@@ -210,7 +210,7 @@ def _spacebring_transaction(event: Event) -> dict[str, Json]:
     }
     return {
         "amount": abs(Decimal(transaction.amount)),
-        "createDate": _moment(event).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "createDate": _moment(event).strftime("%Y-%m-%dT%H:%M:%S.000000Z"),
         "type": SPACEBRING_TYPES[transaction.kind, transaction.category],
         **dict(subjects),
         **{name: value for name, value in optional.items() if value is not None},
@@ -233,7 +233,7 @@ def _dreadnode_transaction(event: Event) -> dict[str, Json]:
     usage = transaction.usage if transaction.HasField("usage") else None
     return {
         "amount": Decimal(transaction.amount).quantize(Decimal(1), ROUND_HALF_UP),
-        "created_at": _moment(event).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "created_at": _moment(event).strftime("%Y-%m-%dT%H:%M:%S.000000Z"),
         "transaction_type": transaction.category,
         "has_receipt": transaction.receipt_uri != "",
         "description": transaction.description or None,
@@ -255,7 +255,7 @@ def paged_transactions(story: Story, account_id: str) -> list[dict[str, Json]]:
         balance += Decimal(transaction.amount)
         shown.append(
             {
-                "created": _moment(event).strftime("%Y-%m-%dT%H:%M:%SZ"),
+                "created": _moment(event).strftime("%Y-%m-%dT%H:%M:%S.000000Z"),
                 "type": PAGED_TYPES[transaction.kind],
                 "category": transaction.category,
                 "status": "succeeded",

@@ -153,7 +153,7 @@ FIELDS: dict[str, dict[str, Field]] = {
     },
 }
 
-_DATE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{3}|\.\d{6})?Z")
+_DATE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.(\d{3}|\d{6})Z")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|<uuid7(: [^<>]+)?>")
 _OF_PYTHON = {Decimal: NUMBER, bool: FLAG, dict: PART, list: LIST, type(None): NULLABLE}
 

@@ -113,7 +113,7 @@ def test_dreadnode_shows_each_type_of_its_kind_only(gateway: Daybook, native: Na
         {
             "id": shown.uid,
             "amount": Decimal(-1),
-            "created_at": moment.isoformat().replace("+00:00", "Z"),
+            "created_at": moment.isoformat(timespec="microseconds").replace("+00:00", "Z"),
             "transaction_type": "inference",
             "has_receipt": False,
             "description": None,
@@ -188,7 +188,7 @@ def test_spacebring_leaves_out_what_is_not_there(network: Network, native: Nativ
         return {
             "amount": Decimal("0.25"),
             "companyRef": company,
-            "createDate": time_of(transaction).isoformat().replace("+00:00", "Z"),
+            "createDate": time_of(transaction).isoformat(timespec="microseconds").replace("+00:00", "Z"),
             "expiringAmount": Decimal(0),
             "id": transaction.uid,
             "locationRef": location,

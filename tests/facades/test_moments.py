@@ -54,7 +54,7 @@ async def test_spacebring_counts_no_credits_that_are_past(client: Client, clock:
     assert await credits_of(client) == (0, 3)
     newest, expiration = (await rows_of(client))[:2]
     assert (newest.type, expiration.type, expiration.amount) == ("order", "subscriptionExpiration", 6.5)
-    assert (expiration.create_date, expiration.company_ref) == ("2024-10-10T13:00:00Z", "acme")
+    assert (expiration.create_date, expiration.company_ref) == ("2024-10-10T13:00:00.000000Z", "acme")
 
 
 async def test_spacebring_counts_what_was_borrowed_as_permanent(client: Client) -> None:
@@ -79,7 +79,7 @@ async def test_spacebring_shows_a_company_as_it_is_now(client: Client) -> None:
     assert (nobody.company_ref, nobody.HasField("company")) == ("nobody", False)
     assert (person.company_ref, person.HasField("company")) == ("person", False)
     shown = acme.company
-    assert (shown.id, shown.title, shown.notes, shown.create_date) == ("acme", "Acme", "n", "2024-10-10T12:00:00Z")
+    assert (shown.id, shown.title, shown.notes, shown.create_date) == ("acme", "Acme", "n", "2024-10-10T12:00:00.000000Z")
     assert not shown.HasField("business_address")
     assert not shown.HasField("day_passes")
 
@@ -100,9 +100,9 @@ async def test_spacebring_refund_grows_with_each_refund(client: Client, clock: C
         (refund,) = [row.refund for row in rows if row.id == charge.uid]
         told.append((rows[0].amount, refund.amount, refund.create_date))
     assert told == [
-        (1.25, 1.25, "2024-10-10T12:01:00Z"),
-        (2, 3.25, "2024-10-10T12:02:00Z"),
-        (4.75, 8, "2024-10-10T12:03:00Z"),
+        (1.25, 1.25, "2024-10-10T12:01:00.000000Z"),
+        (2, 3.25, "2024-10-10T12:02:00.000000Z"),
+        (4.75, 8, "2024-10-10T12:03:00.000000Z"),
     ]
 
 

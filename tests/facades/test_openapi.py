@@ -319,11 +319,15 @@ BAD_BODIES: dict[str, tuple[str, Callable[[Any], object]]] = {
     "spacebring: reference is no uuid": ("spacebring", lambda body: body["transactions"][0].update(locationRef="here")),
     "spacebring: no such hour": (
         "spacebring",
-        lambda body: body["transactions"][0].update(createDate="2024-10-10T25:54:58Z"),
+        lambda body: body["transactions"][0].update(createDate="2024-10-10T25:54:58.000000Z"),
     ),
     "spacebring: time without a zone": (
         "spacebring",
         lambda body: body["transactions"][0].update(createDate="2024-10-10T06:54:58"),
+    ),
+    "spacebring: time without a fraction": (
+        "spacebring",
+        lambda body: body["transactions"][0].update(createDate="2024-10-10T06:54:58Z"),
     ),
     "spacebring: a type of its own": ("spacebring", lambda body: body["transactions"][0].update(type="gift")),
     "spacebring: null token": ("spacebring", lambda body: body.update(nextPageToken=None)),

@@ -83,7 +83,7 @@ async def test_every_kind_and_state_is_shown(client: Client, clock: Clock) -> No
     assert MessageToDict(page.results[-1])["description"] == "Top-up"
     assert MessageToDict(page.results[-2])["description"] is None
     assert (page.results[-1].created, page.results[-2].created) == (
-        "2024-10-10T12:00:00Z",
+        "2024-10-10T12:00:00.000000Z",
         "2024-10-10T12:00:00.250000Z",
     )
     assert page.count == 8
@@ -97,9 +97,9 @@ async def test_expiration_is_shown(client: Client, clock: Clock) -> None:
     await client.post("acme", Transaction.GRANT, "1")
     rows = (await page_of(client, 1, 100)).results
     assert [(row.type, row.amount, row.balance, row.created) for row in rows] == [
-        ("grant", "1", "1", "2024-10-10T12:01:01Z"),
-        ("expiration", "-2", "0", "2024-10-10T12:01:00Z"),
-        ("grant", "2", "2", "2024-10-10T12:00:00Z"),
+        ("grant", "1", "1", "2024-10-10T12:01:01.000000Z"),
+        ("expiration", "-2", "0", "2024-10-10T12:01:00.000000Z"),
+        ("grant", "2", "2", "2024-10-10T12:00:00.000000Z"),
     ]
 
 

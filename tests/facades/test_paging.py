@@ -259,7 +259,7 @@ MICROSECOND = timedelta(microseconds=1)
 def test_bounds_are_times_of_the_story() -> None:
     """The bounds below fall on transactions, so that inclusive and exclusive differ."""
     times = {each["createDate"] for each in oracle.spacebring_transactions()}
-    assert {moment.strftime("%Y-%m-%dT%H:%M:%SZ") for moment in (FIRST, BETWEEN, LAST)} <= times
+    assert {moment.strftime("%Y-%m-%dT%H:%M:%S.000000Z") for moment in (FIRST, BETWEEN, LAST)} <= times
 
 
 @pytest.mark.parametrize("encode", [lambda text: text, lambda text: quote(text, safe="=&")], ids=["raw", "encoded"])

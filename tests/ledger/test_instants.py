@@ -5,6 +5,7 @@ from __future__ import annotations
 import calendar
 from contextlib import suppress
 from datetime import UTC, timedelta, timezone
+from zoneinfo import ZoneInfo
 
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -18,6 +19,8 @@ YEAR_1 = -62_135_596_800 * SECOND
 """0001-01-01T00:00:00Z, the earliest Timestamp."""
 YEAR_9999_END = 253_402_300_800 * SECOND - 1
 """9999-12-31T23:59:59.999999Z, the latest."""
+
+NEW_YORK = ZoneInfo("America/New_York")
 
 # Integers alone are mostly near 1970; datetimes are of all years.
 INSTANTS = st.integers(YEAR_1, YEAR_9999_END) | st.datetimes(timezones=st.just(UTC)).map(instants.from_datetime)
@@ -143,17 +146,17 @@ def test_an_offset_changes_the_writing_only(instant: int, offset_minutes: int) -
 @pytest.mark.parametrize(
     ("instant", "text"),
     [
-        (0, "1970-01-01T00:00:00Z"),
-        (MORNING, "2024-10-10T06:54:58Z"),
+        (0, "1970-01-01T00:00:00.000000Z"),
+        (MORNING, "2024-10-10T06:54:58.000000Z"),
         (MORNING + 1, "2024-10-10T06:54:58.000001Z"),
         (MORNING + 120_000, "2024-10-10T06:54:58.120000Z"),
         (-1, "1969-12-31T23:59:59.999999Z"),
-        (YEAR_1, "0001-01-01T00:00:00Z"),
+        (YEAR_1, "0001-01-01T00:00:00.000000Z"),
         (YEAR_9999_END, "9999-12-31T23:59:59.999999Z"),
     ],
 )
 def test_writes_rfc_3339(instant: int, text: str) -> None:
-    """An instant is written in UTC, with six more digits where it has a fraction."""
+    """An instant is written in UTC, with six digits of its fraction."""
     assert instants.write(instant) == text
 
 
@@ -180,6 +183,45 @@ def test_writes_milliseconds(instant: int, text: str) -> None:
 def test_reads_back_what_it_writes(instant: int) -> None:
     """Every instant of the calendar survives writing and reading."""
     assert instants.parse(instants.write(instant)) == instant
+
+
+@given(INSTANTS, INSTANTS)
+def test_text_sorts_as_time_does(one: int, other: int) -> None:
+    """Of two instants the earlier one has the lesser text."""
+    assert (instants.write(one) < instants.write(other)) == (one < other)
+
+
+@pytest.mark.parametrize(
+    ("instant", "text"),
+    [
+        (MORNING, "2024-10-10 02:54:58"),
+        (MORNING + 999_999, "2024-10-10 02:54:58"),
+        # The first two hours of 2024-11-03, on both sides of the hour that comes twice.
+        ((20_030 * 24 + 5) * HOUR, "2024-11-03 01:00:00"),
+        ((20_030 * 24 + 6) * HOUR, "2024-11-03 01:00:00"),
+        (YEAR_1 + 5 * HOUR, "0001-01-01 00:03:58"),
+        (YEAR_1, "0000-12-31 19:03:58"),
+        (YEAR_1 - 1, "0000-12-31 19:03:57"),
+        (YEAR_1 - HOUR, "0000-12-31 18:03:58"),
+        (YEAR_9999_END, "9999-12-31 18:59:59"),
+        (YEAR_9999_END + HOUR, "9999-12-31 19:59:59"),
+    ],
+)
+def test_writes_wall_time(instant: int, text: str) -> None:
+    """Also where the zone, or an hour of use, leads out of the calendar."""
+    assert instants.write_wall_time(instant, NEW_YORK) == text
+
+
+def test_wall_time_east_of_the_calendar() -> None:
+    """A zone ahead of UTC is in the year 10000 before the calendar ends."""
+    assert instants.write_wall_time(YEAR_9999_END, ZoneInfo("Asia/Tokyo")) == "10000-01-01 08:59:59"
+
+
+@given(INSTANTS.filter(lambda instant: YEAR_1 + 24 * HOUR <= instant <= YEAR_9999_END - 24 * HOUR))
+def test_wall_time_is_that_of_the_zone(instant: int) -> None:
+    """Inside the calendar it is what the library says."""
+    wall = instants.to_datetime(instant).astimezone(NEW_YORK).replace(tzinfo=None)
+    assert instants.write_wall_time(instant, NEW_YORK) == wall.isoformat(sep=" ", timespec="seconds")
 
 
 @given(INSTANTS)
@@ -303,7 +345,7 @@ def test_months_are_contiguous(month: int) -> None:
 def test_the_last_month_ends_with_the_calendar() -> None:
     """The bounds of December 9999 end right after the last instant of the calendar."""
     start, end = instants.month_bounds(999912)
-    assert instants.write(start) == "9999-12-01T00:00:00Z"
+    assert instants.write(start) == "9999-12-01T00:00:00.000000Z"
     assert end == YEAR_9999_END + 1
 
 

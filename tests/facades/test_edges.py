@@ -1,0 +1,427 @@
+"""What can be stored can be listed: rows at both ends of every range, in every list, through a real gateway.
+
+The ledger's clock stands at the first or at the last instants of the calendar. Every field that a
+caller can set is filled from the contracts' descriptors, so a new field without a rule fails here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import ROUND_HALF_UP, Decimal
+from itertools import cycle, product
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import grpc
+import pytest
+from daybook.v1.account_pb2 import Account, Company
+from daybook.v1.ledger_service_pb2 import RefundTransactionRequest, TransferCreditsRequest
+from daybook.v1.transaction_pb2 import Transaction
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+from google.protobuf.struct_pb2 import Struct
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from server.app import Book, serving
+from server.config import Settings
+from server.facades import dreadnode, spacebring, teable
+from server.ledger.instants import EARLIEST, HOUR, LATEST, SECOND, to_timestamp
+from server.ledger.usage import USAGE_CATEGORIES
+from server.transport.validation import CHARACTERS_MAX, DETAILS, LABELS_MAX
+from tests.conftest import Client, Clock, Server
+from tests.facades.conditions import gateway_before
+from tests.facades.exchanges import Json, problems_of_any_answer, send
+
+GRANT, CHARGE = Transaction.GRANT, Transaction.CHARGE
+SUBJECTS = tuple(field.name for field in Transaction.DESCRIPTOR.oneofs_by_name["subject"].fields)
+FACADE_TYPES = (teable.TYPES, spacebring.TYPES, dreadnode.TYPES)
+NETWORK = str(uuid.uuid5(uuid.NAMESPACE_URL, "house"))
+WIDE = "🪚"
+"""A character that takes four bytes, the most that UTF-8 has."""
+
+_Filled = TypeVar("_Filled", bound=Message)
+Row = dict[str, Json]
+
+
+@dataclass(frozen=True)
+class End:
+    """One end of every range."""
+
+    now: int
+    """Where the clock stands at first, in microseconds since 1970."""
+    amount: str
+    account_id: str
+    credit_limit: str
+    time: Timestamp
+    time_text: str
+    month: str
+    count: Mapping[int, int]
+    """A count, by the C++ type of its field."""
+    texts: Mapping[str, str]
+    """Texts that have a form, by the full name of their field."""
+    character: str
+    is_longest: bool
+    labels: Mapping[str, str]
+    number: float
+    hours: tuple[tuple[str, str], ...]
+    """The account's three hours of use in New York, newest first, worked out by hand."""
+
+    def text(self, field: FieldDescriptor) -> str:
+        """A text of a field."""
+        assert field.containing_type is not None
+        characters = CHARACTERS_MAX[field.containing_type.full_name][field.name]
+        return self.texts.get(field.full_name, self.character * (characters if self.is_longest else 1))
+
+    def fill(self, message: _Filled) -> _Filled:
+        """The message with a value in every field. Raises KeyError for a field without a rule."""
+        for field in message.DESCRIPTOR.fields:
+            self.fill_field(message, field)
+        return message
+
+    def fill_field(self, message: Message, field: FieldDescriptor) -> None:
+        """Sets one field of a message."""
+        if field.message_type is None:
+            is_text = field.cpp_type == FieldDescriptor.CPPTYPE_STRING
+            if field.full_name == "daybook.v1.Usage.cost_usd":
+                setattr(message, field.name, self.credit_limit)
+            else:
+                setattr(message, field.name, self.text(field) if is_text else self.count[field.cpp_type])
+        elif field.name == "labels":
+            getattr(message, field.name).update(self.labels)
+        elif field.message_type.full_name == Timestamp.DESCRIPTOR.full_name:
+            getattr(message, field.name).CopyFrom(self.time)
+        elif field.message_type.full_name == Struct.DESCRIPTOR.full_name:
+            getattr(message, field.name).CopyFrom(self.struct())
+        else:
+            self.fill(getattr(message, field.name))
+
+    def struct(self) -> Struct:
+        """Metadata with every kind of value, as deep as it may be."""
+        value: Any = [None, True, self.number, self.character]
+        for _ in range(18):
+            value = {self.character: value}
+        struct = Struct()
+        struct.update({"": value})
+        return struct
+
+
+ENDS = {
+    "lowest": End(
+        now=EARLIEST,
+        amount="0.000001",
+        account_id="0",
+        credit_limit="0",
+        time=to_timestamp(EARLIEST),
+        time_text="0001-01-01T00:00:00.000000Z",
+        month="0001-01",
+        count={FieldDescriptor.CPPTYPE_INT32: 0, FieldDescriptor.CPPTYPE_INT64: 0},
+        texts={"daybook.v1.Company.Address.country_code": "AA"},
+        character="\x01",
+        is_longest=False,
+        labels={"a": "\x01"},
+        number=5e-324,
+        # Until 1883 New York went by the sun, 4:56:02 behind Greenwich.
+        hours=(
+            ("0000-12-31 21:03:58", "0000-12-31 22:03:58"),
+            ("0000-12-31 20:03:58", "0000-12-31 21:03:58"),
+            ("0000-12-31 19:03:58", "0000-12-31 20:03:58"),
+        ),
+    ),
+    "highest": End(
+        now=LATEST - 2 * HOUR - 1,
+        amount="999999999999.999999",
+        account_id="Z" * 128,
+        credit_limit="999999999999.999999",
+        # What is finer than a microsecond is kept where a time is only kept.
+        time=Timestamp(seconds=LATEST // SECOND, nanos=999_999_999),
+        time_text="9999-12-31T23:59:59.999999Z",
+        month="9999-12",
+        count={FieldDescriptor.CPPTYPE_INT32: 2**31 - 1, FieldDescriptor.CPPTYPE_INT64: 2**63 - 1},
+        texts={"daybook.v1.Company.Address.country_code": "ZZ"},
+        character=WIDE,
+        is_longest=True,
+        labels={f"{'z' * 61}{number:02}": WIDE * 128 for number in range(LABELS_MAX - 1)},
+        number=-(2.0**53 - 1),
+        hours=(
+            ("9999-12-31 18:59:59", "9999-12-31 19:59:59"),
+            ("9999-12-31 17:59:59", "9999-12-31 18:59:59"),
+            ("9999-12-31 16:59:59", "9999-12-31 17:59:59"),
+        ),
+    ),
+}
+
+
+@pytest.fixture(params=ENDS)
+def end(request: pytest.FixtureRequest) -> End:
+    """Each end in turn."""
+    return ENDS[request.param]
+
+
+@pytest.fixture
+def clock(end: End) -> Clock:
+    """The ledger's clock, at the end."""
+    return Clock(end.now)
+
+
+@dataclass
+class Ledger:
+    """A ledger with rows at an end, behind a real gateway."""
+
+    end: End
+    origin: str
+    caller: Client
+    bound: Client
+    """Bound to the account that is listed."""
+
+    async def get(self, target: str, *, bound: bool = False) -> Any:
+        """The body of a successful answer."""
+        key = (self.bound if bound else self.caller).key
+        headers = {"authorization": f"Bearer {key}", spacebring.NETWORK_HEADER: NETWORK}
+        answer = await asyncio.to_thread(send, self.origin, target, headers=headers)
+        assert not list(problems_of_any_answer(answer))
+        assert answer.status == 200, (target, answer.body)
+        return answer.json()
+
+    async def follow(self, target: str, rows: str, token: str, parameter: str) -> list[Row]:
+        """All rows of a list, page by page."""
+        found: list[Row] = []
+        more = ""
+        while True:
+            body = await self.get(f"{target}{more}")
+            found += body[rows]
+            if not body.get(token):
+                return found
+            more = f"&{parameter}={body[token]}"
+
+    async def transactions(self) -> dict[str, Row]:
+        """What the account has, as the native list shows it, by uid."""
+        target = f"/v1/accounts/{self.end.account_id}/transactions?pageSize=1000"
+        rows = await self.follow(target, "transactions", "nextPageToken", "pageToken")
+        return {str(row["uid"]): row for row in rows}
+
+
+@pytest.fixture
+async def ledger(book: Book, clock: Clock, end: End, tmp_path: Path) -> AsyncIterator[Ledger]:
+    """A ledger with rows at the end."""
+    settings = Settings(port=0, shutdown_grace_seconds=1)
+    async with serving(book, settings) as port, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        server = Server(book, channel)
+        tenant_number = await server.create_tenant("house")
+        caller = await server.client(tenant_number, scopes={"admin"})
+        await post_everything(caller, clock, end)
+        assert await caller.verify() == []
+        bound = await server.client(tenant_number, account_id=end.account_id)
+        with ExitStack() as stack:
+            origin = await asyncio.to_thread(stack.enter_context, gateway_before(tmp_path, port))
+            yield Ledger(end, origin, caller, bound)
+            await asyncio.to_thread(stack.close)
+
+
+async def post_everything(client: Client, clock: Clock, end: End) -> None:
+    """Posts rows of every type that some list shows to one account, all at the end."""
+    company = end.fill(Company())
+    await client.create_account(
+        end.account_id, kind=Account.COMPANY, company=company, credit_limit=end.credit_limit, hour_anchor=end.time
+    )
+    await client.create_account("peer")
+    details = Transaction(labels={"company": end.account_id})
+    for name in DETAILS - set(SUBJECTS):
+        end.fill_field(details, Transaction.DESCRIPTOR.fields_by_name[name])
+
+    async def post(kind: Transaction.Kind.ValueType, category: str, subject: str = "", **fields: Any) -> Transaction:
+        transaction = Transaction(category=category, **fields)
+        transaction.MergeFrom(details)
+        if subject:
+            end.fill(getattr(transaction, subject))
+        taken = {field.name: value for field, value in transaction.ListFields()}
+        return await client.post(end.account_id, kind, f"-{end.amount}" if kind == CHARGE else end.amount, **taken)
+
+    async def charge(category: str, subject: str, state: Transaction.State.ValueType) -> Transaction:
+        if state == Transaction.SUCCEEDED:
+            await post(GRANT, "balance")
+        return await post(CHARGE, category, subject, state=state)
+
+    subjects = cycle(SUBJECTS)
+    for kind, category in sorted({pair for types in FACADE_TYPES for pair in types}):
+        if kind == CHARGE:
+            for state in (Transaction.SUCCEEDED, Transaction.FAILED, Transaction.CANCELED):
+                charged = await charge(category, next(subjects), state)
+                if state == Transaction.SUCCEEDED:
+                    await client.ledger.RefundTransaction(
+                        RefundTransactionRequest(name=charged.name), metadata=client.metadata
+                    )
+                    await post(CHARGE, "balance")
+        elif kind in (GRANT, Transaction.ADJUSTMENT):
+            await post(kind, category)
+            await post(CHARGE, "balance")
+    await post(GRANT, "balance")
+    transfer = TransferCreditsRequest(
+        name=f"accounts/{end.account_id}",
+        destination="accounts/peer",
+        amount=end.amount,
+        labels={"company": end.account_id},
+    )
+    await client.ledger.TransferCredits(transfer, metadata=client.metadata)
+    # Each in an hour of its own, the last at the very end.
+    for category in USAGE_CATEGORIES:
+        await charge(category, "usage", Transaction.SUCCEEDED)
+        clock.advance(3600)
+    await post(GRANT, "credit_package", expire_time=to_timestamp(clock.now + 1))
+    clock.advance(0.000001)
+    await charge("computing", "usage", Transaction.SUCCEEDED)
+
+
+def instant_of(text: Json) -> int:
+    """The microseconds since 1970 of a native time."""
+    assert isinstance(text, str)
+    moment = datetime.fromisoformat(text)
+    return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+
+
+def vendor_time(text: Json, timespec: str) -> str:
+    """A native time as a vendor's list shows it."""
+    assert isinstance(text, str)
+    return datetime.fromisoformat(text).replace(tzinfo=None).isoformat(timespec=timespec) + "Z"
+
+
+def is_nearest(shown: Json, amount: Json) -> bool:
+    """Whether a JSON number reads as the double that is nearest to an amount."""
+    assert isinstance(shown, Decimal)
+    assert isinstance(amount, str)
+    return float(shown) == float(amount)
+
+
+async def test_native_lists(ledger: Ledger) -> None:
+    """Every order, page by page and at once, with filters at the bounds of time."""
+    everything = await ledger.transactions()
+    bounds = quote('create_time >= "0001-01-01T00:00:00Z" AND create_time <= "9999-12-31T23:59:59.999999999Z"')
+    for account_id in (ledger.end.account_id, "-"):
+        uids = set()
+        for order in ("create_time", "create_time desc", "amount", "amount desc"):
+            if account_id == "-" and order.startswith("amount"):
+                continue
+            target = f"/v1/accounts/{account_id}/transactions?orderBy={quote(order)}&filter={bounds}&pageSize="
+            at_once = await ledger.follow(f"{target}1000", "transactions", "nextPageToken", "pageToken")
+            by_page = await ledger.follow(f"{target}7", "transactions", "nextPageToken", "pageToken")
+            assert by_page == at_once
+            places = [
+                instant_of(row["createTime"]) if order.startswith("create") else Decimal(str(row["amount"]))
+                for row in at_once
+            ]
+            assert places == sorted(places, reverse=order.endswith("desc"))
+            uids = {row["uid"] for row in at_once}
+            assert uids >= everything.keys()
+    (row, *_) = [row for row in everything.values() if row.get("eventTicket")]
+    for name in ("amount", "balanceAfter", "description", "owner", "creator", "labels", "receiptUri", "metadata"):
+        assert name in row
+    lots = await ledger.follow(
+        f"/v1/accounts/{ledger.end.account_id}/lots?pageSize=7", "lots", "nextPageToken", "pageToken"
+    )
+    assert {lot["amount"] for lot in lots} == {ledger.end.amount}
+    for name in ("", "/balance"):
+        await ledger.get(f"/v1/accounts/{ledger.end.account_id}{name}")
+
+
+async def test_teable(ledger: Ledger) -> None:
+    """Every order of the month at the end."""
+    native = await ledger.transactions()
+    pairs = {category for _, category in teable.TYPES}
+    expected = {uid for uid, row in native.items() if row["category"] in pairs and row["state"] == "SUCCEEDED"}
+    path = f"/api/space/{ledger.end.account_id}/billing/credit-history?month={ledger.end.month}"
+    for order_by, order in product(teable.ORDERS_BY, teable.ORDERS):
+        target = f"{path}&orderBy={order_by}&order={order}"
+        at_once = await ledger.follow(f"{target}&take=100", "data", "nextCursor", "cursor")
+        assert await ledger.follow(f"{target}&take=1", "data", "nextCursor", "cursor") == at_once
+        assert {row["id"] for row in at_once} == expected != set()
+    for row in at_once:
+        posted = native[str(row["id"])]
+        assert is_nearest(row["amount"], str(posted["amount"]).removeprefix("-"))
+        assert row["createdTime"] == vendor_time(posted["createTime"], "milliseconds")
+        assert row["displayName"] == posted["description"]
+
+
+async def test_nebulablock(ledger: Ledger) -> None:
+    """Hours that begin before the first year or end after the last, in New York's time of then."""
+    path = "/users/credits/history?limit="
+    body = (await ledger.get(f"{path}100", bound=True))["data"]
+    hours = body["credit_history"]
+    assert body["total_credit_histories"] == len(hours) == 3
+    for offset in range(len(hours)):
+        page = (await ledger.get(f"{path}1&offset={offset}", bound=True))["data"]["credit_history"]
+        assert page == hours[offset : offset + 1]
+    assert (await ledger.get(f"{path}1&offset={2**63 - 1}", bound=True))["data"]["credit_history"] == []
+    assert all(is_nearest(hour["total"], ledger.end.amount) for hour in hours)
+    times = [(hour["create_time"], hour["update_time"]) for hour in hours]
+    assert times == [(f"EST {start}", f"EST {stop}") for start, stop in ledger.end.hours]
+
+
+async def test_spacebring(ledger: Ledger) -> None:
+    """All rows with their companies and subjects, between the first and the last instant."""
+    native = await ledger.transactions()
+    path = "/transactions/credits/v1?createDate[gte]=0001-01-01T00:00:00Z&createDate[lte]=9999-12-31T23:59:59.999999Z"
+    at_once = await ledger.follow(f"{path}&limit=100", "transactions", "nextPageToken", "nextPageToken")
+    by_page = await ledger.follow(f"{path}&limit=3", "transactions", "nextPageToken", "nextPageToken")
+    assert by_page == at_once
+    shown = {str(row["id"]): row for row in at_once}
+    assert {row["type"] for row in at_once} >= {"eventTicket", "refund", "subscriptionExpiration", "creditPackage"}
+    for uid, posted in native.items():
+        if (Transaction.Kind.Value(str(posted["kind"])), posted["category"]) not in spacebring.TYPES:
+            continue
+        row = shown[uid]
+        assert is_nearest(row["amount"], str(posted["amount"]).removeprefix("-"))
+        assert row["createDate"] == vendor_time(posted["createTime"], "microseconds")
+        company = row["company"]
+        assert isinstance(company, dict)
+        assert company["deleteDate"] == company["createDate"] == ledger.end.time_text
+        assert company["title"] == ledger.end.character * (255 if ledger.end.is_longest else 1)
+        if "ticket" in row:
+            ticket = row["ticket"]
+            assert isinstance(ticket, dict)
+            event = ticket["event"]
+            assert isinstance(event, dict)
+            assert event["startDate"] == event["endDate"] == ticket["createDate"] == ledger.end.time_text
+        if row["type"] in ("order", "booking", "eventTicket") and row["status"] == "succeeded":
+            refund = row["refund"]
+            assert isinstance(refund, dict)
+            assert is_nearest(refund["amount"], ledger.end.amount)
+
+
+async def test_dreadnode(ledger: Ledger) -> None:
+    """All types, each with what is known of its usage."""
+    native = await ledger.transactions()
+    path = f"/api/v1/org/{ledger.end.account_id}/credits/transactions?limit="
+    everything = await ledger.get(f"{path}100")
+    assert everything[:1] == await ledger.get(f"{path}1")
+    assert {row["transaction_type"] for row in everything} == set(dreadnode.TYPES.values())
+    for row in everything:
+        posted = native[row["id"]]
+        assert row["amount"] == Decimal(str(posted["amount"])).quantize(Decimal(1), ROUND_HALF_UP)
+        assert row["created_at"] == vendor_time(posted["createTime"], "microseconds")
+        if "usage" in posted:
+            assert float(row["input_tokens"]) == float(row["output_tokens"]) == float(2**63 - 1) * ledger.end.is_longest
+            assert is_nearest(row["inference_cost_usd"], ledger.end.credit_limit)
+    assert any(row["inference_cost_usd"] is not None for row in everything)
+
+
+async def test_paged(ledger: Ledger) -> None:
+    """All pages, forwards by their links."""
+    native = await ledger.transactions()
+    path = f"/api/billing/accounts/{ledger.end.account_id}/transactions?page_size="
+    rows: list[Row] = []
+    target: str | None = f"{path}7"
+    while target is not None:
+        page = await ledger.get(target)
+        rows += page["results"]
+        assert page["count"] == len(native)
+        target = page["next"] and page["next"].removeprefix(ledger.origin)
+    assert {row["id"] for row in rows} == native.keys()
+    for row in rows:
+        posted = native[str(row["id"])]
+        assert (row["amount"], row["balance"]) == (posted["amount"], posted["balanceAfter"])
+        assert row["created"] == vendor_time(posted["createTime"], "microseconds")
