@@ -18,6 +18,7 @@ from server.ledger.errors import DaybookError, FieldInvalid, InvalidArgument
 from server.transport.auth import current_caller
 from server.transport.calls import Context
 from server.transport.errors import RestError, http_status_of, plain_message
+from server.transport.query_names import TARGET_HEADER
 from server.transport.rendered import keep_rendered
 from server.transport.rest import null, read_integer, text_or_null
 from server.usecases.transactions import Transactions
@@ -27,9 +28,8 @@ SERVICE = "daybook.facades.paged.v1.Statements"
 PAGE_SIZE_DEFAULT = 20
 PAGE_SIZE_MAX = 100
 
-# The gateway sets both, and lets no caller set them.
+# The gateway sets it, and lets no caller set it.
 _ORIGIN_HEADER = "x-daybook-origin"
-_TARGET_HEADER = "x-envoy-original-path"
 
 
 class Statements(StatementsServicer):
@@ -72,7 +72,7 @@ def _parse(request: ListAccountTransactionsRequest) -> tuple[int, int]:
 def _url(request: ListAccountTransactionsRequest, size: int, context: Context) -> str:
     """What the caller asked for. Who comes by gRPC gets links without an origin."""
     metadata = dict(context.invocation_metadata() or ())
-    target = metadata.get(_TARGET_HEADER, f"/api/billing/accounts/{request.account}/transactions?page_size={size}")
+    target = metadata.get(TARGET_HEADER, f"/api/billing/accounts/{request.account}/transactions?page_size={size}")
     return str(metadata.get(_ORIGIN_HEADER, "")) + str(target)
 
 

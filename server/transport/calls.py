@@ -23,6 +23,7 @@ from server.transport.deadlines import Deadlines, Work
 from server.transport.errors import RenderError, code_of, refuse
 from server.transport.limits import RateLimiter
 from server.transport.parsing import Naming, unless_malformed, unless_too_long
+from server.transport.query_names import TARGET_HEADER, QueryNames
 from server.transport.scopes import declared_scopes
 from server.transport.validation import TEXT_CHARACTERS_MAX
 
@@ -76,6 +77,8 @@ class _Method:
     bounds: Sequence[Deadlines]
     is_logged: bool
     """Whether each call has a line in the log."""
+    query_names: QueryNames | None
+    """The parameters that a documented API has over REST; None for a native method."""
 
 
 @dataclass(slots=True)
@@ -153,14 +156,16 @@ class CallHandler(grpc.GenericRpcHandler):
         if service in OPEN_SERVICES:
             return handler
         measuring, tracing = self._observation.measuring, self._observation.tracing
+        render = self._renderers.get(service)
         method = _Method(
             name=name,
             scopes=declared_scopes(name),
-            render=self._renderers.get(service),
+            render=render,
             measure=measuring and measuring(name),
             trace=tracing and tracing(name),
             bounds=self._calls if handler.unary_unary is not None else self._streams,
             is_logged=log.is_enabled_for(logging.DEBUG),
+            query_names=None if render is None else QueryNames(name),
         )
         # A documented API has names of its own for its parameters, which are those of JSON.
         naming: Naming = "name" if method.render is None else "json_name"
@@ -236,6 +241,8 @@ class CallHandler(grpc.GenericRpcHandler):
             self._limiter.take(found.caller.credential_id)
         authentication.set(found)
         found.caller.require_scope(call.method.scopes, request)
+        if call.method.query_names is not None:
+            call.method.query_names.check(str(dict(call_metadata.get()).get(TARGET_HEADER, "")))
 
     async def _fail(self, call: _Call, error: BaseException) -> None:
         """Ends a call that was refused, failed or given up; returns where the error itself ends it."""

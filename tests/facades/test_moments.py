@@ -79,7 +79,12 @@ async def test_spacebring_shows_a_company_as_it_is_now(client: Client) -> None:
     assert (nobody.company_ref, nobody.HasField("company")) == ("nobody", False)
     assert (person.company_ref, person.HasField("company")) == ("person", False)
     shown = acme.company
-    assert (shown.id, shown.title, shown.notes, shown.create_date) == ("acme", "Acme", "n", "2024-10-10T12:00:00.000000Z")
+    assert (shown.id, shown.title, shown.notes, shown.create_date) == (
+        "acme",
+        "Acme",
+        "n",
+        "2024-10-10T12:00:00.000000Z",
+    )
     assert not shown.HasField("business_address")
     assert not shown.HasField("day_passes")
 
