@@ -293,7 +293,7 @@ def _add_services(
     add_TransactionsServicer_to_server(
         spacebring.CreditsTransactions(book.transactions, book.accounts, page_tokens), handlers
     )
-    add_CreditsServicer_to_server(dreadnode.Credits(book.transactions), handlers)
+    add_CreditsServicer_to_server(dreadnode.Credits(book.transactions, book.accounts), handlers)
     add_StatementsServicer_to_server(paged.Statements(book.transactions), handlers)
     health_pb2_grpc.add_HealthServicer_to_server(health, handlers)
     reflection.enable_server_reflection((*SERVICES, *OPEN_SERVICES), handlers)

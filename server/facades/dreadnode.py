@@ -1,9 +1,11 @@
-"""Dreadnode's `GET /api/v1/org/{org}/credits/transactions`."""
+"""Dreadnode's `GET /api/v1/org/{org}/credits/transactions` and `GET /api/v1/org/{org}/credits`."""
 
 from __future__ import annotations
 
 from daybook.facades.dreadnode.v1.credits_service_pb2 import (
     CreditTransaction,
+    GetCreditBalanceRequest,
+    GetCreditBalanceResponse,
     ListCreditTransactionsRequest,
     ListCreditTransactionsResponse,
 )
@@ -25,6 +27,7 @@ from server.transport.calls import Context
 from server.transport.errors import RestError, http_status_of, plain_message
 from server.transport.rendered import keep_rendered
 from server.transport.rest import echo, number_or_null, read_integer, text_or_null
+from server.usecases.accounts import Accounts
 from server.usecases.transactions import Transactions
 
 SERVICE = "daybook.facades.dreadnode.v1.Credits"
@@ -60,10 +63,11 @@ _ERROR_TYPES = {
 
 
 class Credits(CreditsServicer):
-    """Shows how an organization's credits moved."""
+    """Shows how an organization's credits moved, and what it has."""
 
-    def __init__(self, transactions: Transactions) -> None:
+    def __init__(self, transactions: Transactions, accounts: Accounts) -> None:
         self._transactions = transactions
+        self._accounts = accounts
 
     async def ListCreditTransactions(  # type: ignore[override]  # the answer is bytes
         self, request: ListCreditTransactionsRequest, context: Context
@@ -76,6 +80,12 @@ class Credits(CreditsServicer):
         page = await self._transactions.list(caller, request.org, wanted, None, limit, bytes_max=None)
         # Serialized messages concatenate to one that has the rows of all.
         return b"".join([_render(row.body) for row in page.rows])
+
+    async def GetCreditBalance(self, request: GetCreditBalanceRequest, context: Context) -> GetCreditBalanceResponse:
+        """Gets the balance, renders."""
+        state, _ = await self._accounts.balance(current_caller(), request.org)
+        balance = state.balance // money.ONE_CREDIT
+        return GetCreditBalanceResponse(balance=balance, is_low_balance=balance <= 0, auto_refill_enabled=False)
 
 
 def _parse(request: ListCreditTransactionsRequest) -> tuple[TransactionFilter, int]:

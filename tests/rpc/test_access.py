@@ -158,6 +158,9 @@ ROWS: dict[str, Row] = {
     "daybook.facades.dreadnode.v1.Credits.ListCreditTransactions": Row(
         READS_TRANSACTIONS, "transactions.readonly", {"org": "acme", "limit": "1"}, *ACCOUNT_ONLY
     ),
+    "daybook.facades.dreadnode.v1.Credits.GetCreditBalance": Row(
+        READS_EITHER, "accounts.readonly", {"org": "acme"}, *ACCOUNT_ONLY
+    ),
 }
 
 USUAL = frozenset({"transactions", "accounts"})

@@ -27,7 +27,7 @@ from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n2daybook/facades/dreadnode/v1/credits_service.proto\x12\x1c\x64\x61ybook.facades.dreadnode.v1\x1a\x16\x64\x61ybook/v1/scope.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1cgoogle/protobuf/struct.proto\"v\n\x1dListCreditTransactionsRequest\x12\x0b\n\x03org\x18\x01 \x01(\t\x12\x12\n\x05limit\x18\x02 \x01(\tH\x00\x88\x01\x01\x12*\n\x10transaction_type\x18\x03 \x03(\tR\x10transaction_typeB\x08\n\x06_limit\"g\n\x1eListCreditTransactionsResponse\x12\x45\n\x0ctransactions\x18\x01 \x03(\x0b\x32/.daybook.facades.dreadnode.v1.CreditTransaction\"\xb3\x03\n\x11\x43reditTransaction\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06\x61mount\x18\x02 \x01(\x01\x12\x1e\n\ncreated_at\x18\x03 \x01(\tR\ncreated_at\x12*\n\x10transaction_type\x18\x04 \x01(\tR\x10transaction_type\x12 \n\x0bhas_receipt\x18\x05 \x01(\x08R\x0bhas_receipt\x12+\n\x0b\x64\x65scription\x18\x06 \x01(\x0b\x32\x16.google.protobuf.Value\x12\x46\n\x12inference_cost_usd\x18\x07 \x01(\x0b\x32\x16.google.protobuf.ValueR\x12inference_cost_usd\x12:\n\x0cinput_tokens\x18\x08 \x01(\x0b\x32\x16.google.protobuf.ValueR\x0cinput_tokens\x12<\n\routput_tokens\x18\t \x01(\x0b\x32\x16.google.protobuf.ValueR\routput_tokens\x12%\n\x05model\x18\n \x01(\x0b\x32\x16.google.protobuf.Value2\xe8\x01\n\x07\x43redits\x12\xdc\x01\n\x16ListCreditTransactions\x12;.daybook.facades.dreadnode.v1.ListCreditTransactionsRequest\x1a<.daybook.facades.dreadnode.v1.ListCreditTransactionsResponse\"G\x8a\xfa\x18\x15transactions.readonly\x82\xd3\xe4\x93\x02(\x12&/api/v1/org/{org}/credits/transactionsb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n2daybook/facades/dreadnode/v1/credits_service.proto\x12\x1c\x64\x61ybook.facades.dreadnode.v1\x1a\x16\x64\x61ybook/v1/scope.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1cgoogle/protobuf/struct.proto\"v\n\x1dListCreditTransactionsRequest\x12\x0b\n\x03org\x18\x01 \x01(\t\x12\x12\n\x05limit\x18\x02 \x01(\tH\x00\x88\x01\x01\x12*\n\x10transaction_type\x18\x03 \x03(\tR\x10transaction_typeB\x08\n\x06_limit\"&\n\x17GetCreditBalanceRequest\x12\x0b\n\x03org\x18\x01 \x01(\t\"\x85\x01\n\x18GetCreditBalanceResponse\x12\x0f\n\x07\x62\x61lance\x18\x01 \x01(\x01\x12&\n\x0eis_low_balance\x18\x02 \x01(\x08R\x0eis_low_balance\x12\x30\n\x13\x61uto_refill_enabled\x18\x03 \x01(\x08R\x13\x61uto_refill_enabled\"g\n\x1eListCreditTransactionsResponse\x12\x45\n\x0ctransactions\x18\x01 \x03(\x0b\x32/.daybook.facades.dreadnode.v1.CreditTransaction\"\xb3\x03\n\x11\x43reditTransaction\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06\x61mount\x18\x02 \x01(\x01\x12\x1e\n\ncreated_at\x18\x03 \x01(\tR\ncreated_at\x12*\n\x10transaction_type\x18\x04 \x01(\tR\x10transaction_type\x12 \n\x0bhas_receipt\x18\x05 \x01(\x08R\x0bhas_receipt\x12+\n\x0b\x64\x65scription\x18\x06 \x01(\x0b\x32\x16.google.protobuf.Value\x12\x46\n\x12inference_cost_usd\x18\x07 \x01(\x0b\x32\x16.google.protobuf.ValueR\x12inference_cost_usd\x12:\n\x0cinput_tokens\x18\x08 \x01(\x0b\x32\x16.google.protobuf.ValueR\x0cinput_tokens\x12<\n\routput_tokens\x18\t \x01(\x0b\x32\x16.google.protobuf.ValueR\routput_tokens\x12%\n\x05model\x18\n \x01(\x0b\x32\x16.google.protobuf.Value2\xfe\x03\n\x07\x43redits\x12\x83\x02\n\x16ListCreditTransactions\x12;.daybook.facades.dreadnode.v1.ListCreditTransactionsRequest\x1a<.daybook.facades.dreadnode.v1.ListCreditTransactionsResponse\"n\x8a\xfa\x18\x15transactions.readonly\x82\xd3\xe4\x93\x02O\x12&/api/v1/org/{org}/credits/transactionsZ%\x12#/api/org/{org}/credits/transactions\x12\xec\x01\n\x10GetCreditBalance\x12\x35.daybook.facades.dreadnode.v1.GetCreditBalanceRequest\x1a\x36.daybook.facades.dreadnode.v1.GetCreditBalanceResponse\"i\x8a\xfa\x18\x11\x61\x63\x63ounts.readonly\x8a\xfa\x18\x15transactions.readonly\x82\xd3\xe4\x93\x02\x35\x12\x19/api/v1/org/{org}/creditsZ\x18\x12\x16/api/org/{org}/creditsb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,13 +35,19 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'daybook.facades.dreadnode.v
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CREDITS'].methods_by_name['ListCreditTransactions']._loaded_options = None
-  _globals['_CREDITS'].methods_by_name['ListCreditTransactions']._serialized_options = b'\212\372\030\025transactions.readonly\202\323\344\223\002(\022&/api/v1/org/{org}/credits/transactions'
+  _globals['_CREDITS'].methods_by_name['ListCreditTransactions']._serialized_options = b'\212\372\030\025transactions.readonly\202\323\344\223\002O\022&/api/v1/org/{org}/credits/transactionsZ%\022#/api/org/{org}/credits/transactions'
+  _globals['_CREDITS'].methods_by_name['GetCreditBalance']._loaded_options = None
+  _globals['_CREDITS'].methods_by_name['GetCreditBalance']._serialized_options = b'\212\372\030\021accounts.readonly\212\372\030\025transactions.readonly\202\323\344\223\0025\022\031/api/v1/org/{org}/creditsZ\030\022\026/api/org/{org}/credits'
   _globals['_LISTCREDITTRANSACTIONSREQUEST']._serialized_start=168
   _globals['_LISTCREDITTRANSACTIONSREQUEST']._serialized_end=286
-  _globals['_LISTCREDITTRANSACTIONSRESPONSE']._serialized_start=288
-  _globals['_LISTCREDITTRANSACTIONSRESPONSE']._serialized_end=391
-  _globals['_CREDITTRANSACTION']._serialized_start=394
-  _globals['_CREDITTRANSACTION']._serialized_end=829
-  _globals['_CREDITS']._serialized_start=832
-  _globals['_CREDITS']._serialized_end=1064
+  _globals['_GETCREDITBALANCEREQUEST']._serialized_start=288
+  _globals['_GETCREDITBALANCEREQUEST']._serialized_end=326
+  _globals['_GETCREDITBALANCERESPONSE']._serialized_start=329
+  _globals['_GETCREDITBALANCERESPONSE']._serialized_end=462
+  _globals['_LISTCREDITTRANSACTIONSRESPONSE']._serialized_start=464
+  _globals['_LISTCREDITTRANSACTIONSRESPONSE']._serialized_end=567
+  _globals['_CREDITTRANSACTION']._serialized_start=570
+  _globals['_CREDITTRANSACTION']._serialized_end=1005
+  _globals['_CREDITS']._serialized_start=1008
+  _globals['_CREDITS']._serialized_end=1518
 # @@protoc_insertion_point(module_scope)

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class CreditsStub:
-    """Serves the documented path of Dreadnode's credits API.
+    """Serves two paths of Dreadnode's credits API. Both also lack `/v1`: so the SDK asks if the base
+    URL that it is given ends in `/api`.
 
     An organization is an account; its id is the slug. Errors have Dreadnode's envelope
     `{code, detail, type}`, and `errors` where parameters are at fault.
@@ -43,10 +44,16 @@ class CreditsStub:
                 request_serializer=daybook_dot_facades_dot_dreadnode_dot_v1_dot_credits__service__pb2.ListCreditTransactionsRequest.SerializeToString,
                 response_deserializer=daybook_dot_facades_dot_dreadnode_dot_v1_dot_credits__service__pb2.ListCreditTransactionsResponse.FromString,
                 _registered_method=True)
+        self.GetCreditBalance = channel.unary_unary(
+                '/daybook.facades.dreadnode.v1.Credits/GetCreditBalance',
+                request_serializer=daybook_dot_facades_dot_dreadnode_dot_v1_dot_credits__service__pb2.GetCreditBalanceRequest.SerializeToString,
+                response_deserializer=daybook_dot_facades_dot_dreadnode_dot_v1_dot_credits__service__pb2.GetCreditBalanceResponse.FromString,
+                _registered_method=True)
 
 
 class CreditsServicer:
-    """Serves the documented path of Dreadnode's credits API.
+    """Serves two paths of Dreadnode's credits API. Both also lack `/v1`: so the SDK asks if the base
+    URL that it is given ends in `/api`.
 
     An organization is an account; its id is the slug. Errors have Dreadnode's envelope
     `{code, detail, type}`, and `errors` where parameters are at fault.
@@ -63,6 +70,16 @@ class CreditsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetCreditBalance(self, request, context):
+        """Gets what an organization has.
+
+        401 without a valid credential, 403 for a credential that lacks the scope or is
+        bound to another account, 404 for an unknown organization.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CreditsServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -70,6 +87,11 @@ def add_CreditsServicer_to_server(servicer, server):
                     servicer.ListCreditTransactions,
                     request_deserializer=daybook_dot_facades_dot_dreadnode_dot_v1_dot_credits__service__pb2.ListCreditTransactionsRequest.FromString,
                     response_serializer=daybook_dot_facades_dot_dreadnode_dot_v1_dot_credits__service__pb2.ListCreditTransactionsResponse.SerializeToString,
+            ),
+            'GetCreditBalance': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCreditBalance,
+                    request_deserializer=daybook_dot_facades_dot_dreadnode_dot_v1_dot_credits__service__pb2.GetCreditBalanceRequest.FromString,
+                    response_serializer=daybook_dot_facades_dot_dreadnode_dot_v1_dot_credits__service__pb2.GetCreditBalanceResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -80,7 +102,8 @@ def add_CreditsServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Credits:
-    """Serves the documented path of Dreadnode's credits API.
+    """Serves two paths of Dreadnode's credits API. Both also lack `/v1`: so the SDK asks if the base
+    URL that it is given ends in `/api`.
 
     An organization is an account; its id is the slug. Errors have Dreadnode's envelope
     `{code, detail, type}`, and `errors` where parameters are at fault.
@@ -103,6 +126,33 @@ class Credits:
             '/daybook.facades.dreadnode.v1.Credits/ListCreditTransactions',
             daybook_dot_facades_dot_dreadnode_dot_v1_dot_credits__service__pb2.ListCreditTransactionsRequest.SerializeToString,
             daybook_dot_facades_dot_dreadnode_dot_v1_dot_credits__service__pb2.ListCreditTransactionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCreditBalance(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/daybook.facades.dreadnode.v1.Credits/GetCreditBalance',
+            daybook_dot_facades_dot_dreadnode_dot_v1_dot_credits__service__pb2.GetCreditBalanceRequest.SerializeToString,
+            daybook_dot_facades_dot_dreadnode_dot_v1_dot_credits__service__pb2.GetCreditBalanceResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -121,7 +121,7 @@ class AccountTransaction(_message.Message):
     id: _builtins.str
     """The transaction's uid."""
     created: _builtins.str
-    """When it was posted, in ISO 8601, UTC."""
+    """When it was posted, in ISO 8601, UTC, with six digits of a fraction."""
     type: _builtins.str
     """Why credits moved: grant, charge, refund, transfer_in, transfer_out, expiration or
     adjustment.

@@ -160,7 +160,9 @@ class CreditsTransaction(_message.Message):
     company_ref: _builtins.str
     """The company's id."""
     create_date: _builtins.str
-    """When the transaction was made, in ISO 8601, UTC."""
+    """When the transaction was made, in ISO 8601, UTC, with six digits of a fraction like every
+    other date here.
+    """
     description: _builtins.str
     """The memo of the transaction."""
     id: _builtins.str
