@@ -1,0 +1,140 @@
+"""What a JSON number of a documented API holds: docs/facades has the bounds, and here they are held.
+
+The transcoder prints a double with 15 digits, or with 17 where 15 are not enough to read it back.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Sequence
+from decimal import Decimal
+
+import pytest
+from daybook.v1.account_pb2 import Account
+from daybook.v1.transaction_pb2 import Transaction, Usage
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from server.ledger import money
+from tests.facades.conftest import NativeCaller
+from tests.facades.exchanges import send
+from tests.facades.processes import ROOT, Daybook
+from tests.facades.test_live import DREADNODE, TEABLE, Network, make_network, printed
+
+EXACT_MAX = "999999999.999999"
+"""The largest amount below which all have at most 15 digits."""
+AMOUNTS = {
+    "0.000001": "1e-06",
+    "0.000099": "9.9e-05",
+    "0.0001": "0.0001",
+    "0.1": "0.1",
+    "1": "1",
+    "0.3": "0.3",
+    "123456.789012": "123456.789012",
+    "999999999": "999999999",
+    "999999999.999998": "999999999.999998",
+    EXACT_MAX: EXACT_MAX,
+    # Beyond it the nearest double is another number, though often one that prints the same.
+    "33333333333.333333": "33333333333.333332",
+    "999999999999.999999": "1000000000000",
+}
+"""Amounts, and how a number with each of them is printed."""
+TOKENS = {
+    0: "0",
+    999_999_999_999_999: "999999999999999",
+    2**53: "9007199254740992",
+    2**53 + 1: "9007199254740992",
+    2**63 - 1: "9.2233720368547758e+18",
+}
+"""The same for counts of tokens."""
+
+
+@given(st.integers(-(10**15) + 1, 10**15 - 1))
+@example(10**15 - 1)
+@example(1 - 10**15)
+def test_amounts_are_exact_within_the_bound(amount: int) -> None:
+    """The number reads back as the amount, with as many digits as the transcoder prints."""
+    exact = Decimal(amount).scaleb(-6)
+    assert Decimal(f"{money.to_number(amount):.15g}") == exact
+    assert money.to_number(amount) == float(exact)
+
+
+@given(st.integers(-money.LARGEST, money.LARGEST))
+def test_amounts_beyond_it_are_the_nearest_double(amount: int) -> None:
+    """No other double is nearer to the amount, so that it is off by less than 0.0001 at most."""
+    number = money.to_number(amount)
+    assert number == float(Decimal(amount).scaleb(-6))
+    assert abs(Decimal(number) - Decimal(amount).scaleb(-6)) < Decimal("0.0001")
+
+
+def numbers(gateway: Daybook, key: str, target: str, name: str, **headers: str) -> Sequence[str]:
+    """Every number under a name in an answer, as it is printed."""
+    answer = send(gateway.origin, target, headers={"authorization": f"Bearer {key}", **headers})
+    assert answer.status == 200, answer.body
+    return re.findall(rf'"{name}":([^,}}]*)', answer.body.decode())
+
+
+@pytest.fixture(scope="module")
+def network(gateway: Daybook) -> Network:
+    """A network without transactions."""
+    return make_network(gateway)
+
+
+def test_teable(gateway: Daybook, native: NativeCaller) -> None:
+    """An amount consumed."""
+    space = native.create_account(TEABLE, credit_limit="999999999999.999999")
+    for amount in AMOUNTS:
+        charge = native.post(TEABLE, space, Transaction.CHARGE, "ai_chat", f"-{amount}")
+        native.post(TEABLE, space, Transaction.GRANT, "purchase", amount)
+    month = charge.create_time.ToJsonString()[:7]
+    target = f"/api/space/{space}/billing/credit-history?month={month}&order=asc"
+    assert numbers(gateway, TEABLE, target, "amount") == list(AMOUNTS.values())
+
+
+def test_nebulablock(gateway: Daybook, native: NativeCaller) -> None:
+    """What was used in an hour, and what is available."""
+    slug = f"numbers-{uuid.uuid4()}"
+    printed(gateway, "tenants", "create", slug)
+    owner = printed(gateway, "keys", "create", "--tenant", slug)
+    for amount in ("0.000001", EXACT_MAX, "33333333333.333333"):
+        shown = AMOUNTS[amount]
+        user = native.create_account(owner)
+        native.post(owner, user, Transaction.GRANT, "purchase", amount)
+        key = printed(gateway, "keys", "create", "--tenant", slug, "--account", user)
+        assert numbers(gateway, key, "/users/credits/history", "credit_balance") == [shown]
+        native.post(owner, user, Transaction.CHARGE, "computing", f"-{amount}", usage=Usage(model="m"))
+        assert numbers(gateway, key, "/users/credits/history", "(?:computing_amount|total)") == [shown, shown]
+
+
+def test_spacebring(gateway: Daybook, network: Network, native: NativeCaller) -> None:
+    """What moved, and what a company holds."""
+    headers = {"spacebring-network-id": network.uid}
+    for amount, shown in AMOUNTS.items():
+        company = native.create_account(network.key, Account.COMPANY)
+        labels = {"location": str(uuid.uuid4()), "company": company}
+        native.post(network.key, company, Transaction.GRANT, "credit_package", amount, labels=labels)
+        target = f"/transactions/credits/v1?locationRef={labels['location']}"
+        for name in ("amount", "permanentAmount", "permanent"):
+            assert numbers(gateway, network.key, target, name, **headers) == [shown]
+
+
+def test_dreadnode(gateway: Daybook, native: NativeCaller) -> None:
+    """What inference cost, and how many tokens it took; amounts are whole credits, all of them exact."""
+    organization = native.create_account(DREADNODE, credit_limit="100")
+    target = f"/api/v1/org/{organization}/credits/transactions?limit=1"
+    for cost, shown in AMOUNTS.items():
+        native.post(DREADNODE, organization, Transaction.CHARGE, "inference", "-1", usage=Usage(cost_usd=cost))
+        assert numbers(gateway, DREADNODE, target, "inference_cost_usd") == [shown]
+    for tokens, shown in TOKENS.items():
+        usage = Usage(input_tokens=tokens, output_tokens=tokens)
+        native.post(DREADNODE, organization, Transaction.CHARGE, "inference", "-1", usage=usage)
+        for name in ("input_tokens", "output_tokens"):
+            assert numbers(gateway, DREADNODE, target, name) == [shown]
+
+
+@pytest.mark.parametrize("vendor", ["teable", "nebulablock", "spacebring", "dreadnode", "paged"])
+def test_pages_say_what_a_number_holds(vendor: str) -> None:
+    """Each facade's page has a section with the bound."""
+    section = (ROOT / f"docs/facades/{vendor}.md").read_text().partition("## Numbers\n")[2].partition("\n## ")[0]
+    assert "2^53" in section if vendor == "paged" else "999,999,999.999999" in section
