@@ -57,6 +57,8 @@ LISTS = {
     "native": Target(TRANSACTIONS, "demo-dreadnode"),
 }
 OTHERS = {
+    "dreadnode without v1": Target("/api/org/example/credits/transactions?limit=100", "demo-dreadnode"),
+    "balance of Dreadnode": Target("/api/v1/org/example/credits", "demo-dreadnode"),
     "account": Target(ACCOUNT, "demo-dreadnode"),
     "accounts": Target("/v1/accounts", "demo-dreadnode"),
     "balance": Target(f"{ACCOUNT}/balance", "demo-dreadnode"),
@@ -259,6 +261,17 @@ def test_native_parameters(gateway: Daybook, query: str, same_as: str) -> None:
     for path in (TRANSACTIONS, f"{TRANSACTIONS}/", "/v1/accounts/%65xample/transactions"):
         answer = Target(f"{path}?{query}", "demo-dreadnode").send(gateway)
         assert (answer.status, without_token(answer.json())) == (200, wanted)
+
+
+@pytest.mark.parametrize("name", [*LISTS, "dreadnode without v1", "balance of Dreadnode"])
+def test_slashes_of_a_base_url(gateway: Daybook, name: str) -> None:
+    """A base URL with a slash at its end, or one that a client adds, changes nothing."""
+    target = {**LISTS, **OTHERS}[name]
+    wanted = without_token(target.send(gateway).json())
+    path, _, query = target.target.partition("?")
+    for spelled in (f"/{path}", path.replace("/", "//"), f"{path}/", f"{path}//"):
+        answer = Target(f"{spelled}?{query}", target.key).send(gateway)
+        assert (answer.status, without_token(answer.json())) == (200, wanted), spelled
 
 
 def test_unknown_key_of_a_body_is_ignored(gateway: Daybook) -> None:
