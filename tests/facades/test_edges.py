@@ -60,6 +60,7 @@ class End:
     credit_limit: str
     time: Timestamp
     time_text: str
+    hour_anchor: Timestamp
     month: str
     count: Mapping[int, int]
     """A count, by the C++ type of its field."""
@@ -72,20 +73,20 @@ class End:
     hours: tuple[tuple[str, str], ...]
     """The account's three hours of use in New York, newest first, worked out by hand."""
 
-    def text(self, field: FieldDescriptor) -> str:
+    def text(self, field: Any) -> str:
         """A text of a field."""
-        assert field.containing_type is not None
         characters = CHARACTERS_MAX[field.containing_type.full_name][field.name]
         return self.texts.get(field.full_name, self.character * (characters if self.is_longest else 1))
 
     def fill(self, message: _Filled) -> _Filled:
         """The message with a value in every field. Raises KeyError for a field without a rule."""
         for field in message.DESCRIPTOR.fields:
-            self.fill_field(message, field)
+            self.fill_field(message, field.name)
         return message
 
-    def fill_field(self, message: Message, field: FieldDescriptor) -> None:
+    def fill_field(self, message: Message, name: str) -> None:
         """Sets one field of a message."""
+        field = message.DESCRIPTOR.fields_by_name[name]
         if field.message_type is None:
             is_text = field.cpp_type == FieldDescriptor.CPPTYPE_STRING
             if field.full_name == "daybook.v1.Usage.cost_usd":
@@ -119,6 +120,8 @@ ENDS = {
         credit_limit="0",
         time=to_timestamp(EARLIEST),
         time_text="0001-01-01T00:00:00.000000Z",
+        # So that an hour begins before the calendar does.
+        hour_anchor=to_timestamp(EARLIEST + HOUR // 2),
         month="0001-01",
         count={FieldDescriptor.CPPTYPE_INT32: 0, FieldDescriptor.CPPTYPE_INT64: 0},
         texts={"daybook.v1.Company.Address.country_code": "AA"},
@@ -128,9 +131,9 @@ ENDS = {
         number=5e-324,
         # Until 1883 New York went by the sun, 4:56:02 behind Greenwich.
         hours=(
-            ("0000-12-31 21:03:58", "0000-12-31 22:03:58"),
-            ("0000-12-31 20:03:58", "0000-12-31 21:03:58"),
-            ("0000-12-31 19:03:58", "0000-12-31 20:03:58"),
+            ("0000-12-31 20:33:58", "0000-12-31 21:33:58"),
+            ("0000-12-31 19:33:58", "0000-12-31 20:33:58"),
+            ("0000-12-31 18:33:58", "0000-12-31 19:33:58"),
         ),
     ),
     "highest": End(
@@ -141,6 +144,7 @@ ENDS = {
         # What is finer than a microsecond is kept where a time is only kept.
         time=Timestamp(seconds=LATEST // SECOND, nanos=999_999_999),
         time_text="9999-12-31T23:59:59.999999Z",
+        hour_anchor=to_timestamp(LATEST),
         month="9999-12",
         count={FieldDescriptor.CPPTYPE_INT32: 2**31 - 1, FieldDescriptor.CPPTYPE_INT64: 2**63 - 1},
         texts={"daybook.v1.Company.Address.country_code": "ZZ"},
@@ -227,12 +231,16 @@ async def post_everything(client: Client, clock: Clock, end: End) -> None:
     """Posts rows of every type that some list shows to one account, all at the end."""
     company = end.fill(Company())
     await client.create_account(
-        end.account_id, kind=Account.COMPANY, company=company, credit_limit=end.credit_limit, hour_anchor=end.time
+        end.account_id,
+        kind=Account.COMPANY,
+        company=company,
+        credit_limit=end.credit_limit,
+        hour_anchor=end.hour_anchor,
     )
-    await client.create_account("peer")
+    await client.create_account("peer", hour_anchor=end.time)
     details = Transaction(labels={"company": end.account_id})
     for name in DETAILS - set(SUBJECTS):
-        end.fill_field(details, Transaction.DESCRIPTOR.fields_by_name[name])
+        end.fill_field(details, name)
 
     async def post(kind: Transaction.Kind.ValueType, category: str, subject: str = "", **fields: Any) -> Transaction:
         transaction = Transaction(category=category, **fields)
@@ -297,7 +305,7 @@ def is_nearest(shown: Json, amount: Json) -> bool:
     return float(shown) == float(amount)
 
 
-async def test_native_lists(ledger: Ledger) -> None:
+async def require_native(ledger: Ledger) -> None:
     """Every order, page by page and at once, with filters at the bounds of time."""
     everything = await ledger.transactions()
     bounds = quote('create_time >= "0001-01-01T00:00:00Z" AND create_time <= "9999-12-31T23:59:59.999999999Z"')
@@ -328,7 +336,7 @@ async def test_native_lists(ledger: Ledger) -> None:
         await ledger.get(f"/v1/accounts/{ledger.end.account_id}{name}")
 
 
-async def test_teable(ledger: Ledger) -> None:
+async def require_teable(ledger: Ledger) -> None:
     """Every order of the month at the end."""
     native = await ledger.transactions()
     pairs = {category for _, category in teable.TYPES}
@@ -346,7 +354,7 @@ async def test_teable(ledger: Ledger) -> None:
         assert row["displayName"] == posted["description"]
 
 
-async def test_nebulablock(ledger: Ledger) -> None:
+async def require_nebulablock(ledger: Ledger) -> None:
     """Hours that begin before the first year or end after the last, in New York's time of then."""
     path = "/users/credits/history?limit="
     body = (await ledger.get(f"{path}100", bound=True))["data"]
@@ -361,7 +369,7 @@ async def test_nebulablock(ledger: Ledger) -> None:
     assert times == [(f"EST {start}", f"EST {stop}") for start, stop in ledger.end.hours]
 
 
-async def test_spacebring(ledger: Ledger) -> None:
+async def require_spacebring(ledger: Ledger) -> None:
     """All rows with their companies and subjects, between the first and the last instant."""
     native = await ledger.transactions()
     path = "/transactions/credits/v1?createDate[gte]=0001-01-01T00:00:00Z&createDate[lte]=9999-12-31T23:59:59.999999Z"
@@ -392,7 +400,7 @@ async def test_spacebring(ledger: Ledger) -> None:
             assert is_nearest(refund["amount"], ledger.end.amount)
 
 
-async def test_dreadnode(ledger: Ledger) -> None:
+async def require_dreadnode(ledger: Ledger) -> None:
     """All types, each with what is known of its usage."""
     native = await ledger.transactions()
     path = f"/api/v1/org/{ledger.end.account_id}/credits/transactions?limit="
@@ -409,7 +417,7 @@ async def test_dreadnode(ledger: Ledger) -> None:
     assert any(row["inference_cost_usd"] is not None for row in everything)
 
 
-async def test_paged(ledger: Ledger) -> None:
+async def require_paged(ledger: Ledger) -> None:
     """All pages, forwards by their links."""
     native = await ledger.transactions()
     path = f"/api/billing/accounts/{ledger.end.account_id}/transactions?page_size="
@@ -425,3 +433,13 @@ async def test_paged(ledger: Ledger) -> None:
         posted = native[str(row["id"])]
         assert (row["amount"], row["balance"]) == (posted["amount"], posted["balanceAfter"])
         assert row["created"] == vendor_time(posted["createTime"], "microseconds")
+
+
+async def test_what_is_stored_is_listed(ledger: Ledger) -> None:
+    """Every list shows the rows at an end, in every order, page by page and at once."""
+    await require_native(ledger)
+    await require_teable(ledger)
+    await require_nebulablock(ledger)
+    await require_spacebring(ledger)
+    await require_dreadnode(ledger)
+    await require_paged(ledger)
