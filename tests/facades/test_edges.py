@@ -233,6 +233,7 @@ async def post_everything(client: Client, clock: Clock, end: End) -> None:
     await client.create_account(
         end.account_id,
         kind=Account.COMPANY,
+        display_name=end.character * 255,
         company=company,
         credit_limit=end.credit_limit,
         hour_anchor=end.hour_anchor,
@@ -332,8 +333,11 @@ async def require_native(ledger: Ledger) -> None:
         f"/v1/accounts/{ledger.end.account_id}/lots?pageSize=7", "lots", "nextPageToken", "pageToken"
     )
     assert {lot["amount"] for lot in lots} == {ledger.end.amount}
-    for name in ("", "/balance"):
+    for name in ("", "/balance", f"/transactions/{row['uid']}?view=TRANSACTION_VIEW_FULL"):
         await ledger.get(f"/v1/accounts/{ledger.end.account_id}{name}")
+    accounts = await ledger.follow("/v1/accounts?pageSize=1", "accounts", "nextPageToken", "pageToken")
+    assert {account.get("displayName", "") for account in accounts} == {ledger.end.character * 255, ""}
+    assert len(await ledger.follow("/v1/apiKeys?pageSize=1", "apiKeys", "nextPageToken", "pageToken")) == 2
 
 
 async def require_teable(ledger: Ledger) -> None:
