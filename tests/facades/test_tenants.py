@@ -32,7 +32,7 @@ from uuid import NAMESPACE_URL, uuid5
 import grpc
 import pytest
 import pytest_asyncio
-from daybook.facades.dreadnode.v1.credits_service_pb2 import ListCreditTransactionsRequest
+from daybook.facades.dreadnode.v1.credits_service_pb2 import GetCreditBalanceRequest, ListCreditTransactionsRequest
 from daybook.facades.nebulablock.v1.users_service_pb2 import GetCreditsHistoryRequest
 from daybook.facades.paged.v1.statements_service_pb2 import ListAccountTransactionsRequest
 from daybook.facades.spacebring.v1.transactions_service_pb2 import GetCreditsTransactionsRequest
@@ -95,7 +95,8 @@ PRIVATE = "q9private"
 """Whatever else the stranger wrote down has it, and no caller ever sends it."""
 GRANTED = "31415.926535"
 """What the stranger was given, and nobody else. What is left of it has the same fraction."""
-SECRETS = (PRIVATE, ".926535")
+SECRETS = (PRIVATE, ".926535", '"balance":31415,')
+"""What no other answer may have. The last is Dreadnode's balance, in whole credits."""
 TOKEN_FIELDS = ("page_token", "cursor", "next_page_token")
 EVERYTHING = {"admin"}
 
@@ -325,6 +326,7 @@ def base_requests(own: Names) -> dict[str, Requests]:
             GetCreditsTransactionsRequest(limit="100")
         ],
         "daybook.facades.dreadnode.v1.Credits/ListCreditTransactions": [ListCreditTransactionsRequest(org=own.account)],
+        "daybook.facades.dreadnode.v1.Credits/GetCreditBalance": [GetCreditBalanceRequest(org=own.account)],
         "daybook.facades.paged.v1.Statements/ListAccountTransactions": [
             ListAccountTransactionsRequest(account=own.account)
         ],
