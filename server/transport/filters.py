@@ -19,6 +19,10 @@ from server.ledger.paging import EVERYTHING, Order, OrderField, TransactionFilte
 
 FILTER_CHARACTERS_MAX = 2048
 VALUES_MAX = 16
+FIELDS = ("kind", "category", "state", "create_time", "labels.location", "labels.membership", "labels.company")
+"""What a list can be filtered by."""
+_SPELLINGS = {"createTime": "create_time"}
+"""The names that JSON has for fields, where they differ."""
 FILTERS_CACHED_MAX = 1024
 
 _GRAMMAR = r"""
@@ -29,7 +33,7 @@ _GRAMMAR = r"""
     value: STRING -> text
          | WORD -> word
 
-    FIELD: /[a-z][a-z_]*(\.[a-z_]+)?(?=\s*[=<>!])/
+    FIELD: /[a-z][A-Za-z_]*(\.[a-z_]+)?(?=\s*[=<>!])/
     OPERATOR: ">=" | "<=" | "!=" | "=" | ">" | "<"
     STRING: /"(\\.|[^"\\])*"/
     WORD: /(?!(AND|OR)\b)[A-Za-z0-9_.:+-]+/
@@ -52,7 +56,8 @@ class _Build(Transformer[Token, list[list[_Comparison]]]):
         return comparisons
 
     def comparison(self, parts: list[str]) -> _Comparison:
-        return _Comparison(*map(str, parts))
+        field, operator, value = map(str, parts)
+        return _Comparison(_SPELLINGS.get(field, field), operator, value)
 
     def text(self, tokens: list[Token]) -> str:
         return str(tokens[0])[1:-1].replace('\\"', '"').replace("\\\\", "\\")
@@ -95,6 +100,8 @@ def _read(alternatives: list[_Comparison]) -> dict[str, object]:
         raise FilterInvalid("filter", "OR is only possible between values of one field")
     if len(alternatives) > VALUES_MAX:
         raise FilterInvalid("filter", f"{field} has more than {VALUES_MAX} values")
+    if field not in FIELDS:
+        raise FilterInvalid("filter", f"{field} is not a field to filter by; these are {', '.join(FIELDS)}")
     if field == "create_time":
         return _read_bound(alternatives)
     if any(other.operator != "=" for other in alternatives):
@@ -107,11 +114,9 @@ def _read(alternatives: list[_Comparison]) -> dict[str, object]:
             return {"states": tuple(_enum_value("State", field, value) for value in values)}
         case "category":
             return {"categories": values}
-        case "labels.location" | "labels.membership" | "labels.company":
-            if len(values) > 1:
-                raise FilterInvalid("filter", f"{field} takes one value")
-            return {field.removeprefix("labels."): values[0]}
-    raise FilterInvalid("filter", f"{field} is not a field to filter by")
+    if len(values) > 1:
+        raise FilterInvalid("filter", f"{field} takes one value")
+    return {field.removeprefix("labels."): values[0]}
 
 
 def _enum_value(enum: str, field: str, name: str) -> int:
@@ -142,14 +147,14 @@ def _read_bound(alternatives: list[_Comparison]) -> dict[str, object]:
 
 def parse_order_by(text: str) -> Order:
     """Reads an order_by. Raises FieldInvalid."""
-    match text.split():
+    match [_SPELLINGS.get(word, word) for word in text.split()]:
         case []:
             return Order()
-        case [name] if name in _ORDER_FIELDS:
+        case [name] | [name, "asc"] if name in _ORDER_FIELDS:
             return Order(OrderField(name), descending=False)
         case [name, "desc"] if name in _ORDER_FIELDS:
             return Order(OrderField(name), descending=True)
-    raise FieldInvalid("order_by", 'must be create_time or amount, with or without " desc" behind it')
+    raise FieldInvalid("order_by", 'must be create_time or amount, alone or followed by " asc" or " desc"')
 
 
 _ORDER_FIELDS = {field.value for field in OrderField}

@@ -52,6 +52,12 @@ NOVEMBER = instants.parse("2024-11-01T00:00:00Z")
             TransactionFilter(kinds=(Transaction.CHARGE,), categories=("a", "b"), states=(Transaction.SUCCEEDED,)),
         ),
         ('create_time >= "2024-10-01T00:00:00Z"', TransactionFilter(create_time_from=OCTOBER)),
+        # The name that JSON has for it.
+        ('createTime >= "2024-10-01T00:00:00Z"', TransactionFilter(create_time_from=OCTOBER)),
+        (
+            "createTime >= 2024-10-01T00:00:00Z AND create_time < 2024-11-01T00:00:00Z",
+            TransactionFilter(create_time_from=OCTOBER, create_time_before=NOVEMBER),
+        ),
         ("create_time >= 2024-10-01T00:00:00Z", TransactionFilter(create_time_from=OCTOBER)),
         ("create_time >= 2024-10-01T02:00:00+02:00", TransactionFilter(create_time_from=OCTOBER)),
         ('create_time > "2024-10-01T00:00:00Z"', TransactionFilter(create_time_from=OCTOBER + 1)),
@@ -338,13 +344,18 @@ def test_the_same_filter_is_the_same_shape() -> None:
         ("  ", Order(OrderField.CREATE_TIME, descending=True)),
         ("create_time", Order(OrderField.CREATE_TIME, descending=False)),
         ("create_time desc", Order(OrderField.CREATE_TIME, descending=True)),
+        ("create_time asc", Order(OrderField.CREATE_TIME, descending=False)),
+        ("createTime", Order(OrderField.CREATE_TIME, descending=False)),
+        ("createTime asc", Order(OrderField.CREATE_TIME, descending=False)),
+        ("createTime desc", Order(OrderField.CREATE_TIME, descending=True)),
         ("amount", Order(OrderField.AMOUNT, descending=False)),
+        ("amount asc", Order(OrderField.AMOUNT, descending=False)),
         ("amount desc", Order(OrderField.AMOUNT, descending=True)),
         ("  amount   desc ", Order(OrderField.AMOUNT, descending=True)),
     ],
 )
 def test_reads_orders(text: str, order: Order) -> None:
-    """An order_by is a field, ascending unless ` desc` is behind it; empty means newest first."""
+    """An order_by is a field, ascending unless ` desc` is behind it; ` asc` says so; empty means newest first."""
     assert parse_order_by(text) == order
 
 
@@ -353,9 +364,11 @@ def test_reads_orders(text: str, order: Order) -> None:
     [
         "sequence",
         "CREATE_TIME",
-        "createTime",
+        "Create_time",
         "desc",
-        "amount asc",
+        "asc",
+        "amount ASC",
+        "amount asc desc",
         "amount DESC",
         "amount descending",
         "amount desc desc",
@@ -380,3 +393,15 @@ def test_reads_or_refuses_any_order(text: str) -> None:
     """Any text is either an order or FieldInvalid, and nothing else happens."""
     with suppress(FieldInvalid):
         assert isinstance(parse_order_by(text), Order)
+
+
+@pytest.mark.parametrize("operator", ["=", "!=", ">", ">=", "<", "<="])
+@pytest.mark.parametrize("field", ["amount", "sequence", "labels.project"])
+def test_what_no_list_is_filtered_by_is_refused_in_the_same_words(field: str, operator: str) -> None:
+    """Whatever the operator, a caller is told that the field is none to filter by, and which there are."""
+    with pytest.raises(FilterInvalid) as refusal:
+        parse_filter(f"{field} {operator} 5")
+    assert refusal.value.problem == (
+        f"{field} is not a field to filter by; these are kind, category, state, create_time, "
+        "labels.location, labels.membership, labels.company"
+    )
