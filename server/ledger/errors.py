@@ -66,7 +66,7 @@ class PageTokenInvalid(InvalidArgument):
     reason = "PAGE_TOKEN_INVALID"
 
     def __init__(self, field: str) -> None:
-        super().__init__(field, "not a page token of this service")
+        super().__init__(field, "is not a page token of this service")
 
 
 class PageTokenMismatch(InvalidArgument):
@@ -288,7 +288,7 @@ class RateLimited(ResourceExhausted):
     reason = "RATE_LIMITED"
 
     def __init__(self, retry_seconds: float) -> None:
-        super().__init__(f"too many calls with this credential; try again in {math.ceil(retry_seconds)} s")
+        super().__init__(f"this credential makes too many calls; try again in {math.ceil(retry_seconds)} s")
         self.retry_seconds = retry_seconds
 
 
@@ -342,4 +342,4 @@ class InternalFailure(Internal):
     reason = "INTERNAL_FAILURE"
 
     def __init__(self) -> None:
-        super().__init__("an internal failure; the server's log has the details")
+        super().__init__("the server failed; its log has the details")

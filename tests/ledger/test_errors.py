@@ -112,6 +112,17 @@ def test_every_error_carries_one_error_info(leaf: type[DaybookError]) -> None:
     ]
 
 
+VERB = re.compile(r"\b(is|was|are|has|had|lacks|carries|would|belongs|exists|failed|makes|took)\b")
+
+
+@pytest.mark.parametrize(
+    "leaf", [each for each in LEAVES if "problem" not in inspect.signature(each).parameters], ids=by_name
+)
+def test_message_is_a_sentence(leaf: type[DaybookError]) -> None:
+    """What comes before a semicolon in a message has a verb."""
+    assert VERB.search(make(leaf).message.partition(";")[0])
+
+
 @pytest.mark.parametrize("leaf", LEAVES, ids=by_name)
 def test_only_a_wrong_field_is_a_bad_request(leaf: type[DaybookError]) -> None:
     """A status carries a BadRequest that names the field exactly when the argument is invalid."""
