@@ -14,8 +14,11 @@ from urllib.parse import urlsplit
 
 import pytest
 import yaml
+from daybook.v1 import admin_service_pb2, ledger_service_pb2
 from daybook.v1.error_reason_pb2 import ErrorReason
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
+from google.protobuf.struct_pb2 import Struct
 
 from protos import generate
 from server.app import FACADES, SERVICES
@@ -162,6 +165,34 @@ def test_no_query_says_other_than_the_path() -> None:
         assert spellings <= set(known.split())
 
 
+def body_fields(message: Descriptor, before: str = "") -> Iterator[tuple[str, FieldDescriptor]]:
+    """Every field that the JSON of a message can have, at any depth, by its path."""
+    for each in message.fields:
+        inside, path = each.message_type, f"{before}{each.name}"
+        yield path, each
+        if inside is not None and inside.full_name.startswith("daybook.") and not inside.GetOptions().map_entry:
+            yield from body_fields(inside, f"{path}.")
+
+
+def test_gateway_tells_all_keys_of_a_body() -> None:
+    """Lua leaves out only what is inside of free maps, and has room for every key that a body can have."""
+    lua = (ROOT / "envoy.yaml").read_text()
+    (names,) = re.findall(r"local FREE = \{(.*)\}", lua)
+    free = set(re.findall(r"(\w+) = true", names))
+    (room,) = re.findall(r"local KEYS_BYTES_MAX = (\d+)", lua)
+    services = (ledger_service_pb2, admin_service_pb2)
+    for method in (
+        each for file in services for service in file.DESCRIPTOR.services_by_name.values() for each in service.methods
+    ):
+        fields = list(body_fields(method.input_type))
+        for _, field in fields:
+            is_free = field.message_type is not None and (
+                field.message_type.full_name == Struct.DESCRIPTOR.full_name or field.message_type.GetOptions().map_entry
+            )
+            assert is_free == (field.name in free), field.full_name
+        assert sum(len(path) + 1 for path, _ in fields) <= int(room)
+
+
 def rest_paths() -> set[str]:
     """Every path that a facade's contract binds, written like in the documentation."""
     found = set()
@@ -251,3 +282,11 @@ def test_no_constraint_names_a_host() -> None:
 def test_no_file_names_the_machine_it_was_written_on() -> None:
     """Nothing that is committed holds the path of this checkout."""
     assert not [path for path in tracked_files() if path.is_file() and f"{ROOT}/" in path.read_text(errors="ignore")]
+
+
+@pytest.mark.parametrize("document", [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")], ids=lambda path: path.name)
+def test_examples_that_change_something_have_a_key(document: Path) -> None:
+    """A reader who copies a mutation over REST copies the header that makes it safe to repeat."""
+    for line in document.read_text().splitlines():
+        if "curl" in line and " -d " in line and "/v1/" in line:
+            assert "Idempotency-Key" in line

@@ -46,6 +46,7 @@ CONSTANTS: Mapping[str, Mapping[str, int]] = {
     "a label": {"LABEL_CHARACTERS_MAX": validation.LABEL_CHARACTERS_MAX},
     "a priority": {"PRIORITY_MAX": validation.PRIORITY_MAX},
     "metadata of a transaction or a company": {"METADATA_BYTES_MAX": validation.METADATA_BYTES_MAX},
+    "a number in that metadata": {"METADATA_NUMBER_MAX": validation.METADATA_NUMBER_MAX},
     "depth of that metadata": {"METADATA_DEPTH_MAX": validation.METADATA_DEPTH_MAX},
     "any text of a request": {"TEXT_CHARACTERS_MAX": validation.TEXT_CHARACTERS_MAX},
     "a display name": {"DISPLAY_NAME_CHARACTERS_MAX": validation.DISPLAY_NAME_CHARACTERS_MAX},
@@ -116,6 +117,7 @@ OF_OURS = {
 OF_ANSWERS = {
     "CHARACTERS_MAX": "the row of other texts",
     "ECHOED_CHARACTERS_MAX": "how much of a wrong value is told back",
+    "METADATA_PATH_CHARACTERS_MAX": "how much of a path in metadata is told back",
     "NUMERIC_ID_DIGITS_MAX": "from where on a number is shown for an id",
 }
 """The rest, and what they are."""

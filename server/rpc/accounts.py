@@ -27,10 +27,20 @@ from server.store.accounts import AccountRecord
 from server.transport.auth import current_caller
 from server.transport.calls import Context
 from server.transport.page_tokens import Listing, PageTokens
-from server.transport.validation import Sizes, check_account, read_amount, read_page_size, read_profile, read_request
+from server.transport.validation import (
+    Sizes,
+    check_account,
+    read_amount,
+    read_page_size,
+    read_profile,
+    read_request,
+    require_unset_by_caller,
+)
 from server.usecases.accounts import Accounts
 
 UPDATABLE = ("display_name", "user", "company", "credit_limit")
+FIXED = ("number", "kind", "hour_anchor", "create_time")
+"""What an update may repeat, but not change."""
 
 
 class AccountMethods:
@@ -43,11 +53,18 @@ class AccountMethods:
     async def CreateAccount(self, request: CreateAccountRequest, context: Context) -> bytes:
         """Parses the account, creates it, answers with its stored bytes."""
         key = read_request("CreateAccount", request)
+        if not request.account_id:
+            raise FieldInvalid("account_id", "is required")
         if not is_account_id(request.account_id):
             raise FieldInvalid(
                 "account_id", "must have 1 to 128 letters, digits, _, . and -, the first a letter or a digit"
             )
         account = request.account
+        require_unset_by_caller("account", account)
+        if account.etag:
+            raise FieldInvalid("account.etag", "is only possible in UpdateAccount")
+        if not account.kind:
+            raise FieldInvalid("account.kind", "is required")
         if account.kind not in Account.Kind.values()[1:]:
             raise FieldInvalid("account.kind", f"must be one of {', '.join(Account.Kind.keys()[1:])}")
         check_account(account)
@@ -137,9 +154,10 @@ def _read_change(request: UpdateAccountRequest) -> Callable[[AccountRecord], Acc
     """What the update does to an account: the masked fields, and no others, are written."""
     account = request.account
     paths = set(request.update_mask.paths)
-    if not request.HasField("update_mask"):
+    is_whole = paths in (set(), {"*"})
+    if not paths:
         paths = {field.name for field, _ in account.ListFields() if field.name in UPDATABLE}
-    elif paths == {"*"}:
+    elif is_whole:
         paths = set(UPDATABLE)
     for path in paths:
         if path not in UPDATABLE:
@@ -156,9 +174,21 @@ def _read_change(request: UpdateAccountRequest) -> Callable[[AccountRecord], Acc
         profile = read_profile(account)
 
     def change(record: AccountRecord) -> AccountRecord:
+        if is_whole:
+            _require_fixed_as_stored(account, record.to_message())
         # A masked profile that is unset is cleared (AIP-134); the other kind is left alone.
         if profile_paths and (profile or Account.FromString(record.profile).WhichOneof("profile") in profile_paths):
             changes["profile"] = profile
         return replace(record, **changes)  # type: ignore[arg-type]  # each has its field's type
 
     return change
+
+
+def _require_fixed_as_stored(given: Account, stored: Account) -> None:
+    """Lets an account be sent back as it was read, and refuses to change what is fixed.
+
+    update_time is older than the account wherever another caller wrote in between; etag is for that.
+    """
+    for field, value in given.ListFields():
+        if field.name in FIXED and value != getattr(stored, field.name):
+            raise FieldInvalid(f"account.{field.name}", "can't be changed: leave it out, or send it as it is")

@@ -27,6 +27,7 @@ from server.transport.validation import (
     read_lifetime,
     read_page_size,
     read_scopes,
+    require_unset_by_caller,
 )
 from server.usecases.api_keys import ApiKeyDraft, ApiKeys
 
@@ -69,6 +70,7 @@ class ApiKeyMethods:
 
 
 def _parse(api_key: ApiKey) -> ApiKeyDraft:
+    require_unset_by_caller("api_key", api_key)
     check_content("api_key", ApiKey(display_name=api_key.display_name))
     scopes = read_scopes("api_key.scopes", api_key.scopes)
     account_id = parse_account_name("api_key.account", api_key.account) if api_key.account else None

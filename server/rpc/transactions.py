@@ -125,6 +125,8 @@ def _parse(request: CreateTransactionRequest) -> NewTransaction:
     key = read_request("CreateTransaction", request)
     account_id = parse_account_name("parent", request.parent)
     draft, details = read_transaction(request.transaction)
+    if request.record_declined and draft.kind != Transaction.CHARGE:
+        raise FieldInvalid("record_declined", "is only possible with kind CHARGE")
     return NewTransaction(account_id, draft, details, key, request.record_declined)
 
 

@@ -21,6 +21,7 @@ from server.ledger.errors import DaybookError, FieldInvalid, Internal, InternalF
 from server.transport.auth import Authenticator, authentication
 from server.transport.deadlines import Deadlines, Work
 from server.transport.errors import RenderError, code_of, refuse
+from server.transport.inputs import Inputs
 from server.transport.limits import RateLimiter
 from server.transport.parsing import Naming, unless_malformed, unless_too_long
 from server.transport.query_names import TARGET_HEADER, QueryNames
@@ -75,6 +76,8 @@ class _Method:
     measure: Measure | None
     trace: Trace | None
     bounds: Sequence[Deadlines]
+    inputs: Inputs | None
+    """None for a documented API, whose vendor says what is ignored."""
     is_logged: bool
     """Whether each call has a line in the log."""
     query_names: QueryNames | None
@@ -164,6 +167,7 @@ class CallHandler(grpc.GenericRpcHandler):
             measure=measuring and measuring(name),
             trace=tracing and tracing(name),
             bounds=self._calls if handler.unary_unary is not None else self._streams,
+            inputs=Inputs(name) if service not in self._renderers else None,
             is_logged=log.is_enabled_for(logging.DEBUG),
             query_names=None if render is None else QueryNames(name),
         )
@@ -180,7 +184,7 @@ class CallHandler(grpc.GenericRpcHandler):
                 call = self._begin(method, context)
                 try:
                     await self._admit(call, request)
-                    return await answer(_well_formed(request), context)
+                    return await answer(_complete(method, request), context)
                 except BaseException as error:
                     await self._fail(call, error)
                     raise
@@ -195,7 +199,7 @@ class CallHandler(grpc.GenericRpcHandler):
                 call = self._begin(method, context)
                 try:
                     await self._admit(call, request)
-                    async for each in answers(_well_formed(request), context):
+                    async for each in answers(_complete(method, request), context):
                         self._idle.begin_anew(call.work)
                         yield each
                 except BaseException as error:
@@ -212,6 +216,7 @@ class CallHandler(grpc.GenericRpcHandler):
                 call = self._begin(method, context)
                 try:
                     await self._admit(call)
+                    _complete(method, None)
                     return await summary(self._all_well_formed(requests, call.work), context)
                 except BaseException as error:
                     await self._fail(call, error)
@@ -297,6 +302,13 @@ def _code_of_cancellation(context: Context) -> grpc.StatusCode:
     if remaining is not None and remaining <= UNCERTAIN_SECONDS:
         return grpc.StatusCode.DEADLINE_EXCEEDED
     return grpc.StatusCode.CANCELLED
+
+
+def _complete(method: _Method, request: Any) -> Any:
+    """A well-formed request with all that its caller gave, wherever they gave it; None for a stream."""
+    if method.inputs is not None:
+        method.inputs.complete(_well_formed(request), call_metadata.get())
+    return _well_formed(request)
 
 
 def _well_formed(request: Any) -> Any:

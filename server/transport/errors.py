@@ -111,7 +111,7 @@ def to_status(error: DaybookError) -> Status:
     """The google.rpc.Status of an error."""
     details = [_pack(ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata))]
     if isinstance(error, InvalidArgument):
-        violation = BadRequest.FieldViolation(field=error.field, description=error.problem)
+        violation = BadRequest.FieldViolation(field=error.field, description=error.problem, reason=error.reason)
         details.append(_pack(BadRequest(field_violations=[violation])))
     if error.retry_seconds is not None:
         delay = Duration()

@@ -20,13 +20,22 @@ Naming: TypeAlias = Literal["name", "json_name"]
 def unless_malformed(deserialize: Callable[[bytes], Any] | None, naming: Naming) -> Callable[[bytes], Any]:
     """Lets a FieldInvalid stand for a request that can't be parsed.
 
-    It is returned, for an exception would end in an error of gRPC's own.
+    It is returned, for an exception would end in an error of gRPC's own. A field that the message
+    lacks is refused too: a caller with a newer contract would otherwise have it ignored.
     """
     assert deserialize is not None, "generated code always names one"
 
     def parse(request: bytes) -> Any:
         try:
-            return deserialize(request)
+            message: Message = deserialize(request)
+            message.DiscardUnknownFields()
+            if message.ByteSize() == len(request):
+                return message
+            # Something was discarded, or is written in another form than ours.
+            path = _owner_of_unknown(deserialize(request), naming)
+            if path is None:
+                return message
+            return FieldInvalid(path or "request", "has a field that this version of the contract lacks")
         except DecodeError:
             message_type = deserialize.__self__  # type: ignore[attr-defined]  # a class method of the message
             field = _field_that_is_no_text(message_type, request, naming)
@@ -35,6 +44,27 @@ def unless_malformed(deserialize: Callable[[bytes], Any] | None, naming: Naming)
             return FieldInvalid(field, "is not UTF-8")
 
     return parse
+
+
+def _owner_of_unknown(message: Message, naming: Naming) -> str | None:
+    """The path of the message that lacks it: empty for the outermost; None if no message lacks any."""
+    if len(UnknownFieldSet(message)):
+        return ""
+    for field, value in message.ListFields():
+        if field.message_type is None:
+            continue
+        name: str = getattr(field, naming)
+        if field.message_type.GetOptions().map_entry:
+            inner = {f"{name}.{key}": each for key, each in value.items() if isinstance(each, Message)}
+        elif field.is_repeated:
+            inner = {f"{name}[{index}]": each for index, each in enumerate(value)}
+        else:
+            inner = {name: value}
+        for place, each in inner.items():
+            path = _owner_of_unknown(each, naming)
+            if path is not None:
+                return f"{place}.{path}" if path else place
+    return None
 
 
 def unless_too_long(parse: Callable[[bytes], Any], naming: Naming, characters_max: int) -> Callable[[bytes], Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 from daybook.v1.account_pb2 import Account, Company, User
 from daybook.v1.api_key_pb2 import ApiKey
 from daybook.v1.transaction_pb2 import Booking, EventTicket, Order, Transaction, Usage
+from google.api.field_behavior_pb2 import IDENTIFIER, OUTPUT_ONLY, field_behavior
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
@@ -29,14 +30,19 @@ from server.ledger.instants import EARLIEST, HOUR, LATEST, SECOND, Instant
 from server.ledger.money import Millionths
 from server.ledger.posting import Draft
 from server.store.requests import Request
+from server.transport.rest import echo
 
 PAGE_SIZE_DEFAULT = 50
 PAGE_SIZE_MAX = 1000
 BATCH_SIZE_MAX = 1000
 METADATA_BYTES_MAX = 8192
+METADATA_NUMBER_MAX = 2**53 - 1
+"""The largest whole number that a double tells from its neighbours. A Struct has doubles only."""
 METADATA_DEPTH_MAX = 20
 """How many structs and lists may be inside each other. Each is up to three messages, and nobody's
 parser goes deeper than a hundred: one row that nobody can read would end every list with it."""
+METADATA_PATH_CHARACTERS_MAX = 256
+"""Of a path in metadata, as an error names it."""
 PRIORITY_MAX = 1000
 DISPLAY_NAME_CHARACTERS_MAX = 255
 TIME_TO_LIVE_DAYS_MAX = 36_525
@@ -109,6 +115,22 @@ DETAILS = frozenset(
 """The fields of a transaction that a caller sets and posting takes over as they are."""
 _NO_DETAILS = frozenset(field for field in Transaction.DESCRIPTOR.fields if field.name not in DETAILS)
 
+_BELONGS: Mapping[str, str] = {
+    "daybook.v1.Account.name": "the id of a new account is account_id",
+    "daybook.v1.Transaction.request_id": "send it as the request's request_id, or as the header Idempotency-Key",
+    "daybook.v1.Transaction.create_time": "only ImportTransactions takes a time, beside the transaction",
+    "daybook.v1.Transaction.refund_of": "RefundTransaction posts refunds",
+    "daybook.v1.Transaction.transfer_peer": "TransferCredits posts transfers",
+}
+"""What to do instead of setting a field that only Daybook sets."""
+_SET_BY_DAYBOOK: Mapping[FieldDescriptor, str] = {
+    field: "; ".join(filter(None, ("is set by Daybook and must be left out", _BELONGS.get(field.full_name))))
+    for message in (Account, ApiKey, Transaction)
+    for field in message.DESCRIPTOR.fields
+    if {OUTPUT_ONLY, IDENTIFIER} & set(field.GetOptions().Extensions[field_behavior])
+}
+"""The fields that a caller can't set, each with what a caller is told who does."""
+
 _CATEGORY = re.compile(r"[a-z][a-z0-9_]{0,62}", re.ASCII)
 _COUNTRY_CODE = re.compile(r"[A-Z]{2}", re.ASCII)
 _EARLIEST_SECOND = EARLIEST // SECOND
@@ -135,6 +157,8 @@ def read_page_size(page_size: int, page_size_max: int = PAGE_SIZE_MAX) -> int:
 
 def read_positive_amount(field: str, text: str) -> Millionths:
     """An amount above 0."""
+    if not text:
+        raise FieldInvalid(field, "is required")
     amount = read_amount(field, text)
     if amount <= 0:
         raise FieldInvalid(field, "must be above 0")
@@ -177,9 +201,13 @@ def read_transaction(transaction: Transaction) -> tuple[Draft, Transaction]:
         transaction.state,
         transaction.priority,
     )
+    if not kind:
+        raise FieldInvalid("transaction.kind", "is required")
     if kind not in CREATABLE_KINDS:
         names = ", ".join(Transaction.Kind.Name(kind) for kind in CREATABLE_KINDS)
         raise FieldInvalid("transaction.kind", f"must be one of {names}")
+    if not category:
+        raise FieldInvalid("transaction.category", "is required")
     if not _CATEGORY.fullmatch(category):
         raise FieldInvalid(
             "transaction.category",
@@ -187,6 +215,8 @@ def read_transaction(transaction: Transaction) -> tuple[Draft, Transaction]:
         )
     if state not in STATES:
         raise FieldInvalid("transaction.state", "must be SUCCEEDED, FAILED, CANCELED or left out")
+    if not transaction.amount:
+        raise FieldInvalid("transaction.amount", "is required")
     amount = read_amount("transaction.amount", transaction.amount)
     is_usage = transaction.WhichOneof("subject") == "usage"
     if is_usage and kind != Transaction.CHARGE:
@@ -207,13 +237,12 @@ def read_transaction(transaction: Transaction) -> tuple[Draft, Transaction]:
 def read_details(path: str, details: Transaction) -> Transaction:
     """The fields of a transaction that posting takes over as they are, held to their bounds.
 
-    Every other is taken away: a field that is output only is ignored, as AIP-203 has it.
+    Every other is taken away; one that only Daybook sets is refused.
     """
-    # What nobody knows has no bounds.
-    details.DiscardUnknownFields()
     try:
         for field, value in details.ListFields():
             if field in _NO_DETAILS:
+                _require_set_by_caller("", field)
                 details.ClearField(field.name)  # type: ignore[arg-type]  # a name out of the message itself
             elif (check := _check_of(field)) is not None:
                 check(value)
@@ -259,11 +288,23 @@ def read_scopes(field: str, scopes: Iterable[str]) -> tuple[str, ...]:
 
 
 def check_account(account: Account) -> None:
-    """Holds to their bounds what a caller can set of an account; the rest is ignored."""
-    settable = Account()
-    settable.CopyFrom(account)
-    _keep_only(settable, ("display_name", "hour_anchor", "user", "company"))
+    """Holds to their bounds what a caller can set of an account."""
+    settable = Account(display_name=account.display_name)
+    for name in ("hour_anchor", "user", "company"):
+        if account.HasField(name):
+            getattr(settable, name).CopyFrom(getattr(account, name))
     check_content("account", settable)
+
+
+def require_unset_by_caller(path: str, message: Account | ApiKey) -> None:
+    """Refuses a new resource with a field that only Daybook sets: it may be meant as input."""
+    for field, _ in message.ListFields():
+        _require_set_by_caller(path, field)
+
+
+def _require_set_by_caller(path: str, field: FieldDescriptor) -> None:
+    if field in _SET_BY_DAYBOOK:
+        raise FieldInvalid(_join(path, field.name), _SET_BY_DAYBOOK[field])
 
 
 def read_profile(account: Account) -> bytes:
@@ -272,16 +313,7 @@ def read_profile(account: Account) -> bytes:
     for name in ("user", "company"):
         if account.HasField(name):
             getattr(profile, name).CopyFrom(getattr(account, name))
-    profile.DiscardUnknownFields()
     return profile.SerializeToString(deterministic=True)
-
-
-def _keep_only(message: Message, names: Collection[str]) -> None:
-    """Takes every other field away, so that output-only fields are ignored, as AIP-203 has it."""
-    for field, _ in message.ListFields():
-        name = field.name
-        if name not in names:
-            message.ClearField(name)
 
 
 def check_content(path: str, message: Message) -> None:
@@ -356,9 +388,8 @@ def _check_struct(place: str, struct: Struct) -> None:
         raise FieldInvalid(place, f"must take at most {METADATA_BYTES_MAX} bytes")
     if any(_depth_of(value) >= METADATA_DEPTH_MAX for value in struct.fields.values()):
         raise FieldInvalid(place, f"must be at most {METADATA_DEPTH_MAX} levels deep")
-    if not all(map(_is_json, struct.fields.values())):
-        # One of them would make every list with it impossible to print.
-        raise FieldInvalid(place, "must not contain a number that JSON lacks, and no value that is unset")
+    for key, value in struct.fields.items():
+        _check_value(_inner(place, key), value)
 
 
 def _depth_of(value: Value) -> int:
@@ -366,16 +397,33 @@ def _depth_of(value: Value) -> int:
     return int(value.WhichOneof("kind") in ("struct_value", "list_value")) + max(map(_depth_of, inside), default=0)
 
 
-def _is_json(value: Value) -> bool:
+def _inner(place: str, key: str) -> str:
+    """The path of a key. One that is too long to be told ends at its beginning."""
+    return f"{place}.{echo(key)}" if len(place) <= METADATA_PATH_CHARACTERS_MAX else place
+
+
+def _check_value(place: str, value: Value) -> None:
+    """Refuses what JSON lacks, since one such value would make every list with it impossible to print.
+
+    A larger number than METADATA_NUMBER_MAX may have been rounded on its way here, which can't be told any more.
+    """
     match value.WhichOneof("kind"):
         case "number_value":
-            return math.isfinite(value.number_value)
+            number = value.number_value
+            if not math.isfinite(number):
+                raise FieldInvalid(place, "is a number that JSON lacks")
+            if abs(number) > METADATA_NUMBER_MAX:
+                raise FieldInvalid(
+                    place, f"is a number beyond {METADATA_NUMBER_MAX}, which can't be kept exactly: send it as text"
+                )
         case "struct_value":
-            return all(map(_is_json, value.struct_value.fields.values()))
+            for key, inner in value.struct_value.fields.items():
+                _check_value(_inner(place, key), inner)
         case "list_value":
-            return all(map(_is_json, value.list_value.values))
-        case kind:
-            return kind is not None
+            for index, inner in enumerate(value.list_value.values):
+                _check_value(f"{place}[{index}]", inner)
+        case None:
+            raise FieldInvalid(place, "must have a value")
 
 
 def _check_count(place: str, number: int) -> None:

@@ -33,7 +33,7 @@ def test_keys_over_rest(gateway: Daybook) -> None:
     assert made.keys() == {"apiKey", "keyString"}
     key = made["apiKey"]
     assert isinstance(key, dict)
-    assert key.keys() == {"name", "displayName", "scopes", "createTime", "expireTime"}
+    assert key.keys() == {"name", "displayName", "scopes", "account", "createTime", "expireTime"}
     listed = call("GET", "/v1/apiKeys?pageSize=1")
     assert listed.keys() == {"apiKeys", "nextPageToken"}
     assert listed["apiKeys"] == [key]

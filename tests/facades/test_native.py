@@ -7,6 +7,7 @@ import re
 import socket
 import subprocess
 import uuid
+from decimal import Decimal
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -38,6 +39,30 @@ BOUND_KEY = "demo-nebulablock.public"
 LISTED_BY_REFLECTION = {*SERVICES, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
 
 JsonObject = dict[str, Json]
+
+
+USER = {
+    "id": "u1",
+    "name": "",
+    "surname": "",
+    "email": "",
+    "phoneNumber": "",
+    "photoUri": "",
+    "about": "",
+    "membership": "",
+}
+"""A person of whom nothing is known, as JSON shows them."""
+NOTHING_MORE = {
+    "description": "",
+    "labels": {},
+    "receiptUri": "",
+    "requestId": "",
+    "refundOf": "",
+    "transferPeer": "",
+    "allocations": [],
+    "priority": 0,
+}
+"""What JSON shows of a transaction that lacks it."""
 
 
 class Rest:
@@ -130,7 +155,7 @@ def test_account_is_created_and_read(rest: Rest) -> None:
         "kind": "USER",
         "displayName": "Ada — Ωmega",
         "creditLimit": "2.5",
-        "user": user,
+        "user": {**USER, **user},
     }
     assert isinstance(number, str), "64-bit integers are texts in JSON"
     assert int(number) > 0
@@ -194,16 +219,20 @@ def test_transaction_is_posted_and_read(rest: Rest) -> None:
                 "expiringAmount": "0",
                 "permanentAmount": "-2.5",
                 "balanceAfter": "7.5",
+                **NOTHING_MORE,
                 "requestId": "r1",
                 "labels": {"location": "here"},
-                "creator": {"id": "u1"},
+                "creator": USER,
                 "metadata": {"deep": {"er": [1, None, "x"]}},
                 "usage": {"model": "m", "inputTokens": "9007199254740993", "costUsd": "0.1"},
             }
         )
     )
     assert rest.call("GET", f"/v1/accounts/{account}/transactions/{uid}") == charge
-    assert rest.call("GET", f"/v1/accounts/{account}/transactions") == {"transactions": [charge, grant]}
+    assert rest.call("GET", f"/v1/accounts/{account}/transactions") == {
+        "transactions": [charge, grant],
+        "nextPageToken": "",
+    }
     balance = rest.call("GET", f"/v1/accounts/{account}/balance")
     as_of_time = balance.pop("asOfTime")
     assert str(as_of_time) >= str(create_time)
@@ -225,9 +254,9 @@ def test_list_is_read_by_pages_filter_and_order(rest: Rest) -> None:
 
     def uids(query: str) -> tuple[list[Json], Json]:
         body = rest.call("GET", f"/v1/accounts/{account}/transactions?{query}")
-        rows = body.get("transactions", [])
+        rows = body["transactions"]
         assert isinstance(rows, list)
-        return [row["uid"] for row in rows if isinstance(row, dict)], body.get("nextPageToken", "")
+        return [row["uid"] for row in rows if isinstance(row, dict)], body["nextPageToken"]
 
     only_charges = f"filter={quote('kind = CHARGE')}"
     assert uids(only_charges) == ([charges[2], charges[1], charges[0]], "")
@@ -249,7 +278,7 @@ def test_update_writes_what_the_mask_names(rest: Rest, spelled: str) -> None:
     changed = rest.call("PATCH", f"/v1/accounts/{account}?{spelled}", {"displayName": "after", "creditLimit": "9"})
     assert (changed["displayName"], changed["creditLimit"]) == ("after", "5")
     cleared = rest.call("PATCH", f"/v1/accounts/{account}?{spelled}", {})
-    assert ("displayName" not in cleared, cleared["creditLimit"]) == (True, "5")
+    assert (cleared["displayName"], cleared["creditLimit"]) == ("", "5")
     assert rest.call("GET", f"/v1/accounts/{account}") == cleared
 
 
@@ -257,7 +286,7 @@ def test_update_without_mask_writes_what_is_given(rest: Rest) -> None:
     """Without a mask the fields that are set are written, and no others."""
     account = rest.account(displayName="before", creditLimit="5", user={"id": "u1"})
     changed = rest.call("PATCH", f"/v1/accounts/{account}", {"creditLimit": "9"})
-    assert (changed["displayName"], changed["creditLimit"], changed["user"]) == ("before", "9", {"id": "u1"})
+    assert (changed["displayName"], changed["creditLimit"], changed["user"]) == ("before", "9", USER)
 
 
 def test_update_with_stale_etag_is_refused(rest: Rest) -> None:
@@ -365,6 +394,13 @@ CODES = {400: 3, 404: 5, 405: 12, 413: 8}
         ("POST", CREATE, {"kind": 77.5}, 400, "FIELD_INVALID", "account.kind", "77.5"),
         ("POST", CREATE, {"kind": "COLOUR"}, 400, "FIELD_INVALID", "account.kind", "COLOUR"),
         ("POST", CREATE, {"displayName": 5.5}, 400, "FIELD_INVALID", "account.display_name", "5.5"),
+        ("POST", LIST, {"amount": -0.05}, 400, "FIELD_INVALID", "transaction.amount", "must be text, in quotes"),
+        ("POST", LIST, {"amount": 5}, 400, "FIELD_INVALID", "transaction.amount", "must be text, in quotes"),
+        ("POST", LIST, {"amount": True}, 400, "FIELD_INVALID", "transaction.amount", "must be text, in quotes"),
+        (
+            *("POST", LIST, {"usage": {"costUsd": 1}}, 400),
+            *("FIELD_INVALID", "transaction.usage.cost_usd", "must be text, in quotes"),
+        ),
         ("POST", CREATE, {"user": {"id": 5}}, 400, "FIELD_INVALID", "account.user.id", "5"),
         ("POST", CREATE, [], 400, "FIELD_INVALID", "request", "list"),
         ("PATCH", "/v1/accounts/example", {"name": "accounts/b"}, 400, "FIELD_INVALID", "name", "accounts/b"),
@@ -630,27 +666,21 @@ def test_http_2_answers_are_the_same(rest: Rest, gateway: Daybook, target: str) 
 
 
 def test_query_names_no_other_resource(rest: Rest) -> None:
-    """The resource is the one of the path, whatever a parameter of the same name says."""
+    """The resource is the one of the path: a parameter of the same name is refused, in whatever spelling."""
     mine, other = rest.account(displayName="mine"), rest.account(displayName="other")
-    rest.post(mine, "GRANT", "1")
-    for parameter in ("name", "n%61me"):
-        account = rest.call("GET", f"/v1/accounts/{mine}?{parameter}=accounts/{other}")
-        assert account["displayName"] == "mine"
-    rows = rest.call("GET", f"/v1/accounts/{mine}/transactions?parent=accounts/{other}")["transactions"]
-    assert isinstance(rows, list)
-    (row,) = rows
-    assert isinstance(row, dict)
-    assert str(row["name"]).startswith(f"accounts/{mine}/")
-    posted = rest.call(
-        "POST",
-        f"/v1/accounts/{mine}/transactions?parent=accounts/{other}",
-        {"kind": "GRANT", "category": "test", "amount": "1"},
-    )
-    assert str(posted["name"]).startswith(f"accounts/{mine}/")
-    changed = rest.call(
-        "PATCH", f"/v1/accounts/{mine}?account.name=accounts/{other}&updateMask=displayName", {"displayName": "changed"}
-    )
-    assert (changed["name"], changed["displayName"]) == (f"accounts/{mine}", "changed")
+    grant = {"kind": "GRANT", "category": "test", "amount": "1"}
+    for method, target, body, field in (
+        ("GET", f"/v1/accounts/{mine}?name=accounts/{other}", None, "name"),
+        ("GET", f"/v1/accounts/{mine}?n%61me=accounts/{other}", None, "name"),
+        ("GET", f"/v1/accounts/{mine}/transactions?parent=accounts/{other}", None, "parent"),
+        ("POST", f"/v1/accounts/{mine}/transactions?parent=accounts/{other}", grant, "parent"),
+        ("PATCH", f"/v1/accounts/{mine}?account.name=accounts/{other}", {"displayName": "changed"}, "account.name"),
+    ):
+        refused = rest.send(method, target, body)
+        assert (refused.status, reason_of(refused.json())[2]) == (400, [field]), target
+    for account in (mine, other):
+        assert rest.call("GET", f"/v1/accounts/{account}")["displayName"] in ("mine", "other")
+        assert rest.call("GET", f"/v1/accounts/{account}/transactions")["transactions"] == []
 
 
 def get_over_http_2(gateway: Daybook, target: str) -> tuple[dict[str, str], dict[str, str], bytes]:
@@ -688,3 +718,31 @@ def test_http_2_client(gateway: Daybook) -> None:
                 f"/api/v1/org/example/credits/transactions?{query}", headers={"authorization": f"Bearer {KEY}"}
             )
             assert (answer.http_version, answer.status_code, len(answer.json())) == ("HTTP/2", 200, limit)
+
+
+@pytest.mark.parametrize(
+    ("target", "empty"),
+    [
+        ("/v1/accounts/{account}/transactions", {"transactions": [], "nextPageToken": ""}),
+        ("/v1/accounts/{account}/lots", {"lots": [], "nextPageToken": ""}),
+    ],
+)
+def test_empty_list_has_its_key(rest: Rest, target: str, empty: JsonObject) -> None:
+    """A reader of JSON finds the list, also where nothing is in it, and that there are no more pages."""
+    assert rest.call("GET", target.format(account=rest.account())) == empty
+
+
+def test_answer_has_keys_for_what_is_empty(rest: Rest) -> None:
+    """Zeros and empty texts have their keys; what is neither set nor plain (an owner, a subject) has none."""
+    account = rest.account()
+    balance = rest.call("GET", f"/v1/accounts/{account}/balance")
+    assert (balance["amount"], balance["sequence"]) == ("0", "0")
+    grant = rest.post(account, "GRANT", "1")
+    assert NOTHING_MORE.items() <= grant.items()
+    assert not grant.keys() & {"owner", "creator", "metadata", "expireTime", "ttl", "booking", "order", "usage"}
+    lots = rest.call("GET", f"/v1/accounts/{account}/lots")["lots"]
+    assert isinstance(lots, list)
+    (lot,) = lots
+    assert isinstance(lot, dict)
+    assert (lot["priority"], "expireTime" in lot) == (Decimal(0), False)
+    assert "UNSPECIFIED" not in json.dumps([rest.call("GET", f"/v1/accounts/{account}"), balance, lot], default=str)

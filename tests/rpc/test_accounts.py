@@ -179,17 +179,60 @@ async def test_kind(shared_client: Client, kind: int, accepted: bool) -> None:
         assert (*refusal.verdict, *refusal.fields) == ("INVALID_ARGUMENT", "FIELD_INVALID", "account.kind")
 
 
-async def test_output_only_fields_are_ignored(client: Client) -> None:
-    """What a caller sends in a field that is output only, or in the name, has no effect."""
-    other_time = Timestamp(seconds=1)
-    created = await client.create_account(
-        "acme", name="accounts/other", number=7_000_000, create_time=other_time, update_time=other_time, etag="mine"
-    )
-    assert created.name == "accounts/acme"
-    assert created.number != 7_000_000
-    assert created.create_time == created.update_time == to_timestamp(NOON)
-    assert created.etag != "mine"
-    assert await get(client, "acme") == created
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"name": "accounts/other"},
+        {"number": 7_000_000},
+        {"create_time": Timestamp(seconds=1)},
+        {"update_time": Timestamp(seconds=1)},
+        {"etag": "mine"},
+    ],
+    ids=lambda given: next(iter(given)),
+)
+@only_sqlite
+async def test_what_a_new_account_cannot_be_given(client: Client, given: dict[str, Any]) -> None:
+    """A value in a field that only Daybook sets is refused, and no account is made."""
+    refusal = await refusal_of(client.create_account("acme", **given))
+    (field,) = given
+    assert (*refusal.verdict, *refusal.fields) == ("INVALID_ARGUMENT", "FIELD_INVALID", f"account.{field}")
+    assert (await refusal_of(get(client, "acme"))).verdict == ("NOT_FOUND", "ACCOUNT_NOT_FOUND")
+
+
+@pytest.mark.parametrize("paths", [None, [], ["*"]])
+async def test_account_is_sent_back_as_it_was_read(client: Client, clock: Clock, paths: list[str] | None) -> None:
+    """A caller may read an account, change what can be changed, and send all of it back."""
+    read = await client.create_account("acme", kind=Account.USER, credit_limit="5", user=PERSON)
+    clock.advance(60)
+    read.display_name = "New"
+    changed = await update(client, read, paths)
+    assert (changed.display_name, changed.credit_limit, changed.user) == ("New", "5", PERSON)
+    # Another caller's update in between changes update_time only.
+    read.etag = ""
+    assert (await update(client, read, paths)).update_time == changed.update_time
+
+
+@pytest.mark.parametrize("paths", [None, [], ["*"]])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"number": 9},
+        {"kind": Account.COMPANY},
+        {"hour_anchor": Timestamp()},
+        {"create_time": Timestamp(seconds=1)},
+    ],
+    ids=lambda given: next(iter(given)),
+)
+@only_sqlite
+async def test_update_of_what_is_fixed_is_refused(
+    client: Client, given: dict[str, Any], paths: list[str] | None
+) -> None:
+    """An update of a fixed field is refused by its name, and changes nothing else either."""
+    before = await client.create_account("acme", kind=Account.USER)
+    refusal = await refusal_of(update(client, Account(name="accounts/acme", display_name="New", **given), paths))
+    (field,) = given
+    assert (*refusal.verdict, *refusal.fields) == ("INVALID_ARGUMENT", "FIELD_INVALID", f"account.{field}")
+    assert await get(client, "acme") == before
 
 
 @shares_a_server
@@ -310,7 +353,9 @@ FEW = {"display_name": "Old", "credit_limit": "5", "profile": PERSON}
         (None, {"display_name": "New"}, {"display_name": "New"}),
         (None, {"display_name": ""}, {}),
         (None, {"credit_limit": "0"}, {"credit_limit": "0"}),
-        (None, {"kind": Account.COMPANY, "number": 9, "hour_anchor": Timestamp()}, {}),
+        (["credit_limit"], {"kind": Account.COMPANY, "number": 9, "credit_limit": "5"}, {}),
+        # An empty mask says as little as none.
+        ([], {"display_name": "New"}, {"display_name": "New"}),
         (None, {"company": COMPANY}, {"profile": COMPANY}),
         (["display_name"], {}, {"display_name": ""}),
         (

@@ -81,9 +81,6 @@ async def test_a_key_is_made(client: Client, admin: Client) -> None:
         scopes=["accounts.readonly", "transactions", "accounts.readonly"],
         display_name="Reports, é",
         account="accounts/acme",
-        name="apiKeys/mine",
-        revoke_time=Timestamp(seconds=1),
-        last_use_time=Timestamp(seconds=1),
     )
     key_id, _, secret = made.key_string.partition(".")
     assert made.api_key == ApiKey(

@@ -175,7 +175,8 @@ WRONG_LISTS: list[tuple[Message, str, str]] = [
         (listing(order_by=order_by), "order_by", FIELD)
         for order_by in (
             "sequence",
-            "create_time asc",
+            "create_time ASC",
+            "create_time asc desc",
             "create_time DESC",
             "create_time, amount",
             "create_time desc desc",

@@ -32,7 +32,7 @@ from daybook.v1.ledger_service_pb2 import (
 )
 from daybook.v1.transaction_pb2 import Transaction
 from google.protobuf.message import Message
-from google.protobuf.struct_pb2 import Struct
+from google.protobuf.struct_pb2 import Struct, Value
 from google.protobuf.timestamp_pb2 import Timestamp
 from pydantic import ValidationError
 
@@ -101,9 +101,14 @@ def posting(count: int, **fields: Any) -> list[CreateTransactionRequest]:
 
 
 def of_size(size: int) -> CreateAccountRequest:
-    """A request that takes exactly so many bytes. What fills it is nobody's field, and so ignored."""
-    request = CreateAccountRequest(account_id="acme", account=Account(kind=Account.SPACE, name="x" * (size - 100)))
-    request.account.name += "x" * (size - request.ByteSize())
+    """A request that takes exactly so many bytes, most of them of metadata."""
+
+    def filled(count: int) -> CreateAccountRequest:
+        metadata = Struct(fields={"filler": Value(string_value="x" * count)})
+        account = Account(kind=Account.SPACE, company=Company(metadata=metadata))
+        return CreateAccountRequest(account_id="acme", account=account)
+
+    request = filled(2 * size - filled(size).ByteSize())
     assert request.ByteSize() == size
     return request
 

@@ -321,7 +321,7 @@ async def test_bound_credential(server: Server, client: Client) -> None:
         ({"request_id": "é"}, "request_id"),
         ({"description": "x" * 1025}, "description"),
         ({"creator": User()}, "creator.id"),
-        ({"metadata": Struct(fields={"x": Value(number_value=float("nan"))})}, "metadata"),
+        ({"metadata": Struct(fields={"x": Value(number_value=float("nan"))})}, "metadata.x"),
     ],
     ids=lambda value: str(value)[:40].replace("\n", " "),
 )

@@ -339,3 +339,55 @@ async def test_request_id(client: Client, request_id: str, accepted: bool) -> No
         else:
             refusal = await refusal_of(call)
             assert (*refusal.verdict, *refusal.fields) == ("INVALID_ARGUMENT", "FIELD_INVALID", "request_id")
+
+
+def with_key(client: Client, *keys: str) -> list[tuple[str, str]]:
+    """The metadata of a client, with so many entries `idempotency-key`."""
+    return [*client.metadata, *(("idempotency-key", key) for key in keys)]
+
+
+async def test_metadata_may_have_the_request_id(client: Client) -> None:
+    """The entry idempotency-key means what request_id means, and either can repeat the other."""
+    await client.create_account("acme")
+    first = await client.ledger.CreateTransaction(grant(request_id=""), metadata=with_key(client, "id"))
+    assert first.request_id == "id"
+    assert await client.ledger.CreateTransaction(grant(request_id=""), metadata=with_key(client, "id")) == first
+    assert await client.ledger.CreateTransaction(grant(request_id="id"), metadata=client.metadata) == first
+    assert await client.ledger.CreateTransaction(grant(request_id="id"), metadata=with_key(client, "id")) == first
+    refusal = await refusal_of(
+        client.ledger.CreateTransaction(grant(request_id="", amount="6"), metadata=with_key(client, "id"))
+    )
+    assert refusal.verdict == REUSED
+    assert await history(client) == [first]
+
+
+@pytest.mark.parametrize(
+    ("request_id", "keys", "field"),
+    [
+        ("one", ["another"], "request_id"),
+        ("", ["same", "same"], "Idempotency-Key"),
+        ("same", ["same", "same"], "Idempotency-Key"),
+        ("", [""], "Idempotency-Key"),
+        ("one", [""], "Idempotency-Key"),
+        ("", ["x" * 129], "Idempotency-Key"),
+    ],
+)
+@only_sqlite
+async def test_metadata_that_is_no_request_id(client: Client, request_id: str, keys: list[str], field: str) -> None:
+    """A key that contradicts the request, is there twice or is none is refused, and nothing is posted."""
+    await client.create_account("acme")
+    call = client.ledger.CreateTransaction(grant(request_id=request_id), metadata=with_key(client, *keys))
+    refusal = await refusal_of(call)
+    assert (*refusal.verdict, *refusal.fields) == ("INVALID_ARGUMENT", "FIELD_INVALID", field)
+    assert "Idempotency-Key" in refusal.message
+    assert all(each[:64] in refusal.message for each in (request_id, *keys) if field == "request_id")
+    assert await history(client) == []
+
+
+@only_sqlite
+async def test_credential_is_asked_for_before_the_key(client: Client) -> None:
+    """Who may not call learns nothing about their key."""
+    refusal = await refusal_of(
+        client.ledger.CreateTransaction(grant(), metadata=[("idempotency-key", ""), ("idempotency-key", "")])
+    )
+    assert refusal.verdict == ("UNAUTHENTICATED", "CREDENTIAL_MISSING")

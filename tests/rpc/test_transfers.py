@@ -240,7 +240,7 @@ async def test_refused_transfer_changes_nothing(
         ({"creator": User(name="without an id")}, "creator.id"),
         ({"labels": {"Upper": "x"}}, "labels"),
         ({"labels": {"location": ""}}, "labels.location"),
-        ({"metadata": Struct(fields={"x": Value()})}, "metadata"),
+        ({"metadata": Struct(fields={"x": Value()})}, "metadata.x"),
     ],
     ids=lambda value: str(value)[:40].replace("\n", " "),
 )

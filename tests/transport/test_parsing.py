@@ -59,3 +59,41 @@ def test_what_has_no_name_is_the_request(request_bytes: bytes) -> None:
 def test_a_message_is_a_message() -> None:
     """What can be parsed is."""
     assert unless_malformed(GetSpaceCreditHistoryRequest.FromString, "name")(GOOD.SerializeToString()) == GOOD
+
+
+# Field 999, a length, and so many bytes.
+UNKNOWN = b"\xba\x3e\x03abc"
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "field"),
+    [
+        (CreateAccountRequest(account_id="acme").SerializeToString() + UNKNOWN, "request"),
+        (UNKNOWN, "request"),
+        # Inside of field 1, the account, and inside of its field 10, the user.
+        (b"\x0a\x06" + UNKNOWN, "account"),
+        (b"\x0a\x08\x52\x06" + UNKNOWN, "account.user"),
+        # Field 2 is a text, and here a number.
+        (b"\x10\x01", "request"),
+    ],
+)
+def test_field_that_the_message_lacks_is_refused(request_bytes: bytes, field: str) -> None:
+    """A field of a newer contract would be ignored: it is refused, and the message that lacks it is named."""
+    refusal = unless_malformed(CreateAccountRequest.FromString, "name")(request_bytes)
+    assert isinstance(refusal, FieldInvalid)
+    assert (refusal.field, refusal.problem) == (field, "has a field that this version of the contract lacks")
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"",
+        # An empty text that is written all the same, and a text that is written twice.
+        b"\x12\x00",
+        b"\x12\x01a\x12\x01b",
+    ],
+)
+def test_other_ways_to_write_a_message_are_read(request_bytes: bytes) -> None:
+    """What isn't written as Daybook writes it is a message all the same."""
+    parsed = unless_malformed(CreateAccountRequest.FromString, "name")(request_bytes)
+    assert parsed == CreateAccountRequest.FromString(request_bytes)

@@ -280,7 +280,11 @@ class Company(_message.Message):
 
     @_builtins.property
     def metadata(self) -> _struct_pb2.Struct:
-        """Anything the tenant wants to keep, at most 8 KiB, 20 levels deep, its numbers finite."""
+        """Anything the tenant wants to keep, at most 8 KiB, 20 levels deep. Its numbers are doubles, from
+        -9,007,199,254,740,991 to 9,007,199,254,740,991: one beyond that may have been rounded on its
+        way and gets INVALID_ARGUMENT. Longer ones, and fractions with more than 15 digits, are kept
+        exactly as text.
+        """
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:

@@ -31,7 +31,7 @@ class CreateApiKeyRequest(_message.Message):
     API_KEY_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def api_key(self) -> _api_key_pb2.ApiKey:
-        """The key to make. Its name and its fields that are output only are ignored (AIP-203)."""
+        """The key to make. Its name and its fields that are output only must be unset."""
 
     def __init__(
         self,

@@ -23,7 +23,9 @@ class AdminStub:
     Keys are those of the tenant, and only a credential that is bound to no account may touch
     them. None of their mutations takes a request_id: the answer to a repeated call would have
     to hold the secret again, which is kept nowhere. Whoever missed an answer revokes the key
-    that was never used, or rotates once more; revoking can be repeated as it is.
+    that was never used, or rotates once more; revoking can be repeated as it is. So an
+    `idempotency-key` gets INVALID_ARGUMENT with them, and with an import, whose items have
+    request_ids of their own.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -77,7 +79,9 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
     Keys are those of the tenant, and only a credential that is bound to no account may touch
     them. None of their mutations takes a request_id: the answer to a repeated call would have
     to hold the secret again, which is kept nowhere. Whoever missed an answer revokes the key
-    that was never used, or rotates once more; revoking can be repeated as it is.
+    that was never used, or rotates once more; revoking can be repeated as it is. So an
+    `idempotency-key` gets INVALID_ARGUMENT with them, and with an import, whose items have
+    request_ids of their own.
     """
 
     @_abc_1.abstractmethod

@@ -69,7 +69,7 @@ class CreateAccountRequest(_message.Message):
     """
     @_builtins.property
     def account(self) -> _account_pb2.Account:
-        """The account to create. Its name is ignored."""
+        """The account to create. Its name, its etag and its fields that are output only must be unset."""
 
     def __init__(
         self,
@@ -177,13 +177,17 @@ class UpdateAccountRequest(_message.Message):
     """Makes the call safe to repeat; see CreateAccountRequest.request_id."""
     @_builtins.property
     def account(self) -> _account_pb2.Account:
-        """The account: its name says which, the fields of update_mask say what."""
+        """The account: its name says which, the fields of update_mask say what. Without a mask, or with
+        `*`, all of an account can be sent back as it was read: a number, kind, hour_anchor or
+        create_time that differs from the account's gets INVALID_ARGUMENT, and update_time is
+        ignored, for it is as old as the caller's copy. With another mask only its fields are read.
+        """
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
         """Which fields to write: `display_name`, `user`, `company`, `credit_limit`, or `*`
-        for all of these. Unset means every one of these that is set in account. Any other
-        path gets INVALID_ARGUMENT.
+        for all of these. Unset or empty means every one of these that is set in account. Any
+        other path gets INVALID_ARGUMENT.
         """
 
     def __init__(
@@ -218,11 +222,13 @@ class CreateTransactionRequest(_message.Message):
     record_declined: _builtins.bool
     """Keeps a charge that lacks credits for the record: instead of refusing it with
     INSUFFICIENT_CREDITS, the call succeeds with a transaction in state FAILED, and that is
-    the answer to every repetition.
+    the answer to every repetition. Only with kind CHARGE.
     """
     @_builtins.property
     def transaction(self) -> _transaction_pb2.Transaction:
-        """What to post. Its name and its fields that are output only are ignored (AIP-203)."""
+        """What to post. Its name and its fields that are output only must be unset; its request_id,
+        above all, belongs into this request.
+        """
 
     def __init__(
         self,
@@ -596,7 +602,7 @@ class ListTransactionsRequest(_message.Message):
 
     - `kind = CHARGE`, `category = "ai_chat"`, `state = SUCCEEDED`; several values
       as `(category = "ai_chat" OR category = "inference")`, at most 16;
-    - `create_time >= "2024-10-01T00:00:00Z"` and with `>`, `<`, `<=`;
+    - `create_time >= "2024-10-01T00:00:00Z"` and with `>`, `<`, `<=`; also as `createTime`;
     - `labels.location = "..."`, `labels.membership = "..."`, `labels.company = "..."`.
 
     Each field may be given once, create_time once as a lower and once as an upper
@@ -609,8 +615,8 @@ class ListTransactionsRequest(_message.Message):
     states, all 7 and all 3 of them where none are given.
     """
     order_by: _builtins.str
-    """`create_time` or `amount` (of one account only), ascending, or descending with
-    ` desc` behind it. Empty means `create_time desc`. Rows that are equal in it come in
+    """`create_time` (or `createTime`) or `amount` (of one account only), ascending, with or without
+    ` asc` behind it, or descending with ` desc`. Empty means `create_time desc`. Rows that are equal in it come in
     the order of their accounts' numbers and their sequence, in the same direction.
     """
     def __init__(

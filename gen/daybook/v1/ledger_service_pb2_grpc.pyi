@@ -27,6 +27,17 @@ class LedgerStub:
 
     Every error carries one google.rpc.ErrorInfo with domain `daybook` and a reason of
     ErrorReason; INVALID_ARGUMENT also a google.rpc.BadRequest that names the fields.
+
+    A call whose request has a request_id can be repeated: it is done once. The metadata
+    `idempotency-key`, over REST the header `Idempotency-Key`, sets the same: 1 to 128 printable
+    ASCII characters, taken as they are. If both are given they must be equal. It gets
+    INVALID_ARGUMENT with a method that changes something and has no request_id; methods that
+    only read ignore it.
+
+    No input is ignored. INVALID_ARGUMENT gets a field that this version of the contract lacks;
+    a field that is output only, or the name, in a resource to be created; and over REST also a
+    key that one object of a body has twice, a parameter that is given twice, without a value or
+    in the body too, and one that the path binds.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -125,6 +136,17 @@ class LedgerServicer(metaclass=_abc_1.ABCMeta):
 
     Every error carries one google.rpc.ErrorInfo with domain `daybook` and a reason of
     ErrorReason; INVALID_ARGUMENT also a google.rpc.BadRequest that names the fields.
+
+    A call whose request has a request_id can be repeated: it is done once. The metadata
+    `idempotency-key`, over REST the header `Idempotency-Key`, sets the same: 1 to 128 printable
+    ASCII characters, taken as they are. If both are given they must be equal. It gets
+    INVALID_ARGUMENT with a method that changes something and has no request_id; methods that
+    only read ignore it.
+
+    No input is ignored. INVALID_ARGUMENT gets a field that this version of the contract lacks;
+    a field that is output only, or the name, in a resource to be created; and over REST also a
+    key that one object of a body has twice, a parameter that is given twice, without a value or
+    in the body too, and one that the path binds.
     """
 
     @_abc_1.abstractmethod

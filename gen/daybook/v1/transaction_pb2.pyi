@@ -196,7 +196,9 @@ class Transaction(_message.Message):
     receipt_uri: _builtins.str
     """Where a receipt or an invoice can be had, at most 2,048 characters."""
     request_id: _builtins.str
-    """The request_id of the call that posted the transaction. Empty where it had none."""
+    """The request_id of the call that posted the transaction. Empty where it had none. A caller
+    sets the request's.
+    """
     refund_of: _builtins.str
     """The name of the transaction that this one refunds. Empty unless kind is REFUND."""
     transfer_peer: _builtins.str
@@ -235,12 +237,16 @@ class Transaction(_message.Message):
 
     @_builtins.property
     def metadata(self) -> _struct_pb2.Struct:
-        """Anything the tenant wants to keep, at most 8 KiB, 20 levels deep, its numbers finite."""
+        """Anything the tenant wants to keep, at most 8 KiB, 20 levels deep. Its numbers are doubles, from
+        -9,007,199,254,740,991 to 9,007,199,254,740,991: one beyond that may have been rounded on its
+        way and gets INVALID_ARGUMENT. Longer ones, and fractions with more than 15 digits, are kept
+        exactly as text.
+        """
 
     @_builtins.property
     def allocations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Allocation]:
-        """What the transaction moved in which lot. Only in answers with the view FULL. They sum
-        to amount, unless nothing moved.
+        """What the transaction moved in which lot. Only in answers with the view FULL; any other has an
+        empty list. They sum to amount, unless nothing moved.
         """
 
     @_builtins.property

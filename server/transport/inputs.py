@@ -1,0 +1,173 @@
+"""Input that would be dropped without a word: the header Idempotency-Key, and what the gateway's transcoder ignores.
+
+Envoy's gRPC-JSON transcoder ignores keys of a body that the message lacks, a query parameter that the
+path binds, one without `=`, and all values of a parameter but the last. The gateway therefore sends the
+target of the request and the keys of its body along, in headers that no caller can set, and each method
+compares them with its contract.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+from urllib.parse import unquote, unquote_plus
+
+from google.api.annotations_pb2 import http
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor_pool import Default
+from google.protobuf.message import Message
+
+from server.ledger.errors import FieldInvalid
+from server.transport.rest import echo
+from server.transport.validation import REQUEST_ID_CHARACTERS_MAX
+
+IDEMPOTENCY_KEY = "Idempotency-Key"
+KEYS_HEADER = "x-daybook-body-keys"
+"""The path of each key of a body, once: names joined by points, without what is inside free maps."""
+REPEATED_HEADER = "x-daybook-body-repeated"
+"""The path of a key that one object of a body has twice."""
+MALFORMED_HEADER = "x-daybook-body-malformed"
+"""There if a body is not JSON, though the transcoder may read it."""
+TARGET_HEADER = "x-envoy-original-path"
+"""The path and the query of a REST request."""
+
+_NAMES = frozenset((IDEMPOTENCY_KEY.lower(), KEYS_HEADER, REPEATED_HEADER, MALFORMED_HEADER, TARGET_HEADER))
+_KEY = re.compile(rf"[\x20-\x7e]{{1,{REQUEST_ID_CHARACTERS_MAX}}}", re.ASCII)
+_BOUND = re.compile(r"\{([a-z_.]+)[=}]")
+
+
+class Inputs:
+    """What one method takes beside its message, and what it refuses instead of ignoring it."""
+
+    def __init__(self, method: str) -> None:
+        """`method` is the full name of a method of the native API, `package.Service/Method`."""
+        descriptor = Default().FindMethodByName(method.replace("/", "."))
+        rule = descriptor.GetOptions().Extensions[http]
+        pattern = rule.WhichOneof("pattern")
+        self._name: str = descriptor.name
+        self._request_type: Descriptor = descriptor.input_type
+        self._is_read = pattern == "get"
+        self._has_request_id = "request_id" in self._request_type.fields_by_name
+        self._bound = frozenset(_BOUND.findall(getattr(rule, pattern))) if pattern else frozenset()
+        self._body = "" if rule.body == "*" else rule.body
+
+    def complete(self, request: Message | None, metadata: Iterable[tuple[str, str | bytes]]) -> None:
+        """Takes the header Idempotency-Key as request_id. Raises FieldInvalid for input that would be dropped.
+
+        A stream has no request yet.
+        """
+        headers = [(name, value) for name, value in metadata if name in _NAMES]
+        if not headers:
+            return
+        keys = [value for name, value in headers if name == IDEMPOTENCY_KEY.lower()]
+        given = {name: value for name, value in headers if isinstance(value, str)}
+        if MALFORMED_HEADER in given:
+            raise FieldInvalid("request", "is not JSON, or is nested too deeply")
+        seen = self._check_query(given.get(TARGET_HEADER, "").partition("?")[2])
+        self._check_body(given.get(KEYS_HEADER, ""), given.get(REPEATED_HEADER, ""), seen)
+        # What only reads may be repeated anyway.
+        if keys and not self._is_read:
+            self._take(request, keys)
+
+    def _take(self, request: Any, keys: Sequence[str | bytes]) -> None:
+        if not self._has_request_id:
+            raise FieldInvalid(IDEMPOTENCY_KEY, f"is not possible with {self._name}, {self._instead()}")
+        if len(keys) > 1:
+            raise FieldInvalid(IDEMPOTENCY_KEY, "is given more than once")
+        (key,) = keys
+        if not isinstance(key, str) or not _KEY.fullmatch(key):
+            raise FieldInvalid(
+                IDEMPOTENCY_KEY, f"must have 1 to {REQUEST_ID_CHARACTERS_MAX} characters, all of them printable ASCII"
+            )
+        if request.request_id not in ("", key):
+            raise FieldInvalid(
+                "request_id",
+                f"is {echo(request.request_id)!r}, but the header {IDEMPOTENCY_KEY} is {echo(key)!r}: send only one",
+            )
+        request.request_id = key
+
+    def _instead(self) -> str:
+        for field in self._request_type.fields:
+            if field.message_type is not None and "request_id" in field.message_type.fields_by_name:
+                return f"where each of {field.name} may have a request_id of its own"
+        return "which has no request_id"
+
+    def _check_query(self, query: str) -> Collection[str]:
+        """The paths of the fields that a query has."""
+        seen: set[str] = set()
+        for parameter in query.split("&"):
+            if not parameter:
+                continue
+            name, equals, _ = parameter.partition("=")
+            name = unquote_plus(name)
+            fields = _resolve(self._request_type, name)
+            path = ".".join(field.name for field in fields) if fields else echo(name)
+            if path in self._bound:
+                raise FieldInvalid(path, "is part of the path, so it must not be in the query")
+            if not fields:
+                raise FieldInvalid(path, f"is not a parameter of {self._name}")
+            if not equals:
+                raise FieldInvalid(path, f"has no value: write {name}=VALUE")
+            if path in seen and not fields[-1].is_repeated:
+                raise FieldInvalid(path, "is given more than once")
+            seen.add(path)
+        return seen
+
+    def _check_body(self, keys: str, repeated: str, in_query: Collection[str]) -> None:
+        root = self._request_type.fields_by_name[self._body].message_type if self._body else self._request_type
+        assert root is not None, "a body is a message"
+        for key in keys.split(",") if keys else ():
+            path = self._require_field(root, key.split("."))
+            if path in in_query:
+                raise FieldInvalid(path, "is given in the query and in the body")
+        if repeated:
+            raise FieldInvalid(self._shown(root, repeated.split(".")), "is given more than once")
+
+    def _require_field(self, root: Descriptor, names: Sequence[str]) -> str:
+        """The path of a field that a body has. Raises FieldInvalid if there is no such field."""
+        descriptor: Descriptor | None = root
+        path = [self._body] if self._body else []
+        for depth, name in enumerate(names):
+            field = descriptor and _field(descriptor, name)
+            if not field:
+                place = self._shown(root, names[: depth + 1])
+                raise FieldInvalid(place, self._unknown(descriptor or root, unquote(name)))
+            path.append(field.name)
+            descriptor = field.message_type
+        return ".".join(path)
+
+    def _unknown(self, owner: Descriptor, name: str) -> str:
+        problem = f"is not a field of {owner.name}"
+        elsewhere = _field(self._request_type, name) if self._body else None
+        if elsewhere is None or elsewhere.name == self._body or elsewhere.name in self._bound:
+            return problem
+        if elsewhere.name == "request_id":
+            return f"{problem}: send it as the header {IDEMPOTENCY_KEY}, or in the query as ?{elsewhere.json_name}="
+        return f"{problem}: send it in the query as ?{elsewhere.json_name}="
+
+    def _shown(self, root: Descriptor, names: Sequence[str]) -> str:
+        """A path as errors name it: by the names of the contract, as far as it has them."""
+        shown, descriptor = [self._body] if self._body else [], root
+        for name in names:
+            field = _field(descriptor, name) if descriptor is not None else None
+            shown.append(unquote(name) if field is None else field.name + "[]" * (field.is_repeated))
+            descriptor = None if field is None else field.message_type  # type: ignore[assignment]  # ends there
+        return ".".join(shown)
+
+
+def _field(descriptor: Descriptor, name: str) -> FieldDescriptor | None:
+    """The field of this name, in either of the spellings that JSON has for it."""
+    return descriptor.fields_by_name.get(name) or descriptor.fields_by_camelcase_name.get(name)
+
+
+def _resolve(descriptor: Descriptor | None, path: str) -> list[FieldDescriptor]:
+    """The fields on the way to one inside of a message; none if there is no such way."""
+    fields: list[FieldDescriptor] = []
+    for name in path.split("."):
+        field = _field(descriptor, name) if descriptor is not None else None
+        if field is None:
+            return []
+        fields.append(field)
+        descriptor = field.message_type
+    return fields
