@@ -60,13 +60,19 @@ def transaction_name(account_id: str, uid: UUID | str) -> str:
     return f"accounts/{account_id}/transactions/{uid}"
 
 
+def _wrong_name(field: str, name: str, form: str) -> FieldInvalid:
+    """The refusal of a name that is missing or has another form."""
+    missing = "" if name else "is required, and "
+    return FieldInvalid(field, f"{missing}must have the form {form}")
+
+
 def parse_account_name(field: str, name: str, *, wildcard: bool = False) -> str:
     """The account id of `accounts/{account}`; with `wildcard` it may be `-`."""
     match name.split("/"):
         case ["accounts", account_id] if is_account_id(account_id) or (wildcard and account_id == ALL_ACCOUNTS):
             return account_id
         case _:
-            raise FieldInvalid(field, "must have the form accounts/{account}")
+            raise _wrong_name(field, name, "accounts/{account}")
 
 
 def parse_api_key_name(field: str, name: str) -> str:
@@ -75,7 +81,7 @@ def parse_api_key_name(field: str, name: str) -> str:
         case ["apiKeys", key_id] if is_api_key_id(key_id):
             return key_id
         case _:
-            raise FieldInvalid(field, "must have the form apiKeys/{api_key}")
+            raise _wrong_name(field, name, "apiKeys/{api_key}")
 
 
 def parse_balance_name(field: str, name: str) -> str:
@@ -84,7 +90,7 @@ def parse_balance_name(field: str, name: str) -> str:
         case ["accounts", account_id, "balance"] if is_account_id(account_id):
             return account_id
         case _:
-            raise FieldInvalid(field, "must have the form accounts/{account}/balance")
+            raise _wrong_name(field, name, "accounts/{account}/balance")
 
 
 def parse_transaction_name(field: str, name: str) -> tuple[str, UUID]:
@@ -95,7 +101,7 @@ def parse_transaction_name(field: str, name: str) -> tuple[str, UUID]:
         ):
             return account_id, UUID(uid)
         case _:
-            raise FieldInvalid(field, "must have the form accounts/{account}/transactions/{transaction}")
+            raise _wrong_name(field, name, "accounts/{account}/transactions/{transaction}")
 
 
 def uid_text(stored: bytes) -> str:

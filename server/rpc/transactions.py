@@ -135,8 +135,10 @@ def _batch(
 ) -> Sequence[CreateTransactionRequest]:
     """The requests of a batch, each with its parent."""
     account_id = parse_account_name("parent", parent, wildcard=True)
-    if not 1 <= len(requests) <= size_max:
-        raise FieldInvalid("requests", f"must be 1 to {size_max}")
+    if not requests:
+        raise FieldInvalid("requests", "is required")
+    if len(requests) > size_max:
+        raise FieldInvalid("requests", f"must be at most {size_max}")
     if sum(each.ByteSize() for each in requests) > BATCH_BYTES_MAX:
         # The answer says more than the request and must still fit into a message.
         raise FieldInvalid("requests", f"must take at most {BATCH_BYTES_MAX} bytes")

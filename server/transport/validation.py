@@ -282,7 +282,9 @@ def _to_microseconds(duration: Duration) -> Instant | None:
 def read_scopes(field: str, scopes: Iterable[str]) -> tuple[str, ...]:
     """The scopes that a key is to have, each once."""
     wanted = set(scopes)
-    if not wanted or not wanted <= SUFFICIENT.keys():
+    if not wanted:
+        raise FieldInvalid(field, "is required")
+    if not wanted <= SUFFICIENT.keys():
         raise FieldInvalid(field, f"must be one or more of {', '.join(SUFFICIENT)}")
     return tuple(scope for scope in SUFFICIENT if scope in wanted)
 

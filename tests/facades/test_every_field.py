@@ -20,12 +20,13 @@ import grpc
 import pytest
 from daybook.v1 import admin_service_pb2, ledger_service_pb2
 from google.api.annotations_pb2 import http
+from google.api.field_behavior_pb2 import REQUIRED, field_behavior
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
 from google.protobuf.json_format import MessageToDict, ParseDict
 from google.protobuf.message_factory import GetMessageClass
 from google.rpc.status_pb2 import Status
 
-from tests.conftest import read_status
+from tests.conftest import Refusal, read_status
 from tests.facades.conftest import credential
 from tests.facades.exchanges import Answer, send
 from tests.facades.processes import Daybook
@@ -141,6 +142,8 @@ class World:
     origin: str
     key: str
     channel: grpc.Channel
+    message: str = ""
+    """That of the last refusal over gRPC."""
 
     def grpc(self, method: str, request: JsonObject, metadata: Mapping[str, str] | None = None) -> Outcome:
         """What comes of a call over gRPC."""
@@ -163,7 +166,9 @@ class World:
         try:
             answers = list(call(iter([request]), metadata=(*credential(self.key), *(metadata or {}).items())))
         except grpc.RpcError as error:
-            return refusal_of(error)
+            refusal = refusal_of(error)
+            self.message = refusal.message
+            return refusal.code.name, refusal.fields
         read = [MessageToDict(answer_type.FromString(answer)) for answer in answers] if answer_type else []
         return "OK", stable(read)
 
@@ -269,11 +274,9 @@ class World:
         return account_id
 
 
-def refusal_of(error: Any) -> Outcome:
-    """The status of a refusal over gRPC, and the fields that it names."""
-    details = dict(error.trailing_metadata())["grpc-status-details-bin"]
-    refusal = read_status(Status.FromString(details))
-    return refusal.code.name, refusal.fields
+def refusal_of(error: Any) -> Refusal:
+    """A refusal over gRPC."""
+    return read_status(Status.FromString(dict(error.trailing_metadata())["grpc-status-details-bin"]))
 
 
 def stable(answers: object) -> str:
@@ -335,6 +338,44 @@ def test_the_same_request_has_the_same_outcome(world: World, door: str, method: 
     """What test_every_field_counts compares differs by nothing but the field."""
     call = getattr(world, door)
     assert call(method, world.base(method)) == call(method, world.base(method))
+
+
+REQUIRED_PATHS = [
+    (name, path)
+    for name, method in METHODS.items()
+    for path in paths(method.input_type)
+    if REQUIRED in path[-1].GetOptions().Extensions[field_behavior]
+    and (name, text_of(path))
+    not in {
+        # An update keeps it, and a batch gives its requests its own.
+        ("UpdateAccount", "account.kind"),
+        ("BatchCreateTransactions", "requests.parent"),
+        ("BulkCreateTransactions", "requests.parent"),
+    }
+]
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), REQUIRED_PATHS, ids=[f"{name}-{text_of(path)}" for name, path in REQUIRED_PATHS]
+)
+def test_required_field_is_called_missing(world: World, method: str, path: Path) -> None:
+    """A required field that isn't given is refused by its name, and called required."""
+    request = put(world.base(method), path, value_of(path))
+    inside: Any = request
+    for each in path[:-1]:
+        inside = inside[each.json_name]
+        inside = inside[0] if each.is_repeated else inside
+    del inside[path[-1].json_name]
+    if method == "BulkCreateTransactions" and path[0].name == "requests":
+        # The transactions of it are refused one by one.
+        answer = world.rest_answer(method, request)
+        assert "is required" in answer.body.decode()
+        return
+    code, fields = world.grpc(method, request)
+    assert isinstance(fields, tuple)
+    (field,) = fields
+    assert (code, plain(field).removeprefix("items.")) == ("INVALID_ARGUMENT", text_of(path).removeprefix("items."))
+    assert world.message.startswith(f"{field}: is required")
 
 
 def messages(descriptor: Descriptor, before: Path = ()) -> Iterator[Path]:

@@ -395,7 +395,7 @@ def put(message: Any, path: str, value: str) -> None:
 PATHS = ("account.name", "api_key.account")
 """Texts that are known by their path, since others of the same name mean something else."""
 KEPT = CHARACTERS_MAX.keys() - {Account.DESCRIPTOR.full_name, ApiKey.DESCRIPTOR.full_name}
-"""Messages that are kept as they are, or ignored where they are output only, and looked up nowhere."""
+"""Messages that are kept as they are, or refused where they are output only, and looked up nowhere."""
 FORMATTED = ("amount", "category", "country_code", "cost_usd", "key")
 """Texts in them that can't name anything, and would have all of it refused."""
 

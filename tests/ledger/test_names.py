@@ -105,6 +105,11 @@ NO_ACCOUNT_NAMES = [
 ]
 
 
+def called_missing(name: str) -> str:
+    """What comes before the form in the refusal of a name."""
+    return "" if name else "is required, and "
+
+
 @pytest.mark.parametrize("wildcard", [False, True])
 @pytest.mark.parametrize("name", NO_ACCOUNT_NAMES)
 def test_refuses_what_is_no_account_name(name: str, wildcard: bool) -> None:
@@ -112,7 +117,7 @@ def test_refuses_what_is_no_account_name(name: str, wildcard: bool) -> None:
     with pytest.raises(FieldInvalid) as refusal:
         parse_account_name("parent", name, wildcard=wildcard)
     assert refusal.value.field == "parent"
-    assert refusal.value.problem == "must have the form accounts/{account}"
+    assert refusal.value.problem == f"{called_missing(name)}must have the form accounts/{{account}}"
 
 
 def test_the_wildcard_is_only_for_lists() -> None:
@@ -141,7 +146,8 @@ def test_refuses_what_is_no_balance_name(name: str) -> None:
     """A name that is not `accounts/{account}/balance` of one account is refused."""
     with pytest.raises(FieldInvalid) as refusal:
         parse_balance_name("name", name)
-    assert (refusal.value.field, refusal.value.problem) == ("name", "must have the form accounts/{account}/balance")
+    assert refusal.value.field == "name"
+    assert refusal.value.problem == f"{called_missing(name)}must have the form accounts/{{account}}/balance"
 
 
 @pytest.mark.parametrize(
@@ -171,7 +177,8 @@ def test_refuses_what_is_no_transaction_name(name: str) -> None:
     with pytest.raises(FieldInvalid) as refusal:
         parse_transaction_name("name", name)
     assert refusal.value.field == "name"
-    assert refusal.value.problem == "must have the form accounts/{account}/transactions/{transaction}"
+    form = "accounts/{account}/transactions/{transaction}"
+    assert refusal.value.problem == f"{called_missing(name)}must have the form {form}"
 
 
 @given(ACCOUNT_IDS, st.uuids())

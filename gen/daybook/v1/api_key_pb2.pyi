@@ -57,7 +57,9 @@ class ApiKey(_message.Message):
 
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """From this instant on it is refused. Must be in the future when the key is made."""
+        """From this instant on it is refused. Must be in the future when the key is made. Finer than
+        a microsecond is cut off, here and in ttl.
+        """
 
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration:

@@ -252,7 +252,7 @@ class Transaction(_message.Message):
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
         """From this instant on they are gone. Must be later than the posting, by the server's
-        clock.
+        clock. Finer than a microsecond is cut off, here and in ttl.
         """
 
     @_builtins.property
