@@ -501,3 +501,13 @@ def test_value_in_query_and_body_is_refused(world: World) -> None:
     answer = world.send("POST", f"/v1/{charge}:refund?requestId=a", {"requestId": "b"})
     refusal = read_status(ParseDict(json.loads(answer.body), Status()))
     assert (answer.status, refusal.fields) == (400, ("request_id",))
+
+
+def test_number_of_history_that_a_double_rounds_is_refused(world: World) -> None:
+    """What an import brings in is held to the same as what is posted."""
+    request = world.base("ImportTransactions")
+    request["items"][0]["transaction"]["metadata"] = {"order": 2**53 + 1}
+    assert world.grpc("ImportTransactions", request) == (
+        "INVALID_ARGUMENT",
+        ("items[0].transaction.metadata.order",),
+    )

@@ -326,6 +326,31 @@ GRANT = {"kind": "GRANT", "category": "test", "amount": "1"}
             "FIELD_INVALID",
             ["transaction.amount"],
         ),
+        # A double rounds it, so that another number would come back.
+        (
+            "POST",
+            "/v1/accounts/example/transactions",
+            {**GRANT, "metadata": {"order": 9007199254740993}},
+            400,
+            "FIELD_INVALID",
+            ["transaction.metadata.order"],
+        ),
+        (
+            "POST",
+            "/v1/accounts/example/transactions:batchCreate",
+            {"requests": [{"transaction": {**GRANT, "metadata": {"orders": [1, {"id": -(10**20)}]}}}]},
+            400,
+            "FIELD_INVALID",
+            ["requests[0].transaction.metadata.orders[1].id"],
+        ),
+        (
+            "POST",
+            "/v1/accounts?accountId=never",
+            {"kind": "COMPANY", "company": {"metadata": {"order": 2**63}}},
+            400,
+            "FIELD_INVALID",
+            ["account.company.metadata.order"],
+        ),
         (
             "POST",
             "/v1/accounts/example/transactions",
