@@ -16,7 +16,7 @@ from server.facades import dreadnode, nebulablock, paged, spacebring, teable
 from server.ledger import access, paging, posting
 from server.rpc import transactions
 from server.store import list_statements, poster
-from server.transport import auth, filters, page_tokens, validation
+from server.transport import auth, filters, metadata, page_tokens, validation
 from server.usecases import verification
 
 ROOT = Path(__file__).parents[1]
@@ -45,9 +45,9 @@ CONSTANTS: Mapping[str, Mapping[str, int]] = {
     "labels of a transaction": {"LABELS_MAX": validation.LABELS_MAX},
     "a label": {"LABEL_CHARACTERS_MAX": validation.LABEL_CHARACTERS_MAX},
     "a priority": {"PRIORITY_MAX": validation.PRIORITY_MAX},
-    "metadata of a transaction or a company": {"METADATA_BYTES_MAX": validation.METADATA_BYTES_MAX},
-    "a number in that metadata": {"METADATA_NUMBER_MAX": validation.METADATA_NUMBER_MAX},
-    "depth of that metadata": {"METADATA_DEPTH_MAX": validation.METADATA_DEPTH_MAX},
+    "metadata of a transaction or a company": {"METADATA_BYTES_MAX": metadata.METADATA_BYTES_MAX},
+    "a number in that metadata": {"METADATA_NUMBER_MAX": metadata.METADATA_NUMBER_MAX},
+    "depth of that metadata": {"METADATA_DEPTH_MAX": metadata.METADATA_DEPTH_MAX},
     "any text of a request": {"TEXT_CHARACTERS_MAX": validation.TEXT_CHARACTERS_MAX},
     "a display name": {"DISPLAY_NAME_CHARACTERS_MAX": validation.DISPLAY_NAME_CHARACTERS_MAX},
     "a time to live": {"TIME_TO_LIVE_DAYS_MAX": validation.TIME_TO_LIVE_DAYS_MAX},

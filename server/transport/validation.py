@@ -6,7 +6,6 @@ What the contract's comments promise about lengths stands here as one table.
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from google.api.field_behavior_pb2 import IDENTIFIER, OUTPUT_ONLY, field_behavio
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
-from google.protobuf.struct_pb2 import Struct, Value
+from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from server.ledger import money
@@ -30,19 +29,11 @@ from server.ledger.instants import EARLIEST, HOUR, LATEST, SECOND, Instant
 from server.ledger.money import Millionths
 from server.ledger.posting import Draft
 from server.store.requests import Request
-from server.transport.rest import echo
+from server.transport.metadata import check_metadata
 
 PAGE_SIZE_DEFAULT = 50
 PAGE_SIZE_MAX = 1000
 BATCH_SIZE_MAX = 1000
-METADATA_BYTES_MAX = 8192
-METADATA_NUMBER_MAX = 2**53 - 1
-"""The largest whole number that a double tells from its neighbours. A Struct has doubles only."""
-METADATA_DEPTH_MAX = 20
-"""How many structs and lists may be inside each other. Each is up to three messages, and nobody's
-parser goes deeper than a hundred: one row that nobody can read would end every list with it."""
-METADATA_PATH_CHARACTERS_MAX = 256
-"""Of a path in metadata, as an error names it."""
 PRIORITY_MAX = 1000
 DISPLAY_NAME_CHARACTERS_MAX = 255
 TIME_TO_LIVE_DAYS_MAX = 36_525
@@ -385,49 +376,6 @@ def _check_cost(place: str, text: str) -> None:
         raise FieldInvalid(place, "must not be negative")
 
 
-def _check_struct(place: str, struct: Struct) -> None:
-    if struct.ByteSize() > METADATA_BYTES_MAX:
-        raise FieldInvalid(place, f"must take at most {METADATA_BYTES_MAX} bytes")
-    if any(_depth_of(value) >= METADATA_DEPTH_MAX for value in struct.fields.values()):
-        raise FieldInvalid(place, f"must be at most {METADATA_DEPTH_MAX} levels deep")
-    for key, value in struct.fields.items():
-        _check_value(_inner(place, key), value)
-
-
-def _depth_of(value: Value) -> int:
-    inside = value.struct_value.fields.values() if value.HasField("struct_value") else value.list_value.values
-    return int(value.WhichOneof("kind") in ("struct_value", "list_value")) + max(map(_depth_of, inside), default=0)
-
-
-def _inner(place: str, key: str) -> str:
-    """The path of a key. One that is too long to be told ends at its beginning."""
-    return f"{place}.{echo(key)}" if len(place) <= METADATA_PATH_CHARACTERS_MAX else place
-
-
-def _check_value(place: str, value: Value) -> None:
-    """Refuses what JSON lacks, since one such value would make every list with it impossible to print.
-
-    A larger number than METADATA_NUMBER_MAX may have been rounded on its way here, which can't be told any more.
-    """
-    match value.WhichOneof("kind"):
-        case "number_value":
-            number = value.number_value
-            if not math.isfinite(number):
-                raise FieldInvalid(place, "is a number that JSON lacks")
-            if abs(number) > METADATA_NUMBER_MAX:
-                raise FieldInvalid(
-                    place, f"is a number beyond {METADATA_NUMBER_MAX}, which can't be kept exactly: send it as text"
-                )
-        case "struct_value":
-            for key, inner in value.struct_value.fields.items():
-                _check_value(_inner(place, key), inner)
-        case "list_value":
-            for index, inner in enumerate(value.list_value.values):
-                _check_value(f"{place}[{index}]", inner)
-        case None:
-            raise FieldInvalid(place, "must have a value")
-
-
 def _check_count(place: str, number: int) -> None:
     if number < 0:
         raise FieldInvalid(place, "must not be negative")
@@ -455,7 +403,7 @@ def read_timestamp(place: str, timestamp: Timestamp) -> Instant:
 
 _MESSAGE_CHECKS: Mapping[str, Callable[[str, Any], object]] = {
     Timestamp.DESCRIPTOR.full_name: read_timestamp,
-    Struct.DESCRIPTOR.full_name: _check_struct,
+    Struct.DESCRIPTOR.full_name: check_metadata,
 }
 _FIELD_CHECKS: Mapping[str, Callable[[str, Any], None]] = {
     Transaction.DESCRIPTOR.fields_by_name["labels"].full_name: _check_labels,

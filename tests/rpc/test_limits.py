@@ -41,8 +41,9 @@ from server.config import Settings
 from server.ledger.instants import SECOND
 from server.transport.auth import CREDENTIAL_CHARACTERS_MAX
 from server.transport.filters import FILTER_CHARACTERS_MAX
+from server.transport.metadata import METADATA_DEPTH_MAX
 from server.transport.page_tokens import TOKEN_CHARACTERS_MAX
-from server.transport.validation import METADATA_DEPTH_MAX, REQUEST_ID_CHARACTERS_MAX
+from server.transport.validation import REQUEST_ID_CHARACTERS_MAX
 from tests.conftest import NOON, Client, Server, read_refusal
 from tests.rpc.conftest import shares_a_server
 

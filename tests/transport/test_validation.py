@@ -25,10 +25,10 @@ from hypothesis import strategies as st
 from server.ledger import money
 from server.ledger.errors import FieldInvalid
 from server.ledger.posting import Draft, Kind
+from server.transport.metadata import METADATA_BYTES_MAX
 from server.transport.validation import (
     CHARACTERS_MAX,
     DETAILS,
-    METADATA_BYTES_MAX,
     check_content,
     read_amount,
     read_page_size,
