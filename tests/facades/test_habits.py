@@ -399,7 +399,7 @@ def test_unknown_transfer_encoding(gateway: Daybook) -> None:
     answer = send(gateway.origin, ACCOUNT, headers={**NATIVE, "transfer-encoding": "knots"})
     body = answer.json()
     assert isinstance(body, dict)
-    assert (answer.status, body["code"]) == (501, 12)
+    assert (answer.status, body["code"]) == (400, 3)
     assert reason_of(body)[0] == "FIELD_INVALID"
 
 

@@ -131,6 +131,33 @@ def test_grpc_caller_sets_none(upstream_and_origin: tuple[Upstream, str], spelli
     assert "x-daybook-origin" not in seen
 
 
+def test_grpc_caller_keeps_binary_metadata(upstream_and_origin: tuple[Upstream, str]) -> None:
+    """What a native caller says in binary metadata reaches the server; of a caller of REST it doesn't, see below."""
+    upstream, origin = upstream_and_origin
+    upstream.code = grpc.StatusCode.OK
+    upstream.seen.clear()
+    metadata = (("x-trace-bin", bytes(range(256))), ("x-own-bin", b""), ("x.dotted_name", "kept"))
+    with grpc.insecure_channel(origin.removeprefix("http://")) as channel:
+        call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary("/daybook.v1.Ledger/GetAccount")
+        assert call(b"", metadata=metadata, timeout=60) == b""
+    (seen,) = upstream.seen
+    assert {name: seen[name] for name, _ in metadata} == {name: str(value) for name, value in metadata}
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_rest_caller_sends_no_binary_metadata(upstream_and_origin: tuple[Upstream, str], name: str) -> None:
+    """Of a caller of REST the gateway takes what only gRPC can mean, right or wrong, and keeps everything else."""
+    upstream, origin = upstream_and_origin
+    upstream.code = grpc.StatusCode.OK
+    upstream.seen.clear()
+    odd = {"grpc-trace-bin": "AAAA", "x-own-bin": "AAAA", "grpc-previous-rpc-attempts": "1", "x~y": "1"}
+    answer = send(origin, TARGETS[name], headers={**odd, "x-bin-other": "kept", "x.dotted_name": "kept"})
+    assert answer.status == 200
+    (seen,) = upstream.seen
+    assert not seen.keys() & odd.keys()
+    assert (seen["x-bin-other"], seen["x.dotted_name"]) == ("kept", "kept")
+
+
 @pytest.mark.parametrize("code", [grpc.StatusCode.OK, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INTERNAL])
 @pytest.mark.parametrize("name", TARGETS)
 def test_rest_caller_is_shown_none(upstream_and_origin: tuple[Upstream, str], name: str, code: grpc.StatusCode) -> None:
