@@ -20,8 +20,6 @@ from daybook.facades.teable.v1.billing_service_pb2_grpc import add_BillingServic
 from daybook.v1.admin_service_pb2_grpc import add_AdminServicer_to_server
 from daybook.v1.ledger_service_pb2_grpc import add_LedgerServicer_to_server
 from grpc_health.v1 import health_pb2_grpc
-from grpc_health.v1._async import HealthServicer
-from grpc_reflection.v1alpha import reflection
 
 from server.config import Settings, is_loopback
 from server.facades import dreadnode, nebulablock, paged, spacebring, teable
@@ -31,6 +29,7 @@ from server.metrics import Metrics
 from server.rpc.admin import Admin
 from server.rpc.ledger import Ledger
 from server.rpc.preparing import PreparingProcesses, preparing_processes
+from server.rpc.reflection import add_reflection_to_server
 from server.store.accounts import AccountStore
 from server.store.books import BookStore
 from server.store.credentials import CredentialStore
@@ -46,7 +45,7 @@ from server.transport.calls import OPEN_SERVICES, CallBounds, CallHandler, Obser
 from server.transport.certificates import CertificateFiles, CertificateUnusable, ServerCertificates
 from server.transport.limits import RateLimiter
 from server.transport.page_tokens import PageTokens
-from server.transport.readiness import watched_health
+from server.transport.readiness import Health, watched_health
 from server.transport.signing_keys import NotFetched, signing_keys
 from server.transport.token_keys import KEY_BYTES, ConfiguredTokenKeys, SealingKeys, refreshed_token_keys
 from server.transport.validation import Sizes
@@ -189,7 +188,7 @@ async def serving(
     ):
         authenticator = Authenticator(book.credentials, book.clock, book.api_key_uses.note, open_token=open_token)
         limiter = _limiter(settings, stopwatch)
-        health = HealthServicer()
+        health = Health()
         handler = CallHandler(
             authenticator, limiter, FACADES, _call_bounds(settings), observation, settings.text_characters_max
         )
@@ -281,7 +280,7 @@ def _add_services(
     settings: Settings,
     page_tokens: PageTokens,
     processes: PreparingProcesses,
-    health: HealthServicer,
+    health: Health,
 ) -> None:
     sizes = Sizes(settings.page_size_max, settings.batch_size_max)
     add_LedgerServicer_to_server(Ledger(book.accounts, book.transactions, page_tokens, sizes), handlers)
@@ -296,13 +295,13 @@ def _add_services(
     add_CreditsServicer_to_server(dreadnode.Credits(book.transactions, book.accounts), handlers)
     add_StatementsServicer_to_server(paged.Statements(book.transactions), handlers)
     health_pb2_grpc.add_HealthServicer_to_server(health, handlers)
-    reflection.enable_server_reflection((*SERVICES, *OPEN_SERVICES), handlers)
+    add_reflection_to_server((*SERVICES, *OPEN_SERVICES), handlers)
 
 
 @asynccontextmanager
 async def _serving(
     server: grpc.aio.Server,
-    health: HealthServicer,
+    health: Health,
     book: Book,
     settings: Settings,
     certificates: ServerCertificates | None,

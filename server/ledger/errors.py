@@ -11,6 +11,7 @@
     ├── Aborted                  EtagMismatch
     ├── ResourceExhausted        TooBusy, RateLimited
     ├── DeadlineExceeded         TimedOut
+    ├── Unimplemented            MethodUnknown
     ├── Unavailable              ServiceUnavailable, ClockSkewed
     └── Internal                 InternalFailure
 
@@ -303,6 +304,19 @@ class TimedOut(DeadlineExceeded):
 
     def __init__(self) -> None:
         super().__init__("the call took too long; it may have had its effect all the same")
+
+
+class Unimplemented(DaybookError):
+    """The API has nothing of this name."""
+
+
+class MethodUnknown(Unimplemented):
+    """No service has this method."""
+
+    reason = "METHOD_UNKNOWN"
+
+    def __init__(self, method: str, known: str) -> None:
+        super().__init__(f"there is no method {method}; {known}", method=method)
 
 
 class Unavailable(DaybookError):

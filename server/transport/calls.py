@@ -16,8 +16,17 @@ from typing import Any, TypeAlias
 
 import grpc
 import structlog
+from google.protobuf.descriptor_pool import Default
 
-from server.ledger.errors import DaybookError, FieldInvalid, Internal, InternalFailure, TimedOut, Unavailable
+from server.ledger.errors import (
+    DaybookError,
+    FieldInvalid,
+    Internal,
+    InternalFailure,
+    MethodUnknown,
+    TimedOut,
+    Unavailable,
+)
 from server.transport.auth import Authenticator, authentication
 from server.transport.deadlines import Deadlines, Work
 from server.transport.errors import RenderError, code_of, refuse
@@ -25,6 +34,7 @@ from server.transport.inputs import Inputs
 from server.transport.limits import RateLimiter
 from server.transport.parsing import Naming, unless_malformed, unless_too_long
 from server.transport.query_names import TARGET_HEADER, QueryNames
+from server.transport.rest import echo
 from server.transport.scopes import declared_scopes
 from server.transport.validation import TEXT_CHARACTERS_MAX
 
@@ -39,7 +49,11 @@ Measure: TypeAlias = Callable[[grpc.StatusCode, str, float], None]
 Trace: TypeAlias = Callable[[Metadata], Callable[[grpc.StatusCode, str], None]]
 """Told of each call of a method when it begins, with its metadata; what that gives is told status and reason."""
 
-OPEN_SERVICES = ("grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection")
+OPEN_SERVICES = (
+    "grpc.health.v1.Health",
+    "grpc.reflection.v1.ServerReflection",
+    "grpc.reflection.v1alpha.ServerReflection",
+)
 """Served to everybody. They tell nothing that belongs to a tenant."""
 UNCERTAIN_SECONDS = 0.1
 """A caller who goes away so shortly before their deadline is taken for one whose deadline is over."""
@@ -140,8 +154,8 @@ class CallHandler(grpc.GenericRpcHandler):
         call costs.
         """
 
-    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler | None:
-        """The handler of a method with all of this around it; None if there is no such method."""
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler:
+        """The handler of a method with all of this around it; one that refuses, for a method that doesn't exist."""
         # The handler runs in the same task. To ask its context would put all of it together again.
         call_metadata.set(handler_call_details.invocation_metadata or ())
         method = handler_call_details.method
@@ -152,12 +166,30 @@ class CallHandler(grpc.GenericRpcHandler):
                     # Bounded: only methods that exist get here.
                     wrapped = self._wrapped[method] = self._wrap(method.lstrip("/"), handler)
                     break
+            else:
+                return self._refusing(method.lstrip("/"))
         return wrapped
+
+    def _refusing(self, name: str) -> Handler:
+        """Refuses every call of an unknown method, whatever it streams, with the names of those that exist."""
+        service = name.partition("/")[0]
+        services = sorted(each.service_name() for each in self._services if isinstance(each, grpc.ServiceRpcHandler))
+        if service in services:
+            methods = sorted(method.name for method in Default().FindServiceByName(service).methods)
+            known = f"{service} has {', '.join(methods)}"
+        else:
+            known = f"the services are {', '.join(services)}"
+        refusal = MethodUnknown(echo(name), known)
+
+        async def refused(_requests: object, context: Context) -> None:
+            await refuse(context, refusal, None)
+
+        return grpc.stream_stream_rpc_method_handler(refused)
 
     def _wrap(self, name: str, handler: Handler) -> Handler:
         service = name.partition("/")[0]
         if service in OPEN_SERVICES:
-            return handler
+            return _unless_malformed(handler)
         measuring, tracing = self._observation.measuring, self._observation.tracing
         render = self._renderers.get(service)
         method = _Method(
@@ -315,6 +347,23 @@ def _well_formed(request: Any) -> Any:
     if isinstance(request, FieldInvalid):
         raise request
     return request
+
+
+def _unless_malformed(handler: Handler) -> Handler:
+    """Has an open service refuse what is no message; of a stream of requests it reads them itself."""
+    parse, serialize = unless_malformed(handler.request_deserializer, "name"), handler.response_serializer
+    inner: Any = handler.unary_unary or handler.unary_stream
+
+    async def answer(request: Any, context: Context) -> Any:
+        if isinstance(request, FieldInvalid):
+            await refuse(context, request, None)
+        return await inner(request, context)
+
+    if handler.unary_unary is not None:
+        return grpc.unary_unary_rpc_method_handler(answer, parse, serialize)
+    if handler.unary_stream is not None:
+        return grpc.unary_stream_rpc_method_handler(answer, parse, serialize)
+    return handler
 
 
 def _unless_bytes(serialize: Callable[[Any], bytes] | None) -> Callable[[Any], bytes]:

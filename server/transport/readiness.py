@@ -10,14 +10,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import structlog
+from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 
 from server.ledger.errors import DaybookError
+from server.transport.calls import Context
 
 log = structlog.get_logger(__name__)
 
@@ -33,8 +35,32 @@ _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
+class Health(HealthServicer):
+    """gRPC's standard service with its method List, which grpcio-health-checking leaves out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._services = {""}
+
+    async def set(self, service: str, status: int) -> None:
+        """Sets the status of a service, which List names from then on."""
+        self._services.add(service)
+        await super().set(service, status)
+
+    async def List(self, _request: Message, context: Context) -> Message:
+        """What Check tells of each service."""
+        # The stubs with types know no List.
+        response: Message = cast("Any", health_pb2).HealthListResponse(
+            statuses={
+                name: await self.Check(health_pb2.HealthCheckRequest(service=name), context)
+                for name in sorted(self._services)
+            }
+        )
+        return response
+
+
 @contextlib.asynccontextmanager
-async def watched_health(health: HealthServicer, services: Sequence[str], check: Check) -> AsyncIterator[None]:
+async def watched_health(health: Health, services: Sequence[str], check: Check) -> AsyncIterator[None]:
     """Keeps what is told of the services true, by a look now and then, until the end of the block.
 
     No call waits for it. At the end nothing is SERVING any more.
@@ -51,13 +77,13 @@ async def watched_health(health: HealthServicer, services: Sequence[str], check:
         await health.enter_graceful_shutdown()
 
 
-async def _watch(health: HealthServicer, services: Sequence[str], check: Check, is_ready: bool) -> None:
+async def _watch(health: Health, services: Sequence[str], check: Check, is_ready: bool) -> None:
     while True:
         await asyncio.sleep(CHECK_SECONDS)
         is_ready = await _look(health, services, check, is_ready)
 
 
-async def _look(health: HealthServicer, services: Sequence[str], check: Check, was_ready: bool | None) -> bool:
+async def _look(health: Health, services: Sequence[str], check: Check, was_ready: bool | None) -> bool:
     is_ready = await _is_ready(check)
     if is_ready != was_ready:
         for service in services:

@@ -22,6 +22,7 @@ from daybook.v1.account_pb2 import Account
 from daybook.v1.ledger_service_pb2 import GetAccountRequest, ListTransactionsRequest
 from daybook.v1.transaction_pb2 import Transaction
 from google.api.annotations_pb2 import http
+from google.protobuf.descriptor_pool import Default
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
 from google.rpc.status_pb2 import Status
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
@@ -30,13 +31,14 @@ from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 
 from server.app import SERVICES
+from server.transport.calls import OPEN_SERVICES
 from tests.facades.conftest import NativeCaller, OriginIn, credential
 from tests.facades.exchanges import Answer, Json, problems_of_any_answer, read_json, send
 from tests.facades.processes import BIN, Daybook, wait_until
 
 KEY = "demo-dreadnode.public"
 BOUND_KEY = "demo-nebulablock.public"
-LISTED_BY_REFLECTION = {*SERVICES, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
+LISTED_BY_REFLECTION = {*SERVICES, *OPEN_SERVICES}
 
 JsonObject = dict[str, Json]
 
@@ -607,6 +609,33 @@ def test_buf_curl_calls_by_reflection(gateway: Daybook) -> None:
     account = read_json(printed)
     assert isinstance(account, dict)
     assert (account["name"], account["displayName"]) == ("accounts/example", "Example")
+
+
+@pytest.mark.parametrize("version", ["v1", "v1alpha"])
+def test_buf_curl_finds_every_method(gateway: Daybook, version: str) -> None:
+    """An engineer finds the methods too, in both versions of reflection."""
+    printed = buf_curl("--reflect-protocol", f"grpc-{version}", "--list-methods", gateway.origin)
+    served = {
+        f"{service.full_name}/{method.name}"
+        for service in map(Default().FindServiceByName, SERVICES)
+        for method in service.methods
+    }
+    assert served < set(printed.split())
+
+
+def test_unknown_method_of_grpc_is_told(channel: grpc.Channel) -> None:
+    """The gateway leaves the refusal to the server, which has words for it."""
+    call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary("/daybook.v1.Ledger/GetAcount")
+    with pytest.raises(grpc.RpcError) as caught:
+        call(b"", timeout=60)
+    error = caught.value
+    assert isinstance(error, grpc.Call)
+    assert error.code() is grpc.StatusCode.UNIMPLEMENTED
+    status = Status.FromString(dict(error.trailing_metadata())["grpc-status-details-bin"])
+    info = ErrorInfo()
+    assert status.details[0].Unpack(info)
+    assert (info.reason, info.metadata["method"]) == ("METHOD_UNKNOWN", "daybook.v1.Ledger/GetAcount")
+    assert "GetAccount" in status.message
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz"])

@@ -31,6 +31,7 @@ STATUSES = {
     "Aborted": (grpc.StatusCode.ABORTED, 409),
     "ResourceExhausted": (grpc.StatusCode.RESOURCE_EXHAUSTED, 429),
     "DeadlineExceeded": (grpc.StatusCode.DEADLINE_EXCEEDED, 504),
+    "Unimplemented": (grpc.StatusCode.UNIMPLEMENTED, 501),
     "Unavailable": (grpc.StatusCode.UNAVAILABLE, 503),
     "Internal": (grpc.StatusCode.INTERNAL, 500),
 }

@@ -211,6 +211,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
 
     Example: {"reason": "TIMED_OUT", "domain": "daybook"}
     """
+    METHOD_UNKNOWN: _ErrorReason.ValueType  # 44
+    """gRPC only: the API has no method of this name; the message lists those that it has in the
+    same place. Status UNIMPLEMENTED.
+
+    Example: {"reason": "METHOD_UNKNOWN", "domain": "daybook", "metadata": {"method": "daybook.v1.Ledger/GetAcount"}}
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call was refused: the `reason` of the google.rpc.ErrorInfo that every error
@@ -406,5 +412,11 @@ may have had its effect all the same, so repeat it with the same request_id. Ove
 REST also: the request did not arrive in time (HTTP 408). Status DEADLINE_EXCEEDED.
 
 Example: {"reason": "TIMED_OUT", "domain": "daybook"}
+"""
+METHOD_UNKNOWN: ErrorReason.ValueType  # 44
+"""gRPC only: the API has no method of this name; the message lists those that it has in the
+same place. Status UNIMPLEMENTED.
+
+Example: {"reason": "METHOD_UNKNOWN", "domain": "daybook", "metadata": {"method": "daybook.v1.Ledger/GetAcount"}}
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

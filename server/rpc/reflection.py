@@ -1,0 +1,162 @@
+"""Reflection: describes every contract to clients that don't have them, such as grpcurl, ghz and buf curl.
+
+The service grpc.reflection.v1 and the older grpc.reflection.v1alpha have the same messages under two
+names, so one servicer answers both. grpcio-reflection has only the older one, finds no methods,
+and leaves out json_name; of it only the messages are used here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Any
+
+import grpc
+from daybook.v1 import error_reason_pb2
+from google.protobuf import text_format
+from google.protobuf.descriptor import Descriptor, FileDescriptor
+from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorProto
+from google.protobuf.descriptor_pool import Default
+from grpc_reflection.v1alpha import reflection_pb2
+from grpc_reflection.v1alpha.reflection_pb2 import (
+    ErrorResponse,
+    ExtensionNumberResponse,
+    FileDescriptorResponse,
+    ListServiceResponse,
+    ServerReflectionRequest,
+    ServerReflectionResponse,
+    ServiceResponse,
+)
+
+from server.ledger.errors import FieldInvalid
+from server.transport.parsing import unless_malformed
+
+NAMES = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
+# Clients read it in errors, but no service imports it. To load it is enough.
+_LOADED = (error_reason_pb2.DESCRIPTOR,)
+
+
+def add_reflection_to_server(services: Iterable[str], server: Any) -> None:
+    """Adds both versions of reflection, which list these services, given by their full names."""
+    _describe_v1()
+    method = grpc.stream_stream_rpc_method_handler(
+        Reflection(services).answers,
+        unless_malformed(ServerReflectionRequest.FromString, "name"),
+        ServerReflectionResponse.SerializeToString,
+    )
+    server.add_generic_rpc_handlers(
+        tuple(grpc.method_handlers_generic_handler(name, {"ServerReflectionInfo": method}) for name in NAMES)
+    )
+
+
+class Reflection:
+    """Answers out of the descriptors that are loaded in this process."""
+
+    def __init__(self, services: Iterable[str]) -> None:
+        self._services = sorted(services)
+        self._pool = Default()
+        # Bounded: only names of files that are loaded get here.
+        self._described: dict[str, bytes] = {}
+
+    async def answers(
+        self, requests: AsyncIterator[ServerReflectionRequest | FieldInvalid], _context: object
+    ) -> AsyncIterator[ServerReflectionResponse]:
+        """Answers one request after the other; what can't be found is an error in its answer alone."""
+        async for request in requests:
+            if isinstance(request, FieldInvalid):
+                yield _error(grpc.StatusCode.INVALID_ARGUMENT, request.message)
+                continue
+            answer = self._answer(request)
+            answer.original_request.CopyFrom(request)
+            yield answer
+
+    def _answer(self, request: ServerReflectionRequest) -> ServerReflectionResponse:
+        asked = request.WhichOneof("message_request")
+        if asked is None:
+            return _error(grpc.StatusCode.INVALID_ARGUMENT, "the request asks for nothing")
+        answer: Callable[[Any], ServerReflectionResponse] = getattr(self, f"_{asked}")
+        value = getattr(request, asked)
+        try:
+            return answer(value)
+        except KeyError:
+            return _error(grpc.StatusCode.NOT_FOUND, f"{asked} {value!r} is not found")
+
+    def _list_services(self, _asked: str) -> ServerReflectionResponse:
+        services = [ServiceResponse(name=name) for name in self._services]
+        return ServerReflectionResponse(list_services_response=ListServiceResponse(service=services))
+
+    def _file_by_filename(self, name: str) -> ServerReflectionResponse:
+        return self._files(self._pool.FindFileByName(name))
+
+    def _file_containing_symbol(self, symbol: str) -> ServerReflectionResponse:
+        try:
+            file = self._pool.FindFileContainingSymbol(symbol)
+        except KeyError:
+            # Methods are symbols too, but that search passes over them.
+            file = self._pool.FindMethodByName(symbol).containing_service.file
+        return self._files(file)
+
+    def _file_containing_extension(self, asked: reflection_pb2.ExtensionRequest) -> ServerReflectionResponse:
+        extended = self._pool.FindMessageTypeByName(asked.containing_type)
+        extension = self._pool.FindExtensionByNumber(extended, asked.extension_number)
+        return self._files(self._pool.FindFileContainingSymbol(extension.full_name))
+
+    def _all_extension_numbers_of_type(self, name: str) -> ServerReflectionResponse:
+        extended = self._pool.FindMessageTypeByName(name)
+        numbers = sorted(extension.number for extension in self._pool.FindAllExtensions(extended))
+        return ServerReflectionResponse(
+            all_extension_numbers_response=ExtensionNumberResponse(
+                base_type_name=extended.full_name, extension_number=numbers
+            )
+        )
+
+    def _files(self, file: FileDescriptor) -> ServerReflectionResponse:
+        """The file, and behind it all that it imports."""
+        found: dict[str, FileDescriptor] = {}
+        waiting = [file]
+        while waiting:
+            each = waiting.pop()
+            if each.name not in found:
+                found[each.name] = each
+                waiting += each.dependencies
+        described = [self._describe(each) for each in found.values()]
+        return ServerReflectionResponse(
+            file_descriptor_response=FileDescriptorResponse(file_descriptor_proto=described)
+        )
+
+    def _describe(self, file: FileDescriptor) -> bytes:
+        if file.name not in self._described:
+            self._described[file.name] = _with_json_names(file).SerializeToString()
+        return self._described[file.name]
+
+
+def _error(code: grpc.StatusCode, message: str) -> ServerReflectionResponse:
+    return ServerReflectionResponse(error_response=ErrorResponse(error_code=code.value[0], error_message=message))
+
+
+def _with_json_names(file: FileDescriptor) -> FileDescriptorProto:
+    """A file as protoc describes it. Generated Python code leaves out each json_name that follows from the name."""
+    described = FileDescriptorProto()
+    file.CopyToProto(described)
+    for extension in described.extension:
+        extension.json_name = file.extensions_by_name[extension.name].json_name
+    for message in described.message_type:
+        _add_json_names(message, file.message_types_by_name[message.name])
+    return described
+
+
+def _add_json_names(described: DescriptorProto, message: Descriptor) -> None:
+    for field in described.field:
+        field.json_name = message.fields_by_name[field.name].json_name
+    for extension in described.extension:
+        extension.json_name = message.extensions_by_name[extension.name].json_name
+    for nested in described.nested_type:
+        _add_json_names(nested, message.nested_types_by_name[nested.name])
+
+
+def _describe_v1() -> None:
+    """Loads the descriptors of grpc.reflection.v1: those of v1alpha under its names."""
+    alpha = FileDescriptorProto()
+    reflection_pb2.DESCRIPTOR.CopyToProto(alpha)
+    described = FileDescriptorProto()
+    text_format.Parse(text_format.MessageToString(alpha).replace("v1alpha", "v1"), described)
+    Default().AddSerializedFile(described.SerializeToString())
