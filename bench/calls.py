@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 
 from bench.ledger import authorization
 from bench.load import CLIENTS, STREAMS, LoadFailed, framed_size, h2load
+from server.transport.addresses import NO_PROXY
 
 LIST = "daybook.v1.Ledger/ListTransactions"
 CREATE = "daybook.v1.Ledger/CreateTransaction"
@@ -40,7 +41,7 @@ class Call:
 
     def answers(self, port: int) -> list[bytes]:
         """The messages that the first request is answered with. Raises LoadFailed for a refusal."""
-        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        with grpc.insecure_channel(f"127.0.0.1:{port}", NO_PROXY) as channel:
             # A method that answers with one message looks no different on the wire.
             ask: grpc.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(f"/{self.method}")
             request = self.requests[0].SerializeToString()

@@ -21,7 +21,7 @@ from daybook.v1.admin_service_pb2_grpc import add_AdminServicer_to_server
 from daybook.v1.ledger_service_pb2_grpc import add_LedgerServicer_to_server
 from grpc_health.v1 import health_pb2_grpc
 
-from server.config import Settings, is_loopback
+from server.config import Settings
 from server.facades import dreadnode, nebulablock, paged, spacebring, teable
 from server.ledger.instants import SECOND, Clock, Instant, Stopwatch
 from server.ledger.names import RandomBytes
@@ -40,6 +40,7 @@ from server.store.poster import Poster
 from server.store.posting_clock import PostingClock, boot_stopwatch
 from server.store.transactions import TransactionStore
 from server.transport.access_tokens import AccessTokens, TokenRules
+from server.transport.addresses import AddressUnusable, bound, host_and_port, is_loopback, reason_of
 from server.transport.auth import Authenticator, OpenToken
 from server.transport.calls import OPEN_SERVICES, CallBounds, CallHandler, Observation
 from server.transport.certificates import CertificateFiles, CertificateUnusable, ServerCertificates
@@ -209,9 +210,8 @@ async def _observed(book: Book, settings: Settings) -> AsyncIterator[Observation
             try:
                 port = stack.enter_context(metrics.served(settings.metrics_host, settings.metrics_port))
             except OSError as error:
-                raise CannotStart(
-                    f"can't listen on {settings.metrics_host}:{settings.metrics_port} for metrics ({error.strerror})"
-                ) from None
+                address = host_and_port(settings.metrics_host, settings.metrics_port)
+                raise CannotStart(f"can't listen on {address} for metrics: {reason_of(error)}") from None
             log.info("metrics", host=settings.metrics_host, port=port)
             stack.enter_context(book.poster.observed(metrics.poster))
             measuring = metrics.of_method
@@ -330,13 +330,18 @@ async def _is_ready(book: Book) -> bool:
 
 
 def _listen(server: grpc.aio.Server, host: str, port: int, certificates: ServerCertificates | None) -> int:
-    address = f"{host}:{port}"
+    address = host_and_port(host, port)
     try:
         if certificates is None:
             return server.add_insecure_port(address)
         return server.add_secure_port(address, certificates.credentials())
     except RuntimeError:
-        raise CannotStart(f"can't listen on {address}: is the port taken?") from None
+        # gRPC doesn't tell why, so the same is tried without it.
+        try:
+            with bound(host, port):
+                raise CannotStart(f"can't listen on {address}") from None
+        except AddressUnusable as error:
+            raise CannotStart(str(error)) from None
 
 
 def _call_bounds(settings: Settings) -> CallBounds:

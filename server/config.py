@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
@@ -10,19 +9,12 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from server.transport.addresses import is_loopback
 from server.transport.signing_keys import KEY_TYPES
 from server.transport.token_keys import parse_token_keys
 from server.transport.validation import BATCH_SIZE_MAX, PAGE_SIZE_MAX, TEXT_CHARACTERS_MAX
 
 CALLS_PER_SECOND_MIN = 0.001
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address can only be reached from this machine."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 class Settings(BaseSettings):
@@ -220,6 +212,12 @@ class Settings(BaseSettings):
         default="info", description="`debug` logs every call"
     )
     log_format: Literal["console", "json"] = Field(default="console", description="how logs look")
+
+    @field_validator("host", "gateway_host", "metrics_host")
+    @classmethod
+    def _has_no_brackets(cls, value: str) -> str:
+        # As a URL has them around an address of IPv6.
+        return value.removeprefix("[").removesuffix("]")
 
     @field_validator("otlp_endpoint")
     @classmethod

@@ -9,7 +9,6 @@ import ipaddress
 import os
 import shutil
 import signal
-import socket
 import ssl
 import sys
 import tempfile
@@ -25,6 +24,7 @@ import yaml
 
 from server.app import CannotStart, server_certificates
 from server.config import Settings, collector_address
+from server.transport.addresses import AddressUnusable, bound, reachable, resolved
 from server.transport.certificates import CertificateFiles, CertificateUnusable, read_authorities
 
 log = structlog.get_logger(__name__)
@@ -57,7 +57,9 @@ def render_configuration(settings: Settings, secrets: Path = Path()) -> dict[str
     plain, secured = resources["listeners"]
     listener = secured if settings.gateway_tls_certificate_file else plain
     resources["listeners"] = [listener]
-    _set_address(listener, settings.gateway_host, settings.gateway_port)
+    _set_address(listener, resolved(settings.gateway_host), settings.gateway_port)
+    # `::` is every address, those of IPv4 too.
+    listener["address"]["socket_address"]["ipv4_compat"] = settings.gateway_host == "::"
     if listener is secured:
         (chain,) = listener["filter_chains"]
         context = chain["transport_socket"]["typed_config"]["common_tls_context"]
@@ -65,7 +67,8 @@ def render_configuration(settings: Settings, secrets: Path = Path()) -> dict[str
     (cluster,) = resources["clusters"]
     if settings.tls_certificate_file:
         cluster["transport_socket"] = _server_transport(settings, secrets)
-    _set_servers(cluster, [(settings.host, port) for port in settings.worker_ports or [settings.port]])
+    host = resolved(reachable(settings.host))
+    _set_servers(cluster, [(host, port) for port in settings.worker_ports or [settings.port]])
     _set_descriptors(configuration, str(DESCRIPTORS))
     _set_limits(listener["filter_chains"][0]["filters"][0]["typed_config"]["http_filters"], settings)
     if settings.otlp_endpoint is not None:
@@ -270,7 +273,7 @@ def require_certificates(settings: Settings) -> None:
 
 
 def require_free_ports(settings: Settings) -> None:
-    """Raises CannotStart, naming the port, if one that `daybook up` needs is taken."""
+    """Raises CannotStart, naming the address, if `daybook up` can't listen on one that it needs."""
     for what, host, port in (
         ("the server", settings.host, settings.port),
         *(("a worker of the server", settings.host, port) for port in settings.worker_ports),
@@ -278,13 +281,11 @@ def require_free_ports(settings: Settings) -> None:
         ("the gateway's admin page", "127.0.0.1", settings.gateway_admin_port),
         *([("metrics", settings.metrics_host, settings.metrics_port)] if settings.metrics_port else []),
     ):
-        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-            # As servers do; without it a port counts as taken for a minute after its use.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((host, port))
-            except OSError as error:
-                raise CannotStart(f"port {port} on {host}, for {what}, is taken ({error.strerror})") from None
+        try:
+            with bound(host, port, what):
+                pass
+        except AddressUnusable as error:
+            raise CannotStart(str(error)) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -386,11 +387,6 @@ async def _is_ready(settings: Settings) -> bool:
         writer.close()
         with contextlib.suppress(OSError):
             await writer.wait_closed()
-
-
-def reachable(host: str) -> str:
-    """Where one reaches a listener from this machine."""
-    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  # nothing is bound here
 
 
 async def _stop(process: asyncio.subprocess.Process) -> None:

@@ -23,6 +23,7 @@ import structlog
 
 from server.app import CannotStart
 from server.config import Settings
+from server.transport.addresses import AddressUnusable, bound
 
 log = structlog.get_logger(__name__)
 
@@ -161,16 +162,13 @@ def _environment(flags: Mapping[str, object]) -> dict[str, str]:
 @contextlib.contextmanager
 def _held_port(host: str, port: int) -> Iterator[int]:
     """A port that workers can share and nobody else can take; a free one for 0."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as held:
-        # As servers do; without it a port counts as taken for a minute after its use.
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            held.bind((host, port))
-        except OSError as error:
-            raise CannotStart(f"port {port} on {host} is taken ({error.strerror})") from None
-        # Only now: a port that others share already is taken.
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        yield held.getsockname()[1]
+    try:
+        with bound(host, port) as held:
+            # Only now: a port that others share already is taken.
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            yield held.getsockname()[1]
+    except AddressUnusable as error:
+        raise CannotStart(str(error)) from None
 
 
 def _send(process: Process, number: signal.Signals) -> None:

@@ -12,6 +12,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
 from importlib.metadata import version
+from urllib.parse import urlsplit
 
 import grpc
 from opentelemetry import context as contexts
@@ -26,6 +27,7 @@ from structlog.typing import EventDict, WrappedLogger
 
 from server.store.database_tracer import DatabaseTracer
 from server.store.poster import PosterObserver
+from server.transport.addresses import proxy_options
 from server.transport.calls import Metadata, Trace
 
 SERVICE = "daybook"
@@ -103,7 +105,12 @@ async def tracing(endpoint: str, ratio: float) -> AsyncIterator[Tracing]:
         shutdown_on_exit=False,
         span_limits=SpanLimits(max_attribute_length=ATTRIBUTE_CHARACTERS_MAX, max_links=LINKS_MAX),
     )
-    exporter = OTLPSpanExporter(endpoint, insecure=True, timeout=EXPORT_SECONDS_MAX)
+    exporter = OTLPSpanExporter(
+        endpoint,
+        insecure=True,
+        timeout=EXPORT_SECONDS_MAX,
+        channel_options=tuple(proxy_options(urlsplit(endpoint).hostname or "")),  # type: ignore[arg-type]  # also numbers
+    )
     provider.add_span_processor(
         BatchSpanProcessor(
             exporter,

@@ -290,3 +290,18 @@ def test_examples_that_change_something_have_a_key(document: Path) -> None:
     for line in document.read_text().splitlines():
         if "curl" in line and " -d " in line and "/v1/" in line:
             assert "Idempotency-Key" in line
+
+
+def test_host_and_port_are_joined_in_one_place() -> None:
+    """Nothing but server/transport/addresses.py joins a host and a port, for an address of IPv6 needs brackets."""
+    joined = re.compile(r"\{[^{}\n]*(host|address)[^{}\n]*\}:\{|%s:%[ds]")
+    assert joined.search('f"{settings.host}:{port}"')
+    assert joined.search('f"{reachable(settings.host)}:{port}"')
+    found = [
+        f"{path.relative_to(ROOT)}: {match[0]}"
+        for folder in ("server", "bench")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        if path.name != "addresses.py"
+        for match in joined.finditer(path.read_text())
+    ]
+    assert not found

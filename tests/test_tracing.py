@@ -16,7 +16,7 @@ import grpc
 import pytest
 import yaml
 from daybook.v1.admin_service_pb2 import VerifyLedgerRequest
-from daybook.v1.ledger_service_pb2 import CreateTransactionRequest
+from daybook.v1.ledger_service_pb2 import CreateTransactionRequest, GetAccountRequest
 from daybook.v1.transaction_pb2 import Transaction
 from pydantic import ValidationError
 
@@ -24,6 +24,7 @@ from server import tracing
 from server.app import Book, serving
 from server.config import Settings, collector_address
 from server.gateway import render_configuration
+from server.transport.addresses import NO_PROXY
 from tests.collector import collecting
 from tests.conftest import Client, Server, held_up, only_sqlite
 
@@ -113,6 +114,26 @@ async def test_stream_that_nobody_reads_to_its_end_leaves_no_span_behind(
     (span,) = [each for each in spans if each.name == method]
     assert span.attributes["rpc.grpc.status_code"] in {0, 1}
     assert not caplog.records
+
+
+@only_sqlite
+async def test_collector_on_this_machine_is_reached_past_a_proxy(book: Book, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy that the environment names can't reach this machine, so spans for it don't go there."""
+    trace_id = uuid.uuid4().hex
+    for name in ("http_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    for name in ("no_proxy", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with collecting() as (collector, endpoint):
+        async with (
+            serving(book, Settings(port=0, otlp_endpoint=endpoint)) as port,
+            grpc.aio.insecure_channel(f"127.0.0.1:{port}", NO_PROXY) as channel,
+        ):
+            client = await a_client(book, channel)
+            request = GetAccountRequest(name="accounts/acme")
+            await client.ledger.GetAccount(request, metadata=(*client.metadata, traceparent(trace_id)))
+        # The stop has sent all that there was.
+        assert trace_id in collector.trace_ids
 
 
 @only_sqlite

@@ -117,7 +117,9 @@ def seed(
             ]
         typer.echo(
             what_to_try_with_seed(
-                seed_commands(settings.gateway_port, key=keys[0], hot_key=keys[1], network=uid, until=end)
+                seed_commands(
+                    settings.gateway_port, settings.gateway_host, key=keys[0], hot_key=keys[1], network=uid, until=end
+                )
             )
         )
 

@@ -29,13 +29,14 @@ from server.cli.options import (
     read_settings,
 )
 from server.cli.running import first_of, run, until_stopped
-from server.config import Settings, is_loopback
+from server.config import Settings
 from server.demo.guide import what_to_try
 from server.demo.load import DATABASE_URL as DEMO_DATABASE_URL
 from server.demo.load import load as load_demo
 from server.gateway import gateway, require_certificates, require_free_ports
 from server.ledger.instants import SECOND
 from server.supervisor import end_with_supervisor, supervising
+from server.transport.addresses import is_loopback
 
 
 async def _for_ever() -> None:
@@ -144,7 +145,13 @@ def up(
             async with gateway(settings) as envoy, _server(book, settings, flags) as ended:
                 await first_of(envoy.ready(), ended())
                 if with_demo:
-                    typer.echo(what_to_try(settings.gateway_port, settings.gateway_tls_certificate_file))
+                    typer.echo(
+                        what_to_try(
+                            settings.gateway_port,
+                            settings.gateway_tls_certificate_file,
+                            gateway_host=settings.gateway_host,
+                        )
+                    )
                 await first_of(stopped.wait(), ended(), envoy.process.wait())
                 if not stopped.is_set():
                     raise CannotStart("the gateway ended by itself; its message is above")

@@ -8,19 +8,26 @@ from pathlib import Path
 
 from server.demo import dreadnode, nebulablock, spacebring, teable
 from server.demo.load import SECRET
+from server.transport.addresses import host_and_port, reachable
+
+LOOPBACK = "127.0.0.1"
 
 
-def rest_command(gateway_port: int, key: str, path: str, *more: str, certificate_file: str = "") -> str:
+def rest_command(
+    gateway_port: int, key: str, path: str, *more: str, certificate_file: str = "", gateway_host: str = LOOPBACK
+) -> str:
     """A command that asks for a path.
 
     With a certificate the gateway speaks TLS, and the command trusts it for `localhost`.
     """
     trust = ["--cacert", certificate_file] if certificate_file else []
-    url = f"{_origin(gateway_port, certificate_file)}{path}"
+    url = f"{_origin(gateway_host, gateway_port, certificate_file)}{path}"
     return shlex.join(["curl", "-sS", *trust, "-H", f"Authorization: Bearer {key}", *more, url])
 
 
-def list_command(gateway_port: int, key: str, account_id: str, *, certificate_file: str = "") -> str:
+def list_command(
+    gateway_port: int, key: str, account_id: str, *, certificate_file: str = "", gateway_host: str = LOOPBACK
+) -> str:
     """A command that lists an account's transactions over gRPC; for TLS like `rest_command`."""
     return shlex.join(
         [
@@ -33,20 +40,29 @@ def list_command(gateway_port: int, key: str, account_id: str, *, certificate_fi
             f"Authorization: Bearer {key}",
             "-d",
             f'{{"parent": "accounts/{account_id}", "pageSize": 2}}',
-            f"{_origin(gateway_port, certificate_file)}/daybook.v1.Ledger/ListTransactions",
+            f"{_origin(gateway_host, gateway_port, certificate_file)}/daybook.v1.Ledger/ListTransactions",
         ]
     )
 
 
-def _origin(gateway_port: int, certificate_file: str) -> str:
-    return f"https://localhost:{gateway_port}" if certificate_file else f"http://127.0.0.1:{gateway_port}"
+def _origin(gateway_host: str, gateway_port: int, certificate_file: str) -> str:
+    if certificate_file:
+        return f"https://localhost:{gateway_port}"
+    return f"http://{host_and_port(reachable(gateway_host), gateway_port)}"
 
 
-def commands(gateway_port: int, certificate_file: str = "") -> dict[str, str]:
+def commands(gateway_port: int, certificate_file: str = "", *, gateway_host: str = LOOPBACK) -> dict[str, str]:
     """A command for each way in, by what it shows."""
 
     def curl(key_id: str, path: str, *more: str) -> str:
-        return rest_command(gateway_port, f"{key_id}.{SECRET}", path, *more, certificate_file=certificate_file)
+        return rest_command(
+            gateway_port,
+            f"{key_id}.{SECRET}",
+            path,
+            *more,
+            certificate_file=certificate_file,
+            gateway_host=gateway_host,
+        )
 
     return {
         "Teable: what a space consumed": curl(
@@ -72,13 +88,15 @@ def commands(gateway_port: int, certificate_file: str = "") -> dict[str, str]:
             f"{dreadnode.KEY}.{SECRET}",
             dreadnode.ORGANIZATION,
             certificate_file=certificate_file,
+            gateway_host=gateway_host,
         ),
     }
 
 
-def what_to_try(gateway_port: int, certificate_file: str = "") -> str:
+def what_to_try(gateway_port: int, certificate_file: str = "", *, gateway_host: str = LOOPBACK) -> str:
     """All of them, to print."""
-    parts = [f"# {title}\n{command}" for title, command in commands(gateway_port, certificate_file).items()]
+    printed = commands(gateway_port, certificate_file, gateway_host=gateway_host)
+    parts = [f"# {title}\n{command}" for title, command in printed.items()]
     return "\n\n".join(["", "Daybook is up, on demo data. Try, in another terminal:", *parts, "Ctrl-C stops it.", ""])
 
 

@@ -17,6 +17,7 @@ import grpc
 import structlog
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
+from cryptography.x509.oid import NameOID
 
 log = structlog.get_logger(__name__)
 
@@ -94,6 +95,44 @@ class ServerCertificates:
                 return None
             log.info("certificate reloaded")
             return changed
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """How a client on the server's own machine connects: it knows the very certificate of the server."""
+
+    credentials: grpc.ChannelCredentials
+    name_option: tuple[str, str]
+    """Has gRPC verify the certificate for a name that is in it, for the client connects to an address."""
+
+    @classmethod
+    def of(cls, certificate_file: str, client: CertificateFiles) -> Trust:
+        """Trusts what is in a file, and shows a certificate of its own if there is one. Raises CertificateUnusable."""
+        content = _read("tls_certificate_file", certificate_file)
+        name = _name_in(_certificates("tls_certificate_file", content)[0])
+        client.require_complete()
+        chain: bytes | None = None
+        key: bytes | None = None
+        if client.certificate_file:
+            chain = _read(f"{client.prefix}certificate_file", client.certificate_file)
+            key = _read(f"{client.prefix}key_file", client.key_file)
+            _require_pair(client.prefix, chain, key)
+        return cls(grpc.ssl_channel_credentials(content, key, chain), ("grpc.ssl_target_name_override", name))
+
+
+def _name_in(certificate: x509.Certificate) -> str:
+    """A name or an address for which a certificate is."""
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        names = x509.SubjectAlternativeName([])
+    found = [
+        *names.get_values_for_type(x509.DNSName),
+        *map(str, names.get_values_for_type(x509.IPAddress)),
+        *(str(each.value) for each in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)),
+    ]
+    # Of a wildcard any one name.
+    return found[0].replace("*", "server") if found else "localhost"
 
 
 def read_authorities(setting: str, file: str) -> bytes:

@@ -19,7 +19,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 
 from server.ledger.errors import DaybookError
+from server.transport.addresses import NO_PROXY
 from server.transport.calls import Context
+from server.transport.certificates import Trust
 
 log = structlog.get_logger(__name__)
 
@@ -106,9 +108,16 @@ async def _is_ready(check: Check) -> bool:
         return False
 
 
-async def is_serving(address: str, service: str) -> bool:
-    """Whether a server says of a service that it is SERVING; False if it doesn't say anything in time."""
-    async with grpc.aio.insecure_channel(address) as channel:
+async def is_serving(address: str, service: str, trust: Trust | None = None) -> bool:
+    """Whether a server of this machine says of a service that it is SERVING.
+
+    False if it doesn't say anything in time, or isn't the one that is trusted. Without trust it is asked without TLS.
+    """
+    if trust is None:
+        connecting = grpc.aio.insecure_channel(address, NO_PROXY)
+    else:
+        connecting = grpc.aio.secure_channel(address, trust.credentials, (*NO_PROXY, trust.name_option))
+    async with connecting as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)
         try:
             answer = await stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=ANSWER_SECONDS_MAX)

@@ -15,12 +15,14 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
+from urllib.parse import urlsplit
 
 import httpx
 import structlog
 from jwt import PyJWK, PyJWTError
 
 from server.ledger.errors import ServiceUnavailable
+from server.transport.addresses import is_loopback
 
 log = structlog.get_logger(__name__)
 
@@ -190,8 +192,9 @@ async def from_url(url: str) -> AsyncIterator[Fetch]:
     client = httpx.AsyncClient(
         follow_redirects=False,
         timeout=FETCH_SECONDS_MAX,
-        # The environment may name a proxy and authorities for TLS; what is on this machine needs none.
+        # The environment may name authorities for TLS, and a proxy, which can't reach what is on this machine.
         trust_env=url.startswith("https://"),
+        mounts={"https://": None} if is_loopback(urlsplit(url).hostname or "") else None,
         # Compressed, a few bytes could become very many.
         headers={"accept": "application/json", "accept-encoding": "identity", "user-agent": "daybook"},
     )

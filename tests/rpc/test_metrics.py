@@ -347,7 +347,7 @@ async def test_taken_port_is_said(book: Book) -> None:
             async with serving(book, Settings(port=0, metrics_port=port)):
                 raise AssertionError("served all the same")
         server, gateway, admin = (free_port() for _ in range(3))
-        with pytest.raises(CannotStart, match=f"{port} on 127.0.0.1, for metrics, is taken"):
+        with pytest.raises(CannotStart, match=rf"127\.0\.0\.1:{port} for metrics: the port is taken"):
             require_free_ports(Settings(metrics_port=port, port=server, gateway_port=gateway, gateway_admin_port=admin))
 
 

@@ -6,9 +6,11 @@ import asyncio
 import contextlib
 import gzip
 import json
+import ssl
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import pytest_asyncio
@@ -33,6 +35,7 @@ from server.transport.signing_keys import (
     read_keys,
     signing_keys,
 )
+from tests.certificates import Authority
 from tests.issuer import Endpoint, Key, ec_key, ed448_key, ed_key, jwk_set, rsa_key
 
 shares_a_loop = pytest.mark.asyncio(loop_scope="module")
@@ -514,3 +517,32 @@ def test_no_algorithm_takes_a_secret() -> None:
     assert set(KEY_TYPES) == {f"{kind}{bits}" for kind in ("RS", "PS", "ES") for bits in (256, 384, 512)} | {"EdDSA"}
     assert set(KEY_TYPES.values()) == {"RSA", "EC", "OKP"}
     assert json.loads(jwk_set(ONE))["keys"][0]["kty"] == KEY_TYPES["ES256"]
+
+
+async def test_issuer_on_this_machine_is_reached_past_a_proxy(
+    endpoint: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The environment says which authorities are trusted; its proxy is not asked for what is on this machine."""
+    authority = Authority(tmp_path)
+    pair = authority.issue("issuer")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pair.certificate, pair.key)
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.file))
+    for name in ("https_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    monkeypatch.delenv("no_proxy", raising=False)
+    plain = urlsplit(endpoint.url)
+
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        request = await reader.readuntil(b"\r\n\r\n")
+        behind, ahead = await asyncio.open_connection(plain.hostname, plain.port)
+        ahead.write(request)
+        while content := await behind.read(65536):
+            writer.write(content)
+        ahead.close()
+        writer.close()
+
+    async with await asyncio.start_server(pass_on, "127.0.0.1", 0, ssl=context) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with from_url(f"https://localhost:{port}{plain.path}") as fetch:
+            assert await fetch() == jwk_set(ONE)

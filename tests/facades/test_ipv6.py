@@ -1,0 +1,160 @@
+"""IPv6: `serve` and `up` listen on `::1` and on `::`, which is every address of IPv4 too, and say how to reach them."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from tests.facades.exchanges import send
+from tests.facades.processes import SECONDS_MAX, Daybook, Ports, copy_database, free_range, run, sqlite_url, wait_until
+from tests.facades.test_up import printed_commands
+
+CREDENTIAL = {"authorization": "Bearer demo-dreadnode.public"}
+PAGE = "/api/billing/accounts/example/transactions?page_size=1"
+
+
+def has_ipv6() -> bool:
+    """Whether this machine has the loopback address of IPv6, which a container may lack."""
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+pytestmark = pytest.mark.skipif(not has_ipv6(), reason="this machine has no ::1")
+
+
+class Start(Protocol):
+    """Starts a `daybook` command in a folder of its own."""
+
+    def __call__(self, *arguments: str, ports: Ports) -> Daybook:
+        """Starts it; it ends with the test."""
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts commands; kills what a failed test leaves."""
+    started: list[Daybook] = []
+
+    def start(*arguments: str, ports: Ports) -> Daybook:
+        started.append(Daybook.start(*arguments, folder=tmp_path / f"{len(started)}", ports=ports))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.kill()
+
+
+def connects(host: str, port: int) -> bool:
+    """Whether somebody listens there."""
+    try:
+        socket.create_connection((host, port), SECONDS_MAX).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(("host", "reached"), [("::1", {"::1"}), ("[::1]", {"::1"}), ("::", {"::1", "127.0.0.1"})])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_serve(start: Start, tmp_path: Path, host: str, reached: set[str], workers: int) -> None:
+    """The server listens where it is told, with one process and with several, and `health` finds it there."""
+    ports = Ports.free()
+    address = ("--host", host, "--port", str(ports.server))
+    daybook = start(
+        *("serve", *address, "--metrics-host", host, "--metrics-port", "0" if workers == 1 else str(free_range(2))),
+        *("--workers", str(workers), "--worker-port-base", str(free_range(2))),
+        *("--database-url", sqlite_url(tmp_path / "daybook.db")),
+        ports=ports,
+    )
+
+    def is_healthy() -> bool:
+        assert daybook.process.poll() is None, daybook.stderr
+        return run("health", *address, folder=tmp_path).stdout == "serving\n"
+
+    wait_until(is_healthy, "the server is healthy")
+    assert {each for each in ("::1", "127.0.0.1") if connects(each, ports.server)} == reached
+    assert daybook.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("host", "gateway_host", "reached"),
+    [("::1", "::1", {"::1"}), ("::", "::", {"::1", "127.0.0.1"}), ("localhost", "localhost", {"127.0.0.1"})],
+)
+def test_up(gateway: Daybook, start: Start, tmp_path: Path, host: str, gateway_host: str, reached: set[str]) -> None:
+    """The gateway listens where it is told, finds the server there, and makes links of what the caller came by."""
+    ports = Ports.free()
+    copy_database(gateway.folder / "daybook.db", tmp_path / "daybook.db")
+    is_demo_refused = host == "::"
+    if is_demo_refused:
+        (tmp_path / "daybook.db").unlink()
+    daybook = start(
+        *("up", "--host", host, "--gateway-host", gateway_host, *ports.flags),
+        *("--database-url", sqlite_url(tmp_path / "daybook.db")),
+        ports=ports,
+    )
+    origins = {each: f"http://{f'[{each}]' if ':' in each else each}:{ports.gateway}" for each in ("::1", "127.0.0.1")}
+
+    def is_ready(host: str) -> bool:
+        assert daybook.process.poll() is None, daybook.stderr
+        return connects(host, ports.gateway) and send(origins[host], "/readyz").status == 200
+
+    wait_until(lambda: any(map(is_ready, reached)), "the gateway is ready")
+    assert {each for each in origins if connects(each, ports.gateway)} == reached
+    for each in reached:
+        answer = send(origins[each], PAGE, headers=CREDENTIAL)
+        assert answer.status == (401 if is_demo_refused else 200)
+        if answer.status == 200:
+            assert json.loads(answer.body)["next"].startswith(f"{origins[each]}/")
+    assert daybook.stop() == 0
+
+
+def test_guide_names_the_address(gateway: Daybook, start: Start, tmp_path: Path) -> None:
+    """What `up --demo` prints is for the address on which the gateway listens."""
+    ports = Ports.free()
+    copy_database(gateway.folder / "daybook.db", tmp_path / "daybook.db")
+    daybook = start(
+        *("up", "--demo", "--gateway-host", "::1", *ports.flags),
+        *("--database-url", sqlite_url(tmp_path / "daybook.db")),
+        ports=ports,
+    )
+    daybook.wait_for("Ctrl-C stops it.")
+    for command in printed_commands(daybook).values():
+        (url,) = [word for word in shlex.split(command) if word.startswith("http")]
+        assert url.startswith(f"http://[::1]:{ports.gateway}/")
+    assert daybook.stop() == 0
+
+
+@pytest.mark.parametrize("command", ["serve", "serve with workers", "up"])
+@pytest.mark.parametrize(
+    ("host", "reason"),
+    [
+        ("::1", "the port is taken"),
+        ("no-such-host.invalid", "Name or service not known"),
+        # An address for documentation, which no machine has.
+        ("2001:db8::1", "Cannot assign requested address"),
+    ],
+)
+def test_unusable_address_is_told(tmp_path: Path, command: str, host: str, reason: str) -> None:
+    """What keeps a server from listening is said in one line, with the address as one writes it."""
+    ports = Ports.free()
+    flags = ports.flags if command == "up" else ("--port", str(ports.server))
+    if "workers" in command:
+        flags = (*flags, "--workers", "2", "--worker-port-base", str(free_range(2)))
+    url = ("--database-url", sqlite_url(tmp_path / "a.db"))
+    with socket.create_server(("::1", ports.server), family=socket.AF_INET6):
+        result = run(command.split(maxsplit=1)[0], *url, "--host", host, *flags, folder=tmp_path)
+    written = f"[{host}]" if ":" in host else host
+    # The log comes first.
+    assert result.returncode == 1, result.stderr
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("daybook: ")]
+    assert f"{written}:{ports.server}" in line
+    assert reason in line
+    assert "Traceback" not in result.stderr

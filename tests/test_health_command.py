@@ -1,0 +1,126 @@
+"""`daybook health`: asks the server of these settings, with TLS where they have it, and never through a proxy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.certificates import Authority, Pair
+from tests.facades.processes import Daybook, Ports, run, sqlite_url
+
+PROXIES = dict.fromkeys(("http_proxy", "https_proxy", "grpc_proxy", "all_proxy"), "http://127.0.0.1:1")
+"""A proxy at which nobody listens, for all that might ask one."""
+NONE: Mapping[str, str] = {}
+
+
+@dataclass(frozen=True)
+class Served:
+    """A `daybook serve` with settings of its own."""
+
+    daybook: Daybook
+    settings: Mapping[str, str]
+
+    def health(self, *flags: str, **settings: str) -> str:
+        """What `daybook health` says, with the settings of the server and others on top."""
+        port, folder = self.daybook.ports.server, self.daybook.folder
+        result = run("health", "--port", str(port), *flags, folder=folder, settings={**self.settings, **settings})
+        assert "Traceback" not in result.stderr
+        assert (result.returncode == 0) == (result.stdout == "serving\n")
+        # gRPC may tell the details of a handshake before it.
+        return (result.stdout or result.stderr).splitlines()[-1]
+
+
+Serve = Callable[[Mapping[str, str]], Served]
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Serve]:
+    """Starts a server; ends it with the test."""
+    started: list[Daybook] = []
+
+    def serve(settings: Mapping[str, str]) -> Served:
+        ports = Ports.free()
+        address = ("--port", str(ports.server), "--database-url", sqlite_url(tmp_path / "daybook.db"))
+        started.append(Daybook.start("serve", *address, folder=tmp_path / "serve", ports=ports, settings=settings))
+        started[-1].wait_for("serving")
+        return Served(started[-1], settings)
+
+    yield serve
+    for each in started:
+        each.kill()
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """Signs certificates for this machine."""
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+def environment_of(**settings: Path) -> dict[str, str]:
+    """Settings as the environment has them."""
+    return {f"DAYBOOK_{name.upper()}": str(value) for name, value in settings.items()}
+
+
+def tls(pair: Pair) -> dict[str, str]:
+    """The settings of a server with a certificate."""
+    return environment_of(tls_certificate_file=pair.certificate, tls_key_file=pair.key)
+
+
+def shown(pair: Pair) -> dict[str, str]:
+    """The settings of what is shown to a server that asks for certificates."""
+    return environment_of(gateway_client_certificate_file=pair.certificate, gateway_client_key_file=pair.key)
+
+
+def test_without_tls(serve: Serve) -> None:
+    """A server is healthy by its services and as a whole; one that is not there isn't."""
+    served = serve(NONE)
+    assert served.health() == served.health("--service", "") == "serving"
+    assert served.health("--service", "daybook.v1.Nothing") == "daybook: not serving"
+    assert served.daybook.stop() == 0
+    assert served.health() == "daybook: not serving"
+
+
+def test_no_proxy_is_asked(serve: Serve, authority: Authority) -> None:
+    """The server is on this machine, whatever proxy the environment names."""
+    for settings in (NONE, tls(authority.issue("server"))):
+        served = serve({**PROXIES, "no_proxy": "", "no_grpc_proxy": "", **settings})
+        assert served.health() == "serving"
+        assert served.daybook.stop() == 0
+
+
+def test_tls(serve: Serve, authority: Authority) -> None:
+    """Of a server with a certificate that one is trusted, whoever signed it, and no other."""
+    served = serve(tls(authority.issue("server")))
+    assert served.health() == "serving"
+    assert served.health(**tls(authority.issue("another server"))) == "daybook: not serving"
+    assert served.health("--host", "localhost") == "serving"
+
+
+def test_mutual_tls(serve: Serve, authority: Authority, tmp_path: Path) -> None:
+    """A server that lets nobody in without a certificate is shown the one that the gateway shows."""
+    settings = {**tls(authority.issue("server")), **environment_of(tls_client_ca_file=authority.file)}
+    served = serve(settings)
+    told = served.health()
+    assert told == (
+        "daybook: gateway_client_certificate_file is missing: tls_client_ca_file is set, "
+        "and the server lets nobody in without a certificate"
+    )
+    client = authority.issue("client")
+    assert served.health(**shown(client)) == "serving"
+    assert served.health(**shown(client), **PROXIES, no_proxy="") == "serving"
+    (tmp_path / "stranger").mkdir()
+    assert served.health(**shown(Authority(tmp_path / "stranger").issue("stranger"))) == "daybook: not serving"
+    missing = {**shown(client), **environment_of(gateway_client_key_file=tmp_path / "nothing.key")}
+    assert served.health(**missing).startswith("daybook: gateway_client_key_file can't be read")
+
+
+def test_unusable_certificate_is_told(serve: Serve, authority: Authority, tmp_path: Path) -> None:
+    """A file that can't be used is said in one line, with its setting."""
+    served = serve(tls(authority.issue("server")))
+    (tmp_path / "nothing.pem").write_text("nothing")
+    for file, problem in {"absent.pem": "can't be read", "nothing.pem": "holds no certificate"}.items():
+        told = served.health(**environment_of(tls_certificate_file=tmp_path / file))
+        assert told.startswith(f"daybook: tls_certificate_file {problem}")
