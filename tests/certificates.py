@@ -6,6 +6,7 @@ import shutil
 import socket
 import ssl
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -19,6 +20,7 @@ from cryptography.x509.oid import NameOID
 
 DAY = timedelta(days=1)
 SECONDS_MAX = 30.0
+OF_THIS_MACHINE = (x509.DNSName("localhost"), x509.IPAddress(ip_address("127.0.0.1")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +55,15 @@ class Authority:
         constraints = x509.BasicConstraints(ca=True, path_length=None)
         self._write(self.file, _builder(self._name, self._key).add_extension(constraints, critical=True))
 
-    def issue(self, name: str) -> Pair:
-        """A certificate for `localhost` and 127.0.0.1, in files of this name."""
+    def issue(self, name: str, names: Sequence[x509.GeneralName] = OF_THIS_MACHINE) -> Pair:
+        """A certificate for these names and addresses, in files of this name, which is the certificate's subject."""
         key = generate_private_key(SECP256R1())
         pair = Pair(self._folder / f"{name}.pem", self._folder / f"{name}.key")
         pair.key.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-        names = x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.IPAddress(ip_address("127.0.0.1"))])
-        self._write(pair.certificate, _builder(_name(name), key).add_extension(names, critical=False))
+        builder = _builder(_name(name), key)
+        if names:
+            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+        self._write(pair.certificate, builder)
         return pair
 
     def _write(self, file: Path, builder: x509.CertificateBuilder) -> None:

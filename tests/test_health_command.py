@@ -53,12 +53,6 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
         each.kill()
 
 
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    """Signs certificates for this machine."""
-    return Authority(tmp_path_factory.mktemp("authority"))
-
-
 def environment_of(**settings: Path) -> dict[str, str]:
     """Settings as the environment has them."""
     return {f"DAYBOOK_{name.upper()}": str(value) for name, value in settings.items()}

@@ -6,10 +6,13 @@ a name that ends in `-bin`, and has a grammar of its own for names that begin wi
 
 from __future__ import annotations
 
+import base64
 import string
 
 import httpx
 import pytest
+from google.rpc.error_details_pb2 import ErrorInfo
+from google.rpc.status_pb2 import Status
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -54,6 +57,8 @@ ODD: dict[str, dict[str, str]] = {
     "waits to be asked for a body": {"expect": "100-continue"},
     "compressed body": {"content-encoding": "gzip"},
     "body of an unknown coding": {"content-encoding": "knots"},
+    "content type of gRPC": {"content-type": "application/grpc"},
+    "content type of gRPC with JSON": {"content-type": "application/grpc+json"},
     "strange content type": {"content-type": "application/grpcjson"},
     "content type of gRPC-Web": {"content-type": "application/grpc-web+proto"},
     "finished error": {"x-error-body": "{}", "x-error-status": "200"},
@@ -85,7 +90,13 @@ def test_odd_header_changes_nothing(gateway: Daybook, name: str) -> None:
 def test_odd_header_changes_nothing_at_any_path(gateway: Daybook, api: str) -> None:
     """What gRPC can't carry is passed over at each vendor's path, all of it in one request too."""
     odd = {**ODD["no base64"], **{f"x{each}y": "1" for each in TOKEN_CHARACTERS}}
-    for headers in ({"x-trace-bin": "!"}, {"x!y": "1"}, {"grpc-retry-pushback-ms": "soon"}, odd):
+    for headers in (
+        {"x-trace-bin": "!"},
+        {"x!y": "1"},
+        {"content-type": "application/grpc"},
+        {"grpc-retry-pushback-ms": "soon"},
+        odd,
+    ):
         require_passed_over(gateway, api, headers)
 
 
@@ -142,3 +153,15 @@ def test_name_that_grpc_cannot_carry_is_passed_over_natively(gateway: Daybook) -
     # The status comes in trailers, which httpx doesn't show, unless the call was refused at once.
     assert "grpc-status" not in answer.headers
     assert answer.content
+
+
+@pytest.mark.parametrize("api", LISTS)
+def test_content_type_of_grpc_makes_a_native_call(gateway: Daybook, api: str) -> None:
+    """A POST with gRPC's content type is a native call: a REST path is no method of gRPC, and said to be none."""
+    headers = {**NATIVE, "content-type": "application/grpc"}
+    answer = send(gateway.origin, LISTS[api].target, method="POST", headers=headers, body=bytes(5))
+    assert (answer.status, answer.header("grpc-status")) == (200, "12")
+    details = base64.b64decode(f"{answer.header('grpc-status-details-bin')}==")
+    info = ErrorInfo()
+    assert Status.FromString(details).details[0].Unpack(info)
+    assert info.reason == "METHOD_UNKNOWN"

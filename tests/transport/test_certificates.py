@@ -7,6 +7,7 @@ import os
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from ipaddress import ip_address
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -15,6 +16,7 @@ import grpc
 import pytest
 import pytest_asyncio
 import structlog
+from cryptography import x509
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
@@ -25,6 +27,8 @@ from cryptography.hazmat.primitives.serialization import (
 from server.app import Book, CannotStart, open_book, server_certificates, serving
 from server.config import Settings
 from server.gateway import require_certificates
+from server.transport.certificates import CertificateFiles, Trust
+from server.transport.readiness import is_serving
 from tests.certificates import Authority, Pair, handshake, served_serial
 from tests.conftest import Clock, Server
 from tests.rpc.conftest import shares_a_server
@@ -89,6 +93,31 @@ async def test_calls_go_through_tls(shared_book: Book, live: Pair, authority: Au
             assert await calls(shared_book, channel)
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             assert not await calls(shared_book, channel)
+
+
+@shares_a_server
+@pytest.mark.parametrize(
+    "names",
+    [
+        [x509.DNSName("server.example"), x509.DNSName("other.example")],
+        [x509.DNSName("*.example")],
+        [x509.IPAddress(ip_address("192.0.2.1"))],
+        [x509.IPAddress(ip_address("2001:db8::1"))],
+        [],
+    ],
+    ids=["name", "wildcard", "address", "address of IPv6", "subject alone"],
+)
+async def test_client_on_the_machine_knows_the_certificate(
+    shared_book: Book, authority: Authority, names: list[x509.GeneralName]
+) -> None:
+    """Whatever names a certificate is for, a client that has its file trusts the server, by its address too."""
+    pair, other = authority.issue("server.example", names), authority.issue("server.example 2", names)
+    trust, distrust = (
+        Trust.of(str(each.certificate), CertificateFiles("gateway_client_", "", "")) for each in (pair, other)
+    )
+    async with serving(shared_book, tls(pair)) as port:
+        assert await is_serving(f"127.0.0.1:{port}", "", trust)
+        assert not await is_serving(f"127.0.0.1:{port}", "", distrust)
 
 
 @shares_a_server
