@@ -53,7 +53,7 @@ CONSTANTS: Mapping[str, Mapping[str, int]] = {
     "a time to live": {"TIME_TO_LIVE_DAYS_MAX": validation.TIME_TO_LIVE_DAYS_MAX},
     "a grace period of a key": {"GRACE_PERIOD_DAYS_MAX": validation.GRACE_PERIOD_DAYS_MAX},
     "secrets of a key that are good beside its newest": {"RETIRED_SECRETS_MAX": access.RETIRED_SECRETS_MAX},
-    "open lots of an account": {"OPEN_LOTS_MAX": posting.OPEN_LOTS_MAX},
+    "lots that one transaction takes from": {"LOTS_TAKEN_MAX": posting.LOTS_TAKEN_MAX},
     "an offset (Nebula Block)": {"OFFSET_MAX": nebulablock.OFFSET_MAX},
 }
 """The constants behind the rows."""
@@ -74,11 +74,12 @@ OF_OURS = {
     "FLUSH_SECONDS_MAX",
     "GATHERED_SECONDS_MAX",
     "GROUP_TRANSACTIONS_MAX",
+    "LOTS_EXPIRED_MAX",
+    "WHOLE_LOTS_MAX",
     "HEADS_CACHED_MAX",
     "HISTORIES_CACHED_MAX",
     "HISTORY_BYTES_MAX",
     "HOLDINGS_CACHED_MAX",
-    "HOLDING_LOTS_MAX",
     "HOLDING_PROFILE_BYTES_MAX",
     "HOURS_CACHED_MAX",
     "IDLE_SECONDS_MAX",

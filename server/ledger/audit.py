@@ -166,15 +166,24 @@ class AccountAudit:
         )
 
     def finish(
-        self, state: AccountState, last_hash: bytes, refunded: int, lots: int, windows: int, answers: int
+        self,
+        state: AccountState,
+        last_hash: bytes,
+        open_lots: Mapping[int, Millionths],
+        refunded: int,
+        lots: int,
+        windows: int,
+        answers: int,
     ) -> None:
         """Compares the end with the account's stored state, and the sums with what is stored.
 
-        `refunded` is the sum of the refund_print of every stored total, `answers` the number
-        of requests whose answer is a transaction.
+        `open_lots` is what remains of each stored lot that is open, by number, `refunded` the
+        sum of the refund_print of every stored total, `answers` the number of requests whose
+        answer is a transaction. Which lots are known in the state makes no difference.
         """
         if self._window is not None:
             self.closed_windows.append(self._window)
+        expiring = sum(lot.remaining for lot in self._lots.values() if lot.terms.expire_time is not None)
         for subject, expected, found in (
             ("sequence", self._sequence, state.sequence),
             ("last hash", self._hash.hex(), last_hash.hex()),
@@ -185,24 +194,25 @@ class AccountAudit:
             ("answers to requests", self._answers, answers),
             ("lots", self._lot_count, lots),
             ("lot count", self._lot_count, state.lot_count),
+            ("open lot count", len(self._lots), state.open_lot_count),
+            ("expiring credits", money.write(expiring), money.write(state.expiring)),
             ("windows", self._window.number if self._window else 0, windows),
             ("newest window", self._window.number if self._window else 0, state.window.number if state.window else 0),
         ):
             self._expect(0, subject, expected, found)
-        stored = {lot.number: lot.remaining for lot in state.lots}
         computed = {number: lot.remaining for number, lot in self._lots.items()}
-        for number in sorted(stored.keys() | computed.keys()):
+        for number in sorted(open_lots.keys() | computed.keys()):
             self._expect(
                 0,
                 f"remaining of lot {number}",
                 money.write(computed.get(number, 0)),
-                money.write(stored.get(number, 0)),
+                money.write(open_lots.get(number, 0)),
             )
         self._expect(
             0,
             "sum of open lots less debt",
             money.write(self._balance),
-            money.write(sum(stored.values()) - state.debt),
+            money.write(sum(open_lots.values()) - state.debt),
         )
 
     def _expect(self, sequence: int, subject: str, expected: object, found: object) -> None:

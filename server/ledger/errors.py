@@ -215,12 +215,18 @@ class BalanceOutOfRange(FailedPrecondition):
 
 
 class TooManyLots(FailedPrecondition):
-    """The account would have more open lots than can be kept."""
+    """One transaction would take from more lots than it may. In smaller amounts the credits can be taken at once."""
 
     reason = "TOO_MANY_LOTS"
 
-    def __init__(self, account: str) -> None:
-        super().__init__(f"{account} would have too many open lots", account=account)
+    def __init__(self, account: str, *, lot_limit: int, largest_amount: str) -> None:
+        super().__init__(
+            f"this amount takes from more than {lot_limit} lots of {account}; "
+            f"take it in several transactions: the next one may take {largest_amount} credits",
+            account=account,
+            lot_limit=str(lot_limit),
+            largest_amount=largest_amount,
+        )
 
 
 class NotRefundable(FailedPrecondition):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from server.ledger.instants import Instant
 from server.ledger.money import Millionths
@@ -17,7 +17,11 @@ from server.ledger.money import Millionths
 CREDIT_LINE = 0
 """The lot number of what an account owes: it goes below zero, as far as the credit limit."""
 
-_NEVER: Instant = 2**63 - 1
+NEVER: Instant = 2**63 - 1
+"""Later than every expire_time."""
+
+SpendingOrder: TypeAlias = tuple[int, Instant, int] | tuple[()]
+"""A place in spending order: priority, expire_time (NEVER for permanent), number. The empty one comes before all."""
 
 
 class Terms(NamedTuple):
@@ -55,10 +59,10 @@ class Lot(NamedTuple):
         return Lot(self.number, self.opened_by, self.terms, self.amount, remaining)
 
     @property
-    def spending_order(self) -> tuple[int, Instant, int]:
+    def spending_order(self) -> SpendingOrder:
         """Priority, then the earliest to expire (permanent last), then the oldest."""
         expire_time = self.terms.expire_time
-        return self.terms.priority, _NEVER if expire_time is None else expire_time, self.number
+        return self.terms.priority, NEVER if expire_time is None else expire_time, self.number
 
 
 class Allocation(NamedTuple):

@@ -21,11 +21,15 @@ from server.ledger.errors import BalanceOutOfRange, FieldInvalid, InsufficientCr
 from server.ledger.instants import EARLIEST, Instant
 from server.ledger.lots import (
     CREDIT_LINE,
+    NEVER,
     PERMANENT,
     Allocation,
     Lot,
+    SpendingOrder,
     Terms,
     insert,
+    parts,
+    sort_lots,
     take,
     take_out,
 )
@@ -36,8 +40,8 @@ from server.ledger.usage import UsageWindow, add_usage
 Kind: TypeAlias = "Transaction.Kind.ValueType"
 State: TypeAlias = "Transaction.State.ValueType"
 
-OPEN_LOTS_MAX = 1000
-"""How many open lots an account may have: all of them are read to post to it."""
+LOTS_TAKEN_MAX = 1000
+"""How many lots one transaction may take from. An account may have any number of open lots."""
 
 
 class AccountState(NamedTuple):
@@ -53,7 +57,7 @@ class AccountState(NamedTuple):
     debt: Millionths = 0
     """What is owed on the credit limit, 0 or more. While there is a debt no lot is open."""
     lots: tuple[Lot, ...] = ()
-    """The open lots in the order in which they are spent."""
+    """The open lots that are known, in spending order. `edge` and `horizon` bound those that are not."""
     lot_count: int = 0
     """The number of the newest lot."""
     sequence: int = 0
@@ -62,19 +66,28 @@ class AccountState(NamedTuple):
     """The newest window."""
     import_time: Instant = 0
     """When history was last imported; 0 if never."""
+    open_lot_count: int = 0
+    """The number of open lots, known or not."""
+    expiring: Millionths = 0
+    """The sum of the open lots that have an expire_time, known or not."""
+    edge: SpendingOrder | None = None
+    """All open lots up to this place in spending order are known; None if all are."""
+    horizon: Instant = NEVER
+    """All open lots that expire before this instant are known."""
 
     @property
     def available(self) -> Millionths:
         """What a charge may take; no charge can take more than an amount can say."""
         return min(max(0, self.balance + self.credit_limit), money.LARGEST)
 
-    @property
-    def expiring(self) -> Millionths:
-        """The part of the balance that has a date of expiry."""
-        return sum(lot.remaining for lot in self.lots if lot.terms.expire_time is not None)
-
     def with_credits(
-        self, lots: tuple[Lot, ...], debt: Millionths, balance: Millionths, lot_count: int
+        self,
+        lots: tuple[Lot, ...],
+        debt: Millionths,
+        balance: Millionths,
+        lot_count: int,
+        open_lot_count: int,
+        expiring: Millionths,
     ) -> AccountState:
         """The state with these credits in it."""
         return AccountState(
@@ -91,6 +104,10 @@ class AccountState(NamedTuple):
             self.last_create_time,
             self.window,
             self.import_time,
+            open_lot_count,
+            expiring,
+            self.edge,
+            self.horizon,
         )
 
     def with_next(self, create_time: Instant, window: UsageWindow | None) -> AccountState:
@@ -109,15 +126,42 @@ class AccountState(NamedTuple):
             create_time,
             window,
             self.import_time,
+            self.open_lot_count,
+            self.expiring,
+            self.edge,
+            self.horizon,
         )
 
+    def with_known(self, lots: Iterable[Lot], edge: SpendingOrder | None, horizon: Instant) -> AccountState:
+        """The state with more of its open lots known; `lots` may name some that are known already."""
+        known = {lot.number for lot in self.lots}
+        fresh = (lot for lot in lots if lot.number not in known)
+        return self._replace(lots=sort_lots((*self.lots, *fresh)), edge=edge, horizon=horizon)
+
+    def lacks_lots(self, amount: Millionths) -> bool:
+        """Whether `withdraw` needs more lots to be known before it can take an amount, 0 or more."""
+        if self.edge is None or not 0 < amount <= self.available:
+            return False
+        for count, lot in enumerate(self.lots):
+            if lot.spending_order > self.edge:
+                return True
+            if count == LOTS_TAKEN_MAX:
+                # Enough to refuse it.
+                return False
+            amount -= lot.remaining
+            if amount <= 0:
+                return False
+        return True
+
     def at(self, now: Instant) -> AccountState:
-        """The state without the lots that have expired by now, whether or not that is posted."""
+        """The state without the lots that have expired by now, whether or not that is posted. All lots are known."""
         gone = sum(lot.remaining for lot in self.lots if lot.terms.are_past(now))
         if not gone:
             return self
         lots = tuple(lot for lot in self.lots if not lot.terms.are_past(now))
-        return self._replace(lots=lots, balance=self.balance - gone)
+        return self._replace(
+            lots=lots, balance=self.balance - gone, open_lot_count=len(lots), expiring=self.expiring - gone
+        )
 
 
 class Draft(NamedTuple):
@@ -175,7 +219,7 @@ def post(state: AccountState, draft: Draft, now: Instant) -> tuple[AccountState,
 
     Raises, in this order: FieldInvalid for an amount of the wrong sign or an expire_time that
     is past, InsufficientCredits where credits are taken that are not there,
-    BalanceOutOfRange, TooManyLots.
+    BalanceOutOfRange, TooManyLots where more than LOTS_TAKEN_MAX lots would be taken from.
 
     `now` decides what is past and where a time_to_live begins. The create_time only keeps the
     account's history in order: where the newest transaction is ahead of the clock, it is
@@ -211,7 +255,7 @@ def record(state: AccountState, draft: Draft, now: Instant) -> tuple[AccountStat
 
 
 def expire_due(state: AccountState, now: Instant) -> list[tuple[AccountState, Posting]]:
-    """Posts the expiration of every lot that is past, each dated at its expire_time.
+    """Posts the expiration of every known lot that is past, each dated at its expire_time.
 
     Gives each posting with the state after it, the earliest first. An account whose newest
     transaction is ahead of the clock loses nothing by that: only `now` counts.
@@ -225,7 +269,14 @@ def expire_due(state: AccountState, now: Instant) -> list[tuple[AccountState, Po
         assert lot.terms.expire_time is not None
         create_time = max(lot.terms.expire_time, state.last_create_time)
         left = tuple(other for other in state.lots if other.number != lot.number)
-        state = state.with_credits(left, state.debt, state.balance - lot.remaining, state.lot_count)
+        state = state.with_credits(
+            left,
+            state.debt,
+            state.balance - lot.remaining,
+            state.lot_count,
+            state.open_lot_count - 1,
+            state.expiring - lot.remaining,
+        )
         allocation = Allocation(lot.number, -lot.remaining, lot.terms)
         state, posting = posted(state, Transaction.EXPIRATION, "expiration", -lot.remaining, create_time, [allocation])
         steps.append((state, posting))
@@ -236,7 +287,8 @@ def withdraw(state: AccountState, amount: Millionths, *, borrow: bool = True) ->
     """Takes an amount (above 0) out of the lots, and the rest from the credit line.
 
     Raises InsufficientCredits beyond the credit limit, or at once if nothing may be
-    borrowed; then BalanceOutOfRange.
+    borrowed; then BalanceOutOfRange, TooManyLots. The caller makes enough lots known first:
+    see `lacks_lots`.
     """
     available = state.available if borrow else max(0, state.balance)
     if amount > available:
@@ -246,17 +298,30 @@ def withdraw(state: AccountState, amount: Millionths, *, borrow: bool = True) ->
     lots, allocations = take(state.lots, amount)
     # Only the last can be it.
     borrowed = -allocations[-1].amount if allocations[-1].lot_number == CREDIT_LINE else 0
-    after = state.with_credits(lots, state.debt + borrowed, state.balance - amount, state.lot_count)
+    after = state.with_credits(
+        lots,
+        state.debt + borrowed,
+        state.balance - amount,
+        state.lot_count,
+        state.open_lot_count - (len(state.lots) - len(lots)),
+        state.expiring + parts(allocations)[0],
+    )
     _check_range(after)
+    lots_taken = len(allocations) - (1 if borrowed else 0)
+    if lots_taken > LOTS_TAKEN_MAX:
+        largest = sum(lot.remaining for lot in state.lots[:LOTS_TAKEN_MAX])
+        raise TooManyLots(account_name(state.account_id), lot_limit=LOTS_TAKEN_MAX, largest_amount=money.write(largest))
+    if state.edge is not None and (borrowed or state.lots[lots_taken - 1].spending_order > state.edge):
+        raise RuntimeError("lots that are spent earlier are not known")
     return after, allocations
 
 
 def put(state: AccountState, portions: Iterable[Portion]) -> tuple[AccountState, list[Allocation]]:
     """Brings credits in. They pay back what is owed first; the rest goes into lots.
 
-    Raises BalanceOutOfRange, TooManyLots.
+    Raises BalanceOutOfRange.
     """
-    debt, lot_count = state.debt, state.lot_count
+    debt, lot_count, open_lot_count = state.debt, state.lot_count, state.open_lot_count
     lots = list(state.lots)
     allocations = []
     brought = 0
@@ -271,16 +336,24 @@ def put(state: AccountState, portions: Iterable[Portion]) -> tuple[AccountState,
             continue
         if portion.lot is None:
             lot_count += 1
+            open_lot_count += 1
             lot = Lot(lot_count, state.sequence + 1, portion.terms, rest, rest)
         else:
+            # It may be open and not known.
             lot = take_out(lots, portion.lot.number) or portion.lot
+            open_lot_count += 0 if lot.remaining else 1
             lot = lot.with_remaining(lot.remaining + rest)
         insert(lots, lot)
         allocations.append(Allocation(lot.number, rest, lot.terms))
-    after = state.with_credits(tuple(lots), debt, state.balance + brought, lot_count)
+    after = state.with_credits(
+        tuple(lots),
+        debt,
+        state.balance + brought,
+        lot_count,
+        open_lot_count,
+        state.expiring + parts(allocations)[0],
+    )
     _check_range(after)
-    if len(after.lots) > OPEN_LOTS_MAX:
-        raise TooManyLots(account_name(state.account_id))
     return after, allocations
 
 

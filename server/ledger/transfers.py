@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import groupby
+
 from daybook.v1.transaction_pb2 import Transaction
 
 from server.ledger.instants import Instant
@@ -15,14 +17,18 @@ def transfer(
     """Moves an amount (above 0); gives the outgoing and the incoming side.
 
     The source spends as a charge does, except that nothing can be borrowed to be given
-    away. The destination gets the credits on the terms that they had: a lot for each of
-    the source's, with its expire_time and priority. Each side has the create_time that keeps
-    its own account in order, whatever the other account's is.
+    away. The destination gets the credits on the terms that they had: one lot for each
+    expire_time and priority among them. Each side has the create_time that keeps its own
+    account in order, whatever the other account's is.
 
-    Raises InsufficientCredits, and what `put` raises.
+    Raises what `withdraw` and `put` raise.
     """
     source, taken = withdraw(source, amount, borrow=False)
-    destination, brought = put(destination, [Portion(-each.amount, each.terms) for each in taken])
+    # Spending order puts lots of equal terms next to each other.
+    portions = [
+        Portion(-sum(each.amount for each in equal), terms) for terms, equal in groupby(taken, lambda each: each.terms)
+    ]
+    destination, brought = put(destination, portions)
     source_time, destination_time = max(now, source.last_create_time), max(now, destination.last_create_time)
     return (
         posted(source, Transaction.TRANSFER_OUT, "transfer", -amount, source_time, taken),

@@ -25,8 +25,8 @@ from server.store.states import (
     LOT_COLUMNS,
     QUERIES_CACHED_MAX,
     account_parameters,
-    put_together,
-    state_queries,
+    holdings_query,
+    to_holding,
     to_lot,
 )
 from server.store.tables import account_states, accounts, lots
@@ -37,9 +37,8 @@ ACCOUNT_NUMBERS_CACHED_MAX = 65_536
 """How many numbers are kept. Beyond it the one goes that was looked up first."""
 HOLDINGS_CACHED_MAX = 1024
 """How many accounts are kept with what they hold. Beyond it the one goes that was read first."""
-HOLDING_LOTS_MAX = 64
 HOLDING_PROFILE_BYTES_MAX = 4096
-"""What has more is read each time, so that all that are kept take 16 MiB at most, and 2 as a rule."""
+"""Accounts with a larger profile are read each time, so that those that are kept take at most 8 MiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +93,16 @@ _NUMBER = len(_COLUMNS) - 1  # Which of them is the account's number.
 
 
 class StoredAccount(NamedTuple):
-    """An account, and what it holds."""
+    """An account, and what it held at an instant."""
 
     record: AccountRecord
     state: AccountState
+    """Without what had expired. No lots are known."""
     head: bytes
     """The hash of its newest transaction, which stands for all of them; empty before the first."""
+    read_time: Instant
+    next_expire_time: Instant
+    """Until then the account holds this, unless something is posted."""
 
 
 class AccountStore:
@@ -142,47 +145,51 @@ class AccountStore:
             lambda connection: [AccountRecord(*row) for row in connection.execute(statement)], at_replica=True
         )
 
-    async def holdings(self, tenant_number: int, account_ids: Collection[str]) -> list[StoredAccount]:
-        """Those of the accounts that exist, each with what it holds.
+    async def holdings(self, tenant_number: int, account_ids: Collection[str], now: Instant) -> list[StoredAccount]:
+        """Those of the accounts that exist, each with what it holds at this instant.
 
         The hash of an account's newest transaction stands for all that came of its transactions,
         as it does for a first page of history. So nothing but the account and that hash is read
-        where both are what they were when the rest was read.
+        where both are what they were when the rest was read, and nothing has expired since.
         """
         numbers = await self._existing_numbers(tenant_number, account_ids)
         if not numbers:
             return []
         query = _accounts_query(len(numbers), self._database.dialect)
         rows = await self._database.fetch(query, account_parameters(numbers), at_replica=False)
-        known = [kept for row in rows if (kept := self._kept_holding(tuple(row))) is not None]
+        known = [kept for row in rows if (kept := self._kept_holding(tuple(row), now)) is not None]
         if len(known) < len(rows):
             unknown = set(numbers).difference(each.record.number for each in known)
-            known += await self._read_holdings(sorted(unknown))
+            known += await self._read_holdings(sorted(unknown), now)
         return known
 
-    async def _read_holdings(self, numbers: Collection[int]) -> list[StoredAccount]:
+    async def _read_holdings(self, numbers: Collection[int], now: Instant) -> list[StoredAccount]:
         """What these accounts hold, at one instant."""
         dialect, count = self._database.dialect, len(numbers)
-        rows, *states = await self._database.fetch_together(
-            (_accounts_query(count, dialect), *state_queries(count, dialect)), account_parameters(numbers)
+        rows, states = await self._database.fetch_together(
+            (_accounts_query(count, dialect), holdings_query(count, dialect)),
+            account_parameters(numbers) | {"now": now},
         )
-        stored = put_together(*states)
+        held = {stored.state.account_number: (stored, until) for stored, until in map(to_holding, states)}
         found = []
         for row in rows:
             record = AccountRecord(*row[:-1])
-            account = StoredAccount(record, *stored[record.number])
+            stored, next_expire_time = held[record.number]
+            account = StoredAccount(record, *stored, now, next_expire_time)
             found.append(account)
             self._keep_holding(tuple(row), account)
         return found
 
-    def _kept_holding(self, row: tuple[Any, ...]) -> StoredAccount | None:
+    def _kept_holding(self, row: tuple[Any, ...], now: Instant) -> StoredAccount | None:
         kept = self._holdings.get(row[_NUMBER])
-        return None if kept is None or kept[0] != row else kept[1]
+        if kept is None or kept[0] != row or not kept[1].read_time <= now < kept[1].next_expire_time:
+            return None
+        return kept[1]
 
     def _keep_holding(self, row: tuple[object, ...], account: StoredAccount) -> None:
         number = account.record.number
         self._holdings.pop(number, None)
-        if len(account.state.lots) > HOLDING_LOTS_MAX or len(account.record.profile) > HOLDING_PROFILE_BYTES_MAX:
+        if len(account.record.profile) > HOLDING_PROFILE_BYTES_MAX:
             return
         if len(self._holdings) >= HOLDINGS_CACHED_MAX:
             del self._holdings[next(iter(self._holdings))]

@@ -19,7 +19,7 @@ from server.ledger.names import uid_text
 from server.ledger.usage import UsageWindow
 from server.store.database import Database
 from server.store.lookups import in_parts
-from server.store.states import LOT_COLUMNS, StoredState, load, to_lot
+from server.store.states import LOT_COLUMNS, StoredState, has_remaining, load, to_lot
 from server.store.tables import (
     LABELS,
     account_states,
@@ -113,6 +113,23 @@ class Books:
             )
         )
         return {row.number: to_lot(*row) for row in rows}
+
+    async def open_lots(self) -> dict[int, Millionths]:
+        """What remains of each open lot, by number."""
+        remaining: dict[int, Millionths] = {}
+        after = 0
+        while True:
+            statement = (
+                select(lots.c.number, lots.c.remaining)
+                .where(lots.c.account_number == self._number, lots.c.number > after, has_remaining)
+                .order_by(lots.c.number)
+                .limit(ENTRIES_AT_ONCE)
+            )
+            rows = (await self._connection.execute(statement)).all()
+            if not rows:
+                return remaining
+            remaining.update((row.number, row.remaining) for row in rows)
+            after = rows[-1].number
 
     async def windows(self, first: int, last: int) -> dict[int, UsageWindow]:
         """The hour windows with these numbers, by number."""

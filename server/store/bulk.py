@@ -73,6 +73,9 @@ def book_rows(changes: Changes) -> Rows:
                 state.last_create_time,
                 state.window.number if state.window else 0,
                 state.import_time,
+                state.open_lot_count,
+                state.expiring,
+                state.sequence,
             )
             for number, (state, last_hash) in changes.states.items()
         ],

@@ -26,7 +26,7 @@ from server.ledger.names import RandomBytes, in_blocks
 from server.store.database import Database
 from server.store.failures import Conflict
 from server.store.requests import AnswerKey
-from server.store.unit import Attempt, Unit
+from server.store.unit import Attempt, ExpirationsFirst, Unit
 from server.store.unit_store import load_openers, load_unit, save_unit
 
 log = structlog.get_logger(__name__)
@@ -37,6 +37,9 @@ LINE_CALLS_MAX = 2048
 """How many calls may wait; the next one is told to come again."""
 GROUP_TRANSACTIONS_MAX = 2048
 """How many transactions one commit has at most, unless a single call brings more."""
+
+_POSTPONED = object()
+"""The outcome of a call that waits for the next database transaction."""
 
 Result = TypeVar("Result")
 
@@ -155,10 +158,11 @@ class Poster:
 
     async def _work(self) -> None:
         is_open = True
-        while is_open:
-            group: list[_Call] = []
-            transaction_count = 0
-            while transaction_count < GROUP_TRANSACTIONS_MAX and not (group and self._line.empty()):
+        postponed: list[_Call] = []
+        while is_open or postponed:
+            group, postponed = postponed, []
+            transaction_count = sum(call.command.transaction_count for call in group)
+            while is_open and transaction_count < GROUP_TRANSACTIONS_MAX and not (group and self._line.empty()):
                 call = await self._line.get()
                 if call is None:
                     is_open = False
@@ -166,9 +170,10 @@ class Poster:
                 group.append(call)
                 transaction_count += call.command.transaction_count
             if group:
-                await self._post(group)
+                postponed = await self._post(group)
 
-    async def _post(self, group: list[_Call]) -> None:
+    async def _post(self, group: list[_Call]) -> list[_Call]:
+        """Answers the calls once they are committed; gives those that wait for the next database transaction."""
         try:
             with self.observer.posting([call.origin for call in group]):
                 tries = count()
@@ -181,17 +186,20 @@ class Poster:
             log.exception("group failed", calls=len(group))
             if len(group) > 1:
                 # One call must not take the others down with it.
-                for call in group:
-                    await self._post([call])
-                return
+                return [postponed for call in group for postponed in await self._post([call])]
             outcomes = [InternalFailure()]
+        postponed = []
         for call, outcome in zip(group, outcomes, strict=True):
+            if outcome is _POSTPONED:
+                postponed.append(call)
+                continue
             if call.outcome.done():
                 continue
             if isinstance(outcome, Exception):
                 call.outcome.set_exception(outcome)
             else:
                 call.outcome.set_result(outcome)
+        return postponed
 
     def _note_newest(self, unit: Unit, now: Instant) -> None:
         """Logs one warning when an account is ahead of the clock, and the next only after the clock has passed it."""
@@ -205,7 +213,7 @@ class Poster:
         self.newest_create_time = max(newest, before)
 
     def _run(self, connection: Connection, group: list[_Call], *, is_first_try: bool) -> list[Any]:
-        """Gives each call's result or refusal. They hold once the caller has committed."""
+        """Gives each call's result or refusal, or _POSTPONED. They hold once the caller has committed."""
         commands = [call.command for call in group]
         answer_keys = {key for command in commands for key in command.answer_keys}
         if not is_first_try:
@@ -222,12 +230,25 @@ class Poster:
         self._note_newest(unit, now)
         load_openers(connection, unit, now)
         outcomes: list[Any] = []
+        # Accounts with calls that are postponed; later calls of theirs stay behind those.
+        busy: set[int] = set()
         for command in commands:
+            if not busy.isdisjoint(command.account_numbers):
+                busy.update(command.account_numbers)
+                outcomes.append(_POSTPONED)
+                continue
             attempt = Attempt(unit)
             try:
                 outcomes.append(command.run(attempt, now))
             except DaybookError as refusal:
                 outcomes.append(refusal)
+            except ExpirationsFirst as overdue:
+                busy.update(command.account_numbers)
+                outcomes.append(_POSTPONED)
+                # As many as one database transaction posts, beside the calls of other accounts.
+                attempt = Attempt(unit)
+                attempt.expire(overdue.account_number, overdue.time)
+                attempt.accept()
             else:
                 attempt.accept()
         try:

@@ -6,16 +6,33 @@ from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import BindParameter, Connection, Dialect, Select, bindparam, func, literal_column, select, text
+from sqlalchemy import (
+    BigInteger,
+    BindParameter,
+    ColumnElement,
+    Connection,
+    Dialect,
+    Select,
+    bindparam,
+    case,
+    cast,
+    func,
+    literal_column,
+    or_,
+    select,
+    text,
+)
 
 from server.ledger.instants import EARLIEST, Instant
-from server.ledger.lots import Lot, Terms, sort_lots
+from server.ledger.lots import NEVER, Lot, SpendingOrder, Terms, sort_lots
 from server.ledger.posting import AccountState
 from server.ledger.usage import UsageWindow
 from server.store.query import Query
 from server.store.tables import account_states, accounts, lots, usage_windows
 
 QUERIES_CACHED_MAX = 256
+WHOLE_LOTS_MAX = 64
+"""How many open lots an account may have for all of them to be loaded with its state."""
 
 
 class StoredState(NamedTuple):
@@ -77,19 +94,35 @@ def lock(connection: Connection, account_numbers: Collection[int]) -> None:
 
 
 def load(connection: Connection, account_numbers: Collection[int]) -> dict[int, StoredState]:
-    """The states of those of the accounts that exist, by number."""
-    open_lots, rest = _statements(sorted(account_numbers))
-    return put_together(connection.execute(open_lots), connection.execute(rest))
+    """The states of those of the accounts that exist, by number.
+
+    Of an account with more than WHOLE_LOTS_MAX open lots none is known; see server/store/open_lots.py.
+    """
+    rows = connection.execute(STATES, {"numbers": sorted(account_numbers), "whole_lots_max": WHOLE_LOTS_MAX}).all()
+    whole = [row.account_number for row in rows if 0 < row.open_lot_count <= WHOLE_LOTS_MAX]
+    lots_of: dict[int, list[Lot]] = {}
+    if whole:
+        for account_number, *columns in connection.execute(OPEN_LOTS, {"numbers": whole}):
+            lots_of.setdefault(account_number, []).append(to_lot(*columns))
+    return {
+        row.account_number: _to_state(
+            row[:-1],
+            lots=sort_lots(lots_of.get(row.account_number, ())),
+            edge=None if row.open_lot_count <= WHOLE_LOTS_MAX else (),
+            horizon=NEVER if row.horizon is None else row.horizon,
+        )
+        for row in rows
+    }
 
 
 @lru_cache(QUERIES_CACHED_MAX)
-def state_queries(count: int, dialect: Dialect) -> tuple[Query, Query]:
-    """What `put_together` needs of so many accounts, whose numbers are the parameters `account_parameters` gives.
+def holdings_query(count: int, dialect: Dialect) -> Query:
+    """What `to_holding` takes, of so many accounts, whose numbers are the parameters `account_parameters` gives.
 
-    To be asked at one instant.
+    The parameter `now` is the instant at which lots that expired are not counted.
     """
-    open_lots, rest = _statements([bindparam(name) for name in account_parameters(range(count))])
-    return Query.of(open_lots, dialect), Query.of(rest, dialect)
+    statement = _states([bindparam(name) for name in account_parameters(range(count))], *_expirations(bindparam("now")))
+    return Query.of(statement, dialect)
 
 
 def account_parameters(account_numbers: Iterable[int]) -> dict[str, int]:
@@ -97,58 +130,113 @@ def account_parameters(account_numbers: Iterable[int]) -> dict[str, int]:
     return {f"account_{i}": number for i, number in enumerate(account_numbers)}
 
 
-def put_together(open_lots: Iterable[Sequence[Any]], rest: Iterable[Sequence[Any]]) -> dict[int, StoredState]:
-    """States by account number, out of the rows of both queries."""
-    lots_of: dict[int, list[Lot]] = {}
-    for account_number, *columns in open_lots:
-        lots_of.setdefault(account_number, []).append(to_lot(*columns))
-    return {row[0]: _to_state(lots_of.get(row[0], ()), *row) for row in rest}
+def to_holding(row: Sequence[Any]) -> tuple[StoredState, Instant]:
+    """A state without what had expired by then and with no lots known, and the instant of the next expiration."""
+    *columns, expired, next_expire_time = row
+    stored = _to_state(columns, lots=(), edge=(), horizon=EARLIEST)
+    state = stored.state._replace(balance=stored.state.balance - expired, expiring=stored.state.expiring - expired)
+    return StoredState(state, stored.last_hash), NEVER if next_expire_time is None else next_expire_time
 
 
-def _statements(numbers: Sequence[int] | Sequence[BindParameter[int]]) -> tuple[Select[Any], Select[Any]]:
-    # A 0 that SQLite reads for itself: for one that it is given it compiles the statement anew each time,
-    # because an index depends on it.
-    open_lots = (
-        select(lots.c.account_number, *LOT_COLUMNS)
-        .where(lots.c.account_number.in_(numbers), lots.c.remaining > literal_column("0"))
-        # By itself it would take the primary key, and go through all lots that an account ever had.
-        .with_hint(lots, "INDEXED BY lots_open", "sqlite")
+has_remaining = lots.c.remaining > literal_column("0")
+"""A 0 that SQLite reads for itself: a partial index is of no use to a statement whose 0 is a parameter."""
+_of_account = has_remaining & (lots.c.account_number == account_states.c.account_number)
+# A server of an older version, during a rollout, posts without keeping these columns. Without
+# the hints SQLite would go through all lots that an account ever had.
+_is_counted = account_states.c.counted_sequence == account_states.c.sequence
+_open_lot_count = case(
+    (_is_counted, account_states.c.open_lot_count),
+    else_=select(func.count())
+    .select_from(lots)
+    .where(_of_account)
+    .with_hint(lots, "INDEXED BY lots_open", "sqlite")
+    .correlate(account_states)
+    .scalar_subquery(),
+)
+_expiring = case(
+    (_is_counted, account_states.c.expiring),
+    else_=select(cast(func.coalesce(func.sum(lots.c.remaining), 0), BigInteger))
+    .where(_of_account, lots.c.expire_time.is_not(None))
+    .with_hint(lots, "INDEXED BY lots_expiring", "sqlite")
+    .correlate(account_states)
+    .scalar_subquery(),
+)
+
+
+def _expirations(now: BindParameter[int]) -> tuple[ColumnElement[Any], ColumnElement[Any]]:
+    """The sum of an account's open lots that have expired, and when the next one expires."""
+    expired = select(cast(func.coalesce(func.sum(lots.c.remaining), 0), BigInteger)).where(
+        _of_account, lots.c.expire_time <= now
     )
+    following = select(func.min(lots.c.expire_time)).where(_of_account, lots.c.expire_time > now)
+    return (
+        expired.correlate(account_states).scalar_subquery(),
+        following.correlate(account_states).scalar_subquery(),
+    )
+
+
+def _states(numbers: BindParameter[Any] | Sequence[BindParameter[int]], *more: ColumnElement[Any]) -> Select[Any]:
     newest_window = (usage_windows.c.account_number == account_states.c.account_number) & (
         usage_windows.c.number == account_states.c.window_number
     )
-    rest = (
+    return (
         select(
             account_states.c.account_number,
             *accounts.c["id", "tenant_number", "credit_limit", "hour_anchor"],
             *account_states.c[
                 "balance", "debt", "lot_count", "sequence", "last_create_time", "import_time", "last_hash"
             ],
+            _open_lot_count.label("open_lot_count"),
+            _expiring.label("expiring"),
             *usage_windows.c["number", "start", "computing", "serverless"],
+            *more,
         )
         .join_from(account_states, accounts, accounts.c.number == account_states.c.account_number)
         .outerjoin(usage_windows, newest_window)
         .where(account_states.c.account_number.in_(numbers))
     )
-    return open_lots, rest
+
+
+_numbers: BindParameter[Any] = bindparam("numbers", expanding=True)
+_first_expire_time = select(func.min(lots.c.expire_time)).where(_of_account, lots.c.expire_time.is_not(None))
+STATES = _states(
+    _numbers,
+    case(
+        (
+            or_(~_is_counted, account_states.c.open_lot_count > bindparam("whole_lots_max")),
+            _first_expire_time.correlate(account_states).scalar_subquery(),
+        )
+    ).label("horizon"),
+)
+OPEN_LOTS = (
+    select(lots.c.account_number, *LOT_COLUMNS)
+    .where(lots.c.account_number.in_(_numbers), has_remaining)
+    # By itself it would take the primary key, and go through all lots that an account ever had.
+    .with_hint(lots, "INDEXED BY lots_open", "sqlite")
+)
 
 
 def _to_state(
-    open_lots: Iterable[Lot],
-    account_number: int,
-    account_id: str,
-    tenant_number: int,
-    credit_limit: int,
-    hour_anchor: Instant,
-    balance: int,
-    debt: int,
-    lot_count: int,
-    sequence: int,
-    last_create_time: Instant,
-    import_time: Instant,
-    last_hash: bytes,
-    *window: int,
+    row: Sequence[Any], *, lots: tuple[Lot, ...], edge: SpendingOrder | None, horizon: Instant
 ) -> StoredState:
+    """A state out of the columns of `_states`."""
+    (
+        account_number,
+        account_id,
+        tenant_number,
+        credit_limit,
+        hour_anchor,
+        balance,
+        debt,
+        lot_count,
+        sequence,
+        last_create_time,
+        import_time,
+        last_hash,
+        open_lot_count,
+        expiring,
+        *window,
+    ) = row
     state = AccountState(
         account_number=account_number,
         account_id=account_id,
@@ -157,12 +245,16 @@ def _to_state(
         hour_anchor=hour_anchor,
         balance=balance,
         debt=debt,
-        lots=sort_lots(open_lots),
+        lots=lots,
         lot_count=lot_count,
         sequence=sequence,
         # The column can't say "never": history may go back before 1970.
         last_create_time=last_create_time if sequence else EARLIEST,
         window=UsageWindow(*window) if window[0] is not None else None,
         import_time=import_time,
+        open_lot_count=open_lot_count,
+        expiring=expiring,
+        edge=edge,
+        horizon=horizon,
     )
     return StoredState(state, bytes(last_hash))

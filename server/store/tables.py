@@ -21,6 +21,8 @@ from sqlalchemy import (
     String,
     Table,
     UniqueConstraint,
+    func,
+    literal_column,
 )
 
 LABELS = ("location", "membership", "company")
@@ -125,6 +127,11 @@ account_states = Table(
     Column("window_number", BigInteger, nullable=False),
     # When history was last imported into the account; 0 if never.
     Column("import_time", BigInteger, nullable=False),
+    # How many lots are open, and the sum of those that have an expire_time. Both hold if the
+    # next column is the sequence: servers older than these columns don't keep them.
+    Column("open_lot_count", BigInteger, nullable=False, server_default="0"),
+    Column("expiring", BigInteger, nullable=False, server_default="0"),
+    Column("counted_sequence", BigInteger, nullable=False, server_default="0"),
     CheckConstraint("debt >= 0", name="debt"),
 )
 
@@ -218,8 +225,27 @@ lots = Table(
 )
 
 _is_open = lots.c.remaining > 0
-Index("lots_open", lots.c.account_number, lots.c.number, sqlite_where=_is_open, postgresql_where=_is_open)
+# In the order in which lots are spent; permanent ones come last within a priority.
+_expire_order = func.coalesce(lots.c.expire_time, literal_column("9223372036854775807"))
+Index(
+    "lots_open",
+    lots.c.account_number,
+    lots.c.priority,
+    _expire_order,
+    lots.c.number,
+    sqlite_where=_is_open,
+    postgresql_where=_is_open,
+)
 _can_expire = _is_open & lots.c.expire_time.is_not(None)
+# Those of one account, and those of all for the sweep.
+Index(
+    "lots_expiring",
+    lots.c.account_number,
+    lots.c.expire_time,
+    lots.c.number,
+    sqlite_where=_can_expire,
+    postgresql_where=_can_expire,
+)
 Index("lots_due", lots.c.expire_time, lots.c.account_number, sqlite_where=_can_expire, postgresql_where=_can_expire)
 
 refunds = Table(

@@ -21,6 +21,7 @@ from sqlalchemy import (
     values,
 )
 
+from server.ledger.instants import Instant
 from server.ledger.paging import Order, TransactionFilter, TransactionKey
 from server.ledger.posting import AccountState
 from server.ledger.usage import UsageWindow
@@ -35,7 +36,7 @@ from server.store.list_statements import (
     until_parameters,
 )
 from server.store.query import Query
-from server.store.states import account_parameters, put_together, state_queries
+from server.store.states import account_parameters, holdings_query, to_holding
 from server.store.tables import account_states, refunds, transactions, usage_windows
 from server.store.unit import RefundTotal
 
@@ -212,21 +213,21 @@ class TransactionStore:
         return [TransactionRow(*row) for _, *row in rows if row[0] is not None], rows[0][0]
 
     async def windows(
-        self, account_number: int, offset: int, limit: int
+        self, account_number: int, offset: int, limit: int, now: Instant
     ) -> tuple[AccountState, list[UsageWindow], int]:
-        """An account's state, a page of its hour windows, newest first, and their total.
+        """An account's state with no lots known, a page of its hour windows, newest first, and their total.
 
-        All three at one instant. Windows are numbered without a gap, so that any offset
-        costs the same.
+        All three at one instant; what has expired by `now` is not in the state. Windows are
+        numbered without a gap, so that any offset costs the same.
         """
         dialect = self._database.dialect
         parameters = {"account_number": account_number, "offset": min(offset, _BEHIND_ALL), "limit": limit}
-        rows, *states = await self._database.fetch_together(
-            (_windows_query(dialect), *state_queries(1, dialect)),
-            parameters | account_parameters([account_number]),
+        rows, (row,) = await self._database.fetch_together(
+            (_windows_query(dialect), holdings_query(1, dialect)),
+            parameters | account_parameters([account_number]) | {"now": now},
             at_replica=True,
         )
-        state = put_together(*states)[account_number].state
+        state = to_holding(row)[0].state
         return state, [UsageWindow(*row) for row in rows], state.window.number if state.window else 0
 
 

@@ -7,9 +7,9 @@ trace; one that succeeds becomes part of the unit, and the next call sees it.
 from __future__ import annotations
 
 import marshal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 from uuid import UUID
 
 from daybook.v1.transaction_pb2 import Transaction
@@ -17,7 +17,7 @@ from daybook.v1.transaction_pb2 import Transaction
 from server.ledger import posting
 from server.ledger.bodies import chain, write_allocations, write_body
 from server.ledger.instants import Instant, month_of
-from server.ledger.lots import CREDIT_LINE, Lot
+from server.ledger.lots import CREDIT_LINE, NEVER, Lot, SpendingOrder
 from server.ledger.money import Millionths
 from server.ledger.names import RandomBytes, uid_text, uuid7
 from server.ledger.posting import AccountState, Kind, Posting, State
@@ -26,6 +26,11 @@ from server.ledger.usage import UsageWindow
 from server.store.requests import Answer, AnswerKey, Request
 from server.store.states import StoredState
 from server.store.tables import LABELS, requests, transactions
+
+LOTS_READ_MIN = 64
+"""How many lots are read in spending order at first, of an account that has many; then twice as many each time."""
+LOTS_EXPIRED_MAX = 1000
+"""How many expirations of an account with many open lots are posted in one database transaction."""
 
 
 class Row(NamedTuple):
@@ -172,9 +177,9 @@ class Prepared(NamedTuple):
 class Unit:
     """What was loaded, and what has changed since."""
 
-    states: Mapping[int, StoredState]
-    lots: Mapping[tuple[int, int], Lot]
-    """By account and number: those that are open, and those of charges to be refunded."""
+    states: dict[int, StoredState]
+    lots: dict[tuple[int, int], Lot]
+    """By account and number: open lots that are known, and those of charges to be refunded."""
     charges: Mapping[tuple[int, UUID], StoredCharge]
     """By account and uid: transactions that are to be refunded."""
     refunds: Mapping[tuple[int, int], RefundTotal]
@@ -182,9 +187,38 @@ class Unit:
     answers: Mapping[AnswerKey, Answer]
     """Those that the requests of the group got before."""
     random_bytes: RandomBytes
-    openers: Mapping[tuple[int, int], bytes] = field(default_factory=dict)
+    openers: dict[tuple[int, int], bytes] = field(default_factory=dict)
     """By account and sequence: the bodies of what opened the lots that are past."""
+    open_lots: OpenLots | None = None
+    """Where more open lots are read; None if all of them are known."""
+    lots_read: dict[int, int] = field(default_factory=dict)
+    """By account: how many lots were read in spending order."""
     changes: Changes = field(default_factory=Changes)
+
+
+class OpenLots(Protocol):
+    """Reads open lots as they were before the unit, and what opened them."""
+
+    def first_to_spend(self, account_number: int, limit: int) -> list[Lot]:
+        """The first lots in spending order."""
+
+    def expired(self, account_number: int, now: Instant, limit: int) -> list[Lot]:
+        """The first lots that have expired, by expire_time and number."""
+
+    def next_expire_time(self, account_number: int, now: Instant) -> Instant:
+        """When the first lot expires after this instant; NEVER if none does."""
+
+    def openers(self, opened: Collection[tuple[int, int]]) -> dict[tuple[int, int], bytes]:
+        """The bodies of the transactions that opened lots, by account and sequence."""
+
+
+class ExpirationsFirst(Exception):
+    """More lots have expired by a time than one unit posts. They are posted before anything else of the account."""
+
+    def __init__(self, account_number: int, time: Instant) -> None:
+        super().__init__(account_number, time)
+        self.account_number = account_number
+        self.time = time
 
 
 class Attempt:
@@ -230,12 +264,80 @@ class Attempt:
         if request.request_id:
             self._changes.answers[account_number, request.request_id] = Answer(request, sequence, response)
 
-    def state(self, account_number: int, now: Instant) -> AccountState:
-        """The state of an account, after its due expirations are posted."""
+    def state(self, account_number: int, now: Instant, *, taking: Millionths = 0) -> AccountState:
+        """The state of an account, after its due expirations are posted, with the lots known that an amount is in.
+
+        Raises ExpirationsFirst if more are due than `expire` posts.
+        """
+        state = self.expire(account_number, now)
+        if now >= state.horizon:
+            raise ExpirationsFirst(account_number, now)
+        while state.lacks_lots(taking):
+            state = self._know_lots_to_spend(state)
+        return state
+
+    def expire(self, account_number: int, now: Instant) -> AccountState:
+        """Posts the expirations that are due, of an account with many open lots LOTS_EXPIRED_MAX at most."""
         state = self._stored(account_number).state
-        for after, expiration in posting.expire_due(state, now):
+        if now >= state.horizon:
+            state = self._know_expired_lots(state, now)
+        # Of more than are known to be due, those that expired first.
+        steps = posting.expire_due(state, min(now, state.horizon))
+        if steps:
+            self._load_openers(account_number, [expiration.allocations[0].lot_number for _, expiration in steps])
+        for after, expiration in steps:
             self.write(after, expiration, self._details_of_expiration(account_number, expiration))
             state = after
+        return state
+
+    def _load_openers(self, account_number: int, lot_numbers: Iterable[int]) -> None:
+        """Loads those of the bodies of what opened the lots that the unit doesn't have."""
+        if self._unit.open_lots is None:
+            return
+        lots = (self._lot(account_number, number) for number in lot_numbers)
+        opened = {(account_number, lot.opened_by) for lot in lots if lot is not None}
+        missing = {key for key in opened if self._opener(key) is None}
+        if missing:
+            self._unit.openers.update(self._unit.open_lots.openers(missing))
+
+    def _know_lots_to_spend(self, state: AccountState) -> AccountState:
+        """Makes twice as many lots known in spending order."""
+        unit, number = self._unit, state.account_number
+        assert unit.open_lots is not None
+        limit = 2 * unit.lots_read.get(number, LOTS_READ_MIN // 2)
+        unit.lots_read[number] = limit
+        read = unit.open_lots.first_to_spend(number, limit)
+        if len(read) < limit:
+            return self._know(state, read, None, NEVER)
+        return self._know(state, read, read[-1].spending_order, state.horizon)
+
+    def _know_expired_lots(self, state: AccountState, now: Instant) -> AccountState:
+        """Makes the lots known that have expired, or the first LOTS_EXPIRED_MAX of them."""
+        unit, number = self._unit, state.account_number
+        assert unit.open_lots is not None
+        read = unit.open_lots.expired(number, now, LOTS_EXPIRED_MAX)
+        if len(read) == LOTS_EXPIRED_MAX:
+            # There may be more, also of the same expire_time as the last.
+            return self._know(state, read, state.edge, read[-1].terms.expire_time or now)
+        return self._know(state, read, state.edge, unit.open_lots.next_expire_time(number, now))
+
+    def _know(
+        self, state: AccountState, read: Sequence[Lot], edge: SpendingOrder | None, horizon: Instant
+    ) -> AccountState:
+        """Adds lots as they were before the unit to those that are known."""
+        number = state.account_number
+        # A lot that the unit changed is known if it is still open.
+        unchanged = [
+            lot
+            for lot in read
+            if (number, lot.number) not in self._changes.lots and (number, lot.number) not in self._unit.changes.lots
+        ]
+        self._unit.lots.update({(number, lot.number): lot for lot in unchanged})
+        state = state.with_known(unchanged, edge, horizon)
+        for states in (self._changes.states, self._unit.changes.states, self._unit.states):
+            if number in states:
+                states[number] = StoredState(state, states[number].last_hash)
+                break
         return state
 
     def sequence(self, account_number: int) -> int:
@@ -335,17 +437,19 @@ class Attempt:
         """Whose credits expired: who owned them, and by what they can be found, when they came."""
         lot = self._lot(account_number, expiration.allocations[0].lot_number)
         assert lot is not None
-        opener = Transaction.FromString(self._opener(account_number, lot.opened_by))
+        body = self._opener((account_number, lot.opened_by))
+        assert body is not None
+        opener = Transaction.FromString(body)
         return Transaction(labels=opener.labels, owner=opener.owner if opener.HasField("owner") else None)
 
-    def _opener(self, account_number: int, sequence: int) -> bytes:
-        key = (account_number, sequence)
+    def _opener(self, key: tuple[int, int]) -> bytes | None:
+        """The body of a transaction that opened a lot, by account and sequence; None if it is not loaded."""
         for changes in (self._changes, self._unit.changes):
             if key in changes.rows:
                 return changes.rows[key].body
             if key in changes.block_openers:
                 return changes.block_openers[key]
-        return self._unit.openers[key]
+        return self._unit.openers.get(key)
 
     def _move_lots(self, account_number: int, posted: Posting) -> None:
         for each in posted.allocations:

@@ -16,6 +16,7 @@ from server.ledger.lots import CREDIT_LINE, Lot
 from server.ledger.names import RandomBytes, post_time, transaction_name
 from server.ledger.refunds import Charge
 from server.store.lookups import in_parts, with_keys
+from server.store.open_lots import OpenLots, load_bodies
 from server.store.requests import AnswerKey, first_answers
 from server.store.states import LOT_COLUMNS, load, lock, to_lot
 from server.store.tables import account_states, accounts, lots, metadata, refunds, requests, transactions, usage_windows
@@ -46,13 +47,16 @@ def load_unit(
         refunds=_load_refunds(connection, charges) if charges else {},
         answers=first_answers(connection, answer_keys),
         random_bytes=random_bytes,
+        open_lots=OpenLots(connection),
     )
 
 
 def load_openers(connection: Connection, unit: Unit, now: Instant) -> None:
     """Loads what opened the lots that are past: their expirations tell whose credits these were."""
-    unit.openers = _load_bodies(
-        connection, {(number, lot.opened_by) for (number, _), lot in unit.lots.items() if lot.terms.are_past(now)}
+    unit.openers.update(
+        load_bodies(
+            connection, {(number, lot.opened_by) for (number, _), lot in unit.lots.items() if lot.terms.are_past(now)}
+        )
     )
 
 
@@ -65,17 +69,7 @@ def load_known(connection: Connection, account_numbers: Collection[int]) -> Know
         for lot in stored.state.lots
         if lot.terms.expire_time is not None
     }
-    return Known(states, _load_bodies(connection, openers))
-
-
-def _load_bodies(connection: Connection, keys: Collection[tuple[int, int]]) -> dict[tuple[int, int], bytes]:
-    """By account and sequence."""
-    bodies: dict[tuple[int, int], bytes] = {}
-    for some in in_parts(sorted(keys)):
-        key = transactions.c["account_number", "sequence"]
-        rows = connection.execute(with_keys(select(*key, transactions.c.body), key, some, connection.dialect))
-        bodies |= {(row.account_number, row.sequence): bytes(row.body) for row in rows}
-    return bodies
+    return Known(states, load_bodies(connection, openers))
 
 
 def _load_charges(connection: Connection, keys: Collection[tuple[int, UUID]]) -> dict[tuple[int, UUID], StoredCharge]:
@@ -198,6 +192,9 @@ def _save_states(connection: Connection, changes: Changes) -> None:
             "last_create_time",
             "window_number",
             "import_time",
+            "open_lot_count",
+            "expiring",
+            "counted_sequence",
         ),
         [
             (
@@ -210,6 +207,9 @@ def _save_states(connection: Connection, changes: Changes) -> None:
                 stored.state.last_create_time,
                 stored.state.window.number if stored.state.window else 0,
                 stored.state.import_time,
+                stored.state.open_lot_count,
+                stored.state.expiring,
+                stored.state.sequence,
             )
             for number, stored in sorted(changes.states.items(), key=lambda item: item[0])
         ],

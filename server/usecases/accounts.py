@@ -22,6 +22,7 @@ class Holding:
 
     account: AccountRecord
     state: AccountState
+    """Without what has expired. No lots are known."""
     head: bytes
     """The hash of the newest transaction that is part of the state."""
 
@@ -89,12 +90,11 @@ class Accounts:
     async def balance(self, caller: Caller, account_id: str) -> tuple[AccountState, Instant]:
         """What an account holds, and the instant by which it has expired what it has. Raises AccountNotFound."""
         caller.require_account(account_id)
-        found = await self._store.holdings(caller.tenant_number, [account_id])
+        now = self._clock()
+        found = await self._store.holdings(caller.tenant_number, [account_id], now)
         if not found:
             raise AccountNotFound(account_name(account_id))
-        state = found[0].state
-        now = self._clock()
-        return state.at(now), now
+        return found[0].state, now
 
     async def lots(self, caller: Caller, account_id: str, after: int, limit: int) -> Page[Lot, int]:
         """A page of an account's lots, by number, behind the number `after`.
@@ -115,6 +115,5 @@ class Accounts:
         caller.require_tenant()
         if not account_ids:
             return {}
-        now = self._clock()
-        found = await self._store.holdings(caller.tenant_number, account_ids)
-        return {each.record.id: Holding(each.record, each.state.at(now), each.head) for each in found}
+        found = await self._store.holdings(caller.tenant_number, account_ids, self._clock())
+        return {each.record.id: Holding(each.record, each.state, each.head) for each in found}

@@ -22,7 +22,7 @@ from server.ledger.refunds import refund
 from server.ledger.transfers import transfer
 from server.store.poster import Command
 from server.store.requests import AnswerKey, Request
-from server.store.unit import Attempt, Prepared
+from server.store.unit import Attempt, ExpirationsFirst, Prepared
 
 
 class Item(NamedTuple):
@@ -39,6 +39,11 @@ class Item(NamedTuple):
     def answer_keys(self) -> Collection[AnswerKey]:
         """Its request, if that has an id."""
         return [(self.account_number, self.request.request_id)] if self.request.request_id else ()
+
+    @property
+    def taken(self) -> Millionths:
+        """How much it takes out of lots, 0 or more."""
+        return -self.draft.amount if self.draft.state == Transaction.SUCCEEDED and self.draft.amount < 0 else 0
 
     def post(self, attempt: Attempt, state: AccountState, now: Instant) -> bytes:
         """Posts it on top of a state; gives the serialized transaction."""
@@ -75,7 +80,8 @@ class Create(Command[bytes]):
         answer = attempt.answer(self.item.account_number, self.item.request)
         if answer is not None:
             return answer
-        return self.item.post(attempt, attempt.state(self.item.account_number, now), now)
+        state = attempt.state(self.item.account_number, now, taking=self.item.taken)
+        return self.item.post(attempt, state, now)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +115,8 @@ class BatchCreate(Command[bytes]):
         bodies = []
         for index, item in enumerate(self.items):
             try:
-                bodies.append(item.post(attempt, attempt.state(item.account_number, now), now))
+                state = attempt.state(item.account_number, now, taking=item.taken)
+                bodies.append(item.post(attempt, state, now))
             except DaybookError as error:
                 raise of_item(error, index) from None
         answer = join_messages(bodies)
@@ -213,7 +220,8 @@ class Transfer(Command[bytes]):
         answer = attempt.answer(self.source_number, self.request)
         if answer is not None:
             return answer
-        source, destination = attempt.state(self.source_number, now), attempt.state(self.destination_number, now)
+        source = attempt.state(self.source_number, now, taking=self.amount)
+        destination = attempt.state(self.destination_number, now)
         (source, outgoing), (destination, incoming) = transfer(source, destination, self.amount, now)
         outgoing_uid, incoming_uid = attempt.new_uid(now), attempt.new_uid(now)
         request_id = self.request.request_id
@@ -231,7 +239,7 @@ class Transfer(Command[bytes]):
 
 @dataclass(frozen=True, slots=True)
 class Expire(Command[int]):
-    """Posts what has expired of an account; gives how many lots that were."""
+    """Posts what has expired of an account, of very many lots only a part; gives how many lots that were."""
 
     account_number: int
 
@@ -241,9 +249,9 @@ class Expire(Command[int]):
         return (self.account_number,)
 
     def run(self, attempt: Attempt, now: Instant) -> int:
-        """Posts the expirations that are due."""
+        """Posts the expirations that are due, up to the number that one database transaction posts."""
         before = attempt.sequence(self.account_number)
-        return attempt.state(self.account_number, now).sequence - before
+        return attempt.expire(self.account_number, now).sequence - before
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +261,7 @@ class ImportOutcome:
     imported: int
     skipped: int
     error: DaybookError | None = None
-    """Why the item behind these was refused."""
+    """Why the item behind these was refused. Without one the part is done, or to be continued behind these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,10 +303,13 @@ def import_items(attempt: Attempt, items: Iterable[tuple[Item, Instant]], now: I
                 raise FieldInvalid("create_time", "must not be in the future")
             if time < attempt.last_create_time(number):
                 raise FieldInvalid("create_time", "must not be before the account's newest transaction")
-            state = attempt.state(number, time)
+            state = attempt.state(number, time, taking=item.taken)
             if state.import_time != now:
                 state = state._replace(import_time=now)
             item.post(attempt, state, time)
+        except ExpirationsFirst:
+            # Some of them are posted with the items so far; the next database transaction goes on.
+            break
         except DaybookError as error:
             return ImportOutcome(imported, skipped, error)
         imported += 1

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from server.ledger.instants import EARLIEST, LATEST
 from server.ledger.lots import Lot
 from server.ledger.names import RandomBytes, account_name
-from server.store.states import StoredState
+from server.store.states import WHOLE_LOTS_MAX, StoredState
 from server.store.unit import Attempt, Changes, Known, Prepared, Unit, without_import_time
 from server.store.unit_store import new_rows
 from server.usecases.commands import Item, import_items
@@ -46,7 +46,7 @@ class Preparer:
             self._lots.update({(number, lot.number): lot for lot in state.lots})
 
     def prepare(self, history: Iterable[PastTransaction], random_bytes: RandomBytes) -> Prepared | None:
-        """What posting the history would write, or None where any of it would be refused.
+        """What posting the history would write, or None where any of it would be refused, or depends on many lots.
 
         What would be skipped is not counted in it.
         Each transaction is taken out of the history when its turn comes: one that was made
@@ -62,6 +62,9 @@ class Preparer:
         attempt.accept()
         changes = unit.changes
         before = {number: without_import_time(self._states[number]) for number in changes.states}
+        if any(stored.state.open_lot_count > WHOLE_LOTS_MAX for stored in before.values()):
+            # The server that posts it doesn't load the state as it is known here.
+            return None
         openers = _openers(changes)
         self._states.update(changes.states)
         self._lots.update(changes.lots)

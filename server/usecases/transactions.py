@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 from uuid import UUID
 
@@ -175,8 +174,13 @@ class Transactions:
                 break
             numbers[new.account_id] = number
             items.append((Item(number, new.draft, new.details, new.request, new.record_declined), time))
-        outcome = await self._poster.submit(Import(items)) if items else ImportOutcome(0, 0)
-        return outcome if outcome.error else replace(outcome, error=error)
+        imported = skipped = 0
+        while imported + skipped < len(items):
+            outcome = await self._poster.submit(Import(items[imported + skipped :]))
+            imported, skipped = imported + outcome.imported, skipped + outcome.skipped
+            if outcome.error is not None:
+                return ImportOutcome(imported, skipped, outcome.error)
+        return ImportOutcome(imported, skipped, error)
 
     async def import_prepared(self, parts: Sequence[Prepared]) -> int:
         """Posts history that was worked out ahead; answers with how many of the parts, in their order, still held.

@@ -35,5 +35,5 @@ class Usage:
         """A page of an account's hour windows, newest first. Raises AccountNotFound."""
         caller.require_account(account_id)
         number = await self._accounts.number(caller.tenant_number, account_id)
-        state, windows, total = await self._store.windows(number, offset, limit)
-        return UsageHistory(number, state.at(self._clock()).available, windows, total)
+        state, windows, total = await self._store.windows(number, offset, limit, self._clock())
+        return UsageHistory(number, state.available, windows, total)

@@ -121,7 +121,8 @@ class Verification:
                 for total in totals:
                     refunded += refund_print(total.uid, total.amount)
                     audit.check_refund(total.sequence, total.last_create_time, is_dated=total.is_dated_by_a_refund)
-            audit.finish(stored.state, stored.last_hash, refunded, *await books.totals())
+            open_lots = await books.open_lots()
+            audit.finish(stored.state, stored.last_hash, open_lots, refunded, *await books.totals())
             await _compare(audit, books)
             for finding in _drained(audit.findings):
                 findings += 1

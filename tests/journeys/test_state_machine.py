@@ -34,6 +34,7 @@ from server.ledger.instants import HOUR, SECOND, Instant, from_timestamp
 from server.ledger.money import Millionths, parse
 from server.ledger.paging import Order, OrderField, TransactionFilter
 from server.ledger.posting import AccountState, Draft
+from server.store import states, unit
 from server.store.accounts import AccountRecord
 from server.store.requests import Request
 from server.usecases.transactions import NewTransaction
@@ -77,12 +78,12 @@ class Model:
         total: int = sum(lot["remaining"] for lot in account["lots"]) - account["debt"]
         return total
 
-    def expire(self, name: str, now: Instant) -> int:
-        """Posts what is past; gives how many lots that were."""
+    def expire(self, name: str, now: Instant, limit: int | None = None) -> int:
+        """Posts what is past, or the first of it; gives how many lots that were."""
         account = self.accounts[name]
         due = [lot for lot in account["lots"] if lot["remaining"] and lot["expiry"] <= now]
         due.sort(key=lambda lot: (lot["expiry"], lot["number"]))
-        for lot in due:
+        for lot in due[:limit]:
             gone, lot["remaining"] = lot["remaining"], 0
             time = max(lot["expiry"], account["last"])
             self.write(name, Transaction.EXPIRATION, "expiration", -gone, time, [(lot, -gone)])
@@ -224,9 +225,10 @@ class Model:
         times = [max(now, self.accounts[name]["last"]) for name in (source, destination)]
         outgoing = self.write(source, Transaction.TRANSFER_OUT, "transfer", -amount, times[0], taken)
         brought = []
-        for lot, moved in taken:
-            assert lot is not None
-            brought += self.bring(destination, -moved, lot["expiry"], lot["priority"])
+        for (priority, expiry), equal in groupby(
+            taken, lambda move: move[0] and (move[0]["priority"], move[0]["expiry"])
+        ):
+            brought += self.bring(destination, -sum(moved for _, moved in equal), expiry, priority)
         return outgoing, self.write(destination, Transaction.TRANSFER_IN, "transfer", amount, times[1], brought)
 
 
@@ -569,11 +571,15 @@ class Ledger(RuleBasedStateMachine):
     def books_agree(self) -> None:
         """Balance and lots of every account are the model's, and now and then all transactions are compared."""
         holdings = self.wait(self.book.accounts.holdings(self.caller, list(LIMITS)))
+        self.catch_up({name: holdings[name].state.sequence for name in LIMITS})
         for name in LIMITS:
             self.compare_holdings(name, holdings[name].state)
         self.steps += 1
         if self.steps % STEPS_BETWEEN_FULL_CHECKS == 0:
             self.compare_transactions()
+
+    def catch_up(self, sequences: dict[str, int]) -> None:
+        """Has the model post what the service may have posted beside a call that it refused: nothing."""
 
     def compare_holdings(self, name: str, state: AccountState) -> None:
         """An account holds what the model's does, whether or not expirations are posted."""
@@ -664,6 +670,27 @@ TestLedger.settings = settings(
 )
 
 
+class LedgerOfManyLots(Ledger):
+    """The same where every account with two lots has more of them than are read at once."""
+
+    def catch_up(self, sequences: dict[str, int]) -> None:
+        """Before a call the first of many expirations are posted, also if it is refused then."""
+        for name, sequence in sequences.items():
+            self.model.expire(name, self.clock.now, max(0, sequence - len(self.model.accounts[name]["log"])))
+
+
+@pytest.fixture
+def few_lots_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has lots read by twos, so that every edge of what is known is met."""
+    monkeypatch.setattr(states, "WHOLE_LOTS_MAX", 1)
+    monkeypatch.setattr(unit, "LOTS_READ_MIN", 2)
+    monkeypatch.setattr(unit, "LOTS_EXPIRED_MAX", 2)
+
+
+TestLedgerOfManyLots = pytest.mark.usefixtures("few_lots_at_once")(LedgerOfManyLots.TestCase)
+TestLedgerOfManyLots.settings = TestLedger.settings
+
+
 class LedgerOnPostgreSQL(Ledger):
     """The same on PostgreSQL."""
 
@@ -683,3 +710,13 @@ def a_kept_database(kept_database: KeptDatabase) -> None:
 
 TestLedgerOnPostgreSQL = pytest.mark.usefixtures("a_kept_database")(LedgerOnPostgreSQL.TestCase)
 TestLedgerOnPostgreSQL.settings = settings(TestLedger.settings, max_examples=10)
+
+
+class LedgerOfManyLotsOnPostgreSQL(LedgerOfManyLots, LedgerOnPostgreSQL):
+    """Both."""
+
+
+TestLedgerOfManyLotsOnPostgreSQL = pytest.mark.usefixtures("a_kept_database", "few_lots_at_once")(
+    LedgerOfManyLotsOnPostgreSQL.TestCase
+)
+TestLedgerOfManyLotsOnPostgreSQL.settings = TestLedgerOnPostgreSQL.settings

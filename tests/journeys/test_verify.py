@@ -330,6 +330,8 @@ CASES: dict[str, tuple[str, Plant, Where]] = {
     "no last hash": ("acme", changed(account_states, "last_hash", to(b"")), (0, "last hash")),
     "lot count": ("acme", changed(account_states, "lot_count", plus(1)), (0, "lot count")),
     "lot count behind": ("acme", changed(account_states, "lot_count", plus(-1)), (0, "lot count")),
+    "open lot count": ("acme", changed(account_states, "open_lot_count", plus(1)), (0, "open lot count")),
+    "expiring credits": ("acme", changed(account_states, "expiring", plus(1)), (0, "expiring credits")),
     "last create_time": ("acme", changed(account_states, "last_create_time", plus(1)), (0, "last create_time")),
     "newest window": ("acme", changed(account_states, "window_number", plus(-1)), (0, "newest window")),
     "no newest window": ("acme", changed(account_states, "window_number", to(0)), (0, "newest window")),
@@ -529,7 +531,7 @@ async def test_long_books(server: Server, client: Client, admin: Client, clock: 
         await client.ledger.BatchCreateTransactions(
             BatchCreateTransactionsRequest(parent="accounts/acme", requests=batch), metadata=client.metadata
         )
-        # Spends the lots, of which no more than a thousand may be open.
+        # Spends the lots.
         await client.post("acme", CHARGE, "-90")
         clock.advance(3600)
     assert await admin.verify() == []
@@ -629,5 +631,10 @@ def test_every_column_is_tampered_with() -> None:
     """The table above has a case for every column of the books but their keys."""
     books = (account_states, transactions, lots, refunds, usage_windows, requests)
     columns = {f"{table.name}.{column.name}" for table in books for column in table.columns if not column.primary_key}
-    # One only tells the sweep when to wait; the other is of a request, which is not kept.
-    assert columns - TAMPERED == {"account_states.import_time", "requests.fingerprint"}
+    # The first only tells the sweep when to wait. The second only tells that two other columns
+    # hold, and they are worked out without it. The last is of a request, which is not kept.
+    assert columns - TAMPERED == {
+        "account_states.import_time",
+        "account_states.counted_sequence",
+        "requests.fingerprint",
+    }

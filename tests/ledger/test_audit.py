@@ -15,7 +15,7 @@ from daybook.v1.transaction_pb2 import Transaction, Usage
 from server.ledger.audit import AccountAudit, Answer, Entry, Finding, refund_print
 from server.ledger.bodies import chain, read_allocations, write_allocations
 from server.ledger.instants import HOUR, Instant, parse, to_timestamp
-from server.ledger.lots import CREDIT_LINE, PERMANENT, Allocation, Lot, Terms, sort_lots
+from server.ledger.lots import CREDIT_LINE, PERMANENT, Allocation, Lot, Terms
 from server.ledger.money import Millionths
 from server.ledger.posting import AccountState, Draft
 from server.ledger.refunds import Charge
@@ -173,10 +173,11 @@ def audit(books: Books) -> list[Finding]:
     account = AccountAudit("account-7", 3, START, LABELS)
     for entry in books.entries:
         account.read(entry)
-    state = books.state._replace(lots=sort_lots(books.lots.values()), window=books.windows.get(books.window_number))
+    state = books.state._replace(window=books.windows.get(books.window_number))
+    open_lots = {number: lot.remaining for number, lot in books.lots.items() if lot.remaining}
     account.check_answers(account.posted, books.answers)
     answers = sum(each.sequence is not None for each in books.answers.values())
-    account.finish(state, books.last_hash, books.refunded, len(books.lots), len(books.windows), answers)
+    account.finish(state, books.last_hash, open_lots, books.refunded, len(books.lots), len(books.windows), answers)
     account.check_lots(account.opened_lots, books.lots)
     account.check_windows(account.closed_windows, books.windows)
     return account.findings
@@ -451,6 +452,16 @@ def without(table: dict[int, Any], number: int) -> dict[int, Any]:
             lambda books: with_lot(books, 3, remaining=14),
             {(0, "remaining of lot 3"), (0, "sum of open lots less debt")},
             id="less in an open lot",
+        ),
+        pytest.param(
+            lambda books: with_state(books, open_lot_count=books.state.open_lot_count + 1),
+            {(0, "open lot count")},
+            id="open lot count",
+        ),
+        pytest.param(
+            lambda books: with_state(books, expiring=books.state.expiring - 1),
+            {(0, "expiring credits")},
+            id="expiring credits",
         ),
         pytest.param(
             lambda books: with_lot(books, 3, remaining=0),

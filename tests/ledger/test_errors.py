@@ -113,7 +113,7 @@ def test_every_error_carries_one_error_info(leaf: type[DaybookError]) -> None:
     ]
 
 
-VERB = re.compile(r"\b(is|was|are|has|had|lacks|carries|would|belongs|exists|failed|makes|took)\b")
+VERB = re.compile(r"\b(is|was|are|has|had|lacks|carries|would|belongs|exists|failed|makes|takes|took)\b")
 
 
 @pytest.mark.parametrize(

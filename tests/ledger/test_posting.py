@@ -14,7 +14,7 @@ from server.ledger.instants import HOUR, Instant
 from server.ledger.lots import CREDIT_LINE, PERMANENT, Allocation, Lot, Terms, parts, sort_lots
 from server.ledger.money import LARGEST, Millionths
 from server.ledger.posting import (
-    OPEN_LOTS_MAX,
+    LOTS_TAKEN_MAX,
     AccountState,
     Draft,
     Kind,
@@ -61,6 +61,8 @@ def account(
         debt=debt,
         lots=sort_lots(lots),
         lot_count=newest,
+        open_lot_count=len(lots),
+        expiring=sum(each.remaining for each in lots if each.terms.expire_time is not None),
         sequence=newest,
         last_create_time=last_create_time,
         window=window,
@@ -177,16 +179,10 @@ def test_balances_and_refusals(
             id="expiry before range",
         ),
         pytest.param(
-            Draft(GRANT, "purchase", 1, expire_time=NOW),
-            account(*(lot(number, 1) for number in range(1, OPEN_LOTS_MAX + 1))),
-            FieldInvalid("transaction.expire_time", "must be in the future"),
-            id="expiry before lots",
-        ),
-        pytest.param(
-            Draft(GRANT, "purchase", LARGEST),
-            account(*(lot(number, 1) for number in range(1, OPEN_LOTS_MAX + 1))),
-            BalanceOutOfRange("accounts/acme"),
-            id="range before lots",
+            Draft(CHARGE, "ai_chat", -LOTS_TAKEN_MAX - 2),
+            account(*(lot(number, 1) for number in range(1, LOTS_TAKEN_MAX + 2))),
+            InsufficientCredits("accounts/acme", available_amount="0.001001", amount="-0.001002"),
+            id="credits before lots",
         ),
         pytest.param(
             Draft(CHARGE, "ai_chat", 1, is_usage=True),
@@ -464,47 +460,109 @@ def test_a_declined_charge_is_recorded_in_debt_too() -> None:
 
 
 @pytest.mark.parametrize(
-    ("open_lots", "debt", "amount", "outcome"),
+    ("amount", "borrows", "is_refused"),
     [
-        (OPEN_LOTS_MAX - 2, 0, 1, OPEN_LOTS_MAX - 1),
-        (OPEN_LOTS_MAX - 1, 0, 1, OPEN_LOTS_MAX),
-        (OPEN_LOTS_MAX, 0, 1, TooManyLots),
-        (OPEN_LOTS_MAX, 0, -1, OPEN_LOTS_MAX - 1),
-        (0, 5, 5, 0),
+        (-LOTS_TAKEN_MAX, False, False),
+        (-LOTS_TAKEN_MAX - 1, False, True),
+        (-LOTS_TAKEN_MAX - 5, False, True),
+        (-LOTS_TAKEN_MAX - 3, True, False),
     ],
+    ids=["as many as may be", "one more", "all", "a debt is no lot"],
 )
-def test_open_lots_are_bounded(
-    open_lots: int, debt: Millionths, amount: Millionths, outcome: int | type[DaybookError]
+@pytest.mark.parametrize("kind", [CHARGE, ADJUSTMENT])
+def test_one_transaction_takes_from_so_many_lots(
+    kind: Kind, amount: Millionths, borrows: bool, is_refused: bool
 ) -> None:
-    """The lot beyond the bound is refused; closing one makes room."""
-    state = account(*(lot(number, 1) for number in range(1, open_lots + 1)), debt=debt)
-    draft = Draft(ADJUSTMENT, "correction", amount)
-    if isinstance(outcome, int):
-        assert len(post(state, draft, NOW)[0].lots) == outcome
+    """Beyond the limit it is refused, and the refusal says how much can be taken at once: exactly that."""
+    lots = LOTS_TAKEN_MAX if borrows else LOTS_TAKEN_MAX + 5
+    state = account(*(lot(number, 1) for number in range(1, lots + 1)), credit_limit=3 if borrows else 0)
+    if not is_refused:
+        after, _ = post(state, Draft(kind, "test", amount), NOW)
+        assert after.open_lot_count == len(after.lots) == max(0, lots + amount)
         return
-    with pytest.raises(outcome) as refusal:
-        post(state, draft, NOW)
-    assert refusal.value.metadata == {"account": "accounts/acme"}
+    with pytest.raises(TooManyLots) as refusal:
+        post(state, Draft(kind, "test", amount), NOW)
+    assert refusal.value.metadata == {"account": "accounts/acme", "lot_limit": "1000", "largest_amount": "0.001"}
+    assert len(post(state, Draft(kind, "test", -1000), NOW)[0].lots) == 5
 
 
-@pytest.mark.parametrize(("portions", "accepted"), [(1, True), (2, True), (3, False)])
-def test_several_portions_count_together(portions: int, accepted: bool) -> None:
-    """Credits that come in several lots are refused as a whole if all of them together are too many."""
-    state = account(*(lot(number, 1) for number in range(1, OPEN_LOTS_MAX - 1)))
-    incoming = [Portion(1, Terms(NOW + number)) for number in range(1, portions + 1)]
-    if accepted:
-        assert len(put(state, incoming)[0].lots) == OPEN_LOTS_MAX - 2 + portions
-        return
+@pytest.mark.parametrize("kind", [GRANT, ADJUSTMENT])
+def test_credits_come_in_however_many_lots_are_open(kind: Kind) -> None:
+    """Nothing that adds credits is refused for the number of lots."""
+    state = account(*(lot(number, 1) for number in range(1, 3001)))
+    after, _ = post(state, Draft(kind, "purchase", 5, expire_time=NOW + HOUR), NOW)
+    assert (after.open_lot_count, after.expiring, after.lots[0].number) == (3001, 5, 3001)
+
+
+def known(state: AccountState, count: int) -> AccountState:
+    """The state of which only the first lots in spending order are known."""
+    edge = state.lots[count - 1].spending_order if count else ()
+    return state._replace(lots=state.lots[:count], edge=edge if count < len(state.lots) else None)
+
+
+@pytest.mark.parametrize(
+    ("count", "amount", "lacks"),
+    [(0, 0, False), (0, 1, True), (1, 10, False), (1, 11, True), (2, 20, False), (2, 21, True), (3, 30, False)],
+)
+def test_which_lots_an_amount_needs(count: int, amount: Millionths, lacks: bool) -> None:
+    """Lots are lacking until those that are known up to the edge hold the amount."""
+    state = known(account(*THREE_LOTS), count)
+    assert state.lacks_lots(amount) is lacks
+    # More than there is will be refused, whatever the lots are.
+    assert not state.lacks_lots(31)
+
+
+any_lots = st.lists(
+    st.tuples(st.integers(1, 9), st.none() | st.integers(NOW + 1, NOW + 5), st.integers(-1, 1)), min_size=1, max_size=12
+).map(lambda rows: [lot(number, *row) for number, row in enumerate(rows, 1)])
+
+
+@given(any_lots, st.integers(0, 12), st.lists(st.integers(-25, 25).filter(bool), max_size=6), st.integers(-1, 1))
+def test_what_is_known_makes_no_difference(
+    lots: list[Lot], count: int, amounts: list[Millionths], priority: int
+) -> None:
+    """Whatever part of the lots is known at first, postings move the same credits in the same lots."""
+    whole = account(*lots, credit_limit=20)
+    part = known(whole, min(count, len(lots)))
+    for amount in amounts:
+        draft = Draft(ADJUSTMENT, "correction", amount, priority=priority if amount > 0 else 0)
+        while part.lacks_lots(max(0, -amount)):
+            stored = sort_lots(lots)
+            reached = 1 + sum(each.spending_order <= part.edge for each in stored if part.edge is not None)
+            edge = stored[reached - 1].spending_order if reached < len(stored) else None
+            touched = [each for each in stored[:reached] if part.edge is None or each.spending_order > part.edge]
+            part = part.with_known(touched, edge, part.horizon)
+        try:
+            whole, expected = post(whole, draft, NOW)
+        except DaybookError as refusal:
+            with pytest.raises(type(refusal)):
+                post(part, draft, NOW)
+            continue
+        part, posting = post(part, draft, NOW)
+        assert posting == expected
+        assert set(part.lots) <= set(whole.lots)
+        assert part._replace(lots=whole.lots, edge=None) == whole
+
+
+def test_a_lot_behind_the_edge_does_not_count() -> None:
+    """A lot that was granted behind lots that are not known is known, but not spent before them."""
+    state = known(account(*THREE_LOTS), 1)
+    state, _ = post(state, Draft(GRANT, "purchase", 100), NOW)
+    assert remainders(state) == [(3, 10), (4, 100)]
+    assert not state.lacks_lots(10)
+    assert state.lacks_lots(11)
+    with pytest.raises(RuntimeError):
+        withdraw(state, 11)
+    state = state.with_known(THREE_LOTS, None, state.horizon)
+    assert moved(withdraw(state, 31)[1]) == [(3, -10), (2, -10), (1, -10), (4, -1)]
+
+
+def test_lots_beyond_the_limit_are_not_lacking() -> None:
+    """An amount that will be refused for the number of its lots needs no more of them known."""
+    state = known(account(*(lot(number, 1) for number in range(1, 5001))), LOTS_TAKEN_MAX + 1)
+    assert not state.lacks_lots(2000)
     with pytest.raises(TooManyLots):
-        put(state, incoming)
-
-
-def test_a_full_account_takes_credits_back_into_an_open_lot() -> None:
-    """At the bound of open lots, credits that go into one of these lots are not refused."""
-    lots = [lot(number, 2) for number in range(1, OPEN_LOTS_MAX + 1)]
-    state = account(*lots)
-    spent, _ = withdraw(state, 1)
-    assert put(spent, [Portion(1, PERMANENT, lots[0])])[0] == state
+        withdraw(state, 2000)
 
 
 def test_portions_go_where_they_belong() -> None:
@@ -634,7 +692,7 @@ def test_the_state_at_an_instant(now: Instant, balance: Millionths, expiring: Mi
     seen = state.at(now)
     assert (seen.balance, seen.expiring, [each.number for each in seen.lots]) == (balance, expiring, left)
     assert seen.available == balance + 4
-    assert seen == state._replace(balance=balance, lots=seen.lots)
+    assert seen == state._replace(balance=balance, lots=seen.lots, open_lot_count=len(left), expiring=expiring)
 
 
 def test_expiry_never_takes_credits_that_were_paid_for() -> None:

@@ -15,7 +15,7 @@ from server.ledger.errors import BalanceOutOfRange, DaybookError, InsufficientCr
 from server.ledger.instants import HOUR, Instant, from_timestamp
 from server.ledger.lots import CREDIT_LINE, PERMANENT, Allocation, Lot, Terms, parts, sort_lots
 from server.ledger.money import LARGEST, Millionths
-from server.ledger.posting import OPEN_LOTS_MAX, AccountState, Posting
+from server.ledger.posting import LOTS_TAKEN_MAX, AccountState, Posting
 from server.ledger.transfers import transfer
 from server.ledger.usage import UsageWindow
 from server.store.requests import Request
@@ -51,6 +51,8 @@ def account(
         debt=debt,
         lots=sort_lots(lots),
         lot_count=newest,
+        open_lot_count=len(lots),
+        expiring=sum(each.remaining for each in lots if each.terms.expire_time is not None),
         sequence=newest,
         last_create_time=last_create_time,
     )
@@ -108,8 +110,16 @@ def test_both_sides_say_what_they_are() -> None:
     assert incoming == Posting(
         Transaction.TRANSFER_IN, "transfer", Transaction.SUCCEEDED, 4, 100, NOW, 4, (Allocation(1, 4, Terms(NOW + 9)),)
     )
-    assert left == source._replace(balance=6, lots=left.lots, sequence=42, last_create_time=NOW)
-    assert right == destination._replace(balance=4, lots=right.lots, lot_count=1, sequence=100, last_create_time=NOW)
+    assert left == source._replace(balance=6, lots=left.lots, expiring=6, sequence=42, last_create_time=NOW)
+    assert right == destination._replace(
+        balance=4,
+        lots=right.lots,
+        lot_count=1,
+        open_lot_count=1,
+        expiring=4,
+        sequence=100,
+        last_create_time=NOW,
+    )
 
 
 @pytest.mark.parametrize(
@@ -194,25 +204,21 @@ def test_each_side_has_a_time_of_its_own(
         pytest.param([lot(1, 10)], [lot(1, LARGEST - 10)], 10, LARGEST, id="up to the range"),
         pytest.param([lot(1, 10)], [lot(1, LARGEST - 9)], 10, BalanceOutOfRange, id="out of range"),
         pytest.param(
-            [lot(1, 10), lot(2, 10)],
-            [lot(number, 1) for number in range(1, OPEN_LOTS_MAX)],
-            10,
-            OPEN_LOTS_MAX + 9,
-            id="the last lot",
-        ),
-        pytest.param(
-            [lot(1, 10), lot(2, 10)],
-            [lot(number, 1) for number in range(1, OPEN_LOTS_MAX)],
-            11,
-            TooManyLots,
-            id="one lot too many",
-        ),
-        pytest.param(
             [lot(1, 10)],
-            [lot(number, 1) for number in range(1, OPEN_LOTS_MAX + 1)],
-            11,
-            InsufficientCredits,
-            id="missing credits before lots",
+            [lot(number, 1) for number in range(1, 3001)],
+            10,
+            3010,
+            id="however many lots",
+        ),
+        pytest.param(
+            [lot(number, 1) for number in range(1, LOTS_TAKEN_MAX + 2)], [], LOTS_TAKEN_MAX, LOTS_TAKEN_MAX, id="lots"
+        ),
+        pytest.param(
+            [lot(number, 1) for number in range(1, LOTS_TAKEN_MAX + 2)],
+            [],
+            LOTS_TAKEN_MAX + 1,
+            TooManyLots,
+            id="out of more lots",
         ),
     ],
 )
@@ -251,8 +257,10 @@ def test_a_transfer_makes_and_destroys_nothing(
     assert sum(each.amount for each in incoming.allocations) == incoming.amount == amount
     assert right.balance == sum(each.remaining for each in right.lots) - right.debt
     if not debt:
-        taken = [(-each.amount, each.terms) for each in outgoing.allocations]
-        assert [(each.amount, each.terms) for each in incoming.allocations] == taken
+        taken: dict[Terms, Millionths] = {}
+        for each in outgoing.allocations:
+            taken[each.terms] = taken.get(each.terms, 0) - each.amount
+        assert [(each.terms, each.amount) for each in incoming.allocations] == list(taken.items())
     assert not [each for each in outgoing.allocations if each.lot_number == CREDIT_LINE]
 
 

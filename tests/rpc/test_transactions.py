@@ -496,7 +496,7 @@ async def test_an_answer_is_stored(client: Client, database_url: str) -> None:
     async with open_book(database_url) as other_book:
         tenant_number = await other_book.credentials.tenant_number("house")
         assert tenant_number is not None
-        [holding] = await other_book.account_store.holdings(tenant_number, ["acme"])
+        [holding] = await other_book.account_store.holdings(tenant_number, ["acme"], NOON)
         assert (holding.state.sequence, holding.state.balance) == (1, 1_000_000)
     assert await history(client) == [posted]
 

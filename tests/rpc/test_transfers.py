@@ -182,7 +182,7 @@ async def test_a_debt_is_paid_first(client: Client, admin: Client) -> None:
         ("too little", INSUFFICIENT),
         ("expired", INSUFFICIENT),
         ("too much there", ("FAILED_PRECONDITION", "BALANCE_OUT_OF_RANGE")),
-        ("too many lots there", ("FAILED_PRECONDITION", "TOO_MANY_LOTS")),
+        ("too many lots here", ("FAILED_PRECONDITION", "TOO_MANY_LOTS")),
         ("no destination", ("NOT_FOUND", "ACCOUNT_NOT_FOUND")),
         ("no source", ("NOT_FOUND", "ACCOUNT_NOT_FOUND")),
     ],
@@ -201,10 +201,14 @@ async def test_refused_transfer_changes_nothing(
             amount = "10.5"
         case "too much there":
             await two.post("taker", GRANT, LARGEST)
-        case "too many lots there":
-            item = CreateTransactionRequest(transaction=Transaction(kind=GRANT, category="x", amount="1"))
+        case "too many lots here":
+            grant = Transaction(kind=GRANT, category="x", amount="0.000001", priority=1)
+            amount = "10.001"
             await two.ledger.BatchCreateTransactions(
-                BatchCreateTransactionsRequest(parent="accounts/taker", requests=[item] * 1000), metadata=two.metadata
+                BatchCreateTransactionsRequest(
+                    parent="accounts/giver", requests=[CreateTransactionRequest(transaction=grant)] * 1000
+                ),
+                metadata=two.metadata,
             )
         case "no destination":
             destination = "nobody"

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import pytest
 from daybook.v1.transaction_pb2 import Transaction
-from sqlalchemy import Column, Connection, Select, select
+from sqlalchemy import Column, Connection, Select, event, insert, select, text
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -24,8 +24,10 @@ from server.store.database import Database
 from server.store.list_statements import boundary_statements, list_statement
 from server.store.lookups import with_keys
 from server.store.migrate import migrate
-from server.store.states import state_queries
-from server.store.tables import LABELS, refunds, requests, transactions
+from server.store.open_lots import EXPIRED, FIRST_TO_SPEND, NEXT_EXPIRE_TIME
+from server.store.states import holdings_query
+from server.store.states import load as load_states
+from server.store.tables import LABELS, account_states, accounts, refunds, requests, tenants, transactions
 from server.store.transactions import (
     bodies_statement,
     first_bodies_statement,
@@ -34,7 +36,7 @@ from server.store.transactions import (
     slice_statement,
     windows_statement,
 )
-from tests.conftest import PostgreSQL
+from tests.conftest import KeptDatabase, PostgreSQL, writing
 
 CHARGE = Transaction.CHARGE
 SUCCEEDED = (Transaction.SUCCEEDED,)
@@ -574,12 +576,127 @@ async def test_refunds(database: Database) -> None:
     assert search == "SEARCH refunds USING PRIMARY KEY (account_number=? AND sequence=?)", plan
 
 
-async def test_open_lots(database: Database) -> None:
-    """Whoever posts or asks what an account holds reads its open lots, and none that it ever had beside them."""
-    query, _ = state_queries(1, database.dialect)
+LOTS_OF_ACCOUNT = "SEARCH lots USING INDEX lots_open (account_number=?)"
+
+
+@pytest.mark.parametrize(
+    ("statement", "search"),
+    [
+        pytest.param(FIRST_TO_SPEND, LOTS_OF_ACCOUNT, id="first to spend"),
+        pytest.param(
+            EXPIRED, "SEARCH lots USING INDEX lots_expiring (account_number=? AND expire_time<?)", id="expired"
+        ),
+        pytest.param(
+            NEXT_EXPIRE_TIME,
+            "SEARCH lots USING INDEX lots_expiring (account_number=? AND expire_time>?)",
+            id="next to expire",
+        ),
+    ],
+)
+async def test_open_lots(database: Database, statement: Select[Any], search: str) -> None:
+    """Open lots are read along an index in the order in which they are wanted, without a sort."""
+    parameters: dict[str, object] = {"account_number": 1, "limit": 64, "now": 1}
+    assert [step.detail for step in await explain(database, statement, parameters)] == [search]
+
+
+async def test_loading(database: Database) -> None:
+    """Who posts reads no lot of an account but open ones."""
+    asked: list[tuple[str, Any]] = []
+
+    def load_state(connection: Connection) -> list[str]:
+        connection.execute(insert(tenants).values(number=1, slug="t", uid="t", display_name="", create_time=0, demo=0))
+        connection.execute(
+            insert(accounts).values(
+                number=1,
+                tenant_number=1,
+                id="acme",
+                kind=1,
+                display_name="",
+                credit_limit=0,
+                hour_anchor=0,
+                profile=b"",
+                create_time=0,
+                update_time=0,
+            )
+        )
+        connection.execute(
+            insert(account_states).values(
+                account_number=1,
+                balance=0,
+                debt=0,
+                lot_count=0,
+                sequence=0,
+                last_hash=b"",
+                last_create_time=0,
+                window_number=0,
+                import_time=0,
+                open_lot_count=1,
+            )
+        )
+        event.listen(connection, "before_cursor_execute", lambda *heard: asked.append((heard[2], heard[3])))
+        load_states(connection, [1])
+        return [
+            str(row[-1])
+            for statement, parameters in asked[:]
+            for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
+        ]
+
+    plan = await database.transact(load_state)
+    assert [line for line in plan if " lots " in line] == [
+        # The first three for an account that a server of an older version posted to, or that has many.
+        LOTS_OF_ACCOUNT,
+        "SEARCH lots USING INDEX lots_expiring (account_number=? AND expire_time>?)",
+        "SEARCH lots USING INDEX lots_expiring (account_number=? AND expire_time>?)",
+        LOTS_OF_ACCOUNT,
+    ]
+
+
+async def test_holdings(database: Database) -> None:
+    """What an account holds is told from its state; of its lots only those are read that have expired."""
+    query = holdings_query(1, database.dialect)
+    values = query.values({"account_0": 1, "now": 1})
     async with database.read() as connection:
-        rows = await connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {query.text}", (1,))
-        assert [str(row[-1]) for row in rows] == ["SEARCH lots USING INDEX lots_open (account_number=?)"]
+        rows = await connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {query.text}", values)
+        plan = [str(row[-1]) for row in rows if " lots " in str(row[-1])]
+    assert plan[-2:] == [
+        "SEARCH lots USING INDEX lots_expiring (account_number=? AND expire_time<?)",
+        "SEARCH lots USING INDEX lots_expiring (account_number=? AND expire_time>?)",
+    ]
+    # For an account that a server of an older version posted to.
+    assert [line.partition(" INDEX ")[2].partition(" ")[0] for line in plan[:-2]] == ["lots_open", "lots_expiring"]
+
+
+def test_postgresql_reads_open_lots_so_too(kept_database: KeptDatabase) -> None:
+    """Of an account with many lots, also by a plan that was made for any account."""
+    kept_database.empty()
+    asyncio.run(check_plans_of_lots(kept_database.url))
+
+
+async def check_plans_of_lots(database_url: str) -> None:
+    """Fills the table of lots and has the statements explained."""
+    database = Database(database_url)
+    try:
+        async with writing(database) as connection:
+            await connection.execute(
+                text(
+                    "INSERT INTO lots SELECT account, number, number, nullif(number % 3, 0) * number, number % 5, 9,"
+                    " CASE WHEN number % 7 = 0 THEN 0 ELSE 9 END"
+                    " FROM generate_series(1, 5) account, generate_series(1, 4000) number"
+                )
+            )
+            await connection.execute(text("ANALYZE lots"))
+            await connection.execute(text("SET LOCAL plan_cache_mode = force_generic_plan"))
+            for statement, index in (
+                (FIRST_TO_SPEND, "lots_open"),
+                (EXPIRED, "lots_expiring"),
+                (NEXT_EXPIRE_TIME, "lots_expiring"),
+            ):
+                plan = await explain_prepared(connection, statement, {"account_number": 2, "limit": 64, "now": 9})
+                (scan,) = [line for line in plan if "Scan" in line]
+                assert index in scan, plan
+                assert not [line for line in plan if "Sort" in line], plan
+    finally:
+        await database.close()
 
 
 async def test_lookup(database: Database) -> None:

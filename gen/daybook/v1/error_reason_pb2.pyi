@@ -119,10 +119,13 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     {"account": "accounts/acme"}}
     """
     TOO_MANY_LOTS: _ErrorReason.ValueType  # 18
-    """The account would have more than 1,000 open lots. Status FAILED_PRECONDITION.
+    """A charge, a negative adjustment or a transfer would take credits from more than 1,000
+    lots. Smaller amounts can be taken at once, one after another: the next transaction may
+    take largest_amount. Nothing that adds credits is refused for the number of lots.
+    Status FAILED_PRECONDITION.
 
     Example: {"reason": "TOO_MANY_LOTS", "domain": "daybook", "metadata": {"account":
-    "accounts/acme"}}
+    "accounts/acme", "lot_limit": "1000", "largest_amount": "12.5"}}
     """
     NOT_REFUNDABLE: _ErrorReason.ValueType  # 19
     """Only a charge that succeeded can be refunded. Status FAILED_PRECONDITION.
@@ -321,10 +324,13 @@ Example: {"reason": "BALANCE_OUT_OF_RANGE", "domain": "daybook", "metadata":
 {"account": "accounts/acme"}}
 """
 TOO_MANY_LOTS: ErrorReason.ValueType  # 18
-"""The account would have more than 1,000 open lots. Status FAILED_PRECONDITION.
+"""A charge, a negative adjustment or a transfer would take credits from more than 1,000
+lots. Smaller amounts can be taken at once, one after another: the next transaction may
+take largest_amount. Nothing that adds credits is refused for the number of lots.
+Status FAILED_PRECONDITION.
 
 Example: {"reason": "TOO_MANY_LOTS", "domain": "daybook", "metadata": {"account":
-"accounts/acme"}}
+"accounts/acme", "lot_limit": "1000", "largest_amount": "12.5"}}
 """
 NOT_REFUNDABLE: ErrorReason.ValueType  # 19
 """Only a charge that succeeded can be refunded. Status FAILED_PRECONDITION.

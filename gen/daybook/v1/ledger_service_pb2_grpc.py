@@ -195,9 +195,10 @@ class LedgerServicer:
         create_time if that is later.
 
         NOT_FOUND if the tenant has no such account; FAILED_PRECONDITION, reason
-        INSUFFICIENT_CREDITS, if the balance would go below minus the credit limit, and
-        reason BALANCE_OUT_OF_RANGE if it would pass what an amount can say. The answer
-        leaves only after the transaction is on disk.
+        INSUFFICIENT_CREDITS, if the balance would go below minus the credit limit, reason
+        BALANCE_OUT_OF_RANGE if it would pass what an amount can say, and reason TOO_MANY_LOTS
+        if it would take from more than 1,000 lots. The answer leaves only after the
+        transaction is on disk.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -245,12 +246,13 @@ class LedgerServicer:
         """Moves credits from one account to another of the same tenant, both sides at once.
 
         They are taken as a charge takes them, except that nothing is borrowed, and arrive on
-        the terms they had: with the same expire_time and priority. The two transactions name
-        each other as transfer_peer; their category is `transfer`. Each has a create_time of its
-        own, which never decreases within its account.
+        the terms they had: in one lot for each expire_time and priority. The two transactions
+        name each other as transfer_peer; their category is `transfer`. Each has a create_time
+        of its own, which never decreases within its account.
 
         NOT_FOUND if the tenant lacks either account; FAILED_PRECONDITION, reason
-        INSUFFICIENT_CREDITS, if the source holds less.
+        INSUFFICIENT_CREDITS, if the source holds less, and reason TOO_MANY_LOTS if it would
+        take from more than 1,000 lots.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

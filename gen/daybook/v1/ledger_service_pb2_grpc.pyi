@@ -66,9 +66,10 @@ class LedgerStub:
     create_time if that is later.
 
     NOT_FOUND if the tenant has no such account; FAILED_PRECONDITION, reason
-    INSUFFICIENT_CREDITS, if the balance would go below minus the credit limit, and
-    reason BALANCE_OUT_OF_RANGE if it would pass what an amount can say. The answer
-    leaves only after the transaction is on disk.
+    INSUFFICIENT_CREDITS, if the balance would go below minus the credit limit, reason
+    BALANCE_OUT_OF_RANGE if it would pass what an amount can say, and reason TOO_MANY_LOTS
+    if it would take from more than 1,000 lots. The answer leaves only after the
+    transaction is on disk.
     """
     BatchCreateTransactions: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.BatchCreateTransactionsRequest, _ledger_service_pb2.BatchCreateTransactionsResponse]
     """Posts up to 1,000 transactions, all or none.
@@ -100,12 +101,13 @@ class LedgerStub:
     """Moves credits from one account to another of the same tenant, both sides at once.
 
     They are taken as a charge takes them, except that nothing is borrowed, and arrive on
-    the terms they had: with the same expire_time and priority. The two transactions name
-    each other as transfer_peer; their category is `transfer`. Each has a create_time of its
-    own, which never decreases within its account.
+    the terms they had: in one lot for each expire_time and priority. The two transactions
+    name each other as transfer_peer; their category is `transfer`. Each has a create_time
+    of its own, which never decreases within its account.
 
     NOT_FOUND if the tenant lacks either account; FAILED_PRECONDITION, reason
-    INSUFFICIENT_CREDITS, if the source holds less.
+    INSUFFICIENT_CREDITS, if the source holds less, and reason TOO_MANY_LOTS if it would
+    take from more than 1,000 lots.
     """
     GetTransaction: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.GetTransactionRequest, _transaction_pb2.Transaction]
     """Gets one transaction. NOT_FOUND if the account has none of this name."""
@@ -203,9 +205,10 @@ class LedgerServicer(metaclass=_abc_1.ABCMeta):
         create_time if that is later.
 
         NOT_FOUND if the tenant has no such account; FAILED_PRECONDITION, reason
-        INSUFFICIENT_CREDITS, if the balance would go below minus the credit limit, and
-        reason BALANCE_OUT_OF_RANGE if it would pass what an amount can say. The answer
-        leaves only after the transaction is on disk.
+        INSUFFICIENT_CREDITS, if the balance would go below minus the credit limit, reason
+        BALANCE_OUT_OF_RANGE if it would pass what an amount can say, and reason TOO_MANY_LOTS
+        if it would take from more than 1,000 lots. The answer leaves only after the
+        transaction is on disk.
         """
 
     @_abc_1.abstractmethod
@@ -261,12 +264,13 @@ class LedgerServicer(metaclass=_abc_1.ABCMeta):
         """Moves credits from one account to another of the same tenant, both sides at once.
 
         They are taken as a charge takes them, except that nothing is borrowed, and arrive on
-        the terms they had: with the same expire_time and priority. The two transactions name
-        each other as transfer_peer; their category is `transfer`. Each has a create_time of its
-        own, which never decreases within its account.
+        the terms they had: in one lot for each expire_time and priority. The two transactions
+        name each other as transfer_peer; their category is `transfer`. Each has a create_time
+        of its own, which never decreases within its account.
 
         NOT_FOUND if the tenant lacks either account; FAILED_PRECONDITION, reason
-        INSUFFICIENT_CREDITS, if the source holds less.
+        INSUFFICIENT_CREDITS, if the source holds less, and reason TOO_MANY_LOTS if it would
+        take from more than 1,000 lots.
         """
 
     @_abc_1.abstractmethod

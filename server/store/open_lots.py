@@ -1,0 +1,61 @@
+"""The open lots of an account that has many: as many as a posting needs, in the order in which it needs them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from sqlalchemy import BindParameter, Connection, bindparam, func, literal_column, select
+
+from server.ledger.instants import Instant
+from server.ledger.lots import NEVER, Lot
+from server.store.lookups import in_parts, with_keys
+from server.store.states import LOT_COLUMNS, has_remaining, to_lot
+from server.store.tables import lots, transactions
+
+
+class OpenLots:
+    """Reads open lots, of an account that is locked, and what opened them. Every read is bounded."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def first_to_spend(self, account_number: int, limit: int) -> list[Lot]:
+        """The first lots in spending order."""
+        rows = self._connection.execute(FIRST_TO_SPEND, {"account_number": account_number, "limit": limit})
+        return [to_lot(*row) for row in rows]
+
+    def expired(self, account_number: int, now: Instant, limit: int) -> list[Lot]:
+        """The first lots that have expired, by expire_time and number."""
+        parameters = {"account_number": account_number, "now": now, "limit": limit}
+        return [to_lot(*row) for row in self._connection.execute(EXPIRED, parameters)]
+
+    def next_expire_time(self, account_number: int, now: Instant) -> Instant:
+        """When the first lot expires after this instant; NEVER if none does."""
+        parameters = {"account_number": account_number, "now": now}
+        found: Instant | None = self._connection.execute(NEXT_EXPIRE_TIME, parameters).scalar_one()
+        return NEVER if found is None else found
+
+    def openers(self, opened: Collection[tuple[int, int]]) -> dict[tuple[int, int], bytes]:
+        """The bodies of the transactions that opened lots, by account and sequence."""
+        return load_bodies(self._connection, opened)
+
+
+def load_bodies(connection: Connection, keys: Collection[tuple[int, int]]) -> dict[tuple[int, int], bytes]:
+    """The bodies of transactions, by account and sequence."""
+    bodies: dict[tuple[int, int], bytes] = {}
+    for some in in_parts(sorted(keys)):
+        key = transactions.c["account_number", "sequence"]
+        rows = connection.execute(with_keys(select(*key, transactions.c.body), key, some, connection.dialect))
+        bodies |= {(row.account_number, row.sequence): bytes(row.body) for row in rows}
+    return bodies
+
+
+# In the words of the indexes lots_open and lots_expiring, so that each is a walk along one of them.
+_is_of_account = (lots.c.account_number == bindparam("account_number")) & has_remaining
+_now: BindParameter[Instant] = bindparam("now")
+_some = select(*LOT_COLUMNS).where(_is_of_account).limit(bindparam("limit"))
+FIRST_TO_SPEND = _some.order_by(
+    lots.c.priority, func.coalesce(lots.c.expire_time, literal_column(str(NEVER))), lots.c.number
+)
+EXPIRED = _some.where(lots.c.expire_time <= _now).order_by(lots.c.expire_time, lots.c.number)
+NEXT_EXPIRE_TIME = select(func.min(lots.c.expire_time)).where(_is_of_account, lots.c.expire_time > _now)
