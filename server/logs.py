@@ -1,7 +1,8 @@
 """Logs: one line for each thing that happened, to stderr; for people, or as JSON.
 
 What libraries log through the standard library comes out in the same format, warnings and
-worse only: at their lower levels they tell statements with their values.
+worse only: at their lower levels they tell statements with their values. Every line passes
+`hide_secrets`, whether a library wrote it or Daybook.
 """
 
 from __future__ import annotations
@@ -21,6 +22,17 @@ REQUEST_ID_CHARACTERS_MAX = 128
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 _UNSAFE = re.compile(r"[^!-~]")
 _FILE = re.compile(r'File "([^"\n]+)"')
+_HIDDEN = "[hidden]"
+_SECRETS = (
+    # Bytes, as Python prints them: what came over the wire, a secret perhaps cut in pieces by escapes.
+    (re.compile(r"""\bb'(?:[^'\\]|\\.)*'|\bb"(?:[^"\\]|\\.)*\""""), _HIDDEN),
+    (re.compile(r"\b(bearer|basic|digest)\s+[^\s\"',;]+", re.IGNORECASE), rf"\1 {_HIDDEN}"),
+    (re.compile(r"\b(authorization|x-api-key|password)([\"']?\s*[=:]\s*)[^\s,;&]+", re.IGNORECASE), rf"\1\2{_HIDDEN}"),
+    # User and password of a URL.
+    (re.compile(r"(://)[^\s\"']*@"), rf"\1{_HIDDEN}@"),
+    # Secrets of keys, page tokens and segments of access tokens: base64url, or hexadecimal digits.
+    (re.compile(r"(?<![\w-])(?=[\w-]*[A-Z])[A-Za-z0-9_-]{40,}|\b[0-9a-f]{64}\b"), _HIDDEN),
+)
 
 
 def configure_logs(settings: Settings) -> None:
@@ -47,13 +59,14 @@ def configure_logs(settings: Settings) -> None:
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
         )
     )
+    handler.addFilter(is_not_about_a_header)
     logging.basicConfig(level=max(level, logging.WARNING), handlers=[handler], force=True)
     logging.captureWarnings(True)
 
 
 def _renderers(settings: Settings) -> list[Processor]:
     # Plain tracebacks: decorated ones take seconds, and show local variables.
-    plain: list[Processor] = [structlog.processors.format_exc_info, hide_folders]
+    plain: list[Processor] = [structlog.processors.format_exc_info, hide_folders, hide_secrets]
     if settings.log_format == "json":
         return [*plain, structlog.processors.JSONRenderer(default=repr)]
     formatter = structlog.dev.plain_traceback
@@ -65,6 +78,35 @@ def hide_folders(_logger: WrappedLogger, _method: str, line: EventDict) -> Event
     if isinstance(text := line.get("exception"), str):
         line["exception"] = _FILE.sub(lambda match: f'File "{_below(match[1])}"', text)
     return line
+
+
+def hide_secrets(_logger: WrappedLogger, _method: str, line: EventDict) -> EventDict:
+    """Hides credentials, passwords and page tokens in all of a line.
+
+    No code of Daybook logs any. A library may, in an error about what it was given.
+    """
+    for name, value in line.items():
+        if isinstance(value, str):
+            line[name] = without_secrets(value)
+        elif not isinstance(value, int | float | None):
+            line[name] = without_secrets(repr(value))
+    return line
+
+
+def without_secrets(text: str) -> str:
+    """A text with `[hidden]` in the place of what looks like a secret."""
+    for pattern, replacement in _SECRETS:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def is_not_about_a_header(record: logging.LogRecord) -> bool:
+    """Whether a record is anything but gRPC's traceback for metadata that is not UTF-8.
+
+    Any client can cause it, without a credential and with every call. The call is answered
+    all the same, and has its own line where calls are logged.
+    """
+    return not (record.name.startswith("grpc") and str(record.msg).startswith("Invalid encoding on"))
 
 
 def _below(file: str) -> str:

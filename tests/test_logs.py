@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import grpc
@@ -22,6 +23,7 @@ from daybook.v1.ledger_service_pb2_grpc import LedgerStub
 from server.app import open_book, system_clock
 from server.gateway import JSON_LINES, _envoy
 from server.ledger.access import new_api_key
+from server.logs import without_secrets
 from tests.facades.processes import SECONDS_MAX, Daybook, Ports, environment, sqlite_url, wait_until
 
 Line = dict[str, Any]
@@ -203,6 +205,8 @@ async def main(settings):
         await lose()
         warnings.warn("something is old")
         logging.getLogger("grpc").info("not worth a line")
+        logging.getLogger("httpx").warning("sent %s and %r", {"x-api-key": "hunter2"}, b"hunter2")
+        structlog.get_logger().error("ours again", sent=[b"hunter2"], url="https://me:hunter2@example.com/")
         configure_logs(settings.model_copy(update={"log_level": "error"}))
 
 warnings.simplefilter("always")
@@ -239,13 +243,17 @@ def test_libraries_speak_the_same_format(of_libraries: subprocess.CompletedProce
         ("error", "sqlalchemy.pool"),
         ("error", "asyncio"),
         ("warning", "py.warnings"),
+        ("warning", "httpx"),
+        ("error", None),
     ]
-    ours, theirs, lost, warning = lines
+    ours, theirs, lost, warning, sent, again = lines
     assert (ours["event"], theirs["event"]) == ("ours", "theirs")
     assert "IntegrityError" in ours["exception"]
     assert "IntegrityError" in theirs["exception"]
     assert "never looked at" in lost["exception"]
     assert "something is old" in warning["event"]
+    assert sent["event"] == "sent {'x-api-key': [hidden] and [hidden]"
+    assert (again["sent"], again["url"]) == ("[[hidden]]", "https://[hidden]@example.com/")
     assert all(line["timestamp"] for line in lines)
 
 
@@ -260,6 +268,45 @@ def test_libraries_speak_to_people_too(of_libraries: subprocess.CompletedProcess
 def test_nothing_of_opentelemetry_is_loaded_unless_asked_for(of_libraries: subprocess.CompletedProcess[str]) -> None:
     """A server without a collector has not a module of it."""
     assert of_libraries.stdout == "[]\n"
+
+
+KEY = new_api_key(Random(7).randbytes).text
+SECRET = KEY.partition(".")[2]
+JWT = "eyJhbGciOiJFUzI1NiIsImtpZCI6ImVjIiwidHlwIjoiYXQrand0In0.eyJzdWIiOiJqYW5lIn0.c2lnbmF0dXJl"
+TELLING = {
+    f"Bearer {KEY}": "Bearer [hidden]",
+    f"'authorization': 'bearer {JWT}', 'te': 'trailers'": "'authorization': [hidden] [hidden]', 'te': 'trailers'",
+    f"Basic {SECRET}== and more": "Basic [hidden] and more",
+    f"X-API-Key: {KEY}": "X-API-Key: [hidden]",
+    f"no such key: {KEY}": f"no such key: {KEY.partition('.')[0]}.[hidden]",
+    f"token {SECRET}{SECRET}.": "token [hidden].",
+    f"-{SECRET}": "[hidden]",
+    bytes(32).hex(): "[hidden]",
+    repr(b"Bearer " + KEY[:-9].encode() + b"\xa0'" + KEY[-9:].encode()): "[hidden]",
+    "postgresql://daybook:pass/word@db:5432/ledger": "postgresql://[hidden]@db:5432/ledger",
+    "host=db password=hunter2 dbname=ledger": "host=db password=[hidden] dbname=ledger",
+}
+"""Texts with a secret in them, and what the log has instead."""
+HARMLESS = (
+    "call failed: accounts/acme is not found",
+    "0192f3a4-5b6c-7d8e-9f01-23456789abcd",
+    "4bf92f3577b34da6a3ce929d0e0e4736",
+    'File "server/store/unit_store.py", line 12, in the_longest_name_of_a_function_that_anybody_ever_wrote',
+    "listening on http://127.0.0.1:4317, ops@example.com",
+    "page_token: not a page token of this service",
+)
+
+
+@pytest.mark.parametrize("text", TELLING)
+def test_a_secret_is_hidden(text: str) -> None:
+    """What looks like a credential, a page token or a password is hidden, and the words around it stay."""
+    assert without_secrets(text) == TELLING[text]
+
+
+@pytest.mark.parametrize("text", HARMLESS)
+def test_the_rest_is_shown(text: str) -> None:
+    """Names, ids and places in code stay as they are."""
+    assert without_secrets(text) == text
 
 
 def test_envoy_speaks_the_same_format(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ the settings says: what a token's header tells about that (`jku`, `jwk`, `x5u`) 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,8 @@ log = structlog.get_logger(__name__)
 
 TYPES = ("jwt", "at+jwt", "application/at+jwt")
 """What a header may say that a token is, in lower case. It may also say nothing."""
+
+_BASE64URL = re.compile(r"[A-Za-z0-9_-]*", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +97,9 @@ class AccessTokens:
             raise _Refused("alg is not allowed")
         if "typ" in header and str(header["typ"]).lower() not in TYPES:
             raise _Refused("typ is not that of an access token")
+        # PyJWT accepts padding here, so that one token would have two spellings.
+        if _BASE64URL.fullmatch(token.rpartition(".")[2]) is None:
+            raise _Refused("the signature is not base64url")
         return algorithm, header.get("kid")
 
     def _verify(self, token: str, key: PyJWK) -> dict[str, Any]:

@@ -176,7 +176,8 @@ def _header(metadata: Iterable[tuple[str, str | bytes]]) -> tuple[str, str]:
     """The first header that may hold a credential."""
     for name, value in metadata:
         if name in ("authorization", "x-api-key") and isinstance(value, str):
-            if len(value) > CREDENTIAL_CHARACTERS_MAX:
+            # gRPC reads what is no UTF-8 as Latin-1; no credential has either.
+            if len(value) > CREDENTIAL_CHARACTERS_MAX or not value.isascii():
                 raise CredentialInvalid
             return name, value
     raise CredentialMissing
@@ -191,12 +192,12 @@ def _parse_authorization(value: str) -> _Credential:
     match scheme.lower():
         case "bearer":
             # A token has three segments, and none begins as a key does: JSON in base64 has capitals.
-            if text.count(".") == 2 and not is_api_key_id(text.lstrip().partition(".")[0]):
-                return _Credential(Scheme.BEARER, None, text.strip())
+            if text.count(".") == 2 and not is_api_key_id(text.lstrip(" ").partition(".")[0]):
+                return _Credential(Scheme.BEARER, None, text.strip(" "))
             return _parse_key(Scheme.BEARER, text)
         case "basic":
             try:
-                key_id, separator, secret = base64.b64decode(text.strip(), validate=True).decode().partition(":")
+                key_id, separator, secret = base64.b64decode(text.strip(" "), validate=True).decode().partition(":")
             except ValueError:
                 raise CredentialInvalid from None
             if separator:
@@ -205,7 +206,7 @@ def _parse_authorization(value: str) -> _Credential:
 
 
 def _parse_key(scheme: Scheme, text: str) -> _Credential:
-    key_id, _, secret = text.strip().partition(".")
+    key_id, _, secret = text.strip(" ").partition(".")
     return _checked(scheme, key_id, secret)
 
 

@@ -224,6 +224,7 @@ BAD: dict[str, tuple[Callable[[], str], str]] = {
         "InvalidSignatureError",
     ),
     "another algorithm than the key's": (lambda: EC.token(claims(), kid="rsa"), "the issuer has no such key"),
+    "a signature with padding": (lambda: EC.token(claims()) + "==", "the signature is not base64url"),
     # The key.
     "an unknown kid": (lambda: STRANGER.token(claims()), "the issuer has no such key"),
     "another's key by a known kid": (lambda: STRANGER.token(claims(), kid="ec"), "InvalidSignatureError"),

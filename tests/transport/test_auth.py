@@ -196,6 +196,24 @@ async def test_a_credential_outside_ascii_is_invalid(book: Book, value: str) -> 
         await authenticator_of(book).authenticate([("authorization", value)])
 
 
+@pytest.mark.parametrize("stray", ["\xa0", "\x85", "\x0b", "\x0c", "\x1c", "\x1f", "\t", "\n", "\u2003", "\u3000"])
+async def test_only_spaces_are_taken_off(book: Book, random_bytes: RandomBytes, stray: str) -> None:
+    """What Unicode counts as a space, and HTTP as part of a value, makes another credential of it."""
+    key = new_key(random_bytes)
+    await store_key(book, key)
+    text = f"{key.id}.{key.secret}"
+    pair = basic(f"{key.id}:{key.secret}")
+    for header in (
+        ("authorization", f"Bearer {text}{stray}"),
+        ("authorization", f"Bearer {stray}{text}"),
+        ("authorization", f"{pair}{stray}"),
+        ("x-api-key", f"{text}{stray}"),
+        ("x-api-key", f"{stray}{text}"),
+    ):
+        with pytest.raises(CredentialInvalid):
+            await authenticator_of(book).authenticate([header])
+
+
 async def test_the_caller_is_the_one_of_the_key(book: Book, random_bytes: RandomBytes) -> None:
     """Each of two tenants' keys identifies its own tenant, and is bound to no account."""
     keys = {tenant: new_key(random_bytes) for tenant in ("house", "neighbour")}
