@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
@@ -41,6 +42,7 @@ from server.store.posting_clock import PostingClock, boot_stopwatch
 from server.store.transactions import TransactionStore
 from server.transport.access_tokens import AccessTokens, TokenRules
 from server.transport.addresses import AddressUnusable, bound, host_and_port, is_loopback, reason_of
+from server.transport.admission import Admission, Admissions
 from server.transport.auth import Authenticator, OpenToken
 from server.transport.calls import OPEN_SERVICES, CallBounds, CallHandler, Observation
 from server.transport.certificates import CertificateFiles, CertificateUnusable, ServerCertificates
@@ -63,6 +65,14 @@ log = structlog.get_logger(__name__)
 ANSWER_BYTES_MAX = 4 * 1024 * 1024
 """What an answer may take: twice what a page or a batch does. Clients of gRPC take no more by default."""
 
+PENDING_CALLS_MAX = 20_000
+"""How many calls gRPC holds until they are looked at, and admitted or refused. Each takes some 10 KiB."""
+THREAD_SWITCH_SECONDS = 0.001
+"""How long the event loop waits for the interpreter while SQLite's writer computes, five times less than by default.
+
+It takes on one call at a turn, so that while thousands come it must get many turns a second.
+"""
+
 FACADES = {
     teable.SERVICE: teable.render_error,
     nebulablock.SERVICE: nebulablock.render_error,
@@ -71,7 +81,11 @@ FACADES = {
     paged.SERVICE: paged.render_error,
 }
 """Each facade's service, and how it words errors."""
-SERVICES = ("daybook.v1.Ledger", "daybook.v1.Admin", *FACADES)
+LEDGER = "daybook.v1.Ledger"
+SERVICES = (LEDGER, "daybook.v1.Admin", *FACADES)
+HEALTH = "grpc.health.v1.Health"
+METHODS_APART = ("CreateTransaction", "BatchCreateTransactions")
+"""Methods of LEDGER whose calls wait in queues of their own."""
 
 
 class CannotStart(Exception):
@@ -180,9 +194,14 @@ async def serving(
     """
     certificates = server_certificates(settings)
     await check_demo(book, settings.host)
+    sys.setswitchinterval(THREAD_SWITCH_SECONDS)
+    admissions = Admissions(
+        Admission(settings.calls_under_way_max, settings.admission_seconds_max),
+        Admission(settings.streams_under_way_max),
+    )
     async with (
         _token_keys(book, settings) as token_keys,
-        _observed(book, settings) as observation,
+        _observed(book, settings, admissions) as observation,
         _access_tokens(book, settings) as open_token,
         preparing_processes(book.random_bytes) as processes,
         nullcontext() if book.posting_clock is None else book.posting_clock.checking(),
@@ -191,22 +210,33 @@ async def serving(
         limiter = _limiter(settings, stopwatch)
         health = Health()
         handler = CallHandler(
-            authenticator, limiter, FACADES, _call_bounds(settings), observation, settings.text_characters_max
+            authenticator,
+            limiter,
+            FACADES,
+            _call_bounds(settings),
+            admissions,
+            observation,
+            settings.text_characters_max,
         )
         _add_services(handler, book, settings, PageTokens(token_keys, book.random_bytes), processes, health)
         server = grpc.aio.server(options=_options(settings, is_shared=own_port is not None))
         server.add_generic_rpc_handlers((handler,))
+        _add_queues(server, handler)
         async with _serving(server, health, book, settings, certificates, own_port) as port:
-            yield port
+            try:
+                yield port
+            finally:
+                admissions.calls.end_waiting()
 
 
 @asynccontextmanager
-async def _observed(book: Book, settings: Settings) -> AsyncIterator[Observation]:
+async def _observed(book: Book, settings: Settings, admissions: Admissions) -> AsyncIterator[Observation]:
     """Metrics and traces of the book and of calls, as far as the settings ask for them."""
     measuring = tracing = None
     async with AsyncExitStack() as stack:
         if settings.metrics_port is not None:
             metrics = Metrics(book.poster, book.database, book.credentials, book.expirations, book.posting_clock)
+            metrics.show(admissions)
             try:
                 port = stack.enter_context(metrics.served(settings.metrics_host, settings.metrics_port))
             except OSError as error:
@@ -266,6 +296,9 @@ def _options(settings: Settings, *, is_shared: bool) -> Sequence[tuple[str, int]
         # What callers may ask for they get, however little they may send.
         ("grpc.max_send_message_length", max(ANSWER_BYTES_MAX, settings.message_bytes_max)),
         ("grpc.max_concurrent_streams", settings.concurrent_streams_max),
+        # Beyond it gRPC refuses calls by itself, without our words. Below it calls are refused at random.
+        ("grpc.server.max_pending_requests", PENDING_CALLS_MAX),
+        ("grpc.server.max_pending_requests_hard_limit", PENDING_CALLS_MAX),
         # More than the gateway lets through, so that it is the gateway that refuses.
         ("grpc.max_metadata_size", settings.metadata_bytes_max),
         ("grpc.absolute_max_metadata_size", 2 * settings.metadata_bytes_max),
@@ -296,6 +329,18 @@ def _add_services(
     add_StatementsServicer_to_server(paged.Statements(book.transactions), handlers)
     health_pb2_grpc.add_HealthServicer_to_server(health, handlers)
     add_reflection_to_server((*SERVICES, *OPEN_SERVICES), handlers)
+
+
+def _add_queues(server: grpc.aio.Server, handler: CallHandler) -> None:
+    """Gives some methods a queue of their own in gRPC, each.
+
+    All other calls share one, in which a call waits behind thousands that came before. Reads
+    and health checks don't wait behind postings so. Each queue makes every call a little
+    slower, so only the methods have one that are called by the thousand, and the health check.
+    """
+    posting = {name: handler.apart(f"/{LEDGER}/{name}") for name in METHODS_APART}
+    server.add_registered_method_handlers(LEDGER, posting)
+    server.add_registered_method_handlers(HEALTH, {"Check": handler.apart(f"/{HEALTH}/Check")})
 
 
 @asynccontextmanager

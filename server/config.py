@@ -155,6 +155,18 @@ class Settings(BaseSettings):
         description="requests of a batch, items of a message of an import",
     )
     concurrent_streams_max: int = Field(default=1000, ge=1, le=100_000, description="calls under way on one connection")
+    calls_under_way_max: int = Field(
+        default=1000,
+        ge=1,
+        le=100_000,
+        description="calls under way in one server process; a credential gets at most as many as are free",
+    )
+    streams_under_way_max: int = Field(
+        default=100, ge=1, le=100_000, description="imports and verifications under way, likewise"
+    )
+    admission_seconds_max: float = Field(
+        default=5.0, ge=0, le=60, description="how long a call waits for a place among those under way"
+    )
     rate_limit_calls_per_second: float = Field(
         default=5000,
         ge=0,

@@ -27,6 +27,7 @@ from server.store.credentials import CredentialStore
 from server.store.database import Database
 from server.store.poster import LINE_CALLS_MAX, Poster, PosterObserver
 from server.store.posting_clock import PostingClock
+from server.transport.admission import Admissions
 from server.transport.calls import Measure
 from server.usecases.expirations import Expirations
 
@@ -65,6 +66,10 @@ class Metrics:
             "daybook_rpc_refusals", "Calls that were refused or failed, by reason.", ("reason",), registry=self.registry
         )
         self.poster = _PosterMetrics(self.registry)
+
+    def show(self, admissions: Admissions) -> None:
+        """Shows how many calls are under way, too."""
+        self.registry.register(_UnderWay(admissions))
 
     def of_method(self, method: str) -> Measure:
         """Counts the calls of a method."""
@@ -217,6 +222,28 @@ class _State(Collector):
             in_use.add_metric([pool], use.in_use)
             waiting.add_metric([pool], use.waiting)
         yield from (limit, in_use, waiting)
+
+
+class _UnderWay(Collector):
+    """Reads how many calls are under way."""
+
+    def __init__(self, admissions: Admissions) -> None:
+        self._admissions = admissions
+
+    def collect(self) -> Iterator[Metric]:
+        under_way = GaugeMetricFamily("daybook_rpc_under_way_calls", "Calls under way.", labels=["kind"])
+        limit = GaugeMetricFamily(
+            "daybook_rpc_under_way_limit_calls", "How many calls may be under way.", labels=["kind"]
+        )
+        refused = CounterMetricFamily(
+            "daybook_rpc_not_admitted_calls", "Calls refused because too many were under way.", labels=["kind"]
+        )
+        for kind, admission in (("call", self._admissions.calls), ("stream", self._admissions.streams)):
+            under_way.add_metric([kind], admission.under_way)
+            limit.add_metric([kind], admission.places)
+            refused.add_metric([kind], admission.refused)
+        yield from (under_way, limit, refused)
+        yield _gauge("daybook_rpc_waiting_calls", "Calls that wait for a place.", self._admissions.calls.waiting)
 
 
 def _gauge(name: str, documentation: str, value: float) -> Metric:

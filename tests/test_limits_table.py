@@ -16,7 +16,7 @@ from server.facades import dreadnode, nebulablock, paged, spacebring, teable
 from server.ledger import access, paging, posting
 from server.rpc import transactions
 from server.store import list_statements, poster
-from server.transport import auth, filters, metadata, page_tokens, validation
+from server.transport import admission, auth, filters, metadata, page_tokens, validation
 from server.usecases import verification
 
 ROOT = Path(__file__).parents[1]
@@ -35,6 +35,8 @@ CONSTANTS: Mapping[str, Mapping[str, int]] = {
         "TAKE_MAX": teable.TAKE_MAX,
         "PAGE_SIZE_MAX": paged.PAGE_SIZE_MAX,
     },
+    "calls that gRPC holds for a server process": {"PENDING_CALLS_MAX": app.PENDING_CALLS_MAX},
+    "calls that wait for a place": {"WAITING_CALLS_MAX": admission.WAITING_CALLS_MAX},
     "calls that wait to be posted": {"LINE_CALLS_MAX": poster.LINE_CALLS_MAX},
     "verifications under way": {"UNDER_WAY_MAX": verification.UNDER_WAY_MAX},
     "a credential": {"CREDENTIAL_CHARACTERS_MAX": auth.CREDENTIAL_CHARACTERS_MAX},
@@ -169,11 +171,14 @@ def test_rows_of_the_gateway() -> None:
     configuration = yaml.safe_load((ROOT / "envoy.yaml").read_text())
     manager: Any = configuration["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
     (buffer,) = [each["typed_config"] for each in manager["http_filters"] if each["name"].endswith(".buffer")]
+    (cluster,) = configuration["static_resources"]["clusters"]
+    (thresholds,) = cluster["circuit_breakers"]["thresholds"]
     assert {
         "a body over REST": buffer["max_request_bytes"],
         "headers of a request, its path among them": manager["max_request_headers_kb"],
         "number of headers": manager["common_http_protocol_options"]["max_headers_count"],
         "calls under way on a connection to the gateway": manager["http2_protocol_options"]["max_concurrent_streams"],
+        "requests under way at a gateway": thresholds["max_requests"],
     } == {
         name: number_in(ROWS[name][1])
         for name in (
@@ -181,6 +186,7 @@ def test_rows_of_the_gateway() -> None:
             "headers of a request, its path among them",
             "number of headers",
             "calls under way on a connection to the gateway",
+            "requests under way at a gateway",
         )
     }
     (least,) = [each.ge for each in Settings.model_fields["metadata_bytes_max"].metadata if hasattr(each, "ge")]
@@ -189,6 +195,10 @@ def test_rows_of_the_gateway() -> None:
         manager["max_request_headers_kb"] * 1024 + 32 * manager["common_http_protocol_options"]["max_headers_count"]
     )
     assert least > largest
+    # So that it is the server that refuses, which knows whose calls they are.
+    defaults = Settings.model_fields
+    of_server = defaults["calls_under_way_max"].default + defaults["streams_under_way_max"].default
+    assert thresholds["max_requests"] > of_server + admission.WAITING_CALLS_MAX
 
 
 def test_every_row_is_held() -> None:
@@ -199,5 +209,6 @@ def test_every_row_is_held() -> None:
         "headers of a request, its path among them",
         "number of headers",
         "calls under way on a connection to the gateway",
+        "requests under way at a gateway",
         "other texts",
     }

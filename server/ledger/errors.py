@@ -280,7 +280,7 @@ class ResourceExhausted(DaybookError):
 
 
 class TooBusy(ResourceExhausted):
-    """The line of calls that wait to be posted is full, or as many as may be are verifying."""
+    """Too many calls are under way, wait to be posted, or are verifying."""
 
     reason = "TOO_BUSY"
     retry_seconds = 1.0

@@ -25,11 +25,13 @@ from server.ledger.errors import (
     InternalFailure,
     MethodUnknown,
     TimedOut,
+    TooBusy,
     Unavailable,
 )
+from server.transport.admission import Admission, Admissions
 from server.transport.auth import Authenticator, authentication
 from server.transport.deadlines import Deadlines, Work
-from server.transport.errors import RenderError, code_of, refuse
+from server.transport.errors import RenderError, code_of, refuse, trailers_of
 from server.transport.inputs import Inputs
 from server.transport.limits import RateLimiter
 from server.transport.parsing import Naming, unless_malformed, unless_too_long
@@ -98,6 +100,26 @@ class _Method:
     """The parameters that a documented API has over REST; None for a native method."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """How a call of a method is answered."""
+
+    handler: Handler
+    belated: Handler
+    """The same for a call that must wait for a place."""
+    admission: Admission | None
+    """None for a method that needs no place."""
+    bounds: Sequence[Deadlines]
+
+
+@dataclass(frozen=True, slots=True)
+class _Details(grpc.HandlerCallDetails):
+    """What a service is asked for a handler by, where there is no call yet."""
+
+    method: str
+    invocation_metadata: tuple[tuple[str, str | bytes], ...] = ()
+
+
 @dataclass(slots=True)
 class _Call:
     """A call under way, and how it ends."""
@@ -124,6 +146,7 @@ class CallHandler(grpc.GenericRpcHandler):
         limiter: RateLimiter | None,
         renderers: Mapping[str, RenderError],
         bounds: CallBounds,
+        admissions: Admissions,
         observation: Observation = Observation(),
         text_characters_max: int = TEXT_CHARACTERS_MAX,
     ) -> None:
@@ -134,13 +157,14 @@ class CallHandler(grpc.GenericRpcHandler):
         self._authenticator = authenticator
         self._limiter = limiter
         self._renderers = renderers
+        self._admissions = admissions
         self._observation = observation
         self._text_characters_max = text_characters_max
         self._calls = (Deadlines(bounds.call),)
         self._idle = Deadlines(bounds.idle)
         self._streams = (Deadlines(bounds.stream), self._idle)
         self._services: list[grpc.GenericRpcHandler] = []
-        self._wrapped: dict[str, Handler] = {}
+        self._entries: dict[str, _Entry] = {}
 
     def add_generic_rpc_handlers(self, generic_rpc_handlers: Iterable[grpc.GenericRpcHandler]) -> None:
         """Takes a service over."""
@@ -156,19 +180,49 @@ class CallHandler(grpc.GenericRpcHandler):
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler:
         """The handler of a method with all of this around it; one that refuses, for a method that doesn't exist."""
+        metadata = handler_call_details.invocation_metadata or ()
         # The handler runs in the same task. To ask its context would put all of it together again.
-        call_metadata.set(handler_call_details.invocation_metadata or ())
+        call_metadata.set(metadata)
+        entry = self._entries.get(handler_call_details.method) or self._find(handler_call_details)
+        if entry is None:
+            return self._refusing(handler_call_details.method.lstrip("/"))
+        admission = entry.admission
+        if admission is None:
+            return entry.handler
+        holder = self._authenticator.known_holder(metadata)
+        if not admission.enter(holder):
+            return entry.belated
+        admission.hold(holder, entry.bounds)
+        return entry.handler
+
+    def apart(self, method: str) -> Handler:
+        """The handler of a method with one request and one answer, for a queue of its own in gRPC.
+
+        gRPC asks `service` for no method that has one.
+        """
+        entry = self._find(_Details(method))
+        assert entry is not None, "the method is one of ours"
+        if entry.admission is None:
+            return entry.handler
+        belated: Callable[[Any, Context], Awaitable[Any]] | None = entry.belated.stream_unary  # type: ignore[assignment]
+        assert belated is not None, "such is every handler that waits"
+
+        async def answer(requests: Any, context: Context) -> Any:
+            call_metadata.set(context.invocation_metadata() or ())  # type: ignore[arg-type]  # its stub has another type
+            return await belated(requests, context)
+
+        return grpc.stream_unary_rpc_method_handler(
+            answer, entry.belated.request_deserializer, entry.belated.response_serializer
+        )
+
+    def _find(self, handler_call_details: grpc.HandlerCallDetails) -> _Entry | None:
         method = handler_call_details.method
-        wrapped = self._wrapped.get(method)
-        if wrapped is None:
-            for service in self._services:
-                if (handler := service.service(handler_call_details)) is not None:
-                    # Bounded: only methods that exist get here.
-                    wrapped = self._wrapped[method] = self._wrap(method.lstrip("/"), handler)
-                    break
-            else:
-                return self._refusing(method.lstrip("/"))
-        return wrapped
+        for service in self._services:
+            if (handler := service.service(handler_call_details)) is not None:
+                # Bounded: only methods that exist get here.
+                entry = self._entries[method] = self._wrap(method.lstrip("/"), handler)
+                return entry
+        return None
 
     def _refusing(self, name: str) -> Handler:
         """Refuses every call of an unknown method, whatever it streams, with the names of those that exist."""
@@ -186,10 +240,11 @@ class CallHandler(grpc.GenericRpcHandler):
 
         return grpc.stream_stream_rpc_method_handler(refused)
 
-    def _wrap(self, name: str, handler: Handler) -> Handler:
+    def _wrap(self, name: str, handler: Handler) -> _Entry:
         service = name.partition("/")[0]
         if service in OPEN_SERVICES:
-            return _unless_malformed(handler)
+            open_handler = _unless_malformed(handler)
+            return _Entry(open_handler, open_handler, None, ())
         measuring, tracing = self._observation.measuring, self._observation.tracing
         render = self._renderers.get(service)
         method = _Method(
@@ -203,6 +258,11 @@ class CallHandler(grpc.GenericRpcHandler):
             is_logged=log.is_enabled_for(logging.DEBUG),
             query_names=None if render is None else QueryNames(name),
         )
+        admission = self._admissions.calls if handler.unary_unary is not None else self._admissions.streams
+        wrapped = self._around(method, handler)
+        return _Entry(wrapped, self._belated(method, wrapped, admission), admission, method.bounds)
+
+    def _around(self, method: _Method, handler: Handler) -> Handler:
         # A documented API has names of its own for its parameters, which are those of JSON.
         naming: Naming = "name" if method.render is None else "json_name"
         parse = unless_malformed(handler.request_deserializer, naming)
@@ -257,7 +317,33 @@ class CallHandler(grpc.GenericRpcHandler):
                     _end(call)
 
             return grpc.stream_unary_rpc_method_handler(upload, parse, _unless_bytes(handler.response_serializer))
-        raise AssertionError(f"{name} streams both ways, and nothing here wraps that")
+        raise AssertionError(f"{method.name} streams both ways, and nothing here wraps that")
+
+    def _belated(self, method: _Method, handler: Handler, admission: Admission) -> Handler:
+        """Admits a call, perhaps after a wait, or refuses it if there is no place in time; then reads its body."""
+        error = TooBusy()
+        code, trailers = code_of(error), trailers_of(error, method.render)
+        answer: Callable[[Any, Context], Awaitable[Any]] | None = handler.unary_unary  # type: ignore[assignment]
+
+        async def wait(requests: Any, context: Context) -> Any:
+            started = time.perf_counter()
+            holder = self._authenticator.known_holder(call_metadata.get())
+            try:
+                has_place = admission.enter(holder) or await admission.wait(holder)
+            except asyncio.CancelledError:
+                _tell(method, _code_of_cancellation(context), "", started, None)
+                raise
+            if not has_place:
+                _tell(method, code, error.reason, started, method.trace and method.trace(call_metadata.get()))
+                await context.abort(code, error.message, trailers)
+            admission.hold(holder, method.bounds)
+            assert answer is not None, "no stream waits for a place"
+            async for request in requests:
+                return await answer(request, context)
+            return await refuse(context, FieldInvalid("request", "is missing"), method.render)
+
+        # gRPC reads a message for such a handler only when it asks for one.
+        return grpc.stream_unary_rpc_method_handler(wait, handler.request_deserializer, handler.response_serializer)
 
     async def _all_well_formed(self, requests: AsyncIterator[Any], work: Work) -> AsyncIterator[Any]:
         async for request in requests:
@@ -267,8 +353,6 @@ class CallHandler(grpc.GenericRpcHandler):
     def _begin(self, method: _Method, context: Context) -> _Call:
         work = asyncio.current_task()
         assert work is not None, "gRPC makes one for each call"
-        for bound in method.bounds:
-            bound.begin(work)
         return _Call(method, context, work, time.perf_counter(), method.trace and method.trace(call_metadata.get()))
 
     async def _admit(self, call: _Call, request: Any = None) -> None:
@@ -313,16 +397,25 @@ class CallHandler(grpc.GenericRpcHandler):
 
 
 def _end(call: _Call) -> None:
-    method = call.method
-    for bound in method.bounds:
+    for bound in call.method.bounds:
         bound.end(call.work)
-    seconds = time.perf_counter() - call.started
+    _tell(call.method, call.code, call.reason, call.started, call.end_trace)
+
+
+def _tell(
+    method: _Method,
+    code: grpc.StatusCode,
+    reason: str,
+    started: float,
+    end_trace: Callable[[grpc.StatusCode, str], None] | None,
+) -> None:
+    seconds = time.perf_counter() - started
     if method.measure is not None:
-        method.measure(call.code, call.reason, seconds)
+        method.measure(code, reason, seconds)
     if method.is_logged:
-        log.debug("call", method=method.name, code=call.code.name, seconds=seconds)
-    if call.end_trace is not None:
-        call.end_trace(call.code, call.reason)
+        log.debug("call", method=method.name, code=code.name, seconds=seconds)
+    if end_trace is not None:
+        end_trace(code, reason)
 
 
 def _code_of_cancellation(context: Context) -> grpc.StatusCode:

@@ -129,10 +129,8 @@ def _pack(detail: ErrorInfo | BadRequest | RetryInfo) -> Any:
     return packed
 
 
-async def refuse(
-    context: grpc.aio.ServicerContext[object, object], error: DaybookError, render: RenderError | None
-) -> NoReturn:
-    """Ends the call with the error."""
+def trailers_of(error: DaybookError, render: RenderError | None) -> tuple[tuple[str, str | bytes], ...]:
+    """The trailing metadata with all that a caller is told of an error beside its code and its message."""
     metadata: list[tuple[str, str | bytes]] = [("grpc-status-details-bin", to_status(error).SerializeToString())]
     if render is not None:
         rest = render(error)
@@ -140,4 +138,11 @@ async def refuse(
     if error.retry_seconds is not None:
         # What RetryInfo says, for REST: whole seconds, and 0 would mean at once.
         metadata.append(("retry-after", str(max(1, math.ceil(error.retry_seconds)))))
-    await context.abort(code_of(error), error.message, tuple(metadata))
+    return tuple(metadata)
+
+
+async def refuse(
+    context: grpc.aio.ServicerContext[object, object], error: DaybookError, render: RenderError | None
+) -> NoReturn:
+    """Ends the call with the error."""
+    await context.abort(code_of(error), error.message, trailers_of(error, render))

@@ -323,6 +323,7 @@ async def test_labels_come_from_the_contracts(measured: Measured, client: Client
     assert values.pop("code") <= {code.name for code in grpc.StatusCode}
     assert values.pop("reason") <= set(ErrorReason.keys())
     assert values.pop("pool") == {"read", "write"}
+    assert values.pop("kind") == {"call", "stream"}
     assert values.keys() <= {"le", "generation", "version"}
 
 

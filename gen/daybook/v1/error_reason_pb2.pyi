@@ -159,8 +159,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     "apiKeys/0011223344556677abcd"}}
     """
     TOO_BUSY: _ErrorReason.ValueType  # 22
-    """Too many calls wait to be posted, or as many verifications as may be are under way.
-    RetryInfo says when to try again. Status RESOURCE_EXHAUSTED.
+    """Too many calls are under way, in the server or with this credential, too many wait to be
+    posted, or as many verifications as may be are under way. Nothing was done. RetryInfo says when to try again. Status RESOURCE_EXHAUSTED.
 
     Example: {"reason": "TOO_BUSY", "domain": "daybook"}
     """
@@ -364,8 +364,8 @@ Example: {"reason": "API_KEY_INACTIVE", "domain": "daybook", "metadata": {"api_k
 "apiKeys/0011223344556677abcd"}}
 """
 TOO_BUSY: ErrorReason.ValueType  # 22
-"""Too many calls wait to be posted, or as many verifications as may be are under way.
-RetryInfo says when to try again. Status RESOURCE_EXHAUSTED.
+"""Too many calls are under way, in the server or with this credential, too many wait to be
+posted, or as many verifications as may be are under way. Nothing was done. RetryInfo says when to try again. Status RESOURCE_EXHAUSTED.
 
 Example: {"reason": "TOO_BUSY", "domain": "daybook"}
 """

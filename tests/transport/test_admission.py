@@ -1,0 +1,125 @@
+"""Places for calls: how credentials share them, and how calls wait for one."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.transport.admission import Admission
+
+
+@pytest.mark.parametrize(("places", "most"), [(1, 1), (2, 1), (3, 2), (8, 4), (1000, 500)])
+def test_a_credential_alone_gets_half(places: int, most: int) -> None:
+    """A credential that calls alone gets half of all places, and at least one."""
+    admission = Admission(places)
+    assert [admission.enter("a") for _ in range(places)] == [True] * most + [False] * (places - most)
+    assert admission.under_way == most
+
+
+def test_another_finds_room() -> None:
+    """However many credentials take all they may, one more gets as many places as each of them may keep."""
+    admission = Admission(100)
+    for holder in ("a", "b", "c"):
+        while admission.enter(holder):
+            pass
+    assert admission.enter("d")
+
+
+def test_places_come_back() -> None:
+    """A place that is given back can be taken again by a credential that holds less than its share."""
+    admission = Admission(4)
+    assert [admission.enter(holder) for holder in "aaabb"] == [True, True, False, True, False]
+    admission.leave("a")
+    assert [admission.enter(holder) for holder in "cc"] == [True, False]
+    for holder in "abc":
+        admission.leave(holder)
+    assert admission.under_way == 0
+    assert admission.enter("a")
+
+
+@given(st.integers(1, 20), st.lists(st.tuples(st.sampled_from("abc"), st.booleans()), max_size=200))
+def test_counts(places: int, steps: list[tuple[str, bool]]) -> None:
+    """Never more calls than places are under way, and the sum of what all hold is what is under way."""
+    admission = Admission(places)
+    held: dict[str, int] = dict.fromkeys("abc", 0)
+    for holder, enters in steps:
+        if enters:
+            free = places - sum(held.values())
+            entered = admission.enter(holder)
+            assert entered == (held[holder] < free)
+            held[holder] += entered
+        elif held[holder]:
+            admission.leave(holder)
+            held[holder] -= 1
+        assert admission.under_way == sum(held.values()) <= places
+
+
+async def waiting_at(admission: Admission, holders: str) -> list[asyncio.Task[bool]]:
+    """Calls of these credentials that wait, in this order."""
+    calls = [asyncio.create_task(admission.wait(holder)) for holder in holders]
+    await asyncio.sleep(0)
+    assert admission.waiting == len(calls)
+    return calls
+
+
+async def test_a_place_goes_to_those_that_wait() -> None:
+    """The oldest call of a credential gets a place first, and the credentials take turns."""
+    admission = Admission(4, wait_seconds=60)
+    assert [admission.enter(holder) for holder in "aabb"] == [True, True, True, False]
+    calls = await waiting_at(admission, "aabb")
+    assert not admission.enter("a"), "no call overtakes an older one of its credential"
+    admission.leave("a")
+    await asyncio.sleep(0)
+    assert [call.done() for call in calls] == [True, False, False, False]
+    admission.leave("b")
+    await asyncio.sleep(0)
+    assert [call.done() for call in calls] == [True, False, True, False]
+    for holder in "aab":
+        admission.leave(holder)
+    assert await asyncio.gather(*calls) == [True] * 4
+    assert (admission.under_way, admission.waiting, admission.refused) == (2, 0, 0)
+
+
+async def test_a_wait_has_an_end() -> None:
+    """Without a place in time a call is refused; without a time to wait, or room to, at once."""
+    for admission in (
+        Admission(1, wait_seconds=0.01),
+        Admission(1),
+        Admission(1, wait_seconds=60, waiting_max=0),
+    ):
+        assert admission.enter("a")
+        assert not admission.enter("b")
+        async with asyncio.timeout(30):
+            assert await admission.wait("b") is False
+        assert (admission.under_way, admission.waiting, admission.refused) == (1, 0, 1)
+        admission.leave("a")
+        assert admission.enter("b")
+
+
+async def test_a_call_that_is_cancelled_takes_no_place() -> None:
+    """Neither while it waits, nor as it is given a place."""
+    admission = Admission(1, wait_seconds=60)
+    assert admission.enter("a")
+    first, second, third = await waiting_at(admission, "bcd")
+    first.cancel()
+    await asyncio.wait([first])
+    assert (admission.under_way, admission.waiting) == (1, 2)
+    admission.leave("a")
+    # It has its place, and doesn't know yet.
+    second.cancel()
+    assert await third is True
+    assert (second.cancelled(), admission.under_way, admission.waiting) == (True, 1, 0)
+
+
+async def test_a_stop_waits_for_no_place() -> None:
+    """At the end all calls that wait are refused, and every later one for which there is no place."""
+    admission = Admission(1, wait_seconds=60)
+    assert admission.enter("a")
+    calls = await waiting_at(admission, "aabb")
+    admission.end_waiting()
+    assert await asyncio.gather(*calls) == [False] * 4
+    assert await admission.wait("c") is False
+    assert (admission.under_way, admission.waiting, admission.refused) == (1, 0, 5)
