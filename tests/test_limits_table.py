@@ -199,6 +199,10 @@ def test_rows_of_the_gateway() -> None:
     defaults = Settings.model_fields
     of_server = defaults["calls_under_way_max"].default + defaults["streams_under_way_max"].default
     assert thresholds["max_requests"] > of_server + admission.WAITING_CALLS_MAX
+    # The server refuses a stream where a connection is full, and counts each for a moment longer than Envoy.
+    (protocol,) = cluster["typed_extension_protocol_options"].values()
+    streams = protocol["explicit_http_config"]["http2_protocol_options"]["max_concurrent_streams"]
+    assert 2 * streams <= defaults["concurrent_streams_max"].default
 
 
 def test_every_row_is_held() -> None:
