@@ -310,26 +310,12 @@ async def test_a_body_that_never_comes_keeps_no_place(book: Book) -> None:
         await never.wait()
         yield b""
 
-    settings = Settings(
-        port=0, shutdown_grace_seconds=1, calls_under_way_max=2, call_seconds_max=0.5, admission_seconds_max=0
-    )
+    metrics_port = free_port()
+    settings = Settings(port=0, metrics_port=metrics_port, shutdown_grace_seconds=1, call_seconds_max=3)
     async with serving(book, settings) as port, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        server = Server(book, channel)
-        client = await server.client(await server.create_tenant("house"))
-        await client.create_account("acme")
-        stalled: Any = channel.stream_unary(CREATE)(body(), metadata=client.metadata)
+        stalled: Any = channel.stream_unary(CREATE)(body())
         async with asyncio.timeout(60):
-            while (balance := await _balance_or_none(client)) is not None:
-                assert balance == "0"
-            while await _balance_or_none(client) is None:
-                pass
+            crowded = Crowded(Server(book, channel), metrics_port, port)
+            await until_under_way(crowded, 1)
+            await until_under_way(crowded, 0)
         stalled.cancel()
-
-
-async def _balance_or_none(client: Client) -> str | None:
-    """The balance, or None where there is no place for the call."""
-    call = client.ledger.GetBalance(GetBalanceRequest(name="accounts/acme/balance"), metadata=client.metadata)
-    if await call.code() is grpc.StatusCode.OK:
-        return (await call).amount
-    assert (await refusal_of(call)).verdict == TOO_BUSY
-    return None
