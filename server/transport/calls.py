@@ -31,7 +31,7 @@ from server.ledger.errors import (
 from server.transport.admission import Admission, Admissions
 from server.transport.auth import Authenticator, authentication
 from server.transport.deadlines import Deadlines, Work
-from server.transport.errors import RenderError, code_of, refuse, trailers_of
+from server.transport.errors import RenderError, code_of, code_of_cancellation, refuse, trailers_of
 from server.transport.inputs import Inputs
 from server.transport.limits import RateLimiter
 from server.transport.parsing import Naming, unless_malformed, unless_too_long
@@ -57,9 +57,6 @@ OPEN_SERVICES = (
     "grpc.reflection.v1alpha.ServerReflection",
 )
 """Served to everybody. They tell nothing that belongs to a tenant."""
-UNCERTAIN_SECONDS = 0.1
-"""A caller who goes away so shortly before their deadline is taken for one whose deadline is over."""
-
 call_metadata: ContextVar[Metadata] = ContextVar("call_metadata", default=())
 """What the call under way came with; for log lines, which name the request that they belong to."""
 
@@ -331,7 +328,7 @@ class CallHandler(grpc.GenericRpcHandler):
             try:
                 has_place = admission.enter(holder) or await admission.wait(holder)
             except asyncio.CancelledError:
-                _tell(method, _code_of_cancellation(context), "", started, None)
+                _tell(method, code_of_cancellation(context), "", started, None)
                 raise
             if not has_place:
                 _tell(method, code, error.reason, started, method.trace and method.trace(call_metadata.get()))
@@ -372,12 +369,12 @@ class CallHandler(grpc.GenericRpcHandler):
             case grpc.aio.AbortError():
                 return
             case GeneratorExit():
-                call.code = _code_of_cancellation(context)
+                call.code = code_of_cancellation(context)
                 return
             case asyncio.CancelledError():
                 if not any(bound.end(call.work) for bound in method.bounds):
                     # The caller has gone away, or set a deadline that is sooner.
-                    call.code = _code_of_cancellation(context)
+                    call.code = code_of_cancellation(context)
                     return
                 call.work.uncancel()
                 log.warning("call took too long", method=method.name)
@@ -416,17 +413,6 @@ def _tell(
         log.debug("call", method=method.name, code=code.name, seconds=seconds)
     if end_trace is not None:
         end_trace(code, reason)
-
-
-def _code_of_cancellation(context: Context) -> grpc.StatusCode:
-    """What a caller has who is not answered any more: gRPC cancels a call in either case.
-
-    Their time began before it was counted here, so that it may end before it does here.
-    """
-    remaining = context.time_remaining()
-    if remaining is not None and remaining <= UNCERTAIN_SECONDS:
-        return grpc.StatusCode.DEADLINE_EXCEEDED
-    return grpc.StatusCode.CANCELLED
 
 
 def _complete(method: _Method, request: Any) -> Any:

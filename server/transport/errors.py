@@ -36,6 +36,8 @@ from server.ledger.errors import (
 )
 
 DOMAIN = "daybook"
+UNCERTAIN_SECONDS = 0.1
+"""A caller who goes away so shortly before their deadline is taken for one whose deadline is over."""
 
 CODES: Mapping[type[DaybookError], grpc.StatusCode] = {
     InvalidArgument: grpc.StatusCode.INVALID_ARGUMENT,
@@ -73,6 +75,17 @@ def code_of(error: DaybookError) -> grpc.StatusCode:
         if ancestor in CODES:
             return CODES[ancestor]
     raise AssertionError(f"{type(error).__name__} has no status")
+
+
+def code_of_cancellation(context: grpc.aio.ServicerContext[object, object]) -> grpc.StatusCode:
+    """What a caller has who is not answered any more: gRPC cancels a call in either case.
+
+    Their time began before it was counted here, so that it may end before it does here.
+    """
+    remaining = context.time_remaining()
+    if remaining is not None and remaining <= UNCERTAIN_SECONDS:
+        return grpc.StatusCode.DEADLINE_EXCEEDED
+    return grpc.StatusCode.CANCELLED
 
 
 def http_status_of(error: DaybookError) -> int:
