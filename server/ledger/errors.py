@@ -7,7 +7,7 @@
     ├── NotFound                 AccountNotFound, TransactionNotFound, ApiKeyNotFound
     ├── AlreadyExists            AccountExists, RequestIdReused
     ├── FailedPrecondition       InsufficientCredits, BalanceOutOfRange, TooManyLots, NotRefundable,
-    │                            RefundExceedsCharge, ApiKeyInactive
+    │                            RefundExceedsCharge, ApiKeyInactive, NotStorable
     ├── Aborted                  EtagMismatch
     ├── ResourceExhausted        TooBusy, RateLimited
     ├── DeadlineExceeded         TimedOut
@@ -258,6 +258,18 @@ class ApiKeyInactive(FailedPrecondition):
 
     def __init__(self, api_key: str) -> None:
         super().__init__(f"{api_key} is revoked or has expired", api_key=api_key)
+
+
+class NotStorable(FailedPrecondition):
+    """The database can't hold a value of the request."""
+
+    reason = "NOT_STORABLE"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the database can't hold a value of the request: a text with characters that its encoding lacks, or a"
+            " number or a time out of its range"
+        )
 
 
 class Aborted(DaybookError):

@@ -20,7 +20,7 @@ import structlog
 from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
-from server.ledger.errors import DaybookError, InternalFailure, ServiceUnavailable, TooBusy
+from server.ledger.errors import DaybookError, InternalFailure, NotStorable, ServiceUnavailable, TooBusy
 from server.ledger.instants import EARLIEST, SECOND, Clock, Instant
 from server.ledger.names import RandomBytes, in_blocks
 from server.store.database import Database
@@ -180,14 +180,14 @@ class Poster:
                 outcomes = await self._database.transact(
                     lambda connection: self._run(connection, group, is_first_try=next(tries) == 0)
                 )
-        except DaybookError as error:
-            outcomes = [error] * len(group)
-        except Exception:
-            log.exception("group failed", calls=len(group))
-            if len(group) > 1:
+        except Exception as error:
+            is_of_one_call = isinstance(error, NotStorable) or not isinstance(error, DaybookError)
+            if not isinstance(error, DaybookError):
+                log.exception("group failed", calls=len(group))
+            if is_of_one_call and len(group) > 1:
                 # One call must not take the others down with it.
                 return [postponed for call in group for postponed in await self._post([call])]
-            outcomes = [InternalFailure()]
+            outcomes = [error if isinstance(error, DaybookError) else InternalFailure()] * len(group)
         postponed = []
         for call, outcome in zip(group, outcomes, strict=True):
             if outcome is _POSTPONED:

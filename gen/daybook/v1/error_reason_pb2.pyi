@@ -170,6 +170,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
 
     Example: {"reason": "RATE_LIMITED", "domain": "daybook"}
     """
+    NOT_STORABLE: _ErrorReason.ValueType  # 60
+    """The database can't hold a value of the request: a text with characters that the
+    database's encoding lacks, or a number or a time out of its range. Nothing was stored.
+    Change the value, or have the operator use a database with encoding UTF8. Status
+    FAILED_PRECONDITION.
+
+    Example: {"reason": "NOT_STORABLE", "domain": "daybook"}
+    """
     SERVICE_UNAVAILABLE: _ErrorReason.ValueType  # 16
     """The server can't reach its database, or has no keys to check an access token with, or is
     shutting down; repeat the call later, with the same request_id. Status UNAVAILABLE.
@@ -374,6 +382,14 @@ RATE_LIMITED: ErrorReason.ValueType  # 23
 let in. Status RESOURCE_EXHAUSTED.
 
 Example: {"reason": "RATE_LIMITED", "domain": "daybook"}
+"""
+NOT_STORABLE: ErrorReason.ValueType  # 60
+"""The database can't hold a value of the request: a text with characters that the
+database's encoding lacks, or a number or a time out of its range. Nothing was stored.
+Change the value, or have the operator use a database with encoding UTF8. Status
+FAILED_PRECONDITION.
+
+Example: {"reason": "NOT_STORABLE", "domain": "daybook"}
 """
 SERVICE_UNAVAILABLE: ErrorReason.ValueType  # 16
 """The server can't reach its database, or has no keys to check an access token with, or is
