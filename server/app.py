@@ -36,7 +36,7 @@ from server.store.books import BookStore
 from server.store.credentials import CredentialStore
 from server.store.database import Database
 from server.store.engines import DatabaseLimits
-from server.store.migrate import is_migrated, migrate
+from server.store.migrate import can_serve, migrate
 from server.store.poster import Poster
 from server.store.posting_clock import PostingClock, boot_stopwatch
 from server.store.transactions import TransactionStore
@@ -176,6 +176,7 @@ def database_limits(settings: Settings) -> DatabaseLimits:
         statement_seconds=settings.database_statement_timeout_seconds,
         idle_transaction_seconds=settings.database_idle_transaction_timeout_seconds,
         replica_wait_seconds=settings.database_replica_wait_seconds,
+        pooler_mode=settings.database_pooler_mode,
     )
 
 
@@ -371,7 +372,7 @@ async def _serving(
 
 async def _is_ready(book: Book) -> bool:
     """Whether all calls can be answered. Raises ServiceUnavailable."""
-    return (book.posting_clock is None or book.posting_clock.is_right) and await is_migrated(book.database)
+    return (book.posting_clock is None or book.posting_clock.is_right) and await can_serve(book.database)
 
 
 def _listen(server: grpc.aio.Server, host: str, port: int, certificates: ServerCertificates | None) -> int:

@@ -62,6 +62,10 @@ class Settings(BaseSettings):
         le=86_400,
         description="how long a transaction may rest in PostgreSQL, with what it has locked",
     )
+    database_pooler_mode: Literal["session", "transaction"] = Field(
+        default="session",
+        description="pool_mode of the PgBouncer in front of PostgreSQL; session also where there is none",
+    )
     database_replica_wait_seconds: float = Field(
         default=0.05,
         ge=0,

@@ -9,15 +9,14 @@ import sqlite3
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import product
 from typing import Any, TypeAlias, TypeVar, cast
 
-import asyncpg
 import structlog
-from sqlalchemy import Connection, Dialect, Engine, NullPool, event
+from sqlalchemy import Connection, Dialect, Engine, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.engine.interfaces import IsolationLevel
 from sqlalchemy.exc import (
@@ -25,22 +24,23 @@ from sqlalchemy.exc import (
     InvalidRequestError,
     NoSuchModuleError,
 )
-from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.pool import QueuePool
 
 from server.ledger.errors import ServiceUnavailable
 from server.store.database_tracer import DatabaseTracer, statement_listeners
 from server.store.engines import (
     DatabaseLimits,
-    postgresql_engine,
+    DatabaseUrlInvalid,
     sqlite_bulk_engine,
     sqlite_look_engine,
     sqlite_stream_engine,
     sqlite_write_engine,
 )
-from server.store.failures import ONLY_KNOWN_ERRORS, Conflict
+from server.store.failures import ONLY_KNOWN_ERRORS, Conflict, ReplicaUnfit
+from server.store.postgresql import PostgreSQL
 from server.store.query import Query
-from server.store.replica import Replica, ReplicaUnfit
+from server.store.replica import Replica
 from server.store.wal_index import WalIndex
 
 log = structlog.get_logger(__name__)
@@ -56,13 +56,6 @@ SORTING_THREADS = 2
 Result = TypeVar("Result")
 Rows: TypeAlias = Sequence[Sequence[Any]]
 """Rows as the driver gives them."""
-
-
-class DatabaseUrlInvalid(ValueError):
-    """No database can be opened by its URL. Says nothing of the URL, which may hold a password."""
-
-    def __init__(self, problem: str, setting: str = "database_url") -> None:
-        super().__init__(f"{setting} {problem}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,14 +97,18 @@ class Database:
 
     def _open(self) -> None:
         limits = self._limits
+        self._postgresql: PostgreSQL | None = None
         if self.url.get_backend_name() == "sqlite":
             self._thread: ThreadPoolExecutor | None = ThreadPoolExecutor(1, "database")
             self._looker = sqlite_look_engine(self.url, limits, lock_seconds=LOOK_WAIT_SECONDS_MAX)
             self._streamer = sqlite_stream_engine(self.url, limits)
             self.writer = sqlite_write_engine(self.url, limits)
         else:
+            if self.url.drivername != "postgresql+asyncpg":
+                raise DatabaseUrlInvalid("must begin with sqlite+aiosqlite: or postgresql+asyncpg:")
             self._thread = None
-            self._streamer = postgresql_engine(self.url, limits)
+            self._postgresql = PostgreSQL(self.url, limits)
+            self._streamer = self._postgresql.engine
             self._looker = self.writer = self._streamer.sync_engine
 
     def _open_replica(self, url: str) -> Replica:
@@ -122,13 +119,19 @@ class Database:
             raise DatabaseUrlInvalid("must begin with postgresql+asyncpg:", setting)
         if self._thread is not None:
             raise DatabaseUrlInvalid("can be set only where database_url begins with postgresql+asyncpg:", setting)
-        engine = postgresql_engine(parsed, self._limits.of_replica)
-        return Replica(engine, self._ask_primary, self._limits.replica_wait_seconds)
+        with _no_word_of_the_url(setting):
+            server = PostgreSQL(parsed, self._limits.of_replica, must_be_primary=False)
+        return Replica(server, self._ask_primary, self._limits.replica_wait_seconds)
 
     @property
     def _engines(self) -> set[Engine]:
         engines = {self._streamer.sync_engine, self._looker, self.writer}
-        return engines if self.replica is None else engines | {self.replica.engine.sync_engine}
+        return engines if self.replica is None else engines | {self.replica.server.engine.sync_engine}
+
+    @property
+    def _at_postgresql(self) -> PostgreSQL:
+        assert self._postgresql is not None, "this database is SQLite"
+        return self._postgresql
 
     @cached_property
     def _sqlite(self) -> sqlite3.Connection:
@@ -162,7 +165,10 @@ class Database:
     def pools(self) -> Mapping[str, PoolUse]:
         """The pools of connections by what they are for; PostgreSQL has one for all, and one of a replica."""
         if self.replica is not None:
-            return {"all": self._pool_use(self.writer), "replica": self._pool_use(self.replica.engine.sync_engine)}
+            return {
+                "all": self._pool_use(self.writer),
+                "replica": self._pool_use(self.replica.server.engine.sync_engine),
+            }
         if self._thread is None:
             return {"all": self._pool_use(self.writer)}
         return {"read": self._pool_use(self._streamer.sync_engine), "write": self._pool_use(self.writer)}
@@ -216,8 +222,7 @@ class Database:
             with suppress(ReplicaUnfit):
                 return await self._at_replica(self.replica, "read", partial(_drive, fetch))
         with self._working(self._looker, "read"):
-            async with self._driver() as driver:
-                return await fetch(driver)
+            return await self._at_postgresql.run(fetch)
 
     async def fetch_together(
         self, queries: Sequence[Query], parameters: Mapping[str, object], *, at_replica: bool = False
@@ -239,8 +244,7 @@ class Database:
                     return [self._fetch_sqlite(*each) for each in asked]
                 finally:
                     self._sqlite.execute("COMMIT")
-            async with self._driver(in_transaction=True) as driver:
-                return await fetch(driver)
+            return await self._at_postgresql.run(fetch)
 
     def _fetch_sqlite(self, text: str, values: Sequence[object]) -> Rows:
         end = self._tracer.statement("sqlite", text)
@@ -251,27 +255,6 @@ class Database:
             raise
         end(None)
         return rows
-
-    @asynccontextmanager
-    async def _driver(self, *, in_transaction: bool = False) -> AsyncIterator[Any]:
-        """The driver's connection to PostgreSQL, for what needs nothing of SQLAlchemy but its pool.
-
-        To make an AsyncConnection of it, and to end that, costs as much as the way there and back.
-        """
-        pooled = await self._streamer.raw_connection()
-        try:
-            yield pooled.driver_connection
-        except asyncpg.PostgresError:
-            raise
-        except BaseException:
-            # Given up while its transaction began, the driver doesn't know that it did, and
-            # would never end it: whoever had the connection next would read of that moment.
-            if in_transaction:
-                pooled.invalidate()
-            raise
-        finally:
-            # Neither waits for anything: SQLAlchemy knows of no transaction that it had to undo.
-            pooled.close()
 
     async def _fetch_postgresql(self, driver: Any, text: str, values: Sequence[object]) -> Rows:
         end = self._tracer.statement("postgresql", text)
@@ -289,7 +272,7 @@ class Database:
         """Raises ReplicaUnfit where the primary is to do it, and ServiceUnavailable."""
         try:
             committed = await replica.committed()
-            with self._working(replica.engine.sync_engine, name):
+            with self._working(replica.server.engine.sync_engine, name):
                 async with replica.connect(committed) as shared:
                     result = await work(shared)
         except ReplicaUnfit:
@@ -301,8 +284,13 @@ class Database:
     async def _ask_primary(self, text: str) -> Any:
         """The one value of a statement that asks PostgreSQL about itself."""
         with self._working(self._looker, "read"):
-            async with self._driver() as driver:
-                return await driver.fetchval(text)
+            return await self._at_postgresql.run(lambda driver: driver.fetchval(text))
+
+    async def check(self) -> None:
+        """Raises DatabaseUnfit for a database that can't hold a ledger, whatever is in it, and ServiceUnavailable."""
+        if self._postgresql is not None:
+            with ONLY_KNOWN_ERRORS:
+                await self._postgresql.check()
 
     async def look(
         self, work: Callable[[Connection], Result], *, consistent: bool = False, at_replica: bool = False
@@ -324,25 +312,28 @@ class Database:
             if self._thread is not None:
                 with self._looker.connect() as connection:
                     return _at_one_state(connection, work) if consistent else work(connection)
-            async with self._streamer.connect() as shared:
+            async with self._at_postgresql.connect() as shared:
                 return await _look_on(shared, isolation_level, work)
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
         """A connection for reads without a bound, whose every statement may see another state."""
         with self._working(self._streamer.sync_engine, "read"):
-            async with self._streamer.begin() as connection:
+            async with self._streaming("READ COMMITTED") as connection:
                 yield connection
 
     @asynccontextmanager
     async def snapshot(self) -> AsyncIterator[AsyncConnection]:
         """A connection for reads without a bound, which sees one state of the database throughout."""
         with self._working(self._streamer.sync_engine, "snapshot"):
-            async with self._streamer.connect() as connection:
-                if self._thread is None:
-                    await connection.execution_options(isolation_level="REPEATABLE READ")
-                async with connection.begin():
-                    yield connection
+            async with self._streaming("REPEATABLE READ") as connection:
+                yield connection
+
+    def _streaming(self, isolation_level: IsolationLevel) -> AbstractAsyncContextManager[AsyncConnection]:
+        if self._postgresql is not None:
+            return self._postgresql.transaction(isolation_level)
+        # A transaction of SQLite sees one state anyway.
+        return self._streamer.begin()
 
     async def transact(self, work: Callable[[Connection], Result]) -> Result:
         """Does work in a database transaction: committed durably at the end, or undone by an exception.
@@ -364,18 +355,15 @@ class Database:
             # What the caller's logs and traces are about, the thread is to know as well.
             run = contextvars.copy_context().run
             return await asyncio.get_running_loop().run_in_executor(self._thread, run, _transact, self.writer, work)
-        async with self._streamer.begin() as connection:
+        async with self._at_postgresql.transaction() as connection:
             return await connection.run_sync(work)
 
     async def transact_unhurried(self, work: Callable[[Connection], Result]) -> Result:
         """Like `transact`, once, for what may take long: a statement and the wait for a lock have no limit."""
         if self._thread is not None:
             return await self.transact(work)
-        engine = create_async_engine(
-            self.url, poolclass=NullPool, connect_args={"timeout": self._limits.connect_seconds}
-        )
         with ONLY_KNOWN_ERRORS:
-            async with engine.begin() as connection:
+            async with self._at_postgresql.unlimited_transaction() as connection:
                 return await connection.run_sync(work)
 
     @asynccontextmanager
@@ -387,11 +375,8 @@ class Database:
         ValueError if somebody has.
         """
         if self._thread is None:
-            engine = create_async_engine(
-                self.url, poolclass=NullPool, connect_args={"timeout": self._limits.connect_seconds}
-            )
             with ONLY_KNOWN_ERRORS:
-                async with engine.begin() as connection:
+                async with self._at_postgresql.unlimited_transaction() as connection:
                     yield connection
             return
         await self._disconnect()
@@ -428,9 +413,11 @@ class Database:
         if self._thread is not None:
             self.writer.dispose()
             self._looker.dispose()
-        await self._streamer.dispose()
+            await self._streamer.dispose()
+        if self._postgresql is not None:
+            await self._postgresql.close()
         if self.replica is not None:
-            await self.replica.engine.dispose()
+            await self.replica.server.close()
 
 
 async def _drive(work: Callable[[Any], Awaitable[Result]], shared: AsyncConnection) -> Result:
@@ -480,6 +467,8 @@ async def _set_journal(connection: AsyncConnection, mode: str) -> None:
 def _no_word_of_the_url(setting: str = "database_url") -> Iterator[None]:
     try:
         yield
+    except DatabaseUrlInvalid as error:
+        raise DatabaseUrlInvalid(error.problem, setting) from None
     except (NoSuchModuleError, InvalidRequestError, ImportError):
         raise DatabaseUrlInvalid("must begin with sqlite+aiosqlite: or postgresql+asyncpg:") from None
     except (ArgumentError, ValueError):

@@ -1,4 +1,4 @@
-"""How connections to a database are made, and what is particular to each kind."""
+"""The limits of a database, and how connections to SQLite are made."""
 
 from __future__ import annotations
 
@@ -6,26 +6,35 @@ import sqlite3
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import Connection, Engine, NullPool, create_engine, event
 from sqlalchemy.dialects.sqlite.base import SQLiteCompiler
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import QueuePool
 
-from server.store.replica import REPLICA_SECONDS_MAX
-
-STATEMENT_BYTES_CACHED_MAX = 65_536
-"""Up to which length a statement stays prepared: the longest lists are merged of 64 walks, 500 bytes each."""
 WRITER_CACHE_KIBIBYTES = 32_768
 LOOKER_CACHE_KIBIBYTES = 8192
 """What lists keep of SQLite's file: the upper levels of a large ledger's indexes, whose places are then known."""
+REPLICA_SECONDS_MAX = 2.0
+"""How long a replica may take for anything: to be connected to, to have a connection free, to read a page."""
 JOURNAL_TRIES = 100
 JOURNAL_PAUSE_SECONDS = 0.05
 LOG_PAGES_MAX = 4000
 """How long SQLite's write-ahead log grows before it is worked off: 16 MiB."""
+
+
+class DatabaseUrlInvalid(ValueError):
+    """No database can be opened by its URL. Shows no value out of the URL, which may hold a password."""
+
+    def __init__(self, problem: str, setting: str = "database_url") -> None:
+        super().__init__(f"{setting} {problem}")
+        self.problem = problem
+
+
+class DatabaseUnfit(ValueError):
+    """The database can be reached, and can't be used as it is set up. Says what to change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +53,7 @@ class DatabaseLimits:
     statement_seconds: float = 30.0
     idle_transaction_seconds: float = 60.0
     replica_wait_seconds: float = 0.05
+    pooler_mode: Literal["session", "transaction"] = "session"
 
     @property
     def of_replica(self) -> DatabaseLimits:
@@ -53,49 +63,29 @@ class DatabaseLimits:
             wait_seconds=min(self.wait_seconds, REPLICA_SECONDS_MAX),
             connect_seconds=min(self.connect_seconds, REPLICA_SECONDS_MAX),
             statement_seconds=min(self.statement_seconds or REPLICA_SECONDS_MAX, REPLICA_SECONDS_MAX),
+            # What a standby has replayed is remembered for its session.
+            pooler_mode="session",
         )
 
     @property
-    def of_postgresql(self) -> dict[str, Any]:
-        """What its driver is told at each connection."""
-        return {
-            "timeout": self.connect_seconds,
-            # Where the server isn't there any more to give a statement up, this process does.
-            "command_timeout": self.statement_seconds + self.connect_seconds if self.statement_seconds else None,
-            "max_cacheable_statement_size": STATEMENT_BYTES_CACHED_MAX,
-            "server_settings": {
-                "application_name": "daybook",
-                "lock_timeout": _milliseconds(self.lock_seconds),
-                "statement_timeout": _milliseconds(self.statement_seconds),
-                "idle_in_transaction_session_timeout": _milliseconds(self.idle_transaction_seconds),
-            },
+    def is_pooled_by_transaction(self) -> bool:
+        """Whether a pooler may run each transaction in another session of PostgreSQL."""
+        return self.pooler_mode == "transaction"
+
+    def set_statement(self, *, is_local: bool) -> str:
+        """The statement that sets these limits in PostgreSQL, for the session or for one transaction.
+
+        Not sent as parameters of the connection, because PgBouncer refuses those.
+        """
+        seconds = {
+            "lock_timeout": self.lock_seconds,
+            "statement_timeout": self.statement_seconds,
+            "idle_in_transaction_session_timeout": self.idle_transaction_seconds,
         }
-
-
-def _milliseconds(seconds: float) -> str:
-    return str(round(seconds * 1000))
-
-
-def postgresql_engine(url: URL, limits: DatabaseLimits) -> AsyncEngine:
-    """An engine for everything, with a pool of connections."""
-    engine = create_async_engine(
-        url,
-        pool_size=limits.connections,
-        max_overflow=0,
-        pool_timeout=limits.wait_seconds,
-        pool_recycle=limits.recycle_seconds,
-        connect_args=limits.of_postgresql,
-        # An error that is logged must not tell values.
-        hide_parameters=True,
-    )
-
-    @event.listens_for(engine.sync_engine, "checkout")
-    def replace_closed(connection: Any, _record: object, _proxy: object) -> None:
-        # One that the server ended while it lay in the pool; the pool makes another.
-        if connection.driver_connection.is_closed():
-            raise DisconnectionError
-
-    return engine
+        calls = (
+            f"set_config('{name}', '{round(value * 1000)}', {str(is_local).lower()})" for name, value in seconds.items()
+        )
+        return f"SELECT {', '.join(calls)}"
 
 
 def sqlite_write_engine(url: URL, limits: DatabaseLimits) -> Engine:

@@ -9,9 +9,10 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, false, func, select
 
 from server.store.database import Database
+from server.store.tables import api_keys
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 MIGRATION_LOCK = 0x0DA1_B00C
@@ -31,9 +32,27 @@ async def migrate(database: Database) -> None:
     """Applies the migrations that are missing, all of them or none.
 
     Safe to run at every start, by any number of processes: SQLite's lock for writers, or
-    PostgreSQL's advisory lock, makes them take turns.
+    PostgreSQL's advisory lock, makes them take turns. Raises DatabaseUnfit and
+    ServiceUnavailable.
     """
+    await database.check()
     await database.transact_unhurried(_upgrade)
+
+
+async def can_serve(database: Database) -> bool:
+    """Whether calls can be answered: the schema is known, and the database lets this process write.
+
+    Raises ServiceUnavailable, among others where the server has become read-only.
+    """
+
+    def is_writable(connection: Connection) -> None:
+        # Locks no row, and PostgreSQL refuses it where it would refuse to write one.
+        connection.execute(select(api_keys.c.id).where(false()).with_for_update()).close()
+
+    if not await is_migrated(database):
+        return False
+    await database.look(is_writable)
+    return True
 
 
 async def is_migrated(database: Database) -> bool:

@@ -14,15 +14,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iter
 from typing import Any
 
 import structlog
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from server.ledger.errors import ServiceUnavailable
+from server.store.failures import ReplicaUnfit
 from server.store.gathering import Gathered
+from server.store.postgresql import PostgreSQL
 
 log = structlog.get_logger(__name__)
 
-REPLICA_SECONDS_MAX = 2.0
-"""How long a replica may take for anything: to be connected to, to have a connection free, to read a page."""
 WATCH_SECONDS = 1.0
 """How long a replica rests that could not serve, and how often it is looked at while it can."""
 POLL_SECONDS = 0.002
@@ -42,22 +42,18 @@ AskPrimary = Callable[[str], Awaitable[Any]]
 """Gives the one value of a statement. Raises ServiceUnavailable."""
 
 
-class ReplicaUnfit(Exception):
-    """The replica can't serve a read now; the primary is to be asked."""
-
-
 class Replica:
     """Serves reads while it keeps up with the primary, and is looked at again and again while it doesn't."""
 
     def __init__(
         self,
-        engine: AsyncEngine,
+        server: PostgreSQL,
         ask_primary: AskPrimary,
         wait_seconds: float,
         stopwatch: Callable[[], float] = time.monotonic,
     ) -> None:
         """`stopwatch` gives seconds."""
-        self.engine = engine
+        self.server = server
         self._stopwatch = stopwatch
         self._ask_primary = ask_primary
         self._wait_seconds = wait_seconds
@@ -97,7 +93,7 @@ class Replica:
         Raises ReplicaUnfit, also in the place of what goes wrong in the block.
         """
         with self._leaving():
-            async with self._connected() as connection:
+            async with self.server.connect() as connection:
                 if not self._is_used:
                     # Others found that out while this one waited for a connection.
                     raise ReplicaUnfit
@@ -130,7 +126,7 @@ class Replica:
         """Whether it could serve a list now. Raises ReplicaUnfit, ServiceUnavailable."""
         self._identity = await self._ask_primary(_IDENTITY)
         with self._leaving():
-            async with self._connected() as connection:
+            async with self.server.connect() as connection:
                 replayed = await self._replayed(connection)
                 started = self._stopwatch()
                 committed = await self._ask_committed(None)
@@ -160,18 +156,6 @@ class Replica:
                 self._is_used = False
                 log.warning("replica is not used", reason=reason)
             raise ReplicaUnfit(reason) from error
-
-    @contextlib.asynccontextmanager
-    async def _connected(self) -> AsyncIterator[AsyncConnection]:
-        async with self.engine.connect() as connection:
-            try:
-                yield connection
-            except (ReplicaUnfit, ServiceUnavailable):
-                raise
-            except BaseException:
-                # Whatever it was doing when it failed or was given up, it may be at it still.
-                await connection.invalidate()
-                raise
 
     async def _reach(self, connection: AsyncConnection, committed: int) -> None:
         """Waits until the connection sees all that was committed by then. Raises ReplicaUnfit."""

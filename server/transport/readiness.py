@@ -91,7 +91,7 @@ async def _look(health: Health, services: Sequence[str], check: Check, was_ready
         for service in services:
             await health.set(service, _SERVING if is_ready else _NOT_SERVING)
         if not is_ready:
-            log.warning("not ready: the database is away or not migrated, or the clock is off")
+            log.warning("not ready: the database is away, read-only or not migrated, or the clock is off")
         elif was_ready is not None:
             log.info("ready again")
     return is_ready

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count, cycle
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import grpc
@@ -35,11 +36,13 @@ from server.config import Settings
 from server.ledger.access import Caller
 from server.metrics import Metrics
 from server.store import replica
-from server.store.database import Database, DatabaseUrlInvalid
-from server.store.engines import DatabaseLimits
-from server.store.replica import _COMMITTED, Replica, ReplicaUnfit
+from server.store.database import Database
+from server.store.engines import DatabaseLimits, DatabaseUrlInvalid
+from server.store.failures import ReplicaUnfit
+from server.store.replica import _COMMITTED, Replica
 from tests.conftest import Client, Clock, PostgreSQL, Server, refusal_of
 from tests.given_up import ISOLATION, check_no_transaction, give_up_at_every_step
+from tests.postgresql_proxy import PostgreSQLProxy
 from tests.standby import Standby, standby_of
 
 SECONDS_MAX = 60
@@ -291,7 +294,7 @@ async def test_those_in_line_do_not_wait_for_it_either(house: House, standby: St
             await super()._reach(connection, committed)
 
     database = house.here.book.database
-    observed = Observed(replica_of(house.here).engine, database._ask_primary, LIMITS.replica_wait_seconds)
+    observed = Observed(replica_of(house.here).server, database._ask_primary, LIMITS.replica_wait_seconds)
     await observed._look()
     waiting.clear()
     with standby.paused():
@@ -471,6 +474,54 @@ async def test_reads_that_are_given_up(house: House, standby: Standby) -> None:
 
 
 @in_the_house
+async def test_reads_that_are_given_up_at_every_message(house: House, standby: Standby) -> None:
+    """A caller leaves before a message of the standby arrives, or in the turn after: the next one isn't affected."""
+    folder = standby.url("x").partition("?host=")[2]
+    with TemporaryDirectory(prefix="daybook-proxy-") as name:
+        proxy = PostgreSQLProxy(Path(name), folder)
+        async with proxy.listening():
+            url = house.here.book.database.url.render_as_string()
+            database = Database(url, replace(LIMITS, connections=1), proxy.url("replicated"))
+            for read in (
+                partial(database.fetch, ISOLATION, {}),
+                partial(database.fetch_together, [ISOLATION, ISOLATION], {}, at_replica=True),
+            ):
+                assert await give_up_at_every_message(proxy, database, read) > 5
+            await database.close()
+
+
+async def give_up_at_every_message(
+    proxy: PostgreSQLProxy, database: Database, read: Callable[[], Awaitable[object]]
+) -> int:
+    """Leaves a read at each message that the standby sends; tells how many there are."""
+    standing_by = database.replica
+    assert standing_by is not None
+    for at in count():
+        for is_late in (False, True):
+            proxy.cut()
+            # Once, by hand: a watch would use the one connection too.
+            await standing_by._look()
+            proxy.hold_at(at)
+            task = asyncio.ensure_future(read())
+            arrived = asyncio.ensure_future(proxy.arrived.wait())
+            await asyncio.wait([task, arrived], return_when=asyncio.FIRST_COMPLETED)
+            if not arrived.done():
+                arrived.cancel()
+                await task
+                return at
+            if is_late:
+                proxy.release()
+                await asyncio.sleep(0)
+            task.cancel()
+            proxy.release()
+            await asyncio.wait([task])
+            await check_no_transaction(database, at_replica=True)
+            assert await database.fetch_together([ISOLATION], {}, at_replica=True) == [[("repeatable read",)]]
+            assert standing_by._is_used, "it was the standby that answered"
+    raise AssertionError("it never ends")
+
+
+@in_the_house
 async def test_keys_balances_and_names_are_of_the_primary(house: House, standby: Standby) -> None:
     """While the standby shows nothing new, a key that was revoked is refused, and an account that is new is found."""
     tenant_number = house.caller.tenant_number
@@ -506,7 +557,7 @@ async def test_what_is_no_standby_of_the_primary(house: House, standby: Standby,
 @in_the_house
 async def test_a_standby_that_has_more_than_the_primary(house: House) -> None:
     """It followed a primary that is lost; the one of now was made of another standby, which had less."""
-    engine, ask_primary = replica_of(house.here).engine, house.here.book.database._ask_primary
+    standing_by, ask_primary = replica_of(house.here).server, house.here.book.database._ask_primary
 
     # Once and for all: the log grows by itself, too, between a look at the standby and one at the primary.
     less = await ask_primary(_COMMITTED) - 1
@@ -514,7 +565,7 @@ async def test_a_standby_that_has_more_than_the_primary(house: House) -> None:
     async def ask_with_less(statement: str) -> Any:
         return less if statement == _COMMITTED else await ask_primary(statement)
 
-    of_this_primary, of_another = (Replica(engine, ask, 5) for ask in (ask_primary, ask_with_less))
+    of_this_primary, of_another = (Replica(standing_by, ask, 5) for ask in (ask_primary, ask_with_less))
     await of_this_primary._look()
     assert of_this_primary._is_used
     with pytest.raises(ReplicaUnfit, match="has what the primary has not"):

@@ -126,6 +126,7 @@ def test_settings_reach_the_database() -> None:
         database_lock_timeout_seconds=5,
         database_statement_timeout_seconds=6,
         database_idle_transaction_timeout_seconds=7,
+        database_pooler_mode="transaction",
     )
     assert database_limits(settings) == DatabaseLimits(
         connections=1,
@@ -135,4 +136,5 @@ def test_settings_reach_the_database() -> None:
         lock_seconds=5,
         statement_seconds=6,
         idle_transaction_seconds=7,
+        pooler_mode="transaction",
     )

@@ -1,0 +1,225 @@
+"""Errors of PostgreSQL by SQLSTATE: what callers are told, and which connections are replaced."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import asyncpg
+import grpc
+import pytest
+from asyncpg import exceptions
+from daybook.v1.transaction_pb2 import Transaction
+from sqlalchemy import Connection, text
+from structlog.testing import capture_logs
+
+from server.app import open_book
+from server.ledger.errors import DaybookError, NotStorable, ServiceUnavailable
+from server.store.database import Database
+from server.store.engines import DatabaseLimits
+from server.store.failures import MEANINGS, Conflict, Meaning, UnexpectedDatabaseError, meaning_of
+from server.store.migrate import can_serve, migrate
+from tests.conftest import Client, Clock, PostgreSQL, Server, only_postgresql, refusal_of
+from tests.postgresql_proxy import PostgreSQLProxy
+from tests.standby import standby_of
+
+SECONDS_MAX = 30
+ONE = DatabaseLimits(connections=1)
+
+_ERRORS: list[Any] = [error for _, error in inspect.getmembers(exceptions, inspect.isclass)]
+KNOWN_CODES = sorted({each.sqlstate for each in _ERRORS if issubclass(each, asyncpg.PostgresError) and each.sqlstate})
+
+
+async def until(happens: Callable[[], Awaitable[bool]]) -> None:
+    """Waits until something happens."""
+    async with asyncio.timeout(SECONDS_MAX):
+        while not await happens():
+            await asyncio.sleep(0.02)
+
+
+async def is_ready(database: Database) -> bool:
+    """What readiness would say."""
+    try:
+        return await can_serve(database)
+    except DaybookError:
+        return False
+
+
+@contextmanager
+def read_only(postgresql: PostgreSQL) -> Iterator[None]:
+    """Every session of the server refuses to write until the end of the block."""
+    postgresql.execute("ALTER SYSTEM SET default_transaction_read_only = on")
+    postgresql.execute("SELECT pg_reload_conf()")
+    try:
+        yield
+    finally:
+        postgresql.execute("SET default_transaction_read_only = off; ALTER SYSTEM RESET default_transaction_read_only")
+        postgresql.execute("SELECT pg_reload_conf()")
+
+
+@only_postgresql
+async def test_server_that_becomes_read_only(server: Server, client: Client, postgresql: PostgreSQL) -> None:
+    """Writes are UNAVAILABLE and readiness says no, lists go on; then everything works again by itself."""
+    database = server.book.database
+    await client.create_account("acme")
+    await client.post("acme", Transaction.GRANT, "1")
+    assert await is_ready(database)
+    with read_only(postgresql):
+
+        async def is_unready() -> bool:
+            return not await is_ready(database)
+
+        await until(is_unready)
+        for call in (
+            lambda: client.post("acme", Transaction.GRANT, "1"),
+            lambda: client.create_account("other"),
+        ):
+            assert (await refusal_of(call())).verdict == ("UNAVAILABLE", "SERVICE_UNAVAILABLE")
+        assert len(await client.history()) == 1
+
+    async def posts() -> bool:
+        try:
+            await client.post("acme", Transaction.GRANT, "1")
+        except grpc.aio.AioRpcError as error:
+            assert error.code() is grpc.StatusCode.UNAVAILABLE  # noqa: PT017
+            return False
+        return True
+
+    await until(posts)
+    assert await is_ready(database)
+
+
+@only_postgresql
+async def test_standby_at_the_address_of_the_primary(
+    server: Server, client: Client, clock: Clock, postgresql: PostgreSQL
+) -> None:
+    """While a standby has the primary's address nothing of it is read; when the primary has it again all works."""
+    await client.create_account("acme")
+    url = server.book.database.url
+    with standby_of(postgresql) as standby, TemporaryDirectory(prefix="daybook-proxy-") as folder:
+        proxy = PostgreSQLProxy(Path(folder), str(url.query["host"]))
+        primary_folder = proxy.upstream_folder
+        async with proxy.listening(), open_book(proxy.url(str(url.database)), clock, limits=ONE) as book:
+            assert await is_ready(book.database)
+            proxy.upstream_folder = str(standby.url("x").partition("?host=")[2])
+            proxy.cut()
+            for call in (
+                lambda: book.credentials.ensure_token_key(bytes(32), 0),
+                book.credentials.has_tenant,
+            ):
+                for _ in range(3):
+                    with pytest.raises(ServiceUnavailable):
+                        await call()
+            assert not await is_ready(book.database)
+            proxy.upstream_folder = primary_folder
+            await book.credentials.ensure_token_key(bytes(32), 0)
+            assert await is_ready(book.database)
+
+
+@only_postgresql
+async def test_all_connections_to_a_wrong_server_are_replaced(server: Server, client: Client) -> None:
+    """When one connection proves to lead to a wrong server, each of the others is replaced before it is used."""
+    del client
+    database = server.book.database
+    pool = database.pools["all"]
+    sessions: set[int] = set()
+
+    async def hold(number: int) -> None:
+        if number:
+            async with database.read() as connection:
+                sessions.add(await connection.scalar(text("SELECT pg_backend_pid()")) or 0)
+                await hold(number - 1)
+
+    await hold(pool.size)
+    before = set(sessions)
+    assert len(before) == pool.size
+    with pytest.raises(ServiceUnavailable):
+        await database.transact(partial(_raise, "25006"))
+    sessions.clear()
+    await hold(pool.size)
+    assert not sessions & before
+
+
+def _raise(sqlstate: str, connection: Connection) -> None:
+    connection.execute(_raising(sqlstate))
+
+
+def _raising(sqlstate: str) -> Any:
+    return text(f"DO $$ BEGIN RAISE EXCEPTION 'a reason' USING ERRCODE = '{sqlstate}', DETAIL = 'a secret'; END $$")
+
+
+def test_every_class_of_errors_has_a_meaning() -> None:
+    """No code that the driver knows is left to chance."""
+    assert len(KNOWN_CODES) > 200
+    assert {code[:2] for code in KNOWN_CODES} <= set(MEANINGS)
+    assert {code for code in MEANINGS if len(code) == 5} <= set(KNOWN_CODES)
+
+
+TOLD = {
+    Meaning.CONFLICT: Conflict,
+    Meaning.BUSY: ServiceUnavailable,
+    Meaning.DISCONNECTED: ServiceUnavailable,
+    Meaning.WRONG_SERVER: ServiceUnavailable,
+    Meaning.NOT_STORABLE: NotStorable,
+    Meaning.UNEXPECTED: UnexpectedDatabaseError,
+}
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    """A database with one connection."""
+    database = Database(database_url, ONE)
+    yield database
+    await database.close()
+
+
+@only_postgresql
+async def test_what_each_error_does(database: Database) -> None:
+    """Each code that PostgreSQL can send: the caller's error, a new session or not, no value logged."""
+
+    async def session() -> int:
+        return int(await database._ask_primary("SELECT pg_backend_pid()"))
+
+    for code in KNOWN_CODES:
+        if code[:2] in {"00", "01", "02"}:
+            # No errors: PL/pgSQL can't raise them.
+            continue
+        meaning, before = meaning_of(code), await session()
+        for way in ("raw", "look"):
+            with capture_logs() as logs, pytest.raises(TOLD[meaning]) as caught:  # noqa: PT012
+                if way == "raw":
+                    await database._ask_primary(str(_raising(code)))
+                else:
+                    await database.look(partial(_raise, code))
+            assert "secret" not in str(logs) + str(caught.value), code
+            is_replaced = meaning in {Meaning.DISCONNECTED, Meaning.WRONG_SERVER}
+            after = await session()
+            assert (after != before) is is_replaced, (code, way)
+            before = after
+
+
+@pytest.mark.parametrize("has_tables", [False, True])
+async def test_another_encoding(postgresql: PostgreSQL, clock: Clock, has_tables: bool, monkeypatch: Any) -> None:
+    """A database of another encoding is refused at the start; and what it lacks is no fault of the server's."""
+    postgresql.execute("CREATE DATABASE latin ENCODING 'LATIN1' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'")
+    try:
+        database = Database(postgresql.url("latin"))
+        try:
+            with pytest.raises(ValueError, match=r"^the database has the encoding LATIN1"):
+                await migrate(database)
+        finally:
+            await database.close()
+        if has_tables:
+            monkeypatch.setattr(Database, "check", lambda _: asyncio.sleep(0))
+            async with open_book(postgresql.url("latin"), clock) as book:
+                with pytest.raises(NotStorable):
+                    await book.credentials.create_tenant(slug="s", uid="u", display_name="€", create_time=0)
+                await book.credentials.create_tenant(slug="s", uid="u", display_name="é", create_time=0)
+    finally:
+        postgresql.execute("DROP DATABASE latin WITH (FORCE)")
