@@ -24,6 +24,10 @@ class ReplicaUnfit(Exception):
     """The replica can't serve a read now; the primary is to be asked."""
 
 
+class NodeUnavailable(ServiceUnavailable):
+    """A Citus node behind the server is down. The server undid the transaction; work on other nodes may succeed."""
+
+
 class UnexpectedDatabaseError(Exception):
     """An error that no caller and no outage explains. Its message has no values of statements in it."""
 
@@ -117,6 +121,11 @@ def sqlstate_of(error: BaseException) -> str:
     return (error.sqlstate or "") if isinstance(error, asyncpg.PostgresError) else ""
 
 
+def _is_about_node(error: BaseException, sqlstate: str) -> bool:
+    """Whether the server reports that it lost its connection to another: its own sessions end with FATAL."""
+    return sqlstate.startswith("08") and getattr(_driver_error(error), "severity_en", None) == "ERROR"
+
+
 def leaves_session_sound(error: BaseException) -> bool:
     """Whether a session of PostgreSQL can be used by others after this error.
 
@@ -127,6 +136,8 @@ def leaves_session_sound(error: BaseException) -> bool:
     if isinstance(error, DaybookError | Conflict | ReplicaUnfit):
         return True
     sqlstate = sqlstate_of(error)
+    if _is_about_node(error, sqlstate):
+        return True
     return bool(sqlstate) and meaning_of(sqlstate) not in {Meaning.DISCONNECTED, Meaning.WRONG_SERVER}
 
 
@@ -155,6 +166,9 @@ def _known(error: Exception) -> Exception:
         error = error.driver_exception
     driver_error = _driver_error(error)
     if sqlstate := sqlstate_of(error):
+        if _is_about_node(error, sqlstate):
+            log.warning("database node unavailable", sqlstate=sqlstate)
+            return NodeUnavailable()
         return _of_sqlstate(driver_error, sqlstate)
     if isinstance(driver_error, OSError | PoolTimeout | asyncpg.InterfaceError | asyncpg.InternalClientError):
         # What the system says of a file has its path in it.
@@ -169,7 +183,7 @@ def _known(error: Exception) -> Exception:
     return error
 
 
-def _driver_error(error: Exception) -> BaseException:
+def _driver_error(error: BaseException) -> BaseException:
     """The driver's own error inside SQLAlchemy's, if there is one."""
     inner = error.orig if isinstance(error, DBAPIError) else None
     if isinstance(inner, EmulatedDBAPIException):

@@ -24,7 +24,7 @@ from server.ledger.errors import DaybookError, InternalFailure, NotStorable, Ser
 from server.ledger.instants import EARLIEST, SECOND, Clock, Instant
 from server.ledger.names import RandomBytes, in_blocks
 from server.store.database import Database
-from server.store.failures import Conflict
+from server.store.failures import Conflict, NodeUnavailable
 from server.store.requests import AnswerKey
 from server.store.unit import Attempt, ExpirationsFirst, Unit
 from server.store.unit_store import load_openers, load_unit, save_unit
@@ -40,6 +40,8 @@ GROUP_TRANSACTIONS_MAX = 2048
 
 _POSTPONED = object()
 """The outcome of a call that waits for the next database transaction."""
+EACH_SECONDS_MAX = 5.0
+"""How long the calls of a group that failed together are tried one by one, in seconds."""
 
 Result = TypeVar("Result")
 
@@ -181,12 +183,11 @@ class Poster:
                     lambda connection: self._run(connection, group, is_first_try=next(tries) == 0)
                 )
         except Exception as error:
-            is_of_one_call = isinstance(error, NotStorable) or not isinstance(error, DaybookError)
+            is_of_one_call = isinstance(error, NotStorable | NodeUnavailable) or not isinstance(error, DaybookError)
             if not isinstance(error, DaybookError):
                 log.exception("group failed", calls=len(group))
             if is_of_one_call and len(group) > 1:
-                # One call must not take the others down with it.
-                return [postponed for call in group for postponed in await self._post([call])]
+                return await self._post_each(group)
             outcomes = [error if isinstance(error, DaybookError) else InternalFailure()] * len(group)
         postponed = []
         for call, outcome in zip(group, outcomes, strict=True):
@@ -199,6 +200,22 @@ class Poster:
                 call.outcome.set_exception(outcome)
             else:
                 call.outcome.set_result(outcome)
+        return postponed
+
+    async def _post_each(self, group: list[_Call]) -> list[_Call]:
+        """Posts each call in a database transaction of its own, so that one does not take the others down with it.
+
+        Gives the calls that wait for the next database transaction. Refuses what is left after
+        EACH_SECONDS_MAX, because all other calls wait meanwhile.
+        """
+        loop = asyncio.get_running_loop()
+        end = loop.time() + EACH_SECONDS_MAX
+        postponed = []
+        for call in group:
+            if loop.time() < end:
+                postponed += await self._post([call])
+            elif not call.outcome.done():
+                call.outcome.set_exception(ServiceUnavailable())
         return postponed
 
     def _note_newest(self, unit: Unit, now: Instant) -> None:

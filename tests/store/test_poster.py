@@ -24,12 +24,13 @@ from server.ledger.errors import DaybookError, InsufficientCredits, RefundExceed
 from server.ledger.posting import Draft, Kind
 from server.store.accounts import AccountRecord
 from server.store.database import Database
+from server.store.failures import NodeUnavailable
 from server.store.poster import LINE_CALLS_MAX, Poster
 from server.store.requests import Request
 from server.store.states import lock
 from server.store.tables import account_states, transactions
 from server.usecases.transactions import NewTransaction
-from tests.conftest import Client, Clock, Server, only_sqlite, read_refusal, writing
+from tests.conftest import Client, Clock, Server, held_up, only_sqlite, read_refusal, writing
 
 GRANT, CHARGE = Transaction.GRANT, Transaction.CHARGE
 CREDIT = 1_000_000
@@ -430,3 +431,39 @@ async def test_accounts_are_locked_in_order(book: Book, caller: Caller) -> None:
         # They are its own until its transaction ends.
         await locker.rollback()
         assert await read(free) == everyone
+
+
+LOSE_A_NODE = (
+    """
+CREATE FUNCTION lose_a_node() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF NEW.account_number = {number} THEN
+        RAISE EXCEPTION 'connection to the remote node failed' USING ERRCODE = '08006';
+    END IF;
+    RETURN NEW;
+END $$
+""",
+    "CREATE TRIGGER lose_a_node BEFORE INSERT ON transactions FOR EACH ROW EXECUTE FUNCTION lose_a_node()",
+)
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_a_lost_node_refuses_its_own_accounts_only(book: Book, caller: Caller, database_url: str) -> None:
+    """Calls to accounts on a node that is down are UNAVAILABLE; the others of their group are posted.
+
+    The error is what Citus 13.2 answers while a worker is down.
+    """
+    lost = await book.account_store.number(caller.tenant_number, "acme")
+    async with writing(book.database) as connection:
+        for statement in LOSE_A_NODE:
+            await connection.execute(text(statement.format(number=lost)))
+    async with asyncio.timeout(60):
+        async with held_up(book):
+            ids = ["other", "acme", "other", "acme", "other"]
+            calls = [asyncio.create_task(post(book, caller, each, GRANT, 1)) for each in ids]
+            await poster_waits(book)
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(each) for each in outcomes] == [
+        Transaction if account_id == "other" else NodeUnavailable for account_id in ids
+    ]
+    assert [row.account_number != lost for row in await rows_of(book.database)] == [True] * 3
