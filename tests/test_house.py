@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shlex
@@ -259,6 +260,44 @@ def test_error_reason_is_documented(reason: str) -> None:
     contract = (ROOT / "protos/daybook/v1/error_reason.proto").read_text()
     assert re.search(rf'Example: {{"reason": "{reason}"', contract)
     assert f"| `{reason}` |" in (ROOT / "docs/errors.md").read_text()
+
+
+def unclosed_generators(source: str) -> Iterator[int]:
+    """The lines at which an `async for` goes over what nothing closes when the loop is left early.
+
+    A loop may go over a name that `aclosing` bound, over a parameter, which its caller closes,
+    and over the chunks of an httpx response, which its context manager closes.
+    """
+    tree = ast.parse(source)
+    closed = {
+        item.optional_vars.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.AsyncWith)
+        for item in node.items
+        if isinstance(item.context_expr, ast.Call)
+        and ast.unparse(item.context_expr.func) == "aclosing"
+        and isinstance(item.optional_vars, ast.Name)
+    }
+    parameters = {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.AsyncFor) or (isinstance(node, ast.comprehension) and node.is_async):
+            over = ast.unparse(node.iter)
+            if over not in closed | parameters and over != "response.aiter_raw()":
+                yield node.iter.lineno
+
+
+def test_async_generators_are_closed() -> None:
+    """Whoever leaves a loop over an async generator, also by a cancellation, closes what the generator holds."""
+    found = {
+        str(path.relative_to(ROOT)): lines
+        for path in sorted((ROOT / "server").rglob("*.py"))
+        if (lines := list(unclosed_generators(path.read_text())))
+    }
+    assert not found, "use contextlib.aclosing"
+    assert list(unclosed_generators("async def f():\n async for x in g():\n  pass\n y = [z async for z in h()]")) == [
+        2,
+        4,
+    ]
 
 
 def tracked_files() -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Annotated
 
@@ -60,15 +61,16 @@ def verify(database_url: DatabaseUrl = None) -> None:
             progress = Progress()
             with RichProgress(console=Console(stderr=True)) as bar:
                 task = bar.add_task("verifying", total=transaction_count)
-                async for event in book.verification.verify_all(None):
-                    if isinstance(event, Progress):
-                        progress = event
-                        bar.update(task, completed=event.transactions)
-                    else:
-                        typer.echo(
-                            f"accounts/{event.account_id} {event.sequence} {event.subject}: "
-                            f"expected {event.expected}, found {event.found}"
-                        )
+                async with aclosing(book.verification.verify_all(None)) as events:
+                    async for event in events:
+                        if isinstance(event, Progress):
+                            progress = event
+                            bar.update(task, completed=event.transactions)
+                        else:
+                            typer.echo(
+                                f"accounts/{event.account_id} {event.sequence} {event.subject}: "
+                                f"expected {event.expected}, found {event.found}"
+                            )
             typer.echo(
                 f"{progress.accounts} accounts, {progress.transactions} transactions, {progress.findings} divergences"
             )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 
 from daybook.v1.admin_service_pb2 import (
     ImportTransactionsRequest,
@@ -61,14 +62,17 @@ class Admin(ApiKeyMethods, AdminServicer):
             await upload.finish()
             raise
         finally:
-            upload.cancel()
+            await upload.close()
         return ImportTransactionsResponse(imported_count=total.imported, skipped_count=total.skipped)
 
-    async def VerifyLedger(self, request: VerifyLedgerRequest, context: Context) -> AsyncIterator[VerifyLedgerResponse]:
+    async def VerifyLedger(
+        self, request: VerifyLedgerRequest, context: Context
+    ) -> AsyncGenerator[VerifyLedgerResponse, None]:
         """Parses the account, verifies, streams findings and progress."""
         account_id = parse_account_name("account", request.account) if request.account else None
-        async for event in self._verification.verify(current_caller(), account_id):
-            yield _render(event)
+        async with aclosing(self._verification.verify(current_caller(), account_id)) as events:
+            async for event in events:
+                yield _render(event)
 
 
 def _check_length(request: ImportTransactionsRequest, items_max: int) -> None:

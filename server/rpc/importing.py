@@ -78,11 +78,12 @@ class Upload:
         await self._settle()
         return self._total
 
-    def cancel(self) -> None:
-        """Gives up waiting for what is being posted."""
+    async def close(self) -> None:
+        """Stops waiting for the part that is being posted; the poster still commits what it has begun."""
+        self._ahead.close()
         if self._posting is not None:
             self._posting.cancel()
-        self._ahead.close()
+            await asyncio.gather(self._posting, return_exceptions=True)
 
     async def _prepare(self, request: ImportTransactionsRequest) -> asyncio.Future[list[Prepared | None]] | None:
         """The message as it will have been prepared; None if it had better be read here."""

@@ -6,8 +6,8 @@ import asyncio
 import gc
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager, suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -97,13 +97,15 @@ async def _load(bulk: BulkLoad, wish: Wish, report: Report) -> str:
     )
     done = 0
     with _histories(setting, households) as connections:
-        async for rows in _received(connections):
-            await bulk.add(rows)
-            done += len(rows.get(transactions.name, ()))
-            report(done, "posting")
+        async with aclosing(_received(connections)) as received:
+            async for rows in received:
+                await bulk.add(rows)
+                done += len(rows.get(transactions.name, ()))
+                report(done, "posting")
     assert done == wish.rows
-    async for name in bulk.build_indexes():
-        report(done, f"building {name}")
+    async with aclosing(bulk.build_indexes()) as names:
+        async for name in names:
+            report(done, f"building {name}")
     return uid
 
 
@@ -203,7 +205,7 @@ def _make(sending: Connection, setting: Setting, households: list[list[Account]]
         sending.send(None)
 
 
-async def _received(connections: Sequence[Connection]) -> AsyncIterator[Rows]:
+async def _received(connections: Sequence[Connection]) -> AsyncGenerator[Rows, None]:
     """What the processes tell, in the order in which it comes."""
     open_ones = list(connections)
     while open_ones:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncGenerator, AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -30,6 +30,7 @@ from server.store.tables import (
     transactions,
     usage_windows,
 )
+from server.store.uninterrupted import uninterrupted
 
 ENTRIES_AT_ONCE = 1000
 REFUNDS_AT_ONCE = 500
@@ -67,19 +68,21 @@ class Books:
 
     async def state(self) -> StoredState | None:
         """The account's state; None if there is no row of it."""
-        return (await self._connection.run_sync(load, [self._number])).get(self._number)
+        return (await uninterrupted(self._connection.run_sync(load, [self._number]))).get(self._number)
 
-    async def entries(self) -> AsyncIterator[list[Entry]]:
+    async def entries(self) -> AsyncGenerator[list[Entry], None]:
         """The transactions in their order, some at a time."""
         after = 0
         columns = transactions.c
         while True:
             rows = (
-                await self._connection.execute(
-                    select(transactions)
-                    .where(columns.account_number == self._number, columns.sequence > after)
-                    .order_by(columns.sequence)
-                    .limit(ENTRIES_AT_ONCE)
+                await uninterrupted(
+                    self._connection.execute(
+                        select(transactions)
+                        .where(columns.account_number == self._number, columns.sequence > after)
+                        .order_by(columns.sequence)
+                        .limit(ENTRIES_AT_ONCE)
+                    )
                 )
             ).all()
             if not rows:
@@ -107,9 +110,11 @@ class Books:
 
     async def lots(self, first: int, last: int) -> dict[int, Lot]:
         """The lots with these numbers, by number."""
-        rows = await self._connection.execute(
-            select(*LOT_COLUMNS).where(
-                lots.c.account_number == self._number, lots.c.number >= first, lots.c.number <= last
+        rows = await uninterrupted(
+            self._connection.execute(
+                select(*LOT_COLUMNS).where(
+                    lots.c.account_number == self._number, lots.c.number >= first, lots.c.number <= last
+                )
             )
         )
         return {row.number: to_lot(*row) for row in rows}
@@ -125,7 +130,7 @@ class Books:
                 .order_by(lots.c.number)
                 .limit(ENTRIES_AT_ONCE)
             )
-            rows = (await self._connection.execute(statement)).all()
+            rows = (await uninterrupted(self._connection.execute(statement))).all()
             if not rows:
                 return remaining
             remaining.update((row.number, row.remaining) for row in rows)
@@ -133,11 +138,13 @@ class Books:
 
     async def windows(self, first: int, last: int) -> dict[int, UsageWindow]:
         """The hour windows with these numbers, by number."""
-        rows = await self._connection.execute(
-            select(*usage_windows.c["number", "start", "computing", "serverless"]).where(
-                usage_windows.c.account_number == self._number,
-                usage_windows.c.number >= first,
-                usage_windows.c.number <= last,
+        rows = await uninterrupted(
+            self._connection.execute(
+                select(*usage_windows.c["number", "start", "computing", "serverless"]).where(
+                    usage_windows.c.account_number == self._number,
+                    usage_windows.c.number >= first,
+                    usage_windows.c.number <= last,
+                )
             )
         )
         return {row.number: UsageWindow(*row) for row in rows}
@@ -146,38 +153,44 @@ class Books:
         """What is kept as the answers of these requests, by request_id."""
         found: dict[str, Answer] = {}
         for some in in_parts(sorted(request_ids)):
-            rows = await self._connection.execute(
-                select(*requests.c["request_id", "sequence", "response"]).where(
-                    requests.c.account_number == self._number, requests.c.request_id.in_(some)
+            rows = await uninterrupted(
+                self._connection.execute(
+                    select(*requests.c["request_id", "sequence", "response"]).where(
+                        requests.c.account_number == self._number, requests.c.request_id.in_(some)
+                    )
                 )
             )
             found |= {row.request_id: Answer(row.sequence, bytes(row.response or b"")) for row in rows}
         return found
 
-    async def refund_totals(self) -> AsyncIterator[list[StoredRefund]]:
+    async def refund_totals(self) -> AsyncGenerator[list[StoredRefund], None]:
         """What was given back of charges, some at a time."""
         after = 0
         while True:
             rows = (
-                await self._connection.execute(
-                    select(refunds, transactions.c.uid)
-                    .outerjoin(
-                        transactions,
-                        (transactions.c.account_number == refunds.c.account_number)
-                        & (transactions.c.sequence == refunds.c.sequence),
+                await uninterrupted(
+                    self._connection.execute(
+                        select(refunds, transactions.c.uid)
+                        .outerjoin(
+                            transactions,
+                            (transactions.c.account_number == refunds.c.account_number)
+                            & (transactions.c.sequence == refunds.c.sequence),
+                        )
+                        .where(refunds.c.account_number == self._number, refunds.c.sequence > after)
+                        .order_by(refunds.c.sequence)
+                        .limit(REFUNDS_AT_ONCE)
                     )
-                    .where(refunds.c.account_number == self._number, refunds.c.sequence > after)
-                    .order_by(refunds.c.sequence)
-                    .limit(REFUNDS_AT_ONCE)
                 )
             ).all()
             if not rows:
                 return
-            bodies = await self._connection.execute(
-                select(transactions.c.body).where(
-                    transactions.c.account_number == self._number,
-                    transactions.c.create_time.in_({row.last_create_time for row in rows}),
-                    transactions.c.kind == Transaction.REFUND,
+            bodies = await uninterrupted(
+                self._connection.execute(
+                    select(transactions.c.body).where(
+                        transactions.c.account_number == self._number,
+                        transactions.c.create_time.in_({row.last_create_time for row in rows}),
+                        transactions.c.kind == Transaction.REFUND,
+                    )
                 )
             )
             refunded = {key for body in bodies.scalars() if (key := _refund_key(body)) is not None}
@@ -191,16 +204,20 @@ class Books:
 
     async def totals(self) -> tuple[int, int, int]:
         """How many lots, hour windows, and requests answered with a transaction there are."""
-        lot_count = await self._connection.scalar(
-            select(func.count()).select_from(lots).where(lots.c.account_number == self._number)
+        lot_count = await uninterrupted(
+            self._connection.scalar(select(func.count()).select_from(lots).where(lots.c.account_number == self._number))
         )
-        window_count = await self._connection.scalar(
-            select(func.count()).select_from(usage_windows).where(usage_windows.c.account_number == self._number)
+        window_count = await uninterrupted(
+            self._connection.scalar(
+                select(func.count()).select_from(usage_windows).where(usage_windows.c.account_number == self._number)
+            )
         )
-        answer_count = await self._connection.scalar(
-            select(func.count())
-            .select_from(requests)
-            .where(requests.c.account_number == self._number, requests.c.sequence.is_not(None))
+        answer_count = await uninterrupted(
+            self._connection.scalar(
+                select(func.count())
+                .select_from(requests)
+                .where(requests.c.account_number == self._number, requests.c.sequence.is_not(None))
+            )
         )
         return lot_count or 0, window_count or 0, answer_count or 0
 
@@ -228,9 +245,11 @@ class BookStore:
             account_count = account_count.where(accounts.c.tenant_number == tenant_number)
             transaction_count = transaction_count.where(transactions.c.tenant_number == tenant_number)
         async with self._database.read() as connection:
-            return (await connection.scalar(account_count)) or 0, (await connection.scalar(transaction_count)) or 0
+            return (await uninterrupted(connection.scalar(account_count))) or 0, (
+                await uninterrupted(connection.scalar(transaction_count))
+            ) or 0
 
-    async def accounts(self, tenant_number: int | None) -> AsyncIterator[AccountKey]:
+    async def accounts(self, tenant_number: int | None) -> AsyncGenerator[AccountKey, None]:
         """The accounts of a tenant, or of everybody if it is None, by number."""
         after = 0
         while True:
@@ -240,7 +259,11 @@ class BookStore:
             if tenant_number is not None:
                 statement = statement.where(accounts.c.tenant_number == tenant_number)
             async with self._database.read() as connection:
-                rows = (await connection.execute(statement.order_by(accounts.c.number).limit(ENTRIES_AT_ONCE))).all()
+                rows = (
+                    await uninterrupted(
+                        connection.execute(statement.order_by(accounts.c.number).limit(ENTRIES_AT_ONCE))
+                    )
+                ).all()
             if not rows:
                 return
             for row in rows:
@@ -256,7 +279,7 @@ class BookStore:
             firsts.append(first if before is None else first.where(number < before))
         found = union_all(*firsts).subquery()
         async with self._database.read() as connection:
-            orphan: int | None = await connection.scalar(select(func.min(found.c.number)))
+            orphan: int | None = await uninterrupted(connection.scalar(select(func.min(found.c.number))))
         return orphan
 
     @asynccontextmanager

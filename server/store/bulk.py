@@ -6,7 +6,7 @@ together, so whatever goes wrong leaves the database as it was.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from functools import lru_cache
 from typing import TypeAlias
@@ -145,7 +145,7 @@ class BulkLoad:
             else:
                 await raw.executemany(_insert_statement(table, self._connection.dialect), values)
 
-    async def build_indexes(self) -> AsyncIterator[str]:
+    async def build_indexes(self) -> AsyncGenerator[str, None]:
         """Makes the indexes that were put off, and tells the name of each before it is made."""
         for index in self._dropped:
             yield str(index.name)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -128,6 +129,8 @@ class _Call:
     end_trace: Callable[[grpc.StatusCode, str], None] | None
     code: grpc.StatusCode = grpc.StatusCode.OK
     reason: str = ""
+    is_writing: bool = False
+    """Whether a message of a stream waits for its caller to take it."""
 
 
 class CallHandler(grpc.GenericRpcHandler):
@@ -282,15 +285,14 @@ class CallHandler(grpc.GenericRpcHandler):
 
             return grpc.unary_unary_rpc_method_handler(unary, parse, _unless_bytes(handler.response_serializer))
         if handler.unary_stream is not None:
-            answers: Callable[[Any, Context], AsyncIterator[Any]] = handler.unary_stream  # type: ignore[assignment]
+            answers: Callable[[Any, Context], AsyncGenerator[Any, None]] = handler.unary_stream  # type: ignore[assignment]
 
-            async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
+            # Writes instead of yielding: gRPC leaves an async generator of a broken stream unclosed at its yield.
+            async def stream(request: Any, context: Context) -> None:
                 call = self._begin(method, context)
                 try:
                     await self._admit(call, request)
-                    async for each in answers(_complete(method, request), context):
-                        self._idle.begin_anew(call.work)
-                        yield each
+                    await self._send_all(call, answers(_complete(method, request), context))
                 except BaseException as error:
                     await self._fail(call, error)
                     raise
@@ -306,7 +308,8 @@ class CallHandler(grpc.GenericRpcHandler):
                 try:
                     await self._admit(call)
                     _complete(method, None)
-                    return await summary(self._all_well_formed(requests, call.work), context)
+                    async with aclosing(self._all_well_formed(requests, call.work)) as messages:
+                        return await summary(messages, context)
                 except BaseException as error:
                     await self._fail(call, error)
                     raise
@@ -342,7 +345,15 @@ class CallHandler(grpc.GenericRpcHandler):
         # gRPC reads a message for such a handler only when it asks for one.
         return grpc.stream_unary_rpc_method_handler(wait, handler.request_deserializer, handler.response_serializer)
 
-    async def _all_well_formed(self, requests: AsyncIterator[Any], work: Work) -> AsyncIterator[Any]:
+    async def _send_all(self, call: _Call, answers: AsyncGenerator[Any, None]) -> None:
+        async with aclosing(answers) as messages:
+            async for each in messages:
+                self._idle.begin_anew(call.work)
+                call.is_writing = True
+                await call.context.write(each)
+                call.is_writing = False
+
+    async def _all_well_formed(self, requests: AsyncIterator[Any], work: Work) -> AsyncGenerator[Any, None]:
         async for request in requests:
             self._idle.begin_anew(work)
             yield _well_formed(request)
@@ -368,12 +379,9 @@ class CallHandler(grpc.GenericRpcHandler):
         match error:
             case grpc.aio.AbortError():
                 return
-            case GeneratorExit():
-                call.code = code_of_cancellation(context)
-                return
             case asyncio.CancelledError():
-                if not any(bound.end(call.work) for bound in method.bounds):
-                    # The caller has gone away, or set a deadline that is sooner.
+                if call.is_writing or not any(bound.end(call.work) for bound in method.bounds):
+                    # The caller has gone away, set a deadline that is sooner, or takes no message, nor a refusal.
                     call.code = code_of_cancellation(context)
                     return
                 call.work.uncancel()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -45,16 +45,16 @@ class Verification:
         """
         if account_id is None:
             caller.require_tenant()
-            events = self.verify_all(caller.tenant_number)
+            verifying = self.verify_all(caller.tenant_number)
         else:
             caller.require_account(account_id)
             number = await self._accounts.number(caller.tenant_number, account_id)
-            events = self._verify(AccountKey(number, account_id, caller.tenant_number), Progress())
+            verifying = self._verify(AccountKey(number, account_id, caller.tenant_number), Progress())
         if self._under_way >= UNDER_WAY_MAX:
             raise TooBusy
         self._under_way += 1
         try:
-            async with aclosing(events):
+            async with aclosing(verifying) as events:
                 async for event in events:
                     yield event
         finally:
@@ -64,25 +64,29 @@ class Verification:
         """Verifies a tenant, or everybody if it is None. The last event is a Progress that is done."""
         progress = Progress()
         last_number = 0
-        async for key in self._store.accounts(tenant_number):
-            if tenant_number is None:
-                async for finding in self._orphans(last_number, key.number):
+        async with aclosing(self._store.accounts(tenant_number)) as keys:
+            async for key in keys:
+                if tenant_number is None:
+                    async with aclosing(self._orphans(last_number, key.number)) as findings:
+                        async for finding in findings:
+                            progress = replace(progress, findings=progress.findings + 1)
+                            yield finding
+                last_number = key.number
+                async with aclosing(self._verify(key, progress)) as events:
+                    async for event in events:
+                        if isinstance(event, Progress):
+                            progress = event
+                            if event.is_done:
+                                continue
+                        yield event
+        if tenant_number is None:
+            async with aclosing(self._orphans(last_number, None)) as findings:
+                async for finding in findings:
                     progress = replace(progress, findings=progress.findings + 1)
                     yield finding
-            last_number = key.number
-            async for event in self._verify(key, progress):
-                if isinstance(event, Progress):
-                    progress = event
-                    if event.is_done:
-                        continue
-                yield event
-        if tenant_number is None:
-            async for finding in self._orphans(last_number, None):
-                progress = replace(progress, findings=progress.findings + 1)
-                yield finding
         yield replace(progress, is_done=True)
 
-    async def _orphans(self, after: int, before: int | None) -> AsyncIterator[Finding]:
+    async def _orphans(self, after: int, before: int | None) -> AsyncGenerator[Finding, None]:
         """What there is of accounts that there are not, between two account numbers.
 
         Numbers are given out without gaps, or with few, so this rarely asks the database.
@@ -107,20 +111,22 @@ class Verification:
                 yield Progress(before.accounts + 1, transactions, findings + 1, is_done=True)
                 return
             audit = AccountAudit(key.id, key.tenant_number, stored.state.hour_anchor, LABELS)
-            async for entries in books.entries():
-                for entry in entries:
-                    audit.read(entry)
-                await _compare(audit, books)
-                for finding in _drained(audit.findings):
-                    findings += 1
-                    yield finding
-                transactions += len(entries)
-                yield Progress(before.accounts, transactions, findings)
+            async with aclosing(books.entries()) as parts:
+                async for entries in parts:
+                    for entry in entries:
+                        audit.read(entry)
+                    await _compare(audit, books)
+                    for finding in _drained(audit.findings):
+                        findings += 1
+                        yield finding
+                    transactions += len(entries)
+                    yield Progress(before.accounts, transactions, findings)
             refunded = 0
-            async for totals in books.refund_totals():
-                for total in totals:
-                    refunded += refund_print(total.uid, total.amount)
-                    audit.check_refund(total.sequence, total.last_create_time, is_dated=total.is_dated_by_a_refund)
+            async with aclosing(books.refund_totals()) as parts_of_refunds:
+                async for totals in parts_of_refunds:
+                    for total in totals:
+                        refunded += refund_print(total.uid, total.amount)
+                        audit.check_refund(total.sequence, total.last_create_time, is_dated=total.is_dated_by_a_refund)
             open_lots = await books.open_lots()
             audit.finish(stored.state, stored.last_hash, open_lots, refunded, *await books.totals())
             await _compare(audit, books)

@@ -222,7 +222,9 @@ async def test_who_does_not_read_a_stream(shared_book: Book, monkeypatch: pytest
                 ask(slow, client, "daybook.v1.Admin/VerifyLedger", VerifyLedgerRequest())
                 # It is there and answers; it only takes no more than what fits.
                 reading = asyncio.create_task(slow.goodbyes())
-                while not (ended := [entry for entry in logs if "VerifyLedger" in entry.get("method", "")]):
+                while not (
+                    ended := [entry for entry in logs if entry["event"] == "call" and "VerifyLedger" in entry["method"]]
+                ):
                     await asyncio.sleep(MOMENT / 10)
                 assert not reading.done()
                 reading.cancel()

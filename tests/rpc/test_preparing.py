@@ -70,7 +70,7 @@ class Importer:
                 await upload.add(ImportTransactionsRequest(items=items))
             return await upload.finish()
         finally:
-            upload.cancel()
+            await upload.close()
 
 
 @pytest.fixture
@@ -236,7 +236,7 @@ async def test_a_change_in_between(importer: Importer, admin: Client) -> None:
         await upload.finish()
     assert importer.transactions.prepared == [(1, 1), (1, 1), (1, 0)]
     assert (refused.value.reason, refused.value.metadata["index"]) == ("INSUFFICIENT_CREDITS", "7")
-    upload.cancel()
+    await upload.close()
     assert [row.balance_after for row in await admin.history()] == ["-4", "96", "46", "45"]
     assert await admin.verify() == []
 
@@ -383,7 +383,7 @@ async def test_a_process_that_is_killed(importer: Importer, admin: Client) -> No
             await asyncio.sleep(0.01)
     await upload.add(ImportTransactionsRequest(items=[item(7)]))
     assert await upload.finish() == ImportOutcome(5, 0)
-    upload.cancel()
+    await upload.close()
     assert importer.processes.take()
     await ready(importer.processes)
     assert pids & pids_of(importer.processes) == pids - {killed}
@@ -434,7 +434,7 @@ async def test_one_import_has_the_processes(importer: Importer, admin: Client) -
     await upload.add(ImportTransactionsRequest(items=[item(9)]))
     assert await importer.bring_in([item(9, account_id="other")]) == ImportOutcome(1, 0)
     assert await upload.finish() == ImportOutcome(1, 0)
-    upload.cancel()
+    await upload.close()
     assert importer.transactions.prepared == [(1, 1)]
     assert await importer.bring_in([item(8, account_id="other")]) == ImportOutcome(1, 0)
     assert importer.transactions.prepared == [(1, 1), (1, 1)]

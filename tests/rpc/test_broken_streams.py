@@ -1,0 +1,121 @@
+"""Streams that their callers break off: the server then holds nothing of them any more."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import sqlite3
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from typing import TypeAlias
+
+import asyncpg
+import grpc
+import pytest
+from daybook.v1.admin_service_pb2 import VerifyLedgerRequest, VerifyLedgerResponse
+from daybook.v1.transaction_pb2 import Transaction
+
+from server.store import engines
+from server.store.database_tracer import DatabaseTracer
+from tests.conftest import Client, Server, only_postgresql, only_sqlite
+
+ROUNDS = 200
+STATEMENTS = 24
+"""More than a verification of two accounts sends."""
+LOG_PAGES_MAX = 250
+FRAME_BYTES = 4096 + 24
+"""A page in SQLite's log, with its header."""
+BUSY_SECONDS = 0.002
+LOOK_SECONDS = 0.02
+LONG = 30.0
+
+Call: TypeAlias = "grpc.aio.UnaryStreamCall[VerifyLedgerRequest, VerifyLedgerResponse]"
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_collected(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What is released was closed, and not found by the garbage collector; the log is checkpointed after 1 MiB."""
+    monkeypatch.setattr(engines, "LOG_PAGES_MAX", LOG_PAGES_MAX)
+    gc.disable()
+    yield
+    gc.enable()
+
+
+class Breaker(DatabaseTracer):
+    """Breaks a stream off while the database executes one of its statements."""
+
+    def __init__(self) -> None:
+        self._statements_left = 0
+        self._call: Call | None = None
+
+    def break_off(self, call: Call, statement_number: int) -> None:
+        """From now on counts statements, and cancels the call at that one."""
+        self._call, self._statements_left = call, statement_number
+
+    def statement(self, system: str, text: str) -> Callable[[BaseException | None], None]:
+        """Cancels the call in time, then keeps the server busy until the cancellation has arrived."""
+        self._statements_left -= 1
+        if self._statements_left == 0 and self._call is not None:
+            self._call.cancel()
+            time.sleep(BUSY_SECONDS)
+        return super().statement(system, text)
+
+
+async def break_off_verifications(server: Server, admin: Client, client: Client) -> None:
+    """Breaks verifications off at each of their statements in turn, and posts after each."""
+    breaker = Breaker()
+    for account_id in ("acme", "other"):
+        await client.create_account(account_id)
+    with server.book.database.traced(breaker):
+        for number in range(ROUNDS):
+            call = admin.admin.VerifyLedger(VerifyLedgerRequest(), metadata=admin.metadata)
+            breaker.break_off(call, 1 + number % STATEMENTS)
+            with contextlib.suppress(asyncio.CancelledError):
+                async for _ in call:
+                    pass
+            for kind, amount in ((Transaction.GRANT, "1"), (Transaction.CHARGE, "-1")):
+                await client.post("acme", kind, amount)
+
+
+async def eventually(check: Callable[[], Awaitable[bool]]) -> None:
+    """Looks again until something holds: the last stream may still be ending."""
+    async with asyncio.timeout(LONG):
+        while not await check():
+            await asyncio.sleep(LOOK_SECONDS)
+
+
+@only_sqlite
+async def test_sqlite_keeps_its_log_short(server: Server, client: Client, admin: Client) -> None:
+    """The log stays near the length at which it is checkpointed, and no reader stops a checkpoint."""
+    await break_off_verifications(server, admin, client)
+    file = str(server.book.database.url.database)
+    assert os.path.getsize(f"{file}-wal") <= 2 * LOG_PAGES_MAX * FRAME_BYTES
+
+    async def is_checkpointed() -> bool:
+        with contextlib.closing(sqlite3.connect(file, timeout=0)) as connection:
+            (is_busy, _, _) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        return not is_busy
+
+    await eventually(is_checkpointed)
+
+
+@only_postgresql
+async def test_postgresql_keeps_no_transaction(server: Server, client: Client, admin: Client) -> None:
+    """No session of the server stays in a transaction or holds a snapshot."""
+    await break_off_verifications(server, admin, client)
+    url = server.book.database.url.set(drivername="postgresql").render_as_string(hide_password=False)
+    connection = await asyncpg.connect(url)
+
+    async def are_idle() -> bool:
+        busy = await connection.fetchval(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            " AND (state <> 'idle' OR backend_xmin IS NOT NULL)"
+        )
+        return bool(busy == 0)
+
+    try:
+        await eventually(are_idle)
+    finally:
+        await connection.close()
