@@ -6,18 +6,21 @@ never from a caller; no tenant, account or key is in any.
 
 from __future__ import annotations
 
+import math
 import socket
 import socketserver
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 import grpc
 import prometheus_client
+import structlog
 from prometheus_client import CollectorRegistry, Counter, GCCollector, Histogram, ProcessCollector, make_wsgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -31,11 +34,17 @@ from server.transport.admission import Admissions
 from server.transport.calls import Measure
 from server.usecases.expirations import Expirations
 
+log = structlog.get_logger(__name__)
+
 DURATIONS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 """Bounds of buckets, in seconds."""
 GROUP_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 SCRAPE_SECONDS_MAX = 5.0
-"""How long a scraper may be silent in the middle of its request. The next one waits for it."""
+"""How long a scrape may take, from its connection to the last byte of its page."""
+SCRAPERS_MAX = 64
+"""How many connections of scrapers are open at most."""
+POLL_SECONDS = 0.1
+"""How soon the end of the server, or of a scraper's time, is noticed."""
 
 
 class Metrics:
@@ -88,10 +97,10 @@ class Metrics:
 
     @contextmanager
     def served(self, host: str, port: int) -> Iterator[int]:
-        """Answers scrapers in a thread of its own until the end of the block; gives the port. Raises OSError."""
+        """Answers scrapers beside the loop until the end of the block; gives the port. Raises OSError."""
         server = _Server(host, port)
         server.set_app(make_wsgi_app(self.registry))
-        thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
+        thread = threading.Thread(target=server.serve_forever, args=(POLL_SECONDS,), name="metrics", daemon=True)
         thread.start()
         try:
             yield server.server_port
@@ -250,11 +259,21 @@ def _gauge(name: str, documentation: str, value: float) -> Metric:
     return GaugeMetricFamily(name, documentation, value)
 
 
-class _Server(WSGIServer):
-    """Answers one scraper after another, so that however many there are cost one thread."""
+class _Server(socketserver.ThreadingMixIn, WSGIServer):
+    """Answers each scraper in a thread, within SCRAPE_SECONDS_MAX; of too many it drops the oldest.
+
+    The standard library bounds the request: 64 KiB for a line, a hundred headers.
+    """
+
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = SCRAPERS_MAX
 
     def __init__(self, host: str, port: int) -> None:
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        # Connections by age, each with the moment at which its time is over.
+        self._ends: dict[socket.socket, float] = {}
+        self._lock = threading.Lock()
         super().__init__((host, port), _Handler)
 
     def server_bind(self) -> None:
@@ -263,9 +282,46 @@ class _Server(WSGIServer):
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
         self.setup_environ()
 
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Called for each new connection."""
+        with self._lock:
+            if len(self._ends) >= SCRAPERS_MAX:
+                _cut_off(next(iter(self._ends)))
+            self._ends[request] = time.monotonic() + SCRAPE_SECONDS_MAX
+        super().process_request(request, client_address)
+
+    def service_actions(self) -> None:
+        """Called many times a second: ends the connections whose time is over."""
+        self._cut_off_until(time.monotonic())
+
+    def shutdown_request(self, request: Any) -> None:
+        """Called at the end of each connection."""
+        with self._lock:
+            self._ends.pop(request, None)
+            super().shutdown_request(request)
+
+    def server_close(self) -> None:
+        """Ends every connection with the port."""
+        super().server_close()
+        self._cut_off_until(math.inf)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Called for what a thread raises: a scraper that has gone away is not worth a line."""
+        if not isinstance(sys.exception(), OSError):
+            log.error("scrape failed", exc_info=sys.exception())
+
+    def _cut_off_until(self, moment: float) -> None:
+        with self._lock:
+            for connection in [each for each, end in self._ends.items() if end <= moment]:
+                _cut_off(connection)
+
+
+def _cut_off(connection: socket.socket) -> None:
+    """Ends what a thread reads or writes; the thread then closes the connection."""
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+
 
 class _Handler(WSGIRequestHandler):
-    timeout = SCRAPE_SECONDS_MAX
-
     def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002  # its name is the library's
         """Scrapes are not worth a line."""

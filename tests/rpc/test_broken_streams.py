@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import os
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import TypeAlias
 
 import asyncpg
@@ -86,12 +86,17 @@ async def eventually(check: Callable[[], Awaitable[bool]]) -> None:
             await asyncio.sleep(LOOK_SECONDS)
 
 
+def size_of(file: str) -> int:
+    """The bytes of a file."""
+    return Path(file).stat().st_size
+
+
 @only_sqlite
 async def test_sqlite_keeps_its_log_short(server: Server, client: Client, admin: Client) -> None:
     """The log stays near the length at which it is checkpointed, and no reader stops a checkpoint."""
     await break_off_verifications(server, admin, client)
     file = str(server.book.database.url.database)
-    assert os.path.getsize(f"{file}-wal") <= 2 * LOG_PAGES_MAX * FRAME_BYTES
+    assert size_of(f"{file}-wal") <= 2 * LOG_PAGES_MAX * FRAME_BYTES
 
     async def is_checkpointed() -> bool:
         with contextlib.closing(sqlite3.connect(file, timeout=0)) as connection:

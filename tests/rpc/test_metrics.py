@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import re
+import signal
 import socket
 import threading
+import time
 import urllib.request
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +34,7 @@ from server.ledger.instants import SECOND, to_timestamp
 from server.ledger.names import RandomBytes
 from server.store.failures import Conflict
 from tests.conftest import NOON, Client, Clock, Server, held_up, only_sqlite, refusal_of, writing
+from tests.facades.processes import Daybook, Ports, sqlite_url
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "operating.md"
 
@@ -354,13 +360,64 @@ async def test_taken_port_is_said(book: Book) -> None:
             require_free_ports(Settings(metrics_port=port, port=server, gateway_port=gateway, gateway_admin_port=admin))
 
 
+@asynccontextmanager
+async def slow_scrapers(port: int, count: int) -> AsyncIterator[list[asyncio.StreamReader]]:
+    """Scrapers that send their request a byte at a time, and never end it."""
+    connections = [await asyncio.open_connection("127.0.0.1", port) for _ in range(count)]
+
+    async def drip() -> None:
+        for number in itertools.count():
+            for _, writer in connections:
+                writer.write(b"GET /metrics HTTP/1.1\r\nx: "[number : number + 1] or b"x")
+            await asyncio.sleep(0.1)
+
+    dripping = asyncio.create_task(drip())
+    try:
+        yield [reader for reader, _ in connections]
+    finally:
+        dripping.cancel()
+        for _, writer in connections:
+            writer.transport.abort()
+
+
 @only_sqlite
-async def test_silent_scraper_is_cut_off(measured: Measured, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever connects and says nothing keeps others waiting for a bounded time only."""
-    assert 0 < metrics._Handler.timeout <= 5
-    monkeypatch.setattr(metrics._Handler, "timeout", 0.2)
-    with socket.create_connection(("127.0.0.1", measured.metrics_port)):
+@pytest.mark.parametrize("count", [50, 2 * metrics.SCRAPERS_MAX])
+async def test_slow_scrapers_stop_no_other(measured: Measured, count: int) -> None:
+    """However many send a byte now and then, another has its page at once."""
+    async with slow_scrapers(measured.metrics_port, count):
+        started = time.monotonic()
         assert "daybook_info" in await measured.text()
+        assert time.monotonic() - started < 1
+
+
+@only_sqlite
+async def test_slow_scraper_is_cut_off(measured: Measured, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scrape ends when its time is over, however often a byte comes."""
+    assert 0 < metrics.SCRAPE_SECONDS_MAX <= 5
+    monkeypatch.setattr(metrics, "SCRAPE_SECONDS_MAX", 0.5)
+    async with slow_scrapers(measured.metrics_port, 3) as readers, asyncio.timeout(30):
+        for reader in readers:
+            with contextlib.suppress(ConnectionError):
+                assert b"200 OK" not in await reader.read()
+
+
+async def test_slow_scrapers_stop_no_end(tmp_path: Path) -> None:
+    """SIGTERM ends a process within its grace, whatever scrapers are connected."""
+    ports, port = Ports.free(), free_port()
+    daybook = Daybook.start(
+        *("serve", "--port", str(ports.server), "--metrics-port", str(port), "--shutdown-grace-seconds", "1"),
+        *("--database-url", sqlite_url(tmp_path / "daybook.db")),
+        folder=tmp_path / "output",
+        ports=ports,
+    )
+    try:
+        await asyncio.to_thread(daybook.wait_for, " serving ")
+        async with slow_scrapers(port, 50):
+            started = time.monotonic()
+            assert await asyncio.to_thread(daybook.stop, signal.SIGTERM) == 0
+            assert time.monotonic() - started < 5
+    finally:
+        daybook.kill()
 
 
 @only_sqlite
