@@ -13,8 +13,8 @@ from typer.testing import CliRunner, Result
 
 from server import cli
 from server.app import Book, open_book
-from server.cli import keys, options
-from server.ledger.access import Caller
+from server.cli import keys, options, tenants
+from server.ledger.access import SUFFICIENT, Caller
 from server.ledger.errors import DaybookError
 from server.ledger.instants import HOUR, SECOND, Instant, parse
 from server.ledger.names import account_name
@@ -129,7 +129,7 @@ def test_how_long_a_key_is_good(operator: Operator, span: str, length: Instant) 
     [
         (("create", "--tenant", "nobody"), 1, "there is no tenant 'nobody'"),
         (("create", "--tenant", "house", "--account", "nothing"), 1, account_name("nothing")),
-        (("create", "--tenant", "house", "--scope", "everything"), 2, "there is no scope everything"),
+        (("create", "--tenant", "house", "--scope", "everything"), 2, f"the scopes are {', '.join(SUFFICIENT)}"),
         (("create", "--tenant", "house", "--display-name", "x" * 256), 2, "255"),
         (("create", "--tenant", "house", "--ttl", "90"), 2, "90d"),
         (("create", "--tenant", "house", "--ttl", "0s"), 2, "between 1s and 36525d"),
@@ -152,6 +152,24 @@ def test_what_cannot_be_done_is_said(
     # Boxes and line ends are for people.
     assert words in " ".join(result.stderr.replace("│", " ").split())
     assert len(operator.printed("list", "--tenant", "house")) == 1
+
+
+def test_tenants_are_listed(operator: Operator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The list has every tenant over all its pages, with the uid that its creation printed."""
+    monkeypatch.setattr(tenants, "TENANTS_AT_ONCE", 2)
+
+    def invoke(*arguments: str) -> Result:
+        return CliRunner().invoke(cli.app, ["tenants", *arguments, "--database-url", operator.database_url])
+
+    uids = {slug: invoke("create", slug, "--display-name", f"The\t{slug}").stdout.strip() for slug in ("a", "b", "c")}
+    heading, *rows = [line.split("\t") for line in invoke("list").stdout.splitlines()]
+    assert heading == ["slug", "uid", "created", "name"]
+    assert [(slug, uid, name) for slug, uid, _, name in rows][-3:] == [
+        (slug, uid, f"The {slug}") for slug, uid in uids.items()
+    ]
+    assert all(parse(created) for _, _, created, _ in rows)
+    again = invoke("create", "b")
+    assert (again.exit_code, again.stderr) == (1, f"daybook: a tenant 'b' exists already; its uid is {uids['b']}\n")
 
 
 def test_keys_are_listed(operator: Operator, monkeypatch: pytest.MonkeyPatch) -> None:

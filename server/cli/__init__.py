@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+from io import TextIOWrapper
 
 import typer
 
@@ -28,9 +29,17 @@ app.command(hidden=True)(worker)
 def main() -> None:
     """Runs the command of this process's arguments."""
     # Lines appear as they are printed, also through a pipe.
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # stdout is a text stream here
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
     # What a call makes is hardly ever in a cycle, and to look for cycles every few hundred
     # objects costs an import of history an eighth of its time.
     gc.freeze()
     gc.set_threshold(*COLLECTOR_THRESHOLDS)
-    app()
+    try:
+        app()
+    except OSError as error:
+        # Standard output: its disk may be full.
+        sys.exit(f"daybook: the output can't be written: {error.strerror}")
+    except Exception:
+        sys.stderr.write("daybook: a defect of Daybook; please report it with the traceback below\n")
+        raise

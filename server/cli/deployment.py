@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from server.cli.running import failing_in_one_line
 from server.gateway import write_deployment
 
 
@@ -23,5 +24,7 @@ def gateway_config(
     server: Annotated[list[str], typer.Option(help="name or address and port of a server, as often as there are")],
 ) -> None:
     """Writes envoy.yaml, and the descriptor set that it needs, for a gateway that runs elsewhere."""
-    write_deployment(folder, [_read_server(each) for each in server])
+    servers = [_read_server(each) for each in server]
+    with failing_in_one_line():
+        write_deployment(folder, servers)
     typer.echo(f"wrote {folder / 'envoy.yaml'}")

@@ -9,7 +9,7 @@ import typer
 
 from server.cli.options import DatabaseUrl, read_settings
 from server.cli.running import run
-from server.cli.tenants import open_for
+from server.cli.tenants import open_for, printable
 from server.ledger.access import DEFAULT_SCOPES, SUFFICIENT
 from server.ledger.instants import HOUR, SECOND, Instant
 from server.ledger.instants import parse as parse_instant
@@ -70,7 +70,9 @@ def create_key(
     """
     unknown = set(scope or ()) - SUFFICIENT.keys()
     if unknown:
-        raise typer.BadParameter(f"there is no scope {', '.join(sorted(unknown))}")
+        raise typer.BadParameter(
+            f"there is no scope {', '.join(sorted(unknown))}; the scopes are {', '.join(SUFFICIENT)}"
+        )
     if len(display_name) > DISPLAY_NAME_CHARACTERS_MAX:
         raise typer.BadParameter(f"--display-name must have at most {DISPLAY_NAME_CHARACTERS_MAX} characters")
     expire_instant, time_to_live = _read_expiry(ttl, expire_time)
@@ -100,8 +102,8 @@ def list_keys(tenant: Tenant, database_url: DatabaseUrl = None) -> None:
                 for row in page.rows:
                     times = (row.create_time, row.expire_time, row.revoke_time, row.last_use_time)
                     shown = ("-" if time is None else write_instant(time) for time in times)
-                    name = "".join(character if character.isprintable() else " " for character in row.display_name)
-                    typer.echo("\t".join((row.id, row.scopes, row.account_id or "-", *shown, name)))
+                    columns = (row.id, row.scopes, row.account_id or "-", *shown, printable(row.display_name))
+                    typer.echo("\t".join(columns))
                 after = page.next_key
                 if after is None:
                     return

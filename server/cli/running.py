@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from typing import Any
 
 import typer
@@ -15,13 +15,30 @@ from server.app import CannotStart
 from server.ledger.errors import DaybookError, Unavailable
 
 
-def run(work: Coroutine[Any, Any, None]) -> None:
-    """Does the work. What is wrong is said in one line, with exit code 1, or 75 where it may be right later."""
+@contextlib.contextmanager
+def failing_in_one_line() -> Iterator[None]:
+    """Tells what the operator can mend in one line, with exit code 1, or 75 if it may succeed later.
+
+    That is bad arguments and settings, and whatever the system refuses: files, folders,
+    ports. Any other exception is a defect, and keeps its traceback.
+    """
     try:
-        asyncio.run(work)
-    except (CannotStart, DaybookError, ValueError) as error:
-        typer.echo(f"daybook: {error}", err=True)
+        yield
+    except (CannotStart, DaybookError, ValueError, OSError) as error:
+        typer.echo(f"daybook: {_words(error)}", err=True)
         raise typer.Exit(os.EX_TEMPFAIL if isinstance(error, Unavailable) else 1) from None
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    """Does the work of a command."""
+    with failing_in_one_line():
+        asyncio.run(work)
 
 
 @contextlib.asynccontextmanager

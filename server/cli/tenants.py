@@ -13,6 +13,9 @@ from server.app import Book, CannotStart, open_book
 from server.cli.options import DatabaseUrl, read_settings
 from server.cli.running import run
 from server.ledger.access import ADMIN, Caller
+from server.ledger.instants import write as write_instant
+
+TENANTS_AT_ONCE = 500
 
 app = typer.Typer(help="Who runs a set of accounts.", no_args_is_help=True)
 
@@ -35,6 +38,33 @@ def create_tenant(
             typer.echo(uid)
 
     run(work())
+
+
+@app.command("list")
+def list_tenants(database_url: DatabaseUrl = None) -> None:
+    """Prints all tenants, oldest first, with tabs between the columns.
+
+    Clients of the Spacebring facade send the uid as network id.
+    """
+    settings = read_settings(database_url=database_url)
+
+    async def work() -> None:
+        async with open_book(settings.database_url) as book:
+            typer.echo("slug\tuid\tcreated\tname")
+            after = 0
+            while page := await book.credentials.tenants(after, TENANTS_AT_ONCE):
+                for row in page:
+                    typer.echo(
+                        "\t".join((row.slug, row.uid, write_instant(row.create_time), printable(row.display_name)))
+                    )
+                after = page[-1].number
+
+    run(work())
+
+
+def printable(text: str) -> str:
+    """A text in one column of one line: what would move the cursor is a space."""
+    return "".join(character if character.isprintable() else " " for character in text)
 
 
 @contextlib.asynccontextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -34,6 +34,16 @@ class Tenant(NamedTuple):
 
     number: int
     uid: str
+
+
+class TenantRecord(NamedTuple):
+    """A tenant as it is stored."""
+
+    number: int
+    slug: str
+    uid: str
+    display_name: str
+    create_time: Instant
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,12 +182,20 @@ class CredentialStore:
         }
 
         def work(connection: Connection) -> int:
-            if connection.execute(select(tenants.c.number).where(tenants.c.slug == slug)).one_or_none() is not None:
-                raise ValueError(f"a tenant {slug!r} exists already")
+            existing = connection.scalar(select(tenants.c.uid).where(tenants.c.slug == slug))
+            if existing is not None:
+                raise ValueError(f"a tenant {slug!r} exists already; its uid is {existing}")
             number: int = connection.execute(statement, values).scalar_one()
             return number
 
         return await self._database.transact(work)
+
+    async def tenants(self, after: int, limit: int) -> Sequence[TenantRecord]:
+        """The first tenants behind a number, at most so many, in the order in which they were created."""
+        columns = tenants.c["number", "slug", "uid", "display_name", "create_time"]
+        statement = select(*columns).where(tenants.c.number > after).order_by(tenants.c.number).limit(limit)
+        rows = await self._database.look(lambda connection: connection.execute(statement).all())
+        return [TenantRecord(*row) for row in rows]
 
     async def tenant(self, slug: str) -> Tenant | None:
         """The tenant of this slug, or None."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import os.path
+import getpass
+import os
 import sqlite3
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.pool import QueuePool
 
 from server.ledger.errors import ServiceUnavailable
+from server.store import sqlite_file
 from server.store.database_tracer import DatabaseTracer, statement_listeners
 from server.store.engines import (
     DatabaseLimits,
@@ -99,6 +101,8 @@ class Database:
         limits = self._limits
         self._postgresql: PostgreSQL | None = None
         if self.url.get_backend_name() == "sqlite":
+            if problem := sqlite_file.problem_of(self.url):
+                raise DatabaseUrlInvalid(problem)
             self._thread: ThreadPoolExecutor | None = ThreadPoolExecutor(1, "database")
             self._looker = sqlite_look_engine(self.url, limits, lock_seconds=LOOK_WAIT_SECONDS_MAX)
             self._streamer = sqlite_stream_engine(self.url, limits)
@@ -106,6 +110,7 @@ class Database:
         else:
             if self.url.drivername != "postgresql+asyncpg":
                 raise DatabaseUrlInvalid("must begin with sqlite+aiosqlite: or postgresql+asyncpg:")
+            _require_user(self.url)
             self._thread = None
             self._postgresql = PostgreSQL(self.url, limits)
             self._streamer = self._postgresql.engine
@@ -461,6 +466,17 @@ async def _set_journal(connection: AsyncConnection, mode: str) -> None:
         found = None
     if str(found).upper() != mode:
         raise ValueError("somebody else has the database open: stop the servers that use it first")
+
+
+def _require_user(url: URL) -> None:
+    """Raises DatabaseUrlInvalid where the driver would look in vain for the name of the process's user."""
+    if url.username is None and "user" not in url.query and not os.environ.get("PGUSER"):
+        try:
+            getpass.getuser()
+        except (KeyError, OSError):
+            raise DatabaseUrlInvalid(
+                "must name a user, like postgresql+asyncpg://daybook@host/database: the process's own has no name"
+            ) from None
 
 
 @contextmanager

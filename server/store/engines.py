@@ -5,7 +5,6 @@ from __future__ import annotations
 import sqlite3
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from sqlalchemy import Connection, Engine, NullPool, create_engine, event
@@ -173,9 +172,6 @@ def _write_ahead(cursor: Any) -> None:
 
 def _prepare_sqlite(engine: Engine, *, query_only: bool) -> None:
     engine.dialect.statement_compiler = _HintingCompiler
-    url = engine.url
-    if url.database:
-        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
 
     @event.listens_for(engine, "connect")
     def prepare(connection: Any, _record: object) -> None:
