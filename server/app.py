@@ -5,8 +5,8 @@ from __future__ import annotations
 import secrets
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,7 +20,7 @@ from daybook.facades.spacebring.v1.transactions_service_pb2_grpc import add_Tran
 from daybook.facades.teable.v1.billing_service_pb2_grpc import add_BillingServicer_to_server
 from daybook.v1.admin_service_pb2_grpc import add_AdminServicer_to_server
 from daybook.v1.ledger_service_pb2_grpc import add_LedgerServicer_to_server
-from grpc_health.v1 import health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from server.config import Settings
 from server.facades import dreadnode, nebulablock, paged, spacebring, teable
@@ -36,7 +36,7 @@ from server.store.books import BookStore
 from server.store.credentials import CredentialStore
 from server.store.database import Database
 from server.store.engines import DatabaseLimits
-from server.store.migrate import can_serve, migrate
+from server.store.migrate import can_serve, is_fit, migrate
 from server.store.poster import Poster
 from server.store.posting_clock import PostingClock, boot_stopwatch
 from server.store.transactions import TransactionStore
@@ -126,15 +126,20 @@ async def open_book(
     replica_url: str | None = None,
     clock_skew_max: Instant | None = None,
     stopwatch: Stopwatch = boot_stopwatch,
+    while_migrating: Callable[[], AbstractAsyncContextManager[None]] = nullcontext,
 ) -> AsyncIterator[Book]:
     """Opens the ledger in a database, which is created and migrated if need be.
 
     With a `clock_skew_max` nothing is posted while the clock is further than that from what
-    the database and the stopwatch say; without, the clock is taken as it is.
+    the database and the stopwatch say; without, the clock is taken as it is. A migration, and
+    the wait for another process's, is done within `while_migrating`. Raises SchemaTooNew and
+    ServiceUnavailable.
     """
     database = Database(database_url, limits, replica_url)
     try:
-        await migrate(database)
+        if not await is_fit(database):
+            async with while_migrating():
+                await migrate(database)
         account_store = AccountStore(database)
         transaction_store = TransactionStore(database)
         posting_clock = None
@@ -228,6 +233,27 @@ async def serving(
                 yield port
             finally:
                 admissions.calls.end_waiting()
+
+
+@asynccontextmanager
+async def only_alive(settings: Settings) -> AsyncIterator[None]:
+    """Answers health alone until the end of the block: the process is SERVING, no service of the contracts is.
+
+    For a start that takes long, which a liveness probe would end. Raises CannotStart.
+    """
+    health = Health()
+    await health.set("", health_pb2.HealthCheckResponse.SERVING)
+    for service in SERVICES:
+        await health.set(service, health_pb2.HealthCheckResponse.NOT_SERVING)
+    server = grpc.aio.server(options=_options(settings, is_shared=False))
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    port = _listen(server, settings.host, settings.port, server_certificates(settings))
+    await server.start()
+    log.info("migrating; serving health alone", host=settings.host, port=port)
+    try:
+        yield
+    finally:
+        await server.stop(0)
 
 
 @asynccontextmanager

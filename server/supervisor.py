@@ -95,8 +95,9 @@ class Workers:
             is_steady = loop.time() - started >= STEADY_SECONDS
             if is_steady:
                 pause = PAUSE_SECONDS_MIN
-            # The database may come back, for which the others wait too.
-            if is_steady or code == os.EX_TEMPFAIL:
+            # The database may come back. One that a later version has migrated stops no other worker:
+            # those that run go on, as far as the schema lets them.
+            if is_steady or code in (os.EX_TEMPFAIL, os.EX_PROTOCOL):
                 failures = 0
             else:
                 failures += 1

@@ -99,13 +99,18 @@ async def test_worker_that_cannot_start_is_given_up(script: str, told: str, tmp_
         assert later - earlier >= PAUSE_SECONDS_MIN * 2**number
 
 
-async def test_worker_without_a_database_is_not_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While the database is away a worker is started again for as long as it takes."""
+@pytest.mark.parametrize("code", [os.EX_TEMPFAIL, os.EX_PROTOCOL])
+async def test_worker_without_a_database_is_not_given_up(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the database is away, or too new, a worker is started again for as long as it takes."""
     monkeypatch.setattr(supervisor, "PAUSE_SECONDS_MAX", 0.01)
     monkeypatch.setattr(supervisor, "PAUSE_SECONDS_MIN", 0.01)
     started, arrived = tmp_path / "started", tmp_path / "arrived"
     # The last time it finds its database, and runs on.
-    script = f'echo >> "{started}"; test $(wc -l < "{started}") -gt {2 * FAILURES_MAX} || exit 75; : > "{arrived}"; cat'
+    script = (
+        f'echo >> "{started}"; test $(wc -l < "{started}") -gt {2 * FAILURES_MAX} || exit {code}; : > "{arrived}"; cat'
+    )
     some = workers(script)
     some.start()
     failing = asyncio.create_task(some.failed())

@@ -7,26 +7,39 @@ import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator, Coroutine, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import typer
 
 from server.app import CannotStart
 from server.ledger.errors import DaybookError, Unavailable
+from server.store.migrate import SchemaTooNew
+
+Result = TypeVar("Result")
 
 
 @contextlib.contextmanager
 def failing_in_one_line() -> Iterator[None]:
-    """Tells what the operator can mend in one line, with exit code 1, or 75 if it may succeed later.
+    """Tells what the operator can mend in one line, and exits with a code that docs/operating.md lists.
 
     That is bad arguments and settings, and whatever the system refuses: files, folders,
     ports. Any other exception is a defect, and keeps its traceback.
     """
     try:
         yield
-    except (CannotStart, DaybookError, ValueError, OSError) as error:
+    except (CannotStart, DaybookError, SchemaTooNew, ValueError, OSError) as error:
         typer.echo(f"daybook: {_words(error)}", err=True)
-        raise typer.Exit(os.EX_TEMPFAIL if isinstance(error, Unavailable) else 1) from None
+        raise typer.Exit(_code_of(error)) from None
+
+
+def _code_of(error: Exception) -> int:
+    match error:
+        case Unavailable():
+            return os.EX_TEMPFAIL
+        case SchemaTooNew():
+            return os.EX_PROTOCOL
+        case _:
+            return 1
 
 
 def _words(error: Exception) -> str:
@@ -57,6 +70,17 @@ async def until_stopped() -> AsyncIterator[asyncio.Event]:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)
     yield stopped
+
+
+async def unless(stopped: asyncio.Event, work: Coroutine[Any, Any, Result]) -> Result | None:
+    """What the work returns or raises; None if the event is set first, once the work is cancelled and has ended."""
+    working, stopping = asyncio.create_task(work), asyncio.create_task(stopped.wait())
+    await asyncio.wait([working, stopping], return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if not working.done():
+        working.cancel()
+        await asyncio.wait([working])
+    return None if working.cancelled() else working.result()
 
 
 async def first_of(*waits: Coroutine[Any, Any, object]) -> None:

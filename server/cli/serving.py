@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from functools import partial
 from typing import Annotated, Any
 
 import structlog
 import typer
 
-from server.app import Book, CannotStart, check_demo, database_limits, open_book, serving
+from server.app import Book, CannotStart, check_demo, database_limits, only_alive, open_book, serving
 from server.cli.options import (
     DatabaseUrl,
     GatewayAdminPort,
@@ -28,7 +29,7 @@ from server.cli.options import (
     WorkerPortBase,
     read_settings,
 )
-from server.cli.running import first_of, run, until_stopped
+from server.cli.running import first_of, run, unless, until_stopped
 from server.config import Settings
 from server.demo.guide import what_to_try
 from server.demo.load import DATABASE_URL as DEMO_DATABASE_URL
@@ -57,12 +58,14 @@ async def _server(
         yield workers.failed
 
 
-def _open(settings: Settings) -> contextlib.AbstractAsyncContextManager[Book]:
+def _open(settings: Settings, *, is_worker: bool = False) -> contextlib.AbstractAsyncContextManager[Book]:
     return open_book(
         settings.database_url,
         limits=database_limits(settings),
         replica_url=settings.database_replica_url,
         clock_skew_max=round(settings.clock_skew_seconds * SECOND),
+        # The port of workers is held by their supervisor.
+        while_migrating=contextlib.nullcontext if is_worker else partial(only_alive, settings),
     )
 
 
@@ -84,8 +87,11 @@ def serve(
     settings = read_settings(**flags)
 
     async def work() -> None:
-        async with until_stopped() as stopped, _open(settings) as book, _server(book, settings, flags) as ended:
-            await first_of(stopped.wait(), ended())
+        async with until_stopped() as stopped, contextlib.AsyncExitStack() as stack:
+            book = await unless(stopped, stack.enter_async_context(_open(settings)))
+            if book is not None:
+                ended = await stack.enter_async_context(_server(book, settings, flags))
+                await first_of(stopped.wait(), ended())
 
     run(work())
 
@@ -99,12 +105,11 @@ def worker(number: int) -> None:
     end_with_supervisor()
 
     async def work() -> None:
-        async with (
-            until_stopped() as stopped,
-            _open(settings) as book,
-            serving(book, settings, own_port=settings.worker_ports[number]),
-        ):
-            await stopped.wait()
+        async with until_stopped() as stopped, contextlib.AsyncExitStack() as stack:
+            book = await unless(stopped, stack.enter_async_context(_open(settings, is_worker=True)))
+            if book is not None:
+                await stack.enter_async_context(serving(book, settings, own_port=settings.worker_ports[number]))
+                await stopped.wait()
 
     run(work())
 
@@ -139,7 +144,10 @@ def up(
         require_free_ports(settings)
         if with_demo:
             await load_demo(settings.database_url)
-        async with until_stopped() as stopped, _open(settings) as book:
+        async with until_stopped() as stopped, contextlib.AsyncExitStack() as stack:
+            book = await unless(stopped, stack.enter_async_context(_open(settings)))
+            if book is None:
+                return
             if await book.credentials.has_demo_tenant() and not is_loopback(settings.gateway_host):
                 raise CannotStart("the database holds demo data: its gateway listens on loopback only")
             async with gateway(settings) as envoy, _server(book, settings, flags) as ended:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import product
 from typing import Any, TypeAlias, TypeVar, cast
@@ -24,6 +24,7 @@ from sqlalchemy.exc import (
     ArgumentError,
     InvalidRequestError,
     NoSuchModuleError,
+    OperationalError,
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.pool import QueuePool
@@ -364,9 +365,14 @@ class Database:
             return await connection.run_sync(work)
 
     async def transact_unhurried(self, work: Callable[[Connection], Result]) -> Result:
-        """Like `transact`, once, for what may take long: a statement and the wait for a lock have no limit."""
+        """Like `transact`, once, for what may take long: a statement has no limit.
+
+        Raises Conflict while another process writes to SQLite.
+        """
         if self._thread is not None:
-            return await self.transact(work)
+            engine = sqlite_write_engine(self.url, replace(self._limits, lock_seconds=LOOK_WAIT_SECONDS_MAX))
+            with ONLY_KNOWN_ERRORS:
+                return await asyncio.to_thread(_transact_alone, engine, work)
         with ONLY_KNOWN_ERRORS:
             async with self._at_postgresql.unlimited_transaction() as connection:
                 return await connection.run_sync(work)
@@ -440,6 +446,18 @@ async def _look_on(
 def _transact(engine: Engine, work: Callable[[Connection], Result]) -> Result:
     with engine.begin() as connection:
         return work(connection)
+
+
+def _transact_alone(engine: Engine, work: Callable[[Connection], Result]) -> Result:
+    """Raises Conflict if another process writes meanwhile."""
+    try:
+        return _transact(engine, work)
+    except OperationalError as error:
+        if getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
+            raise Conflict from None
+        raise
+    finally:
+        engine.dispose()
 
 
 def _at_one_state(connection: Connection, work: Callable[[Connection], Result]) -> Result:

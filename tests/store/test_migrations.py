@@ -24,7 +24,7 @@ from server.ledger.errors import ServiceUnavailable
 from server.store import migrate as migrate_module
 from server.store.credentials import CredentialStore, TokenKey
 from server.store.database import Database
-from server.store.migrate import is_migrated, migrate
+from server.store.migrate import SchemaTooNew, is_migrated, migrate
 from server.store.tables import accounts, metadata, requests, transactions
 from server.transport.auth import Authenticator
 from tests.conftest import NOON, Client, Clock, Server, writing
@@ -170,8 +170,15 @@ async def test_who_is_migrated(open_database: Callable[[], Database]) -> None:
     await migrate(database)
     assert await is_migrated(database)
     async with writing(database) as connection:
-        await connection.execute(text("UPDATE alembic_version SET version_num = 'of a later version'"))
-    assert await is_migrated(database)
+        await connection.execute(text("UPDATE alembic_version SET version_num = '9999_since_0006'"))
+    assert await is_migrated(database), "the later version leaves what this one needs"
+    await migrate(database)
+    for later in ("9999", "9999_since_9998"):
+        async with writing(database) as connection:
+            await connection.execute(text("UPDATE alembic_version SET version_num = :later"), {"later": later})
+        assert not await is_migrated(database), "the later version leaves nothing to this one"
+        with pytest.raises(SchemaTooNew, match=f"migrated to {later} by a later version"):
+            await migrate(database)
 
 
 async def test_keys_of_before_scopes_keep_what_they_opened(open_database: Callable[[], Database]) -> None:
