@@ -103,7 +103,10 @@ def test_no_folder_for_temporary_files(tmp_path: Path, postgresql: PostgreSQL) -
         check=False,
     )
     postgresql.execute("DROP DATABASE no_folder WITH (FORCE)")
-    require_one_line(result, 1, "No usable temporary directory found")
+    assert (result.returncode, result.stdout) == (1, ""), result.stderr
+    assert "Traceback" not in result.stderr
+    # Before it is the line of the log about the migration.
+    assert result.stderr.splitlines()[-1].startswith("daybook: No usable temporary directory found")
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can run a command as another user")
