@@ -249,7 +249,7 @@ async def only_alive(settings: Settings) -> AsyncIterator[None]:
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     port = _listen(server, settings.host, settings.port, server_certificates(settings))
     await server.start()
-    log.info("migrating; serving health alone", host=settings.host, port=port)
+    log.info("migrating; answering health alone", host=settings.host, port=port)
     try:
         yield
     finally:
