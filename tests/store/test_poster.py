@@ -448,7 +448,7 @@ END $$
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-async def test_a_lost_node_refuses_its_own_accounts_only(book: Book, caller: Caller, database_url: str) -> None:
+async def test_a_lost_node_refuses_its_own_accounts_only(book: Book, caller: Caller) -> None:
     """Calls to accounts on a node that is down are UNAVAILABLE; the others of their group are posted.
 
     The error is what Citus 13.2 answers while a worker is down.
