@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -223,3 +224,28 @@ async def test_another_encoding(postgresql: PostgreSQL, clock: Clock, has_tables
                 await book.credentials.create_tenant(slug="s", uid="u", display_name="é", create_time=0)
     finally:
         postgresql.execute("DROP DATABASE latin WITH (FORCE)")
+
+
+@pytest.mark.parametrize("operation", ["read", "write"])
+async def test_connection_that_goes_silent(clock: Clock, postgresql: PostgreSQL, operation: str) -> None:
+    """A server that stops answering without a reset costs one call its time limit; then the pool has a new session."""
+    limits = DatabaseLimits(connections=1, statement_seconds=0.5, connect_seconds=0.5)
+    name = f"test_{uuid.uuid4().hex}"
+    postgresql.execute(f"CREATE DATABASE {name}")
+    with TemporaryDirectory(prefix="daybook-proxy-") as folder:
+        proxy = PostgreSQLProxy(Path(folder), postgresql.url(name).partition("?host=")[2])
+        async with proxy.listening(), open_book(proxy.url(name), clock, limits=limits) as book:
+            works: dict[str, Callable[[], Awaitable[object]]] = {
+                "read": book.credentials.has_tenant,
+                "write": lambda: book.credentials.ensure_token_key(bytes(32), 0),
+            }
+            proxy.hold_at(0)
+            async with asyncio.timeout(SECONDS_MAX):
+                with pytest.raises(ServiceUnavailable):
+                    await works[operation]()
+                assert proxy.arrived.is_set()
+                # What was held goes to a session that is ended.
+                proxy.release()
+                for work in works.values():
+                    await work()
+    postgresql.execute(f"DROP DATABASE {name} WITH (FORCE)")

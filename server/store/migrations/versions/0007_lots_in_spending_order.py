@@ -10,7 +10,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0007"
+revision = "0007_since_0006"
 down_revision = "0006"
 branch_labels = None
 depends_on = None
