@@ -151,7 +151,11 @@ class _DatabaseSpans(DatabaseTracer):
         if not get_current_span().is_recording():
             return _not_told
         operation = text.lstrip().partition(" ")[0].upper()
-        attributes = {"db.system.name": system, "db.operation.name": operation, "db.query.text": text}
+        attributes = {
+            "db.system.name": system,
+            "db.operation.name": operation,
+            "db.query.text": text[:ATTRIBUTE_CHARACTERS_MAX],
+        }
         span = self._tracer.start_span(operation, kind=SpanKind.CLIENT, attributes=attributes)
 
         def end(failure: BaseException | None) -> None:

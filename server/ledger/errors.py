@@ -346,8 +346,10 @@ class ServiceUnavailable(Unavailable):
 
     reason = "SERVICE_UNAVAILABLE"
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_partial: bool = False) -> None:
+        """`is_partial`: a part of a sharded database is down, so calls to other accounts may succeed."""
         super().__init__("the service is not available at the moment")
+        self.is_partial = is_partial
 
 
 class ClockSkewed(Unavailable):

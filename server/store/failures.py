@@ -31,10 +31,6 @@ class ReplicaUnfit(Exception):
     """The replica can't serve a read now; the primary is to be asked."""
 
 
-class NodeUnavailable(ServiceUnavailable):
-    """A Citus node behind the server is down. The server undid the transaction; work on other nodes may succeed."""
-
-
 class UnexpectedDatabaseError(Exception):
     """An error that no caller and no outage explains. Its message has no values of statements in it."""
 
@@ -129,7 +125,10 @@ def sqlstate_of(error: BaseException) -> str:
 
 
 def _is_about_node(error: BaseException, sqlstate: str) -> bool:
-    """Whether the server reports that it lost its connection to another: its own sessions end with FATAL."""
+    """Whether the server reports that it lost a Citus node and undid the transaction. Its own session goes on.
+
+    An error that ends the session is FATAL.
+    """
     return sqlstate.startswith("08") and getattr(_driver_error(error), "severity_en", None) == "ERROR"
 
 
@@ -175,7 +174,7 @@ def _known(error: Exception) -> Exception:
     if sqlstate := sqlstate_of(error):
         if _is_about_node(error, sqlstate):
             log.warning("database node unavailable", sqlstate=sqlstate)
-            return NodeUnavailable()
+            return ServiceUnavailable(is_partial=True)
         return _of_sqlstate(driver_error, sqlstate)
     if isinstance(driver_error, OSError | PoolTimeout | asyncpg.InterfaceError | asyncpg.InternalClientError):
         # What the system says of a file has its path in it.

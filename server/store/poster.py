@@ -24,7 +24,7 @@ from server.ledger.errors import DaybookError, InternalFailure, NotStorable, Ser
 from server.ledger.instants import EARLIEST, SECOND, Clock, Instant
 from server.ledger.names import RandomBytes, in_blocks
 from server.store.database import Database
-from server.store.failures import Conflict, NodeUnavailable
+from server.store.failures import Conflict
 from server.store.requests import AnswerKey
 from server.store.unit import Attempt, ExpirationsFirst, Unit
 from server.store.unit_store import load_openers, load_unit, save_unit
@@ -183,7 +183,11 @@ class Poster:
                     lambda connection: self._run(connection, group, is_first_try=next(tries) == 0)
                 )
         except Exception as error:
-            is_of_one_call = isinstance(error, NotStorable | NodeUnavailable) or not isinstance(error, DaybookError)
+            is_of_one_call = (
+                not isinstance(error, DaybookError)
+                or isinstance(error, NotStorable)
+                or (isinstance(error, ServiceUnavailable) and error.is_partial)
+            )
             if not isinstance(error, DaybookError):
                 log.exception("group failed", calls=len(group))
             if is_of_one_call and len(group) > 1:

@@ -157,7 +157,7 @@ async def test_kept_rows_show_every_change(
             for facade, name in KEPT:
                 patch.setattr(facade, name, getattr(facade, name).__wrapped__)
             patch.setattr(KeptPages, "of", lambda pages, _question, page: pages._render(page))
-            patch.setattr(AccountStore, "_kept_holding", lambda _accounts, _row: None)
+            patch.setattr(AccountStore, "_kept_holding", lambda _accounts, _row, _now: None)
             anew = await pages(client, bound, network)
         assert kept == anew
         assert kept != before

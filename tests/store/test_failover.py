@@ -199,7 +199,8 @@ async def test_what_each_error_does(database: Database) -> None:
                 else:
                     await database.look(partial(_raise, code))
             assert "secret" not in str(logs) + str(caught.value), code
-            is_replaced = meaning in {Meaning.DISCONNECTED, Meaning.WRONG_SERVER}
+            # A server that goes on after class 08 reports a lost Citus node.
+            is_replaced = meaning in {Meaning.DISCONNECTED, Meaning.WRONG_SERVER} and code[:2] != "08"
             after = await session()
             assert (after != before) is is_replaced, (code, way)
             before = after

@@ -20,11 +20,10 @@ from sqlalchemy import event, func, select, text
 from server.app import Book, open_book
 from server.ledger.access import Caller
 from server.ledger.audit import Finding
-from server.ledger.errors import DaybookError, InsufficientCredits, RefundExceedsCharge
+from server.ledger.errors import DaybookError, InsufficientCredits, RefundExceedsCharge, ServiceUnavailable
 from server.ledger.posting import Draft, Kind
 from server.store.accounts import AccountRecord
 from server.store.database import Database
-from server.store.failures import NodeUnavailable
 from server.store.poster import LINE_CALLS_MAX, Poster
 from server.store.requests import Request
 from server.store.states import lock
@@ -464,6 +463,6 @@ async def test_a_lost_node_refuses_its_own_accounts_only(book: Book, caller: Cal
             await poster_waits(book)
         outcomes = await asyncio.gather(*calls, return_exceptions=True)
     assert [type(each) for each in outcomes] == [
-        Transaction if account_id == "other" else NodeUnavailable for account_id in ids
+        Transaction if account_id == "other" else ServiceUnavailable for account_id in ids
     ]
     assert [row.account_number != lost for row in await rows_of(book.database)] == [True] * 3
