@@ -44,7 +44,7 @@ from server.transport.access_tokens import AccessTokens, TokenRules
 from server.transport.addresses import AddressUnusable, bound, host_and_port, is_loopback, reason_of
 from server.transport.admission import Admission, Admissions
 from server.transport.auth import Authenticator, OpenToken
-from server.transport.calls import OPEN_SERVICES, CallBounds, CallHandler, Observation
+from server.transport.calls import OPEN_SERVICES, CallBounds, CallHandler, NotYet, Observation
 from server.transport.certificates import CertificateFiles, CertificateUnusable, ServerCertificates
 from server.transport.limits import RateLimiter
 from server.transport.page_tokens import PageTokens
@@ -247,6 +247,7 @@ async def only_alive(settings: Settings) -> AsyncIterator[None]:
         await health.set(service, health_pb2.HealthCheckResponse.NOT_SERVING)
     server = grpc.aio.server(options=_options(settings, is_shared=False))
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    server.add_generic_rpc_handlers((NotYet(FACADES),))
     port = _listen(server, settings.host, settings.port, server_certificates(settings))
     await server.start()
     log.info("migrating; answering health alone", host=settings.host, port=port)

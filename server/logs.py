@@ -27,7 +27,10 @@ _SECRETS = (
     # Bytes, as Python prints them: what came over the wire, a secret perhaps cut in pieces by escapes.
     (re.compile(r"""\bb'(?:[^'\\]|\\.)*'|\bb"(?:[^"\\]|\\.)*\""""), _HIDDEN),
     (re.compile(r"\b(bearer|basic|digest)\s+[^\s\"',;]+", re.IGNORECASE), rf"\1 {_HIDDEN}"),
-    (re.compile(r"\b(authorization|x-api-key|password)([\"']?\s*[=:]\s*)[^\s,;&]+", re.IGNORECASE), rf"\1\2{_HIDDEN}"),
+    (
+        re.compile(r"\b(authorization|x-api-key|\w*password)([\"']?\s*[=:]\s*)[^\s,;&]+", re.IGNORECASE),
+        rf"\1\2{_HIDDEN}",
+    ),
     # User and password of a URL.
     (re.compile(r"(://)[^\s\"']*@"), rf"\1{_HIDDEN}@"),
     # Secrets of keys, page tokens and segments of access tokens: base64url, or hexadecimal digits.
@@ -86,11 +89,21 @@ def hide_secrets(_logger: WrappedLogger, _method: str, line: EventDict) -> Event
     No code of Daybook logs any. A library may, in an error about what it was given.
     """
     for name, value in line.items():
-        if isinstance(value, str):
-            line[name] = without_secrets(value)
-        elif not isinstance(value, int | float | None):
-            line[name] = without_secrets(repr(value))
+        line[name] = _hidden_in(value)
     return line
+
+
+def _hidden_in(value: object) -> object:
+    match value:
+        case str():
+            return without_secrets(value)
+        case int() | float() | None:
+            return value
+        case list() | tuple():
+            return [_hidden_in(each) for each in value]
+        case dict():
+            return {name: _hidden_in(each) for name, each in value.items()}
+    return without_secrets(repr(value))
 
 
 def without_secrets(text: str) -> str:

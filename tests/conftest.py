@@ -91,7 +91,8 @@ def _is_of_contract(item: pytest.Item) -> bool:
     """Whether a test runs on PostgreSQL and needs nothing of the server but a database with empty tables."""
     assert isinstance(item, pytest.Function)
     engine = item.callspec.params.get("database_url") if hasattr(item, "callspec") else None
-    return engine == "postgresql" and "book" in item.fixturenames and "postgresql" not in item.fixturenames
+    is_apart = "postgresql" in item.fixturenames or item.get_closest_marker("one_server") is not None
+    return engine == "postgresql" and "book" in item.fixturenames and not is_apart
 
 
 NOON = parse("2024-10-10T12:00:00Z")

@@ -253,7 +253,7 @@ def test_libraries_speak_the_same_format(of_libraries: subprocess.CompletedProce
     assert "never looked at" in lost["exception"]
     assert "something is old" in warning["event"]
     assert sent["event"] == "sent {'x-api-key': [hidden] and [hidden]"
-    assert (again["sent"], again["url"]) == ("[[hidden]]", "https://[hidden]@example.com/")
+    assert (again["sent"], again["url"]) == (["[hidden]"], "https://[hidden]@example.com/")
     assert all(line["timestamp"] for line in lines)
 
 
@@ -285,6 +285,7 @@ TELLING = {
     repr(b"Bearer " + KEY[:-9].encode() + b"\xa0'" + KEY[-9:].encode()): "[hidden]",
     "postgresql://daybook:pass/word@db:5432/ledger": "postgresql://[hidden]@db:5432/ledger",
     "host=db password=hunter2 dbname=ledger": "host=db password=[hidden] dbname=ledger",
+    "sslpassword=hunter2&sslmode=require": "sslpassword=[hidden]&sslmode=require",
 }
 """Texts with a secret in them, and what the log has instead."""
 HARMLESS = (

@@ -41,7 +41,7 @@ def require_one_line(result: subprocess.CompletedProcess[str], code: int, words:
         ("sqlite+aiosqlite:///:memory:", "must name a file"),
         ("sqlite+aiosqlite:///file:x?mode=memory&uri=true", "takes no parameters after a ? for SQLite"),
         ("sqlite+aiosqlite:///text", "is not a SQLite database"),
-        ("sqlite+aiosqlite:///garbage", "SQLite can't read the database"),
+        ("sqlite+aiosqlite:///garbage", "is not a SQLite database"),
         ("sqlite+aiosqlite:///.", "must name a file"),
         ("sqlite+aiosqlite:////dev/null", "must name a file"),
         ("sqlite+aiosqlite:///text/daybook.db", "names a folder that can't be made"),

@@ -12,10 +12,12 @@ from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import asyncpg
+import grpc
 import pytest
 
 from server.store.migrate import MIGRATION_LOCK
 from server.transport.readiness import is_serving
+from tests.conftest import Client, refusal_of
 from tests.facades.processes import SECONDS_MAX, Daybook, Ports, run
 
 
@@ -90,6 +92,9 @@ async def test_start_during_another_migration(database_url: str, tmp_path: Path)
             await asyncio.to_thread(ended.wait_for, waiting)
             assert await is_serving(address, "")
             assert not await is_serving(address, "daybook.v1.Ledger")
+            async with grpc.aio.insecure_channel(address) as channel:
+                refusal = await refusal_of(Client(channel, "no key").balance("acme"))
+            assert refusal.verdict == ("UNAVAILABLE", "SERVICE_UNAVAILABLE")
             started = time.monotonic()
             assert await asyncio.to_thread(ended.stop, signal.SIGTERM) == 0
             assert time.monotonic() - started < 5

@@ -453,7 +453,8 @@ def _transact_alone(engine: Engine, work: Callable[[Connection], Result]) -> Res
     try:
         return _transact(engine, work)
     except OperationalError as error:
-        if getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
+        # The lower byte: the others tell apart kinds of the same error.
+        if (getattr(error.orig, "sqlite_errorcode", None) or 0) & 0xFF == sqlite3.SQLITE_BUSY:
             raise Conflict from None
         raise
     finally:

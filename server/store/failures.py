@@ -16,9 +16,6 @@ from server.ledger.errors import DaybookError, NotStorable, ServiceUnavailable
 log = structlog.get_logger(__name__)
 
 
-_BROKEN_FILE_CODES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-
-
 class DatabaseBroken(ValueError):
     """The file is no database of SQLite, or not any more."""
 
@@ -180,7 +177,10 @@ def _known(error: Exception) -> Exception:
         # What the system says of a file has its path in it.
         return _unavailable((driver_error.strerror if isinstance(driver_error, OSError) else None) or str(driver_error))
     if isinstance(error, DBAPIError):
-        if getattr(error.orig, "sqlite_errorcode", None) in _BROKEN_FILE_CODES:
+        code = getattr(error.orig, "sqlite_errorcode", None)
+        if code == sqlite3.SQLITE_NOTADB:
+            return DatabaseBroken("database_url names a file that is not a SQLite database")
+        if code == sqlite3.SQLITE_CORRUPT:
             return DatabaseBroken(f"SQLite can't read the database: {error.orig}")
         if error.connection_invalidated or isinstance(error, InterfaceError | OperationalError):
             return _unavailable(str(driver_error))

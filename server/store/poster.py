@@ -101,6 +101,13 @@ class _Call:
     origin: Any
 
 
+def _may_be_of_one_call(error: Exception) -> bool:
+    """Whether the other calls of a group may succeed without the one that the error is about."""
+    if isinstance(error, ServiceUnavailable):
+        return error.is_partial
+    return not isinstance(error, DaybookError) or isinstance(error, NotStorable)
+
+
 class Poster:
     """Posts what calls hand in, in the order in which they come."""
 
@@ -176,23 +183,29 @@ class Poster:
 
     async def _post(self, group: list[_Call]) -> list[_Call]:
         """Answers the calls once they are committed; gives those that wait for the next database transaction."""
+        tries = count()
+        may_be_committed = False
+
+        def run(connection: Connection) -> list[Any]:
+            nonlocal may_be_committed
+            may_be_committed = False
+            outcomes = self._run(connection, group, is_first_try=next(tries) == 0)
+            may_be_committed = True
+            return outcomes
+
         try:
             with self.observer.posting([call.origin for call in group]):
-                tries = count()
-                outcomes = await self._database.transact(
-                    lambda connection: self._run(connection, group, is_first_try=next(tries) == 0)
-                )
+                outcomes = await self._database.transact(run)
         except Exception as error:
-            is_of_one_call = (
-                not isinstance(error, DaybookError)
-                or isinstance(error, NotStorable)
-                or (isinstance(error, ServiceUnavailable) and error.is_partial)
-            )
             if not isinstance(error, DaybookError):
                 log.exception("group failed", calls=len(group))
-            if is_of_one_call and len(group) > 1:
+            if may_be_committed:
+                # To post these again could post them twice. Callers repeat them by their request ids.
+                outcomes = [ServiceUnavailable()] * len(group)
+            elif len(group) > 1 and _may_be_of_one_call(error):
                 return await self._post_each(group)
-            outcomes = [error if isinstance(error, DaybookError) else InternalFailure()] * len(group)
+            else:
+                outcomes = [error if isinstance(error, DaybookError) else InternalFailure()] * len(group)
         postponed = []
         for call, outcome in zip(group, outcomes, strict=True):
             if outcome is _POSTPONED:
@@ -214,10 +227,18 @@ class Poster:
         """
         loop = asyncio.get_running_loop()
         end = loop.time() + EACH_SECONDS_MAX
-        postponed = []
+        postponed: list[_Call] = []
+        busy: set[int] = set()
         for call in group:
-            if loop.time() < end:
-                postponed += await self._post([call])
+            numbers = call.command.account_numbers
+            if not busy.isdisjoint(numbers):
+                # Behind an earlier call of the same account.
+                postponed.append(call)
+                busy.update(numbers)
+            elif loop.time() < end:
+                if await self._post([call]):
+                    postponed.append(call)
+                    busy.update(numbers)
             elif not call.outcome.done():
                 call.outcome.set_exception(ServiceUnavailable())
         return postponed

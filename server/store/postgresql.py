@@ -142,7 +142,9 @@ class PostgreSQL:
     async def unlimited_transaction(self) -> AsyncIterator[AsyncConnection]:
         """A transaction on a connection of its own, in which nothing has a limit but the time to connect."""
         arguments = self._arguments | _prepared_statements(self._limits)
-        engine = create_async_engine("postgresql+asyncpg://", poolclass=NullPool, connect_args=arguments)
+        engine = create_async_engine(
+            "postgresql+asyncpg://", poolclass=NullPool, connect_args=arguments, hide_parameters=True
+        )
         async with engine.begin() as connection:
             yield connection
 

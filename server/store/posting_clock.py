@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator
 import structlog
 from sqlalchemy import Connection, func, select
 
-from server.ledger.errors import ClockSkewed, DaybookError
+from server.ledger.errors import ClockSkewed, DaybookError, ServiceUnavailable
 from server.ledger.instants import SECOND, Clock, Instant, Stopwatch, from_datetime
 from server.store.database import Database
 
@@ -53,12 +53,19 @@ class PostingClock:
         self._skew_max = skew_max
         self._reference_start = clock() - self._elapsed()
         """What the reference was when the stopwatch was at 0."""
+        self._has_reference = database.url.get_backend_name() == "sqlite"
+        """Whether the reference is more than a guess: on PostgreSQL not before the database has told its time."""
         self._jump: tuple[Instant, Instant] | None = None
         """Of a clock that is off on SQLite: the skew, and what the stopwatch had counted when it was first seen."""
         self._was_right = True
 
     def __call__(self) -> Instant:
-        """The time of this machine's clock. Raises ClockSkewed if that is too far from the reference."""
+        """The time of this machine's clock. Raises ClockSkewed if that is too far from the reference.
+
+        Raises ServiceUnavailable while there is no reference.
+        """
+        if not self._has_reference:
+            raise ServiceUnavailable
         now = self._clock()
         skew = now - self._reference_start - self._elapsed()
         if abs(skew) > self._skew_max:
@@ -73,7 +80,7 @@ class PostingClock:
     @property
     def is_right(self) -> bool:
         """Whether transactions can be posted by it."""
-        return abs(self.skew) <= self._skew_max
+        return self._has_reference and abs(self.skew) <= self._skew_max
 
     @contextlib.asynccontextmanager
     async def checking(self) -> AsyncIterator[None]:
@@ -132,6 +139,7 @@ class PostingClock:
         # The database read its clock somewhere within the round trip: a longer one leaves that too uncertain.
         if round_trip <= self._skew_max:
             self._reference_start = reference - sent - round_trip // 2
+            self._has_reference = True
 
     def _read_time(self, connection: Connection) -> tuple[Instant, Instant, Instant]:
         """The database's time, and what the stopwatch had counted before and after."""

@@ -104,6 +104,8 @@ class Changes:
     lots: dict[tuple[int, int], Lot] = field(default_factory=dict)
     windows: dict[tuple[int, int], UsageWindow] = field(default_factory=dict)
     refunds: dict[tuple[int, int], RefundTotal] = field(default_factory=dict)
+    lots_read: dict[int, int] = field(default_factory=dict)
+    """By account: how many lots its state knows in spending order."""
     answers: dict[AnswerKey, Answer] = field(default_factory=dict)
     blocks: list[Block] = field(default_factory=list)
     """New transactions and requests that were made ready before, beside those above."""
@@ -119,6 +121,7 @@ class Changes:
         self.lots.update(later.lots)
         self.windows.update(later.windows)
         self.refunds.update(later.refunds)
+        self.lots_read.update(later.lots_read)
         self.answers.update(later.answers)
         self.blocks += later.blocks
         self.block_keys |= later.block_keys
@@ -191,8 +194,6 @@ class Unit:
     """By account and sequence: the bodies of what opened the lots that are past."""
     open_lots: OpenLots | None = None
     """Where more open lots are read; None if all of them are known."""
-    lots_read: dict[int, int] = field(default_factory=dict)
-    """By account: how many lots were read in spending order."""
     changes: Changes = field(default_factory=Changes)
 
 
@@ -304,8 +305,11 @@ class Attempt:
         """Makes twice as many lots known in spending order."""
         unit, number = self._unit, state.account_number
         assert unit.open_lots is not None
-        limit = 2 * unit.lots_read.get(number, LOTS_READ_MIN // 2)
-        unit.lots_read[number] = limit
+        read_before = self._changes.lots_read.get(number) or unit.changes.lots_read.get(number, LOTS_READ_MIN // 2)
+        limit = 2 * read_before
+        # Beside the state that knows these lots: a refusal of this attempt forgets both.
+        kept_with = self._changes if number in self._changes.states else unit.changes
+        kept_with.lots_read[number] = limit
         read = unit.open_lots.first_to_spend(number, limit)
         if len(read) < limit:
             return self._know(state, read, None, NEVER)

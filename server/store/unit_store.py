@@ -128,10 +128,11 @@ def _load_lots(
     found: dict[tuple[int, int], Lot] = {}
     for account_number in sorted({number for number, _ in missing}):
         numbers = sorted(lot for number, lot in missing if number == account_number)
-        rows = connection.execute(
-            select(*LOT_COLUMNS).where(lots.c.account_number == account_number, lots.c.number.in_(numbers))
-        )
-        found |= {(account_number, row.number): to_lot(*row) for row in rows}
+        for some in in_parts(numbers):
+            rows = connection.execute(
+                select(*LOT_COLUMNS).where(lots.c.account_number == account_number, lots.c.number.in_(some))
+            )
+            found |= {(account_number, row.number): to_lot(*row) for row in rows}
     return found
 
 

@@ -55,7 +55,7 @@ class Admission:
             return False
         loop = asyncio.get_running_loop()
         turn: asyncio.Future[bool] = loop.create_future()
-        timer = loop.call_later(self._wait_seconds, partial(self._answer, holder, turn, entered=False))
+        timer = loop.call_later(self._wait_seconds, partial(self._refuse, holder, turn))
         self._queues.setdefault(holder, {})[turn] = None
         self.waiting += 1
         try:
@@ -97,15 +97,19 @@ class Admission:
         else:
             del self._held[holder]
         for waiting in self._with_room():
-            self._take(waiting)
-            self._answer(waiting, next(iter(self._queues[waiting])), entered=True)
+            turn = next(iter(self._queues[waiting]))
+            self._remove(waiting, turn)
+            # A call that is being cancelled is still in its queue until its task runs.
+            if not turn.done():
+                self._take(waiting)
+                turn.set_result(True)
 
     def end_waiting(self) -> None:
         """Refuses all calls that wait, and from now on every call for which there is no place, at once."""
         self._wait_seconds = 0
         for holder, queue in list(self._queues.items()):
             for turn in list(queue):
-                self._answer(holder, turn, entered=False)
+                self._refuse(holder, turn)
 
     def _has_room(self, holder: str) -> bool:
         return self._held.get(holder, 0) < self.places - self.under_way
@@ -123,14 +127,17 @@ class Admission:
             self._queues[holder] = self._queues.pop(holder)
             yield holder
 
-    def _answer(self, holder: str, turn: asyncio.Future[bool], *, entered: bool) -> None:
+    def _refuse(self, holder: str, turn: asyncio.Future[bool]) -> None:
         if not turn.done():
-            turn.set_result(entered)
+            turn.set_result(False)
             self._remove(holder, turn)
 
     def _remove(self, holder: str, turn: asyncio.Future[bool]) -> None:
+        """Takes a call out of its queue, unless it is out already."""
+        queue = self._queues.get(holder, {})
+        if turn not in queue:
+            return
         self.waiting -= 1
-        queue = self._queues[holder]
         del queue[turn]
         if not queue:
             del self._queues[holder]

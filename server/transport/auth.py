@@ -8,6 +8,7 @@ becomes of a token.
 from __future__ import annotations
 
 import base64
+import hashlib
 import hmac
 import time
 from collections.abc import Awaitable, Callable, Iterable
@@ -23,6 +24,8 @@ from server.ledger.names import is_api_key_id
 from server.store.credentials import ApiKeyRecord, CredentialStore
 
 CREDENTIALS_CACHED_MAX = 10_000
+HOLDERS_CACHED_MAX = 10_000
+"""How many credentials keep their own share of the places for calls. Each takes some 200 bytes."""
 KEY_CACHED_SECONDS_MAX = 5.0
 """How long a key may still open after it has gone from the database, or a token after the key that signed it."""
 CREDENTIAL_CHARACTERS_MAX = 8192
@@ -110,6 +113,9 @@ class Authenticator:
         # By the headers themselves, so that one that was read lately isn't read again; those
         # that are forgotten first stand first.
         self._opened: dict[tuple[str, str], _Remembered] = {}
+        # By digests, because they are kept for long and headers are secret; the one that was
+        # looked up longest ago stands first.
+        self._holders: dict[bytes, str] = {}
 
     async def authenticate(self, metadata: Iterable[tuple[str, str | bytes]]) -> Authentication:
         """Raises CredentialMissing, CredentialInvalid or ServiceUnavailable. A wrong credential is not cached."""
@@ -124,20 +130,21 @@ class Authenticator:
         return found.authentication
 
     def known_holder(self, metadata: Iterable[tuple[str, str | bytes]]) -> str:
-        """The id of the credential in metadata, if it was valid a moment ago; otherwise empty.
+        """The id of the credential in metadata, if this process has seen it valid; otherwise empty.
 
-        It says whose share of the server a call takes, and lets nobody in.
+        It says whose share of the server a call takes, and lets nobody in. So it has no time
+        limit: a key keeps its share while others are looked up.
         """
         for name, value in metadata:
             if name in ("authorization", "x-api-key"):
-                found = self._opened.get((name, str(value)))
-                return "" if found is None else found.authentication.caller.credential_id
+                return self._holders.get(_digest(name, str(value)), "")
         return ""
 
     async def _remember(self, header: tuple[str, str]) -> _Remembered:
         credential = _credential(*header)
         opened = await self._open(credential)
         self._make_room()
+        self._remember_holder(_digest(*header), opened.caller.credential_id)
         found = self._opened[header] = _Remembered(
             Authentication(opened.caller, credential.scheme),
             opened.expire_time,
@@ -145,6 +152,12 @@ class Authenticator:
             self._stopwatch() + KEY_CACHED_SECONDS_MAX,
         )
         return found
+
+    def _remember_holder(self, digest: bytes, credential_id: str) -> None:
+        self._holders.pop(digest, None)
+        if len(self._holders) >= HOLDERS_CACHED_MAX:
+            del self._holders[next(iter(self._holders))]
+        self._holders[digest] = credential_id
 
     def _make_room(self) -> None:
         """Forgets what is forgotten by now, for tokens are long and secret, and one more if there are too many."""
@@ -181,6 +194,10 @@ class Authenticator:
             if hmac.compare_digest(retired.secret_hash, secret_hash):
                 return min(time for time in (retired.expire_time, record.expire_time) if time is not None)
         raise CredentialInvalid
+
+
+def _digest(name: str, value: str) -> bytes:
+    return hashlib.sha256(f"{name}:{value}".encode()).digest()
 
 
 def _header(metadata: Iterable[tuple[str, str | bytes]]) -> tuple[str, str]:

@@ -25,6 +25,7 @@ from server.ledger.errors import (
     Internal,
     InternalFailure,
     MethodUnknown,
+    ServiceUnavailable,
     TimedOut,
     TooBusy,
     Unavailable,
@@ -133,6 +134,27 @@ class _Call:
     """Whether a message of a stream waits for its caller to take it."""
 
 
+def _refusal(error: DaybookError, render: RenderError | None) -> Handler:
+    """Refuses every call, whatever it streams."""
+
+    async def refused(_requests: object, context: Context) -> None:
+        await refuse(context, error, render)
+
+    return grpc.stream_stream_rpc_method_handler(refused)
+
+
+class NotYet(grpc.GenericRpcHandler):
+    """Refuses every method with SERVICE_UNAVAILABLE, for a server that has not finished its start."""
+
+    def __init__(self, renderers: Mapping[str, RenderError]) -> None:
+        self._renderers = renderers
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler:
+        """The handler that refuses, in the words of the method's service."""
+        service = handler_call_details.method.lstrip("/").partition("/")[0]
+        return _refusal(ServiceUnavailable(), self._renderers.get(service))
+
+
 class CallHandler(grpc.GenericRpcHandler):
     """Has every method of a server, and stands before all but those of OPEN_SERVICES.
 
@@ -233,12 +255,7 @@ class CallHandler(grpc.GenericRpcHandler):
             known = f"{service} has {', '.join(methods)}"
         else:
             known = f"the services are {', '.join(services)}"
-        refusal = MethodUnknown(echo(name), known)
-
-        async def refused(_requests: object, context: Context) -> None:
-            await refuse(context, refusal, None)
-
-        return grpc.stream_stream_rpc_method_handler(refused)
+        return _refusal(MethodUnknown(echo(name), known), None)
 
     def _wrap(self, name: str, handler: Handler) -> _Entry:
         service = name.partition("/")[0]

@@ -87,6 +87,7 @@ def start_posts(client: Client, count: int) -> list[asyncio.Task[Transaction]]:
     return [asyncio.create_task(client.post("acme", Transaction.GRANT, "1")) for _ in range(count)]
 
 
+@pytest.mark.one_server
 async def test_a_key_gets_its_share_and_others_theirs(
     crowded: Crowded, client: Client, admin: Client, database_url: str
 ) -> None:
@@ -133,6 +134,7 @@ async def admin(crowded: Crowded) -> Client:
     return await crowded.server.client(await crowded.server.create_tenant("auditors"), scopes={"admin"})
 
 
+@pytest.mark.one_server
 async def test_a_call_is_refused_before_its_body_comes(crowded: Crowded, client: Client, database_url: str) -> None:
     """The headers alone are answered, where there is no place."""
     never = asyncio.Event()
@@ -200,6 +202,7 @@ async def test_streams_and_calls_have_places_of_their_own(crowded: Crowded, clie
         await until_under_way(crowded, 0, "stream")
 
 
+@pytest.mark.one_server
 async def test_every_place_comes_back(crowded: Crowded, client: Client, database_url: str) -> None:
     """However a call ends, its place is free again: cancelled, late, malformed, refused, or its connection lost."""
     address = f"127.0.0.1:{crowded.port}"
@@ -241,6 +244,7 @@ async def test_every_place_comes_back(crowded: Crowded, client: Client, database
         assert [post.sequence > 1 for post in await asyncio.gather(*start_posts(client, SHARE))] == [True] * SHARE
 
 
+@pytest.mark.one_server
 async def test_calls_wait_for_a_place(book: Book, database_url: str) -> None:
     """More calls than places are all served, one after the other, and one that is malformed gets its own refusal."""
     settings = Settings(port=0, shutdown_grace_seconds=1, calls_under_way_max=4, admission_seconds_max=60)
@@ -259,6 +263,7 @@ async def test_calls_wait_for_a_place(book: Book, database_url: str) -> None:
             assert (await refusal_of(nothing)).verdict == ("INVALID_ARGUMENT", "FIELD_INVALID")
 
 
+@pytest.mark.one_server
 async def test_a_call_waits_only_so_long(book: Book, database_url: str) -> None:
     """Without a place in time a call is refused, and its request_id is not used up."""
     settings = Settings(port=0, shutdown_grace_seconds=1, calls_under_way_max=2, admission_seconds_max=0.1)

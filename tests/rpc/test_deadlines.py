@@ -82,6 +82,7 @@ def watched() -> list[object]:
     return [work for each in bounds for work in (*each._ends, *each._cancelled)]
 
 
+@pytest.mark.one_server
 async def test_what_was_posted_stays(caller: Client, database_url: str) -> None:
     """A posting that waits too long is answered in time, is posted once it can be, and a repeat gets its answer."""
     await caller.create_account("acme")

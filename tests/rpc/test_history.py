@@ -93,6 +93,7 @@ async def test_what_another_process_posted_is_there(database_url: str, acme: Cli
             assert [row.name for row in (await first_page(caller)).transactions] == names
 
 
+@pytest.mark.one_server
 async def test_a_database_that_is_put_back(server: Server, acme: Client, clock: Clock) -> None:
     """As many transactions as before, but others: what was remembered of those that are gone is not shown."""
     kept = await grants(acme, 1)

@@ -94,6 +94,7 @@ async def test_what_another_process_did_is_there(database_url: str, acme: Client
         assert [(await caller.balance()).available_amount for caller in (acme, stranger)] == ["4", "4"]
 
 
+@pytest.mark.one_server
 async def test_a_database_that_is_put_back(server: Server, acme: Client, clock: Clock) -> None:
     """As many transactions as before, but others: nothing is told of those that are gone."""
     await acme.post("acme", CHARGE, "-1")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from typing import Any
 
 import pytest
 from daybook.v1.account_pb2 import User
@@ -19,9 +20,12 @@ from daybook.v1.transaction_pb2 import Lot, Transaction
 from google.protobuf.timestamp_pb2 import Timestamp
 from sqlalchemy import update
 
+from server.app import Book
 from server.ledger.instants import SECOND, to_timestamp
+from server.ledger.lots import Lot as StoredLot
+from server.store.open_lots import OpenLots
 from server.store.tables import account_states
-from tests.conftest import NOON, Client, Clock, Server, refusal_of, writing
+from tests.conftest import NOON, Client, Clock, Server, held_up, refusal_of, writing
 
 GRANT, CHARGE, ADJUSTMENT = Transaction.GRANT, Transaction.CHARGE, Transaction.ADJUSTMENT
 BATCH = 500
@@ -154,7 +158,17 @@ async def test_many_lots_that_expire_at_once(
     assert await admin.verify() == []
 
 
-async def test_others_do_not_wait_for_expirations(acme: Client, clock: Clock) -> None:
+async def in_line(book: Book, calls: Sequence[Coroutine[Any, Any, object]]) -> list[asyncio.Task[object]]:
+    """Calls that wait in the poster's queue in this order, behind the first, which it has taken."""
+    started = []
+    for number, call in enumerate(calls):
+        started.append(asyncio.create_task(call))
+        while not (book.poster.line_length == number and any(pool.waiting for pool in book.database.pools.values())):
+            await asyncio.sleep(0.001)
+    return started
+
+
+async def test_others_do_not_wait_for_expirations(server: Server, acme: Client, clock: Clock) -> None:
     """A transfer waits for the expirations of one side; calls of other accounts don't, and order is kept."""
     for name in ("other", "third"):
         await acme.create_account(name)
@@ -162,14 +176,19 @@ async def test_others_do_not_wait_for_expirations(acme: Client, clock: Clock) ->
     await post_all(acme, [grant(expire_time=after(60))] * 1500)
     await post_all(acme, [grant("3")])
     clock.advance(60)
-    await asyncio.gather(
+    calls = [
+        acme.post("third", CHARGE, "-1"),
         transfer(acme, "acme", "other", "2"),
         acme.post("other", CHARGE, "-6"),
         acme.post("third", CHARGE, "-1"),
         transfer(acme, "other", "acme", "1"),
-    )
+    ]
+    async with asyncio.timeout(60):
+        async with held_up(server.book):
+            started = await in_line(server.book, calls)
+        await asyncio.gather(*started)
     amounts = [(await acme.balance(name)).amount for name in ("acme", "other", "third")]
-    assert amounts == ["2", "0", "4"]
+    assert amounts == ["2", "0", "3"]
 
 
 async def test_credits_come_back_into_closed_lots(acme: Client, admin: Client) -> None:
@@ -253,3 +272,26 @@ async def test_what_an_older_server_posted(server: Server, acme: Client, admin: 
     async with server.book.database.read() as connection:
         row = (await connection.execute(account_states.select())).one()
     assert (row.open_lot_count, row.expiring, row.counted_sequence) == (98, 98 * 10**6, row.sequence)
+
+
+async def test_refused_calls_read_no_more_lots_each_time(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches that are refused behind a charge of many lots read as many lots as the first, though in one group."""
+    await client.create_account("acme")
+    await post_all(client, [grant() for _ in range(1500)])
+    limits: list[int] = []
+    first_to_spend = OpenLots.first_to_spend
+
+    def counted(open_lots: OpenLots, account_number: int, limit: int) -> list[StoredLot]:
+        limits.append(limit)
+        return first_to_spend(open_lots, account_number, limit)
+
+    monkeypatch.setattr(OpenLots, "first_to_spend", counted)
+    charges = [Transaction(kind=CHARGE, category="test", amount=amount) for amount in ("-1", "-100", "-2000")]
+    batch = BatchCreateTransactionsRequest(
+        parent="accounts/acme", requests=[CreateTransactionRequest(transaction=each) for each in charges]
+    )
+    refusals = await asyncio.gather(
+        *(refusal_of(client.ledger.BatchCreateTransactions(batch, metadata=client.metadata)) for _ in range(20))
+    )
+    assert {each.reason for each in refusals} == {"INSUFFICIENT_CREDITS"}
+    assert 0 < max(limits) <= 256

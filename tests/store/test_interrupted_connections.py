@@ -30,7 +30,7 @@ from server.usecases.transactions import NewTransaction
 from tests.conftest import Client, Clock, Server, only_postgresql
 from tests.postgresql_proxy import PostgreSQLProxy
 
-pytestmark = only_postgresql
+pytestmark = [only_postgresql, pytest.mark.one_server]
 
 PATIENCE_SECONDS = 30
 ONE = DatabaseLimits(connections=1, wait_seconds=10, connect_seconds=10)

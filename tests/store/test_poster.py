@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from random import Random
@@ -230,6 +231,7 @@ def poster_of(book: Book) -> Poster:
     return book.transactions._poster
 
 
+@pytest.mark.one_server
 async def test_full_line(server: Server, client: Client, admin: Client, database_url: str) -> None:
     """A line that is full refuses the next calls with TOO_BUSY and a RetryInfo; what waits is posted in the end."""
     await client.create_account("acme", credit_limit="10000")
@@ -260,6 +262,7 @@ async def test_full_line(server: Server, client: Client, admin: Client, database
     assert await admin.verify() == []
 
 
+@pytest.mark.one_server
 async def test_nothing_is_answered_before_the_commit(server: Server, client: Client, database_url: str) -> None:
     """While the commit can't happen no caller is answered; once it can, all are."""
     await client.create_account("acme")
@@ -401,6 +404,7 @@ async def test_a_broken_call_takes_no_other_down(book: Book, caller: Caller) -> 
     assert await findings_of(book) == []
 
 
+@pytest.mark.one_server
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 async def test_accounts_are_locked_in_order(book: Book, caller: Caller) -> None:
     """Whoever locks several accounts waits for the lowest that is taken, and holds none behind it meanwhile."""
@@ -446,6 +450,7 @@ END $$
 )
 
 
+@pytest.mark.one_server
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 async def test_a_lost_node_refuses_its_own_accounts_only(book: Book, caller: Caller) -> None:
     """Calls to accounts on a node that is down are UNAVAILABLE; the others of their group are posted.
@@ -466,3 +471,25 @@ async def test_a_lost_node_refuses_its_own_accounts_only(book: Book, caller: Cal
         Transaction if account_id == "other" else ServiceUnavailable for account_id in ids
     ]
     assert [row.account_number != lost for row in await rows_of(book.database)] == [True] * 3
+
+
+@only_sqlite
+@pytest.mark.parametrize("error", [sqlite3.OperationalError, sqlite3.InternalError])
+async def test_a_group_whose_commit_is_in_doubt(
+    book: Book, caller: Caller, monkeypatch: pytest.MonkeyPatch, error: type[sqlite3.Error]
+) -> None:
+    """Calls without an id are not posted again when the answer to their commit is lost; they are UNAVAILABLE."""
+    dialect: Any = book.database.writer.dialect
+    commit = dialect.do_commit
+
+    def commit_and_lose_the_answer(connection: object) -> None:
+        commit(connection)
+        raise error("lost")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dialect, "do_commit", commit_and_lose_the_answer)
+        outcomes = await asyncio.gather(
+            *(post(book, caller, "acme", GRANT, 1) for _ in range(3)), return_exceptions=True
+        )
+    assert [type(each) for each in outcomes] == [ServiceUnavailable] * 3
+    assert [row.sequence for row in await rows_of(book.database)] == [1, 2, 3]

@@ -8,7 +8,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from server.app import Book, system_clock
-from server.ledger.errors import ClockSkewed
+from server.ledger.errors import ClockSkewed, ServiceUnavailable
 from server.ledger.instants import SECOND, Instant
 from server.store.database import Database
 from server.store.posting_clock import SETTLE_SECONDS, PostingClock, boot_stopwatch
@@ -151,22 +151,41 @@ async def test_an_answer_that_took_too_long_says_nothing(book: Book) -> None:
     clock = PostingClock(book.database, lambda: NOON, lambda: next(readings), SKEW_MAX)
     await clock.check()
     assert abs(clock.skew) < 60 * SECOND, "that of the database is years away from NOON"
+    with pytest.raises(ServiceUnavailable):
+        clock()
 
 
-async def test_a_database_that_is_away() -> None:
-    """The reference goes on by the stopwatch while the database can't be asked."""
+async def test_a_database_that_is_away_at_the_start() -> None:
+    """Until the database has told its time once, nothing is posted by a clock that may be wrong."""
     database = Database("postgresql+asyncpg://nobody@127.0.0.1:1/none")
-    wall, elapsed = NOON, 0
-    clock = PostingClock(database, lambda: wall, lambda: 1000 * elapsed, SKEW_MAX)
+    clock = PostingClock(database, lambda: NOON, lambda: 0, SKEW_MAX)
     try:
-        wall, elapsed = NOON + 9 * SECOND, 9 * SECOND
+        await clock.check()
+        with pytest.raises(ServiceUnavailable):
+            clock()
+        assert not clock.is_right
+    finally:
+        await database.close()
+
+
+@only_postgresql
+async def test_a_database_that_is_away_later(book: Book, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reference goes on by the stopwatch while the database can't be asked."""
+    wall, elapsed = system_clock(), 0
+    clock = PostingClock(book.database, lambda: wall, lambda: 1000 * elapsed, SKEW_MAX)
+    await clock.check()
+    assert clock() == wall
+    away = Database("postgresql+asyncpg://nobody@127.0.0.1:1/none")
+    monkeypatch.setattr(clock, "_database", away)
+    try:
+        wall, elapsed = wall + 9 * SECOND, 9 * SECOND
         await clock.check()
         assert clock() == wall
         wall += DAY_SECONDS * SECOND
         await clock.check()
         assert not clock.is_right
     finally:
-        await database.close()
+        await away.close()
 
 
 def test_the_stopwatch_counts_nanoseconds() -> None:

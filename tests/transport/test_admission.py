@@ -114,6 +114,21 @@ async def test_a_call_that_is_cancelled_takes_no_place() -> None:
     assert (second.cancelled(), admission.under_way, admission.waiting) == (True, 1, 0)
 
 
+async def test_a_place_passes_over_a_call_that_is_being_cancelled() -> None:
+    """A place that comes back in the turn in which a waiting call is cancelled goes to the next call, once."""
+    admission = Admission(4, wait_seconds=60)
+    assert [admission.enter("a") for _ in range(2)] == [True, True]
+    first, second = await waiting_at(admission, "aa")
+    first.cancel()
+    admission.leave("a")
+    assert await second is True
+    assert first.cancelled()
+    admission.leave("a")
+    admission.leave("a")
+    assert (admission.under_way, admission.waiting) == (0, 0)
+    assert [admission.enter("a") for _ in range(3)] == [True, True, False]
+
+
 async def test_a_stop_waits_for_no_place() -> None:
     """At the end all calls that wait are refused, and every later one for which there is no place."""
     admission = Admission(1, wait_seconds=60)
