@@ -6,8 +6,8 @@ gets half of them, two credentials a third each, and one more finds room beside 
 of others that take all they may.
 
 A call for which there is no place waits a while for one, and is then refused. While it
-waits, its client sends no other in its stead: a client that repeats refused calls at once
-is slowed down, and takes no time from the calls that were admitted.
+waits, its client can't retry it: aggressive retries slow down, and take no time from the
+calls that were admitted.
 """
 
 from __future__ import annotations

@@ -30,14 +30,15 @@ class LedgerStub:
 
     A call whose request has a request_id can be repeated: it is done once. The metadata
     `idempotency-key`, over REST the header `Idempotency-Key`, sets the same: 1 to 128 printable
-    ASCII characters, taken as they are. If both are given they must be equal. It gets
-    INVALID_ARGUMENT with a method that changes something and has no request_id; methods that
-    only read ignore it.
+    ASCII characters, taken as they are. If both are given they must be equal. Methods that
+    change data but have no request_id refuse the key with INVALID_ARGUMENT; methods that only
+    read ignore it.
 
-    No input is ignored. INVALID_ARGUMENT gets a field that this version of the contract lacks;
-    a field that is output only, or the name, in a resource to be created; and over REST also a
-    key that one object of a body has twice, a parameter that is given twice, without a value or
-    in the body too, and one that the path binds.
+    Unknown, repeated and misplaced input is refused with INVALID_ARGUMENT: a field that this
+    version of the contract lacks; an output-only field, or the name, in a resource to be
+    created; and over REST also a key that one object of a body has twice, a parameter that is
+    given twice, without a value or in the body too, and one that the path binds. UpdateAccount
+    ignores update_time, and fields outside its mask.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -141,14 +142,15 @@ class LedgerServicer(metaclass=_abc_1.ABCMeta):
 
     A call whose request has a request_id can be repeated: it is done once. The metadata
     `idempotency-key`, over REST the header `Idempotency-Key`, sets the same: 1 to 128 printable
-    ASCII characters, taken as they are. If both are given they must be equal. It gets
-    INVALID_ARGUMENT with a method that changes something and has no request_id; methods that
-    only read ignore it.
+    ASCII characters, taken as they are. If both are given they must be equal. Methods that
+    change data but have no request_id refuse the key with INVALID_ARGUMENT; methods that only
+    read ignore it.
 
-    No input is ignored. INVALID_ARGUMENT gets a field that this version of the contract lacks;
-    a field that is output only, or the name, in a resource to be created; and over REST also a
-    key that one object of a body has twice, a parameter that is given twice, without a value or
-    in the body too, and one that the path binds.
+    Unknown, repeated and misplaced input is refused with INVALID_ARGUMENT: a field that this
+    version of the contract lacks; an output-only field, or the name, in a resource to be
+    created; and over REST also a key that one object of a body has twice, a parameter that is
+    given twice, without a value or in the body too, and one that the path binds. UpdateAccount
+    ignores update_time, and fields outside its mask.
     """
 
     @_abc_1.abstractmethod
