@@ -100,12 +100,13 @@ def _broken_by_lock(scope: Scope) -> Iterator[str]:
 
 
 def _broken_by_routing(scopes: Sequence[Scope]) -> Iterator[str]:
-    """In a statement that names an account each big table names it: else Citus asks every shard for that table."""
+    """In a statement that names an account each big table names it: else Citus asks every shard for that table.
+
+    A join with a table that names it is enough, but not a subquery's reference to the statement around it.
+    """
     routed: dict[int, set[str]] = {}
-    # Outer scopes first: a correlated subquery gets its account from them.
-    for scope in reversed(scopes):
-        inherited = routed.get(id(scope.parent), set()) if scope.is_correlated_subquery else set()
-        routed[id(scope)] = _routed(scope) | inherited
+    for scope in scopes:
+        routed[id(scope)] = _routed(scope)
         # An equation with a routed table hands the account on, in either direction.
         for _ in scope.selected_sources:
             routed[id(scope)] |= {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from sqlalchemy import (
     BigInteger,
@@ -121,8 +121,8 @@ def holdings_query(count: int, dialect: Dialect) -> Query:
 
     The parameter `now` is the instant at which lots that expired are not counted.
     """
-    statement = _states([bindparam(name) for name in account_parameters(range(count))], *_expirations(bindparam("now")))
-    return Query.of(statement, dialect)
+    numbers: Numbers = [bindparam(name) for name in account_parameters(range(count))]
+    return Query.of(_states(numbers, *_expirations(numbers, bindparam("now"))), dialect)
 
 
 def account_parameters(account_numbers: Iterable[int]) -> dict[str, int]:
@@ -140,42 +140,53 @@ def to_holding(row: Sequence[Any]) -> tuple[StoredState, Instant]:
 
 has_remaining = lots.c.remaining > literal_column("0")
 """A 0 that SQLite reads for itself: a partial index is of no use to a statement whose 0 is a parameter."""
-_of_account = has_remaining & (lots.c.account_number == account_states.c.account_number)
-# A server of an older version, during a rollout, posts without keeping these columns. Without
-# the hints SQLite would go through all lots that an account ever had.
+# A server of an older version, during a rollout, posts without keeping these columns.
 _is_counted = account_states.c.counted_sequence == account_states.c.sequence
-_open_lot_count = case(
-    (_is_counted, account_states.c.open_lot_count),
-    else_=select(func.count())
-    .select_from(lots)
-    .where(_of_account)
-    .with_hint(lots, "INDEXED BY lots_open", "sqlite")
-    .correlate(account_states)
-    .scalar_subquery(),
-)
-_expiring = case(
-    (_is_counted, account_states.c.expiring),
-    else_=select(cast(func.coalesce(func.sum(lots.c.remaining), 0), BigInteger))
-    .where(_of_account, lots.c.expire_time.is_not(None))
-    .with_hint(lots, "INDEXED BY lots_expiring", "sqlite")
-    .correlate(account_states)
-    .scalar_subquery(),
-)
+
+Numbers: TypeAlias = BindParameter[Any] | Sequence[BindParameter[int]]
+"""The account numbers of a statement, as its parameters."""
 
 
-def _expirations(now: BindParameter[int]) -> tuple[ColumnElement[Any], ColumnElement[Any]]:
-    """The sum of an account's open lots that have expired, and when the next one expires."""
-    expired = select(cast(func.coalesce(func.sum(lots.c.remaining), 0), BigInteger)).where(
-        _of_account, lots.c.expire_time <= now
-    )
-    following = select(func.min(lots.c.expire_time)).where(_of_account, lots.c.expire_time > now)
+def _of_lots(value: ColumnElement[Any], numbers: Numbers, *conditions: ColumnElement[bool]) -> Select[Any]:
+    """A value of the open lots of each account of the states around it."""
     return (
-        expired.correlate(account_states).scalar_subquery(),
-        following.correlate(account_states).scalar_subquery(),
+        select(value)
+        .select_from(lots)
+        .where(
+            has_remaining,
+            lots.c.account_number == account_states.c.account_number,
+            # Without it Citus asks every shard for its lots: it doesn't conclude it from the states around.
+            lots.c.account_number.in_(numbers),
+            *conditions,
+        )
+        .correlate(account_states)
     )
 
 
-def _states(numbers: BindParameter[Any] | Sequence[BindParameter[int]], *more: ColumnElement[Any]) -> Select[Any]:
+def _sum_of(column: ColumnElement[int]) -> ColumnElement[int]:
+    return cast(func.coalesce(func.sum(column), 0), BigInteger)
+
+
+def _open_lot_count(numbers: Numbers) -> ColumnElement[int]:
+    # Without the hints SQLite would go through all lots that an account ever had.
+    counted = _of_lots(func.count(), numbers).with_hint(lots, "INDEXED BY lots_open", "sqlite")
+    return case((_is_counted, account_states.c.open_lot_count), else_=counted.scalar_subquery())
+
+
+def _expiring(numbers: Numbers) -> ColumnElement[int]:
+    summed = _of_lots(_sum_of(lots.c.remaining), numbers, lots.c.expire_time.is_not(None))
+    summed = summed.with_hint(lots, "INDEXED BY lots_expiring", "sqlite")
+    return case((_is_counted, account_states.c.expiring), else_=summed.scalar_subquery())
+
+
+def _expirations(numbers: Numbers, now: BindParameter[int]) -> tuple[ColumnElement[Any], ColumnElement[Any]]:
+    """The sum of an account's open lots that have expired, and when the next one expires."""
+    expired = _of_lots(_sum_of(lots.c.remaining), numbers, lots.c.expire_time <= now)
+    following = _of_lots(func.min(lots.c.expire_time), numbers, lots.c.expire_time > now)
+    return expired.scalar_subquery(), following.scalar_subquery()
+
+
+def _states(numbers: Numbers, *more: ColumnElement[Any]) -> Select[Any]:
     newest_window = (usage_windows.c.account_number == account_states.c.account_number) & (
         usage_windows.c.number == account_states.c.window_number
     )
@@ -186,8 +197,8 @@ def _states(numbers: BindParameter[Any] | Sequence[BindParameter[int]], *more: C
             *account_states.c[
                 "balance", "debt", "lot_count", "sequence", "last_create_time", "import_time", "last_hash"
             ],
-            _open_lot_count.label("open_lot_count"),
-            _expiring.label("expiring"),
+            _open_lot_count(numbers).label("open_lot_count"),
+            _expiring(numbers).label("expiring"),
             *usage_windows.c["number", "start", "computing", "serverless"],
             *more,
         )
@@ -198,13 +209,13 @@ def _states(numbers: BindParameter[Any] | Sequence[BindParameter[int]], *more: C
 
 
 _numbers: BindParameter[Any] = bindparam("numbers", expanding=True)
-_first_expire_time = select(func.min(lots.c.expire_time)).where(_of_account, lots.c.expire_time.is_not(None))
+_first_expire_time = _of_lots(func.min(lots.c.expire_time), _numbers, lots.c.expire_time.is_not(None))
 STATES = _states(
     _numbers,
     case(
         (
             or_(~_is_counted, account_states.c.open_lot_count > bindparam("whole_lots_max")),
-            _first_expire_time.correlate(account_states).scalar_subquery(),
+            _first_expire_time.scalar_subquery(),
         )
     ).label("horizon"),
 )

@@ -64,6 +64,10 @@ MERGED_WALKS = (
 )
 
 BROKEN = {
+    "account condition only outside": (
+        "SELECT t.sequence, (SELECT b.body FROM transactions b WHERE b.account_number = t.account_number "
+        "AND b.sequence = t.sequence) FROM transactions t WHERE t.account_number = $1"
+    ),
     "account condition only inside": MERGED_WALKS,
     "account condition on one of two": (
         "SELECT s.balance, (SELECT count(*) FROM lots l WHERE l.remaining > $2) FROM account_states s "
@@ -99,14 +103,14 @@ BROKEN = {
     ),
 }
 KEPT = {
+    "account condition in a correlated subquery": (
+        "SELECT t.sequence, (SELECT b.body FROM transactions b WHERE b.account_number = t.account_number "
+        "AND b.account_number IN ($1) AND b.sequence = t.sequence) FROM transactions t WHERE t.account_number IN ($1)"
+    ),
     "account condition inside and outside": f"{MERGED_WALKS} WHERE t.account_number = $1",
     "account condition by way of a joined table": (
         "SELECT s.balance, w.number FROM account_states s LEFT OUTER JOIN usage_windows w "
         "ON w.account_number = s.account_number WHERE s.account_number IN ($1, $2)"
-    ),
-    "account condition by way of the outer select": (
-        "SELECT t.sequence, (SELECT b.body FROM transactions b WHERE b.account_number = t.account_number "
-        "AND b.sequence = t.sequence) FROM transactions t WHERE t.account_number = $1"
     ),
     "lock of one account": "SELECT account_number FROM account_states WHERE account_number = $1::BIGINT FOR UPDATE",
     "lock of a small table": "SELECT id FROM accounts WHERE tenant_number = $1 AND id = $2 FOR UPDATE",
