@@ -33,7 +33,7 @@ from server.ledger.errors import (
 from server.transport.admission import Admission, Admissions
 from server.transport.auth import Authenticator, authentication
 from server.transport.deadlines import Deadlines, Work
-from server.transport.errors import RenderError, code_of, code_of_cancellation, refuse, trailers_of
+from server.transport.errors import RenderError, abort, code_of, code_of_cancellation, refuse, trailers_of
 from server.transport.inputs import Inputs
 from server.transport.limits import RateLimiter
 from server.transport.parsing import Naming, unless_malformed, unless_too_long
@@ -352,7 +352,7 @@ class CallHandler(grpc.GenericRpcHandler):
                 raise
             if not has_place:
                 _tell(method, code, error.reason, started, method.trace and method.trace(call_metadata.get()))
-                await context.abort(code, error.message, trailers)
+                await abort(context, code, error.message, trailers)
             admission.hold(holder, method.bounds)
             assert answer is not None, "no stream waits for a place"
             async for request in requests:

@@ -7,6 +7,7 @@ the gateway (envoy.yaml) puts it in the place of the status.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -142,7 +143,10 @@ def _pack(detail: ErrorInfo | BadRequest | RetryInfo) -> Any:
     return packed
 
 
-def trailers_of(error: DaybookError, render: RenderError | None) -> tuple[tuple[str, str | bytes], ...]:
+Trailers: TypeAlias = tuple[tuple[str, str | bytes], ...]
+
+
+def trailers_of(error: DaybookError, render: RenderError | None) -> Trailers:
     """The trailing metadata with all that a caller is told of an error beside its code and its message."""
     metadata: list[tuple[str, str | bytes]] = [("grpc-status-details-bin", to_status(error).SerializeToString())]
     if render is not None:
@@ -158,4 +162,18 @@ async def refuse(
     context: grpc.aio.ServicerContext[object, object], error: DaybookError, render: RenderError | None
 ) -> NoReturn:
     """Ends the call with the error."""
-    await context.abort(code_of(error), error.message, trailers_of(error, render))
+    await abort(context, code_of(error), error.message, trailers_of(error, render))
+
+
+async def abort(
+    context: grpc.aio.ServicerContext[object, object], code: grpc.StatusCode, message: str, trailers: Trailers
+) -> NoReturn:
+    """Ends the call with a status.
+
+    Raises CancelledError if gRPC has ended it meanwhile by itself, as it does when a message is
+    too large: then the client has another status already.
+    """
+    try:
+        await context.abort(code, message, trailers)
+    except grpc.aio.InternalError:
+        raise asyncio.CancelledError from None
