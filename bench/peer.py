@@ -105,7 +105,15 @@ class TransactionOut(_Answer):
     expiring_amount: str
     permanent_amount: str
     balance_after: str
-    description: str | None = None
+    description: str = ""
+    # Empty in the rows of the bench, and printed, because Daybook prints them too.
+    labels: dict[str, str] = Field(default_factory=dict)
+    receipt_uri: str = ""
+    request_id: str = ""
+    refund_of: str = ""
+    transfer_peer: str = ""
+    allocations: list[str] = Field(default_factory=list)
+    priority: int = 0
     usage: UsageOut | None = None
 
 
@@ -189,7 +197,7 @@ def _render(row: Any) -> TransactionOut:
         expiring_amount=row.expiring_amount,
         permanent_amount=row.permanent_amount,
         balance_after=row.balance_after,
-        description=row.description,
+        description=row.description or "",
         usage=usage,
     )
 
