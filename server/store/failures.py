@@ -73,7 +73,7 @@ MEANINGS: Mapping[str, Meaning] = {
     # The session is in a transaction where it should be in none, or the other way round, or was ended for it.
     "25": Meaning.DISCONNECTED,  # invalid transaction state
     "25006": Meaning.WRONG_SERVER,  # read-only transaction: a standby, or default_transaction_read_only
-    # A pooler gave the session to somebody else, and with it the prepared statements.
+    # A pooler gave the session, and its prepared statements, to another client.
     "26": Meaning.DISCONNECTED,  # invalid statement name
     "27": Meaning.UNEXPECTED,  # triggered data change violation
     "28": Meaning.DISCONNECTED,  # invalid authorization, at connecting

@@ -160,7 +160,7 @@ class PostgreSQL:
             session = await connection.fetchval(_SESSION)
             if session == connection.get_server_pid() or self._limits.is_pooled_by_transaction:
                 return
-            # A pooler is in between. In transaction mode it gives the same session to the next one who asks.
+            # A pooler is in between. In transaction mode it gives the same session to the next client.
             async with self._apart() as other:
                 if await other.fetchval(_SESSION) == session:
                     raise DatabaseUnfit(

@@ -132,8 +132,8 @@ class Authenticator:
     def known_holder(self, metadata: Iterable[tuple[str, str | bytes]]) -> str:
         """The id of the credential in metadata, if this process has seen it valid; otherwise empty.
 
-        It says whose share of the server a call takes, and lets nobody in. So it has no time
-        limit: a key keeps its share while others are looked up.
+        The id decides whose share of the server a call takes; it authenticates no call. So it has
+        no time limit: a key keeps its share while others are looked up.
         """
         for name, value in metadata:
             if name in ("authorization", "x-api-key"):
