@@ -6,7 +6,7 @@ import asyncio
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,11 +17,12 @@ from daybook.v1.transaction_pb2 import Booking, Transaction, Usage
 from bench.load import LoadFailed
 from server.app import Book, open_book
 from server.ledger.access import ADMIN, Caller, new_api_key
+from server.ledger.accounts import AccountRecord
+from server.ledger.idempotency import Request
 from server.ledger.instants import HOUR, SECOND, Instant, parse
-from server.store.accounts import AccountRecord
-from server.store.requests import Request
 from server.transport.validation import read_profile, read_transaction
-from server.usecases.transactions import NewTransaction, PastTransaction
+from server.usecases.imports import HistoryMessage, PastTransaction
+from server.usecases.transactions import NewTransaction
 
 DAYBOOK = str(Path(sys.executable).parent / "daybook")
 """The command of this interpreter's environment."""
@@ -140,11 +141,12 @@ async def _create_key(book: Book, caller: Caller, account_id: str | None = None)
 
 
 async def _import(book: Book, caller: Caller, events: Iterable[PastEvent]) -> None:
-    rest = iter(events)
-    while group := list(islice(rest, GROUP)):
-        outcome = await book.transactions.import_history(caller, [_past(*event) for event in group])
-        if outcome.error is not None:
-            raise outcome.error
+    async def messages() -> AsyncIterator[HistoryMessage]:
+        rest = iter(events)
+        while group := [_past(*event) for event in islice(rest, GROUP)]:
+            yield HistoryMessage(group, byte_count=0)
+
+    await book.imports.import_history(caller, messages())
 
 
 def _past(time: Instant, account_id: str, transaction: Transaction) -> PastTransaction:

@@ -6,7 +6,7 @@ Nothing else differs, so figure 7 shows what it is worth that callers commit tog
 from __future__ import annotations
 
 from server import cli
-from server.store import poster
+from server.posting import poster
 
 
 def main() -> None:

@@ -27,9 +27,9 @@ from server.facades import dreadnode, nebulablock, paged, spacebring, teable
 from server.ledger.instants import SECOND, Clock, Instant, Stopwatch
 from server.ledger.names import RandomBytes
 from server.metrics import Metrics
+from server.posting.poster import Poster
 from server.rpc.admin import Admin
 from server.rpc.ledger import Ledger
-from server.rpc.preparing import PreparingProcesses, preparing_processes
 from server.rpc.reflection import add_reflection_to_server
 from server.store.accounts import AccountStore
 from server.store.books import BookStore
@@ -37,7 +37,6 @@ from server.store.credentials import CredentialStore
 from server.store.database import Database
 from server.store.engines import DatabaseLimits
 from server.store.migrate import can_serve, is_fit, migrate
-from server.store.poster import Poster
 from server.store.posting_clock import PostingClock, boot_stopwatch
 from server.store.transactions import TransactionStore
 from server.transport.access_tokens import AccessTokens, TokenRules
@@ -56,6 +55,7 @@ from server.usecases.accounts import Accounts
 from server.usecases.api_key_uses import ApiKeyUses
 from server.usecases.api_keys import ApiKeys
 from server.usecases.expirations import Expirations
+from server.usecases.imports import Imports
 from server.usecases.transactions import Transactions
 from server.usecases.usage import Usage
 from server.usecases.verification import Verification
@@ -109,6 +109,7 @@ class Book:
     account_store: AccountStore
     accounts: Accounts
     transactions: Transactions
+    imports: Imports
     usage: Usage
     verification: Verification
     expirations: Expirations
@@ -159,6 +160,7 @@ async def open_book(
                 account_store=account_store,
                 accounts=Accounts(account_store, clock, checked_clock),
                 transactions=Transactions(account_store, transaction_store, poster),
+                imports=Imports(account_store, poster),
                 usage=Usage(account_store, transaction_store, clock),
                 verification=Verification(account_store, BookStore(database)),
                 expirations=Expirations(account_store, poster, checked_clock),
@@ -209,7 +211,6 @@ async def serving(
         _token_keys(book, settings) as token_keys,
         _observed(book, settings, admissions) as observation,
         _access_tokens(book, settings) as open_token,
-        preparing_processes(book.random_bytes) as processes,
         nullcontext() if book.posting_clock is None else book.posting_clock.checking(),
     ):
         authenticator = Authenticator(book.credentials, book.clock, book.api_key_uses.note, open_token=open_token)
@@ -224,7 +225,7 @@ async def serving(
             observation,
             settings.text_characters_max,
         )
-        _add_services(handler, book, settings, PageTokens(token_keys, book.random_bytes), processes, health)
+        _add_services(handler, book, settings, PageTokens(token_keys, book.random_bytes), health)
         server = grpc.aio.server(options=_options(settings, is_shared=own_port is not None))
         server.add_generic_rpc_handlers((handler,))
         _add_queues(server, handler)
@@ -340,14 +341,11 @@ def _add_services(
     book: Book,
     settings: Settings,
     page_tokens: PageTokens,
-    processes: PreparingProcesses,
     health: Health,
 ) -> None:
     sizes = Sizes(settings.page_size_max, settings.batch_size_max)
     add_LedgerServicer_to_server(Ledger(book.accounts, book.transactions, page_tokens, sizes), handlers)
-    add_AdminServicer_to_server(
-        Admin(book.transactions, book.verification, book.api_keys, page_tokens, sizes, processes), handlers
-    )
+    add_AdminServicer_to_server(Admin(book.imports, book.verification, book.api_keys, page_tokens, sizes), handlers)
     add_BillingServicer_to_server(teable.Billing(book.transactions, page_tokens), handlers)
     add_UsersServicer_to_server(nebulablock.Users(book.usage), handlers)
     add_TransactionsServicer_to_server(

@@ -26,9 +26,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from server.ledger.instants import EARLIEST, SECOND
+from server.posting.poster import QUEUE_LENGTH_MAX, Poster, PosterObserver
 from server.store.credentials import CredentialStore
 from server.store.database import Database
-from server.store.poster import LINE_CALLS_MAX, Poster, PosterObserver
 from server.store.posting_clock import PostingClock
 from server.transport.admission import Admissions
 from server.transport.calls import Measure
@@ -164,8 +164,8 @@ class _State(Collector):
         running = GaugeMetricFamily("daybook_info", "Always 1; the label is the version that runs.", labels=["version"])
         running.add_metric([version("daybook")], 1)
         yield running
-        yield _gauge("daybook_poster_line_calls", "Calls that wait to be posted.", self._poster.line_length)
-        yield _gauge("daybook_poster_line_limit_calls", "How many calls may wait to be posted.", LINE_CALLS_MAX)
+        yield _gauge("daybook_poster_line_calls", "Calls that wait to be posted.", self._poster.queue_length)
+        yield _gauge("daybook_poster_line_limit_calls", "How many calls may wait to be posted.", QUEUE_LENGTH_MAX)
         yield from self._pools()
         yield CounterMetricFamily(
             "daybook_database_conflicts",

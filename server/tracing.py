@@ -25,8 +25,8 @@ from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from structlog.typing import EventDict, WrappedLogger
 
+from server.posting.poster import PosterObserver
 from server.store.database_tracer import DatabaseTracer
-from server.store.poster import PosterObserver
 from server.transport.addresses import proxy_options
 from server.transport.calls import Metadata, Trace
 

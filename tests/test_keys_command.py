@@ -14,13 +14,12 @@ from typer.testing import CliRunner, Result
 from server import cli
 from server.app import Book, open_book
 from server.cli import keys, options, tenants
-from server.ledger.access import SUFFICIENT, Caller
+from server.ledger.access import SUFFICIENT, ApiKeyRecord, Caller
+from server.ledger.accounts import AccountRecord
 from server.ledger.errors import DaybookError
+from server.ledger.idempotency import Request
 from server.ledger.instants import HOUR, SECOND, Instant, parse
 from server.ledger.names import account_name
-from server.store.accounts import AccountRecord
-from server.store.credentials import ApiKeyRecord
-from server.store.requests import Request
 from server.transport.auth import Authenticator
 
 Answer = TypeVar("Answer")

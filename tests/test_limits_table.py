@@ -14,8 +14,9 @@ from server import app
 from server.config import Settings
 from server.facades import dreadnode, nebulablock, paged, spacebring, teable
 from server.ledger import access, paging, posting
+from server.posting import poster
 from server.rpc import transactions
-from server.store import list_statements, poster
+from server.store import list_statements
 from server.transport import admission, auth, filters, metadata, page_tokens, validation
 from server.usecases import verification
 
@@ -37,7 +38,7 @@ CONSTANTS: Mapping[str, Mapping[str, int]] = {
     },
     "calls that gRPC holds for a server process": {"PENDING_CALLS_MAX": app.PENDING_CALLS_MAX},
     "calls that wait for a place": {"WAITING_CALLS_MAX": admission.WAITING_CALLS_MAX},
-    "calls that wait to be posted": {"LINE_CALLS_MAX": poster.LINE_CALLS_MAX},
+    "calls that wait to be posted": {"QUEUE_LENGTH_MAX": poster.QUEUE_LENGTH_MAX},
     "verifications under way": {"UNDER_WAY_MAX": verification.UNDER_WAY_MAX},
     "a credential": {"CREDENTIAL_CHARACTERS_MAX": auth.CREDENTIAL_CHARACTERS_MAX},
     "a page token": {"TOKEN_CHARACTERS_MAX": page_tokens.TOKEN_CHARACTERS_MAX},
@@ -61,7 +62,6 @@ CONSTANTS: Mapping[str, Mapping[str, int]] = {
 """The constants behind the rows."""
 
 OF_OURS = {
-    "ACCOUNTS_KNOWN_MAX",
     "ACCOUNT_NUMBERS_CACHED_MAX",
     "ANSWER_SECONDS_MAX",
     "ATTRIBUTE_CHARACTERS_MAX",
@@ -78,8 +78,6 @@ OF_OURS = {
     "FLUSH_SECONDS_MAX",
     "GATHERED_SECONDS_MAX",
     "GROUP_TRANSACTIONS_MAX",
-    "LOTS_EXPIRED_MAX",
-    "WHOLE_LOTS_MAX",
     "HEADS_CACHED_MAX",
     "HISTORIES_CACHED_MAX",
     "HISTORY_BYTES_MAX",
@@ -87,7 +85,6 @@ OF_OURS = {
     "HOLDINGS_CACHED_MAX",
     "HOLDING_PROFILE_BYTES_MAX",
     "HOURS_CACHED_MAX",
-    "IDLE_SECONDS_MAX",
     "KEYS_AT_ONCE_MAX",
     "KEYS_MAX",
     "KEY_CACHED_SECONDS_MAX",
@@ -98,16 +95,19 @@ OF_OURS = {
     "LISTS_CACHED_MAX",
     "LOG_PAGES_MAX",
     "LOOK_WAIT_SECONDS_MAX",
+    "LOTS_EXPIRED_MAX",
     "PAGES_CACHED_MAX",
     "PAGE_ROWS_BYTES_MAX",
-    "PAUSE_MESSAGES_MAX",
+    "PART_BYTES_MAX",
+    "PART_ITEMS_MAX",
     "PAUSE_SECONDS_MAX",
     "QUERIES_CACHED_MAX",
     "REPLICA_SECONDS_MAX",
     "ROWS_CACHED_MAX",
+    "ROWS_PER_STATEMENT_MAX",
     "ROW_BYTES_MAX",
-    "SCRAPE_SECONDS_MAX",
     "SCRAPERS_MAX",
+    "SCRAPE_SECONDS_MAX",
     "SET_BYTES_MAX",
     "SET_KEYS_MAX",
     "SHOWN_BYTES_MAX",
@@ -116,9 +116,10 @@ OF_OURS = {
     "STATEMENTS_CACHED_MAX",
     "STATEMENT_BYTES_CACHED_MAX",
     "STOP_SECONDS_MAX",
-    "TOKEN_KEYS_MAX",
     "TOKENS_CACHED_MAX",
+    "TOKEN_KEYS_MAX",
     "TRIES_MAX",
+    "WHOLE_LOTS_MAX",
 }
 """What is bounded of ours, and no caller can be beyond: caches, pools, waits, tries."""
 

@@ -149,7 +149,7 @@ async def test_calls_that_wait_while_tracing_begins_are_posted(book: Book) -> No
                     while not book.database.pools["write"].waiting:
                         await asyncio.sleep(0.01)
                     also_waiting = asyncio.create_task(client.post("acme", Transaction.GRANT, "1"))
-                    while not book.poster.line_length:
+                    while not book.poster.queue_length:
                         await asyncio.sleep(0.01)
                 stack = AsyncExitStack()
                 traces = await stack.enter_async_context(tracing.tracing(endpoint, 1))

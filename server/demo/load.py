@@ -13,9 +13,9 @@ from server.demo import dreadnode, nebulablock, spacebring, teable
 from server.demo.story import Event, Refund, Story, Transfer
 from server.ledger import money
 from server.ledger.access import DEFAULT_SCOPES, Caller, hash_secret
+from server.ledger.accounts import AccountRecord
+from server.ledger.idempotency import Request
 from server.ledger.instants import Instant
-from server.store.accounts import AccountRecord
-from server.store.requests import Request
 from server.transport.validation import read_profile, read_transaction
 from server.usecases.transactions import NewTransaction, Transactions
 

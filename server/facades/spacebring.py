@@ -14,6 +14,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from server.ledger import instants, money
+from server.ledger.accounts import AccountRecord
 from server.ledger.bodies import join_messages
 from server.ledger.errors import (
     AccountNotPermitted,
@@ -26,9 +27,8 @@ from server.ledger.instants import Instant, from_timestamp
 from server.ledger.money import Millionths
 from server.ledger.paging import PAGE_BYTES_MAX, Page, TransactionFilter, TransactionKey
 from server.ledger.posting import Kind
-from server.store.accounts import AccountRecord
+from server.ledger.refunds import RefundTotal
 from server.store.transactions import Heads, Refunds
-from server.store.unit import RefundTotal
 from server.transport.auth import Scheme, authentication
 from server.transport.calls import Context, call_metadata
 from server.transport.errors import RestError, http_status_of, plain_message

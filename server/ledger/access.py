@@ -15,6 +15,7 @@ from typing import NamedTuple
 from server.ledger.errors import AccountNotPermitted, ScopeMissing
 from server.ledger.instants import Instant
 from server.ledger.names import ALL_ACCOUNTS, RandomBytes, account_name
+from server.ledger.paging import ApiKeyKey
 
 ADMIN = "admin"
 """The scope of those who run the ledger. It includes every other."""
@@ -70,6 +71,29 @@ class Caller:
         """Raises AccountNotPermitted unless the caller may touch all of its tenant."""
         if self.account_id is not None:
             raise AccountNotPermitted(account_name(ALL_ACCOUNTS))
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKeyRecord:
+    """An API key as it is stored, with its tenant and the account to which it is bound."""
+
+    id: str
+    secret_hash: bytes
+    tenant_number: int
+    tenant_uid: str
+    account_id: str | None
+    scopes: str
+    """Separated by spaces."""
+    display_name: str
+    create_time: Instant
+    expire_time: Instant | None
+    revoke_time: Instant | None
+    last_use_time: Instant | None
+
+    @property
+    def key(self) -> ApiKeyKey:
+        """The position in a list."""
+        return ApiKeyKey(self.create_time, self.id)
 
 
 @dataclass(frozen=True, slots=True)

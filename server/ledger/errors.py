@@ -377,3 +377,13 @@ class InternalFailure(Internal):
 
     def __init__(self) -> None:
         super().__init__("the server failed; its log has the details")
+
+
+def of_item(error: DaybookError, index: int, field: str = "requests") -> DaybookError:
+    """Adds to an error the index of the item of a repeated field that it is about."""
+    error.metadata["index"] = str(index)
+    if isinstance(error, InvalidArgument):
+        error.field = f"{field}[{index}].{error.field}"
+        error.metadata["field"] = error.field
+        error.message = f"{error.field}: {error.problem}"
+    return error

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable
-from itertools import count
 from typing import TypeAlias
 from uuid import UUID
 
@@ -128,12 +126,6 @@ def in_blocks(random_bytes: RandomBytes) -> RandomBytes:
         return taken
 
     return take
-
-
-def spread(seed: bytes) -> RandomBytes:
-    """Random bytes without an end out of a few: SHAKE-256 of these and of how often it was asked."""
-    times = count()
-    return lambda size: hashlib.shake_256(seed + next(times).to_bytes(8, "big")).digest(size)
 
 
 def uuid7(instant: Instant, random_bytes: RandomBytes) -> bytes:

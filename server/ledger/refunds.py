@@ -17,19 +17,36 @@ from server.ledger.posting import AccountState, Kind, Portion, Posting, State, p
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """A transaction that somebody wants refunded."""
+    """A transaction to be refunded."""
 
     name: str
     kind: Kind
     state: State
     amount: Millionths
     post_time: Instant
-    """When it was posted by the clock: see `names.post_time`."""
+    """The time of posting by the clock: see `names.post_time`."""
     allocations: tuple[Allocation, ...]
     lots: Mapping[int, Lot]
     """The lots of its allocations, by number, open or not."""
     refunded: Millionths = 0
-    """What was given back before, 0 or more."""
+    """The sum of earlier refunds, 0 or more."""
+
+
+@dataclass(frozen=True, slots=True)
+class RefundTotal:
+    """The sum of the refunds of one charge so far."""
+
+    amount: Millionths
+    last_create_time: Instant
+
+
+@dataclass(frozen=True, slots=True)
+class StoredCharge:
+    """A transaction to be refunded, as it is stored."""
+
+    sequence: int
+    charge: Charge
+    body: bytes
 
 
 def refund(

@@ -19,11 +19,11 @@ from daybook.v1.ledger_service_pb2 import (
 )
 
 from server.ledger import money
+from server.ledger.accounts import AccountRecord
 from server.ledger.errors import FieldInvalid
 from server.ledger.instants import from_timestamp, to_timestamp
 from server.ledger.lots import Lot
 from server.ledger.names import balance_name, is_account_id, lot_name, parse_account_name, parse_balance_name
-from server.store.accounts import AccountRecord
 from server.transport.auth import current_caller
 from server.transport.calls import Context
 from server.transport.page_tokens import Listing, PageTokens

@@ -14,17 +14,15 @@ from daybook.v1.admin_service_pb2 import (
 from daybook.v1.admin_service_pb2_grpc import AdminServicer
 
 from server.ledger.audit import Finding
-from server.ledger.errors import DaybookError, FieldInvalid
 from server.ledger.names import account_name, parse_account_name
 from server.rpc.api_keys import ApiKeyMethods
-from server.rpc.importing import Upload
-from server.rpc.preparing import PreparingProcesses
+from server.rpc.history import read_messages
 from server.transport.auth import current_caller
 from server.transport.calls import Context
 from server.transport.page_tokens import PageTokens
 from server.transport.validation import Sizes
 from server.usecases.api_keys import ApiKeys
-from server.usecases.transactions import Transactions
+from server.usecases.imports import Imports
 from server.usecases.verification import Progress, Verification
 
 
@@ -33,36 +31,24 @@ class Admin(ApiKeyMethods, AdminServicer):
 
     def __init__(
         self,
-        transactions: Transactions,
+        imports: Imports,
         verification: Verification,
         api_keys: ApiKeys,
         page_tokens: PageTokens,
         sizes: Sizes,
-        processes: PreparingProcesses,
     ) -> None:
-        self._transactions = transactions
+        self._imports = imports
         self._verification = verification
         self._api_keys = api_keys
         self._page_tokens = page_tokens
         self._sizes = sizes
-        self._processes = processes
 
     async def ImportTransactions(
         self, request_iterator: AsyncIterator[ImportTransactionsRequest], context: Context
     ) -> ImportTransactionsResponse:
-        """Imports each message's items; stops at the first that is refused."""
-        upload = Upload(self._transactions, current_caller(), self._processes)
-        try:
-            async for request in request_iterator:
-                _check_length(request, self._sizes.batch_size_max)
-                await upload.add(request)
-            total = await upload.finish()
-        except DaybookError:
-            # A message that can't be read comes after those before it.
-            await upload.finish()
-            raise
-        finally:
-            await upload.close()
+        """Parses the messages, imports their items up to the first that is refused, renders the totals."""
+        async with aclosing(read_messages(request_iterator, self._sizes.batch_size_max)) as messages:
+            total = await self._imports.import_history(current_caller(), messages)
         return ImportTransactionsResponse(imported_count=total.imported, skipped_count=total.skipped)
 
     async def VerifyLedger(
@@ -73,11 +59,6 @@ class Admin(ApiKeyMethods, AdminServicer):
         async with aclosing(self._verification.verify(current_caller(), account_id)) as events:
             async for event in events:
                 yield _render(event)
-
-
-def _check_length(request: ImportTransactionsRequest, items_max: int) -> None:
-    if len(request.items) > items_max:
-        raise FieldInvalid("items", f"must be at most {items_max} in one message")
 
 
 def _render(event: Finding | Progress) -> VerifyLedgerResponse:

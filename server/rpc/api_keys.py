@@ -14,9 +14,9 @@ from daybook.v1.admin_service_pb2 import (
 from daybook.v1.api_key_pb2 import ApiKey
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from server.ledger.access import ApiKeyRecord
 from server.ledger.instants import Instant, to_timestamp
 from server.ledger.names import account_name, api_key_name, parse_account_name, parse_api_key_name
-from server.store.credentials import ApiKeyRecord
 from server.transport.auth import current_caller
 from server.transport.calls import Context
 from server.transport.page_tokens import Listing, PageTokens

@@ -1,40 +1,52 @@
-"""Reads the items of an import."""
+"""Parses the messages of an import."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
 from daybook.v1.admin_service_pb2 import ImportTransactionsRequest
 
 from server.ledger.errors import DaybookError, FieldInvalid
 from server.ledger.names import parse_account_name
 from server.transport.validation import read_request, read_timestamp, read_transaction
-from server.usecases.transactions import NewTransaction, PastTransaction
+from server.usecases.imports import HistoryMessage, PastTransaction
+from server.usecases.transactions import NewTransaction
 
 ITEMS_AT_ONCE = 25
-"""How many items are parsed before others get to run: about half a millisecond."""
+"""The number of items parsed before other calls run: about half a millisecond."""
 
 
-async def read_items(items: Sequence[ImportTransactionsRequest.Item]) -> list[PastTransaction | DaybookError]:
-    """What the items say; the last is an error if one of them is refused.
+async def read_messages(
+    requests: AsyncIterator[ImportTransactionsRequest], items_max: int
+) -> AsyncGenerator[HistoryMessage, None]:
+    """The messages of an import. Raises FieldInvalid for one with more items than `items_max`."""
+    async for request in requests:
+        if len(request.items) > items_max:
+            raise FieldInvalid("items", f"must be at most {items_max} in one message")
+        byte_count = request.ByteSize()
+        yield HistoryMessage(await _read_items(request.items), byte_count)
 
-    Lets others run now and then: a message takes as long to parse as to post.
+
+async def _read_items(items: Sequence[ImportTransactionsRequest.Item]) -> list[PastTransaction | DaybookError]:
+    """The parsed items, up to the first that is refused, which is an error.
+
+    Yields to other calls now and then: a message takes as long to parse as to post.
     """
     history: list[PastTransaction | DaybookError] = []
     for index, item in enumerate(items):
         if index % ITEMS_AT_ONCE == 0:
             await asyncio.sleep(0)
         try:
-            history.append(read_item(item))
+            history.append(_read_item(item))
         except DaybookError as refusal:
             history.append(refusal)
             break
     return history
 
 
-def read_item(item: ImportTransactionsRequest.Item) -> PastTransaction:
-    """What an item says; the item is used up by it. Raises FieldInvalid."""
+def _read_item(item: ImportTransactionsRequest.Item) -> PastTransaction:
+    """A parsed item; parsing changes the item. Raises FieldInvalid."""
     key = read_request("ImportTransactions", item)
     account_id = parse_account_name("parent", item.parent)
     if not item.HasField("create_time"):

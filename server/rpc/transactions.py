@@ -19,7 +19,7 @@ from daybook.v1.ledger_service_pb2 import (
 from daybook.v1.transaction_pb2 import Transaction
 
 from server.ledger.bodies import join_messages, with_allocations
-from server.ledger.errors import DaybookError, FieldInvalid
+from server.ledger.errors import DaybookError, FieldInvalid, of_item
 from server.ledger.names import ALL_ACCOUNTS, parse_account_name, parse_transaction_name
 from server.ledger.paging import EVERYTHING, Order, OrderField, TransactionFilter
 from server.transport.auth import current_caller
@@ -28,7 +28,6 @@ from server.transport.errors import to_status
 from server.transport.filters import parse_filter, parse_order_by
 from server.transport.page_tokens import Listing, PageTokens
 from server.transport.validation import Sizes, read_page_size, read_request, read_transaction
-from server.usecases.commands import of_item
 from server.usecases.transactions import NewTransaction, Transactions
 
 BATCH_BYTES_MAX = 2 * 1024 * 1024

@@ -18,16 +18,16 @@ from daybook.v1.transaction_pb2 import Transaction, Usage
 
 from server.ledger import posting
 from server.ledger.bodies import read_allocations
+from server.ledger.idempotency import Request
 from server.ledger.instants import HOUR, Instant
 from server.ledger.money import ONE_CREDIT, Millionths
 from server.ledger.names import in_blocks, transaction_name
 from server.ledger.posting import AccountState, Draft, Kind, State
-from server.ledger.refunds import Charge
-from server.store.bulk import Rows, book_rows, posted_rows
-from server.store.requests import Request
+from server.ledger.refunds import Charge, StoredCharge
+from server.posting.commands import Refund, Transfer
+from server.posting.unit import Attempt, Unit
 from server.store.states import StoredState
-from server.store.unit import Attempt, StoredCharge, Unit
-from server.usecases.commands import Refund, Transfer
+from server.store.units import Loaded, Rows, posted_rows, state_rows
 
 ROWS_AT_ONCE = 2000
 """How many transactions are handed over at a time, about."""
@@ -174,13 +174,12 @@ class Household:
         self._charges: dict[tuple[int, UUID], StoredCharge] = {}
         self._openers: dict[tuple[int, int], bytes] = {}
         self._unit = Unit(
-            states={member.number: StoredState(member.state, b"") for member in self._members},
-            lots={},
-            charges=self._charges,
-            refunds={},
-            answers={},
-            random_bytes=in_blocks(self._random.randbytes),
-            openers=self._openers,
+            Loaded(
+                states={member.number: StoredState(member.state, b"") for member in self._members},
+                charges=self._charges,
+                openers=self._openers,
+            ),
+            in_blocks(self._random.randbytes),
         )
         self._attempt = Attempt(self._unit)
 
@@ -195,7 +194,10 @@ class Household:
             self._accept()
             self._keep_openers()
             yield posted_rows(self._unit.changes)
-        yield book_rows(self._unit.changes)
+            # Written once: no later change touches them.
+            self._unit.changes.posted.clear()
+            self._unit.changes.answers.clear()
+        yield state_rows(self._unit.changes)
 
     def _act(self, member: _Member) -> None:
         """Lets the next thing happen."""
@@ -251,7 +253,7 @@ class Household:
     def _refund(self, member: _Member, activity: _Activity, now: Instant) -> bool:
         """Gives the newest charge back, all of it or half, unless that was done or it was handed over."""
         self._accept()
-        row = self._unit.changes.rows.get((member.number, member.last_charge))
+        row = self._unit.changes.posted.get((member.number, member.last_charge))
         if row is None:
             return False
         uid = UUID(bytes=row.uid)
@@ -313,7 +315,7 @@ class Household:
 
     def _keep_openers(self) -> None:
         """Keeps what an expiration tells of where its credits came from, before that is handed over."""
-        rows = self._unit.changes.rows
+        rows = self._unit.changes.posted
         kept = {}
         for member in self._members:
             for lot in member.state.lots:

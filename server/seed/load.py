@@ -17,14 +17,15 @@ from uuid import UUID
 
 from daybook.v1 import account_pb2 as native
 
+from server.ledger.accounts import AccountRecord
 from server.ledger.instants import Instant
 from server.ledger.money import ONE_CREDIT
 from server.seed.history import DAY, PLACES, YEAR, Account, Household, Place, Setting
-from server.store.accounts import AccountRecord
-from server.store.bulk import BulkLoad, Rows, bulk_load
+from server.store.bulk import BulkLoad, bulk_load
 from server.store.database import Database
 from server.store.migrate import migrate
 from server.store.tables import transactions
+from server.store.units import Rows
 
 ROWS_MIN = 1000
 ROWS_MAX = 1_000_000_000

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from daybook.v1.account_pb2 import Account
 from sqlalchemy import BindParameter, Connection, Dialect, Select, bindparam, insert, not_, select, update
 
-from server.ledger import money
+from server.ledger.accounts import AccountRecord
 from server.ledger.errors import AccountExists, AccountNotFound
-from server.ledger.instants import Instant, to_timestamp
+from server.ledger.idempotency import Request
+from server.ledger.instants import Instant
 from server.ledger.lots import Lot
-from server.ledger.money import Millionths
 from server.ledger.names import account_name, is_account_id
 from server.ledger.posting import AccountState
+from server.store.answers import load_answer, save_answer
 from server.store.database import Database
 from server.store.query import Query
-from server.store.requests import Request, first_answer, remember
 from server.store.states import (
     LOT_COLUMNS,
     QUERIES_CACHED_MAX,
@@ -30,8 +28,6 @@ from server.store.states import (
     to_lot,
 )
 from server.store.tables import account_states, accounts, lots
-from server.store.unit import Known
-from server.store.unit_store import load_known
 
 ACCOUNT_NUMBERS_CACHED_MAX = 65_536
 """How many numbers are kept. Beyond it the one goes that was looked up first."""
@@ -39,43 +35,6 @@ HOLDINGS_CACHED_MAX = 1024
 """How many accounts are kept with what they hold. Beyond it the one goes that was read first."""
 HOLDING_PROFILE_BYTES_MAX = 4096
 """Accounts with a larger profile are read each time, so that those that are kept take at most 8 MiB."""
-
-
-@dataclass(frozen=True, slots=True)
-class AccountRecord:
-    """An account as it is stored."""
-
-    id: str
-    kind: Account.Kind.ValueType
-    display_name: str
-    credit_limit: Millionths
-    profile: bytes
-    """A serialized Account that holds nothing but the profile."""
-    hour_anchor: Instant = 0
-    create_time: Instant = 0
-    update_time: Instant = 0
-    number: int = 0
-    """0 until the database assigns one."""
-
-    @property
-    def etag(self) -> str:
-        """Changes with every field that a caller can set."""
-        content = repr((self.display_name, self.credit_limit, self.profile)).encode()
-        return hashlib.sha256(content).hexdigest()[:16]
-
-    def to_message(self) -> Account:
-        """The account as the contract has it."""
-        message = Account.FromString(self.profile)
-        message.name = account_name(self.id)
-        message.number = self.number
-        message.kind = self.kind
-        message.display_name = self.display_name
-        message.credit_limit = money.write(self.credit_limit)
-        message.hour_anchor.CopyFrom(to_timestamp(self.hour_anchor))
-        message.create_time.CopyFrom(to_timestamp(self.create_time))
-        message.update_time.CopyFrom(to_timestamp(self.update_time))
-        message.etag = self.etag
-        return message
 
 
 _COLUMNS = (
@@ -195,10 +154,6 @@ class AccountStore:
             del self._holdings[next(iter(self._holdings))]
         self._holdings[number] = (row, account)
 
-    async def known(self, account_numbers: Collection[int]) -> Known:
-        """What the next posting of history to these accounts depends on, all at one instant."""
-        return await self._database.look(lambda connection: load_known(connection, account_numbers), consistent=True)
-
     async def _existing_numbers(self, tenant_number: int, account_ids: Collection[str]) -> list[int]:
         """The numbers of those of the accounts that exist, in ascending order."""
         known = {each: self._numbers.get((tenant_number, each)) for each in account_ids}
@@ -249,7 +204,7 @@ class AccountStore:
         def work(connection: Connection) -> bytes:
             existing = _find(connection, tenant_number, record.id)
             if existing is not None:
-                answer = first_answer(connection, existing.number, request)
+                answer = load_answer(connection, existing.number, request)
                 if answer is None:
                     raise AccountExists(account_name(record.id))
                 return answer
@@ -281,7 +236,7 @@ class AccountStore:
                 )
             )
             answer = replace(record, number=number).to_message().SerializeToString()
-            remember(connection, number, request, answer)
+            save_answer(connection, number, request, answer)
             return answer
 
         return await self._database.transact(work)
@@ -300,7 +255,7 @@ class AccountStore:
 
         def work(connection: Connection) -> bytes:
             record = _get(connection, tenant_number, account_id, lock=True)
-            answer = first_answer(connection, record.number, request)
+            answer = load_answer(connection, record.number, request)
             if answer is not None:
                 return answer
             changed = change(record)
@@ -316,7 +271,7 @@ class AccountStore:
                     )
                 )
             answer = changed.to_message().SerializeToString()
-            remember(connection, record.number, request, answer)
+            save_answer(connection, record.number, request, answer)
             return answer
 
         return await self._database.transact(work)

@@ -19,7 +19,7 @@ from server.ledger.names import uid_text
 from server.ledger.usage import UsageWindow
 from server.store.database import Database
 from server.store.lookups import in_parts
-from server.store.states import LOT_COLUMNS, StoredState, has_remaining, load, to_lot
+from server.store.states import LOT_COLUMNS, StoredState, has_remaining, load_states, to_lot
 from server.store.tables import (
     LABELS,
     account_states,
@@ -68,7 +68,7 @@ class Books:
 
     async def state(self) -> StoredState | None:
         """The account's state; None if there is no row of it."""
-        return (await uninterrupted(self._connection.run_sync(load, [self._number]))).get(self._number)
+        return (await uninterrupted(self._connection.run_sync(load_states, [self._number]))).get(self._number)
 
     async def entries(self) -> AsyncGenerator[list[Entry], None]:
         """The transactions in their order, some at a time."""

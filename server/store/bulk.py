@@ -9,88 +9,20 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from functools import lru_cache
-from typing import TypeAlias
 
 from sqlalchemy import Dialect, Index, Table, insert, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.schema import CreateIndex, DropIndex
 
+from server.ledger.accounts import AccountRecord
 from server.ledger.instants import Instant
-from server.store.accounts import AccountRecord
 from server.store.database import Database
 from server.store.distribute import ONE_CONNECTION_PER_NODE
-from server.store.tables import (
-    account_states,
-    accounts,
-    lots,
-    metadata,
-    refunds,
-    requests,
-    tenants,
-    transactions,
-    usage_windows,
-)
-from server.store.unit import Changes
+from server.store.tables import accounts, metadata, tenants, transactions
+from server.store.units import Rows
 
 INDEX_MEMORY_MEBIBYTES = 256
 """What PostgreSQL may use to sort an index."""
-
-Rows: TypeAlias = "dict[str, list[tuple[object, ...]]]"
-"""Rows by the name of their table, each the values of all columns in the order of the table."""
-
-
-def posted_rows(changes: Changes) -> Rows:
-    """Takes the transactions and the answers of requests, which nothing changes later, out of a unit."""
-    rows: Rows = {
-        transactions.name: list(changes.rows.values()),
-        requests.name: [
-            (
-                number,
-                request_id,
-                answer.request.fingerprint,
-                answer.sequence,
-                answer.response if answer.sequence is None else None,
-            )
-            for (number, request_id), answer in changes.answers.items()
-        ],
-    }
-    changes.rows.clear()
-    changes.answers.clear()
-    return rows
-
-
-def book_rows(changes: Changes) -> Rows:
-    """What the transactions of new accounts came to: states, lots, hour windows and totals of refunds."""
-    return {
-        account_states.name: [
-            (
-                number,
-                state.balance,
-                state.debt,
-                state.lot_count,
-                state.sequence,
-                last_hash,
-                state.last_create_time,
-                state.window.number if state.window else 0,
-                state.import_time,
-                state.open_lot_count,
-                state.expiring,
-                state.sequence,
-            )
-            for number, (state, last_hash) in changes.states.items()
-        ],
-        lots.name: [
-            (key, number, lot.opened_by, *lot.terms, lot.amount, lot.remaining)
-            for (key, number), lot in changes.lots.items()
-        ],
-        usage_windows.name: [
-            (key, window.number, window.start, window.computing, window.serverless)
-            for (key, _), window in changes.windows.items()
-        ],
-        refunds.name: [
-            (key, sequence, total.amount, total.last_create_time) for (key, sequence), total in changes.refunds.items()
-        ],
-    }
 
 
 class BulkLoad:

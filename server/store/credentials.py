@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 from sqlalchemy import BigInteger, Connection, case, delete, func, insert, literal, or_, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from server.ledger.access import DEFAULT_SCOPES, RetiredSecret
+from server.ledger.access import DEFAULT_SCOPES, ApiKeyRecord, RetiredSecret
 from server.ledger.errors import ApiKeyNotFound
 from server.ledger.instants import Instant
 from server.ledger.names import api_key_name
@@ -44,29 +44,6 @@ class TenantRecord(NamedTuple):
     uid: str
     display_name: str
     create_time: Instant
-
-
-@dataclass(frozen=True, slots=True)
-class ApiKeyRecord:
-    """An API key as it is stored, with the tenant and the account it is good for."""
-
-    id: str
-    secret_hash: bytes
-    tenant_number: int
-    tenant_uid: str
-    account_id: str | None
-    scopes: str
-    """Words with a space between them."""
-    display_name: str
-    create_time: Instant
-    expire_time: Instant | None
-    revoke_time: Instant | None
-    last_use_time: Instant | None
-
-    @property
-    def key(self) -> ApiKeyKey:
-        """Its place in a list."""
-        return ApiKeyKey(self.create_time, self.id)
 
 
 _RECORDS = (

@@ -93,7 +93,7 @@ def lock(connection: Connection, account_numbers: Collection[int]) -> None:
     connection.execute(_LOCK_EACH)
 
 
-def load(connection: Connection, account_numbers: Collection[int]) -> dict[int, StoredState]:
+def load_states(connection: Connection, account_numbers: Collection[int]) -> dict[int, StoredState]:
     """The states of those of the accounts that exist, by number.
 
     Of an account with more than WHOLE_LOTS_MAX open lots none is known; see server/store/open_lots.py.

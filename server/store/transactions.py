@@ -24,6 +24,7 @@ from sqlalchemy import (
 from server.ledger.instants import Instant
 from server.ledger.paging import Order, TransactionFilter, TransactionKey
 from server.ledger.posting import AccountState
+from server.ledger.refunds import RefundTotal
 from server.ledger.usage import UsageWindow
 from server.store.database import Database
 from server.store.gathering import Gathered
@@ -38,7 +39,6 @@ from server.store.list_statements import (
 from server.store.query import Query
 from server.store.states import account_parameters, holdings_query, to_holding
 from server.store.tables import account_states, refunds, transactions, usage_windows
-from server.store.unit import RefundTotal
 
 READ_AHEAD = 4
 """How many rows a page may read at first for each that it shows, where its index doesn't serve all of its filter."""

@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple, TypeAlias
 
-from server.ledger.access import Caller, hash_secret, is_active
+from server.ledger.access import ApiKeyRecord, Caller, hash_secret, is_active
 from server.ledger.errors import CredentialInvalid, CredentialMissing
 from server.ledger.instants import Clock, Instant
 from server.ledger.names import is_api_key_id
-from server.store.credentials import ApiKeyRecord, CredentialStore
+from server.store.credentials import CredentialStore
 
 CREDENTIALS_CACHED_MAX = 10_000
 HOLDERS_CACHED_MAX = 10_000

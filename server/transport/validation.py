@@ -25,10 +25,10 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from server.ledger import money
 from server.ledger.access import SUFFICIENT
 from server.ledger.errors import FieldInvalid
+from server.ledger.idempotency import Request
 from server.ledger.instants import EARLIEST, HOUR, LATEST, SECOND, Instant
 from server.ledger.money import Millionths
 from server.ledger.posting import Draft
-from server.store.requests import Request
 from server.transport.metadata import check_metadata
 
 PAGE_SIZE_DEFAULT = 50

@@ -6,14 +6,15 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 from server.ledger.access import Caller
+from server.ledger.accounts import AccountRecord
 from server.ledger.errors import AccountNotFound, EtagMismatch
+from server.ledger.idempotency import Request
 from server.ledger.instants import SECOND, Clock, Instant
 from server.ledger.lots import Lot
 from server.ledger.names import account_name
 from server.ledger.paging import PAGE_BYTES_MAX, Page
 from server.ledger.posting import AccountState
-from server.store.accounts import AccountRecord, AccountStore
-from server.store.requests import Request
+from server.store.accounts import AccountStore
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from server.ledger.access import Caller, RetiredSecret, is_active, new_api_key, retire
+from server.ledger.access import ApiKeyRecord, Caller, RetiredSecret, is_active, new_api_key, retire
 from server.ledger.errors import ApiKeyInactive, FieldInvalid
 from server.ledger.instants import Clock, Instant
 from server.ledger.names import RandomBytes, api_key_name
 from server.ledger.paging import ApiKeyKey, Page
 from server.store.accounts import AccountStore
-from server.store.credentials import ApiKeyRecord, CredentialStore
+from server.store.credentials import CredentialStore
 
 
 @dataclass(frozen=True, slots=True)

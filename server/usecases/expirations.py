@@ -10,9 +10,9 @@ import structlog
 
 from server.ledger.errors import DaybookError
 from server.ledger.instants import SECOND, Clock, Instant
+from server.posting.commands import Expire
+from server.posting.poster import Poster
 from server.store.accounts import AccountStore
-from server.store.poster import Poster
-from server.usecases.commands import Expire
 
 log = structlog.get_logger(__name__)
 

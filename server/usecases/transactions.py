@@ -11,28 +11,17 @@ from daybook.v1.transaction_pb2 import Transaction
 
 from server.ledger.access import Caller
 from server.ledger.bodies import join_messages
-from server.ledger.errors import DaybookError, FieldInvalid, TransactionNotFound
-from server.ledger.instants import Instant, from_timestamp
+from server.ledger.errors import DaybookError, FieldInvalid, TransactionNotFound, of_item
+from server.ledger.idempotency import Request
+from server.ledger.instants import from_timestamp
 from server.ledger.money import Millionths
 from server.ledger.names import transaction_name
 from server.ledger.paging import PAGE_BYTES_MAX, Order, OrderField, Page, TransactionFilter, TransactionKey
 from server.ledger.posting import Draft
+from server.posting.commands import BatchCreate, Create, Item, Refund, Transfer
+from server.posting.poster import Poster
 from server.store.accounts import AccountStore
-from server.store.poster import Poster
-from server.store.requests import Request
 from server.store.transactions import Heads, Refunds, TransactionRow, TransactionStore
-from server.store.unit import Known, Prepared
-from server.usecases.commands import (
-    BatchCreate,
-    Create,
-    Import,
-    ImportOutcome,
-    ImportPrepared,
-    Item,
-    Refund,
-    Transfer,
-    of_item,
-)
 
 NEWEST_FIRST = Order()
 HISTORIES_CACHED_MAX = 1024
@@ -51,13 +40,6 @@ class NewTransaction(NamedTuple):
     request: Request
     record_declined: bool = False
     """Whether a charge that lacks credits is kept for the record instead of refused."""
-
-
-class PastTransaction(NamedTuple):
-    """A transaction of history."""
-
-    transaction: NewTransaction
-    create_time: Instant
 
 
 class History(NamedTuple):
@@ -115,7 +97,7 @@ class Transactions:
                 items.append(await self._item(caller, each))
             except DaybookError as error:
                 items.append(error)
-        # All are in the line, in their order, before the first is waited for.
+        # All are queued, in their order, before the first is awaited.
         return list(await asyncio.gather(*(outcome(item) for item in items)))
 
     async def refund(
@@ -153,48 +135,6 @@ class Transactions:
         return await self._poster.submit(
             Transfer(source, source_id, destination, destination_id, amount, details, request)
         )
-
-    async def import_history(self, caller: Caller, history: Sequence[PastTransaction | DaybookError]) -> ImportOutcome:
-        """Posts history, each transaction at its own time, up to the first that is refused.
-
-        An error in the place of a transaction is its refusal.
-        """
-        numbers: dict[str, int] = {}
-        items: list[tuple[Item, Instant]] = []
-        error: DaybookError | None = None
-        for each in history:
-            if isinstance(each, DaybookError):
-                error = each
-                break
-            new, time = each
-            try:
-                number = numbers.get(new.account_id) or await self._number(caller, new.account_id)
-            except DaybookError as refusal:
-                error = refusal
-                break
-            numbers[new.account_id] = number
-            items.append((Item(number, new.draft, new.details, new.request, new.record_declined), time))
-        imported = skipped = 0
-        while imported + skipped < len(items):
-            outcome = await self._poster.submit(Import(items[imported + skipped :]))
-            imported, skipped = imported + outcome.imported, skipped + outcome.skipped
-            if outcome.error is not None:
-                return ImportOutcome(imported, skipped, outcome.error)
-        return ImportOutcome(imported, skipped, error)
-
-    async def import_prepared(self, parts: Sequence[Prepared]) -> int:
-        """Posts history that was worked out ahead; answers with how many of the parts, in their order, still held.
-
-        Whoever asked for it was permitted its accounts by `known`.
-        """
-        return await self._poster.submit(ImportPrepared(parts))
-
-    async def known(self, caller: Caller, account_ids: Collection[str]) -> Known:
-        """What the next posting of history to these accounts depends on.
-
-        Raises AccountNotPermitted, AccountNotFound.
-        """
-        return await self._accounts.known([await self._number(caller, account_id) for account_id in account_ids])
 
     async def get(self, caller: Caller, account_id: str, uid: UUID) -> tuple[bytes, bytes]:
         """A transaction's body and allocations. Raises AccountNotFound, TransactionNotFound."""

@@ -35,9 +35,9 @@ from google.protobuf.struct_pb2 import Struct
 from server.app import FACADES
 from server.facades import dreadnode, nebulablock, paged, spacebring, teable
 from server.ledger.paging import Page, TransactionKey
+from server.ledger.refunds import RefundTotal
 from server.store.accounts import AccountStore
 from server.store.transactions import TransactionRow
-from server.store.unit import RefundTotal
 from server.transport import rendered
 from server.transport.rendered import PAGE_ROWS_BYTES_MAX, ROW_BYTES_MAX, ROWS_CACHED_MAX, KeptPages, keep_rendered
 from tests.conftest import Client, Clock, Server

@@ -27,8 +27,8 @@ from google.protobuf.duration_pb2 import Duration
 
 from server.app import open_book
 from server.ledger.access import Caller, new_api_key
-from server.store.accounts import AccountRecord
-from server.store.requests import Request
+from server.ledger.accounts import AccountRecord
+from server.ledger.idempotency import Request
 from tests.conftest import Client, read_refusal
 
 DAYBOOK = str(Path(sys.executable).parent / "daybook")

@@ -27,16 +27,17 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from server.app import Book, open_book
 from server.ledger.access import ADMIN, Caller
+from server.ledger.accounts import AccountRecord
 from server.ledger.audit import Finding
 from server.ledger.bodies import with_allocations
 from server.ledger.errors import DaybookError, RequestIdReused
+from server.ledger.idempotency import Request
 from server.ledger.instants import HOUR, SECOND, Instant, from_timestamp
 from server.ledger.money import Millionths, parse
 from server.ledger.paging import Order, OrderField, TransactionFilter
 from server.ledger.posting import AccountState, Draft
-from server.store import states, unit
-from server.store.accounts import AccountRecord
-from server.store.requests import Request
+from server.posting import unit
+from server.store import states
 from server.usecases.transactions import NewTransaction
 from tests.conftest import NOON, Clock, KeptDatabase
 

@@ -29,11 +29,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from server.app import Book, open_book, serving
 from server.config import Settings
 from server.ledger.access import Caller
+from server.ledger.accounts import AccountRecord
 from server.ledger.errors import TooBusy
+from server.ledger.idempotency import Request
 from server.ledger.instants import HOUR, SECOND
-from server.store.accounts import AccountRecord
 from server.store.database import Database
-from server.store.requests import Request
 from server.store.tables import (
     account_states,
     accounts,

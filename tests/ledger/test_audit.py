@@ -14,18 +14,19 @@ from daybook.v1.transaction_pb2 import Transaction, Usage
 
 from server.ledger.audit import AccountAudit, Answer, Entry, Finding, refund_print
 from server.ledger.bodies import chain, read_allocations, write_allocations
+from server.ledger.idempotency import Request
 from server.ledger.instants import HOUR, Instant, parse, to_timestamp
 from server.ledger.lots import CREDIT_LINE, PERMANENT, Allocation, Lot, Terms
 from server.ledger.money import Millionths
 from server.ledger.posting import AccountState, Draft
-from server.ledger.refunds import Charge
+from server.ledger.refunds import Charge, StoredCharge
 from server.ledger.usage import UsageWindow
-from server.store.poster import Command
-from server.store.requests import Request
+from server.posting.commands import Create, Item, Refund, Transfer
+from server.posting.poster import Command
+from server.posting.unit import Attempt, Unit
 from server.store.states import StoredState
 from server.store.tables import LABELS
-from server.store.unit import Attempt, Row, StoredCharge, Unit
-from server.usecases.commands import Create, Item, Refund, Transfer
+from server.store.units import Loaded, PostedRow
 
 START = parse("2024-10-31T23:30:00Z")
 """Half an hour before a month ends, so that the books have two months."""
@@ -59,23 +60,22 @@ class Writer:
         self.charges: dict[tuple[int, UUID], StoredCharge] = {}
         self.uids: dict[int, UUID] = {}
         self.unit = Unit(
-            states={
-                number: StoredState(AccountState(number, f"account-{number}", 3, 20, START), b"")
-                for number in (ACME, OTHER)
-            },
-            lots={},
-            charges=self.charges,
-            refunds={},
-            answers={},
-            random_bytes=Random(5).randbytes,
+            Loaded(
+                states={
+                    number: StoredState(AccountState(number, f"account-{number}", 3, 20, START), b"")
+                    for number in (ACME, OTHER)
+                },
+                charges=self.charges,
+            ),
+            Random(5).randbytes,
         )
 
-    def run(self, command: Command[Any], minutes: int) -> Row:
+    def run(self, command: Command[Any], minutes: int) -> PostedRow:
         """Carries a call out, so many minutes after the start; gives the row that it wrote last."""
         attempt = Attempt(self.unit)
         command.run(attempt, START + minutes * HOUR // 60)
         attempt.accept()
-        return next(reversed(self.unit.changes.rows.values()))
+        return next(reversed(self.unit.changes.posted.values()))
 
     def post(
         self,
@@ -84,11 +84,11 @@ class Writer:
         details: Transaction | None = None,
         account_number: int = ACME,
         request: Request = NO_REQUEST,
-    ) -> Row:
+    ) -> PostedRow:
         """Posts a draft."""
         return self.run(Create(Item(account_number, draft, details or Transaction(), request)), minutes)
 
-    def refund(self, row: Row, amount: Millionths | None, minutes: int) -> None:
+    def refund(self, row: PostedRow, amount: Millionths | None, minutes: int) -> None:
         """Refunds the charge of a row."""
         uid = UUID(bytes=row.uid)
         charge = Charge(
@@ -115,7 +115,7 @@ class Writer:
         changes = self.unit.changes
         stored = changes.states[ACME]
         return Books(
-            entries=tuple(to_entry(row) for row in changes.rows.values() if row.account_number == ACME),
+            entries=tuple(to_entry(row) for row in changes.posted.values() if row.account_number == ACME),
             state=stored.state._replace(lots=(), window=None),
             last_hash=stored.last_hash,
             window_number=stored.state.window.number if stored.state.window else 0,
@@ -134,7 +134,7 @@ class Writer:
         )
 
 
-def to_entry(row: Row) -> Entry:
+def to_entry(row: PostedRow) -> Entry:
     """A row of the table transactions, as it is read for an audit."""
     columns = row._asdict()
     del columns["account_number"]

@@ -19,7 +19,6 @@ from server.ledger.names import (
     parse_account_name,
     parse_balance_name,
     parse_transaction_name,
-    spread,
     transaction_name,
     uid_text,
     uuid7,
@@ -252,15 +251,6 @@ def test_every_random_bit_counts(random: bytes, bit: int) -> None:
     """Each of the lower 74 random bits makes another uid."""
     flipped = (int.from_bytes(random, "big") ^ 1 << bit).to_bytes(10, "big")
     assert uuid7(0, constant(random)) != uuid7(0, constant(flipped))
-
-
-def test_randomness_out_of_a_few_bytes() -> None:
-    """One seed gives the same bytes each time, no two of them alike; another gives others."""
-    take, again, other = spread(b"seed"), spread(b"seed"), spread(b"tree")
-    taken = [take(10) for _ in range(1000)]
-    assert {len(each) for each in taken} == {10}
-    assert taken == [again(10) for _ in range(1000)]
-    assert len({*taken, *(other(10) for _ in range(1000))}) == 2000
 
 
 def test_randomness_in_blocks() -> None:

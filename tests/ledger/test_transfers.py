@@ -12,16 +12,17 @@ from hypothesis import strategies as st
 
 from server.ledger import money
 from server.ledger.errors import BalanceOutOfRange, DaybookError, InsufficientCredits, TooManyLots
+from server.ledger.idempotency import Request
 from server.ledger.instants import HOUR, Instant, from_timestamp
 from server.ledger.lots import CREDIT_LINE, PERMANENT, Allocation, Lot, Terms, parts, sort_lots
 from server.ledger.money import LARGEST, Millionths
 from server.ledger.posting import LOTS_TAKEN_MAX, AccountState, Posting
 from server.ledger.transfers import transfer
 from server.ledger.usage import UsageWindow
-from server.store.requests import Request
+from server.posting.commands import Transfer
+from server.posting.unit import Attempt, Unit
 from server.store.states import StoredState
-from server.store.unit import Attempt, Unit
-from server.usecases.commands import Transfer
+from server.store.units import Loaded
 
 NOW: Instant = 480_000 * HOUR
 SOURCE, DESTINATION = 7, 8
@@ -269,7 +270,7 @@ def run(source: AccountState, destination: AccountState, amount: Millionths, now
     states = {state.account_number: StoredState(state, b"") for state in (source, destination)}
     lots = {(state.account_number, each.number): each for state in (source, destination) for each in state.lots}
     openers = {(number, each.opened_by): Transaction().SerializeToString() for (number, _), each in lots.items()}
-    unit = Unit(states, lots, charges={}, refunds={}, answers={}, random_bytes=Random(1).randbytes, openers=openers)
+    unit = Unit(Loaded(states, lots, openers=openers), Random(1).randbytes)
     command = Transfer(
         SOURCE, source.account_id, DESTINATION, destination.account_id, amount, Transaction(), Request("", b"")
     )

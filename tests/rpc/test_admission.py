@@ -24,9 +24,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from server.app import Book, serving
 from server.config import Settings
 from tests.conftest import Client, Server, only_sqlite, read_refusal, refusal_of
+from tests.posting.test_poster import held_writer
 from tests.rpc.test_limits import OWN_CONNECTION
 from tests.rpc.test_metrics import Measured, free_port
-from tests.store.test_poster import held_writer
 
 PLACES = 8
 STREAM_PLACES = 2

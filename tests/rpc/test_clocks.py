@@ -324,7 +324,7 @@ async def test_what_waits_when_the_clock_jumps_is_refused(checked: Checked) -> N
         while not any(use.waiting for use in book.database.pools.values()):
             await asyncio.sleep(0.01)
         postings.append(asyncio.create_task(checked.client.post("a", GRANT, "1", request_id="waits")))
-        while not book.poster.line_length:
+        while not book.poster.queue_length:
             await asyncio.sleep(0.01)
         checked.clock.offset = TWO_DAYS_SECONDS * SECOND
     for posting in postings:

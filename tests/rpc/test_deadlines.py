@@ -22,7 +22,7 @@ from server.config import Settings
 from server.transport.deadlines import Deadlines
 from server.usecases.verification import Progress
 from tests.conftest import Client, Server, only_postgresql, only_sqlite, read_refusal, refusal_of
-from tests.store.test_poster import held_writer
+from tests.posting.test_poster import held_writer
 
 CALL_SECONDS = 0.7
 TIMED_OUT = ("DEADLINE_EXCEEDED", "TIMED_OUT")

@@ -163,7 +163,7 @@ async def in_line(book: Book, calls: Sequence[Coroutine[Any, Any, object]]) -> l
     started = []
     for number, call in enumerate(calls):
         started.append(asyncio.create_task(call))
-        while not (book.poster.line_length == number and any(pool.waiting for pool in book.database.pools.values())):
+        while not (book.poster.queue_length == number and any(pool.waiting for pool in book.database.pools.values())):
             await asyncio.sleep(0.001)
     return started
 

@@ -231,7 +231,7 @@ async def test_full_line_and_broken_group_are_counted(
     async with held_up(measured.server.book):
         first = asyncio.create_task(client.post("acme", Transaction.GRANT, "1"))
         await measured.until(lambda found: found.one("daybook_database_connections_waiting", pool="write") == 1)
-        monkeypatch.setattr(poster._line, "_maxsize", 1)
+        monkeypatch.setattr(poster._queue, "_maxsize", 1)
         second = asyncio.create_task(client.post("acme", Transaction.GRANT, "1"))
         await measured.until(lambda found: found.one("daybook_poster_line_calls") == 1)
         assert (await refusal_of(client.post("acme", Transaction.GRANT, "1"))).reason == "TOO_BUSY"

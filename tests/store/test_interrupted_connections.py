@@ -21,11 +21,11 @@ from server.app import Book, open_book
 from server.ledger.access import Caller
 from server.ledger.audit import Finding
 from server.ledger.errors import ServiceUnavailable
+from server.ledger.idempotency import Request
 from server.ledger.paging import TransactionFilter
 from server.ledger.posting import Draft
 from server.store.engines import DatabaseLimits
 from server.store.migrate import can_serve
-from server.store.requests import Request
 from server.usecases.transactions import NewTransaction
 from tests.conftest import Client, Clock, Server, only_postgresql
 from tests.postgresql_proxy import PostgreSQLProxy

@@ -291,7 +291,7 @@ async def test_every_item_of_a_bulk_call(server: Server, admin: Client, clock: C
 async def test_import_that_fails_in_the_middle(server: Server, admin: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """An import whose second message meets a broken database keeps the first and goes on when it is repeated."""
     # Else messages that come while another is posted may share a database transaction.
-    monkeypatch.setattr("server.rpc.importing.PART_ITEMS_MIN", 1)
+    monkeypatch.setattr("server.usecases.imports.PART_ITEMS_MAX", 1)
     database = server.book.database
     await admin.create_account("acme")
     messages = [

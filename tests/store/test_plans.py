@@ -25,8 +25,7 @@ from server.store.list_statements import boundary_statements, list_statement
 from server.store.lookups import with_keys
 from server.store.migrate import migrate
 from server.store.open_lots import EXPIRED, FIRST_TO_SPEND, NEXT_EXPIRE_TIME
-from server.store.states import holdings_query
-from server.store.states import load as load_states
+from server.store.states import holdings_query, load_states
 from server.store.tables import LABELS, account_states, accounts, refunds, requests, tenants, transactions
 from server.store.transactions import (
     bodies_statement,

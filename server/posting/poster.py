@@ -1,8 +1,8 @@
 """The poster: the one place that commits transactions.
 
-Whatever calls are waiting become one database transaction, because a durable commit costs
-the same for one call as for hundreds. Each call still succeeds or is refused by itself,
-and gets its answer only after the commit.
+All waiting commands become one database transaction (group commit), because a durable commit
+costs the same for one command as for hundreds. Each command still succeeds or is refused by
+itself, and is answered only after the commit.
 """
 
 from __future__ import annotations
@@ -12,42 +12,38 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass
-from itertools import count
 from typing import Any, Generic, TypeVar
 from uuid import UUID
 
 import structlog
-from sqlalchemy import Connection
-from sqlalchemy.exc import IntegrityError
 
 from server.ledger.errors import DaybookError, InternalFailure, NotStorable, ServiceUnavailable, TooBusy
+from server.ledger.idempotency import AnswerKey
 from server.ledger.instants import EARLIEST, SECOND, Clock, Instant
 from server.ledger.names import RandomBytes, in_blocks
+from server.posting.unit import Attempt, ExpirationsFirst, Unit
 from server.store.database import Database
-from server.store.failures import Conflict
-from server.store.requests import AnswerKey
-from server.store.unit import Attempt, ExpirationsFirst, Unit
-from server.store.unit_store import load_openers, load_unit, save_unit
+from server.store.units import DatabaseTransaction, load, load_openers, save
 
 log = structlog.get_logger(__name__)
 
 AHEAD_SECONDS = 60
 """How far an account's newest create_time may be ahead of the clock before that is logged, in seconds."""
-LINE_CALLS_MAX = 2048
-"""How many calls may wait; the next one is told to come again."""
+QUEUE_LENGTH_MAX = 2048
+"""The number of commands that wait; the next one is refused with TooBusy."""
 GROUP_TRANSACTIONS_MAX = 2048
-"""How many transactions one commit has at most, unless a single call brings more."""
+"""The number of transactions of one commit, unless a single command has more."""
+EACH_SECONDS_MAX = 5.0
+"""How long the commands of a group that failed together are tried one by one, in seconds."""
 
 _POSTPONED = object()
-"""The outcome of a call that waits for the next database transaction."""
-EACH_SECONDS_MAX = 5.0
-"""How long the calls of a group that failed together are tried one by one, in seconds."""
+"""The outcome of a command that waits for the next database transaction."""
 
 Result = TypeVar("Result")
 
 
 class Command(ABC, Generic[Result]):
-    """A call that posts."""
+    """A mutation of accounts."""
 
     @property
     @abstractmethod
@@ -56,40 +52,35 @@ class Command(ABC, Generic[Result]):
 
     @property
     def answer_keys(self) -> Collection[AnswerKey]:
-        """The requests that it may have been before."""
-        return ()
-
-    @property
-    def fresh_keys(self) -> Collection[AnswerKey]:
-        """The requests that it is not likely to have been before: looked for once it could not be committed."""
+        """The requests whose stored answers it needs."""
         return ()
 
     @property
     def charge_keys(self) -> Collection[tuple[int, UUID]]:
-        """The transactions that it wants refunded, by account and uid."""
+        """The transactions that it refunds, by account and uid."""
         return ()
 
     @property
     def transaction_count(self) -> int:
-        """How many transactions it posts, about."""
+        """The approximate number of transactions that it posts."""
         return 1
 
     @abstractmethod
     def run(self, attempt: Attempt, now: Instant) -> Result:
-        """Applies the rules. What it raises, the caller gets, and nothing of it stays."""
+        """Applies the rules. An exception is the caller's refusal, and drops the attempt."""
 
 
 class PosterObserver:
-    """Told what the poster does. This one takes no notice; others override what they want to know."""
+    """Hooks for metrics and traces; no-ops by default."""
 
     def origin(self) -> Any:
-        """A call enters the line; what this gives, `posting` is told of it."""
+        """A command enters the queue. The value is passed to `posting`."""
 
     def refused(self) -> None:
-        """The line was too full for a call."""
+        """The queue was full."""
 
     def posting(self, origins: Sequence[Any]) -> AbstractContextManager[None]:
-        """Entered while a group of calls is posted and committed; left with an exception if it could not be."""
+        """Entered while a group of commands is posted and committed; left with an exception if that fails."""
         del origins
         return nullcontext()
 
@@ -100,6 +91,15 @@ class _Call:
     outcome: asyncio.Future[Any]
     origin: Any
 
+    def settle(self, outcome: Any) -> None:
+        """Answers the caller, unless it has gone away."""
+        if self.outcome.done():
+            return
+        if isinstance(outcome, Exception):
+            self.outcome.set_exception(outcome)
+        else:
+            self.outcome.set_result(outcome)
+
 
 def _may_be_of_one_call(error: Exception) -> bool:
     """Whether the other calls of a group may succeed without the one that the error is about."""
@@ -109,56 +109,55 @@ def _may_be_of_one_call(error: Exception) -> bool:
 
 
 class Poster:
-    """Posts what calls hand in, in the order in which they come."""
+    """Posts commands in the order of their arrival."""
 
     def __init__(self, database: Database, clock: Clock, random_bytes: RandomBytes) -> None:
-        """The clock may raise ClockSkewed, by which a group is refused."""
+        """The clock may raise ClockSkewed, which refuses the group."""
         self._database = database
         self._clock = clock
         self._random_bytes = in_blocks(random_bytes)
         self.observer = PosterObserver()
         self.newest_create_time: Instant = EARLIEST
-        """The newest create_time that an account had when it was posted to."""
-        self._line: asyncio.Queue[_Call | None] = asyncio.Queue(LINE_CALLS_MAX)
+        """The newest create_time of any account at a posting to it."""
+        self._queue: asyncio.Queue[_Call | None] = asyncio.Queue(QUEUE_LENGTH_MAX)
         self._is_closing = False
 
     @property
-    def line_length(self) -> int:
-        """How many calls wait, beside those that are being posted."""
-        return self._line.qsize()
+    def queue_length(self) -> int:
+        """The number of commands that wait, without the group that is being posted."""
+        return self._queue.qsize()
 
     @asynccontextmanager
     async def working(self) -> AsyncIterator[None]:
-        """Posts until the end of the block; what is in the line by then is still posted."""
+        """Posts until the end of the block, and then what is left in the queue."""
         worker = asyncio.create_task(self._work())
         try:
             yield
         finally:
             self._is_closing = True
-            await self._line.put(None)
+            await self._queue.put(None)
             await worker
 
     @contextmanager
     def observed(self, observer: PosterObserver) -> Iterator[None]:
-        """Tells another observer of everything until the end of the block."""
-        before, self.observer = self.observer, observer
+        """Replaces the observer until the end of the block."""
+        replaced, self.observer = self.observer, observer
         try:
             yield
         finally:
-            self.observer = before
+            self.observer = replaced
 
     async def submit(self, command: Command[Result]) -> Result:
-        """Waits until the command is posted and on disk, and gives its result.
+        """Gives the command's result once it is on disk.
 
-        Raises what the command refuses, TooBusy if the line is full, ClockSkewed, and
-        ServiceUnavailable.
-        A caller who goes away doesn't call the command back.
+        Raises the command's refusals, TooBusy if the queue is full, ClockSkewed, and
+        ServiceUnavailable. A cancelled caller does not cancel the command.
         """
         if self._is_closing:
             raise ServiceUnavailable
         call = _Call(command, asyncio.get_running_loop().create_future(), self.observer.origin())
         try:
-            self._line.put_nowait(call)
+            self._queue.put_nowait(call)
         except asyncio.QueueFull:
             self.observer.refused()
             raise TooBusy from None
@@ -171,8 +170,8 @@ class Poster:
         while is_open or postponed:
             group, postponed = postponed, []
             transaction_count = sum(call.command.transaction_count for call in group)
-            while is_open and transaction_count < GROUP_TRANSACTIONS_MAX and not (group and self._line.empty()):
-                call = await self._line.get()
+            while is_open and transaction_count < GROUP_TRANSACTIONS_MAX and not (group and self._queue.empty()):
+                call = await self._queue.get()
                 if call is None:
                     is_open = False
                     break
@@ -182,14 +181,13 @@ class Poster:
                 postponed = await self._post(group)
 
     async def _post(self, group: list[_Call]) -> list[_Call]:
-        """Answers the calls once they are committed; gives those that wait for the next database transaction."""
-        tries = count()
+        """Settles the calls once they are committed; gives those that wait for the next database transaction."""
         may_be_committed = False
 
-        def run(connection: Connection) -> list[Any]:
+        def run(connection: DatabaseTransaction) -> list[Any]:
             nonlocal may_be_committed
             may_be_committed = False
-            outcomes = self._run(connection, group, is_first_try=next(tries) == 0)
+            outcomes = self._run(connection, [call.command for call in group])
             may_be_committed = True
             return outcomes
 
@@ -210,20 +208,15 @@ class Poster:
         for call, outcome in zip(group, outcomes, strict=True):
             if outcome is _POSTPONED:
                 postponed.append(call)
-                continue
-            if call.outcome.done():
-                continue
-            if isinstance(outcome, Exception):
-                call.outcome.set_exception(outcome)
             else:
-                call.outcome.set_result(outcome)
+                call.settle(outcome)
         return postponed
 
     async def _post_each(self, group: list[_Call]) -> list[_Call]:
         """Posts each call in a database transaction of its own, so that one does not take the others down with it.
 
-        Gives the calls that wait for the next database transaction. Refuses what is left after
-        EACH_SECONDS_MAX, because all other calls wait meanwhile.
+        Gives the calls that wait for the next database transaction. Refuses those that are left
+        after EACH_SECONDS_MAX, because all other calls wait meanwhile.
         """
         loop = asyncio.get_running_loop()
         end = loop.time() + EACH_SECONDS_MAX
@@ -239,40 +232,25 @@ class Poster:
                 if await self._post([call]):
                     postponed.append(call)
                     busy.update(numbers)
-            elif not call.outcome.done():
-                call.outcome.set_exception(ServiceUnavailable())
+            else:
+                call.settle(ServiceUnavailable())
         return postponed
 
-    def _note_newest(self, unit: Unit, now: Instant) -> None:
-        """Logs one warning when an account is ahead of the clock, and the next only after the clock has passed it."""
-        newest = max((stored.state.last_create_time for stored in unit.states.values()), default=EARLIEST)
-        before, ahead = self.newest_create_time, now + AHEAD_SECONDS * SECOND
-        if before <= ahead < newest:
-            log.warning(
-                "an account's newest transaction is ahead of the clock: its new ones repeat that create_time",
-                ahead_seconds=(newest - now) / SECOND,
-            )
-        self.newest_create_time = max(newest, before)
-
-    def _run(self, connection: Connection, group: list[_Call], *, is_first_try: bool) -> list[Any]:
-        """Gives each call's result or refusal, or _POSTPONED. They hold once the caller has committed."""
-        commands = [call.command for call in group]
-        answer_keys = {key for command in commands for key in command.answer_keys}
-        if not is_first_try:
-            answer_keys.update(key for command in commands for key in command.fresh_keys)
-        unit = load_unit(
+    def _run(self, connection: DatabaseTransaction, commands: Sequence[Command[Any]]) -> list[Any]:
+        """Gives each command's result, refusal or _POSTPONED. They hold once the caller has committed."""
+        loaded = load(
             connection,
             {number for command in commands for number in command.account_numbers},
-            answer_keys,
+            {key for command in commands for key in command.answer_keys},
             {key for command in commands for key in command.charge_keys},
-            self._random_bytes,
         )
-        # Read only now that the accounts are locked: what was posted to them before has an earlier time.
+        unit = Unit(loaded, self._random_bytes)
+        # Read only now that the accounts are locked: earlier transactions of theirs have an earlier time.
         now = self._clock()
         self._note_newest(unit, now)
-        load_openers(connection, unit, now)
+        load_openers(connection, loaded, now)
         outcomes: list[Any] = []
-        # Accounts with calls that are postponed; later calls of theirs stay behind those.
+        # Accounts with postponed commands; later commands of theirs stay behind those.
         busy: set[int] = set()
         for command in commands:
             if not busy.isdisjoint(command.account_numbers):
@@ -287,17 +265,22 @@ class Poster:
             except ExpirationsFirst as overdue:
                 busy.update(command.account_numbers)
                 outcomes.append(_POSTPONED)
-                # As many as one database transaction posts, beside the calls of other accounts.
+                # As many as one database transaction posts, beside the commands of other accounts.
                 attempt = Attempt(unit)
                 attempt.expire(overdue.account_number, overdue.time)
                 attempt.accept()
             else:
                 attempt.accept()
-        try:
-            save_unit(connection, unit)
-        except IntegrityError:
-            if is_first_try and any(command.fresh_keys for command in commands):
-                # A request that was not looked for was there before.
-                raise Conflict from None
-            raise
+        save(connection, loaded, unit.changes)
         return outcomes
+
+    def _note_newest(self, unit: Unit, now: Instant) -> None:
+        """Logs one warning when an account is ahead of the clock, and the next only after the clock has passed it."""
+        newest = max((stored.state.last_create_time for stored in unit.loaded.states.values()), default=EARLIEST)
+        ahead = now + AHEAD_SECONDS * SECOND
+        if self.newest_create_time <= ahead < newest:
+            log.warning(
+                "an account's newest transaction is ahead of the clock: its new ones repeat that create_time",
+                ahead_seconds=(newest - now) / SECOND,
+            )
+        self.newest_create_time = max(newest, self.newest_create_time)

@@ -20,13 +20,13 @@ from sqlalchemy import event, func, select, text
 
 from server.app import Book, open_book
 from server.ledger.access import Caller
+from server.ledger.accounts import AccountRecord
 from server.ledger.audit import Finding
 from server.ledger.errors import DaybookError, InsufficientCredits, RefundExceedsCharge, ServiceUnavailable
+from server.ledger.idempotency import Request
 from server.ledger.posting import Draft, Kind
-from server.store.accounts import AccountRecord
+from server.posting.poster import QUEUE_LENGTH_MAX, Poster
 from server.store.database import Database
-from server.store.poster import LINE_CALLS_MAX, Poster
-from server.store.requests import Request
 from server.store.states import lock
 from server.store.tables import account_states, transactions
 from server.usecases.transactions import NewTransaction
@@ -222,7 +222,7 @@ async def held_writer(database_url: str) -> AsyncIterator[None]:
 
 async def poster_waits(book: Book) -> None:
     """Returns once the poster has taken all that was in the line, and has a connection for it."""
-    while not (poster_of(book)._line.empty() and book.database.writer.pool.checkedout()):  # type: ignore[attr-defined]
+    while not (poster_of(book)._queue.empty() and book.database.writer.pool.checkedout()):  # type: ignore[attr-defined]
         await asyncio.sleep(0.001)
 
 
@@ -244,8 +244,8 @@ async def test_full_line(server: Server, client: Client, admin: Client, database
         async with held_writer(database_url):
             waiting = [asyncio.create_task(post(book, caller, "acme", CHARGE, -1))]
             await poster_waits(book)
-            waiting += [asyncio.create_task(post(book, caller, "acme", CHARGE, -1)) for _ in range(LINE_CALLS_MAX)]
-            while not poster_of(book)._line.full():
+            waiting += [asyncio.create_task(post(book, caller, "acme", CHARGE, -1)) for _ in range(QUEUE_LENGTH_MAX)]
+            while not poster_of(book)._queue.full():
                 await asyncio.sleep(0.001)
             for _ in range(3):
                 with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -257,8 +257,8 @@ async def test_full_line(server: Server, client: Client, admin: Client, database
                 assert dict(caught.value.trailing_metadata())["retry-after"] == "1"
             assert not any(task.done() for task in waiting)
         posted = await asyncio.gather(*waiting)
-    assert [row.sequence for row in posted] == list(range(1, LINE_CALLS_MAX + 2))
-    assert (await client.post("acme", CHARGE, "-1", request_id="id")).sequence == LINE_CALLS_MAX + 2
+    assert [row.sequence for row in posted] == list(range(1, QUEUE_LENGTH_MAX + 2))
+    assert (await client.post("acme", CHARGE, "-1", request_id="id")).sequence == QUEUE_LENGTH_MAX + 2
     assert await admin.verify() == []
 
 
@@ -272,7 +272,7 @@ async def test_nothing_is_answered_before_the_commit(server: Server, client: Cli
             calls = [asyncio.create_task(client.post("acme", GRANT, "1"))]
             await poster_waits(server.book)
             calls += [asyncio.create_task(client.post("acme", GRANT, "1")) for _ in range(8)]
-            while poster_of(server.book)._line.qsize() < 8:
+            while poster_of(server.book)._queue.qsize() < 8:
                 await asyncio.sleep(0.001)
             assert (await client.balance()).amount == "1"
             assert not any(call.done() for call in calls)
@@ -306,7 +306,7 @@ async def test_a_caller_who_goes_away(book: Book, caller: Caller) -> None:
     """A call whose caller goes away while it waits is posted all the same, and harms no other."""
     await post(book, caller, "acme", GRANT, 10)
     calls = [asyncio.create_task(post(book, caller, "acme", CHARGE, -1)) for _ in range(4)]
-    while poster_of(book)._line.qsize() < 4:
+    while poster_of(book)._queue.qsize() < 4:
         await asyncio.sleep(0)
     calls[1].cancel()
     outcomes = await asyncio.gather(*calls, return_exceptions=True)

@@ -1,10 +1,9 @@
-"""The calls that post: each applies the rules to the accounts that the poster has locked."""
+"""The commands: each applies the rules to the accounts that the poster has locked."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import NamedTuple
 from uuid import UUID
 
@@ -13,20 +12,20 @@ from daybook.v1.transaction_pb2 import Transaction
 
 from server.ledger import posting
 from server.ledger.bodies import join_messages
-from server.ledger.errors import DaybookError, FieldInvalid, InsufficientCredits, InvalidArgument, TransactionNotFound
+from server.ledger.errors import DaybookError, FieldInvalid, InsufficientCredits, TransactionNotFound, of_item
+from server.ledger.idempotency import AnswerKey, Request
 from server.ledger.instants import Instant
 from server.ledger.money import Millionths
 from server.ledger.names import transaction_name, uid_text
 from server.ledger.posting import AccountState, Draft
 from server.ledger.refunds import refund
 from server.ledger.transfers import transfer
-from server.store.poster import Command
-from server.store.requests import AnswerKey, Request
-from server.store.unit import Attempt, ExpirationsFirst, Prepared
+from server.posting.poster import Command
+from server.posting.unit import Attempt, ExpirationsFirst
 
 
 class Item(NamedTuple):
-    """A transaction that is to be posted to an account."""
+    """A transaction to be posted to an account."""
 
     account_number: int
     draft: Draft
@@ -42,7 +41,7 @@ class Item(NamedTuple):
 
     @property
     def taken(self) -> Millionths:
-        """How much it takes out of lots, 0 or more."""
+        """The amount that it takes from lots, 0 or more."""
         return -self.draft.amount if self.draft.state == Transaction.SUCCEEDED and self.draft.amount < 0 else 0
 
     def post(self, attempt: Attempt, state: AccountState, now: Instant) -> bytes:
@@ -76,7 +75,7 @@ class Create(Command[bytes]):
         return self.item.answer_keys
 
     def run(self, attempt: Attempt, now: Instant) -> bytes:
-        """Posts, or repeats the first answer."""
+        """Posts the item, or repeats the stored answer."""
         answer = attempt.answer(self.item.account_number, self.item.request)
         if answer is not None:
             return answer
@@ -124,19 +123,9 @@ class BatchCreate(Command[bytes]):
         return answer
 
 
-def of_item(error: DaybookError, index: int, field: str = "requests") -> DaybookError:
-    """The error of one of several requests: it says which one."""
-    error.metadata["index"] = str(index)
-    if isinstance(error, InvalidArgument):
-        error.field = f"{field}[{index}].{error.field}"
-        error.metadata["field"] = error.field
-        error.message = f"{error.field}: {error.problem}"
-    return error
-
-
 @dataclass(frozen=True, slots=True)
 class Refund(Command[bytes]):
-    """Gives a charge back; gives the REFUND, serialized."""
+    """Refunds a charge; gives the REFUND, serialized."""
 
     account_number: int
     account_id: str
@@ -161,7 +150,7 @@ class Refund(Command[bytes]):
         return ((self.account_number, self.uid),)
 
     def run(self, attempt: Attempt, now: Instant) -> bytes:
-        """Refunds, or repeats the first answer."""
+        """Refunds the charge, or repeats the stored answer."""
         answer = attempt.answer(self.account_number, self.request)
         if answer is not None:
             return answer
@@ -216,7 +205,7 @@ class Transfer(Command[bytes]):
         return 2
 
     def run(self, attempt: Attempt, now: Instant) -> bytes:
-        """Transfers, or repeats the first answer."""
+        """Transfers the amount, or repeats the stored answer."""
         answer = attempt.answer(self.source_number, self.request)
         if answer is not None:
             return answer
@@ -239,7 +228,7 @@ class Transfer(Command[bytes]):
 
 @dataclass(frozen=True, slots=True)
 class Expire(Command[int]):
-    """Posts what has expired of an account, of very many lots only a part; gives how many lots that were."""
+    """Posts due expirations of an account; gives their number."""
 
     account_number: int
 
@@ -256,12 +245,12 @@ class Expire(Command[int]):
 
 @dataclass(frozen=True, slots=True)
 class ImportOutcome:
-    """What became of a part of an import."""
+    """The result of a part of an import."""
 
     imported: int
     skipped: int
     error: DaybookError | None = None
-    """Why the item behind these was refused. Without one the part is done, or to be continued behind these."""
+    """The refusal of the item after these. Without one, the part ends or goes on after these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,56 +276,25 @@ class Import(Command[ImportOutcome]):
 
     def run(self, attempt: Attempt, now: Instant) -> ImportOutcome:
         """Posts the items in their order; those before a refusal stay."""
-        return import_items(attempt, self.items, now)
-
-
-def import_items(attempt: Attempt, items: Iterable[tuple[Item, Instant]], now: Instant) -> ImportOutcome:
-    """Posts history, each item at its own time, up to the first that is refused."""
-    imported = skipped = 0
-    for item, time in items:
-        try:
-            number = item.account_number
-            if attempt.answer(number, item.request) is not None:
-                skipped += 1
-                continue
-            if time > now:
-                raise FieldInvalid("create_time", "must not be in the future")
-            if time < attempt.last_create_time(number):
-                raise FieldInvalid("create_time", "must not be before the account's newest transaction")
-            state = attempt.state(number, time, taking=item.taken)
-            if state.import_time != now:
-                state = state._replace(import_time=now)
-            item.post(attempt, state, time)
-        except ExpirationsFirst:
-            # Some of them are posted with the items so far; the next database transaction goes on.
-            break
-        except DaybookError as error:
-            return ImportOutcome(imported, skipped, error)
-        imported += 1
-    return ImportOutcome(imported, skipped)
-
-
-@dataclass(frozen=True, slots=True)
-class ImportPrepared(Command[int]):
-    """Posts history that was worked out ahead, as long as that still holds; gives how many parts of it did."""
-
-    parts: Sequence[Prepared]
-
-    @property
-    def account_numbers(self) -> Collection[int]:
-        """Every part's accounts."""
-        return {number for part in self.parts for number in part.before}
-
-    @property
-    def fresh_keys(self) -> Collection[AnswerKey]:
-        """Every request that has an id. To look for each costs a tenth of the import, and few are imported twice."""
-        return [key for part in self.parts for key in part.changes.block_keys]
-
-    @property
-    def transaction_count(self) -> int:
-        """One for each item."""
-        return sum(part.item_count for part in self.parts)
-
-    def run(self, attempt: Attempt, now: Instant) -> int:
-        """Takes the parts over in their order, up to the first that doesn't hold any more."""
-        return len(list(takewhile(lambda part: attempt.adopt(part, now), self.parts)))
+        imported = skipped = 0
+        for item, time in self.items:
+            try:
+                number = item.account_number
+                if attempt.answer(number, item.request) is not None:
+                    skipped += 1
+                    continue
+                if time > now:
+                    raise FieldInvalid("create_time", "must not be in the future")
+                if time < attempt.last_create_time(number):
+                    raise FieldInvalid("create_time", "must not be before the account's newest transaction")
+                state = attempt.state(number, time, taking=item.taken)
+                if state.import_time != now:
+                    state = state._replace(import_time=now)
+                item.post(attempt, state, time)
+            except ExpirationsFirst:
+                # Some of them are posted with the items so far; the next database transaction goes on.
+                break
+            except DaybookError as error:
+                return ImportOutcome(imported, skipped, error)
+            imported += 1
+        return ImportOutcome(imported, skipped)

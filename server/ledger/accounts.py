@@ -1,0 +1,50 @@
+"""Accounts as they are stored."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from daybook.v1.account_pb2 import Account
+
+from server.ledger import money
+from server.ledger.instants import Instant, to_timestamp
+from server.ledger.money import Millionths
+from server.ledger.names import account_name
+
+
+@dataclass(frozen=True, slots=True)
+class AccountRecord:
+    """An account as it is stored."""
+
+    id: str
+    kind: Account.Kind.ValueType
+    display_name: str
+    credit_limit: Millionths
+    profile: bytes
+    """A serialized Account that holds nothing but the profile."""
+    hour_anchor: Instant = 0
+    create_time: Instant = 0
+    update_time: Instant = 0
+    number: int = 0
+    """0 until the database assigns one."""
+
+    @property
+    def etag(self) -> str:
+        """Changes with every field that a caller can set."""
+        content = repr((self.display_name, self.credit_limit, self.profile)).encode()
+        return hashlib.sha256(content).hexdigest()[:16]
+
+    def to_message(self) -> Account:
+        """The account as the contract has it."""
+        message = Account.FromString(self.profile)
+        message.name = account_name(self.id)
+        message.number = self.number
+        message.kind = self.kind
+        message.display_name = self.display_name
+        message.credit_limit = money.write(self.credit_limit)
+        message.hour_anchor.CopyFrom(to_timestamp(self.hour_anchor))
+        message.create_time.CopyFrom(to_timestamp(self.create_time))
+        message.update_time.CopyFrom(to_timestamp(self.update_time))
+        message.etag = self.etag
+        return message

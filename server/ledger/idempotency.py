@@ -1,0 +1,40 @@
+"""Idempotency: a mutation that is repeated with its request_id gets its first answer.
+
+The answer is stored in the same database transaction as the effect, for good. A refused call
+stores none, so it does not use its request_id up.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, TypeAlias
+
+from server.ledger.errors import RequestIdReused
+
+
+class Request(NamedTuple):
+    """The identity of a mutation."""
+
+    request_id: str
+    """Empty if the caller gave none: then no answer is stored."""
+    fingerprint: bytes
+    """SHA-256 over the method and the request without its request_id."""
+
+
+class Answer(NamedTuple):
+    """The first answer to a request."""
+
+    request: Request
+    sequence: int | None
+    """The sequence of the transaction that is the answer; None for any other answer."""
+    response: bytes
+    """The serialized answer."""
+
+    def to(self, request: Request) -> bytes:
+        """The serialized answer to the same request. Raises RequestIdReused for another one."""
+        if self.request.fingerprint != request.fingerprint:
+            raise RequestIdReused(request.request_id)
+        return self.response
+
+
+AnswerKey: TypeAlias = tuple[int, str]
+"""The number of an account, and a request_id."""

@@ -1,0 +1,1 @@
+"""Posts: the queue of commands, the unit of work, and the commands themselves."""
