@@ -16,7 +16,7 @@ import yaml
 from server.cli import app
 from server.config import Settings
 from server.gateway import _envoy
-from tests.facades.processes import ROOT
+from tests.support.processes import ROOT
 
 FOLDER = ROOT / "docs" / "deploy"
 COMPOSE: dict[str, Any] = yaml.safe_load((FOLDER / "compose.yaml").read_text())

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.certificates import Authority, Pair
-from tests.facades.processes import Daybook, Ports, run, sqlite_url
+from tests.support.certificates import Authority, Pair
+from tests.support.processes import Daybook, Ports, run, sqlite_url
 
 PROXIES = dict.fromkeys(("http_proxy", "https_proxy", "grpc_proxy", "all_proxy"), "http://127.0.0.1:1")
 """A proxy at which nobody listens, for all that might ask one."""

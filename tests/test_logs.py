@@ -24,7 +24,7 @@ from server.app import open_book, system_clock
 from server.gateway import JSON_LINES, _envoy
 from server.ledger.access import new_api_key
 from server.logs import without_secrets
-from tests.facades.processes import SECONDS_MAX, Daybook, Ports, environment, sqlite_url, wait_until
+from tests.support.processes import SECONDS_MAX, Daybook, Ports, environment, sqlite_url, wait_until
 
 Line = dict[str, Any]
 

@@ -38,8 +38,8 @@ from server.ledger.instants import parse
 from server.seed.history import Account, Household, Place, Setting
 from server.seed.load import Report, Wish, load, row_counts
 from server.store.tables import accounts, metadata, requests, transactions
-from tests.conftest import PostgreSQL
-from tests.facades.processes import run, sqlite_url
+from tests.support.databases import PostgreSQL
+from tests.support.processes import run, sqlite_url
 
 Answer = TypeVar("Answer")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from server.config import Settings
-from tests.issuer import AUDIENCE, NAME
+from tests.support.identity_provider import AUDIENCE, NAME
 
 LOOPBACK = "http://127.0.0.1:9/jwks"
 

@@ -18,7 +18,7 @@ from server import supervisor
 from server.app import CannotStart
 from server.config import Settings
 from server.supervisor import FAILURES_MAX, PAUSE_SECONDS_MIN, Workers
-from tests.facades.processes import Daybook, Ports, free_range, require_gone, sqlite_url, wait_until
+from tests.support.processes import Daybook, Ports, free_range, require_gone, sqlite_url, wait_until
 
 Start = Callable[..., Daybook]
 

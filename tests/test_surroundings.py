@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import PostgreSQL
-from tests.facades.processes import SECONDS_MAX, Ports, command, environment, run
+from tests.support.databases import PostgreSQL
+from tests.support.processes import SECONDS_MAX, Ports, command, environment, run
 
 AS_NOBODY = """
 import os, sys

@@ -25,8 +25,10 @@ from server.app import Book, serving
 from server.config import Settings, collector_address
 from server.gateway import render_configuration
 from server.transport.addresses import NO_PROXY
-from tests.collector import collecting
-from tests.conftest import Client, Server, held_up, only_sqlite
+from tests.support.callers import Client, Server
+from tests.support.databases import held_up
+from tests.support.markers import only_sqlite
+from tests.support.otel_collector import collecting
 
 CALLER_SPAN_ID = "00f067aa0ba902b7"
 

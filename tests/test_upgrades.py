@@ -17,8 +17,9 @@ import pytest
 
 from server.store.migrate import MIGRATION_LOCK
 from server.transport.readiness import is_serving
-from tests.conftest import Client, refusal_of
-from tests.facades.processes import SECONDS_MAX, Daybook, Ports, run
+from tests.support.callers import Client
+from tests.support.processes import SECONDS_MAX, Daybook, Ports, run
+from tests.support.refusals import refusal_of
 
 
 @pytest.fixture

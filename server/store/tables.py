@@ -2,7 +2,7 @@
 
 Rules that keep the schema fit for a sharded PostgreSQL: the big tables (DISTRIBUTED) carry
 account_number in every primary key and unique constraint; the others (COPIED) are small enough
-to be copied to every node. `tests/sharding.py` has the rules for statements. Amounts are
+to be copied to every node. `tests/support/sharding_rules.py` has the rules for statements. Amounts are
 millionths of a credit, instants microseconds since 1970.
 """
 

@@ -6,21 +6,20 @@ import fcntl
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import grpc
 import pytest
-from daybook.v1.account_pb2 import Account
-from daybook.v1.ledger_service_pb2 import CreateAccountRequest, CreateTransactionRequest
-from daybook.v1.ledger_service_pb2_grpc import LedgerStub
-from daybook.v1.transaction_pb2 import Transaction
 
-from tests.facades.conditions import CONDITIONS
-from tests.facades.exchanges import send
-from tests.facades.processes import Daybook, Ports, copy_database, sqlite_url, wait_until
+from tests.support.callers import NativeCaller
+from tests.support.demo import printed
+from tests.support.gateways import CONDITIONS, OriginIn
+from tests.support.http import send
+from tests.support.native_methods import World
+from tests.support.processes import Daybook, Ports, copy_database, sqlite_url, wait_until
+from tests.support.rest import Rest
 
 
 @pytest.fixture(scope="session")
@@ -66,9 +65,6 @@ def gateway(first_start: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         assert daybook.stop() == 0
 
 
-OriginIn: TypeAlias = Callable[[str], str]
-
-
 @pytest.fixture(scope="session")
 def origin_in(gateway: Daybook, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OriginIn]:
     """Where a gateway in a condition is, which is made when it is first asked for; the demo's for none."""
@@ -84,43 +80,6 @@ def origin_in(gateway: Daybook, tmp_path_factory: pytest.TempPathFactory) -> Ite
         yield origin_in
 
 
-def ledger_stub(channel: grpc.Channel) -> Any:
-    """The native API, called without asyncio, for which alone the generated stubs have types."""
-    return LedgerStub(channel)  # type: ignore[arg-type]
-
-
-class NativeCaller:
-    """Writes to the running demo over gRPC through the gateway, in accounts of the test's own."""
-
-    def __init__(self, channel: grpc.Channel) -> None:
-        self.ledger = ledger_stub(channel)
-
-    def create_account(self, key: str, kind: Account.Kind.ValueType = Account.OTHER, **fields: object) -> str:
-        """Creates an account in the tenant of the key; answers with its id, which no other test has."""
-        account_id = f"test-{uuid.uuid4()}"
-        account = Account(kind=kind, **fields)  # type: ignore[arg-type]
-        self.ledger.CreateAccount(
-            CreateAccountRequest(account_id=account_id, account=account), metadata=credential(key)
-        )
-        return account_id
-
-    def post(
-        self, key: str, account_id: str, kind: Transaction.Kind.ValueType, category: str, amount: str, **fields: object
-    ) -> Transaction:
-        """Posts a transaction."""
-        transaction = Transaction(kind=kind, category=category, amount=amount, **fields)  # type: ignore[arg-type]
-        posted: Transaction = self.ledger.CreateTransaction(
-            CreateTransactionRequest(parent=f"accounts/{account_id}", transaction=transaction),
-            metadata=credential(key),
-        )
-        return posted
-
-
-def credential(key: str) -> tuple[tuple[str, str], ...]:
-    """The metadata that lets a native call in."""
-    return (("authorization", f"Bearer {key}"),)
-
-
 @pytest.fixture(scope="session")
 def channel(gateway: Daybook) -> Iterator[grpc.Channel]:
     """A gRPC channel to the gateway."""
@@ -132,3 +91,18 @@ def channel(gateway: Daybook) -> Iterator[grpc.Channel]:
 def native(channel: grpc.Channel) -> NativeCaller:
     """A native caller through the gateway."""
     return NativeCaller(channel)
+
+
+@pytest.fixture
+def rest(gateway: Daybook) -> Rest:
+    """A caller of the native REST API with the default scopes."""
+    return Rest(gateway.origin)
+
+
+@pytest.fixture(scope="module")
+def world(gateway: Daybook, channel: grpc.Channel) -> World:
+    """A tenant that only this module uses, with a key of scope `admin`."""
+    slug = f"fields-{uuid.uuid4()}"
+    printed(gateway, "tenants", "create", slug)
+    key = printed(gateway, "keys", "create", "--tenant", slug, "--scope", "admin")
+    return World(gateway.origin, key, channel)

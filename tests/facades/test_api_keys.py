@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import uuid
 
-from tests.facades.exchanges import Json, send
-from tests.facades.processes import Daybook, wait_until
-from tests.facades.test_live import printed
+from tests.support.demo import printed
+from tests.support.http import Json, send
+from tests.support.processes import Daybook, wait_until
 
 
 def test_keys_over_rest(gateway: Daybook) -> None:

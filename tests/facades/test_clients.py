@@ -18,9 +18,9 @@ import requests
 
 from server.demo import dreadnode
 from server.demo.load import SECRET
-from tests.facades.contracts import require_page
-from tests.facades.exchanges import read_json
-from tests.facades.processes import NODE, SECONDS_MAX, Daybook
+from tests.support.http import read_json
+from tests.support.openapi import require_page
+from tests.support.processes import NODE, SECONDS_MAX, Daybook
 
 PAGE = f"/api/v1/org/{dreadnode.ORGANIZATION}/credits/transactions?limit=100"
 HEADERS = {"Authorization": f"Bearer {dreadnode.KEY}.{SECRET}"}

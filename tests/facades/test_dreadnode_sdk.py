@@ -14,9 +14,9 @@ from daybook.v1.transaction_pb2 import Transaction
 
 from server.demo import dreadnode
 from server.demo.load import SECRET
-from tests.facades.conftest import NativeCaller
-from tests.facades.processes import SECONDS_MAX, Daybook
-from tests.facades.test_live import DREADNODE
+from tests.support.callers import NativeCaller
+from tests.support.demo import DREADNODE
+from tests.support.processes import SECONDS_MAX, Daybook
 
 
 def api_base(base_url: str) -> str:

@@ -34,9 +34,10 @@ from server.facades import dreadnode, spacebring, teable
 from server.ledger.instants import EARLIEST, HOUR, LATEST, SECOND, to_timestamp
 from server.ledger.usage import USAGE_CATEGORIES
 from server.transport.validation import CHARACTERS_MAX, DETAILS, LABELS_MAX
-from tests.conftest import Client, Clock, Server
-from tests.facades.conditions import gateway_before
-from tests.facades.exchanges import Json, problems_of_any_answer, send
+from tests.support.callers import Client, Server
+from tests.support.clock import Clock
+from tests.support.gateways import gateway_before
+from tests.support.http import Json, problems_of_any_answer, send
 
 GRANT, CHARGE = Transaction.GRANT, Transaction.CHARGE
 SUBJECTS = tuple(field.name for field in Transaction.DESCRIPTOR.oneofs_by_name["subject"].fields)

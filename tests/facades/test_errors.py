@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -31,23 +31,17 @@ from server.ledger.errors import (
     TooBusy,
     Unimplemented,
 )
-from tests.facades.conditions import gateway_before, limited
-from tests.facades.conftest import OriginIn, credential, ledger_stub
-from tests.facades.exchanges import Json, problems_of_any_answer, read_exchanges, read_json, send
-from tests.facades.processes import ROOT, Daybook
-from tests.facades.test_bad_input import is_dreadnode, is_nebulablock, is_paged, is_spacebring, is_teable
-from tests.ledger.test_errors import LEAVES, make
+from tests.support.callers import credential, ledger_stub
+from tests.support.errors import LEAVES, make
+from tests.support.gateways import OriginIn, gateway_before, limited
+from tests.support.golden import read_exchanges
+from tests.support.http import problems_of_any_answer, read_json, send
+from tests.support.processes import ROOT, Daybook
+from tests.support.vendors import ENVELOPES, PATHS
 
 KEY = "demo-dreadnode.public"
 FOLDER = Path(__file__).parent
 
-ENVELOPES: dict[str, Callable[[int, Json], bool]] = {
-    "teable": is_teable,
-    "nebulablock": is_nebulablock,
-    "spacebring": is_spacebring,
-    "dreadnode": is_dreadnode,
-    "paged": is_paged,
-}
 RENDERERS = {service.split(".")[2]: render for service, render in FACADES.items()}
 # Nothing is written through a facade, and an unknown method belongs to none.
 ERRORS_OF_READING = [
@@ -172,16 +166,6 @@ def test_health_is_not_limited(origin_in: OriginIn) -> None:
         health: Any = HealthStub(channel)
         statuses = [health.Check(HealthCheckRequest()).status for _ in range(5)]
     assert statuses == [HealthCheckResponse.SERVING] * 5
-
-
-# A path of each vendor, and what it makes of what gRPC itself refuses.
-PATHS = {
-    "teable": ("/api/space/spcExampleStudio/billing/credit-history?month=2024-10", {}),
-    "nebulablock": ("/users/credits/history", {}),
-    "spacebring": ("/transactions/credits/v1", {}),
-    "dreadnode": ("/api/v1/org/example/credits/transactions", {503: 502}),
-    "paged": ("/api/billing/accounts/example/transactions", {}),
-}
 
 
 class Refusing(grpc.GenericRpcHandler):

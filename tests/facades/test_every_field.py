@@ -10,52 +10,35 @@ from __future__ import annotations
 import copy
 import json
 import re
-import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, TypeAlias
-from urllib.parse import urlencode
+from typing import Any
 
-import grpc
 import pytest
-from daybook.v1 import admin_service_pb2, ledger_service_pb2
 from google.api.annotations_pb2 import http
 from google.api.field_behavior_pb2 import REQUIRED, field_behavior
-from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
-from google.protobuf.json_format import MessageToDict, ParseDict
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.json_format import ParseDict
 from google.protobuf.message_factory import GetMessageClass
 from google.rpc.status_pb2 import Status
 
-from tests.conftest import Refusal, read_status
-from tests.facades.conftest import credential
-from tests.facades.exchanges import Answer, send
-from tests.facades.processes import Daybook
-from tests.facades.test_live import printed
+from tests.support.http import send
+from tests.support.native_methods import (
+    FAR_AWAY,
+    GRANT,
+    LONG_AGO,
+    METHODS,
+    REST_METHODS,
+    UUID,
+    JsonObject,
+    Outcome,
+    Path,
+    World,
+)
+from tests.support.refusals import read_status
 
-JsonObject: TypeAlias = dict[str, Any]
-Outcome: TypeAlias = tuple[str, object]
-"""`OK` and what was answered, or the status of a refusal and the fields that it names."""
-Path: TypeAlias = tuple[FieldDescriptor, ...]
-
-METHODS: Mapping[str, MethodDescriptor] = {
-    method.name: method
-    for file in (ledger_service_pb2, admin_service_pb2)
-    for service in file.DESCRIPTOR.services_by_name.values()
-    for method in service.methods
-}
 WHOLE = {f"google.protobuf.{name}" for name in ("Timestamp", "Duration", "Struct", "FieldMask")}
 """Messages that JSON has as one value."""
-VOLATILE = re.compile(
-    r'"(uid|number|keyString|etag|nextPageToken)": "[^"]*"'
-    r'|"name": "(accounts|apiKeys)/[^"]*"'
-    r'|(?<=: )"[0-9-]{10}T[^"]*Z"'
-)
-UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
-GRANT = {"kind": "GRANT", "category": "test", "amount": "1"}
-CHARGE = {"kind": "CHARGE", "category": "test", "amount": "-1"}
-LONG_AGO = "2024-10-10T12:00:00Z"
-FAR_AWAY = "2100-01-01T00:00:00Z"
 VALUES: Mapping[str, object] = {
     "kind": "ADJUSTMENT",
     "account.kind": "COMPANY",
@@ -135,167 +118,6 @@ def put(request: JsonObject, path: Path, value: object) -> JsonObject:
     return changed
 
 
-@dataclass
-class World:
-    """A tenant, its credential, and both doors to it."""
-
-    origin: str
-    key: str
-    channel: grpc.Channel
-    message: str = ""
-    """That of the last refusal over gRPC."""
-
-    def grpc(self, method: str, request: JsonObject, metadata: Mapping[str, str] | None = None) -> Outcome:
-        """What comes of a call over gRPC."""
-        descriptor = METHODS[method]
-        request_type, answer_type = GetMessageClass(descriptor.input_type), GetMessageClass(descriptor.output_type)
-        message = ParseDict(request, request_type())
-        outcome = self.grpc_bytes(method, message.SerializeToString(), answer_type, metadata)
-        if method == "ImportTransactions" and outcome[0] == "OK":
-            # Its answer says only how many there are.
-            return self.grpc("ListTransactions", {"parent": request["items"][0]["parent"]})
-        return outcome
-
-    def grpc_bytes(
-        self, method: str, request: bytes, answer_type: Any = None, metadata: Mapping[str, str] | None = None
-    ) -> Outcome:
-        """The same for a request that is serialized. On the wire every method is a stream both ways."""
-        descriptor = METHODS[method]
-        assert descriptor.containing_service is not None
-        call: Any = self.channel.stream_stream(f"/{descriptor.containing_service.full_name}/{method}")
-        try:
-            answers = list(call(iter([request]), metadata=(*credential(self.key), *(metadata or {}).items())))
-        except grpc.RpcError as error:
-            refusal = refusal_of(error)
-            self.message = refusal.message
-            return refusal.code.name, refusal.fields
-        read = [MessageToDict(answer_type.FromString(answer)) for answer in answers] if answer_type else []
-        return "OK", stable(read)
-
-    def rest(
-        self, method: str, request: JsonObject, metadata: Mapping[str, str] | None = None, query: str = ""
-    ) -> Outcome:
-        """What comes of it over REST."""
-        answer = self.rest_answer(method, request, metadata, query)
-        found = json.loads(answer.body)
-        if answer.status == 200:
-            return "OK", stable(found if isinstance(found, list) else [found])
-        refusal = read_status(ParseDict(found, Status()))
-        return refusal.code.name, refusal.fields
-
-    def rest_answer(
-        self, method: str, request: JsonObject, metadata: Mapping[str, str] | None = None, query: str = ""
-    ) -> Answer:
-        """The answer over REST to a request whose path, body and query the contract tells apart."""
-        rule = METHODS[method].GetOptions().Extensions[http]
-        verb = rule.WhichOneof("pattern")
-        rest = copy.deepcopy(request)
-
-        def bind(match: re.Match[str]) -> str:
-            *outer, name = match[1].split(".")
-            inside = rest
-            for each in outer:
-                inside = inside[each]
-            return str(inside.pop(name))
-
-        path = re.sub(r"\{([a-z_.]+)=[^}]+\}", bind, getattr(rule, verb))
-        body: object = None
-        if rule.body == "*":
-            body, rest = rest, {}
-        elif rule.body:
-            json_name = METHODS[method].input_type.fields_by_name[rule.body].json_name
-            body = rest.pop(json_name, {})
-        pairs = {name: json.dumps(value) if isinstance(value, bool) else value for name, value in rest.items()}
-        target = f"{path}?{urlencode(pairs)}{query}" if pairs or query else path
-        return self.send(verb.upper(), target, body, metadata)
-
-    def send(self, verb: str, target: str, body: object = None, metadata: Mapping[str, str] | None = None) -> Answer:
-        """Sends a request of the caller's."""
-        headers = {"authorization": f"Bearer {self.key}", "content-type": "application/json", **(metadata or {})}
-        content = b"" if body is None else json.dumps(body).encode()
-        return send(self.origin, target, method=verb, headers=headers, body=content)
-
-    def base(self, method: str, path: Path = ()) -> JsonObject:
-        """A sound request of a method that lacks the field, about things that no other request is about."""
-        acme, other = f"acme-{uuid.uuid4()}", f"other-{uuid.uuid4()}"
-        parent = f"accounts/{acme}"
-        if method == "CreateAccount":
-            return {"account": {"kind": "USER"}, "accountId": acme}
-        for account_id in (acme, other):
-            created = self.grpc("CreateAccount", {"account": {"kind": "USER"}, "accountId": account_id})
-            assert created[0] == "OK"
-        posts = [{"transaction": each} for each in (GRANT, {**GRANT, "amount": "8"}, CHARGE)]
-        assert self.grpc("BatchCreateTransactions", {"parent": parent, "requests": posts})[0] == "OK"
-        names = {each.name for each in path}
-        transaction = dict(CHARGE if "usage" in names else GRANT)
-        if "record_declined" in names:
-            # Without it, this is refused.
-            transaction = {**CHARGE, "amount": "-1000"}
-        item = {"parent": parent, "transaction": transaction}
-        match method:
-            case "GetAccount":
-                return {"name": parent}
-            case "UpdateAccount":
-                return {"account": {"name": parent, "displayName": "new", "creditLimit": "3"}}
-            case "CreateTransaction":
-                return item
-            case "BatchCreateTransactions" | "BulkCreateTransactions":
-                return {"parent": parent, "requests": [{"transaction": transaction}]}
-            case "RefundTransaction" | "GetTransaction":
-                return {"name": self.charge(parent)}
-            case "TransferCredits":
-                return {"name": parent, "destination": f"accounts/{other}", "amount": "1"}
-            case "ListTransactions" | "ListLots":
-                return {"parent": parent}
-            case "GetBalance":
-                return {"name": f"{parent}/balance"}
-            case "ImportTransactions":
-                return {"items": [{**item, "createTime": "2026-01-01T00:00:00Z", "parent": f"accounts/{self.empty()}"}]}
-            case "VerifyLedger":
-                return {"account": parent}
-            case "CreateApiKey":
-                return {"apiKey": {"scopes": ["transactions"]}}
-            case "RevokeApiKey" | "RotateApiKey":
-                made = json.loads(self.send("POST", "/v1/apiKeys", {"scopes": ["transactions"]}).body)
-                return {"name": made["apiKey"]["name"]}
-        assert method in ("ListAccounts", "ListApiKeys")
-        return {}
-
-    def charge(self, parent: str) -> str:
-        """The name of a charge of an account."""
-        found = json.loads(self.send("GET", f"/v1/{parent}/transactions?filter=kind%3DCHARGE").body)
-        return str(found["transactions"][0]["name"])
-
-    def empty(self) -> str:
-        """The id of an account without transactions, which may be charged all the same."""
-        account_id = f"empty-{uuid.uuid4()}"
-        account = {"kind": "USER", "creditLimit": "100"}
-        assert self.grpc("CreateAccount", {"account": account, "accountId": account_id})[0] == "OK"
-        return account_id
-
-
-def refusal_of(error: Any) -> Refusal:
-    """A refusal over gRPC."""
-    return read_status(Status.FromString(dict(error.trailing_metadata())["grpc-status-details-bin"]))
-
-
-def stable(answers: object) -> str:
-    """Answers without what differs from call to call."""
-    kept = (f'"{LONG_AGO}"', f'"{FAR_AWAY}"')
-    text = VOLATILE.sub(lambda match: match[0] if match[0] in kept else "", json.dumps(answers, sort_keys=True))
-    return UUID.sub("<uuid>", text)
-
-
-@pytest.fixture(scope="module")
-def world(gateway: Daybook, channel: grpc.Channel) -> World:
-    """A tenant of the module's own."""
-    slug = f"fields-{uuid.uuid4()}"
-    printed(gateway, "tenants", "create", slug)
-    key = printed(gateway, "keys", "create", "--tenant", slug, "--scope", "admin")
-    return World(gateway.origin, key, channel)
-
-
-REST_METHODS = [name for name, method in METHODS.items() if method.GetOptions().Extensions[http].WhichOneof("pattern")]
 DOORS = [("grpc", name) for name in METHODS] + [("rest", name) for name in REST_METHODS]
 
 

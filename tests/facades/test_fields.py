@@ -13,8 +13,8 @@ from decimal import Decimal
 
 import pytest
 
-from tests.facades.exchanges import Json, read_exchanges, read_json
-from tests.facades.test_golden import FILES
+from tests.support.golden import FILES, read_exchanges
+from tests.support.http import Json, read_json
 
 ALWAYS, OPTIONAL, NULLABLE = "always there", "may be left out", "may be null"
 TEXT, UUID, NUMBER, FLAG, DATE, PART, LIST, ANYTHING = (

@@ -11,12 +11,12 @@ import asyncpg
 import pytest
 
 from server.app import FACADES
-from tests.conftest import PostgreSQL, run_apart
-from tests.facades.conftest import OriginIn
-from tests.facades.exchanges import Matcher, read_condition, read_exchanges, read_json, send
-from tests.facades.processes import Daybook, Ports, wait_until
+from tests.support.databases import PostgreSQL, run_apart
+from tests.support.gateways import OriginIn
+from tests.support.golden import FILES, Matcher, read_condition, read_exchanges
+from tests.support.http import read_json, send
+from tests.support.processes import Daybook, Ports, wait_until
 
-FILES = sorted(Path(__file__).parent.glob("*/*.http"))
 STATES_OF_POSTGRESQL = {
     "": "SELECT 1",
     "damaged": r"""

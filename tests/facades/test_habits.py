@@ -8,7 +8,6 @@ import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,43 +18,14 @@ import httpx
 import pytest
 from daybook.v1.ledger_service_pb2 import GetAccountRequest
 
-from tests.facades.conditions import gateway_before
-from tests.facades.conftest import OriginIn, credential, ledger_stub
-from tests.facades.exchanges import Answer, Json, problems_of_any_answer, read_json, send
-from tests.facades.processes import SECONDS_MAX, Daybook
-from tests.facades.test_bad_input import APIS, Api, ask, require_sound
-from tests.facades.test_native import KEY, reason_of
+from tests.support.callers import credential, ledger_stub
+from tests.support.demo import ACCOUNT, LISTS, NATIVE, TRANSACTIONS, Target
+from tests.support.gateways import OriginIn, gateway_before
+from tests.support.http import Answer, Json, problems_of_any_answer, read_json, send
+from tests.support.processes import SECONDS_MAX, Daybook
+from tests.support.rest import KEY, reason_of
+from tests.support.vendors import APIS, Api, ask, require_sound
 
-NATIVE = {"authorization": f"Bearer {KEY}"}
-ACCOUNT = "/v1/accounts/example"
-TRANSACTIONS = "/v1/accounts/example/transactions"
-
-
-@dataclass(frozen=True)
-class Target:
-    """Something to ask for."""
-
-    target: str
-    key: str
-    status: int = 200
-
-    def send(self, daybook: Daybook, method: str = "GET", **headers: str) -> Answer:
-        """Asks for it."""
-        credential = {} if self.status == 401 else {"authorization": f"Bearer {self.key}.public"}
-        network = {"spacebring-network-id": "1d1449b0-23e2-5ea8-8621-209f077c011f"}
-        answer = send(daybook.origin, self.target, method=method, headers={**credential, **network, **headers})
-        assert not list(problems_of_any_answer(answer))
-        return answer
-
-
-LISTS = {
-    "paged": Target("/api/billing/accounts/example/transactions?page_size=100", "demo-dreadnode"),
-    "teable": Target(f"{APIS['teable'].path}?month=2024-10&take=100", "demo-teable"),
-    "nebulablock": Target("/users/credits/history?limit=100", "demo-nebulablock-busy"),
-    "spacebring": Target("/transactions/credits/v1?limit=100", "demo-spacebring"),
-    "dreadnode": Target("/api/v1/org/example/credits/transactions?limit=100", "demo-dreadnode"),
-    "native": Target(TRANSACTIONS, "demo-dreadnode"),
-}
 OTHERS = {
     "dreadnode without v1": Target("/api/org/example/credits/transactions?limit=100", "demo-dreadnode"),
     "balance of Dreadnode": Target("/api/v1/org/example/credits", "demo-dreadnode"),

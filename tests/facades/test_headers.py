@@ -9,9 +9,9 @@ from typing import Any
 import grpc
 import pytest
 
-from tests.facades.conditions import gateway_before
-from tests.facades.exchanges import problems_of_any_answer, send
-from tests.facades.test_errors import PATHS
+from tests.support.gateways import gateway_before
+from tests.support.http import problems_of_any_answer, send
+from tests.support.vendors import PATHS
 
 FORGED = "forged.example"
 """Part of each value that a caller sends, and of nothing else."""

@@ -10,12 +10,10 @@ from typing import Any
 import pytest
 from google.api.annotations_pb2 import http
 
-from tests.facades.exchanges import Answer, send
-from tests.facades.processes import Daybook
-from tests.facades.test_every_field import METHODS, REST_METHODS, World, world
-from tests.facades.test_native import KEY, Rest, reason_of, rest
-
-__all__ = ["rest", "world"]
+from tests.support.http import Answer, send
+from tests.support.native_methods import METHODS, REST_METHODS, World
+from tests.support.processes import Daybook
+from tests.support.rest import KEY, Rest, reason_of
 
 CHARGE = {"kind": "CHARGE", "category": "inference", "amount": "-0.5"}
 

@@ -11,9 +11,18 @@ from typing import Protocol
 
 import pytest
 
-from tests.facades.exchanges import send
-from tests.facades.processes import SECONDS_MAX, Daybook, Ports, copy_database, free_range, run, sqlite_url, wait_until
-from tests.facades.test_up import printed_commands
+from tests.support.http import send
+from tests.support.processes import (
+    SECONDS_MAX,
+    Daybook,
+    Ports,
+    copy_database,
+    free_range,
+    printed_commands,
+    run,
+    sqlite_url,
+    wait_until,
+)
 
 CREDENTIAL = {"authorization": "Bearer demo-dreadnode.public"}
 PAGE = "/api/billing/accounts/example/transactions?page_size=1"

@@ -15,8 +15,8 @@ import yaml
 
 from server.config import Settings
 from server.gateway import CONFIGURATION, render_configuration
-from tests.facades.exchanges import Answer, problems_of_any_answer, send
-from tests.facades.processes import Daybook
+from tests.support.http import Answer, problems_of_any_answer, send
+from tests.support.processes import Daybook
 
 CREDENTIAL = {"authorization": "Bearer demo-dreadnode.public"}
 ACCOUNT = "/v1/accounts/example"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import uuid
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from zoneinfo import ZoneInfo
@@ -14,26 +13,10 @@ from daybook.v1.account_pb2 import Account, User
 from daybook.v1.transaction_pb2 import Booking, EventTicket, Order, Transaction, Usage
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from tests.facades.conftest import NativeCaller
-from tests.facades.exchanges import Json, send
-from tests.facades.processes import Daybook, run, sqlite_url
-
-TEABLE, DREADNODE = "demo-teable.public", "demo-dreadnode.public"
-
-
-def get(gateway: Daybook, key: str, target: str, **headers: str) -> Json:
-    """The body of a successful answer."""
-    answer = send(gateway.origin, target, headers={"authorization": f"Bearer {key}", **headers})
-    assert answer.status == 200, answer.body
-    return answer.json()
-
-
-def printed(gateway: Daybook, *arguments: str) -> str:
-    """What the `daybook` command prints, run beside the server on its database."""
-    database = sqlite_url(gateway.folder / "daybook.db")
-    result = run(*arguments, "--database-url", database, folder=gateway.folder)
-    assert result.returncode == 0, result.stderr
-    return result.stdout.strip()
+from tests.support.callers import NativeCaller
+from tests.support.demo import DREADNODE, TEABLE, Network, get, make_network, printed
+from tests.support.http import Json, send
+from tests.support.processes import Daybook
 
 
 def time_of(transaction: Transaction) -> datetime:
@@ -123,32 +106,6 @@ def test_dreadnode_shows_each_type_of_its_kind_only(gateway: Daybook, native: Na
             "model": "m",
         }
     ]
-
-
-@dataclass(frozen=True)
-class Network:
-    """A network of the tests' own: Spacebring lists all of a network, and the demo's must stay as it is."""
-
-    gateway: Daybook
-    uid: str
-    key: str
-
-    def rows(self, location: str) -> list[Json]:
-        """The transactions of a location."""
-        target = f"/transactions/credits/v1?limit=100&locationRef={location}"
-        body = get(self.gateway, self.key, target, **{"spacebring-network-id": self.uid})
-        assert isinstance(body, dict)
-        assert body.keys() == {"transactions"}
-        rows = body["transactions"]
-        assert isinstance(rows, list)
-        return rows
-
-
-def make_network(gateway: Daybook) -> Network:
-    """A network without transactions, made with the command line."""
-    slug = f"network-{uuid.uuid4()}"
-    uid = printed(gateway, "tenants", "create", slug)
-    return Network(gateway, uid, printed(gateway, "keys", "create", "--tenant", slug))
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,10 @@ from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
 
 from server.transport.validation import CHARACTERS_MAX
-from tests.facades.conftest import NativeCaller
-from tests.facades.exchanges import Json
-from tests.facades.processes import Daybook
-from tests.facades.test_live import DREADNODE, TEABLE, Network, get, make_network
+from tests.support.callers import NativeCaller
+from tests.support.demo import DREADNODE, TEABLE, Network, get, make_network
+from tests.support.http import Json
+from tests.support.processes import Daybook
 
 ROWS = 100
 # Of all characters that take the most bytes.

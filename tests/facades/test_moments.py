@@ -14,7 +14,9 @@ from daybook.v1.ledger_service_pb2 import RefundTransactionRequest
 from daybook.v1.transaction_pb2 import Transaction, Usage
 
 from server.ledger.instants import SECOND, to_timestamp
-from tests.conftest import NOON, Client, Clock, Server, only_sqlite
+from tests.support.callers import Client, Server
+from tests.support.clock import NOON, Clock
+from tests.support.markers import only_sqlite
 
 pytestmark = only_sqlite
 

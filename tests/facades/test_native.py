@@ -32,15 +32,14 @@ from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 
 from server.app import SERVICES
 from server.transport.calls import OPEN_SERVICES
-from tests.facades.conftest import NativeCaller, OriginIn, credential
-from tests.facades.exchanges import Answer, Json, problems_of_any_answer, read_json, send
-from tests.facades.processes import BIN, Daybook, wait_until
+from tests.support.callers import NativeCaller, credential
+from tests.support.gateways import OriginIn
+from tests.support.http import Json, problems_of_any_answer, read_json, send
+from tests.support.processes import BIN, Daybook, wait_until
+from tests.support.rest import KEY, JsonObject, Rest, reason_of
 
-KEY = "demo-dreadnode.public"
 BOUND_KEY = "demo-nebulablock.public"
 LISTED_BY_REFLECTION = {*SERVICES, *OPEN_SERVICES}
-
-JsonObject = dict[str, Json]
 
 
 USER = {
@@ -65,76 +64,6 @@ NOTHING_MORE = {
     "priority": 0,
 }
 """What JSON shows of a transaction that lacks it."""
-
-
-class Rest:
-    """A caller of the native REST API."""
-
-    def __init__(self, origin: str, key: str | None = KEY) -> None:
-        self.origin = origin
-        self._credential = {} if key is None else {"authorization": f"Bearer {key}"}
-
-    def send(self, method: str, target: str, body: object = None, **headers: str) -> Answer:
-        """Sends a request; holds the answer to what every answer of REST must keep."""
-        content = b"" if body is None else json.dumps(body).encode()
-        more = {"content-type": "application/json"} if content else {}
-        answer = send(self.origin, target, method=method, headers={**self._credential, **more, **headers}, body=content)
-        assert not list(problems_of_any_answer(answer))
-        return answer
-
-    def call(self, method: str, target: str, body: object = None) -> JsonObject:
-        """The body of a successful answer."""
-        answer = self.send(method, target, body)
-        assert answer.status == 200, answer.body
-        found = answer.json()
-        assert isinstance(found, dict)
-        return found
-
-    def account(self, **fields: object) -> str:
-        """Creates an account of the test's own; answers with its id."""
-        account_id = f"rest-{uuid.uuid4()}"
-        self.call("POST", f"/v1/accounts?accountId={account_id}", {"kind": "OTHER", **fields})
-        return account_id
-
-    def post(self, account_id: str, kind: str, amount: str, **fields: object) -> JsonObject:
-        """Posts a transaction of category `test`."""
-        transaction = {"kind": kind, "category": "test", "amount": amount, **fields}
-        return self.call("POST", f"/v1/accounts/{account_id}/transactions", transaction)
-
-
-@pytest.fixture
-def rest(gateway: Daybook) -> Rest:
-    """A caller who may do everything in their tenant."""
-    return Rest(gateway.origin)
-
-
-def reason_of(body: Json) -> tuple[str, dict[str, Json], list[str]]:
-    """Of a google.rpc.Status the reason and metadata of its one ErrorInfo, and the fields of its BadRequest."""
-    assert isinstance(body, dict)
-    assert body.keys() == {"code", "message", "details"}
-    details = body["details"]
-    assert isinstance(details, list)
-    by_type: dict[str, JsonObject] = {}
-    for detail in details:
-        assert isinstance(detail, dict)
-        name = detail["@type"]
-        assert isinstance(name, str)
-        assert name not in by_type
-        by_type[name.removeprefix("type.googleapis.com/google.rpc.")] = detail
-    info = by_type.pop("ErrorInfo")
-    assert info["domain"] == "daybook"
-    bad_request = by_type.pop("BadRequest", {})
-    assert not by_type
-    violations = bad_request.get("fieldViolations", [])
-    assert isinstance(violations, list)
-    fields = []
-    for violation in violations:
-        assert isinstance(violation, dict)
-        assert violation["description"]
-        fields.append(str(violation["field"]))
-    metadata = info.get("metadata", {})
-    assert isinstance(metadata, dict)
-    return str(info["reason"]), metadata, fields
 
 
 def test_account_is_created_and_read(rest: Rest) -> None:

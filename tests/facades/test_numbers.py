@@ -17,10 +17,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from server.ledger import money
-from tests.facades.conftest import NativeCaller
-from tests.facades.exchanges import send
-from tests.facades.processes import ROOT, Daybook
-from tests.facades.test_live import DREADNODE, TEABLE, Network, make_network, printed
+from tests.support.callers import NativeCaller
+from tests.support.demo import DREADNODE, TEABLE, Network, make_network, printed
+from tests.support.http import send
+from tests.support.processes import ROOT, Daybook
 
 EXACT_MAX = "999999999.999999"
 """The largest amount below which all have at most 15 digits."""

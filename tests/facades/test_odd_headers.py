@@ -16,11 +16,11 @@ from google.rpc.status_pb2 import Status
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.facades.exchanges import Answer, problems_of_any_answer, send
-from tests.facades.processes import Daybook
-from tests.facades.test_bad_input import without_token
-from tests.facades.test_habits import LISTS, NATIVE
-from tests.facades.test_native import KEY, reason_of
+from tests.support.demo import LISTS, NATIVE
+from tests.support.http import Answer, problems_of_any_answer, send
+from tests.support.processes import Daybook
+from tests.support.rest import KEY, reason_of
+from tests.support.vendors import without_token
 
 TOKEN_CHARACTERS = "!#$%&'*+-.^_`|~" + string.digits + string.ascii_letters
 """What RFC 9110 allows in the name of a header."""

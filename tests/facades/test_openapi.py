@@ -34,9 +34,9 @@ from schemathesis.specs.openapi.checks import (
 
 from server.demo import dreadnode, nebulablock, spacebring, teable
 from server.demo.load import SECRET
-from tests.facades.conftest import NativeCaller, credential
-from tests.facades.contracts import VENDORS, contract, operation
-from tests.facades.processes import SECONDS_MAX, Daybook, run, sqlite_url, wait_until
+from tests.support.callers import NativeCaller, credential
+from tests.support.openapi import VENDORS, contract, operation
+from tests.support.processes import SECONDS_MAX, Daybook, run, sqlite_url, wait_until
 
 ANY_ANSWER = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 EXAMPLES = settings(

@@ -12,9 +12,9 @@ import grpc
 import pytest
 
 from server.demo import dreadnode, nebulablock, spacebring, teable
-from tests.facades.conditions import gateway_before
-from tests.facades.exchanges import send
-from tests.facades.processes import SECONDS_MAX, Daybook, Ports, copy_database, sqlite_url
+from tests.support.gateways import gateway_before
+from tests.support.http import send
+from tests.support.processes import SECONDS_MAX, Daybook, Ports, copy_database, sqlite_url
 
 CREATE = "/daybook.v1.Ledger/CreateTransaction"
 TOO_MANY = "Too many requests"

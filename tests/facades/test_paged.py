@@ -16,8 +16,9 @@ from daybook.v1.transaction_pb2 import Transaction
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import MessageToDict
 
-from tests.conftest import Client, Clock, refusal_of
-from tests.facades.conftest import credential
+from tests.support.callers import Client, credential
+from tests.support.clock import Clock
+from tests.support.refusals import refusal_of
 
 PATH = "/api/billing/accounts/acme/transactions"
 

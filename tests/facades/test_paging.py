@@ -15,10 +15,10 @@ from daybook.v1.transaction_pb2 import Transaction
 
 from server.demo import dreadnode, nebulablock, spacebring, teable
 from server.demo.story import Story
-from tests.facades import oracle
-from tests.facades.conftest import NativeCaller
-from tests.facades.exchanges import Json, read_json, write_json
-from tests.facades.processes import Daybook
+from tests.support import oracle
+from tests.support.callers import NativeCaller
+from tests.support.http import Json, read_json, write_json
+from tests.support.processes import Daybook
 
 Row = dict[str, Json]
 MONTH = "2024-10"

@@ -10,9 +10,9 @@ from urllib.parse import quote
 import pytest
 
 from server.demo import spacebring
-from tests.facades.exchanges import Answer, send
-from tests.facades.processes import Daybook
-from tests.facades.test_bad_input import APIS, Api, ask, require_sound
+from tests.support.http import Answer, send
+from tests.support.processes import Daybook
+from tests.support.vendors import APIS, Api, ask, require_sound
 
 STATUSES = {"dreadnode": 422}
 """What a wrong parameter gets; 400 elsewhere."""

@@ -18,7 +18,7 @@ from daybook.v1.ledger_service_pb2 import ListAccountsRequest
 from server.app import open_book
 from server.ledger.access import ADMIN, Caller
 from server.usecases.api_keys import ApiKeyDraft
-from tests.facades.processes import SECONDS_MAX, Daybook, Ports, sqlite_url
+from tests.support.processes import SECONDS_MAX, Daybook, Ports, sqlite_url
 
 STRAY_BYTES = [
     *(bytes([code]) for code in range(0x80, 0x100)),

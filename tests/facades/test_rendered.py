@@ -40,8 +40,9 @@ from server.store.accounts import AccountStore
 from server.store.transactions import TransactionRow
 from server.transport import rendered
 from server.transport.rendered import PAGE_ROWS_BYTES_MAX, ROW_BYTES_MAX, ROWS_CACHED_MAX, KeptPages, keep_rendered
-from tests.conftest import Client, Clock, Server
-from tests.traced import statements
+from tests.support.callers import Client, Server
+from tests.support.clock import Clock
+from tests.support.statement_counter import statements
 
 COMPANY = str(uuid.uuid5(uuid.NAMESPACE_URL, "daybook:test:company"))
 KEPT: list[tuple[ModuleType, str]] = [

@@ -21,10 +21,10 @@ import pytest
 
 from server.demo import dreadnode, nebulablock, spacebring, teable
 from server.demo.load import SECRET
-from tests.facades import curl
-from tests.facades.contracts import VENDORS, require_page
-from tests.facades.exchanges import read_json
-from tests.facades.processes import NODE, SECONDS_MAX, Daybook
+from tests.support import curl
+from tests.support.http import read_json
+from tests.support.openapi import VENDORS, require_page
+from tests.support.processes import NODE, SECONDS_MAX, Daybook
 
 SAMPLES = sorted(Path(__file__).parent.glob("*/samples/sample.*"))
 KEYS = {

@@ -33,10 +33,10 @@ from server.ledger.errors import ServiceUnavailable
 from server.store.database import Database
 from server.store.query import Query
 from server.usecases.api_keys import ApiKeyDraft
-from tests.conftest import PostgreSQL
-from tests.facades.conftest import credential, ledger_stub
-from tests.facades.exchanges import send
-from tests.facades.processes import ROOT, Daybook, Ports, run, sqlite_url
+from tests.support.callers import credential, ledger_stub
+from tests.support.databases import PostgreSQL
+from tests.support.http import send
+from tests.support.processes import ROOT, Daybook, Ports, run, sqlite_url
 
 PASSWORD = "pass-word-of-the-database"
 PERSON = "person-who-is-named"

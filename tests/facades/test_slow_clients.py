@@ -23,9 +23,9 @@ from hyperframe.frame import Frame, HeadersFrame, RstStreamFrame, SettingsFrame
 
 from server.config import Settings
 from server.gateway import render_configuration, render_secrets
-from tests.certificates import Authority
-from tests.facades.conditions import _http, gateway_before
-from tests.facades.processes import SECONDS_MAX, Ports
+from tests.support.certificates import Authority
+from tests.support.gateways import gateway_before, http_manager
+from tests.support.processes import SECONDS_MAX, Ports
 
 MOMENT = 0.5
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -69,15 +69,17 @@ def shorten(owner: dict[str, Any], *names: str) -> None:
 
 def rest(configuration: dict[str, Any]) -> dict[str, Any]:
     """What all routes of REST share."""
-    (host,) = _http(configuration)["route_config"]["virtual_hosts"]
+    (host,) = http_manager(configuration)["route_config"]["virtual_hosts"]
     route: dict[str, Any] = next(each["route"] for each in host["routes"] if each["match"].get("prefix") == "/v1/")
     return route
 
 
 CHANGES: dict[str, Callable[[dict[str, Any]], None]] = {
-    "request_headers_timeout": lambda whole: shorten(_http(whole), "request_headers_timeout"),
-    "stream_idle_timeout": lambda whole: shorten(_http(whole), "stream_idle_timeout"),
-    "connection idle_timeout": lambda whole: shorten(_http(whole)["common_http_protocol_options"], "idle_timeout"),
+    "request_headers_timeout": lambda whole: shorten(http_manager(whole), "request_headers_timeout"),
+    "stream_idle_timeout": lambda whole: shorten(http_manager(whole), "stream_idle_timeout"),
+    "connection idle_timeout": lambda whole: shorten(
+        http_manager(whole)["common_http_protocol_options"], "idle_timeout"
+    ),
     "route idle_timeout": lambda whole: shorten(rest(whole), "idle_timeout"),
     "max_stream_duration": lambda whole: shorten(rest(whole)["max_stream_duration"], "max_stream_duration"),
 }

@@ -12,8 +12,8 @@ from daybook.v1.transaction_pb2 import Transaction
 from server.facades import dreadnode, spacebring, teable
 from server.ledger.posting import Kind
 from server.ledger.usage import USAGE_CATEGORIES
-from tests.facades.exchanges import Json, read_exchanges, read_json
-from tests.facades.test_golden import FILES
+from tests.support.golden import FILES, read_exchanges
+from tests.support.http import Json, read_json
 
 DOCUMENTS = Path(__file__).parents[2] / "docs/facades"
 

@@ -81,9 +81,10 @@ from server.facades.spacebring import SERVICE as SPACEBRING
 from server.ledger.instants import SECOND
 from server.store.tables import metadata as schema
 from server.transport.validation import CHARACTERS_MAX
-from tests.conftest import NOON, Client, Clock, Server
-from tests.facades.conditions import gateway_before
-from tests.facades.exchanges import send
+from tests.support.callers import Client, Server
+from tests.support.clock import NOON, Clock
+from tests.support.gateways import gateway_before
+from tests.support.http import send
 
 Requests: TypeAlias = Sequence[Message]
 """What is sent in one call: one message, or several where the method takes a stream."""

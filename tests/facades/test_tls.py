@@ -20,12 +20,12 @@ from daybook.v1.ledger_service_pb2 import GetBalanceRequest
 
 from server.config import Settings
 from server.gateway import _envoy, render_configuration, render_secrets
-from tests.certificates import Authority, Pair, connect, handshake, served_serial
-from tests.facades import curl
-from tests.facades.conditions import gateway_before
-from tests.facades.conftest import credential, ledger_stub
-from tests.facades.exchanges import read_json, send
-from tests.facades.processes import (
+from tests.support import curl
+from tests.support.callers import credential, ledger_stub
+from tests.support.certificates import Authority, Pair, connect, handshake, served_serial
+from tests.support.gateways import gateway_before
+from tests.support.http import read_json, send
+from tests.support.processes import (
     BIN,
     ROOT,
     SECONDS_MAX,
@@ -33,11 +33,12 @@ from tests.facades.processes import (
     Ports,
     copy_database,
     environment,
+    printed_commands,
+    require_refusal,
     run,
     sqlite_url,
     wait_until,
 )
-from tests.facades.test_up import printed_commands, require_refusal
 
 KEY = "demo-dreadnode.public"
 CREDENTIAL = {"authorization": f"Bearer {KEY}"}

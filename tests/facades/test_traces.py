@@ -17,10 +17,10 @@ from daybook.v1.ledger_service_pb2 import CreateAccountRequest, GetAccountReques
 
 from server.app import open_book, system_clock
 from server.ledger.access import NewApiKey, new_api_key
-from tests.collector import Collector, Span, collecting
-from tests.facades.conftest import credential, ledger_stub
-from tests.facades.exchanges import Answer, send
-from tests.facades.processes import Daybook, Ports, sqlite_url, wait_until
+from tests.support.callers import credential, ledger_stub
+from tests.support.http import Answer, send
+from tests.support.otel_collector import Collector, Span, collecting
+from tests.support.processes import Daybook, Ports, sqlite_url, wait_until
 
 CALLER_SPAN_ID = "00f067aa0ba902b7"
 GATEWAY, SERVER = "daybook-gateway", "daybook"

@@ -25,15 +25,18 @@ from daybook.v1.ledger_service_pb2 import (
 )
 from daybook.v1.transaction_pb2 import Transaction
 
-from tests.facades import curl
-from tests.facades.conftest import credential, ledger_stub
-from tests.facades.exchanges import Matcher, read_exchanges, read_json, send
-from tests.facades.processes import (
+from tests.support import curl
+from tests.support.callers import credential, ledger_stub
+from tests.support.golden import Matcher, read_exchanges
+from tests.support.http import read_json, send
+from tests.support.processes import (
     Daybook,
     Ports,
     copy_database,
     environment,
+    printed_commands,
     require_gone,
+    require_refusal,
     run,
     sqlite_url,
     wait_until,
@@ -102,21 +105,6 @@ def listens(port: int) -> bool:
     """Whether somebody takes connections at a port."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def require_refusal(result: subprocess.CompletedProcess[str], *words: str, code: int = 1) -> None:
-    """The command ended with one plain line that has these words, and printed nothing else."""
-    assert result.returncode == code, result.stderr
-    assert result.stdout == ""
-    (line,) = result.stderr.splitlines()
-    assert line.startswith("daybook: ")
-    assert not [word for word in words if word not in line], line
-
-
-def printed_commands(daybook: Daybook) -> dict[str, str]:
-    """The commands of the printed guide, by their titles."""
-    lines = daybook.stdout.splitlines()
-    return {line[2:]: lines[number + 1] for number, line in enumerate(lines) if line.startswith("# ")}
 
 
 def test_guide_has_a_command_for_each_way_in(gateway: Daybook) -> None:

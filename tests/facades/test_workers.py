@@ -23,19 +23,10 @@ from daybook.v1.transaction_pb2 import Transaction
 from google.api.annotations_pb2 import http
 from google.protobuf.descriptor_pb2 import FileDescriptorSet, MethodDescriptorProto
 
-from tests.facades.conditions import gateway_before
-from tests.facades.conftest import OriginIn, credential, ledger_stub
-from tests.facades.exchanges import send
-from tests.facades.processes import (
-    ROOT,
-    Daybook,
-    Ports,
-    copy_database,
-    free_range,
-    run,
-    sqlite_url,
-    wait_until,
-)
+from tests.support.callers import credential, ledger_stub
+from tests.support.gateways import OriginIn, gateway_before
+from tests.support.http import send
+from tests.support.processes import ROOT, Daybook, Ports, copy_database, free_range, run, sqlite_url, wait_until
 
 KEY = "demo-dreadnode.public"
 BEARER = {"authorization": f"Bearer {KEY}"}

@@ -15,7 +15,6 @@ from typing import TypeAlias
 
 import grpc
 import pytest
-from daybook.v1.account_pb2 import Account
 from daybook.v1.ledger_service_pb2 import (
     CreateTransactionRequest,
     RefundTransactionRequest,
@@ -25,17 +24,14 @@ from daybook.v1.ledger_service_pb2 import (
 from daybook.v1.transaction_pb2 import Transaction, Usage
 from google.protobuf.duration_pb2 import Duration
 
-from server.app import open_book
-from server.ledger.access import Caller, new_api_key
-from server.ledger.accounts import AccountRecord
-from server.ledger.idempotency import Request
-from tests.conftest import Client, read_refusal
+from tests.support.callers import Client
+from tests.support.ledgers import ACCOUNT_IDS, prepare
+from tests.support.refusals import read_refusal
 
 DAYBOOK = str(Path(sys.executable).parent / "daybook")
 CRASHES = 20
 CALLERS = 32
 START_SECONDS_MAX = 60
-ACCOUNT_IDS = ("a", "b", "c", "d", "e")
 
 Call: TypeAlias = "CreateTransactionRequest | RefundTransactionRequest | TransferCreditsRequest"
 Answer: TypeAlias = "Transaction | TransferCreditsResponse"
@@ -144,26 +140,6 @@ async def port_of(process: asyncio.subprocess.Process) -> int:
             if line.startswith(b"{") and (told := json.loads(line))["event"] == "serving":
                 return int(told["port"])
     raise AssertionError("the server did not start")
-
-
-async def prepare(database_url: str) -> str:
-    """A ledger with a tenant and its accounts; gives a key."""
-    async with open_book(database_url) as book:
-        number = await book.credentials.create_tenant(slug="t", uid="u", display_name="T", create_time=book.clock())
-        caller = Caller(number, "u", "")
-        for account_id in ACCOUNT_IDS:
-            record = AccountRecord(account_id, Account.SPACE, "", 20_000_000 if account_id == "a" else 0, b"")
-            await book.accounts.create(caller, record, Request("", b""), hour_anchor=None)
-        key = new_api_key(book.random_bytes)
-        await book.credentials.create_api_key(
-            key_id=key.key_id,
-            secret_hash=key.secret_hash,
-            tenant_number=number,
-            account_number=None,
-            create_time=book.clock(),
-            scopes=["admin"],
-        )
-        return key.text
 
 
 def transactions_of(answer: Answer) -> list[Transaction]:

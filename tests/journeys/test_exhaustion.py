@@ -13,9 +13,10 @@ import pytest
 import pytest_asyncio
 from daybook.v1.transaction_pb2 import Transaction
 
-from tests.conftest import Client, read_refusal
-from tests.facades.processes import Daybook, Ports, sqlite_url
-from tests.journeys.test_crash import prepare
+from tests.support.callers import Client
+from tests.support.ledgers import prepare
+from tests.support.processes import Daybook, Ports, sqlite_url
+from tests.support.refusals import read_refusal
 
 GRANT, CHARGE = Transaction.GRANT, Transaction.CHARGE
 MEBIBYTE = 1 << 20

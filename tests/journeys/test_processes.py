@@ -24,9 +24,11 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from server.transport.auth import KEY_CACHED_SECONDS_MAX
 from server.transport.readiness import ANSWER_SECONDS_MAX, CHECK_SECONDS
-from tests.conftest import Client, PostgreSQL, read_refusal
-from tests.facades.processes import SECONDS_MAX, Daybook, Ports, environment
-from tests.journeys.test_crash import prepare
+from tests.support.callers import Client
+from tests.support.databases import PostgreSQL
+from tests.support.ledgers import prepare
+from tests.support.processes import SECONDS_MAX, Daybook, Ports, environment
+from tests.support.refusals import read_refusal
 
 GRANT, CHARGE = Transaction.GRANT, Transaction.CHARGE
 CALLERS = 32

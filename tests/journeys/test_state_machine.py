@@ -39,7 +39,8 @@ from server.ledger.posting import AccountState, Draft
 from server.posting import unit
 from server.store import states
 from server.usecases.transactions import NewTransaction
-from tests.conftest import NOON, Clock, KeptDatabase
+from tests.support.clock import NOON, Clock
+from tests.support.databases import ReusedDatabase
 
 Result = TypeVar("Result")
 
@@ -695,7 +696,7 @@ TestLedgerOfManyLots.settings = TestLedger.settings
 class LedgerOnPostgreSQL(Ledger):
     """The same on PostgreSQL."""
 
-    kept: ClassVar[KeptDatabase]
+    kept: ClassVar[ReusedDatabase]
 
     def empty_database(self) -> str:
         """One database, which is emptied: to make one for each example would take most of the time."""
@@ -704,9 +705,9 @@ class LedgerOnPostgreSQL(Ledger):
 
 
 @pytest.fixture
-def a_kept_database(kept_database: KeptDatabase) -> None:
+def a_kept_database(reused_database: ReusedDatabase) -> None:
     """Tells the machine of its database."""
-    LedgerOnPostgreSQL.kept = kept_database
+    LedgerOnPostgreSQL.kept = reused_database
 
 
 TestLedgerOnPostgreSQL = pytest.mark.usefixtures("a_kept_database")(LedgerOnPostgreSQL.TestCase)

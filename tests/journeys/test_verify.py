@@ -44,7 +44,10 @@ from server.store.tables import (
     usage_windows,
 )
 from server.usecases.verification import UNDER_WAY_MAX, Progress
-from tests.conftest import NOON, Client, Clock, PostgreSQL, Server, refusal_of, writing
+from tests.support.callers import Client, Server
+from tests.support.clock import NOON, Clock
+from tests.support.databases import PostgreSQL, writing
+from tests.support.refusals import refusal_of
 
 GRANT, CHARGE = Transaction.GRANT, Transaction.CHARGE
 CREDIT = 1_000_000

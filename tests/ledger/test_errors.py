@@ -14,9 +14,8 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from server.ledger import errors
 from server.ledger.errors import DaybookError, InvalidArgument
 from server.transport.errors import code_of, http_status_of, to_status
+from tests.support.errors import CLASSES, LEAVES, make
 
-CLASSES = [each for each in vars(errors).values() if inspect.isclass(each) and issubclass(each, DaybookError)]
-LEAVES = [each for each in CLASSES if not each.__subclasses__()]
 REASONS = ErrorReason.keys()[1:]
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -35,18 +34,6 @@ STATUSES = {
     "Unavailable": (grpc.StatusCode.UNAVAILABLE, 503),
     "Internal": (grpc.StatusCode.INTERNAL, 500),
 }
-
-
-def make(leaf: type[DaybookError]) -> DaybookError:
-    """An error of a class, with its parameter's name as the value of each text."""
-    positional: list[str | float] = []
-    named: dict[str, str] = {}
-    for parameter in inspect.signature(leaf).parameters.values():
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
-            named[parameter.name] = parameter.name
-        else:
-            positional.append(1.5 if parameter.annotation == "float" else parameter.name)
-    return leaf(*positional, **named)  # type: ignore[arg-type]  # each class has parameters of its own
 
 
 def by_name(leaf: type[DaybookError]) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from random import Random
 from typing import Any
 from uuid import UUID
@@ -30,7 +30,11 @@ from server.store.database import Database
 from server.store.states import lock
 from server.store.tables import account_states, transactions
 from server.usecases.transactions import NewTransaction
-from tests.conftest import Client, Clock, Server, held_up, only_sqlite, read_refusal, writing
+from tests.support.callers import Client, Server
+from tests.support.clock import Clock
+from tests.support.databases import held_up, held_writer, writing
+from tests.support.markers import only_sqlite
+from tests.support.refusals import read_refusal
 
 GRANT, CHARGE = Transaction.GRANT, Transaction.CHARGE
 CREDIT = 1_000_000
@@ -205,19 +209,6 @@ async def test_many_refunds_in_a_group(book: Book, caller: Caller, call_count: i
     failures = {repr(each) for each in outcomes if isinstance(each, BaseException)}
     assert not failures
     assert (await rows_of(book.database))[-1].balance_after == 2000 * CREDIT
-
-
-@asynccontextmanager
-async def held_writer(database_url: str) -> AsyncIterator[None]:
-    """Keeps the poster of another process from posting: the writer's lock, or the locks of all accounts."""
-    database = Database(database_url)
-    try:
-        async with writing(database) as connection:
-            if connection.dialect.name != "sqlite":
-                await connection.execute(select(account_states.c.account_number).with_for_update())
-            yield
-    finally:
-        await database.close()
 
 
 async def poster_waits(book: Book) -> None:

@@ -11,10 +11,8 @@ import pytest_asyncio
 
 from server.app import open_book, serving
 from server.config import Settings
-from tests.conftest import Client, Clock, Server
-
-shares_a_server = pytest.mark.asyncio(loop_scope="module")
-"""For tests with `shared_client`, which must run in the loop of its server."""
+from tests.support.callers import Client, Server
+from tests.support.clock import Clock
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

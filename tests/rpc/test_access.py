@@ -22,10 +22,12 @@ from server.app import open_book, serving
 from server.config import Settings
 from server.ledger.access import SUFFICIENT, RetiredSecret, hash_secret, new_api_key
 from server.ledger.instants import SECOND, Instant
-from tests.conftest import NOON, Clock, Server, read_refusal, read_status
-from tests.issuer import AUDIENCE, NAME, Key, claims_at, ec_key, jwk_set
-from tests.rpc.conftest import shares_a_server
-from tests.rpc.test_credentials import METHODS
+from tests.support.callers import Server
+from tests.support.clock import NOON, Clock
+from tests.support.identity_provider import AUDIENCE, NAME, Key, claims_at, ec_key, jwk_set
+from tests.support.markers import shares_a_server
+from tests.support.methods import METHODS
+from tests.support.refusals import read_refusal, read_status
 
 OK = "OK"
 MISSING, INVALID, SCOPE = "CREDENTIAL_MISSING", "CREDENTIAL_INVALID", "SCOPE_MISSING"

@@ -13,8 +13,11 @@ from daybook.v1.ledger_service_pb2 import ListAccountsRequest
 from server.app import Book, CannotStart, serving
 from server.config import Settings
 from server.ledger.instants import SECOND
-from tests.conftest import NOON, Client, Server, only_sqlite, refusal_of
-from tests.issuer import AUDIENCE, NAME, Endpoint, claims_at, ec_key, jwk_set
+from tests.support.callers import Client, Server
+from tests.support.clock import NOON
+from tests.support.identity_provider import AUDIENCE, NAME, Endpoint, claims_at, ec_key, jwk_set
+from tests.support.markers import only_sqlite
+from tests.support.refusals import refusal_of
 
 pytestmark = only_sqlite
 

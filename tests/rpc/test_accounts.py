@@ -21,8 +21,10 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from server.ledger.instants import to_timestamp
 from server.store import accounts
-from tests.conftest import NOON, Client, Clock, Server, only_sqlite, refusal_of
-from tests.rpc.conftest import shares_a_server
+from tests.support.callers import Client, Server
+from tests.support.clock import NOON, Clock
+from tests.support.markers import only_sqlite, shares_a_server
+from tests.support.refusals import refusal_of
 
 PERSON = User(id="u-1", name="Ada", surname="Lovelace", email="ada@example.com", membership="m-1")
 COMPANY = Company(

@@ -23,10 +23,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from server.app import Book, serving
 from server.config import Settings
-from tests.conftest import Client, Server, only_sqlite, read_refusal, refusal_of
-from tests.posting.test_poster import held_writer
-from tests.rpc.test_limits import OWN_CONNECTION
-from tests.rpc.test_metrics import Measured, free_port
+from tests.support.callers import OWN_CONNECTION, Client, Server
+from tests.support.databases import held_writer
+from tests.support.markers import only_sqlite
+from tests.support.metrics import Measured
+from tests.support.processes import free_port
+from tests.support.refusals import read_refusal, refusal_of
 
 PLACES = 8
 STREAM_PLACES = 2

@@ -28,7 +28,10 @@ from server.ledger.access import Caller
 from server.ledger.errors import ScopeMissing
 from server.ledger.instants import SECOND, from_timestamp, to_timestamp
 from server.usecases.api_keys import ApiKeyDraft
-from tests.conftest import NOON, Client, Clock, Server, only_sqlite, read_refusal, refusal_of
+from tests.support.callers import Client, Server
+from tests.support.clock import NOON, Clock
+from tests.support.markers import only_sqlite
+from tests.support.refusals import read_refusal, refusal_of
 
 DAY = 24 * 3600
 INVALID = ("UNAUTHENTICATED", "CREDENTIAL_INVALID")

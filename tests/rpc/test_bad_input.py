@@ -28,8 +28,9 @@ from hypothesis import strategies as st
 
 from server.ledger.money import LARGEST
 from server.ledger.posting import Kind
-from tests.conftest import Client, read_refusal, refusal_of
-from tests.rpc.conftest import shares_a_server
+from tests.support.callers import Client
+from tests.support.markers import shares_a_server
+from tests.support.refusals import read_refusal, refusal_of
 
 UID = "0192f3a4-5b6c-7d8e-9f01-23456789abcd"
 FIELD, FILTER = "FIELD_INVALID", "FILTER_INVALID"

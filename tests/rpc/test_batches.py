@@ -19,7 +19,10 @@ from google.protobuf.duration_pb2 import Duration
 
 from server.ledger.instants import SECOND, to_timestamp
 from server.ledger.posting import Kind
-from tests.conftest import NOON, Client, Clock, Server, only_sqlite, read_refusal, read_status, refusal_of
+from tests.support.callers import Client, Server
+from tests.support.clock import NOON, Clock
+from tests.support.markers import only_sqlite
+from tests.support.refusals import read_refusal, read_status, refusal_of
 
 GRANT, CHARGE, ADJUSTMENT = Transaction.GRANT, Transaction.CHARGE, Transaction.ADJUSTMENT
 INSUFFICIENT = ("FAILED_PRECONDITION", "INSUFFICIENT_CREDITS")

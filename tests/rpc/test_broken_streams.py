@@ -19,7 +19,8 @@ from daybook.v1.transaction_pb2 import Transaction
 
 from server.store import engines
 from server.store.database_tracer import DatabaseTracer
-from tests.conftest import Client, Server, only_postgresql, only_sqlite
+from tests.support.callers import Client, Server
+from tests.support.markers import only_postgresql, only_sqlite
 
 ROUNDS = 200
 STATEMENTS = 24

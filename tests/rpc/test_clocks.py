@@ -41,9 +41,13 @@ from server.config import Settings
 from server.ledger.errors import ClockSkewed
 from server.ledger.instants import SECOND, Instant, from_timestamp, to_timestamp
 from server.ledger.names import RandomBytes
-from tests.conftest import NOON, Client, Clock, Server, held_up, only_sqlite, refusal_of
-from tests.facades.conditions import gateway_before
-from tests.facades.exchanges import Answer, send
+from tests.support.callers import Client, Server
+from tests.support.clock import NOON, Clock
+from tests.support.databases import held_up
+from tests.support.gateways import gateway_before
+from tests.support.http import Answer, send
+from tests.support.markers import only_sqlite
+from tests.support.refusals import refusal_of
 
 GRANT, CHARGE, EXPIRATION = Transaction.GRANT, Transaction.CHARGE, Transaction.EXPIRATION
 HOUR_SECONDS = 3600

@@ -35,9 +35,10 @@ from hyperframe.frame import (
 from server.app import Book, open_book, serving
 from server.config import Settings
 from server.ledger.audit import Finding
-from tests.certificates import Authority
-from tests.conftest import Client, Clock, Server
-from tests.rpc.conftest import shares_a_server
+from tests.support.callers import Client, Server
+from tests.support.certificates import Authority
+from tests.support.clock import Clock
+from tests.support.markers import shares_a_server
 
 MOMENT = 0.5
 LONG = 60.0

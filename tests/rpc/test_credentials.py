@@ -19,24 +19,20 @@ from daybook.v1.ledger_service_pb2 import (
     UpdateAccountRequest,
 )
 from daybook.v1.transaction_pb2 import Transaction
-from google.protobuf.descriptor import MethodDescriptor
-from google.protobuf.descriptor_pool import Default
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from server.app import SERVICES
 from server.transport.calls import OPEN_SERVICES
-from tests.conftest import Client, Server, only_sqlite, refusal_of
+from tests.support.callers import Client, Server
+from tests.support.markers import only_sqlite
+from tests.support.methods import METHODS
+from tests.support.refusals import refusal_of
 
 Metadata = Sequence[tuple[str, str]]
 INVALID = ("UNAUTHENTICATED", "CREDENTIAL_INVALID")
 NOT_PERMITTED = ("PERMISSION_DENIED", "ACCOUNT_NOT_PERMITTED")
-
-METHODS: list[MethodDescriptor] = [
-    method for service in SERVICES for method in Default().FindServiceByName(service).methods
-]
-"""Every method that the server serves, out of the contracts themselves."""
 
 
 def test_methods_are_enumerated() -> None:

@@ -21,8 +21,10 @@ from server.app import FACADES, Book, serving
 from server.config import Settings
 from server.transport.deadlines import Deadlines
 from server.usecases.verification import Progress
-from tests.conftest import Client, Server, only_postgresql, only_sqlite, read_refusal, refusal_of
-from tests.posting.test_poster import held_writer
+from tests.support.callers import Client, Server
+from tests.support.databases import held_writer
+from tests.support.markers import only_postgresql, only_sqlite
+from tests.support.refusals import read_refusal, refusal_of
 
 CALL_SECONDS = 0.7
 TIMED_OUT = ("DEADLINE_EXCEEDED", "TIMED_OUT")

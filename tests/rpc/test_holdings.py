@@ -16,8 +16,10 @@ from server.app import open_book, serving
 from server.config import Settings
 from server.store import accounts
 from server.store.tables import account_states, lots, transactions
-from tests.conftest import Client, Clock, Server, writing
-from tests.traced import statements
+from tests.support.callers import Client, Server
+from tests.support.clock import Clock
+from tests.support.databases import writing
+from tests.support.statement_counter import statements
 
 GRANT, CHARGE = Transaction.GRANT, Transaction.CHARGE
 

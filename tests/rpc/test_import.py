@@ -16,7 +16,10 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from server.ledger.access import Caller
 from server.ledger.instants import HOUR, SECOND, Instant, from_timestamp, to_timestamp
 from server.ledger.posting import Kind
-from tests.conftest import NOON, Client, Clock, Server, only_sqlite, refusal_of
+from tests.support.callers import Client, Server
+from tests.support.clock import NOON, Clock
+from tests.support.markers import only_sqlite
+from tests.support.refusals import refusal_of
 
 GRANT, CHARGE = Transaction.GRANT, Transaction.CHARGE
 DAY = 24 * HOUR

@@ -44,8 +44,10 @@ from server.transport.filters import FILTER_CHARACTERS_MAX
 from server.transport.metadata import METADATA_DEPTH_MAX
 from server.transport.page_tokens import TOKEN_CHARACTERS_MAX
 from server.transport.validation import REQUEST_ID_CHARACTERS_MAX
-from tests.conftest import NOON, Client, Server, read_refusal
-from tests.rpc.conftest import shares_a_server
+from tests.support.callers import OWN_CONNECTION, Client, Server
+from tests.support.clock import NOON
+from tests.support.markers import shares_a_server
+from tests.support.refusals import read_refusal
 
 CALLS = 12
 """More than any limit of LOW."""
@@ -58,7 +60,6 @@ LOW = Settings(
     concurrent_streams_max=2,
 )
 """Limits that are low enough to be reached."""
-OWN_CONNECTION = (("grpc.use_local_subchannel_pool", 1),)
 
 
 class Limited:

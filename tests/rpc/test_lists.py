@@ -21,7 +21,10 @@ from server.ledger.posting import Kind
 from server.store import transactions as store
 from server.store.list_statements import ROWS_READ_MAX
 from server.store.tables import account_states, transactions
-from tests.conftest import NOON, Client, Clock, Server, only_sqlite, writing
+from tests.support.callers import Client, Server
+from tests.support.clock import NOON, Clock
+from tests.support.databases import writing
+from tests.support.markers import only_sqlite
 
 GRANT, CHARGE, ADJUSTMENT = Transaction.GRANT, Transaction.CHARGE, Transaction.ADJUSTMENT
 

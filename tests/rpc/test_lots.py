@@ -25,7 +25,10 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from server.ledger.instants import SECOND, from_timestamp, to_timestamp
 from server.ledger.posting import Kind
-from tests.conftest import NOON, Client, Clock, Server, only_sqlite, refusal_of
+from tests.support.callers import Client, Server
+from tests.support.clock import NOON, Clock
+from tests.support.markers import only_sqlite
+from tests.support.refusals import refusal_of
 
 GRANT, CHARGE, ADJUSTMENT = Transaction.GRANT, Transaction.CHARGE, Transaction.ADJUSTMENT
 HOUR_SECONDS = 3600

@@ -25,7 +25,10 @@ from server.ledger.instants import SECOND, to_timestamp
 from server.ledger.lots import Lot as StoredLot
 from server.store.open_lots import OpenLots
 from server.store.tables import account_states
-from tests.conftest import NOON, Client, Clock, Server, held_up, refusal_of, writing
+from tests.support.callers import Client, Server
+from tests.support.clock import NOON, Clock
+from tests.support.databases import held_up, writing
+from tests.support.refusals import refusal_of
 
 GRANT, CHARGE, ADJUSTMENT = Transaction.GRANT, Transaction.CHARGE, Transaction.ADJUSTMENT
 BATCH = 500

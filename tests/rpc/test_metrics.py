@@ -10,11 +10,9 @@ import signal
 import socket
 import threading
 import time
-import urllib.request
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
@@ -24,7 +22,6 @@ from daybook.v1.error_reason_pb2 import ErrorReason
 from daybook.v1.ledger_service_pb2 import CreateTransactionRequest, GetAccountRequest, ListTransactionsRequest
 from daybook.v1.transaction_pb2 import Transaction
 from google.protobuf.descriptor_pool import Default
-from prometheus_client.parser import text_string_to_metric_families
 
 from server import metrics
 from server.app import SERVICES, Book, CannotStart, open_book, serving
@@ -33,58 +30,15 @@ from server.gateway import require_free_ports
 from server.ledger.instants import SECOND, to_timestamp
 from server.ledger.names import RandomBytes
 from server.store.failures import Conflict
-from tests.conftest import NOON, Client, Clock, Server, held_up, only_sqlite, refusal_of, writing
-from tests.facades.processes import Daybook, Ports, sqlite_url
+from tests.support.callers import Client, Server
+from tests.support.clock import NOON, Clock
+from tests.support.databases import held_up, writing
+from tests.support.markers import only_sqlite
+from tests.support.metrics import Measured
+from tests.support.processes import Daybook, Ports, free_port, sqlite_url
+from tests.support.refusals import refusal_of
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "operating.md"
-
-Labels = tuple[tuple[str, str], ...]
-
-
-class Scrape(dict[tuple[str, Labels], float]):
-    """The samples of one scrape, by name and labels."""
-
-    def of(self, name: str) -> dict[tuple[str, ...], float]:
-        """The samples of a name by the values of their labels."""
-        return {tuple(value for _, value in labels): sample for (each, labels), sample in self.items() if each == name}
-
-    def one(self, name: str, **labels: str) -> float:
-        """A sample that must be there."""
-        return self[name, tuple(sorted(labels.items()))]
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """A server with a port for metrics."""
-
-    server: Server
-    metrics_port: int
-
-    async def text(self) -> str:
-        """What a scraper is answered."""
-
-        def get() -> str:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=30) as answer:
-                assert answer.headers["content-type"].startswith("text/plain")
-                content: bytes = answer.read()
-                return content.decode()
-
-        return await asyncio.to_thread(get)
-
-    async def scrape(self) -> Scrape:
-        """What a scraper understands of it."""
-        return Scrape(
-            ((sample.name, tuple(sorted(sample.labels.items()))), sample.value)
-            for family in text_string_to_metric_families(await self.text())
-            for sample in family.samples
-        )
-
-    async def until(self, happened: Callable[[Scrape], bool]) -> Scrape:
-        """The first scrape that shows that something happened."""
-        async with asyncio.timeout(30):
-            while not happened(found := await self.scrape()):
-                await asyncio.sleep(0.01)
-            return found
 
 
 @pytest.fixture
@@ -94,14 +48,6 @@ async def measured(book: Book) -> AsyncIterator[Measured]:
     settings = Settings(port=0, metrics_port=metrics_port, shutdown_grace_seconds=1)
     async with serving(book, settings) as port, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         yield Measured(Server(book, channel), metrics_port)
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @pytest.fixture

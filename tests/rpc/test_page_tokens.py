@@ -23,7 +23,10 @@ from hypothesis import strategies as st
 
 from server.app import open_book, serving
 from server.config import Settings
-from tests.conftest import Client, Clock, Server, only_sqlite, refusal_of
+from tests.support.callers import Client, Server
+from tests.support.clock import Clock
+from tests.support.markers import only_sqlite
+from tests.support.refusals import refusal_of
 
 INVALID = ("INVALID_ARGUMENT", "PAGE_TOKEN_INVALID")
 MISMATCH = ("INVALID_ARGUMENT", "PAGE_TOKEN_MISMATCH")

@@ -24,8 +24,8 @@ from grpc_reflection.v1alpha.reflection_pb2 import (
 
 from server.app import SERVICES
 from server.transport.calls import OPEN_SERVICES
-from tests.conftest import Server
-from tests.rpc.conftest import shares_a_server
+from tests.support.callers import Server
+from tests.support.markers import shares_a_server
 
 CONTRACTS = FileDescriptorSet.FromString(
     (Path(__file__).resolve().parents[2] / "gen" / "descriptors.binpb").read_bytes()

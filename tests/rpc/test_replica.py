@@ -40,10 +40,13 @@ from server.store.database import Database
 from server.store.engines import DatabaseLimits, DatabaseUrlInvalid
 from server.store.failures import ReplicaUnfit
 from server.store.replica import _COMMITTED, Replica
-from tests.conftest import Client, Clock, PostgreSQL, Server, refusal_of
-from tests.given_up import ISOLATION, check_no_transaction, give_up_at_every_step
-from tests.postgresql_proxy import PostgreSQLProxy
-from tests.standby import Standby, standby_of
+from tests.support.callers import Client, Server
+from tests.support.cancellation import ISOLATION, check_no_transaction, give_up_at_every_step
+from tests.support.clock import Clock
+from tests.support.databases import PostgreSQL
+from tests.support.postgresql_proxy import PostgreSQLProxy
+from tests.support.postgresql_standby import Standby, standby_of
+from tests.support.refusals import refusal_of
 
 SECONDS_MAX = 60
 LIMITS = DatabaseLimits(replica_wait_seconds=0.4)

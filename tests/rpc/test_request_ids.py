@@ -17,7 +17,10 @@ from daybook.v1.ledger_service_pb2 import (
 from daybook.v1.transaction_pb2 import Transaction
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from tests.conftest import Client, Clock, Server, only_sqlite, refusal_of
+from tests.support.callers import Client, Server
+from tests.support.clock import Clock
+from tests.support.markers import only_sqlite
+from tests.support.refusals import refusal_of
 
 GRANT, CHARGE = Transaction.GRANT, Transaction.CHARGE
 REUSED = ("ALREADY_EXISTS", "REQUEST_ID_REUSED")

@@ -11,8 +11,10 @@ from daybook.v1.transaction_pb2 import Transaction
 
 from server.ledger.access import SUFFICIENT
 from server.transport.scopes import declared_scopes
-from tests.conftest import Server, only_sqlite, read_refusal, refusal_of
-from tests.rpc.test_credentials import METHODS
+from tests.support.callers import Server
+from tests.support.markers import only_sqlite
+from tests.support.methods import METHODS
+from tests.support.refusals import read_refusal, refusal_of
 
 
 def test_every_method_declares_its_scope() -> None:

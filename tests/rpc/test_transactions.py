@@ -23,8 +23,10 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from server.app import open_book
 from server.ledger.instants import to_timestamp
 from server.ledger.posting import Kind
-from tests.conftest import NOON, Client, Clock, only_sqlite, refusal_of
-from tests.rpc.conftest import shares_a_server
+from tests.support.callers import Client
+from tests.support.clock import NOON, Clock
+from tests.support.markers import only_sqlite, shares_a_server
+from tests.support.refusals import refusal_of
 
 GRANT, CHARGE, ADJUSTMENT = Transaction.GRANT, Transaction.CHARGE, Transaction.ADJUSTMENT
 LARGEST = "999999999999.999999"

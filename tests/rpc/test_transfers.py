@@ -18,7 +18,10 @@ from google.protobuf.struct_pb2 import Struct, Value
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from server.ledger.instants import SECOND, to_timestamp
-from tests.conftest import NOON, Client, Clock, Server, only_sqlite, refusal_of
+from tests.support.callers import Client, Server
+from tests.support.clock import NOON, Clock
+from tests.support.markers import only_sqlite
+from tests.support.refusals import refusal_of
 
 GRANT, CHARGE = Transaction.GRANT, Transaction.CHARGE
 INSUFFICIENT = ("FAILED_PRECONDITION", "INSUFFICIENT_CREDITS")

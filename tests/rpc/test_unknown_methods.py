@@ -9,8 +9,9 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from server.app import SERVICES
-from tests.conftest import Refusal, Server, read_refusal
-from tests.rpc.conftest import shares_a_server
+from tests.support.callers import Server
+from tests.support.markers import shares_a_server
+from tests.support.refusals import Refusal, read_refusal
 
 METHODS = {
     "/daybook.v1.Ledger/ListTransaction": "daybook.v1.Ledger has ",

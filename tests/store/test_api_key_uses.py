@@ -18,7 +18,9 @@ from server.store.database import Database
 from server.usecases import api_key_uses
 from server.usecases.api_key_uses import ApiKeyUses
 from server.usecases.api_keys import ApiKeyDraft
-from tests.conftest import NOON, Clock, Server, only_sqlite
+from tests.support.callers import Server
+from tests.support.clock import NOON, Clock
+from tests.support.markers import only_sqlite
 
 
 @contextmanager

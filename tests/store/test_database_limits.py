@@ -16,8 +16,9 @@ from server.store.credentials import CredentialStore
 from server.store.database import Database
 from server.store.engines import DatabaseLimits
 from server.store.migrate import migrate
-from tests.conftest import only_postgresql, writing
-from tests.given_up import ISOLATION, check_no_transaction, give_up_at_every_step
+from tests.support.cancellation import ISOLATION, check_no_transaction, give_up_at_every_step
+from tests.support.databases import writing
+from tests.support.markers import only_postgresql
 
 SHORT = DatabaseLimits(
     connections=1, wait_seconds=0.2, lock_seconds=0.2, statement_seconds=0.4, idle_transaction_seconds=0.2

@@ -26,9 +26,13 @@ from server.store.database import Database
 from server.store.engines import DatabaseLimits
 from server.store.failures import MEANINGS, Conflict, Meaning, UnexpectedDatabaseError, meaning_of
 from server.store.migrate import can_serve, migrate
-from tests.conftest import Client, Clock, PostgreSQL, Server, only_postgresql, refusal_of
-from tests.postgresql_proxy import PostgreSQLProxy
-from tests.standby import standby_of
+from tests.support.callers import Client, Server
+from tests.support.clock import Clock
+from tests.support.databases import PostgreSQL
+from tests.support.markers import only_postgresql
+from tests.support.postgresql_proxy import PostgreSQLProxy
+from tests.support.postgresql_standby import standby_of
+from tests.support.refusals import refusal_of
 
 SECONDS_MAX = 30
 ONE = DatabaseLimits(connections=1)

@@ -25,7 +25,7 @@ from sqlalchemy import event, func, select
 
 from server.store.database import Database
 from server.store.tables import metadata
-from tests.conftest import Client, Server
+from tests.support.callers import Client, Server
 
 DRIVER_WORDS = "disk I/O error in /var/lib/secret"
 POSTING_STATEMENTS_MIN = 7

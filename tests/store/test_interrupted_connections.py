@@ -27,8 +27,10 @@ from server.ledger.posting import Draft
 from server.store.engines import DatabaseLimits
 from server.store.migrate import can_serve
 from server.usecases.transactions import NewTransaction
-from tests.conftest import Client, Clock, Server, only_postgresql
-from tests.postgresql_proxy import PostgreSQLProxy
+from tests.support.callers import Client, Server
+from tests.support.clock import Clock
+from tests.support.markers import only_postgresql
+from tests.support.postgresql_proxy import PostgreSQLProxy
 
 pytestmark = [only_postgresql, pytest.mark.one_server]
 

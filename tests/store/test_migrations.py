@@ -27,7 +27,9 @@ from server.store.database import Database
 from server.store.migrate import SchemaTooNew, is_migrated, migrate
 from server.store.tables import accounts, metadata, requests, transactions
 from server.transport.auth import Authenticator
-from tests.conftest import NOON, Client, Clock, Server, writing
+from tests.support.callers import Client, Server
+from tests.support.clock import NOON, Clock
+from tests.support.databases import writing
 
 Schema: TypeAlias = "list[tuple[object, ...]]"
 

@@ -29,7 +29,10 @@ from sqlalchemy import event, select
 from server.ledger.instants import to_timestamp
 from server.store.database import Database
 from server.store.tables import metadata
-from tests.conftest import NOON, Client, Clock, Server, only_sqlite, read_refusal, read_status
+from tests.support.callers import Client, Server
+from tests.support.clock import NOON, Clock
+from tests.support.markers import only_sqlite
+from tests.support.refusals import read_refusal, read_status
 
 pytestmark = only_sqlite
 

@@ -23,8 +23,10 @@ from server.ledger.errors import ServiceUnavailable
 from server.store.database import Database
 from server.store.engines import DatabaseLimits, DatabaseUnfit
 from server.store.migrate import can_serve, migrate
-from tests.conftest import Clock, KeptDatabase, PostgreSQL, Server
-from tests.given_up import ISOLATION, check_no_transaction, give_up_at_every_step
+from tests.support.callers import Server
+from tests.support.cancellation import ISOLATION, check_no_transaction, give_up_at_every_step
+from tests.support.clock import Clock
+from tests.support.databases import PostgreSQL, ReusedDatabase
 
 PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 SECONDS_MAX = 30
@@ -86,10 +88,10 @@ async def listens(socket: Path) -> bool:
 
 
 @pytest.fixture
-def name(kept_database: KeptDatabase) -> str:
+def name(reused_database: ReusedDatabase) -> str:
     """The name of an empty, migrated database."""
-    kept_database.empty()
-    return kept_database.url.partition("@/")[2].partition("?")[0]
+    reused_database.empty()
+    return reused_database.url.partition("@/")[2].partition("?")[0]
 
 
 async def work(url: str, limits: DatabaseLimits, clock: Clock) -> None:

@@ -35,7 +35,7 @@ from server.store.transactions import (
     slice_statement,
     windows_statement,
 )
-from tests.conftest import KeptDatabase, PostgreSQL, writing
+from tests.support.databases import PostgreSQL, ReusedDatabase, writing
 
 CHARGE = Transaction.CHARGE
 SUCCEEDED = (Transaction.SUCCEEDED,)
@@ -665,10 +665,10 @@ async def test_holdings(database: Database) -> None:
     assert [line.partition(" INDEX ")[2].partition(" ")[0] for line in plan[:-2]] == ["lots_open", "lots_expiring"]
 
 
-def test_postgresql_reads_open_lots_so_too(kept_database: KeptDatabase) -> None:
+def test_postgresql_reads_open_lots_so_too(reused_database: ReusedDatabase) -> None:
     """Of an account with many lots, also by a plan that was made for any account."""
-    kept_database.empty()
-    asyncio.run(check_plans_of_lots(kept_database.url))
+    reused_database.empty()
+    asyncio.run(check_plans_of_lots(reused_database.url))
 
 
 async def check_plans_of_lots(database_url: str) -> None:

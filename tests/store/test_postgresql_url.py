@@ -18,9 +18,9 @@ from server.ledger.errors import ServiceUnavailable
 from server.store.database import Database
 from server.store.engines import DatabaseUrlInvalid
 from server.store.migrate import can_serve, migrate
-from tests.certificates import Authority
-from tests.conftest import PostgreSQL
-from tests.facades.processes import free_range, run
+from tests.support.certificates import Authority
+from tests.support.databases import PostgreSQL
+from tests.support.processes import free_range, run
 
 PROGRAMS = next(
     (each for each in sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True) if (each / "initdb").exists()),

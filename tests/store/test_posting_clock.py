@@ -12,7 +12,8 @@ from server.ledger.errors import ClockSkewed, ServiceUnavailable
 from server.ledger.instants import SECOND, Instant
 from server.store.database import Database
 from server.store.posting_clock import SETTLE_SECONDS, PostingClock, boot_stopwatch
-from tests.conftest import NOON, only_postgresql, only_sqlite
+from tests.support.clock import NOON
+from tests.support.markers import only_postgresql, only_sqlite
 
 DAY_SECONDS = 24 * 3600
 SKEW_MAX = 5 * SECOND

@@ -17,10 +17,10 @@ from server.store.distribute import distribute
 from server.store.migrate import migrate
 from server.store.states import lock
 from server.store.tables import COPIED, DISTRIBUTED, DISTRIBUTION_COLUMN, metadata
-from tests.conftest import writing
-from tests.facades.processes import ROOT, run, sqlite_url
-from tests.sharding import broken_rules, plain
-from tests.statements import Statements, heed
+from tests.support.databases import writing
+from tests.support.processes import ROOT, run, sqlite_url
+from tests.support.sharding_monitor import Statements, monitor
+from tests.support.sharding_rules import broken_rules, plain
 
 only_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 BIG, SMALL = {table.name for table in DISTRIBUTED}, {table.name for table in COPIED}
@@ -228,7 +228,7 @@ async def test_the_product_is_heard(database_url: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         for name in ("_get_statement", "execute"):
             patch.setattr(Connection, name, getattr(Connection, name))
-        heed(statements)
+        monitor(statements)
         try:
             await migrate(database)
             await database.transact(lambda connection: lock(connection, [1]))
@@ -236,8 +236,8 @@ async def test_the_product_is_heard(database_url: str) -> None:
                 await connection.execute(text("SELECT balance FROM account_states WHERE debt > 0 FOR UPDATE"))
         finally:
             await database.close()
-    heard = [each for each in statements.heard if "FOR UPDATE" in each]
-    assert len(heard) == 1, statements.heard
+    heard = [each for each in statements.sent if "FOR UPDATE" in each]
+    assert len(heard) == 1, statements.sent
     assert "WHERE account_states.account_number = $1" in heard[0]
     assert statements.take_broken() == []
 
@@ -246,11 +246,11 @@ def test_a_broken_rule_is_told() -> None:
     """What the product sends is told with its place, once; the same from a test is none of the product's."""
     statements = Statements()
     statement = "SELECT balance FROM account_states WHERE account_number IN ($1, $2, $3) FOR UPDATE"
-    statements.hear(statement)
+    statements.record(statement)
     assert statements.take_broken() == []
     for length in (3, 4):
         code = f"hear({statement.replace('$3', '$3' if length == 3 else '$3, $4')!r})"
-        exec(compile(code, str(ROOT / "server/store/states.py"), "exec"), {"hear": statements.hear})  # noqa: S102  # our own text, from a file that is said to be the product's
+        exec(compile(code, str(ROOT / "server/store/states.py"), "exec"), {"hear": statements.record})  # noqa: S102  # our own text, from a file that is said to be the product's
     (told,) = statements.take_broken()
     assert told.startswith("FOR UPDATE over more than one account, says server/store/states.py:1: SELECT balance")
     assert statements.take_broken() == []

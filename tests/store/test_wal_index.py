@@ -16,9 +16,10 @@ from daybook.v1.transaction_pb2 import Transaction
 from server.store import transactions, wal_index
 from server.store.database import Database
 from server.store.wal_index import WalIndex
-from tests.conftest import Client, Server, only_sqlite
 from tests.store.other_process import connect, other_process
-from tests.traced import statements
+from tests.support.callers import Client, Server
+from tests.support.markers import only_sqlite
+from tests.support.statement_counter import statements
 
 ADD = "UPDATE numbers SET number = number + 1"
 # More than the cache of two pages, so that it goes to the log before it is committed.

@@ -22,8 +22,9 @@ from server.ledger.names import is_api_key_id
 from server.transport.access_tokens import AccessTokens
 from server.transport.auth import CREDENTIAL_CHARACTERS_MAX, KEY_CACHED_SECONDS_MAX, Authenticator, Scheme
 from server.transport.signing_keys import FETCH_AGAIN_SECONDS, KEY_TYPES, SigningKeys
-from tests.conftest import NOON, Clock, writing
-from tests.issuer import (
+from tests.support.clock import NOON, Clock
+from tests.support.databases import writing
+from tests.support.identity_provider import (
     AUDIENCE,
     NAME,
     Key,

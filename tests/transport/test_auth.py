@@ -28,7 +28,8 @@ from server.transport.auth import (
     Authenticator,
     Scheme,
 )
-from tests.conftest import NOON, Clock, writing
+from tests.support.clock import NOON, Clock
+from tests.support.databases import writing
 
 Metadata: TypeAlias = Iterable[tuple[str, str | bytes]]
 

@@ -29,9 +29,10 @@ from server.config import Settings
 from server.gateway import require_certificates
 from server.transport.certificates import CertificateFiles, Trust
 from server.transport.readiness import is_serving
-from tests.certificates import Authority, Pair, handshake, served_serial
-from tests.conftest import Clock, Server
-from tests.rpc.conftest import shares_a_server
+from tests.support.callers import Server
+from tests.support.certificates import Authority, Pair, handshake, served_serial
+from tests.support.clock import Clock
+from tests.support.markers import shares_a_server
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -16,7 +16,9 @@ from server.app import Book, serving
 from server.cli import options
 from server.config import Settings
 from server.transport.token_keys import CONFIGURED_KEYS_MAX, parse_token_keys
-from tests.conftest import Client, Server, only_sqlite, refusal_of
+from tests.support.callers import Client, Server
+from tests.support.markers import only_sqlite
+from tests.support.refusals import refusal_of
 
 OLD, NEW = (bytes([number]) * 31 + b"\xff" for number in (1, 2))
 

@@ -11,7 +11,9 @@ from server.config import Settings
 from server.ledger.errors import RateLimited
 from server.transport import limits
 from server.transport.limits import RateLimiter
-from tests.conftest import Client, Server, only_sqlite, read_refusal, refusal_of
+from tests.support.callers import Client, Server
+from tests.support.markers import only_sqlite
+from tests.support.refusals import read_refusal, refusal_of
 
 MILLISECOND = 1_000_000
 SECOND = 1000 * MILLISECOND

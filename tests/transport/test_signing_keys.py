@@ -35,8 +35,8 @@ from server.transport.signing_keys import (
     read_keys,
     signing_keys,
 )
-from tests.certificates import Authority
-from tests.issuer import Endpoint, Key, ec_key, ed448_key, ed_key, jwk_set, rsa_key
+from tests.support.certificates import Authority
+from tests.support.identity_provider import Endpoint, Key, ec_key, ed448_key, ed_key, jwk_set, rsa_key
 
 shares_a_loop = pytest.mark.asyncio(loop_scope="module")
 """For tests that fetch, all from one issuer."""

@@ -17,7 +17,7 @@ from server.store.credentials import TokenKey
 from server.transport import token_keys
 from server.transport.page_tokens import Listing, PageTokens
 from server.transport.token_keys import TokenKeys, refreshed_token_keys
-from tests.conftest import NOON, Clock
+from tests.support.clock import NOON, Clock
 
 OLD, NEW, NEWEST = (bytes([n]) * 32 for n in (1, 2, 3))
 PLACE = TransactionKey(NOON, 7, 42)

