@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator
 import structlog
 from sqlalchemy import Connection, func, select
 
+from server.background import repeating
 from server.ledger.errors import ClockSkewed, DaybookError, ServiceUnavailable
 from server.ledger.instants import SECOND, Clock, Instant, Stopwatch, from_datetime
 from server.store.database import Database
@@ -86,13 +87,8 @@ class PostingClock:
     async def checking(self) -> AsyncIterator[None]:
         """Checks the clock now, and then every CHECK_SECONDS until the end of the block."""
         await self.check()
-        task = asyncio.create_task(self._check_for_ever())
-        try:
+        async with repeating(self.check, CHECK_SECONDS, "clock not checked"):
             yield
-        finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
 
     async def check(self) -> None:
         """Brings the reference up to date, and logs when the clock starts or stops being off."""
@@ -106,14 +102,6 @@ class PostingClock:
                 log.info("clock is right again")
             else:
                 log.error("clock is off: nothing is posted until it is right", skew_seconds=self.skew / SECOND)
-
-    async def _check_for_ever(self) -> None:
-        while True:
-            await asyncio.sleep(CHECK_SECONDS)
-            try:
-                await self.check()
-            except Exception:
-                log.exception("clock not checked")
 
     def _follow_clock(self) -> None:
         skew, elapsed = self.skew, self._elapsed()

@@ -16,6 +16,7 @@ from typing import Any
 import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from server.background import repeating
 from server.ledger.errors import ServiceUnavailable
 from server.store.failures import ReplicaUnfit
 from server.store.gathering import Gathered
@@ -102,25 +103,14 @@ class Replica:
 
     @contextlib.asynccontextmanager
     async def watched(self) -> AsyncIterator[None]:
-        """Looks whether the replica can be used until the end of the block; before, it is not."""
-        task = asyncio.create_task(self._watch())
-        try:
+        """Checks every WATCH_SECONDS until the end of the block whether the replica can serve; unused before."""
+        async with repeating(self._watch, WATCH_SECONDS, "watch of the replica failed", at_once=True):
             yield
-        finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
 
     async def _watch(self) -> None:
-        while True:
-            try:
-                await self._look()
-            except (ReplicaUnfit, ServiceUnavailable):
-                # The log has it: of the replica once, of the primary from whoever needs it.
-                pass
-            except Exception:
-                log.exception("watch of the replica failed")
-            await asyncio.sleep(WATCH_SECONDS)
+        # Both errors are logged elsewhere: the replica's once, the primary's by each call that needs the primary.
+        with contextlib.suppress(ReplicaUnfit, ServiceUnavailable):
+            await self._look()
 
     async def _look(self) -> None:
         """Whether it could serve a list now. Raises ReplicaUnfit, ServiceUnavailable."""

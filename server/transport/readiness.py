@@ -1,8 +1,8 @@
-"""Health, as gRPC's standard service tells it: that the process runs, and that it can answer calls.
+"""gRPC's standard health service: whether the process runs, and whether it can answer calls.
 
-The service `` (empty) is the process: SERVING from its start to its stop, whatever the
-database does, so that nobody restarts a server for the database's sake. Each service of
-the contracts is SERVING while calls of it can be answered, which needs the database.
+The service `` (empty) is the process: SERVING from its start to its stop, whatever the state
+of the database, so that an outage of the database doesn't restart servers. Each service of
+the contracts is SERVING while its calls can be answered, which needs the database.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 
+from server.background import repeating
 from server.ledger.errors import DaybookError
 from server.transport.addresses import NO_PROXY
 from server.transport.calls import Context
@@ -26,32 +27,32 @@ from server.transport.certificates import Trust
 log = structlog.get_logger(__name__)
 
 CHECK_SECONDS = 2.0
-"""How long it rests between two looks at the database."""
+"""Time between two checks, in seconds."""
 ANSWER_SECONDS_MAX = 2.0
-"""How long the database may take to answer one."""
+"""Timeout of one check, in seconds."""
 
 Check = Callable[[], Awaitable[bool]]
-"""Whether calls can be answered. May raise, which means that they can't."""
+"""Tells whether calls can be answered. An exception means no."""
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 class Health(HealthServicer):
-    """gRPC's standard service with its method List, which grpcio-health-checking leaves out."""
+    """gRPC's standard health service, with the method List that grpcio-health-checking lacks."""
 
     def __init__(self) -> None:
         super().__init__()
         self._services = {""}
 
     async def set(self, service: str, status: int) -> None:
-        """Sets the status of a service, which List names from then on."""
+        """Sets the status of a service, which List includes from then on."""
         self._services.add(service)
         await super().set(service, status)
 
     async def List(self, _request: Message, context: Context) -> Message:
-        """What Check tells of each service."""
-        # The stubs with types know no List.
+        """The answer of Check for each service."""
+        # The typed stubs lack List.
         response: Message = cast("Any", health_pb2).HealthListResponse(
             statuses={
                 name: await self.Check(health_pb2.HealthCheckRequest(service=name), context)
@@ -63,38 +64,32 @@ class Health(HealthServicer):
 
 @contextlib.asynccontextmanager
 async def watched_health(health: Health, services: Sequence[str], check: Check) -> AsyncIterator[None]:
-    """Keeps what is told of the services true, by a look now and then, until the end of the block.
+    """Sets the status of the services now, and then every CHECK_SECONDS until the end of the block.
 
-    No call waits for it. At the end nothing is SERVING any more.
+    No call waits for a check. At the end every status becomes NOT_SERVING.
     """
-    await health.set("", _SERVING)
-    is_ready = await _look(health, services, check, None)
-    task = asyncio.create_task(_watch(health, services, check, is_ready))
-    try:
-        yield
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-        await health.enter_graceful_shutdown()
+    was_ready: bool | None = None
 
-
-async def _watch(health: Health, services: Sequence[str], check: Check, is_ready: bool) -> None:
-    while True:
-        await asyncio.sleep(CHECK_SECONDS)
-        is_ready = await _look(health, services, check, is_ready)
-
-
-async def _look(health: Health, services: Sequence[str], check: Check, was_ready: bool | None) -> bool:
-    is_ready = await _is_ready(check)
-    if is_ready != was_ready:
+    async def update() -> None:
+        nonlocal was_ready
+        is_ready = await _is_ready(check)
+        if is_ready == was_ready:
+            return
         for service in services:
             await health.set(service, _SERVING if is_ready else _NOT_SERVING)
         if not is_ready:
             log.warning("not ready: the database is away, read-only or not migrated, or the clock is off")
         elif was_ready is not None:
             log.info("ready again")
-    return is_ready
+        was_ready = is_ready
+
+    await health.set("", _SERVING)
+    await update()
+    try:
+        async with repeating(update, CHECK_SECONDS, "readiness not known"):
+            yield
+    finally:
+        await health.enter_graceful_shutdown()
 
 
 async def _is_ready(check: Check) -> bool:
@@ -109,9 +104,9 @@ async def _is_ready(check: Check) -> bool:
 
 
 async def is_serving(address: str, service: str, trust: Trust | None = None) -> bool:
-    """Whether a server of this machine says of a service that it is SERVING.
+    """Whether the server at an address reports a service as SERVING.
 
-    False if it doesn't say anything in time, or isn't the one that is trusted. Without trust it is asked without TLS.
+    False if it doesn't answer in time, or its certificate isn't trusted. Without `trust` the connection has no TLS.
     """
     if trust is None:
         connecting = grpc.aio.insecure_channel(address, NO_PROXY)

@@ -1,41 +1,37 @@
 """The keys that seal page tokens: every process has the same, and they can be rotated.
 
-A new key seals only once every process has had the time to see it, so that a token of one
-opens in all; and a key that was replaced still opens for a day, so that whoever reads a
-list when it happens comes to its end.
+A new key seals only after every process has had time to load it, so that each process opens
+the tokens of all others. A key that was replaced still opens for a day, so that a client that
+is reading a list meanwhile can finish.
 
-The keys are in the database, unless whoever runs the server sets them: then they say which
-one seals, and for how long others open.
+The keys are in the database, unless the operator configures them: then the first of them
+seals, and all of them open.
 """
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
-import structlog
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from server.ledger.errors import DaybookError
+from server.background import repeating
 from server.ledger.instants import HOUR, SECOND, Clock, Instant
 from server.store.credentials import CredentialStore, TokenKey
 
-log = structlog.get_logger(__name__)
-
 REFRESH_SECONDS = 10.0
-"""How often a process looks whether there is a new key."""
+"""Time between two reads of the stored keys, in seconds."""
 SPREAD: Instant = 60 * SECOND
-"""How old a key is when it begins to seal: several times what a process needs to see it."""
+"""The age at which a key begins to seal: several times REFRESH_SECONDS."""
 OPENS_FOR: Instant = 24 * HOUR
 """How long a key still opens after its successor has begun to seal."""
 
 
 KEY_BYTES = 32
 CONFIGURED_KEYS_MAX = 16
-"""How many keys may be set. A token that was made up is tried with each."""
+"""Maximum number of configured keys. A forged token is tried with each of them."""
 
 
 class SealingKeys(Protocol):
@@ -48,12 +44,12 @@ class SealingKeys(Protocol):
 
     @property
     def opening(self) -> list[AESGCM]:
-        """Every key whose tokens are good."""
+        """Every key whose tokens are valid."""
         ...
 
 
 class ConfiguredTokenKeys:
-    """Keys that whoever runs the server has set: the first seals, all open."""
+    """Keys from the settings: the first seals, all open."""
 
     def __init__(self, keys: Sequence[bytes]) -> None:
         """At least one key."""
@@ -62,7 +58,7 @@ class ConfiguredTokenKeys:
 
 
 def parse_token_keys(text: str) -> list[bytes]:
-    """Reads keys, with white space or commas between them. Raises ValueError, which says nothing of them."""
+    """Parses keys separated by white space or commas. Raises ValueError, whose message contains no part of a key."""
     words = text.replace(",", " ").split()
     if not 1 <= len(words) <= CONFIGURED_KEYS_MAX:
         raise ValueError(f"must be 1 to {CONFIGURED_KEYS_MAX} keys")
@@ -91,18 +87,18 @@ class TokenKeys:
         self.replace(keys)
 
     def replace(self, keys: Sequence[TokenKey]) -> None:
-        """Takes other keys from now on, newest first; at least one."""
+        """Replaces all keys: newest first, at least one."""
         self._keys = [(AESGCM(each.key), each.create_time) for each in keys]
 
     @property
     def sealing(self) -> AESGCM:
-        """The newest key that every process has seen; the first of all needs no waiting."""
+        """The newest key that every process has loaded; the first key ever seals immediately."""
         seen = self._clock() - SPREAD
         return next((cipher for cipher, create_time in self._keys if create_time <= seen), self._keys[-1][0])
 
     @property
     def opening(self) -> list[AESGCM]:
-        """Every key whose tokens are still good, newest first."""
+        """Every key whose tokens are still valid, newest first."""
         long_ago = self._clock() - SPREAD - OPENS_FOR
         successors = [create_time for _, create_time in self._keys]
         older = zip(self._keys[1:], successors, strict=False)
@@ -111,23 +107,11 @@ class TokenKeys:
 
 @contextlib.asynccontextmanager
 async def refreshed_token_keys(store: CredentialStore, clock: Clock) -> AsyncIterator[TokenKeys]:
-    """The stored keys, of which there must be one; those that are added later come in until the end of the block."""
+    """The stored keys, of which there must be at least one; keys added until the end of the block are loaded too."""
     keys = TokenKeys(await store.token_keys(), clock)
-    task = asyncio.create_task(_refresh_for_ever(keys, store))
-    try:
+
+    async def refresh() -> None:
+        keys.replace(await store.token_keys())
+
+    async with repeating(refresh, REFRESH_SECONDS, "keys of page tokens not refreshed"):
         yield keys
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-
-
-async def _refresh_for_ever(keys: TokenKeys, store: CredentialStore) -> None:
-    while True:
-        await asyncio.sleep(REFRESH_SECONDS)
-        try:
-            keys.replace(await store.token_keys())
-        except DaybookError as error:
-            log.warning("keys of page tokens not refreshed", reason=error.reason)
-        except Exception:
-            log.exception("keys of page tokens not refreshed")

@@ -1,27 +1,23 @@
-"""When keys were last used: kept in memory, and written now and then."""
+"""The last use of each API key: collected in memory, and written to the database periodically."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
-import structlog
-
-from server.ledger.errors import DaybookError
+from server.background import attempt, repeating
 from server.ledger.instants import Clock, Instant
 from server.store.credentials import CredentialStore
 
-log = structlog.get_logger(__name__)
-
 FLUSH_SECONDS = 30.0
-"""How long uses rest in memory. What a list shows is late by that and a little more."""
+"""Time between two writes, in seconds. A listed last_use_time is late by at most a little more."""
 KEYS_MAX = 10_000
-"""How many keys are remembered between two writes; further ones wait for a use after it."""
+"""Maximum number of keys collected between two writes; a use of a further key is not recorded."""
+_FAILURE = "uses of keys not written"
 
 
 class ApiKeyUses:
-    """Remembers the last use of each key, so that no call has to write it."""
+    """Collects the last use of each key, so that no call has to write it."""
 
     def __init__(self, store: CredentialStore, clock: Clock) -> None:
         self._store = store
@@ -29,12 +25,12 @@ class ApiKeyUses:
         self._latest: dict[str, Instant] = {}
 
     def note(self, key_id: str) -> None:
-        """Remembers that a key is used now."""
+        """Records that a key is used now."""
         if key_id in self._latest or len(self._latest) < KEYS_MAX:
             self._latest[key_id] = self._clock()
 
     async def flush(self) -> None:
-        """Writes what is remembered. What can't be written is remembered on."""
+        """Writes the collected uses. Keeps them for the next write if this one fails or is cancelled."""
         uses, self._latest = self._latest, {}
         if not uses:
             return
@@ -46,25 +42,9 @@ class ApiKeyUses:
 
     @contextlib.asynccontextmanager
     async def flushing(self) -> AsyncIterator[None]:
-        """Writes now and then until the end of the block, and once more there."""
-        task = asyncio.create_task(self._flush_for_ever())
+        """Writes every FLUSH_SECONDS until the end of the block, and a last time there."""
         try:
-            yield
+            async with repeating(self.flush, FLUSH_SECONDS, _FAILURE):
+                yield
         finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
-            await self._try_to_flush()
-
-    async def _flush_for_ever(self) -> None:
-        while True:
-            await asyncio.sleep(FLUSH_SECONDS)
-            await self._try_to_flush()
-
-    async def _try_to_flush(self) -> None:
-        try:
-            await self.flush()
-        except DaybookError as error:
-            log.warning("uses of keys not written", reason=error.reason)
-        except Exception:
-            log.exception("uses of keys not written")
+            await attempt(self.flush, _FAILURE)

@@ -1,4 +1,4 @@
-"""Posts what has expired of accounts that nobody touches."""
+"""Posts expirations of accounts that receive no other transaction."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import structlog
 
-from server.ledger.errors import DaybookError
+from server.background import repeating
 from server.ledger.instants import SECOND, Clock, Instant
 from server.posting.commands import Expire
 from server.posting.poster import Poster
@@ -17,27 +17,27 @@ from server.store.accounts import AccountStore
 log = structlog.get_logger(__name__)
 
 SWEEP_SECONDS = 20.0
-"""How long the sweep rests. What expires is posted within a minute."""
+"""Time between two sweeps, in seconds, so that an expiration is posted within a minute."""
 LOTS_AT_ONCE = 500
 IMPORT_REST: Instant = 10 * 60 * SECOND
-"""How long an account into which history was imported is left alone: more of it may come, and
-must not be before an expiration."""
+"""How long sweeps skip an account after an import: more rows of its history may follow, and none
+may be older than an expiration."""
 
 
 class Expirations:
-    """Looks for lots that are past and has them posted."""
+    """Finds lots whose expire_time is past, and posts their expirations."""
 
     def __init__(self, accounts: AccountStore, poster: Poster, clock: Clock) -> None:
         self._accounts = accounts
         self._poster = poster
         self._clock = clock
         self.last_sweep: Instant | None = None
-        """When the last sweep began that came to its end."""
+        """When the last complete sweep began."""
         self.lot_count = 0
-        """How many lots were expired by sweeps."""
+        """Number of lots that sweeps have expired."""
 
     async def sweep(self) -> int:
-        """Posts every expiration that is due now; gives how many lots that were."""
+        """Posts every expiration that is due now; returns the number of lots expired."""
         now = self._clock()
         total = 0
         while numbers := await self._accounts.due_accounts(now, IMPORT_REST, LOTS_AT_ONCE):
@@ -45,30 +45,17 @@ class Expirations:
             total += sum(expired)
             self.lot_count += sum(expired)
             if not any(expired):
-                # Another process was quicker, or this clock is behind; next time then.
+                # Another process was quicker, or this clock is behind: the next sweep tries again.
                 break
         self.last_sweep = now
         return total
 
     @contextlib.asynccontextmanager
     async def sweeping(self) -> AsyncIterator[None]:
-        """Sweeps now and then until the end of the block."""
-        task = asyncio.create_task(self._sweep_for_ever())
-        try:
+        """Sweeps now, and then every SWEEP_SECONDS until the end of the block."""
+        async with repeating(self._sweep_and_log, SWEEP_SECONDS, "sweep failed", at_once=True):
             yield
-        finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
 
-    async def _sweep_for_ever(self) -> None:
-        while True:
-            try:
-                lots = await self.sweep()
-                if lots:
-                    log.info("expired", lots=lots)
-            except DaybookError as error:
-                log.warning("sweep failed", reason=error.reason)
-            except Exception:
-                log.exception("sweep failed")
-            await asyncio.sleep(SWEEP_SECONDS)
+    async def _sweep_and_log(self) -> None:
+        if lots := await self.sweep():
+            log.info("expired", lots=lots)

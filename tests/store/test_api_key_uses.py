@@ -183,7 +183,6 @@ async def test_uses_are_written_now_and_then(monkeypatch: pytest.MonkeyPatch) ->
                 await store.tried.wait()
             store.is_broken = False
             store.tried.clear()
-        monkeypatch.setattr(api_key_uses, "FLUSH_SECONDS", 3600)
         async with asyncio.timeout(30):
             while uses._latest:
                 await asyncio.sleep(0)
