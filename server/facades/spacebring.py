@@ -109,7 +109,7 @@ class CreditsTransactions(TransactionsServicer):
         _check_network()
         wanted, limit = _parse(request)
         listing = Listing.of(f"{SERVICE}/GetCreditsTransactions", caller, request, ("next_page_token", "limit"))
-        after = self._page_tokens.open_transaction(listing, request.next_page_token)
+        after = self._page_tokens.open(listing, request.next_page_token, TransactionKey)
         page = await self._transactions.list(caller, None, wanted, after, limit)
         rendered = self._rendered.of((listing, after, limit), page)
         holdings = await self._accounts.holdings(caller, rendered.companies)
@@ -118,7 +118,7 @@ class CreditsTransactions(TransactionsServicer):
         shown = rendered.shown_before(companies, heads)
         if shown is None:
             shown = rendered.shown(companies, heads, *await self._transactions.refunds(page.rows))
-        token = None if shown.next_key is None else self._page_tokens.seal_transaction(listing, shown.next_key)
+        token = None if shown.next_key is None else self._page_tokens.seal(listing, shown.next_key)
         return shown.transactions + spacebring.GetCreditsTransactionsResponse(next_page_token=token).SerializeToString()
 
 

@@ -22,7 +22,7 @@ from server.ledger.errors import (
     ScopeMissing,
 )
 from server.ledger.instants import from_timestamp, parse_month, write_milliseconds
-from server.ledger.paging import Order, OrderField, TransactionFilter
+from server.ledger.paging import Order, OrderField, TransactionFilter, TransactionKey
 from server.ledger.posting import Kind
 from server.transport.auth import current_caller
 from server.transport.calls import Context
@@ -76,13 +76,9 @@ class Billing(BillingServicer):
         await self._transactions.require_account(caller, request.space_id)
         wanted, order, take = _parse(request)
         listing = Listing.of(f"{SERVICE}/GetSpaceCreditHistory", caller, request, ("cursor", "take"))
-        after = self._page_tokens.open_transaction(listing, request.cursor)
+        after = self._page_tokens.open(listing, request.cursor, TransactionKey)
         page = await self._transactions.list(caller, request.space_id, wanted, after, take, order)
-        cursor = (
-            null()
-            if page.next_key is None
-            else Value(string_value=self._page_tokens.seal_transaction(listing, page.next_key))
-        )
+        cursor = null() if page.next_key is None else Value(string_value=self._page_tokens.seal(listing, page.next_key))
         # Serialized messages concatenate to one that has the fields of all.
         rest = GetSpaceCreditHistoryResponse(next_cursor=cursor).SerializeToString()
         return b"".join([*(_render(row.body) for row in page.rows), rest])

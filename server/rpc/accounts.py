@@ -88,11 +88,11 @@ class AccountMethods:
         caller = current_caller()
         limit = read_page_size(request.page_size, self._sizes.page_size_max)
         listing = Listing.of("daybook.v1.Ledger/ListAccounts", caller, request, ("page_token", "page_size"))
-        after = self._page_tokens.open_account(listing, request.page_token)
+        after = self._page_tokens.open(listing, request.page_token, str)
         page = await self._accounts.list(caller, after, limit)
         return ListAccountsResponse(
             accounts=[record.to_message() for record in page.rows],
-            next_page_token="" if page.next_key is None else self._page_tokens.seal_account(listing, page.next_key),
+            next_page_token="" if page.next_key is None else self._page_tokens.seal(listing, page.next_key),
         )
 
     async def UpdateAccount(self, request: UpdateAccountRequest, context: Context) -> bytes:
@@ -109,11 +109,11 @@ class AccountMethods:
         account_id = parse_account_name("parent", request.parent)
         limit = read_page_size(request.page_size, self._sizes.page_size_max)
         listing = Listing.of("daybook.v1.Ledger/ListLots", caller, request, ("page_token", "page_size"))
-        after = self._page_tokens.open_lot(listing, request.page_token)
+        after = self._page_tokens.open(listing, request.page_token, int) or 0
         page = await self._accounts.lots(caller, account_id, after, limit)
         return ListLotsResponse(
             lots=[_render_lot(account_id, lot) for lot in page.rows],
-            next_page_token="" if page.next_key is None else self._page_tokens.seal_lot(listing, page.next_key),
+            next_page_token="" if page.next_key is None else self._page_tokens.seal(listing, page.next_key),
         )
 
     async def GetBalance(self, request: GetBalanceRequest, context: Context) -> Balance:

@@ -17,6 +17,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from server.ledger.access import ApiKeyRecord
 from server.ledger.instants import Instant, to_timestamp
 from server.ledger.names import account_name, api_key_name, parse_account_name, parse_api_key_name
+from server.ledger.paging import ApiKeyKey
 from server.transport.auth import current_caller
 from server.transport.calls import Context
 from server.transport.page_tokens import Listing, PageTokens
@@ -49,11 +50,11 @@ class ApiKeyMethods:
         caller = current_caller()
         limit = read_page_size(request.page_size, self._sizes.page_size_max)
         listing = Listing.of("daybook.v1.Admin/ListApiKeys", caller, request, ("page_token", "page_size"))
-        after = self._page_tokens.open_api_key(listing, request.page_token)
+        after = self._page_tokens.open(listing, request.page_token, ApiKeyKey)
         page = await self._api_keys.list(caller, after, limit)
         return ListApiKeysResponse(
             api_keys=[_render(record) for record in page.rows],
-            next_page_token="" if page.next_key is None else self._page_tokens.seal_api_key(listing, page.next_key),
+            next_page_token="" if page.next_key is None else self._page_tokens.seal(listing, page.next_key),
         )
 
     async def RevokeApiKey(self, request: RevokeApiKeyRequest, context: Context) -> ApiKey:

@@ -21,7 +21,7 @@ from daybook.v1.transaction_pb2 import Transaction
 from server.ledger.bodies import join_messages, with_allocations
 from server.ledger.errors import DaybookError, FieldInvalid, of_item
 from server.ledger.names import ALL_ACCOUNTS, parse_account_name, parse_transaction_name
-from server.ledger.paging import EVERYTHING, Order, OrderField, TransactionFilter
+from server.ledger.paging import EVERYTHING, Order, OrderField, TransactionFilter, TransactionKey
 from server.transport.auth import current_caller
 from server.transport.calls import Context
 from server.transport.errors import to_status
@@ -94,7 +94,7 @@ class TransactionMethods:
         account_id, wanted, order = _read_list(request.parent, request.filter, request.order_by)
         limit = read_page_size(request.page_size, self._sizes.page_size_max)
         listing = Listing.of("daybook.v1.Ledger/ListTransactions", caller, request, ("page_token", "page_size"))
-        after = self._page_tokens.open_transaction(listing, request.page_token)
+        after = self._page_tokens.open(listing, request.page_token, TransactionKey)
         if account_id is not None and wanted is EVERYTHING and order.field is OrderField.CREATE_TIME:
             transactions, next_key = await self._transactions.history(
                 caller, account_id, after, limit, descending=order.descending
@@ -103,13 +103,12 @@ class TransactionMethods:
             page = await self._transactions.list(caller, account_id, wanted, after, limit, order)
             transactions, next_key = join_messages([row.body for row in page.rows]), page.next_key
         # The token is field 2, so the two parts concatenate to one message.
-        token = b"" if next_key is None else _write_token(self._page_tokens.seal_transaction(listing, next_key))
+        token = b"" if next_key is None else _write_token(self._page_tokens.seal(listing, next_key))
         return transactions + token
 
 
-@lru_cache(LISTS_CACHED_MAX)
 def _write_token(token: str) -> bytes:
-    """A page of nothing but its token; equal lists get equal tokens for a while."""
+    """The part of a page that holds its token."""
     return ListTransactionsResponse(next_page_token=token).SerializeToString()
 
 

@@ -24,14 +24,14 @@ from hypothesis import strategies as st
 from server.app import SERVICES
 from server.ledger.access import Caller
 from server.ledger.errors import InvalidArgument, PageTokenInvalid, PageTokenMismatch
-from server.ledger.paging import TransactionKey
+from server.ledger.paging import ApiKeyKey, TransactionKey
 from server.store.credentials import TokenKey
 from server.transport.page_tokens import (
     NONCE_BYTES,
     TOKEN_CHARACTERS_MAX,
-    TOKENS_CACHED_MAX,
     Listing,
     PageTokens,
+    RowKey,
 )
 from server.transport.token_keys import KEY_BYTES, TokenKeys
 
@@ -97,7 +97,7 @@ def listing_of(method: str, request: Message, token_field: str, size_field: str,
 
 
 LISTING = listing_of(*LISTS[0])
-TOKEN = page_tokens().seal_transaction(LISTING, KEY)
+TOKEN = page_tokens().seal(LISTING, KEY)
 
 
 def sealed_bytes(token: str) -> bytes:
@@ -137,7 +137,7 @@ def changed(request: Message, field: FieldDescriptor) -> Any:
 def assert_invalid(token: str, tokens: PageTokens | None = None) -> None:
     """The token is refused as damaged or made up."""
     with pytest.raises(PageTokenInvalid):
-        (tokens or page_tokens()).open_transaction(LISTING, token)
+        (tokens or page_tokens()).open(LISTING, token, TransactionKey)
 
 
 def test_every_request_that_takes_a_token_is_covered() -> None:
@@ -156,14 +156,76 @@ def test_every_request_that_takes_a_token_is_covered() -> None:
 def test_a_transaction_is_read_back(sealing_key: bytes, key: TransactionKey) -> None:
     """Every key of a transaction that is sealed is opened as it was, also negative and at the ends of 64 bits."""
     tokens = page_tokens(sealing_key)
-    assert tokens.open_transaction(LISTING, tokens.seal_transaction(LISTING, key)) == key
+    assert tokens.open(LISTING, tokens.seal(LISTING, key), TransactionKey) == key
 
 
 @given(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", fullmatch=True))
 def test_an_account_is_read_back(account_id: str) -> None:
     """Every account id that is sealed is opened as it was."""
     tokens, listing = page_tokens(), listing_of(*LISTS[1])
-    assert tokens.open_account(listing, tokens.seal_account(listing, account_id)) == account_id
+    assert tokens.open(listing, tokens.seal(listing, account_id), str) == account_id
+
+
+@given(INT64.filter(lambda number: number != 0))
+def test_a_lot_is_read_back(number: int) -> None:
+    """Every lot number that is sealed is opened as it was."""
+    tokens, listing = page_tokens(), listing_of(*LISTS[2])
+    assert tokens.open(listing, tokens.seal(listing, number), int) == number
+
+
+@given(st.builds(ApiKeyKey, INT64, st.text("abcdefghijklmnop0123456789", max_size=32)))
+def test_an_api_key_is_read_back(key: ApiKeyKey) -> None:
+    """Every key of an API key that is sealed is opened as it was."""
+    tokens, listing = page_tokens(), listing_of(*LISTS[3])
+    assert tokens.open(listing, tokens.seal(listing, key), ApiKeyKey) == key
+
+
+@pytest.mark.parametrize(
+    ("number", "key", "token"),
+    [
+        (
+            0,
+            KEY,
+            (
+                "9bFlIkpYt5HfavHYT4mTE8x8fA0_D1nYEA3HZcRjfXWwyMTrZwEjNWRb8sSwnI8pxXD_dng_mJydkdTZIim40gM8QLQ2zkiCZF3OHsO8"
+                "lN8c_2EPwHXucNP-_8SZSjyoTiNDiaI"
+            ),
+        ),
+        (
+            1,
+            "acme",
+            (
+                "MD5hzcS7hsPRxCcQRgzgGMGO-SYmJ87EKRSVEWoI9LhjytOVxLmCuiabSicbike9gF4b-NtKtq9wzq2zRQenikxYhh4pzcr1FLbsD0W1"
+                "LDn7-UoQZz69kg"
+            ),
+        ),
+        (
+            2,
+            42,
+            (
+                "PDRMQYnrLx571dR-oZSAf2Rv2qq-LYPAfAaFGXPyrXQIp4p62M4GjUC5gwYiIRx0uG55BQapWtE1gtcKkSpGIdm1oX28EqkcZm0JYzJ4"
+                "wC4"
+            ),
+        ),
+        (
+            3,
+            ApiKeyKey(1_728_543_298_000_000, "db1"),
+            (
+                "RG_OwqPYEXNhEOV4QmfAPsw7ZFxovKWiygXBm0dcAsm7eSTjq_wbr85avhm7Ttf0n9rGj_2floh_GZjskshBs42WAIh8dYnSjnuAZHZD"
+                "ilavVWMsUNeh2KsgNhpb3k-J"
+            ),
+        ),
+    ],
+)
+def test_a_token_of_an_older_version_opens(number: int, key: RowKey, token: str) -> None:
+    """A token that the first version of this module sealed still opens."""
+    assert page_tokens().open(listing_of(*LISTS[number]), token, type(key)) == key
+
+
+def test_a_token_of_another_kind_of_key_is_refused() -> None:
+    """A genuine token whose key is none of its list is refused, not misread."""
+    with pytest.raises(PageTokenInvalid):
+        page_tokens().open(LISTING, page_tokens().seal(LISTING, "acme"), TransactionKey)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +233,7 @@ def test_an_account_is_read_back(account_id: str) -> None:
 )
 def test_the_longest_token_is_not_too_long(key: TransactionKey) -> None:
     """A token is URL-safe, and far shorter than what is looked at, whatever the key."""
-    token = page_tokens().seal_transaction(LISTING, key)
+    token = page_tokens().seal(LISTING, key)
     assert set(token) <= set(ALPHABET)
     assert len(token) < TOKEN_CHARACTERS_MAX / 2
 
@@ -179,13 +241,13 @@ def test_the_longest_token_is_not_too_long(key: TransactionKey) -> None:
 def test_the_token_of_the_longest_account_id_opens() -> None:
     """An account id of 128 characters fits into a token."""
     tokens, listing = page_tokens(), listing_of(*LISTS[1])
-    assert tokens.open_account(listing, tokens.seal_account(listing, "a" * 128)) == "a" * 128
+    assert tokens.open(listing, tokens.seal(listing, "a" * 128), str) == "a" * 128
 
 
 def test_no_token_is_the_first_page() -> None:
     """An empty token opens as None: there is nothing before the first page."""
-    assert page_tokens().open_transaction(LISTING, "") is None
-    assert page_tokens().open_account(listing_of(*LISTS[1]), "") is None
+    assert page_tokens().open(LISTING, "", TransactionKey) is None
+    assert page_tokens().open(listing_of(*LISTS[1]), "", str) is None
 
 
 def test_every_flipped_bit_is_noticed() -> None:
@@ -211,12 +273,12 @@ def test_the_last_character_has_one_spelling(remainder: int) -> None:
     token = next(
         token
         for length in range(1, 4)
-        if len(sealed_bytes(token := tokens.seal_account(listing, "a" * length))) % 3 == remainder
+        if len(sealed_bytes(token := tokens.seal(listing, "a" * length))) % 3 == remainder
     )
     opened = []
     for last in ALPHABET:
         try:
-            opened.append((last, tokens.open_account(listing, token[:-1] + last)))
+            opened.append((last, tokens.open(listing, token[:-1] + last, str)))
         except PageTokenInvalid:
             continue
     assert [last for last, _ in opened] == [token[-1]]
@@ -272,16 +334,16 @@ def test_any_other_text_is_noticed(text: str) -> None:
 def test_a_genuine_token_that_is_too_long_is_not_even_opened() -> None:
     """A token beyond the limit is refused as invalid, also if it was sealed with the key."""
     tokens, listing = page_tokens(), listing_of(*LISTS[1])
-    token = tokens.seal_account(listing, "a" * TOKEN_CHARACTERS_MAX)
+    token = tokens.seal(listing, "a" * TOKEN_CHARACTERS_MAX)
     with pytest.raises(PageTokenInvalid):
-        tokens.open_account(listing, token)
+        tokens.open(listing, token, str)
 
 
 def test_the_token_of_another_key_is_invalid() -> None:
     """A token that was sealed with another key is refused as invalid, also if the keys differ in one bit."""
     another = bytearray(SEALING_KEY)
     another[-1] ^= 1
-    assert_invalid(page_tokens(bytes(another)).seal_transaction(LISTING, KEY))
+    assert_invalid(page_tokens(bytes(another)).seal(LISTING, KEY))
 
 
 @pytest.mark.parametrize("body", [PageToken(), PageToken(v1=PageToken.V1())], ids=["no version", "an empty version"])
@@ -289,7 +351,7 @@ def test_a_form_that_is_not_known_is_refused(body: PageToken) -> None:
     """A genuine token of a form that this server doesn't know is refused, not read as the first page."""
     tokens = page_tokens()
     with pytest.raises(InvalidArgument):
-        tokens.open_transaction(LISTING, tokens._seal(body))
+        tokens.open(LISTING, tokens._seal(body), TransactionKey)
 
 
 @pytest.mark.parametrize(("sealed_for", "opened_for"), [(a, b) for a, b in product(LISTS, LISTS) if a is not b])
@@ -298,9 +360,9 @@ def test_another_method_is_a_mismatch(
 ) -> None:
     """A token of one list is refused as a mismatch by every other one."""
     tokens = page_tokens()
-    token = tokens.seal_transaction(listing_of(*sealed_for), KEY)
+    token = tokens.seal(listing_of(*sealed_for), KEY)
     with pytest.raises(PageTokenMismatch) as refusal:
-        tokens.open_transaction(listing_of(*opened_for), token)
+        tokens.open(listing_of(*opened_for), token, TransactionKey)
     assert refusal.value.reason == "PAGE_TOKEN_MISMATCH"
 
 
@@ -308,20 +370,20 @@ def test_the_same_arguments_of_another_method_are_a_mismatch() -> None:
     """The method counts by itself: a token is refused for another method with an equal request."""
     method, request, token_field, size_field = LISTS[0]
     with pytest.raises(PageTokenMismatch):
-        page_tokens().open_transaction(listing_of(f"{method}2", request, token_field, size_field), TOKEN)
+        page_tokens().open(listing_of(f"{method}2", request, token_field, size_field), TOKEN, TransactionKey)
 
 
 def test_another_tenant_is_a_mismatch() -> None:
     """A token of one tenant is refused as a mismatch for another one that asks for the same."""
     elsewhere = Caller(tenant_number=2, tenant_uid="uid", credential_id="key")
     with pytest.raises(PageTokenMismatch):
-        page_tokens().open_transaction(listing_of(*LISTS[0], caller=elsewhere), TOKEN)
+        page_tokens().open(listing_of(*LISTS[0], caller=elsewhere), TOKEN, TransactionKey)
 
 
 def test_another_credential_of_the_tenant_is_fine() -> None:
     """A token is the tenant's: it opens for another credential, so that a key can be changed between pages."""
     colleague = Caller(tenant_number=1, tenant_uid="uid", credential_id="another key")
-    assert page_tokens().open_transaction(listing_of(*LISTS[0], caller=colleague), TOKEN) == KEY
+    assert page_tokens().open(listing_of(*LISTS[0], caller=colleague), TOKEN, TransactionKey) == KEY
 
 
 @pytest.mark.parametrize(("method", "request_message", "token_field", "size_field", "field"), ARGUMENTS)
@@ -339,9 +401,9 @@ def test_any_other_argument_is_a_mismatch(
         (without, other),
         (other, without),
     ):
-        token = tokens.seal_transaction(listing_of(method, sealed_for, token_field, size_field), KEY)
+        token = tokens.seal(listing_of(method, sealed_for, token_field, size_field), KEY)
         with pytest.raises(PageTokenMismatch):
-            tokens.open_transaction(listing_of(method, opened_for, token_field, size_field), token)
+            tokens.open(listing_of(method, opened_for, token_field, size_field), token, TransactionKey)
 
 
 @pytest.mark.parametrize(
@@ -352,7 +414,7 @@ def test_the_size_of_a_page_may_change(
 ) -> None:
     """A token opens with another page size, with none, and with a token in the request's field for it."""
     tokens = page_tokens()
-    token = tokens.seal_transaction(listing_of(method, request_message, token_field, size_field), KEY)
+    token = tokens.seal(listing_of(method, request_message, token_field, size_field), KEY)
     for size in (1, 1000, None):
         request = copy_of(request_message)
         request.ClearField(size_field)
@@ -360,7 +422,7 @@ def test_the_size_of_a_page_may_change(
             is_text = isinstance(getattr(request, size_field), str)
             setattr(request, size_field, str(size) if is_text else size)
         setattr(request, token_field, token)
-        assert tokens.open_transaction(listing_of(method, request, token_field, size_field), token) == KEY
+        assert tokens.open(listing_of(method, request, token_field, size_field), token, TransactionKey) == KEY
 
 
 @pytest.mark.parametrize(
@@ -372,7 +434,7 @@ def test_the_refusal_names_the_field_as_callers_know_it(
 ) -> None:
     """The error names the token's field as the native contract or the vendor's JSON spells it."""
     with pytest.raises(PageTokenInvalid) as refusal:
-        page_tokens().open_transaction(listing_of(method, request_message, token_field, size_field), "damaged")
+        page_tokens().open(listing_of(method, request_message, token_field, size_field), "damaged", TransactionKey)
     assert refusal.value.field == shown
 
 
@@ -387,7 +449,7 @@ def test_a_token_reveals_nothing() -> None:
     """Neither the account, nor the filter, nor the method, nor any part of the body can be read in a token."""
     listing = listing_of(*LISTS[1])
     tokens = page_tokens()
-    for token, account in ((TOKEN, b"acme"), (tokens.seal_account(listing, "acme-corporation"), b"acme")):
+    for token, account in ((TOKEN, b"acme"), (tokens.seal(listing, "acme-corporation"), b"acme")):
         sealed = sealed_bytes(token)
         for secret in (account, b"ai_chat", b"category", b"Ledger", b"List", b"daybook", b"create_time", b"accounts"):
             assert secret not in sealed
@@ -397,13 +459,10 @@ def test_a_token_reveals_nothing() -> None:
 
 
 def test_no_two_tokens_have_a_nonce() -> None:
-    """Tokens of one row that were sealed apart differ, so that equal tokens tell nothing, and both open."""
+    """Two tokens of one row differ, so that equal tokens reveal nothing, and both open."""
     tokens = page_tokens()
-    first = tokens.seal_transaction(LISTING, KEY)
-    assert tokens.seal_transaction(LISTING, KEY) == first, "one that is asked for again is not sealed again"
-    for sequence in range(TOKENS_CACHED_MAX):
-        tokens.seal_transaction(LISTING, KEY._replace(sequence=sequence + 100))
-    second = tokens.seal_transaction(LISTING, KEY)
+    first = tokens.seal(LISTING, KEY)
+    second = tokens.seal(LISTING, KEY)
     assert sealed_bytes(first)[:NONCE_BYTES] != sealed_bytes(second)[:NONCE_BYTES]
     assert sealed_bytes(first)[NONCE_BYTES:] != sealed_bytes(second)[NONCE_BYTES:]
-    assert tokens.open_transaction(LISTING, first) == tokens.open_transaction(LISTING, second) == KEY
+    assert tokens.open(LISTING, first, TransactionKey) == tokens.open(LISTING, second, TransactionKey) == KEY

@@ -37,7 +37,7 @@ def tokens_of(clock: Clock, *keys: TokenKey) -> PageTokens:
 def opens(tokens: PageTokens, token: str) -> bool:
     """Whether a token is good, and then leads to its place."""
     try:
-        place = tokens.open_transaction(LISTING, token)
+        place = tokens.open(LISTING, token, TransactionKey)
     except PageTokenInvalid:
         return False
     assert place == PLACE
@@ -59,7 +59,7 @@ def test_a_new_key_seals_after_a_minute(age: Instant, sealer: bytes) -> None:
     """Until every process has seen a new key, the one before it seals."""
     clock = Clock()
     clock.now = NOON + age
-    token = tokens_of(clock, TokenKey(NEW, NOON), TokenKey(OLD, NOON - HOUR)).seal_transaction(LISTING, PLACE)
+    token = tokens_of(clock, TokenKey(NEW, NOON), TokenKey(OLD, NOON - HOUR)).seal(LISTING, PLACE)
     for key in (OLD, NEW):
         assert opens(tokens_of(clock, TokenKey(key, 0)), token) == (key == sealer)
 
@@ -68,7 +68,7 @@ def test_the_first_key_seals_at_once() -> None:
     """Where there is but one key, nobody has to wait for it."""
     clock = Clock()
     only = TokenKey(NEW, NOON)
-    assert opens(tokens_of(clock, only), tokens_of(clock, only).seal_transaction(LISTING, PLACE))
+    assert opens(tokens_of(clock, only), tokens_of(clock, only).seal(LISTING, PLACE))
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_a_key_opens_for_a_day_after_its_successor_seals(age: Instant, good: boo
     """Whoever reads a list while the key is replaced has a day to come to its end."""
     clock = Clock()
     old, new = TokenKey(OLD, NOON - HOUR), TokenKey(NEW, NOON)
-    token = tokens_of(clock, old).seal_transaction(LISTING, PLACE)
+    token = tokens_of(clock, old).seal(LISTING, PLACE)
     clock.now = NOON + age
     assert opens(tokens_of(clock, new, old), token) == good
     # A further key changes nothing about that.
@@ -97,7 +97,7 @@ def test_a_new_key_opens_before_it_seals() -> None:
     clock = Clock()
     old, new = TokenKey(OLD, NOON - HOUR), TokenKey(NEW, NOON)
     clock.now = NOON + 60 * SECOND
-    token = tokens_of(clock, new, old).seal_transaction(LISTING, PLACE)
+    token = tokens_of(clock, new, old).seal(LISTING, PLACE)
     clock.now = NOON
     assert opens(tokens_of(clock, new, old), token)
 
@@ -108,13 +108,13 @@ async def test_processes_see_a_new_key(book: Book, clock: Clock, monkeypatch: py
     await book.credentials.ensure_token_key(OLD, clock())
     async with refreshed_token_keys(book.credentials, clock) as keys:
         tokens = PageTokens(keys, Random(1).randbytes)
-        before = tokens.seal_transaction(LISTING, PLACE)
+        before = tokens.seal(LISTING, PLACE)
         await book.credentials.add_token_key(NEW, clock())
         async with asyncio.timeout(30):
             while len(keys.opening) == 1:
                 await asyncio.sleep(0.01)
         clock.advance(60)
-        after = tokens.seal_transaction(LISTING, PLACE)
+        after = tokens.seal(LISTING, PLACE)
         assert opens(tokens_of(clock, TokenKey(NEW, 0)), after)
         assert opens(tokens, before)
         assert opens(tokens, after)
