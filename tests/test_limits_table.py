@@ -76,9 +76,7 @@ OF_OURS = {
     "FETCH_SECONDS_MAX",
     "FILTERS_CACHED_MAX",
     "FLUSH_SECONDS_MAX",
-    "GATHERED_SECONDS_MAX",
     "GROUP_TRANSACTIONS_MAX",
-    "HEADS_CACHED_MAX",
     "HISTORIES_CACHED_MAX",
     "HISTORY_BYTES_MAX",
     "HOLDERS_CACHED_MAX",
@@ -117,6 +115,7 @@ OF_OURS = {
     "STOP_SECONDS_MAX",
     "TOKEN_KEYS_MAX",
     "TRIES_MAX",
+    "WAIT_SECONDS_MAX",
     "WHOLE_LOTS_MAX",
 }
 """What is bounded of ours, and no caller can be beyond: caches, pools, waits, tries."""

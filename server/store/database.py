@@ -44,7 +44,6 @@ from server.store.failures import ONLY_KNOWN_ERRORS, Conflict, ReplicaUnfit
 from server.store.postgresql import PostgreSQL
 from server.store.query import Query
 from server.store.replica import Replica
-from server.store.wal_index import WalIndex
 
 log = structlog.get_logger(__name__)
 
@@ -143,24 +142,6 @@ class Database:
     def _sqlite(self) -> sqlite3.Connection:
         """The driver's connection on which lists are read; to take it from the pool would cost as much as a list."""
         return cast("sqlite3.Connection", self._looker.raw_connection().driver_connection)
-
-    @cached_property
-    def _wal_index(self) -> WalIndex | None:
-        if self._thread is None:
-            return None
-        with ONLY_KNOWN_ERRORS:
-            # It is there from the first read on.
-            self._sqlite.execute("SELECT 1 FROM sqlite_schema").fetchone()
-        index = WalIndex.find(os.path.realpath(self.url.database or ""))
-        log.debug("index of the log", found=index is not None)
-        return index
-
-    def mark(self) -> bytes | None:
-        """Stands for what is committed at this moment: where it is the same as when last asked for, nothing was since.
-
-        It costs a fraction of a look. None where only a look can tell. Raises ServiceUnavailable.
-        """
-        return None if self._wal_index is None else self._wal_index.mark()
 
     @property
     def dialect(self) -> Dialect:
@@ -416,10 +397,6 @@ class Database:
         await self._disconnect()
 
     async def _disconnect(self) -> None:
-        if (index := self.__dict__.get("_wal_index")) is not None:
-            index.close()
-        # Of a file that was let go, a mark of before says nothing.
-        self.__dict__["_wal_index"] = None
         self.__dict__.pop("_sqlite", None)
         if self._thread is not None:
             self.writer.dispose()

@@ -18,8 +18,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from server.background import repeating
 from server.ledger.errors import ServiceUnavailable
+from server.store.data_loader import DataLoader
 from server.store.failures import ReplicaUnfit
-from server.store.gathering import Gathered
 from server.store.postgresql import PostgreSQL
 
 log = structlog.get_logger(__name__)
@@ -58,7 +58,7 @@ class Replica:
         self._stopwatch = stopwatch
         self._ask_primary = ask_primary
         self._wait_seconds = wait_seconds
-        self._ask_committed = Gathered(self._read_committed)
+        self._ask_committed = DataLoader(self._read_committed)
         self._identity: str | None = None
         self._is_used: bool | None = None
         self._lag_seconds: float | None = None

@@ -26,8 +26,8 @@ from server.ledger.paging import Order, TransactionFilter, TransactionKey
 from server.ledger.posting import AccountState
 from server.ledger.refunds import RefundTotal
 from server.ledger.usage import UsageWindow
+from server.store.data_loader import DataLoader
 from server.store.database import Database
-from server.store.gathering import Gathered
 from server.store.list_statements import (
     ROWS_READ_MAX,
     STATEMENTS_CACHED_MAX,
@@ -44,8 +44,6 @@ READ_AHEAD = 4
 """How many rows a page may read at first for each that it shows, where its index doesn't serve all of its filter."""
 SPARSE_AHEAD = 16
 """How many times as many as before it may read where none of those fit."""
-HEADS_CACHED_MAX = 4096
-"""How many heads are kept on SQLite. Beyond it the one goes that was read first."""
 _BEHIND_ALL = 2**62
 """An offset behind every row, with which a statement can still reckon."""
 
@@ -77,11 +75,8 @@ class TransactionStore:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._head_query = Query.of(head_statement(), database.dialect)
-        # Of SQLite, those that were read since something was last committed.
-        self._heads: dict[int, bytes] = {}
-        self._heads_mark: bytes | None = None
         self.head: Callable[[int], Awaitable[bytes]] = (
-            self._read_head if database.dialect.name == "sqlite" else Gathered(self._read_heads)
+            self._read_head if database.dialect.name == "sqlite" else DataLoader(self._read_heads)
         )
         """The hash of an account's newest transaction, which stands for all of them; empty before the first."""
 
@@ -142,19 +137,7 @@ class TransactionStore:
         return TransactionKey(*(max(places) if order.descending else min(places))) if places else None
 
     async def _read_head(self, account_number: int) -> bytes:
-        """Of SQLite, which isn't asked again before anything is committed to it."""
-        mark = self._database.mark()
-        if mark != self._heads_mark:
-            self._heads.clear()
-            self._heads_mark = mark
-        elif (kept := self._heads.get(account_number)) is not None:
-            return kept
         ((head,),) = await self._database.fetch(self._head_query, {"account_number": account_number})
-        # Of SQLite a fetch lets nobody else run, so the mark is of before it, and the newest.
-        if mark is not None:
-            if len(self._heads) >= HEADS_CACHED_MAX:
-                del self._heads[next(iter(self._heads))]
-            self._heads[account_number] = head
         return bytes(head)
 
     async def _read_heads(self, account_numbers: Collection[int]) -> Heads:
