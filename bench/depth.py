@@ -21,7 +21,7 @@ from rich.table import Table
 from bench.calls import PAGE_SIZE
 from bench.lists import List, Sample, lists
 from bench.report import machine
-from server.app import Book, open_book
+from server.book import Book, open_book
 from server.ledger.access import ADMIN, Caller
 from server.ledger.instants import from_timestamp
 from server.ledger.paging import Order, TransactionFilter

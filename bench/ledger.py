@@ -15,7 +15,7 @@ from daybook.v1.account_pb2 import Account, Company, User
 from daybook.v1.transaction_pb2 import Booking, Transaction, Usage
 
 from bench.load import LoadFailed
-from server.app import Book, open_book
+from server.book import Book, open_book
 from server.ledger.access import ADMIN, Caller, new_api_key
 from server.ledger.accounts import AccountRecord
 from server.ledger.idempotency import Request

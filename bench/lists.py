@@ -31,7 +31,7 @@ from daybook.v1.ledger_service_pb2 import (
 )
 from google.protobuf.message import Message
 
-from server.app import Book
+from server.book import Book
 from server.facades import dreadnode, nebulablock, paged, spacebring, teable
 from server.ledger.access import Caller
 from server.ledger.instants import Instant, month_of, write

@@ -1,15 +1,13 @@
-"""The composition root: the only place that knows how the parts fit together."""
+"""The gRPC server of a ledger: composes the book, the servicers and what every call shares."""
 
 from __future__ import annotations
 
-import secrets
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import structlog
@@ -22,43 +20,27 @@ from daybook.v1.admin_service_pb2_grpc import add_AdminServicer_to_server
 from daybook.v1.ledger_service_pb2_grpc import add_LedgerServicer_to_server
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from server.config import Settings
+from server.book import Book, check_demo
+from server.config import CannotStart, Settings
 from server.facades import dreadnode, nebulablock, paged, spacebring, teable
-from server.ledger.instants import SECOND, Clock, Instant, Stopwatch
-from server.ledger.names import RandomBytes
-from server.metrics import Metrics
-from server.posting.poster import Poster
+from server.ledger.instants import SECOND, Stopwatch
 from server.rpc.admin import Admin
 from server.rpc.ledger import Ledger
 from server.rpc.reflection import add_reflection_to_server
-from server.store.accounts import AccountStore
-from server.store.books import BookStore
-from server.store.credentials import CredentialStore
-from server.store.database import Database
-from server.store.engines import DatabaseLimits
-from server.store.migrate import can_serve, is_fit, migrate
-from server.store.posting_clock import PostingClock, boot_stopwatch
-from server.store.transactions import TransactionStore
-from server.transport.access_tokens import AccessTokens, TokenRules
-from server.transport.addresses import AddressUnusable, bound, host_and_port, is_loopback, reason_of
+from server.store.migrate import can_serve
+from server.transport.addresses import AddressUnusable, bound, host_and_port, reason_of
 from server.transport.admission import Admission, Admissions
 from server.transport.auth import Authenticator, OpenToken
 from server.transport.calls import OPEN_SERVICES, CallBounds, CallHandler, NotYet, Observation
-from server.transport.certificates import CertificateFiles, CertificateUnusable, ServerCertificates
 from server.transport.limits import RateLimiter
 from server.transport.page_tokens import PageTokens
 from server.transport.readiness import Health, watched_health
-from server.transport.signing_keys import NotFetched, signing_keys
 from server.transport.token_keys import KEY_BYTES, ConfiguredTokenKeys, SealingKeys, refreshed_token_keys
 from server.transport.validation import Sizes
-from server.usecases.accounts import Accounts
-from server.usecases.api_key_uses import ApiKeyUses
-from server.usecases.api_keys import ApiKeys
-from server.usecases.expirations import Expirations
-from server.usecases.imports import Imports
-from server.usecases.transactions import Transactions
-from server.usecases.usage import Usage
-from server.usecases.verification import Verification
+
+if TYPE_CHECKING:
+    # The type only: certificates are loaded only for TLS.
+    from server.transport.certificates import ServerCertificates
 
 log = structlog.get_logger(__name__)
 
@@ -88,105 +70,6 @@ METHODS_APART = ("CreateTransaction", "BatchCreateTransactions")
 """Methods of LEDGER whose calls wait in queues of their own."""
 
 
-class CannotStart(Exception):
-    """Why the server can't start, in words for whoever starts it."""
-
-
-def system_clock() -> Instant:
-    """The time of this machine."""
-    return time.time_ns() // 1000
-
-
-@dataclass(frozen=True, slots=True)
-class Book:
-    """A ledger in a database, without a server: stores and use cases."""
-
-    database: Database
-    poster: Poster
-    credentials: CredentialStore
-    api_keys: ApiKeys
-    api_key_uses: ApiKeyUses
-    account_store: AccountStore
-    accounts: Accounts
-    transactions: Transactions
-    imports: Imports
-    usage: Usage
-    verification: Verification
-    expirations: Expirations
-    clock: Clock
-    posting_clock: PostingClock | None
-    random_bytes: RandomBytes
-
-
-@asynccontextmanager
-async def open_book(
-    database_url: str,
-    clock: Clock = system_clock,
-    random_bytes: RandomBytes = secrets.token_bytes,
-    limits: DatabaseLimits | None = None,
-    replica_url: str | None = None,
-    clock_skew_max: Instant | None = None,
-    stopwatch: Stopwatch = boot_stopwatch,
-    while_migrating: Callable[[], AbstractAsyncContextManager[None]] = nullcontext,
-) -> AsyncIterator[Book]:
-    """Opens the ledger in a database, which is created and migrated if need be.
-
-    With a `clock_skew_max` nothing is posted while the clock is further than that from what
-    the database and the stopwatch say; without, the clock is taken as it is. A migration, and
-    the wait for another process's, is done within `while_migrating`. Raises SchemaTooNew and
-    ServiceUnavailable.
-    """
-    database = Database(database_url, limits, replica_url)
-    try:
-        if not await is_fit(database):
-            async with while_migrating():
-                await migrate(database)
-        account_store = AccountStore(database)
-        transaction_store = TransactionStore(database)
-        posting_clock = None
-        if clock_skew_max is not None:
-            posting_clock = PostingClock(database, clock, stopwatch, clock_skew_max)
-        checked_clock = posting_clock or clock
-        poster = Poster(database, checked_clock, random_bytes)
-        credentials = CredentialStore(database)
-        api_key_uses = ApiKeyUses(credentials, clock)
-        async with poster.working(), api_key_uses.flushing():
-            yield Book(
-                database=database,
-                poster=poster,
-                credentials=credentials,
-                api_keys=ApiKeys(credentials, account_store, clock, checked_clock, random_bytes),
-                api_key_uses=api_key_uses,
-                account_store=account_store,
-                accounts=Accounts(account_store, clock, checked_clock),
-                transactions=Transactions(account_store, transaction_store, poster),
-                imports=Imports(account_store, poster),
-                usage=Usage(account_store, transaction_store, clock),
-                verification=Verification(account_store, BookStore(database)),
-                expirations=Expirations(account_store, poster, checked_clock),
-                clock=clock,
-                posting_clock=posting_clock,
-                random_bytes=random_bytes,
-            )
-    finally:
-        await database.close()
-
-
-def database_limits(settings: Settings) -> DatabaseLimits:
-    """What the settings say of the database."""
-    return DatabaseLimits(
-        connections=settings.database_pool_size,
-        wait_seconds=settings.database_pool_wait_seconds,
-        recycle_seconds=settings.database_pool_recycle_seconds,
-        connect_seconds=settings.database_connect_timeout_seconds,
-        lock_seconds=settings.database_lock_timeout_seconds,
-        statement_seconds=settings.database_statement_timeout_seconds,
-        idle_transaction_seconds=settings.database_idle_transaction_timeout_seconds,
-        replica_wait_seconds=settings.database_replica_wait_seconds,
-        pooler_mode=settings.database_pooler_mode,
-    )
-
-
 @asynccontextmanager
 async def serving(
     book: Book, settings: Settings, stopwatch: Stopwatch = time.monotonic_ns, own_port: int | None = None
@@ -200,7 +83,7 @@ async def serving(
     keys of access tokens has none, and for a demo database on an address that others can
     reach.
     """
-    certificates = server_certificates(settings)
+    certificates = _certificates(settings)
     await check_demo(book, settings.host)
     sys.setswitchinterval(THREAD_SWITCH_SECONDS)
     admissions = Admissions(
@@ -249,7 +132,7 @@ async def only_alive(settings: Settings) -> AsyncIterator[None]:
     server = grpc.aio.server(options=_options(settings, is_shared=False))
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     server.add_generic_rpc_handlers((NotYet(FACADES),))
-    port = _listen(server, settings.host, settings.port, server_certificates(settings))
+    port = _listen(server, settings.host, settings.port, _certificates(settings))
     await server.start()
     log.info("migrating; answering health alone", host=settings.host, port=port)
     try:
@@ -264,6 +147,9 @@ async def _observed(book: Book, settings: Settings, admissions: Admissions) -> A
     measuring = tracing = None
     async with AsyncExitStack() as stack:
         if settings.metrics_port is not None:
+            # Loaded only where there are metrics.
+            from server.metrics import Metrics  # noqa: PLC0415
+
             metrics = Metrics(book.poster, book.database, book.credentials, book.expirations, book.posting_clock)
             metrics.show(admissions)
             try:
@@ -301,6 +187,10 @@ async def _access_tokens(book: Book, settings: Settings) -> AsyncIterator[OpenTo
     if not settings.oauth2_issuer:
         yield None
         return
+    # Loaded only where there is an issuer of access tokens.
+    from server.transport.access_tokens import AccessTokens, TokenRules  # noqa: PLC0415
+    from server.transport.signing_keys import NotFetched, signing_keys  # noqa: PLC0415
+
     rules = TokenRules(
         issuer=settings.oauth2_issuer,
         audience=settings.oauth2_audience,
@@ -415,6 +305,15 @@ def _listen(server: grpc.aio.Server, host: str, port: int, certificates: ServerC
             raise CannotStart(str(error)) from None
 
 
+def _certificates(settings: Settings) -> ServerCertificates | None:
+    if not settings.uses_tls:
+        return None
+    # Loaded only for TLS.
+    from server.tls import server_certificates  # noqa: PLC0415
+
+    return server_certificates(settings)
+
+
 def _call_bounds(settings: Settings) -> CallBounds:
     return CallBounds(settings.call_seconds_max, settings.stream_seconds_max, settings.stream_idle_seconds_max)
 
@@ -435,28 +334,7 @@ def _connection_bounds(settings: Settings) -> Sequence[tuple[str, int]]:
     return [("grpc.keepalive_permit_without_calls", 1), *((name, round(1000 * each)) for name, each in seconds.items())]
 
 
-def server_certificates(settings: Settings) -> ServerCertificates | None:
-    """What the server shows to whoever connects; None if it speaks without TLS.
-
-    Raises CannotStart, naming the setting, for what can't be used.
-    """
-    files = CertificateFiles("tls_", settings.tls_certificate_file, settings.tls_key_file, settings.tls_client_ca_file)
-    try:
-        files.require_complete()
-        return ServerCertificates(files) if files.certificate_file else None
-    except CertificateUnusable as error:
-        raise CannotStart(str(error)) from None
-
-
 def _limiter(settings: Settings, stopwatch: Stopwatch) -> RateLimiter | None:
     if not settings.rate_limit_calls_per_second:
         return None
     return RateLimiter(settings.rate_limit_calls_per_second, settings.rate_limit_burst, stopwatch)
-
-
-async def check_demo(book: Book, host: str) -> None:
-    """Raises CannotStart for demo data at an address that others can reach."""
-    if await book.credentials.has_demo_tenant() and not is_loopback(host):
-        raise CannotStart(
-            f"the database holds demo data, whose keys everybody knows: it is not served on {host}, only on loopback"
-        )

@@ -1,4 +1,4 @@
-"""Settings: from the environment (`DAYBOOK_...`), and from flags, which win."""
+"""Settings, from environment variables (`DAYBOOK_...`) and from flags. A flag overrides its variable."""
 
 from __future__ import annotations
 
@@ -10,229 +10,257 @@ from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_va
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from server.transport.addresses import is_loopback
-from server.transport.signing_keys import KEY_TYPES
+from server.transport.signing_algorithms import KEY_TYPES
 from server.transport.token_keys import parse_token_keys
 from server.transport.validation import BATCH_SIZE_MAX, PAGE_SIZE_MAX, TEXT_CHARACTERS_MAX
 
 CALLS_PER_SECOND_MIN = 0.001
 
 
-class Settings(BaseSettings):
-    """Everything that can be set. Each has a default that is right on one machine."""
+class CannotStart(Exception):
+    """The process can't start with these settings. The message is for the operator."""
 
-    # What is wrong is told without what it is: it may be a secret.
+
+class Settings(BaseSettings):
+    """All settings. Their defaults are right for one machine."""
+
+    # An error never repeats the value, which may be a secret.
     model_config = SettingsConfigDict(env_prefix="DAYBOOK_", frozen=True, hide_input_in_errors=True)
 
     database_url: str = Field(
         default="sqlite+aiosqlite:///daybook.db",
         repr=False,
-        description="where the ledger is kept, as SQLAlchemy writes it",
+        description="SQLAlchemy URL of the database.",
     )
     database_replica_url: str = Field(
-        default="", repr=False, description="a streaming standby of that PostgreSQL, which serves lists"
+        default="", repr=False, description="SQLAlchemy URL of a PostgreSQL streaming standby that serves lists."
     )
     token_keys: SecretStr = Field(
-        default=SecretStr(""), description="keys for page tokens, instead of those in the database"
+        default=SecretStr(""),
+        description="Keys that seal page tokens, in hex or base64, instead of the keys in the database.",
     )
-    token_keys_file: Path | None = Field(default=None, description="a file that holds them")
+    token_keys_file: Path | None = Field(default=None, description="File with the keys that seal page tokens.")
     database_pool_size: int = Field(
-        default=4, ge=1, le=1000, description="connections of one process; of SQLite those that read"
+        default=4,
+        ge=1,
+        le=1000,
+        description="Database connections of one process; on SQLite, the connections that read.",
     )
     database_pool_wait_seconds: float = Field(
-        default=5.0, gt=0, le=600, description="how long a call waits for a connection that is free"
+        default=5.0, gt=0, le=600, description="Longest wait of a call for a free database connection, in seconds."
     )
     database_pool_recycle_seconds: float = Field(
-        default=1800.0, gt=0, le=86_400, description="how old a connection of PostgreSQL gets"
+        default=1800.0, gt=0, le=86_400, description="Age at which a PostgreSQL connection is replaced, in seconds."
     )
     database_connect_timeout_seconds: float = Field(
-        default=5.0, gt=0, le=600, description="how long PostgreSQL may take to accept a connection"
+        default=5.0, gt=0, le=600, description="Connect timeout of PostgreSQL, in seconds."
     )
     database_lock_timeout_seconds: float = Field(
-        default=5.0, gt=0, le=600, description="how long a statement waits for another writer"
+        default=5.0, gt=0, le=600, description="Longest wait of a statement for another writer's lock, in seconds."
     )
     database_statement_timeout_seconds: float = Field(
         default=30.0,
         ge=0,
         le=86_400,
-        description="how long a statement may take in PostgreSQL; 0 for as long as it needs",
+        description="Statement timeout of PostgreSQL, in seconds; 0 for none.",
     )
     database_idle_transaction_timeout_seconds: float = Field(
         default=60.0,
         gt=0,
         le=86_400,
-        description="how long a transaction may rest in PostgreSQL, with what it has locked",
+        description="Idle time after which PostgreSQL ends a transaction and releases its locks, in seconds.",
     )
     database_pooler_mode: Literal["session", "transaction"] = Field(
         default="session",
-        description="pool_mode of the PgBouncer in front of PostgreSQL; session also where there is none",
+        description="Pool mode of the PgBouncer in front of PostgreSQL; `session` also without a PgBouncer.",
     )
     database_replica_wait_seconds: float = Field(
         default=0.05,
         ge=0,
         le=2,
-        description="how long a list waits for the replica to have all that it must show; then the primary serves it",
+        description="Longest wait of a list for the replica to catch up, in seconds; then the primary serves it.",
     )
     clock_skew_seconds: float = Field(
         default=5.0,
         ge=0.1,
         le=86_400,
-        description="largest difference between this machine's clock and its reference, in seconds; beyond it "
-        "nothing is posted",
+        description="Largest tolerated clock skew, in seconds; beyond it nothing is posted.",
     )
-    host: str = Field(default="127.0.0.1", description="the address on which the gRPC server listens")
-    port: int = Field(default=50051, ge=0, le=65535, description="the port of the gRPC server; 0 takes a free one")
-    workers: int = Field(default=1, ge=1, le=64, description="how many processes serve")
+    host: str = Field(default="127.0.0.1", description="Listen address of the gRPC server.")
+    port: int = Field(default=50051, ge=0, le=65535, description="Port of the gRPC server; 0 takes a free port.")
+    workers: int = Field(default=1, ge=1, le=64, description="Number of server processes.")
     worker_port_base: int = Field(
         default=50052,
         ge=1,
         le=65535,
-        description="with several workers, the first one's own port, for the gateway; the next ones follow",
+        description="Private port of the first of several workers; the others use the next ports.",
     )
-    gateway_host: str = Field(default="127.0.0.1", description="the address on which `daybook up` lets Envoy listen")
-    gateway_port: int = Field(default=8080, ge=1, le=65535, description="the port of the gateway")
-    gateway_admin_port: int = Field(default=9901, ge=1, le=65535, description="Envoy's admin port, on loopback")
+    gateway_host: str = Field(default="127.0.0.1", description="Listen address of the Envoy that `daybook up` runs.")
+    gateway_port: int = Field(default=8080, ge=1, le=65535, description="Port of the gateway.")
+    gateway_admin_port: int = Field(
+        default=9901, ge=1, le=65535, description="Port of Envoy's admin page, on loopback."
+    )
     tls_certificate_file: str = Field(
-        default="", description="the server's certificate, PEM; with it the server speaks TLS"
+        default="", description="Certificate of the server, a PEM file; if set, the server speaks TLS."
     )
-    tls_key_file: str = Field(default="", description="the private key of that certificate")
+    tls_key_file: str = Field(default="", description="Private key of the server's certificate, a PEM file.")
     tls_client_ca_file: str = Field(
-        default="", description="who signs the certificates of clients; with it nobody gets in without one"
+        default="",
+        description="Certificate authorities of clients, a PEM file; if set, clients need a certificate.",
     )
     gateway_tls_certificate_file: str = Field(
-        default="", description="the gateway's certificate, PEM; with it `daybook up` lets Envoy speak TLS only"
+        default="",
+        description="Certificate of the gateway, a PEM file; if set, the gateway speaks only TLS.",
     )
-    gateway_tls_key_file: str = Field(default="", description="the private key of that certificate")
-    gateway_server_ca_file: str = Field(default="", description="who signs the certificate of the server, for Envoy")
+    gateway_tls_key_file: str = Field(default="", description="Private key of the gateway's certificate, a PEM file.")
+    gateway_server_ca_file: str = Field(
+        default="", description="Certificate authorities by which Envoy verifies the server, a PEM file."
+    )
     gateway_server_name: str = Field(
-        default="", description="the name or address in the certificate of the server; else `host`"
+        default="", description="Name or address in the server's certificate; by default, `host`."
     )
     gateway_client_certificate_file: str = Field(
-        default="", description="what Envoy shows to a server that asks for the certificates of clients"
+        default="", description="Client certificate that Envoy presents to the server, a PEM file."
     )
-    gateway_client_key_file: str = Field(default="", description="the private key of that certificate")
+    gateway_client_key_file: str = Field(default="", description="Private key of that client certificate, a PEM file.")
     shutdown_grace_seconds: float = Field(
-        default=10.0, ge=0, le=600, description="how long calls under way may take at a stop"
+        default=10.0, ge=0, le=600, description="Time that running calls get to finish at a shutdown, in seconds."
     )
     call_seconds_max: float = Field(
-        default=30.0, ge=0.001, le=3600, description="how long a call may take, whatever its caller's deadline is"
+        default=30.0,
+        ge=0.001,
+        le=3600,
+        description="Longest duration of a call, in seconds, whatever the deadline of its caller.",
     )
-    stream_seconds_max: float = Field(default=3600.0, ge=0.001, le=86_400, description="how long a stream may take")
+    stream_seconds_max: float = Field(
+        default=3600.0, ge=0.001, le=86_400, description="Longest duration of a stream, in seconds."
+    )
     stream_idle_seconds_max: float = Field(
-        default=300.0, ge=0.001, le=86_400, description="how long a stream may wait for its next message"
+        default=300.0, ge=0.001, le=86_400, description="Longest wait of a stream for its next message, in seconds."
     )
-    handshake_seconds_max: float = Field(
-        default=10.0, ge=0.1, le=600, description="how long who connects may take to say what they speak"
-    )
+    handshake_seconds_max: float = Field(default=10.0, ge=0.1, le=600, description="Handshake timeout, in seconds.")
     connection_idle_seconds_max: float = Field(
-        default=300.0, ge=0.1, le=86_400, description="how long a connection may be open without a call"
+        default=300.0,
+        ge=0.1,
+        le=86_400,
+        description="Time after which a connection without a call is closed, in seconds.",
     )
     connection_age_seconds_max: float = Field(
-        default=3600.0, ge=0.1, le=86_400, description="after how long a connection is asked to be made anew"
+        default=3600.0, ge=0.1, le=86_400, description="Age at which a client is asked to reconnect, in seconds."
     )
     keepalive_seconds: float = Field(
-        default=60.0, ge=0.1, le=86_400, description="after how long a silent client is asked whether it is there"
+        default=60.0, ge=0.1, le=86_400, description="Silence after which a client gets a keepalive ping, in seconds."
     )
     keepalive_timeout_seconds: float = Field(
-        default=20.0, ge=0.1, le=600, description="how long a client may take to say that it is there"
+        default=20.0, ge=0.1, le=600, description="Longest wait for the answer to a keepalive ping, in seconds."
     )
     message_bytes_max: int = Field(
-        default=4 * 1024 * 1024, ge=1024, le=64 * 1024 * 1024, description="the size of a message that a caller sends"
+        default=4 * 1024 * 1024, ge=1024, le=64 * 1024 * 1024, description="Largest request message, in bytes."
     )
     metadata_bytes_max: int = Field(
         default=32_768,
-        # What the gateway lets through, of which gRPC counts 32 bytes more for each header.
+        # At least what the gateway lets through; gRPC adds 32 bytes for each header.
         ge=24_576,
         le=1024 * 1024,
-        description="the size of a call's metadata that is always let in; twice as much never is",
+        description="Size of a call's metadata that is always accepted, in bytes; twice as much never is.",
     )
     text_characters_max: int = Field(
         default=TEXT_CHARACTERS_MAX,
         ge=64,
         le=TEXT_CHARACTERS_MAX,
-        description="the longest text of a request, beside the bound that each has by its contract",
+        description="Longest text of a request, in characters, beside the limit of its field in the contract.",
     )
-    page_size_max: int = Field(default=PAGE_SIZE_MAX, ge=1, le=PAGE_SIZE_MAX, description="rows of a native page")
+    page_size_max: int = Field(default=PAGE_SIZE_MAX, ge=1, le=PAGE_SIZE_MAX, description="Most rows of a native page.")
     batch_size_max: int = Field(
         default=BATCH_SIZE_MAX,
         ge=1,
         le=BATCH_SIZE_MAX,
-        description="requests of a batch, items of a message of an import",
+        description="Most requests of a batch, and items of one import message.",
     )
-    concurrent_streams_max: int = Field(default=1000, ge=1, le=100_000, description="calls under way on one connection")
+    concurrent_streams_max: int = Field(
+        default=1000, ge=1, le=100_000, description="Most concurrent calls on one connection."
+    )
     calls_under_way_max: int = Field(
         default=1000,
         ge=1,
         le=100_000,
-        description="calls under way in one server process; a credential gets at most as many as are free",
+        description="Most concurrent calls of one server process; one credential gets at most as many as are free.",
     )
     streams_under_way_max: int = Field(
-        default=100, ge=1, le=100_000, description="imports and verifications under way, likewise"
+        default=100,
+        ge=1,
+        le=100_000,
+        description="Most concurrent imports and verifications of one server process; shared like calls.",
     )
     admission_seconds_max: float = Field(
-        default=5.0, ge=0, le=60, description="how long a call waits for a place among those under way"
+        default=5.0, ge=0, le=60, description="Longest wait of a call for admission, in seconds."
     )
     rate_limit_calls_per_second: float = Field(
         default=5000,
         ge=0,
         le=1_000_000,
         allow_inf_nan=False,
-        description="how often one credential may call one server process; 0 for as often as it likes",
+        description="Rate limit of one credential at one server process, in calls per second; 0 for none.",
     )
     rate_limit_burst: int = Field(
-        default=10_000, ge=1, le=10_000_000, description="how many calls a credential that was idle may make at once"
+        default=10_000, ge=1, le=10_000_000, description="Burst of that rate limit, in calls."
     )
-    metrics_host: str = Field(default="127.0.0.1", description="the address on which metrics are served")
+    metrics_host: str = Field(default="127.0.0.1", description="Listen address of the metrics page.")
     metrics_port: int | None = Field(
-        default=None, ge=0, le=65535, description="the port on which Prometheus finds metrics; 0 takes a free one"
+        default=None, ge=0, le=65535, description="Port of the metrics page for Prometheus; 0 takes a free port."
     )
     otlp_endpoint: str | None = Field(
-        default=None, description="the collector of traces, http://host:port, which takes OTLP over gRPC"
+        default=None, description="Trace collector that takes OTLP over gRPC, as http://host:port."
     )
     trace_ratio: float = Field(
-        default=1.0, ge=0, le=1, description="the share of calls that are traced where the caller doesn't say"
+        default=1.0,
+        ge=0,
+        le=1,
+        description="Share of calls that are traced if their caller doesn't decide, from 0 to 1.",
     )
     gateway_rate_limit_requests_per_second: int = Field(
         default=10_000,
         ge=0,
         le=1_000_000,
-        description="how often all callers together may ask the gateway of `daybook up`; 0 for as often as they like",
+        description="Rate limit of the gateway for all clients together, in requests per second; 0 for none.",
     )
     gateway_rate_limit_burst: int = Field(
-        default=20_000, ge=1, le=10_000_000, description="how many requests that gateway takes at once after a pause"
+        default=20_000, ge=1, le=10_000_000, description="Burst of the gateway's rate limit, in requests."
     )
     oauth2_issuer: str = Field(
-        default="", description="who issues access tokens, as `iss` has it; without it none open"
+        default="", description="Issuer of access tokens, as in their `iss`; without it no access token is accepted."
     )
-    # What belongs together is checked also where it was left out.
+    # Their defaults are validated too, because the three settings are required together.
     oauth2_audience: str = Field(
-        default="", validate_default=True, description="for whom access tokens must be meant, as `aud` has it"
+        default="", validate_default=True, description="Audience of access tokens, as in their `aud`."
     )
     oauth2_jwks: str = Field(
-        default="", validate_default=True, description="where the issuer's JWK Set is: an https URL, or a file"
+        default="", validate_default=True, description="JWK Set of the issuer: an https URL or a file."
     )
     oauth2_algorithms: Annotated[tuple[str, ...], NoDecode] = Field(
-        default=("RS256", "ES256", "EdDSA"), min_length=1, description="by which algorithms access tokens are signed"
+        default=("RS256", "ES256", "EdDSA"), min_length=1, description="Signature algorithms of access tokens."
     )
-    oauth2_tenant_claim: str = Field(default="tenant", min_length=1, description="the claim with the tenant's slug")
-    oauth2_scope_claim: str = Field(default="scope", min_length=1, description="the claim with the scopes")
+    oauth2_tenant_claim: str = Field(default="tenant", min_length=1, description="Claim with the slug of the tenant.")
+    oauth2_scope_claim: str = Field(default="scope", min_length=1, description="Claim with the scopes.")
     oauth2_account_claim: str = Field(
-        default="", description="the claim with the account to which a token is bound, `-` for all; none if empty"
+        default="",
+        description="Claim with the account that a token is bound to; `-` there means all accounts.",
     )
     oauth2_clock_skew_seconds: int = Field(
-        default=30, ge=0, le=300, description="how far the issuer's clock may be from this one"
+        default=30, ge=0, le=300, description="Largest difference between the issuer's clock and this one, in seconds."
     )
     oauth2_jwks_refresh_seconds: int = Field(
-        default=300, ge=10, le=86_400, description="after how long the JWK Set of a URL is fetched again"
+        default=300, ge=10, le=86_400, description="Age at which a JWK Set is fetched again from its URL, in seconds."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info", description="`debug` logs every call"
+        default="info", description="Lowest level that is logged; `debug` logs every call."
     )
-    log_format: Literal["console", "json"] = Field(default="console", description="how logs look")
+    log_format: Literal["console", "json"] = Field(default="console", description="Format of log lines.")
 
     @field_validator("host", "gateway_host", "metrics_host")
     @classmethod
     def _has_no_brackets(cls, value: str) -> str:
-        # As a URL has them around an address of IPv6.
+        # As around an IPv6 address in a URL.
         return value.removeprefix("[").removesuffix("]")
 
     @field_validator("otlp_endpoint")
@@ -256,9 +284,9 @@ class Settings(BaseSettings):
         return self
 
     def configured_token_keys(self) -> list[bytes] | None:
-        """The keys for page tokens that are set, the sealing one first; None where those in the database count.
+        """The configured keys for page tokens, the sealing key first; None to use the keys in the database.
 
-        Raises ValueError for a file that can't be read or holds something else.
+        Raises ValueError if the file can't be read or holds something else.
         """
         if self.token_keys_file is None:
             text = self.token_keys.get_secret_value()
@@ -268,7 +296,7 @@ class Settings(BaseSettings):
         except OSError as error:
             raise ValueError(f"token_keys_file can't be read: {error.strerror}") from None
         except ValueError as error:
-            # That of a text that is no UTF-8 would show it.
+            # The message of a UnicodeError repeats the content.
             problem = "must be a text" if isinstance(error, UnicodeError) else error
             raise ValueError(f"token_keys_file: {problem}") from None
 
@@ -311,8 +339,24 @@ class Settings(BaseSettings):
         return value
 
     @property
+    def uses_tls(self) -> bool:
+        """Whether any setting of TLS is set, for the server or for the gateway."""
+        return any(
+            (
+                self.tls_certificate_file,
+                self.tls_key_file,
+                self.tls_client_ca_file,
+                self.gateway_tls_certificate_file,
+                self.gateway_tls_key_file,
+                self.gateway_server_ca_file,
+                self.gateway_client_certificate_file,
+                self.gateway_client_key_file,
+            )
+        )
+
+    @property
     def worker_ports(self) -> list[int]:
-        """The ports that belong to one worker each; none where a single process serves."""
+        """The private port of each worker; empty if a single process serves."""
         return [] if self.workers == 1 else [self.worker_port_base + number for number in range(self.workers)]
 
     @model_validator(mode="after")
@@ -327,7 +371,7 @@ class Settings(BaseSettings):
 
 
 def collector_address(endpoint: str) -> tuple[str, int] | None:
-    """Host and port of a collector, or None if the endpoint is no `http://host:port`."""
+    """Host and port of a trace collector; None if the endpoint is not `http://host:port`."""
     try:
         parts = urlsplit(endpoint)
         port = parts.port

@@ -22,10 +22,8 @@ from typing import Any
 import structlog
 import yaml
 
-from server.app import CannotStart, server_certificates
-from server.config import Settings, collector_address
+from server.config import CannotStart, Settings, collector_address
 from server.transport.addresses import AddressUnusable, bound, reachable, resolved
-from server.transport.certificates import CertificateFiles, CertificateUnusable, read_authorities
 
 log = structlog.get_logger(__name__)
 
@@ -244,32 +242,6 @@ def _set_descriptors(part: Any, file: str) -> None:
     elif isinstance(part, list):
         for value in part:
             _set_descriptors(value, file)
-
-
-def require_certificates(settings: Settings) -> None:
-    """Raises CannotStart, naming the setting, if `daybook up` can't work with its certificates."""
-    server_certificates(settings)
-    front = CertificateFiles("gateway_tls_", settings.gateway_tls_certificate_file, settings.gateway_tls_key_file)
-    client = CertificateFiles(
-        "gateway_client_", settings.gateway_client_certificate_file, settings.gateway_client_key_file
-    )
-    try:
-        for files in (front, client):
-            files.require_complete()
-            if files.certificate_file:
-                files.read()
-        if settings.gateway_server_ca_file:
-            read_authorities("gateway_server_ca_file", settings.gateway_server_ca_file)
-    except CertificateUnusable as error:
-        raise CannotStart(str(error)) from None
-    for one, other in (
-        ("tls_certificate_file", "gateway_server_ca_file"),
-        ("gateway_server_ca_file", "tls_certificate_file"),
-        ("gateway_client_certificate_file", "tls_certificate_file"),
-        ("tls_client_ca_file", "gateway_client_certificate_file"),
-    ):
-        if getattr(settings, one) and not getattr(settings, other):
-            raise CannotStart(f"{other} is missing: {one} is set, and the gateway must speak TLS to the server")
 
 
 def require_free_ports(settings: Settings) -> None:

@@ -15,7 +15,7 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from server.config import Settings
-from server.transport.calls import call_metadata
+from server.transport.call_metadata import call_metadata
 
 REQUEST_ID_CHARACTERS_MAX = 128
 

@@ -21,8 +21,7 @@ from contextlib import asynccontextmanager
 
 import structlog
 
-from server.app import CannotStart
-from server.config import Settings
+from server.config import CannotStart, Settings
 from server.transport.addresses import AddressUnusable, bound
 
 log = structlog.get_logger(__name__)

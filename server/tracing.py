@@ -28,7 +28,8 @@ from structlog.typing import EventDict, WrappedLogger
 from server.posting.poster import PosterObserver
 from server.store.database_tracer import DatabaseTracer
 from server.transport.addresses import proxy_options
-from server.transport.calls import Metadata, Trace
+from server.transport.call_metadata import Metadata
+from server.transport.calls import Trace
 
 SERVICE = "daybook"
 SPANS_WAITING_MAX = 2048

@@ -13,7 +13,8 @@ import grpc
 import pytest
 from hypothesis import settings
 
-from server.app import Book, open_book, serving
+from server.app import serving
+from server.book import Book, open_book
 from server.config import Settings
 from server.ledger.names import RandomBytes
 from tests.support.callers import Client, Server

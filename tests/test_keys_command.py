@@ -12,7 +12,7 @@ from daybook.v1.account_pb2 import Account
 from typer.testing import CliRunner, Result
 
 from server import cli
-from server.app import Book, open_book
+from server.book import Book, open_book
 from server.cli import keys, options, tenants
 from server.ledger.access import SUFFICIENT, ApiKeyRecord, Caller
 from server.ledger.accounts import AccountRecord

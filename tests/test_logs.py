@@ -20,7 +20,7 @@ import pytest
 from daybook.v1.ledger_service_pb2 import GetAccountRequest, ListAccountsRequest, ListTransactionsRequest
 from daybook.v1.ledger_service_pb2_grpc import LedgerStub
 
-from server.app import open_book, system_clock
+from server.book import open_book, system_clock
 from server.gateway import JSON_LINES, _envoy
 from server.ledger.access import new_api_key
 from server.logs import without_secrets
@@ -180,7 +180,8 @@ import asyncio, logging, sys, warnings
 import structlog
 from sqlalchemy import text
 import server.cli
-from server.app import open_book, serving
+from server.app import serving
+from server.book import open_book
 from server.config import Settings
 from server.logs import configure_logs
 

@@ -30,7 +30,8 @@ from sqlalchemy import func, inspect, select
 from typer.testing import CliRunner
 
 from server import cli
-from server.app import Book, open_book, serving
+from server.app import serving
+from server.book import Book, open_book
 from server.config import Settings
 from server.facades import dreadnode, spacebring, teable
 from server.ledger.audit import Finding

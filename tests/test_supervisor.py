@@ -15,8 +15,7 @@ import pytest
 from pydantic import ValidationError
 
 from server import supervisor
-from server.app import CannotStart
-from server.config import Settings
+from server.config import CannotStart, Settings
 from server.supervisor import FAILURES_MAX, PAUSE_SECONDS_MIN, Workers
 from tests.support.processes import Daybook, Ports, free_range, require_gone, sqlite_url, wait_until
 

@@ -21,7 +21,8 @@ from daybook.v1.transaction_pb2 import Transaction
 from pydantic import ValidationError
 
 from server import tracing
-from server.app import Book, serving
+from server.app import serving
+from server.book import Book
 from server.config import Settings, collector_address
 from server.gateway import render_configuration
 from server.transport.addresses import NO_PROXY

@@ -1,44 +1,88 @@
-"""The `daybook` command: a file per group of subcommands."""
+"""The `daybook` command: a module for each group of commands, imported when one of them runs."""
 
 from __future__ import annotations
 
 import gc
 import sys
+from collections.abc import Mapping
+from importlib import import_module
 from io import TextIOWrapper
+from typing import Any, NamedTuple
 
 import typer
-
-from server.cli import keys, tenants, token_keys
-from server.cli.database import migrate, seed, verify
-from server.cli.deployment import gateway_config
-from server.cli.health import health
-from server.cli.serving import serve, up, worker
+from typer.core import TyperGroup
 
 COLLECTOR_THRESHOLDS = (20_000, 50, 100)
-"""After how many new objects the youngest are searched for cycles, and how often the older ones."""
+"""The garbage collector's thresholds: new objects, then collections of the younger generation."""
 
-app = typer.Typer(help="A credit ledger as a service.", no_args_is_help=True, pretty_exceptions_enable=False)
-app.add_typer(tenants.app, name="tenants")
-app.add_typer(keys.app, name="keys")
-app.add_typer(token_keys.app, name="token-keys")
-for command in (serve, up, health, gateway_config, migrate, verify, seed):
-    app.command()(command)
-app.command(hidden=True)(worker)
+
+class Command(NamedTuple):
+    """What the list of commands needs to know of one."""
+
+    module: str
+    """The module below server.cli whose `app` has the command."""
+    help: str
+    """The first paragraph of its help."""
+
+
+COMMANDS: Mapping[str, Command] = {
+    "serve": Command("serving", "Serves gRPC until SIGINT or SIGTERM. Creates and migrates the database first."),
+    "up": Command("up", "Serves gRPC, and REST through Envoy, until SIGINT or SIGTERM."),
+    "health": Command("health", "Checks whether the server on this machine can answer calls. Exits with 1 if not."),
+    "gateway-config": Command(
+        "deployment", "Writes envoy.yaml and its descriptor set for a gateway that runs elsewhere."
+    ),
+    "migrate": Command("database", "Creates the database, or migrates it to the schema of this version."),
+    "verify": Command("database", "Recomputes the books and prints each divergence. Exits with 1 if there is one."),
+    "seed": Command("seed", "Creates a tenant with a large, generated history, and prints what to try."),
+    "tenants": Command("tenants", "Tenants: each runs a set of accounts."),
+    "keys": Command("keys", "API keys."),
+    "token-keys": Command("token_keys", "Keys that seal page tokens."),
+    "worker": Command("serving", "One process of `serve --workers`, which starts it."),
+}
+HIDDEN = {"worker"}
+
+
+class LazyCommands(TyperGroup):
+    """Lists commands without their modules, and imports the module of the command that runs."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Called by Typer with the arguments after the options of `daybook`."""
+        name, command, rest = super().resolve_command(ctx, args)
+        if name is not None:
+            module = import_module(f"server.cli.{COMMANDS[name].module}")
+            command = typer.main.get_group(module.app).commands[name]
+        return name, command, rest
+
+
+app = typer.Typer(cls=LazyCommands, no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def _daybook() -> None:
+    """A credit ledger as a service."""
+
+
+def _placeholder() -> None:
+    """Stands for a command in the list of commands; never runs."""
+
+
+for _name, _command in COMMANDS.items():
+    app.command(_name, help=_command.help, hidden=_name in HIDDEN)(_placeholder)
 
 
 def main() -> None:
     """Runs the command of this process's arguments."""
-    # Lines appear as they are printed, also through a pipe.
+    # Flushes each line also if standard output is a pipe.
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)
-    # What a call makes is hardly ever in a cycle, and to look for cycles every few hundred
-    # objects costs an import of history an eighth of its time.
-    gc.freeze()
+    # Calls create few reference cycles, and collections at the default thresholds cost an
+    # import of history an eighth of its time.
     gc.set_threshold(*COLLECTOR_THRESHOLDS)
     try:
         app()
     except OSError as error:
-        # Standard output: its disk may be full.
+        # Standard output failed: its disk may be full.
         sys.exit(f"daybook: the output can't be written: {error.strerror}")
     except Exception:
         sys.stderr.write("daybook: a defect of Daybook; please report it with the traceback below\n")

@@ -11,6 +11,8 @@ import typer
 from server.cli.running import failing_in_one_line
 from server.gateway import write_deployment
 
+app = typer.Typer()
+
 
 def _read_server(text: str) -> tuple[str, int]:
     match = re.fullmatch(r"([A-Za-z0-9_.-]+|\[[0-9a-fA-F:.]+\]):([0-9]{1,5})", text, re.ASCII)
@@ -19,11 +21,12 @@ def _read_server(text: str) -> tuple[str, int]:
     return match[1].strip("[]"), int(match[2])
 
 
+@app.command()
 def gateway_config(
-    folder: Annotated[Path, typer.Argument(help="where to write; the gateway must find it under the same path")],
-    server: Annotated[list[str], typer.Option(help="name or address and port of a server, as often as there are")],
+    folder: Annotated[Path, typer.Argument(help="Folder to write to; the gateway must find it under the same path.")],
+    server: Annotated[list[str], typer.Option(help="Name or address, and port, of a server; may be repeated.")],
 ) -> None:
-    """Writes envoy.yaml, and the descriptor set that it needs, for a gateway that runs elsewhere."""
+    """Writes envoy.yaml and its descriptor set for a gateway that runs elsewhere."""
     servers = [_read_server(each) for each in server]
     with failing_in_one_line():
         write_deployment(folder, servers)

@@ -20,14 +20,16 @@ from server.usecases.api_keys import ApiKeyDraft
 
 KEYS_AT_ONCE = 500
 
-app = typer.Typer(help="API keys.", no_args_is_help=True)
+app = typer.Typer()
+keys = typer.Typer(help="API keys.", no_args_is_help=True)
+app.add_typer(keys, name="keys")
 
-Tenant = Annotated[str, typer.Option(help="the slug of the tenant")]
-KeyId = Annotated[str, typer.Argument(help="the id of the key: its part before the point")]
+Tenant = Annotated[str, typer.Option(help="Slug of the tenant.")]
+KeyId = Annotated[str, typer.Argument(help="Id of the key: its part before the point.")]
 
 
 def _read_span(text: str) -> Instant:
-    """A length of time, as people write it."""
+    """Parses a duration like 90d. Raises BadParameter."""
     match = re.fullmatch(r"([0-9]{1,6})([smhd])", text, re.ASCII)
     if match is None:
         raise typer.BadParameter("must be a whole number and s, m, h or d, like 90d")
@@ -35,7 +37,7 @@ def _read_span(text: str) -> Instant:
 
 
 def _read_expiry(ttl: str | None, expire_time: str | None) -> tuple[Instant | None, Instant | None]:
-    """When a key expires, and after how long; at most one of them."""
+    """The expiry and the lifetime of a key; at most one of them is set. Raises BadParameter."""
     if ttl is not None and expire_time is not None:
         raise typer.BadParameter("give --ttl or --expire-time, not both")
     if ttl is not None:
@@ -49,24 +51,24 @@ def _read_expiry(ttl: str | None, expire_time: str | None) -> tuple[Instant | No
         raise typer.BadParameter("--expire-time must be like 2025-01-31T12:00:00Z") from None
 
 
-@app.command("create")
+@keys.command("create")
 def create_key(
     tenant: Tenant,
-    account: Annotated[str | None, typer.Option(help="the id of the account to bind the key to")] = None,
+    account: Annotated[str | None, typer.Option(help="Id of the account to bind the key to.")] = None,
     scope: Annotated[
         list[str] | None,
-        typer.Option(help=f"what the key is good for, as often as needed: {', '.join(SUFFICIENT)}", show_default=False),
+        typer.Option(help=f"Scope of the key; may be repeated: {', '.join(SUFFICIENT)}.", show_default=False),
     ] = None,
-    display_name: Annotated[str, typer.Option(help="what the key is for")] = "",
+    display_name: Annotated[str, typer.Option(help="Purpose of the key, for people to read.")] = "",
     ttl: Annotated[
-        str | None, typer.Option(help="how long the key is good, like 90d; else until it is revoked")
+        str | None, typer.Option(help="Lifetime of the key, like 90d; by default, until it is revoked.")
     ] = None,
-    expire_time: Annotated[str | None, typer.Option(help="instead of --ttl: when it ends, in RFC 3339")] = None,
+    expire_time: Annotated[str | None, typer.Option(help="Expiry of the key, in RFC 3339, instead of --ttl.")] = None,
     database_url: DatabaseUrl = None,
 ) -> None:
     """Creates an API key and prints it. It can't be shown again.
 
-    Without --scope it has `transactions` and `accounts`: all but running the ledger.
+    Without --scope it has `transactions` and `accounts`: everything but administration.
     """
     unknown = set(scope or ()) - SUFFICIENT.keys()
     if unknown:
@@ -88,7 +90,7 @@ def create_key(
     run(work())
 
 
-@app.command("list")
+@keys.command("list")
 def list_keys(tenant: Tenant, database_url: DatabaseUrl = None) -> None:
     """Prints the keys of a tenant, newest first, with tabs between the columns. Never their secrets."""
     settings = read_settings(database_url=database_url)
@@ -111,7 +113,7 @@ def list_keys(tenant: Tenant, database_url: DatabaseUrl = None) -> None:
     run(work())
 
 
-@app.command("revoke")
+@keys.command("revoke")
 def revoke_key(key: KeyId, tenant: Tenant, database_url: DatabaseUrl = None) -> None:
     """Revokes an API key, for good. Every server refuses it within five seconds."""
     settings = read_settings(database_url=database_url)
@@ -125,11 +127,11 @@ def revoke_key(key: KeyId, tenant: Tenant, database_url: DatabaseUrl = None) -> 
     run(work())
 
 
-@app.command("rotate")
+@keys.command("rotate")
 def rotate_key(
     key: KeyId,
     tenant: Tenant,
-    grace_period: Annotated[str, typer.Option(help="how long the secret of before is still good, up to 30d")] = "0s",
+    grace_period: Annotated[str, typer.Option(help="Time that the previous secret stays valid, up to 30d.")] = "0s",
     database_url: DatabaseUrl = None,
 ) -> None:
     """Gives an API key a new secret and prints the key. It can't be shown again."""

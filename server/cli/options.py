@@ -1,4 +1,4 @@
-"""The options that several commands take, and the settings that come from them."""
+"""Options that several commands share, and the settings that result from them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _option(name: str) -> Any:
     default = "none" if field.default is None else field.default
     return typer.Option(
         f"--{name.replace('_', '-')}",
-        help=f"{field.description}; else DAYBOOK_{name.upper()}, else {default}",
+        help=f"{field.description} Environment: DAYBOOK_{name.upper()}. Default: {default}.",
         show_default=False,
     )
 
@@ -38,7 +38,7 @@ LogFormat = Annotated[str | None, _option("log_format")]
 
 
 def read_settings(**flags: object) -> Settings:
-    """The environment's settings with the flags that were given in their place."""
+    """The settings of the environment, overridden by the flags that aren't None. Exits with 2 if one is invalid."""
     try:
         settings = Settings(**{name: value for name, value in flags.items() if value is not None})  # type: ignore[arg-type]
     except ValidationError as error:

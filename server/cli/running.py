@@ -1,4 +1,4 @@
-"""How a command does its work: until it ends, fails or is stopped."""
+"""Runs the work of a command until it ends, fails or is stopped."""
 
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ from typing import Any, TypeVar
 
 import typer
 
-from server.app import CannotStart
-from server.ledger.errors import DaybookError, Unavailable
-from server.store.migrate import SchemaTooNew
+from server.config import CannotStart
+from server.ledger.errors import DaybookError, SchemaTooNew, Unavailable
 
 Result = TypeVar("Result")
 
 
 @contextlib.contextmanager
 def failing_in_one_line() -> Iterator[None]:
-    """Tells what the operator can mend in one line, and exits with a code that docs/operating.md lists.
+    """Turns an error that the operator can fix into one line and an exit code of docs/operating.md.
 
-    That is bad arguments and settings, and whatever the system refuses: files, folders,
-    ports. Any other exception is a defect, and keeps its traceback.
+    These are errors in arguments, settings, files, folders and ports. Any other exception is
+    a defect and keeps its traceback.
     """
     try:
         yield
@@ -49,21 +48,21 @@ def _words(error: Exception) -> str:
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
-    """Does the work of a command."""
+    """Runs the work of a command in an event loop."""
     with failing_in_one_line():
         asyncio.run(work)
 
 
 @contextlib.asynccontextmanager
 async def until_stopped() -> AsyncIterator[asyncio.Event]:
-    """An event that SIGINT and SIGTERM set. A second signal ends the process at once."""
+    """An event that SIGINT and SIGTERM set. A second signal kills the process."""
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
-            # Not Python's own for SIGINT, which would unwind everything in good order.
+            # Python's own handler of SIGINT would raise KeyboardInterrupt and unwind instead of killing.
             signal.signal(number, signal.SIG_DFL)
         stopped.set()
 
@@ -73,7 +72,7 @@ async def until_stopped() -> AsyncIterator[asyncio.Event]:
 
 
 async def unless(stopped: asyncio.Event, work: Coroutine[Any, Any, Result]) -> Result | None:
-    """What the work returns or raises; None if the event is set first, once the work is cancelled and has ended."""
+    """The result of the work; None if the event is set first. Then the work is cancelled and awaited."""
     working, stopping = asyncio.create_task(work), asyncio.create_task(stopped.wait())
     await asyncio.wait([working, stopping], return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()
@@ -84,7 +83,7 @@ async def unless(stopped: asyncio.Event, work: Coroutine[Any, Any, Result]) -> R
 
 
 async def first_of(*waits: Coroutine[Any, Any, object]) -> None:
-    """Returns when the first of these does, and calls the others off. Raises what it raises."""
+    """Waits for the first of these to end, and cancels the others. Raises what the first raises."""
     tasks = [asyncio.create_task(wait) for wait in waits]
     done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in tasks:

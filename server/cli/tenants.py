@@ -9,21 +9,24 @@ from uuid import uuid4
 
 import typer
 
-from server.app import Book, CannotStart, open_book
+from server.book import Book, open_book
 from server.cli.options import DatabaseUrl, read_settings
 from server.cli.running import run
+from server.config import CannotStart
 from server.ledger.access import ADMIN, Caller
 from server.ledger.instants import write as write_instant
 
 TENANTS_AT_ONCE = 500
 
-app = typer.Typer(help="Who runs a set of accounts.", no_args_is_help=True)
+app = typer.Typer()
+tenants = typer.Typer(help="Tenants: each runs a set of accounts.", no_args_is_help=True)
+app.add_typer(tenants, name="tenants")
 
 
-@app.command("create")
+@tenants.command("create")
 def create_tenant(
-    slug: Annotated[str, typer.Argument(help="a short name, unique")],
-    display_name: Annotated[str, typer.Option(help="a name for people to read")] = "",
+    slug: Annotated[str, typer.Argument(help="Short, unique name.")],
+    display_name: Annotated[str, typer.Option(help="Name for people to read.")] = "",
     database_url: DatabaseUrl = None,
 ) -> None:
     """Creates a tenant and prints its uid, which Spacebring clients send as network id."""
@@ -40,7 +43,7 @@ def create_tenant(
     run(work())
 
 
-@app.command("list")
+@tenants.command("list")
 def list_tenants(database_url: DatabaseUrl = None) -> None:
     """Prints all tenants, oldest first, with tabs between the columns.
 
@@ -63,13 +66,13 @@ def list_tenants(database_url: DatabaseUrl = None) -> None:
 
 
 def printable(text: str) -> str:
-    """A text in one column of one line: what would move the cursor is a space."""
+    """The text with a space for each character that isn't printable, so that it stays in its column."""
     return "".join(character if character.isprintable() else " " for character in text)
 
 
 @contextlib.asynccontextmanager
 async def open_for(database_url: str, tenant: str) -> AsyncIterator[tuple[Book, Caller]]:
-    """The book, and whoever runs this command as a caller who may do everything in the tenant."""
+    """The book, and a caller with every scope in the tenant. Raises CannotStart if there is no such tenant."""
     async with open_book(database_url) as book:
         tenant_number = await book.credentials.tenant_number(tenant)
         if tenant_number is None:

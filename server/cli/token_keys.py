@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import typer
 
-from server.app import CannotStart, open_book
+from server.book import open_book
 from server.cli.options import DatabaseUrl, read_settings
 from server.cli.running import run
+from server.config import CannotStart
 from server.transport.token_keys import KEY_BYTES
 
-app = typer.Typer(help="The keys that seal page tokens.", no_args_is_help=True)
+app = typer.Typer()
+token_keys = typer.Typer(help="Keys that seal page tokens.", no_args_is_help=True)
+app.add_typer(token_keys, name="token-keys")
 
 
-@app.command("rotate")
+@token_keys.command("rotate")
 def rotate_token_key(database_url: DatabaseUrl = None) -> None:
-    """Makes a new key that seals page tokens, for all tenants.
+    """Creates a new key that seals page tokens, for all tenants.
 
-    Every server seals with it a minute later; tokens of the key before open for another day.
+    Every server seals with it a minute later. Tokens of the previous key open for another day.
     """
     settings = read_settings(database_url=database_url)
 

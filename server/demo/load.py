@@ -8,7 +8,8 @@ from uuid import UUID
 import structlog
 from daybook.v1.transaction_pb2 import Transaction
 
-from server.app import Book, CannotStart, open_book
+from server.book import Book, open_book
+from server.config import CannotStart
 from server.demo import dreadnode, nebulablock, spacebring, teable
 from server.demo.story import Event, Refund, Story, Transfer
 from server.ledger import money

@@ -30,7 +30,8 @@ from server.ledger.posting import Kind
 from server.ledger.refunds import RefundTotal
 from server.store.transactions import Heads, Refunds
 from server.transport.auth import Scheme, authentication
-from server.transport.calls import Context, call_metadata
+from server.transport.call_metadata import call_metadata
+from server.transport.calls import Context
 from server.transport.errors import RestError, http_status_of, plain_message
 from server.transport.page_tokens import Listing, PageTokens
 from server.transport.rendered import KeptPages, TransactionPage, keep_rendered

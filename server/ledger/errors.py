@@ -26,6 +26,10 @@ import math
 from typing import ClassVar
 
 
+class SchemaTooNew(Exception):
+    """A later version migrated the database to a schema that this version can't use. No answer to a call."""
+
+
 class DaybookError(Exception):
     """A refusal that the caller is told about."""
 

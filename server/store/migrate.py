@@ -1,4 +1,4 @@
-"""Brings the database to the schema of this version, with alembic."""
+"""Migrates the database to the schema of this version."""
 
 from __future__ import annotations
 
@@ -9,12 +9,9 @@ from functools import cache
 from pathlib import Path
 
 import structlog
-from alembic import command
-from alembic.config import Config
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, false, func, select
+from sqlalchemy import Connection, column, false, func, inspect, select, table
 
+from server.ledger.errors import SchemaTooNew
 from server.store.database import Database
 from server.store.failures import Conflict
 from server.store.tables import api_keys
@@ -23,27 +20,24 @@ log = structlog.get_logger(__name__)
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 MIGRATION_LOCK = 0x0DA1_B00C
-"""The number of the PostgreSQL advisory lock that processes take turns on; chosen once."""
-
-
+"""The key of the PostgreSQL advisory lock that serializes migrations. Chosen once."""
 WAIT_SECONDS = 0.2
-"""How soon the end of another process's migration is noticed."""
-WORD_SECONDS = 5.0
-"""How often the log says that it is still waited for."""
+"""Time between two attempts while another process migrates, in seconds."""
+LOG_SECONDS = 5.0
+"""Time between two log lines of that wait, in seconds."""
+
+_FILE = re.compile(r"(?P<revision>[0-9]{4}(_since_[0-9]{4})?)_[a-z_]+\.py")
 _COMPATIBLE = re.compile(r"[0-9]{4}_since_([0-9]{4})")
-
-
-class SchemaTooNew(Exception):
-    """A later version migrated the database to a schema that this version can't use."""
+_version = table("alembic_version", column("version_num"))
 
 
 def _is_fit(connection: Connection) -> bool:
     """Whether this version can use the schema as it is; False if migrations are missing. Raises SchemaTooNew.
 
-    The name of a migration after which servers of earlier versions still work says so:
-    `0009_since_0007` leaves to servers whose newest migration is 0007 or 0008 what they need.
+    A migration that keeps the schema usable for earlier versions says so in its name:
+    `0009_since_0007` serves versions whose newest migration is 0007 or 0008.
     """
-    found = MigrationContext.configure(connection).get_current_revision()
+    found = connection.scalar(select(_version.c.version_num)) if inspect(connection).has_table(_version.name) else None
     if found is None or found in _revisions():
         return found == _revisions()[0]
     compatible = _COMPATIBLE.fullmatch(found)
@@ -62,6 +56,10 @@ def _upgrade(connection: Connection) -> None:
         raise Conflict
     if _is_fit(connection):
         return
+    # Loaded only if migrations are missing.
+    from alembic import command  # noqa: PLC0415
+    from alembic.config import Config  # noqa: PLC0415
+
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
     config.attributes["connection"] = connection
@@ -74,12 +72,11 @@ async def is_fit(database: Database) -> bool:
 
 
 async def migrate(database: Database) -> None:
-    """Applies the migrations that are missing, all of them or none.
+    """Applies the missing migrations, all or none.
 
-    Safe to run at every start, by any number of processes: SQLite's lock for writers, or
-    PostgreSQL's advisory lock, makes them take turns. The wait for another process has no
-    bound, is logged, and ends soon after a cancellation. Raises SchemaTooNew, DatabaseUnfit
-    and ServiceUnavailable.
+    Safe at every start, for any number of processes: SQLite's write lock, or PostgreSQL's
+    advisory lock, serializes them. The wait for another process is unbounded, is logged, and
+    can be cancelled. Raises SchemaTooNew, DatabaseUnfit and ServiceUnavailable.
     """
     await database.check()
     waited_seconds = 0.0
@@ -87,33 +84,30 @@ async def migrate(database: Database) -> None:
         try:
             return await database.transact_unhurried(_upgrade)
         except Conflict:
-            if waited_seconds % WORD_SECONDS < WAIT_SECONDS:
+            if waited_seconds % LOG_SECONDS < WAIT_SECONDS:
                 log.info("waiting for another process that migrates or writes to the database")
             await asyncio.sleep(WAIT_SECONDS)
             waited_seconds += WAIT_SECONDS
 
 
 async def can_serve(database: Database) -> bool:
-    """Whether calls can be answered: the schema is known, and the database lets this process write.
+    """Whether calls can be answered: the schema is usable, and the database accepts writes of this process.
 
-    Raises ServiceUnavailable, among others where the server has become read-only.
+    Raises ServiceUnavailable, also if the database has become read-only.
     """
 
-    def is_writable(connection: Connection) -> None:
-        # Locks no row, and PostgreSQL refuses it where it would refuse to write one.
+    def require_writable(connection: Connection) -> None:
+        # Locks no row, and PostgreSQL refuses it wherever it would refuse a write.
         connection.execute(select(api_keys.c.id).where(false()).with_for_update()).close()
 
     if not await is_migrated(database):
         return False
-    await database.look(is_writable)
+    await database.look(require_writable)
     return True
 
 
 async def is_migrated(database: Database) -> bool:
-    """Whether this version can use the schema, which a later version may have migrated meanwhile.
-
-    Raises ServiceUnavailable.
-    """
+    """Whether this version can use the schema, which a later version may have migrated. Raises ServiceUnavailable."""
     try:
         return await is_fit(database)
     except SchemaTooNew:
@@ -122,5 +116,6 @@ async def is_migrated(database: Database) -> bool:
 
 @cache
 def _revisions() -> Sequence[str]:
-    """The migrations that this version knows, newest first."""
-    return [script.revision for script in ScriptDirectory(str(MIGRATIONS)).walk_revisions()]
+    """The migrations of this version, newest first, by the names of their files."""
+    names = (_FILE.fullmatch(file.name) for file in (MIGRATIONS / "versions").iterdir())
+    return sorted((name["revision"] for name in names if name), reverse=True)

@@ -11,7 +11,6 @@ import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -32,6 +31,7 @@ from server.ledger.errors import (
 )
 from server.transport.admission import Admission, Admissions
 from server.transport.auth import Authenticator, authentication
+from server.transport.call_metadata import Metadata, call_metadata
 from server.transport.deadlines import Deadlines, Work
 from server.transport.errors import RenderError, abort, code_of, code_of_cancellation, refuse, trailers_of
 from server.transport.inputs import Inputs
@@ -46,7 +46,6 @@ log = structlog.get_logger(__name__)
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
-Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
 
 Measure: TypeAlias = Callable[[grpc.StatusCode, str, float], None]
 """Told of each call of a method at its end: its status, the reason if it was refused, and how many seconds it took."""
@@ -59,8 +58,6 @@ OPEN_SERVICES = (
     "grpc.reflection.v1alpha.ServerReflection",
 )
 """Served to everybody. They tell nothing that belongs to a tenant."""
-call_metadata: ContextVar[Metadata] = ContextVar("call_metadata", default=())
-"""What the call under way came with; for log lines, which name the request that they belong to."""
 
 
 @dataclass(frozen=True, slots=True)

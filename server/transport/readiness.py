@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import grpc
 import structlog
@@ -21,8 +21,11 @@ from grpc_health.v1._async import HealthServicer
 from server.background import repeating
 from server.ledger.errors import DaybookError
 from server.transport.addresses import NO_PROXY
-from server.transport.calls import Context
-from server.transport.certificates import Trust
+
+if TYPE_CHECKING:
+    # Types only: a client of the health service needs neither, and cryptography loads slowly.
+    from server.transport.calls import Context
+    from server.transport.certificates import Trust
 
 log = structlog.get_logger(__name__)
 

@@ -12,7 +12,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
@@ -23,22 +23,9 @@ from jwt import PyJWK, PyJWTError
 
 from server.ledger.errors import ServiceUnavailable
 from server.transport.addresses import is_loopback
+from server.transport.signing_algorithms import KEY_TYPES
 
 log = structlog.get_logger(__name__)
-
-KEY_TYPES: Mapping[str, str] = {
-    "RS256": "RSA",
-    "RS384": "RSA",
-    "RS512": "RSA",
-    "PS256": "RSA",
-    "PS384": "RSA",
-    "PS512": "RSA",
-    "ES256": "EC",
-    "ES384": "EC",
-    "ES512": "EC",
-    "EdDSA": "OKP",
-}
-"""Every algorithm that can be allowed, and the type of its keys. None of them signs with what verifies."""
 
 FETCH_SECONDS_MAX = 5.0
 """How long a fetch may take in all, and so how long a call may wait for one."""

@@ -13,13 +13,16 @@ from __future__ import annotations
 import base64
 import contextlib
 from collections.abc import AsyncIterator, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from server.background import repeating
 from server.ledger.instants import HOUR, SECOND, Clock, Instant
-from server.store.credentials import CredentialStore, TokenKey
+
+if TYPE_CHECKING:
+    # The settings need this module without the store.
+    from server.store.credentials import CredentialStore, TokenKey
 
 REFRESH_SECONDS = 10.0
 """Time between two reads of the stored keys, in seconds."""

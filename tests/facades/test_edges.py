@@ -28,7 +28,8 @@ from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from server.app import Book, serving
+from server.app import serving
+from server.book import Book
 from server.config import Settings
 from server.facades import dreadnode, spacebring, teable
 from server.ledger.instants import EARLIEST, HOUR, LATEST, SECOND, to_timestamp

@@ -15,7 +15,7 @@ import h2.events
 import pytest
 from daybook.v1.ledger_service_pb2 import ListAccountsRequest
 
-from server.app import open_book
+from server.book import open_book
 from server.ledger.access import ADMIN, Caller
 from server.usecases.api_keys import ApiKeyDraft
 from tests.support.processes import SECONDS_MAX, Daybook, Ports, sqlite_url

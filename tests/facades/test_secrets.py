@@ -27,7 +27,7 @@ from daybook.v1.ledger_service_pb2 import (
 )
 from daybook.v1.transaction_pb2 import Transaction
 
-from server.app import open_book
+from server.book import open_book
 from server.ledger.access import ADMIN, Caller
 from server.ledger.errors import ServiceUnavailable
 from server.store.database import Database

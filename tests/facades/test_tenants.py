@@ -74,7 +74,8 @@ from google.protobuf.struct_pb2 import Struct, Value
 from google.protobuf.timestamp_pb2 import Timestamp
 from sqlalchemy import select
 
-from server.app import FACADES, SERVICES, Book, open_book, serving
+from server.app import FACADES, SERVICES, serving
+from server.book import Book, open_book
 from server.config import Settings
 from server.facades.spacebring import NETWORK_HEADER
 from server.facades.spacebring import SERVICE as SPACEBRING

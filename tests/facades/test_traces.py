@@ -15,7 +15,7 @@ import pytest
 from daybook.v1.account_pb2 import Account
 from daybook.v1.ledger_service_pb2 import CreateAccountRequest, GetAccountRequest
 
-from server.app import open_book, system_clock
+from server.book import open_book, system_clock
 from server.ledger.access import NewApiKey, new_api_key
 from tests.support.callers import credential, ledger_stub
 from tests.support.http import Answer, send

@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from server.app import Book, open_book
+from server.book import Book, open_book
 from server.ledger.access import ADMIN, Caller
 from server.ledger.accounts import AccountRecord
 from server.ledger.audit import Finding

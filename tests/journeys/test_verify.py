@@ -26,7 +26,8 @@ from google.protobuf.duration_pb2 import Duration
 from sqlalchemy import Table, and_, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from server.app import Book, open_book, serving
+from server.app import serving
+from server.book import Book, open_book
 from server.config import Settings
 from server.ledger.access import Caller
 from server.ledger.accounts import AccountRecord

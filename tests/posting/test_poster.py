@@ -18,7 +18,7 @@ from daybook.v1.transaction_pb2 import Transaction, Usage
 from google.protobuf.duration_pb2 import Duration
 from sqlalchemy import event, func, select, text
 
-from server.app import Book, open_book
+from server.book import Book, open_book
 from server.ledger.access import Caller
 from server.ledger.accounts import AccountRecord
 from server.ledger.audit import Finding

@@ -9,7 +9,8 @@ import grpc
 import pytest
 import pytest_asyncio
 
-from server.app import open_book, serving
+from server.app import serving
+from server.book import open_book
 from server.config import Settings
 from tests.support.callers import Client, Server
 from tests.support.clock import Clock

@@ -18,7 +18,8 @@ from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message_factory import GetMessageClass
 
-from server.app import open_book, serving
+from server.app import serving
+from server.book import open_book
 from server.config import Settings
 from server.ledger.access import SUFFICIENT, RetiredSecret, hash_secret, new_api_key
 from server.ledger.instants import SECOND, Instant

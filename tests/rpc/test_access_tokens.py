@@ -10,8 +10,9 @@ import grpc
 import pytest
 from daybook.v1.ledger_service_pb2 import ListAccountsRequest
 
-from server.app import Book, CannotStart, serving
-from server.config import Settings
+from server.app import serving
+from server.book import Book
+from server.config import CannotStart, Settings
 from server.ledger.instants import SECOND
 from tests.support.callers import Client, Server
 from tests.support.clock import NOON

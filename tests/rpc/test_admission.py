@@ -21,7 +21,8 @@ from daybook.v1.transaction_pb2 import Transaction
 from google.protobuf.duration_pb2 import Duration
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from server.app import Book, serving
+from server.app import serving
+from server.book import Book
 from server.config import Settings
 from tests.support.callers import OWN_CONNECTION, Client, Server
 from tests.support.databases import held_writer

@@ -23,7 +23,7 @@ from daybook.v1.transaction_pb2 import Transaction
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from server.app import Book
+from server.book import Book
 from server.ledger.access import Caller
 from server.ledger.errors import ScopeMissing
 from server.ledger.instants import SECOND, from_timestamp, to_timestamp

@@ -36,7 +36,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from structlog.testing import capture_logs
 
-from server.app import open_book, serving, system_clock
+from server.app import serving
+from server.book import open_book, system_clock
 from server.config import Settings
 from server.ledger.errors import ClockSkewed
 from server.ledger.instants import SECOND, Instant, from_timestamp, to_timestamp

@@ -32,7 +32,8 @@ from hyperframe.frame import (
     SettingsFrame,
 )
 
-from server.app import Book, open_book, serving
+from server.app import serving
+from server.book import Book, open_book
 from server.config import Settings
 from server.ledger.audit import Finding
 from tests.support.callers import Client, Server

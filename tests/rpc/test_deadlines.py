@@ -17,7 +17,8 @@ from daybook.v1.ledger_service_pb2 import GetAccountRequest
 from daybook.v1.transaction_pb2 import Transaction
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from server.app import FACADES, Book, serving
+from server.app import FACADES, serving
+from server.book import Book
 from server.config import Settings
 from server.transport.deadlines import Deadlines
 from server.usecases.verification import Progress

@@ -10,7 +10,8 @@ from daybook.v1.ledger_service_pb2 import ListTransactionsRequest, ListTransacti
 from daybook.v1.transaction_pb2 import Transaction
 from sqlalchemy import delete, update
 
-from server.app import open_book, serving
+from server.app import serving
+from server.book import open_book
 from server.config import Settings
 from server.store.tables import account_states, transactions
 from server.usecases import transactions as usecase

@@ -12,7 +12,8 @@ from daybook.v1.transaction_pb2 import Transaction
 from google.protobuf.duration_pb2 import Duration
 from sqlalchemy import delete, update
 
-from server.app import open_book, serving
+from server.app import serving
+from server.book import open_book
 from server.config import Settings
 from server.store import accounts
 from server.store.tables import account_states, lots, transactions

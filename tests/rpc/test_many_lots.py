@@ -20,7 +20,7 @@ from daybook.v1.transaction_pb2 import Lot, Transaction
 from google.protobuf.timestamp_pb2 import Timestamp
 from sqlalchemy import update
 
-from server.app import Book
+from server.book import Book
 from server.ledger.instants import SECOND, to_timestamp
 from server.ledger.lots import Lot as StoredLot
 from server.store.open_lots import OpenLots

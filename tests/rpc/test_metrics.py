@@ -24,8 +24,9 @@ from daybook.v1.transaction_pb2 import Transaction
 from google.protobuf.descriptor_pool import Default
 
 from server import metrics
-from server.app import SERVICES, Book, CannotStart, open_book, serving
-from server.config import Settings
+from server.app import SERVICES, serving
+from server.book import Book, open_book
+from server.config import CannotStart, Settings
 from server.gateway import require_free_ports
 from server.ledger.instants import SECOND, to_timestamp
 from server.ledger.names import RandomBytes

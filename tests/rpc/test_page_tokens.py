@@ -21,7 +21,8 @@ from daybook.v1.transaction_pb2 import Transaction
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from server.app import open_book, serving
+from server.app import serving
+from server.book import open_book
 from server.config import Settings
 from tests.support.callers import Client, Server
 from tests.support.clock import Clock

@@ -20,7 +20,7 @@ from daybook.v1.transaction_pb2 import Booking, EventTicket, Order, Transaction,
 from google.protobuf.struct_pb2 import Struct, Value
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from server.app import open_book
+from server.book import open_book
 from server.ledger.instants import to_timestamp
 from server.ledger.posting import Kind
 from tests.support.callers import Client

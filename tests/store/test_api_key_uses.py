@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 from sqlalchemy import event
 
-from server.app import Book, open_book
+from server.book import Book, open_book
 from server.ledger.access import DEFAULT_SCOPES, Caller
 from server.ledger.errors import ServiceUnavailable
 from server.ledger.instants import SECOND, Instant

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from sqlalchemy import text
 
-from server.app import database_limits
+from server.book import database_limits
 from server.config import Settings
 from server.ledger.errors import ServiceUnavailable
 from server.store.credentials import CredentialStore

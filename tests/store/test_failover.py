@@ -20,7 +20,7 @@ from daybook.v1.transaction_pb2 import Transaction
 from sqlalchemy import Connection, text
 from structlog.testing import capture_logs
 
-from server.app import open_book
+from server.book import open_book
 from server.ledger.errors import DaybookError, NotStorable, ServiceUnavailable
 from server.store.database import Database
 from server.store.engines import DatabaseLimits

@@ -17,7 +17,7 @@ import pytest
 from daybook.v1.ledger_service_pb2 import ListTransactionsRequest
 from daybook.v1.transaction_pb2 import Transaction
 
-from server.app import Book, open_book
+from server.book import Book, open_book
 from server.ledger.access import Caller
 from server.ledger.audit import Finding
 from server.ledger.errors import ServiceUnavailable

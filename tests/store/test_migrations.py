@@ -18,13 +18,13 @@ from daybook.v1.transaction_pb2 import Transaction
 from sqlalchemy import Connection, insert, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from server.app import Book, open_book
+from server.book import Book, open_book
 from server.ledger.access import SUFFICIENT, hash_secret
-from server.ledger.errors import ServiceUnavailable
+from server.ledger.errors import SchemaTooNew, ServiceUnavailable
 from server.store import migrate as migrate_module
 from server.store.credentials import CredentialStore, TokenKey
 from server.store.database import Database
-from server.store.migrate import SchemaTooNew, is_migrated, migrate
+from server.store.migrate import is_migrated, migrate
 from server.store.tables import accounts, metadata, requests, transactions
 from server.transport.auth import Authenticator
 from tests.support.callers import Client, Server

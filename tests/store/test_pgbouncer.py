@@ -17,7 +17,8 @@ import pytest
 from daybook.v1.transaction_pb2 import Transaction
 from sqlalchemy import text
 
-from server.app import open_book, serving
+from server.app import serving
+from server.book import open_book
 from server.config import Settings
 from server.ledger.errors import ServiceUnavailable
 from server.store.database import Database

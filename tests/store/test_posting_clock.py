@@ -7,7 +7,7 @@ from itertools import count
 import pytest
 from structlog.testing import capture_logs
 
-from server.app import Book, system_clock
+from server.book import Book, system_clock
 from server.ledger.errors import ClockSkewed, ServiceUnavailable
 from server.ledger.instants import SECOND, Instant
 from server.store.database import Database

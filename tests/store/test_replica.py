@@ -30,7 +30,8 @@ from structlog.testing import capture_logs
 from typer.testing import CliRunner
 
 from server import cli
-from server.app import open_book, serving
+from server.app import serving
+from server.book import open_book
 from server.cli import options
 from server.config import Settings
 from server.ledger.access import Caller

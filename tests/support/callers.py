@@ -23,7 +23,7 @@ from daybook.v1.ledger_service_pb2 import (
 from daybook.v1.ledger_service_pb2_grpc import LedgerStub
 from daybook.v1.transaction_pb2 import Lot, Transaction
 
-from server.app import Book
+from server.book import Book
 from server.ledger.access import DEFAULT_SCOPES, new_api_key
 
 OWN_CONNECTION = (("grpc.use_local_subchannel_pool", 1),)

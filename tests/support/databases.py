@@ -19,7 +19,7 @@ from sqlalchemy import event, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import QueuePool
 
-from server.app import Book
+from server.book import Book
 from server.store.database import Database
 from server.store.distribute import ONE_CONNECTION_PER_NODE, distribute
 from server.store.migrate import migrate

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from daybook.v1.account_pb2 import Account
 
-from server.app import open_book
+from server.book import open_book
 from server.ledger.access import Caller, new_api_key
 from server.ledger.accounts import AccountRecord
 from server.ledger.idempotency import Request

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from server.app import Book
+from server.book import Book
 from server.store.database_tracer import DatabaseTracer
 
 

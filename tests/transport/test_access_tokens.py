@@ -14,14 +14,15 @@ import structlog
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from sqlalchemy import text
 
-from server.app import Book, open_book
+from server.book import Book, open_book
 from server.ledger.access import Caller
 from server.ledger.errors import CredentialInvalid, DaybookError
 from server.ledger.instants import SECOND
 from server.ledger.names import is_api_key_id
 from server.transport.access_tokens import AccessTokens
 from server.transport.auth import CREDENTIAL_CHARACTERS_MAX, KEY_CACHED_SECONDS_MAX, Authenticator, Scheme
-from server.transport.signing_keys import FETCH_AGAIN_SECONDS, KEY_TYPES, SigningKeys
+from server.transport.signing_algorithms import KEY_TYPES
+from server.transport.signing_keys import FETCH_AGAIN_SECONDS, SigningKeys
 from tests.support.clock import NOON, Clock
 from tests.support.databases import writing
 from tests.support.identity_provider import (

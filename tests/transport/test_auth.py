@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import text
 
-from server.app import Book, open_book
+from server.book import Book, open_book
 from server.ledger.access import hash_secret, new_api_key
 from server.ledger.errors import CredentialInvalid, CredentialMissing, DaybookError
 from server.ledger.names import RandomBytes

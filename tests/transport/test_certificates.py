@@ -24,9 +24,10 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from server.app import Book, CannotStart, open_book, server_certificates, serving
-from server.config import Settings
-from server.gateway import require_certificates
+from server.app import serving
+from server.book import Book, open_book
+from server.config import CannotStart, Settings
+from server.tls import require_certificates, server_certificates
 from server.transport.certificates import CertificateFiles, Trust
 from server.transport.readiness import is_serving
 from tests.support.callers import Server

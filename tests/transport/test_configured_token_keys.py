@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from server import cli
-from server.app import Book, serving
+from server.app import serving
+from server.book import Book
 from server.cli import options
 from server.config import Settings
 from server.transport.token_keys import CONFIGURED_KEYS_MAX, parse_token_keys

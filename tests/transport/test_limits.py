@@ -6,7 +6,8 @@ import grpc
 import pytest
 from daybook.v1.ledger_service_pb2 import GetBalanceRequest
 
-from server.app import Book, serving
+from server.app import serving
+from server.book import Book
 from server.config import Settings
 from server.ledger.errors import RateLimited
 from server.transport import limits

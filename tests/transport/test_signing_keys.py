@@ -19,11 +19,11 @@ from jwt import PyJWK
 
 from server.ledger.errors import ServiceUnavailable
 from server.transport import signing_keys as module
+from server.transport.signing_algorithms import KEY_TYPES
 from server.transport.signing_keys import (
     FETCH_AGAIN_SECONDS,
     FETCH_SECONDS_MAX,
     KEPT_SECONDS,
-    KEY_TYPES,
     SET_BYTES_MAX,
     SET_KEYS_MAX,
     Fetch,

@@ -8,7 +8,7 @@ from random import Random
 import pytest
 from daybook.v1.ledger_service_pb2 import ListTransactionsRequest
 
-from server.app import Book
+from server.book import Book
 from server.ledger.access import Caller
 from server.ledger.errors import PageTokenInvalid
 from server.ledger.instants import HOUR, SECOND, Instant

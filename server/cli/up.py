@@ -1,0 +1,103 @@
+"""The command that serves gRPC, and REST through Envoy."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Annotated
+
+import typer
+
+from server.cli.options import (
+    DatabaseUrl,
+    GatewayAdminPort,
+    GatewayHost,
+    GatewayPort,
+    Host,
+    LogFormat,
+    LogLevel,
+    MetricsHost,
+    MetricsPort,
+    OtlpEndpoint,
+    Port,
+    ShutdownGraceSeconds,
+    WorkerCount,
+    WorkerPortBase,
+    read_settings,
+)
+from server.cli.running import first_of, run, unless, until_stopped
+from server.cli.serving import open_ledger, server
+from server.config import CannotStart, Settings
+from server.gateway import gateway, require_free_ports
+from server.transport.addresses import is_loopback
+
+app = typer.Typer()
+
+DEMO_DATABASE_URL = "sqlite+aiosqlite:///.daybook/demo.db"
+
+
+@app.command()
+def up(
+    database_url: DatabaseUrl = None,
+    host: Host = None,
+    port: Port = None,
+    workers: WorkerCount = None,
+    worker_port_base: WorkerPortBase = None,
+    gateway_host: GatewayHost = None,
+    gateway_port: GatewayPort = None,
+    gateway_admin_port: GatewayAdminPort = None,
+    shutdown_grace_seconds: ShutdownGraceSeconds = None,
+    metrics_host: MetricsHost = None,
+    metrics_port: MetricsPort = None,
+    otlp_endpoint: OtlpEndpoint = None,
+    log_level: LogLevel = None,
+    log_format: LogFormat = None,
+    with_demo: Annotated[
+        bool, typer.Option("--demo", help="Load demo data into an empty database, and print what to try.")
+    ] = False,
+) -> None:
+    """Serves gRPC, and REST through Envoy, until SIGINT or SIGTERM."""
+    flags = {name: value for name, value in locals().items() if name != "with_demo"}
+    if with_demo:
+        flags["database_url"] = database_url or DEMO_DATABASE_URL
+    settings = read_settings(**flags)
+
+    async def work() -> None:
+        _require_certificates(settings)
+        require_free_ports(settings)
+        if with_demo:
+            # Loaded only for the demo.
+            from server.demo.load import load  # noqa: PLC0415
+
+            await load(settings.database_url)
+        async with until_stopped() as stopped, contextlib.AsyncExitStack() as stack:
+            book = await unless(stopped, stack.enter_async_context(open_ledger(settings)))
+            if book is None:
+                return
+            if await book.credentials.has_demo_tenant() and not is_loopback(settings.gateway_host):
+                raise CannotStart("the database holds demo data: its gateway listens on loopback only")
+            async with gateway(settings) as envoy, server(book, settings, flags) as ended:
+                await first_of(envoy.ready(), ended())
+                if with_demo:
+                    _print_what_to_try(settings)
+                await first_of(stopped.wait(), ended(), envoy.process.wait())
+                if not stopped.is_set():
+                    raise CannotStart("the gateway ended by itself; its message is above")
+
+    run(work())
+
+
+def _require_certificates(settings: Settings) -> None:
+    if settings.uses_tls:
+        # Loaded only for TLS.
+        from server.tls import require_certificates  # noqa: PLC0415
+
+        require_certificates(settings)
+
+
+def _print_what_to_try(settings: Settings) -> None:
+    # Loaded only for the demo.
+    from server.demo.guide import what_to_try  # noqa: PLC0415
+
+    typer.echo(
+        what_to_try(settings.gateway_port, settings.gateway_tls_certificate_file, gateway_host=settings.gateway_host)
+    )

@@ -1,0 +1,101 @@
+"""A command imports only what it uses, so that it starts quickly and stays small."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from server.cli import COMMANDS, LazyCommands, app
+from tests.support.processes import SECONDS_MAX, Ports, environment, run, sqlite_url
+
+# Prints what was imported when the command ends; `serve` is ended once it listens.
+SHOW_MODULES = """
+import atexit, sys
+import server.cli
+from server.cli import main
+atexit.register(lambda: print("modules", *sorted(sys.modules)))
+sys.argv = ["daybook", *sys.argv[1:]]
+main()
+"""
+END_ONCE_SERVING = """
+import contextlib, os, signal
+import server.app
+serving = server.app.serving
+
+@contextlib.asynccontextmanager
+async def serving_once(*arguments, **options):
+    async with serving(*arguments, **options) as port:
+        os.kill(os.getpid(), signal.SIGTERM)
+        yield port
+
+server.app.serving = serving_once
+"""
+EVERYWHERE = {"alembic", "httpx", "jwt", "opentelemetry", "prometheus_client", "server.demo", "server.seed"}
+"""What neither the help nor a server with default settings needs."""
+
+
+def modules_of(*arguments: str, folder: Path, prepare: str = "", code: int = 0) -> set[str]:
+    """The modules that a process has imported when a command ends."""
+    result = subprocess.run(
+        [sys.executable, "-c", prepare + SHOW_MODULES, *arguments],
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=SECONDS_MAX,
+        check=False,
+    )
+    assert result.returncode == code, result.stderr
+    name, *modules = result.stdout.splitlines()[-1].split()
+    assert name == "modules"
+    return set(modules)
+
+
+def test_help_imports_no_command(tmp_path: Path) -> None:
+    """`daybook --help` lists the commands without the modules that run them."""
+    heavy = EVERYWHERE | {"cryptography", "google", "grpc", "pydantic_settings", "sqlalchemy", "structlog", "yaml"}
+    modules = modules_of("--help", folder=tmp_path)
+    assert not heavy & modules
+    assert {name for name in modules if name.startswith("server")} == {"server", "server.cli"}
+
+
+def test_serve_on_sqlite_imports_only_what_it_uses(tmp_path: Path) -> None:
+    """A server of a migrated SQLite database has no migrations, traces, metrics, TLS, demo or gateway in memory."""
+    url = sqlite_url(tmp_path / "daybook.db")
+    assert run("migrate", "--database-url", url, folder=tmp_path).returncode == 0
+    modules = modules_of(
+        *("serve", "--database-url", url, "--port", str(Ports.free().server)),
+        folder=tmp_path,
+        prepare=END_ONCE_SERVING,
+    )
+    assert not (EVERYWHERE | {"cryptography.x509", "server.gateway", "server.tls", "yaml"}) & modules
+    assert {"grpc", "server.app", "sqlalchemy"} <= modules
+
+
+def test_gateway_config_imports_no_server(tmp_path: Path) -> None:
+    """The files of a gateway need neither a database nor gRPC."""
+    modules = modules_of("gateway-config", str(tmp_path / "gateway"), "--server", "one:1", folder=tmp_path)
+    assert not {"grpc", "sqlalchemy"} & modules
+
+
+def test_health_imports_no_store(tmp_path: Path) -> None:
+    """A probe of health needs no database."""
+    modules = modules_of("health", "--port", str(Ports.free().server), folder=tmp_path, code=1)
+    assert "grpc" in modules
+    assert "sqlalchemy" not in modules
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_list_of_commands_has_the_help_of_each(name: str) -> None:
+    """The list of commands, which imports none, says the first paragraph of each one's own help."""
+    group = typer.main.get_command(app)
+    assert isinstance(group, LazyCommands)
+    context = group.make_context("daybook", [name])
+    _, command, _ = group.resolve_command(context, [name])
+    paragraph, *_ = re.split(r"\n\n", command.help)
+    assert " ".join(paragraph.split()) == COMMANDS[name].help
