@@ -14,10 +14,17 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from server.ledger.access import Caller
+from server.ledger.idempotency import Request
 from server.ledger.instants import HOUR, SECOND, Instant, from_timestamp, to_timestamp
-from server.ledger.posting import Kind
+from server.ledger.money import ONE_CREDIT
+from server.ledger.posting import Draft, Kind
+from server.posting.commands import ImportOutcome
+from server.usecases import imports
+from server.usecases.imports import HistoryMessage, PastTransaction
+from server.usecases.transactions import NewTransaction
 from tests.support.callers import Client, Server
 from tests.support.clock import NOON, Clock
+from tests.support.databases import held_writer
 from tests.support.markers import only_sqlite
 from tests.support.refusals import refusal_of
 
@@ -450,3 +457,34 @@ async def test_many_messages(admin: Client) -> None:
     assert [from_timestamp(row.create_time) for row in rows] == [ago(400 - n / 8) for n in range(3000)]
     assert rows[-1].balance_after == "1500"
     assert await admin.verify() == []
+
+
+@pytest.mark.parametrize("bound", ["PART_ITEMS_MAX", "PART_BYTES_MAX"])
+@only_sqlite
+async def test_messages_that_wait_are_bounded(
+    server: Server, admin: Client, bound: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While nothing can be posted, an import takes in as many messages as may wait, by items or bytes, and no more."""
+    monkeypatch.setattr(imports, bound, 30)
+    await admin.create_account("acme")
+    past = PastTransaction(
+        NewTransaction("acme", Draft(GRANT, "test", ONE_CREDIT), Transaction(), Request("", b"")), ago(1)
+    )
+    taken: asyncio.Queue[int] = asyncio.Queue()
+
+    async def messages() -> AsyncIterator[HistoryMessage]:
+        for number in range(10):
+            taken.put_nowait(number)
+            yield HistoryMessage([past] * 10, byte_count=10)
+
+    tenant_number = await server.book.credentials.tenant_number("house")
+    assert tenant_number is not None
+    async with held_writer(server.book.database.url.render_as_string(hide_password=False)):
+        importing = asyncio.create_task(server.book.imports.import_history(Caller(tenant_number, "", ""), messages()))
+        # The first message is being posted, and three more fill the next part.
+        assert [await taken.get() for _ in range(4)] == [0, 1, 2, 3]
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert taken.empty()
+    assert await importing == ImportOutcome(100, 0)
+    assert len(await admin.history()) == 100
