@@ -14,7 +14,7 @@ from tests.support.processes import SECONDS_MAX, Ports, command, environment, ru
 
 AS_NOBODY = """
 import os, sys
-import server.cli
+import server.cli.database
 from server.store.database import Database
 # What is loaded late is loaded now: the user may not be able to read it.
 Database("postgresql+asyncpg://user@127.0.0.1:1/x")
