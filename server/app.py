@@ -45,14 +45,14 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 ANSWER_BYTES_MAX = 4 * 1024 * 1024
-"""What an answer may take: twice what a page or a batch does. Clients of gRPC take no more by default."""
+"""Largest answer, in bytes: twice the largest page or batch, and the default limit of gRPC clients."""
 
 PENDING_CALLS_MAX = 20_000
-"""How many calls gRPC holds until they are looked at, and admitted or refused. Each takes some 10 KiB."""
+"""Calls that gRPC queues before they are admitted or refused. Each takes about 10 KiB."""
 THREAD_SWITCH_SECONDS = 0.001
-"""How long the event loop waits for the interpreter while SQLite's writer computes, five times less than by default.
+"""Longest wait of the event loop for the GIL while SQLite's writer computes, in seconds; a fifth of the default.
 
-It takes on one call at a turn, so that while thousands come it must get many turns a second.
+gRPC accepts one call per turn of the loop, so under load the loop needs many turns a second.
 """
 
 FACADES = {
@@ -62,26 +62,25 @@ FACADES = {
     dreadnode.SERVICE: dreadnode.render_error,
     paged.SERVICE: paged.render_error,
 }
-"""Each facade's service, and how it words errors."""
+"""Renders errors, by the service of each facade."""
 LEDGER = "daybook.v1.Ledger"
 SERVICES = (LEDGER, "daybook.v1.Admin", *FACADES)
 HEALTH = "grpc.health.v1.Health"
 METHODS_APART = ("CreateTransaction", "BatchCreateTransactions")
-"""Methods of LEDGER whose calls wait in queues of their own."""
+"""Methods of LEDGER with a queue of their own in gRPC."""
 
 
 @asynccontextmanager
 async def serving(
     book: Book, settings: Settings, stopwatch: Stopwatch = time.monotonic_ns, own_port: int | None = None
 ) -> AsyncIterator[int]:
-    """Serves the book over gRPC; gives the port. Calls under way at the end may finish.
+    """Serves the book over gRPC until the end of the block, and yields the port. Running calls may finish at the end.
 
-    With a port of its own it serves on both, and shares the other with its siblings: see
+    A worker also listens on `own_port` and shares the other port with its siblings; see
     server/supervisor.py.
 
-    Raises CannotStart if a port is taken, a certificate can't be used or the file with the
-    keys of access tokens has none, and for a demo database on an address that others can
-    reach.
+    Raises CannotStart if a port is taken, a certificate or the JWK Set file is unusable, or
+    demo data would be served beyond loopback.
     """
     certificates = _certificates(settings)
     await check_demo(book, settings.host)
@@ -121,9 +120,9 @@ async def serving(
 
 @asynccontextmanager
 async def only_alive(settings: Settings) -> AsyncIterator[None]:
-    """Answers health alone until the end of the block: the process is SERVING, no service of the contracts is.
+    """Answers only health checks until the end of the block: SERVING for the process, NOT_SERVING for every service.
 
-    For a start that takes long, which a liveness probe would end. Raises CannotStart.
+    Without it, a liveness probe would end a long migration. Raises CannotStart.
     """
     health = Health()
     await health.set("", health_pb2.HealthCheckResponse.SERVING)
@@ -143,11 +142,11 @@ async def only_alive(settings: Settings) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def _observed(book: Book, settings: Settings, admissions: Admissions) -> AsyncIterator[Observation]:
-    """Metrics and traces of the book and of calls, as far as the settings ask for them."""
+    """The metrics and traces that the settings enable."""
     measuring = tracing = None
     async with AsyncExitStack() as stack:
         if settings.metrics_port is not None:
-            # Loaded only where there are metrics.
+            # Loaded only if metrics are served.
             from server.metrics import Metrics  # noqa: PLC0415
 
             metrics = Metrics(book.poster, book.database, book.credentials, book.expirations, book.posting_clock)
@@ -161,7 +160,7 @@ async def _observed(book: Book, settings: Settings, admissions: Admissions) -> A
             stack.enter_context(book.poster.observed(metrics.poster))
             measuring = metrics.of_method
         if settings.otlp_endpoint is not None:
-            # Loaded only where there are traces.
+            # Loaded only if traces are exported.
             from server.tracing import tracing as traces  # noqa: PLC0415
 
             spans = await stack.enter_async_context(traces(settings.otlp_endpoint, settings.trace_ratio))
@@ -187,7 +186,7 @@ async def _access_tokens(book: Book, settings: Settings) -> AsyncIterator[OpenTo
     if not settings.oauth2_issuer:
         yield None
         return
-    # Loaded only where there is an issuer of access tokens.
+    # Loaded only if access tokens are accepted.
     from server.transport.access_tokens import AccessTokens, TokenRules  # noqa: PLC0415
     from server.transport.signing_keys import NotFetched, signing_keys  # noqa: PLC0415
 
@@ -209,16 +208,16 @@ async def _access_tokens(book: Book, settings: Settings) -> AsyncIterator[OpenTo
 
 def _options(settings: Settings, *, is_shared: bool) -> Sequence[tuple[str, int]]:
     return [
-        # Else two servers could share a port by accident.
+        # By default, two servers could share a port by accident.
         ("grpc.so_reuseport", int(is_shared)),
         ("grpc.max_receive_message_length", settings.message_bytes_max),
-        # What callers may ask for they get, however little they may send.
+        # An answer may be larger than the limit on requests.
         ("grpc.max_send_message_length", max(ANSWER_BYTES_MAX, settings.message_bytes_max)),
         ("grpc.max_concurrent_streams", settings.concurrent_streams_max),
-        # Beyond it gRPC refuses calls by itself, without our words. Below it calls are refused at random.
+        # At the hard limit gRPC refuses every call with a status of its own; from the soft limit on, random calls.
         ("grpc.server.max_pending_requests", PENDING_CALLS_MAX),
         ("grpc.server.max_pending_requests_hard_limit", PENDING_CALLS_MAX),
-        # More than the gateway lets through, so that it is the gateway that refuses.
+        # More than the gateway's limit, so that the gateway refuses first.
         ("grpc.max_metadata_size", settings.metadata_bytes_max),
         ("grpc.absolute_max_metadata_size", 2 * settings.metadata_bytes_max),
         *_connection_bounds(settings),
@@ -226,7 +225,7 @@ def _options(settings: Settings, *, is_shared: bool) -> Sequence[tuple[str, int]
 
 
 def _add_services(
-    # What adds a service has type hints for servers.
+    # The generated functions are annotated for a server.
     handlers: Any,
     book: Book,
     settings: Settings,
@@ -248,11 +247,10 @@ def _add_services(
 
 
 def _add_queues(server: grpc.aio.Server, handler: CallHandler) -> None:
-    """Gives some methods a queue of their own in gRPC, each.
+    """Gives the posting methods and the health check a queue of their own in gRPC.
 
-    All other calls share one, in which a call waits behind thousands that came before. Reads
-    and health checks don't wait behind postings so. Each queue makes every call a little
-    slower, so only the methods have one that are called by the thousand, and the health check.
+    All other methods share one queue, where a read would wait behind thousands of postings.
+    Each queue makes every call slightly slower, so other methods have none.
     """
     posting = {name: handler.apart(f"/{LEDGER}/{name}") for name in METHODS_APART}
     server.add_registered_method_handlers(LEDGER, posting)
@@ -286,7 +284,7 @@ async def _serving(
 
 
 async def _is_ready(book: Book) -> bool:
-    """Whether all calls can be answered. Raises ServiceUnavailable."""
+    """Whether the server can answer every call. Raises ServiceUnavailable."""
     return (book.posting_clock is None or book.posting_clock.is_right) and await can_serve(book.database)
 
 
@@ -297,7 +295,7 @@ def _listen(server: grpc.aio.Server, host: str, port: int, certificates: ServerC
             return server.add_insecure_port(address)
         return server.add_secure_port(address, certificates.credentials())
     except RuntimeError:
-        # gRPC doesn't tell why, so the same is tried without it.
+        # gRPC doesn't say why; binding the port without gRPC does.
         try:
             with bound(host, port):
                 raise CannotStart(f"can't listen on {address}") from None
@@ -319,18 +317,18 @@ def _call_bounds(settings: Settings) -> CallBounds:
 
 
 def _connection_bounds(settings: Settings) -> Sequence[tuple[str, int]]:
-    """How long a connection is kept, for gRPC, which counts in milliseconds."""
+    """gRPC's options for the lifetime of a connection, in milliseconds."""
     seconds = {
         "grpc.server_handshake_timeout_ms": settings.handshake_seconds_max,
         "grpc.max_connection_idle_ms": settings.connection_idle_seconds_max,
         "grpc.max_connection_age_ms": settings.connection_age_seconds_max,
-        # No call takes longer than a stream may.
+        # No call lasts longer than a stream.
         "grpc.max_connection_age_grace_ms": settings.stream_seconds_max,
         "grpc.keepalive_time_ms": settings.keepalive_seconds,
         "grpc.keepalive_timeout_ms": settings.keepalive_timeout_seconds,
         "grpc.http2.ping_timeout_ms": settings.keepalive_timeout_seconds,
     }
-    # One that has no call is asked too.
+    # Also pings a connection without a call.
     return [("grpc.keepalive_permit_without_calls", 1), *((name, round(1000 * each)) for name, each in seconds.items())]
 
 

@@ -32,7 +32,7 @@ from server.usecases.verification import Verification
 
 
 def system_clock() -> Instant:
-    """The time of this machine."""
+    """The time of this machine, in microseconds since 1970."""
     return time.time_ns() // 1000
 
 
@@ -68,11 +68,11 @@ async def open_book(
     stopwatch: Stopwatch = boot_stopwatch,
     while_migrating: Callable[[], AbstractAsyncContextManager[None]] = nullcontext,
 ) -> AsyncIterator[Book]:
-    """Opens the ledger in a database, which is created and migrated if need be.
+    """Opens the ledger in a database, and creates or migrates the schema first if necessary.
 
-    With a `clock_skew_max` nothing is posted while the clock is further than that from what
-    the database and the stopwatch say; without, the clock is taken as it is. A migration, and
-    the wait for another process's, is done within `while_migrating`. Raises SchemaTooNew and
+    With `clock_skew_max`, nothing is posted while the clock deviates by more than that from
+    its reference; see server/store/posting_clock.py. A migration, and the wait for the
+    migration of another process, runs within `while_migrating`. Raises SchemaTooNew and
     ServiceUnavailable.
     """
     database = Database(database_url, limits, replica_url)
@@ -112,7 +112,7 @@ async def open_book(
 
 
 def database_limits(settings: Settings) -> DatabaseLimits:
-    """What the settings say of the database."""
+    """The settings of the database."""
     return DatabaseLimits(
         connections=settings.database_pool_size,
         wait_seconds=settings.database_pool_wait_seconds,
@@ -127,7 +127,7 @@ def database_limits(settings: Settings) -> DatabaseLimits:
 
 
 async def check_demo(book: Book, host: str) -> None:
-    """Raises CannotStart for demo data at an address that others can reach."""
+    """Raises CannotStart if the book holds demo data and `host` is not a loopback address."""
     if await book.credentials.has_demo_tenant() and not is_loopback(host):
         raise CannotStart(
             f"the database holds demo data, whose keys everybody knows: it is not served on {host}, only on loopback"

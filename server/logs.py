@@ -1,8 +1,8 @@
-"""Logs: one line for each thing that happened, to stderr; for people, or as JSON.
+"""Logs: one line per event to stderr, for people or as JSON.
 
-What libraries log through the standard library comes out in the same format, warnings and
-worse only: at their lower levels they tell statements with their values. Every line passes
-`hide_secrets`, whether a library wrote it or Daybook.
+Records that libraries log through the standard library get the same format, but only from
+level warning on: below it they log statements with their values. Every line, of Daybook and
+of libraries, passes `hide_secrets`.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ _UNSAFE = re.compile(r"[^!-~]")
 _FILE = re.compile(r'File "([^"\n]+)"')
 _HIDDEN = "[hidden]"
 _SECRETS = (
-    # Bytes, as Python prints them: what came over the wire, a secret perhaps cut in pieces by escapes.
+    # The repr of bytes: input from the wire, in which escapes may split a secret.
     (re.compile(r"""\bb'(?:[^'\\]|\\.)*'|\bb"(?:[^"\\]|\\.)*\""""), _HIDDEN),
     (re.compile(r"\b(bearer|basic|digest)\s+[^\s\"',;]+", re.IGNORECASE), rf"\1 {_HIDDEN}"),
     (
         re.compile(r"\b(authorization|x-api-key|\w*password)([\"']?\s*[=:]\s*)[^\s,;&]+", re.IGNORECASE),
         rf"\1\2{_HIDDEN}",
     ),
-    # User and password of a URL.
+    # User and password in a URL.
     (re.compile(r"(://)[^\s\"']*@"), rf"\1{_HIDDEN}@"),
-    # Secrets of keys, page tokens and segments of access tokens: base64url, or hexadecimal digits.
+    # Secrets of API keys, page tokens and segments of access tokens: base64url or hexadecimal.
     (re.compile(r"(?<![\w-])(?=[\w-]*[A-Z])[A-Za-z0-9_-]{40,}|\b[0-9a-f]{64}\b"), _HIDDEN),
 )
 
 
 def configure_logs(settings: Settings) -> None:
-    """Sends the logs of this process to stderr."""
+    """Configures the logs of this process."""
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         add_call_ids,
@@ -68,7 +68,7 @@ def configure_logs(settings: Settings) -> None:
 
 
 def _renderers(settings: Settings) -> list[Processor]:
-    # Plain tracebacks: decorated ones take seconds, and show local variables.
+    # Plain tracebacks: rich ones take seconds to render and show local variables.
     plain: list[Processor] = [structlog.processors.format_exc_info, hide_folders, hide_secrets]
     if settings.log_format == "json":
         return [*plain, structlog.processors.JSONRenderer(default=repr)]
@@ -77,16 +77,16 @@ def _renderers(settings: Settings) -> list[Processor]:
 
 
 def hide_folders(_logger: WrappedLogger, _method: str, line: EventDict) -> EventDict:
-    """Leaves of the files in a traceback their names below where they are installed, not where that is."""
+    """Shortens the paths in a traceback to their part below the installation folder."""
     if isinstance(text := line.get("exception"), str):
         line["exception"] = _FILE.sub(lambda match: f'File "{_below(match[1])}"', text)
     return line
 
 
 def hide_secrets(_logger: WrappedLogger, _method: str, line: EventDict) -> EventDict:
-    """Hides credentials, passwords and page tokens in all of a line.
+    """Replaces credentials, passwords and page tokens in all values of a line.
 
-    No code of Daybook logs any. A library may, in an error about what it was given.
+    Daybook's own code logs none. A library may, in an error message about its input.
     """
     for name, value in line.items():
         line[name] = _hidden_in(value)
@@ -107,23 +107,23 @@ def _hidden_in(value: object) -> object:
 
 
 def without_secrets(text: str) -> str:
-    """A text with `[hidden]` in the place of what looks like a secret."""
+    """The text with `[hidden]` in place of everything that resembles a secret."""
     for pattern, replacement in _SECRETS:
         text = pattern.sub(replacement, text)
     return text
 
 
 def is_not_about_a_header(record: logging.LogRecord) -> bool:
-    """Whether a record is anything but gRPC's traceback for metadata that is not UTF-8.
+    """False for gRPC's traceback about metadata that is not UTF-8; True for every other record.
 
-    Any client can cause it, without a credential and with every call. The call is answered
-    all the same, and has its own line where calls are logged.
+    Any client can cause that traceback with every call, without a credential. The call is
+    answered nevertheless, and has its own line if calls are logged.
     """
     return not (record.name.startswith("grpc") and str(record.msg).startswith("Invalid encoding on"))
 
 
 def _below(file: str) -> str:
-    # The longest that fits: packages lie below Python's own folder.
+    # The longest match, because the folder of packages is below Python's own.
     fitting = max((folder for folder in sys.path if folder and file.startswith(f"{folder}/")), key=len, default="")
     return file.removeprefix(f"{fitting}/") if fitting else file.rpartition("/")[2]
 
@@ -131,17 +131,17 @@ def _below(file: str) -> str:
 def _trace_ids(settings: Settings) -> list[Processor]:
     if settings.otlp_endpoint is None:
         return []
-    # Loaded only where there are traces.
+    # Loaded only if traces are exported.
     from server.tracing import add_trace_ids  # noqa: PLC0415
 
     return [add_trace_ids]
 
 
 def add_call_ids(_logger: WrappedLogger, _method: str, line: EventDict) -> EventDict:
-    """Adds what tells which request a line belongs to: its x-request-id, and the trace that the caller named.
+    """Adds the x-request-id and the trace id of the request that a line belongs to.
 
-    Asked for each line that is written and not for each call, most of which write none. The
-    values are the caller's, so they are cut and have no blanks or control characters.
+    Reads them when a line is written, because most calls write none. The caller chooses the
+    values, so they are truncated, and blanks and control characters are replaced.
     """
     for name, value in call_metadata.get():
         if not isinstance(value, str):

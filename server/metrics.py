@@ -1,7 +1,7 @@
-"""What Prometheus is told of a server process, on a port of its own.
+"""Prometheus metrics of one server process, on a separate port.
 
-Labels have few values, all known beforehand: methods and reasons come from the contracts,
-never from a caller; no tenant, account or key is in any.
+Labels have few values, all from the contracts: methods, statuses and reasons. No label holds
+a tenant, an account, a key or any other input of a caller.
 """
 
 from __future__ import annotations
@@ -37,14 +37,15 @@ from server.usecases.expirations import Expirations
 log = structlog.get_logger(__name__)
 
 DURATIONS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
-"""Bounds of buckets, in seconds."""
+"""Histogram buckets of durations, in seconds."""
 GROUP_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
+"""Histogram buckets of calls per group commit."""
 SCRAPE_SECONDS_MAX = 5.0
-"""How long a scrape may take, from its connection to the last byte of its page."""
+"""Longest duration of a scrape, from its connection to the last byte, in seconds."""
 SCRAPERS_MAX = 64
-"""How many connections of scrapers are open at most."""
+"""Most open connections of scrapers. At the limit the oldest is closed."""
 POLL_SECONDS = 0.1
-"""How soon the end of the server, or of a scraper's time, is noticed."""
+"""Time between two checks for the end of the server and for scrapes that take too long, in seconds."""
 
 
 class Metrics:
@@ -58,7 +59,7 @@ class Metrics:
         expirations: Expirations,
         posting_clock: PostingClock | None = None,
     ) -> None:
-        # When a series began, which would double their number.
+        # The `_created` series would double the number of series.
         prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
@@ -66,23 +67,23 @@ class Metrics:
         self.registry.register(_State(poster, database, credentials, expirations, posting_clock))
         self._calls = Histogram(
             "daybook_rpc_duration_seconds",
-            "How long calls took, by method and status.",
+            "Duration of calls, by method and status.",
             ("method", "code"),
             registry=self.registry,
             buckets=DURATIONS,
         )
         self._refusals = Counter(
-            "daybook_rpc_refusals", "Calls that were refused or failed, by reason.", ("reason",), registry=self.registry
+            "daybook_rpc_refusals", "Refused and failed calls, by reason.", ("reason",), registry=self.registry
         )
         self.poster = _PosterMetrics(self.registry)
 
     def show(self, admissions: Admissions) -> None:
-        """Shows how many calls are under way, too."""
+        """Adds the metrics of admission."""
         self.registry.register(_UnderWay(admissions))
 
     def of_method(self, method: str) -> Measure:
-        """Counts the calls of a method."""
-        # To look a series up costs as much as to count in it, so the usual one is looked up once.
+        """Measures the calls of a method."""
+        # Looking a series up costs as much as an observation, so the series of OK is looked up once.
         observe_ok = self._calls.labels(method, grpc.StatusCode.OK.name).observe
 
         def measure(code: grpc.StatusCode, reason: str, seconds: float) -> None:
@@ -97,7 +98,7 @@ class Metrics:
 
     @contextmanager
     def served(self, host: str, port: int) -> Iterator[int]:
-        """Answers scrapers beside the loop until the end of the block; gives the port. Raises OSError."""
+        """Serves the metrics page in a thread until the end of the block, and yields the port. Raises OSError."""
         server = _Server(host, port)
         server.set_app(make_wsgi_app(self.registry))
         thread = threading.Thread(target=server.serve_forever, args=(POLL_SECONDS,), name="metrics", daemon=True)
@@ -112,21 +113,21 @@ class Metrics:
 class _PosterMetrics(PosterObserver):
     def __init__(self, registry: CollectorRegistry) -> None:
         self._refused = Counter(
-            "daybook_poster_refused_calls", "Calls refused because the line was full.", registry=registry
+            "daybook_poster_refused_calls", "Calls refused because the posting queue was full.", registry=registry
         )
         self._sizes = Histogram(
             "daybook_poster_group_calls",
-            "How many calls were posted with one commit.",
+            "Calls per group commit.",
             registry=registry,
             buckets=GROUP_SIZES,
         )
         self._durations = Histogram(
             "daybook_poster_group_duration_seconds",
-            "How long a group took, from its wait for a connection to its commit.",
+            "Duration of a group commit, with its wait for a connection.",
             registry=registry,
             buckets=DURATIONS,
         )
-        self._failed = Counter("daybook_poster_failed_groups", "Groups that could not be committed.", registry=registry)
+        self._failed = Counter("daybook_poster_failed_groups", "Group commits that failed.", registry=registry)
 
     def refused(self) -> None:
         self._refused.inc()
@@ -144,7 +145,7 @@ class _PosterMetrics(PosterObserver):
 
 
 class _State(Collector):
-    """Reads, when it is asked, what the parts of the server know anyway."""
+    """Reads the state of the server's parts at each scrape."""
 
     def __init__(
         self,
@@ -164,25 +165,27 @@ class _State(Collector):
         running = GaugeMetricFamily("daybook_info", "Always 1; the label is the version that runs.", labels=["version"])
         running.add_metric([version("daybook")], 1)
         yield running
-        yield _gauge("daybook_poster_line_calls", "Calls that wait to be posted.", self._poster.queue_length)
-        yield _gauge("daybook_poster_line_limit_calls", "How many calls may wait to be posted.", QUEUE_LENGTH_MAX)
+        yield _gauge("daybook_poster_line_calls", "Length of the posting queue, in calls.", self._poster.queue_length)
+        yield _gauge(
+            "daybook_poster_line_limit_calls", "Largest length of the posting queue, in calls.", QUEUE_LENGTH_MAX
+        )
         yield from self._pools()
         yield CounterMetricFamily(
             "daybook_database_conflicts",
-            "How often work was done again because another writer was in the way.",
+            "Database transactions repeated after a conflict with another writer.",
             self._database.conflict_count,
         )
         yield from self._replica()
         yield CounterMetricFamily(
             "daybook_api_key_lookups",
-            "API keys looked up in the database, because they were not remembered.",
+            "API keys looked up in the database because they were not cached.",
             self._credentials.lookup_count,
         )
         yield CounterMetricFamily(
             "daybook_expired_lots", "Lots whose expiration was posted by a sweep.", self._expirations.lot_count
         )
         last_sweep = GaugeMetricFamily(
-            "daybook_last_sweep_timestamp_seconds", "When the last sweep for expired lots began that came to its end."
+            "daybook_last_sweep_timestamp_seconds", "Start of the last completed sweep for expired lots."
         )
         if self._expirations.last_sweep is not None:
             last_sweep.add_metric([], self._expirations.last_sweep / SECOND)
@@ -191,13 +194,14 @@ class _State(Collector):
 
     def _times(self) -> Iterator[Metric]:
         skew = GaugeMetricFamily(
-            "daybook_clock_skew_seconds", "How far this machine's clock is ahead of its reference; below 0 if behind."
+            "daybook_clock_skew_seconds",
+            "Difference between this machine's clock and its reference; negative if behind.",
         )
         if self._posting_clock is not None:
             skew.add_metric([], self._posting_clock.skew / SECOND)
         newest = GaugeMetricFamily(
             "daybook_newest_create_time_timestamp_seconds",
-            "The newest create_time that an account had when it was posted to.",
+            "Newest create_time of an account at a posting to it.",
         )
         if self._poster.newest_create_time > EARLIEST:
             newest.add_metric([], self._poster.newest_create_time / SECOND)
@@ -205,11 +209,11 @@ class _State(Collector):
 
     def _replica(self) -> Iterator[Metric]:
         reads = CounterMetricFamily(
-            "daybook_database_list_reads", "Reads of lists, where a replica is set, by who served them.", labels=["by"]
+            "daybook_database_list_reads",
+            "Reads of lists with a replica configured, by the server that answered.",
+            labels=["by"],
         )
-        lag = GaugeMetricFamily(
-            "daybook_database_replica_lag_seconds", "How long ago the primary had what the replica has."
-        )
+        lag = GaugeMetricFamily("daybook_database_replica_lag_seconds", "Replication lag of the replica.")
         replica = self._database.replica
         if replica is not None:
             for by in ("replica", "primary"):
@@ -220,11 +224,13 @@ class _State(Collector):
 
     def _pools(self) -> Iterator[Metric]:
         limit = GaugeMetricFamily(
-            "daybook_database_connections_limit", "How many connections a pool may have.", labels=["pool"]
+            "daybook_database_connections_limit", "Largest number of connections of a pool.", labels=["pool"]
         )
-        in_use = GaugeMetricFamily("daybook_database_connections_in_use", "Connections at work.", labels=["pool"])
+        in_use = GaugeMetricFamily(
+            "daybook_database_connections_in_use", "Connections that are checked out.", labels=["pool"]
+        )
         waiting = GaugeMetricFamily(
-            "daybook_database_connections_waiting", "Who waits for a connection.", labels=["pool"]
+            "daybook_database_connections_waiting", "Waiters for a connection.", labels=["pool"]
         )
         for pool, use in self._database.pools.items():
             limit.add_metric([pool], use.size)
@@ -234,25 +240,23 @@ class _State(Collector):
 
 
 class _UnderWay(Collector):
-    """Reads how many calls are under way."""
+    """Reads the state of admission at each scrape."""
 
     def __init__(self, admissions: Admissions) -> None:
         self._admissions = admissions
 
     def collect(self) -> Iterator[Metric]:
-        under_way = GaugeMetricFamily("daybook_rpc_under_way_calls", "Calls under way.", labels=["kind"])
-        limit = GaugeMetricFamily(
-            "daybook_rpc_under_way_limit_calls", "How many calls may be under way.", labels=["kind"]
-        )
+        under_way = GaugeMetricFamily("daybook_rpc_under_way_calls", "Running calls.", labels=["kind"])
+        limit = GaugeMetricFamily("daybook_rpc_under_way_limit_calls", "Most running calls.", labels=["kind"])
         refused = CounterMetricFamily(
-            "daybook_rpc_not_admitted_calls", "Calls refused because too many were under way.", labels=["kind"]
+            "daybook_rpc_not_admitted_calls", "Calls refused because too many were running.", labels=["kind"]
         )
         for kind, admission in (("call", self._admissions.calls), ("stream", self._admissions.streams)):
             under_way.add_metric([kind], admission.under_way)
             limit.add_metric([kind], admission.places)
             refused.add_metric([kind], admission.refused)
         yield from (under_way, limit, refused)
-        yield _gauge("daybook_rpc_waiting_calls", "Calls that wait for a place.", self._admissions.calls.waiting)
+        yield _gauge("daybook_rpc_waiting_calls", "Calls that wait for admission.", self._admissions.calls.waiting)
 
 
 def _gauge(name: str, documentation: str, value: float) -> Metric:
@@ -260,9 +264,9 @@ def _gauge(name: str, documentation: str, value: float) -> Metric:
 
 
 class _Server(socketserver.ThreadingMixIn, WSGIServer):
-    """Answers each scraper in a thread, within SCRAPE_SECONDS_MAX; of too many it drops the oldest.
+    """Serves each scraper in a thread, within SCRAPE_SECONDS_MAX, and closes the oldest of too many.
 
-    The standard library bounds the request: 64 KiB for a line, a hundred headers.
+    The standard library bounds the request: 64 KiB per line, 100 headers.
     """
 
     daemon_threads = True
@@ -271,13 +275,13 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
 
     def __init__(self, host: str, port: int) -> None:
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        # Connections by age, each with the moment at which its time is over.
+        # Connections, oldest first, with their deadlines.
         self._ends: dict[socket.socket, float] = {}
         self._lock = threading.Lock()
         super().__init__((host, port), _Handler)
 
     def server_bind(self) -> None:
-        # Without the parent's search for the name of the host, which may ask the network.
+        # Skips the reverse DNS query of HTTPServer.
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
         self.setup_environ()
@@ -291,7 +295,7 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
         super().process_request(request, client_address)
 
     def service_actions(self) -> None:
-        """Called many times a second: ends the connections whose time is over."""
+        """Called every POLL_SECONDS: closes the connections past their deadline."""
         self._cut_off_until(time.monotonic())
 
     def shutdown_request(self, request: Any) -> None:
@@ -301,12 +305,12 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
             super().shutdown_request(request)
 
     def server_close(self) -> None:
-        """Ends every connection with the port."""
+        """Closes the port and every connection."""
         super().server_close()
         self._cut_off_until(math.inf)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Called for what a thread raises: a scraper that has gone away is not worth a line."""
+        """Called for an exception in a thread. A scraper that disconnected isn't logged."""
         if not isinstance(sys.exception(), OSError):
             log.error("scrape failed", exc_info=sys.exception())
 
@@ -317,11 +321,11 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
 
 
 def _cut_off(connection: socket.socket) -> None:
-    """Ends what a thread reads or writes; the thread then closes the connection."""
+    """Ends the reads and writes of a thread, which then closes the connection."""
     with suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)
 
 
 class _Handler(WSGIRequestHandler):
     def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002  # its name is the library's
-        """Scrapes are not worth a line."""
+        """Scrapes aren't logged."""

@@ -1,9 +1,9 @@
-"""Runs several server processes side by side: starts them, starts again what ends, and stops them together.
+"""Runs several server processes: starts them, restarts those that end, and stops them together.
 
-Direct callers share one port, which the kernel spreads over the workers (SO_REUSEPORT),
-connection by connection. The gateway keeps one connection per address and thread, so each
-worker also listens on a port of its own. Each is the program started afresh, because gRPC
-must not be forked once it runs.
+Direct callers use one shared port, whose connections the kernel distributes over the workers
+(SO_REUSEPORT). The gateway keeps one connection per address and thread, so each worker also
+listens on a private port. A worker is a new process of the program, not a fork, because gRPC
+doesn't survive a fork.
 """
 
 from __future__ import annotations
@@ -26,23 +26,24 @@ from server.transport.addresses import AddressUnusable, bound
 
 log = structlog.get_logger(__name__)
 
-# Safe of a `server` that happens to be in the current folder.
+# `-P`: a local `server/` must not shadow the package.
 PROGRAM = (sys.executable, "-P", "-m", "server.cli", "worker")
 STEADY_SECONDS = 10.0
-"""A worker that ends sooner did not start well."""
+"""A worker that ends within this time failed to start, in seconds."""
 FAILURES_MAX = 5
-"""How often in a row a worker may not start well."""
+"""Consecutive failed starts of a worker after which the supervisor gives up."""
 PAUSE_SECONDS_MIN = 0.1
 PAUSE_SECONDS_MAX = 5.0
+"""Shortest and longest pause before a restart, in seconds; it doubles with each restart."""
 STOP_SECONDS_MAX = 10.0
-"""How long a worker may take to end after its calls have ended."""
+"""Time that a worker gets to end after its grace period, in seconds. Then it is killed."""
 
 
 class Workers:
-    """Processes that are kept running."""
+    """The worker processes, each restarted when it ends."""
 
     def __init__(self, settings: Settings, environment: Mapping[str, str], program: Sequence[str] = PROGRAM) -> None:
-        """Each runs the program with its number behind it, and gets its settings from the environment."""
+        """A worker runs `program` with its number as the last argument, and gets its settings from `environment`."""
         self._settings = settings
         self._environment = environment
         self._program = program
@@ -51,22 +52,22 @@ class Workers:
         self._lifeline = contextlib.ExitStack()
 
     def start(self) -> None:
-        """Starts all of them."""
-        # All have the end that is read as their standard input. The other is only in this
-        # process, and closed with it, however it ends: see end_with_supervisor.
+        """Starts all workers."""
+        # A pipe whose read end is the standard input of every worker. Only this process has the
+        # write end, which the kernel closes however this process ends: see end_with_supervisor.
         self._lifeline_end, held = os.pipe()
         for end in (self._lifeline_end, held):
             self._lifeline.callback(os.close, end)
         self._keepers = [asyncio.create_task(self._keep(number)) for number in range(self._settings.workers)]
 
     async def failed(self) -> None:
-        """Raises CannotStart when a worker ends at its start again and again; never returns."""
+        """Waits, without end, until a worker fails to start FAILURES_MAX times in a row. Raises CannotStart."""
         done, _ = await asyncio.wait(self._keepers, return_when=asyncio.FIRST_COMPLETED)
         for keeper in done:
             keeper.result()
 
     async def stop(self) -> None:
-        """Lets each finish its calls and end; ends what takes longer than it may."""
+        """Stops all workers gracefully, and kills those that exceed the grace period."""
         for keeper in self._keepers:
             keeper.cancel()
         await asyncio.gather(*self._keepers, return_exceptions=True)
@@ -77,14 +78,14 @@ class Workers:
             async with asyncio.timeout(self._settings.shutdown_grace_seconds + STOP_SECONDS_MAX):
                 await asyncio.gather(*(process.wait() for process in running))
         except TimeoutError:
-            log.warning("workers ended by force")
+            log.warning("workers killed")
         finally:
             for process in running:
                 _send(process, signal.SIGKILL)
             self._lifeline.close()
 
     async def _keep(self, number: int) -> None:
-        """Runs a worker for ever. Raises CannotStart if that is hopeless."""
+        """Runs a worker, and restarts it when it ends. Raises CannotStart after FAILURES_MAX failed starts."""
         loop = asyncio.get_running_loop()
         failures, pause = 0, PAUSE_SECONDS_MIN
         while True:
@@ -94,8 +95,8 @@ class Workers:
             is_steady = loop.time() - started >= STEADY_SECONDS
             if is_steady:
                 pause = PAUSE_SECONDS_MIN
-            # The database may come back. One that a later version has migrated stops no other worker:
-            # those that run go on, as far as the schema lets them.
+            # The database may come back. If a later version migrated it, this worker can't restart,
+            # but the others go on as far as the schema allows.
             if is_steady or code in (os.EX_TEMPFAIL, os.EX_PROTOCOL):
                 failures = 0
             else:
@@ -115,20 +116,20 @@ class Workers:
             str(number),
             env=self._environment,
             stdin=self._lifeline_end,
-            # Ctrl-C must reach only this process, which stops them.
+            # Ctrl-C reaches only this process, which stops the workers.
             start_new_session=True,
         )
 
 
 @asynccontextmanager
 async def supervising(settings: Settings, flags: Mapping[str, object]) -> AsyncIterator[Workers]:
-    """Serves with as many processes as the settings say, until the end of the block.
+    """Serves with the number of processes of the settings until the end of the block.
 
-    They get this process's environment, and the flags that it was given. Raises
-    CannotStart if one of their ports is taken.
+    They inherit this process's environment and flags. Raises CannotStart if one of their
+    ports is taken.
     """
     with contextlib.ExitStack() as held:
-        # Bound for as long as this runs: nobody else gets a port while its worker is started again.
+        # Bound until the end, so that no other program takes the port of a worker that restarts.
         port, *_ = [
             held.enter_context(_held_port(settings.host, each)) for each in (settings.port, *settings.worker_ports)
         ]
@@ -142,9 +143,9 @@ async def supervising(settings: Settings, flags: Mapping[str, object]) -> AsyncI
 
 
 def end_with_supervisor() -> None:
-    """From now on, this worker stops as on SIGTERM when its supervisor is gone, even by a kill -9.
+    """Sends this worker SIGTERM when its supervisor ends, even by SIGKILL.
 
-    Its standard input is a pipe, whose other end the kernel closes with the supervisor.
+    Its standard input is a pipe whose other end the kernel closes with the supervisor.
     """
 
     def wait() -> None:
@@ -161,10 +162,10 @@ def _environment(flags: Mapping[str, object]) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _held_port(host: str, port: int) -> Iterator[int]:
-    """A port that workers can share and nobody else can take; a free one for 0."""
+    """Binds a port that workers can share and no other program can take; 0 binds a free port."""
     try:
         with bound(host, port) as held:
-            # Only now: a port that others share already is taken.
+            # Set after binding: a port that another program shares must count as taken.
             held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             yield held.getsockname()[1]
     except AddressUnusable as error:
