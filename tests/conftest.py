@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import uuid
@@ -26,6 +27,11 @@ from tests.support.sharding_monitor import Statements, monitor
 # A busy machine must not fail a test: no deadline.
 settings.register_profile("daybook", deadline=None)
 settings.load_profile("daybook")
+
+# Files of tests are on a memory file system where one has room: no test is about a disk that is slow to commit.
+MEMORY, MEMORY_BYTES_MIN = Path("/dev/shm"), 4 << 30  # noqa: S108  # pytest makes a folder of its own in it
+if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free >= MEMORY_BYTES_MIN:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 _statements = Statements()
 monitor(_statements)

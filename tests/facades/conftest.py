@@ -14,7 +14,7 @@ import grpc
 import pytest
 
 from tests.support.callers import NativeCaller
-from tests.support.demo import printed
+from tests.support.demo import create_key, create_tenant
 from tests.support.gateways import CONDITIONS, OriginIn
 from tests.support.http import send
 from tests.support.native_methods import World
@@ -101,8 +101,12 @@ def rest(gateway: Daybook) -> Rest:
 
 @pytest.fixture(scope="module")
 def world(gateway: Daybook, channel: grpc.Channel) -> World:
-    """A tenant that only this module uses, with a key of scope `admin`."""
+    """A tenant of the module's own with two keys, one of scope `admin`, and two accounts."""
     slug = f"fields-{uuid.uuid4()}"
-    printed(gateway, "tenants", "create", slug)
-    key = printed(gateway, "keys", "create", "--tenant", slug, "--scope", "admin")
-    return World(gateway.origin, key, channel)
+    create_tenant(gateway, slug)
+    key = create_key(gateway, slug, "--scope", "admin")
+    create_key(gateway, slug)
+    world = World(gateway.origin, key, channel)
+    for account_id in ("first", "second"):
+        world.grpc("CreateAccount", {"account": {"kind": "USER"}, "accountId": account_id})
+    return world

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 
-from tests.support.demo import printed
+from tests.support.demo import create_key, create_tenant
 from tests.support.http import Json, send
 from tests.support.processes import Daybook, wait_until
 
@@ -13,8 +13,8 @@ from tests.support.processes import Daybook, wait_until
 def test_keys_over_rest(gateway: Daybook) -> None:
     """A key that an administrator makes over REST opens a documented API, until it is rotated and then revoked."""
     slug = f"keys-{uuid.uuid4()}"
-    uid = printed(gateway, "tenants", "create", slug)
-    admin = printed(gateway, "keys", "create", "--tenant", slug, "--scope", "admin")
+    uid = create_tenant(gateway, slug)
+    admin = create_key(gateway, slug, "--scope", "admin")
 
     def call(method: str, target: str, body: object = None) -> dict[str, Json]:
         content = b"" if body is None else json.dumps(body).encode()

@@ -1,4 +1,4 @@
-"""IPv6: `serve` and `up` listen on `::1` and on `::`, which is every address of IPv4 too, and say how to reach them."""
+"""IPv6: `serve` and `up` listen on `::1` and on `::`, which covers IPv4, and print addresses in brackets."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Protocol
 
 import pytest
 
+from tests.support.command_line import invoke
 from tests.support.http import send
 from tests.support.processes import (
     SECONDS_MAX,
@@ -29,7 +30,7 @@ PAGE = "/api/billing/accounts/example/transactions?page_size=1"
 
 
 def has_ipv6() -> bool:
-    """Whether this machine has the loopback address of IPv6, which a container may lack."""
+    """Whether this machine has the loopback address of IPv6; a container may not."""
     try:
         with socket.socket(socket.AF_INET6) as probe:
             probe.bind(("::1", 0))
@@ -45,12 +46,12 @@ class Start(Protocol):
     """Starts a `daybook` command in a folder of its own."""
 
     def __call__(self, *arguments: str, ports: Ports) -> Daybook:
-        """Starts it; it ends with the test."""
+        """Starts it; it is killed at the end of the test."""
 
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Starts commands; kills what a failed test leaves."""
+    """Starts commands; kills those that a failed test leaves."""
     started: list[Daybook] = []
 
     def start(*arguments: str, ports: Ports) -> Daybook:
@@ -63,7 +64,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 def connects(host: str, port: int) -> bool:
-    """Whether somebody listens there."""
+    """Whether a connection to this address is accepted."""
     try:
         socket.create_connection((host, port), SECONDS_MAX).close()
     except OSError:
@@ -71,10 +72,12 @@ def connects(host: str, port: int) -> bool:
     return True
 
 
-@pytest.mark.parametrize(("host", "reached"), [("::1", {"::1"}), ("[::1]", {"::1"}), ("::", {"::1", "127.0.0.1"})])
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(
+    ("host", "reached", "workers"),
+    [("::1", {"::1"}, 1), ("[::1]", {"::1"}, 2), ("::", {"::1", "127.0.0.1"}, 1), ("::", {"::1", "127.0.0.1"}, 2)],
+)
 def test_serve(start: Start, tmp_path: Path, host: str, reached: set[str], workers: int) -> None:
-    """The server listens where it is told, with one process and with several, and `health` finds it there."""
+    """The server listens on its host only, with one process and with two, and `health` reaches it there."""
     ports = Ports.free()
     address = ("--host", host, "--port", str(ports.server))
     daybook = start(
@@ -83,12 +86,9 @@ def test_serve(start: Start, tmp_path: Path, host: str, reached: set[str], worke
         *("--database-url", sqlite_url(tmp_path / "daybook.db")),
         ports=ports,
     )
-
-    def is_healthy() -> bool:
-        assert daybook.process.poll() is None, daybook.stderr
-        return run("health", *address, folder=tmp_path).stdout == "serving\n"
-
-    wait_until(is_healthy, "the server is healthy")
+    daybook.wait_for(" serving ")
+    wait_until(lambda: connects("::1", ports.server), "the server listens")
+    assert invoke("health", *address).stdout == "serving\n"
     assert {each for each in ("::1", "127.0.0.1") if connects(each, ports.server)} == reached
     assert daybook.stop() == 0
 
@@ -98,7 +98,7 @@ def test_serve(start: Start, tmp_path: Path, host: str, reached: set[str], worke
     [("::1", "::1", {"::1"}), ("::", "::", {"::1", "127.0.0.1"}), ("localhost", "localhost", {"127.0.0.1"})],
 )
 def test_up(gateway: Daybook, start: Start, tmp_path: Path, host: str, gateway_host: str, reached: set[str]) -> None:
-    """The gateway listens where it is told, finds the server there, and makes links of what the caller came by."""
+    """The gateway listens on its host only, reaches the server, and makes links with the host of the request."""
     ports = Ports.free()
     copy_database(gateway.folder / "daybook.db", tmp_path / "daybook.db")
     is_demo_refused = host == "::"
@@ -126,7 +126,7 @@ def test_up(gateway: Daybook, start: Start, tmp_path: Path, host: str, gateway_h
 
 
 def test_guide_names_the_address(gateway: Daybook, start: Start, tmp_path: Path) -> None:
-    """What `up --demo` prints is for the address on which the gateway listens."""
+    """The commands that `up --demo` prints have the gateway's address."""
     ports = Ports.free()
     copy_database(gateway.folder / "daybook.db", tmp_path / "daybook.db")
     daybook = start(
@@ -141,18 +141,19 @@ def test_guide_names_the_address(gateway: Daybook, start: Start, tmp_path: Path)
     assert daybook.stop() == 0
 
 
-@pytest.mark.parametrize("command", ["serve", "serve with workers", "up"])
 @pytest.mark.parametrize(
-    ("host", "reason"),
+    ("command", "host", "reason"),
     [
-        ("::1", "the port is taken"),
-        ("no-such-host.invalid", "Name or service not known"),
+        ("serve", "::1", "the port is taken"),
+        ("serve with workers", "::1", "the port is taken"),
+        ("up", "::1", "the port is taken"),
+        ("serve", "no-such-host.invalid", "Name or service not known"),
         # An address for documentation, which no machine has.
-        ("2001:db8::1", "Cannot assign requested address"),
+        ("serve", "2001:db8::1", "Cannot assign requested address"),
     ],
 )
 def test_unusable_address_is_told(tmp_path: Path, command: str, host: str, reason: str) -> None:
-    """What keeps a server from listening is said in one line, with the address as one writes it."""
+    """A server that can't listen prints one line with the reason and the address, IPv6 in brackets."""
     ports = Ports.free()
     flags = ports.flags if command == "up" else ("--port", str(ports.server))
     if "workers" in command:
@@ -161,7 +162,7 @@ def test_unusable_address_is_told(tmp_path: Path, command: str, host: str, reaso
     with socket.create_server(("::1", ports.server), family=socket.AF_INET6):
         result = run(command.split(maxsplit=1)[0], *url, "--host", host, *flags, folder=tmp_path)
     written = f"[{host}]" if ":" in host else host
-    # The log comes first.
+    # Log lines come before it.
     assert result.returncode == 1, result.stderr
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("daybook: ")]
     assert f"{written}:{ports.server}" in line

@@ -14,7 +14,7 @@ from daybook.v1.transaction_pb2 import Booking, EventTicket, Order, Transaction,
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from tests.support.callers import NativeCaller
-from tests.support.demo import DREADNODE, TEABLE, Network, get, make_network, printed
+from tests.support.demo import DREADNODE, TEABLE, Network, create_key, get, make_network
 from tests.support.http import Json, send
 from tests.support.processes import Daybook
 
@@ -181,11 +181,11 @@ def test_spacebring_tells_what_a_company_has_now(network: Network, native: Nativ
 
 def test_nebulablock_hours_of_now(gateway: Daybook, native: NativeCaller) -> None:
     """An id that is no number shows as the account's number; hours begin at the anchor, by New York's clock."""
-    key = printed(gateway, "keys", "create", "--tenant", "demo-nebulablock")
+    key = create_key(gateway, "demo-nebulablock")
     anchor = Timestamp()
     anchor.FromJsonString("2020-01-01T00:17:42Z")
     user = native.create_account(key, Account.USER, hour_anchor=anchor)
-    bound = printed(gateway, "keys", "create", "--tenant", "demo-nebulablock", "--account", user)
+    bound = create_key(gateway, "demo-nebulablock", "--account", user)
     native.post(key, user, Transaction.GRANT, "computing", "5")
     native.post(key, user, Transaction.CHARGE, "computing", "-1")
     charges = [

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from server.ledger import money
 from tests.support.callers import NativeCaller
-from tests.support.demo import DREADNODE, TEABLE, Network, make_network, printed
+from tests.support.demo import DREADNODE, TEABLE, Network, create_key, create_tenant, make_network
 from tests.support.http import send
 from tests.support.processes import ROOT, Daybook
 
@@ -39,7 +39,7 @@ AMOUNTS = {
     "33333333333.333333": "33333333333.333332",
     "999999999999.999999": "1000000000000",
 }
-"""Amounts, and how a number with each of them is printed."""
+"""Amounts, and how a number with each of them is create_key, create_tenant."""
 TOKENS = {
     0: "0",
     999_999_999_999_999: "999999999999999",
@@ -69,7 +69,7 @@ def test_amounts_beyond_it_are_the_nearest_double(amount: int) -> None:
 
 
 def numbers(gateway: Daybook, key: str, target: str, name: str, **headers: str) -> Sequence[str]:
-    """Every number under a name in an answer, as it is printed."""
+    """Every number under a name in an answer, as it is create_key, create_tenant."""
     answer = send(gateway.origin, target, headers={"authorization": f"Bearer {key}", **headers})
     assert answer.status == 200, answer.body
     return re.findall(rf'"{name}":([^,}}]*)', answer.body.decode())
@@ -95,13 +95,13 @@ def test_teable(gateway: Daybook, native: NativeCaller) -> None:
 def test_nebulablock(gateway: Daybook, native: NativeCaller) -> None:
     """What was used in an hour, and what is available."""
     slug = f"numbers-{uuid.uuid4()}"
-    printed(gateway, "tenants", "create", slug)
-    owner = printed(gateway, "keys", "create", "--tenant", slug)
+    create_tenant(gateway, slug)
+    owner = create_key(gateway, slug)
     for amount in ("0.000001", EXACT_MAX, "33333333333.333333"):
         shown = AMOUNTS[amount]
         user = native.create_account(owner)
         native.post(owner, user, Transaction.GRANT, "purchase", amount)
-        key = printed(gateway, "keys", "create", "--tenant", slug, "--account", user)
+        key = create_key(gateway, slug, "--account", user)
         assert numbers(gateway, key, "/users/credits/history", "credit_balance") == [shown]
         native.post(owner, user, Transaction.CHARGE, "computing", f"-{amount}", usage=Usage(model="m"))
         assert numbers(gateway, key, "/users/credits/history", "(?:computing_amount|total)") == [shown, shown]

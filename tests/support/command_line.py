@@ -1,0 +1,28 @@
+"""The `daybook` command in the process of the test: a process of its own would need a second to start."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from server import cli
+from server.cli import options
+
+
+def invoke(*arguments: str, settings: Mapping[str, str] | None = None) -> Result:
+    """Runs a command to its end, with only these settings in the environment. No event loop may be running."""
+    inherited = {name: None for name in os.environ if name.startswith("DAYBOOK_")}
+    with pytest.MonkeyPatch.context() as patch:
+        # Logging is configured once for a process, and pytest has done that.
+        patch.setattr(options, "configure_logs", lambda _settings: None)
+        return CliRunner().invoke(cli.app, arguments, env={**inherited, **(settings or {})})
+
+
+def printed(database_url: str, *arguments: str) -> str:
+    """What a command that succeeds prints on a database, without the last line break."""
+    result = invoke(*arguments, "--database-url", database_url)
+    assert (result.exit_code, result.stderr) == (0, ""), result.output
+    return result.stdout.removesuffix("\n")
