@@ -1,8 +1,8 @@
-"""Calls of gRPC: one at a time to look at the answer, and by the thousand to count."""
+"""gRPC calls: single ones whose answers are read, and many whose answers are counted."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -10,7 +10,6 @@ import grpc
 from daybook.v1.ledger_service_pb2 import ListTransactionsRequest, ListTransactionsResponse
 from google.protobuf.message import Message
 
-from bench.ledger import authorization
 from bench.load import CLIENTS, STREAMS, LoadFailed, framed_size, h2load
 from server.transport.addresses import NO_PROXY
 
@@ -19,14 +18,20 @@ CREATE = "daybook.v1.Ledger/CreateTransaction"
 BATCH_CREATE = "daybook.v1.Ledger/BatchCreateTransactions"
 PAGE_SIZE = 50
 CALL_SECONDS_MAX = 60.0
-# Of the answers that h2load cuts off at its end some bytes were counted already.
+CALLS_AT_ONCE = 16
+# h2load has counted some bytes of answers that it cuts off at its end.
 _CUT_OFF_MAX = CLIENTS * STREAMS
 _MISSING_MAX = 0.01
 
 
+def authorization(key: str) -> dict[str, str]:
+    """The header that carries an API key."""
+    return {"authorization": f"Bearer {key}"}
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A method, what to ask it, and as whom."""
+    """A method, its request and its headers."""
 
     method: str
     requests: tuple[Message, ...]
@@ -40,27 +45,31 @@ class Call:
         return cls(method, requests, {**authorization(key), **more})
 
     def answers(self, port: int) -> list[bytes]:
-        """The messages that the first request is answered with. Raises LoadFailed for a refusal."""
+        """The messages that answer the first request. Raises LoadFailed for a refusal."""
         with grpc.insecure_channel(f"127.0.0.1:{port}", NO_PROXY) as channel:
-            # A method that answers with one message looks no different on the wire.
-            ask: grpc.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(f"/{self.method}")
-            request = self.requests[0].SerializeToString()
-            try:
-                return list(ask(request, metadata=tuple(self.headers.items()), timeout=CALL_SECONDS_MAX))
-            except grpc.RpcError as error:
-                raise LoadFailed(f"{self.method}: {error}") from None
+            return self.answers_on(channel)
+
+    def answers_on(self, channel: grpc.Channel) -> list[bytes]:
+        """The same over a channel that is open."""
+        # On the wire, a method with one answer is the same as one with a stream of them.
+        ask: grpc.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(f"/{self.method}")
+        request = self.requests[0].SerializeToString()
+        try:
+            return list(ask(request, metadata=tuple(self.headers.items()), timeout=CALL_SECONDS_MAX))
+        except grpc.RpcError as error:
+            raise LoadFailed(f"{self.method}: {error}") from None
 
     def rate(self, port: int, seconds: int, *, clients: int = CLIENTS, streams: int = STREAMS) -> float:
-        """How many calls a second are answered, whatever with."""
+        """Calls answered a second, whatever the answers are."""
         load = h2load(port, self.method, self.requests, seconds, headers=self.headers, clients=clients, streams=streams)
         if load.refused or not load.answers:
             raise LoadFailed(f"{load.refused} of {load.answers} calls of {self.method} were refused")
         return load.rate
 
     def rate_of_same(self, port: int, seconds: int, answers: Sequence[bytes], *, clients: int = CLIENTS) -> float:
-        """The same where every call must be answered alike.
+        """Calls answered a second, where every call has the same answer.
 
-        h2load sees no status of gRPC, but a refusal has no body: so the bodies are weighed.
+        h2load doesn't read the gRPC status, but a refusal has no body: so the sizes of bodies are compared.
         """
         load = h2load(port, self.method, self.requests, seconds, headers=self.headers, clients=clients)
         size = sum(framed_size(answer) for answer in answers)
@@ -73,8 +82,17 @@ class Call:
         return load.rate
 
 
+def answer_each(port: int, calls: Iterable[Call]) -> list[bytes]:
+    """The single answer of each call, in order. Raises LoadFailed for a refusal."""
+    with (
+        grpc.insecure_channel(f"127.0.0.1:{port}", NO_PROXY) as channel,
+        ThreadPoolExecutor(CALLS_AT_ONCE) as pool,
+    ):
+        return [answer for (answer,) in pool.map(lambda call: call.answers_on(channel), calls)]
+
+
 def rate_together(ports: Sequence[int], call: Call, seconds: int, answers: Sequence[bytes]) -> float:
-    """How many calls a second several servers answer together, each with its part of the callers."""
+    """Calls answered a second by several servers together, each with its share of the callers."""
     clients = CLIENTS // len(ports)
     with ThreadPoolExecutor(len(ports)) as pool:
         return sum(pool.map(lambda port: call.rate_of_same(port, seconds, answers, clients=clients), ports))
@@ -87,7 +105,7 @@ def list_call(key: str, account_id: str, page_token: str = "", page_size: int = 
 
 
 def read_page(answer: bytes, rows: int = PAGE_SIZE) -> ListTransactionsResponse:
-    """A page of the native list. Raises LoadFailed unless it has so many rows."""
+    """A page of the native list. Raises LoadFailed unless it has that many rows."""
     page = ListTransactionsResponse.FromString(answer)
     if len(page.transactions) != rows:
         raise LoadFailed(f"a page of {len(page.transactions)} transactions and not of {rows}")

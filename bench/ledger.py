@@ -1,100 +1,112 @@
-"""The ledgers that are measured, told to the database as an import of history is."""
+"""The ledgers that are measured. All but the tenants and their first keys is made by calls of the API."""
 
 from __future__ import annotations
 
 import asyncio
 import subprocess
-import sys
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
-from pathlib import Path
+from itertools import chain, islice
+from typing import TypeAlias
 
+import grpc
 from daybook.v1.account_pb2 import Account, Company, User
+from daybook.v1.admin_service_pb2 import (
+    CreateApiKeyRequest,
+    CreateApiKeyResponse,
+    ImportTransactionsRequest,
+    ImportTransactionsResponse,
+)
+from daybook.v1.api_key_pb2 import ApiKey
+from daybook.v1.ledger_service_pb2 import CreateAccountRequest
 from daybook.v1.transaction_pb2 import Booking, Transaction, Usage
+from google.protobuf.timestamp_pb2 import Timestamp
 
+from bench.calls import PAGE_SIZE, Call, answer_each, authorization
 from bench.load import LoadFailed
+from bench.servers import DAYBOOK, Server, daybook
 from server.book import Book, open_book
-from server.ledger.access import ADMIN, Caller, new_api_key
-from server.ledger.accounts import AccountRecord
-from server.ledger.idempotency import Request
-from server.ledger.instants import HOUR, SECOND, Instant, parse
-from server.transport.validation import read_profile, read_transaction
-from server.usecases.imports import HistoryMessage, PastTransaction
-from server.usecases.transactions import NewTransaction
+from server.ledger.access import ADMIN, new_api_key
+from server.transport.addresses import NO_PROXY
 
-DAYBOOK = str(Path(sys.executable).parent / "daybook")
-"""The command of this interpreter's environment."""
 MONTH = "2025-10"
+"""The month of all imported transactions of the pools."""
 ORGANIZATION = "example"
-SPACE = "spcExample"
-USER = "266"
 NETWORK = str(uuid.uuid5(uuid.NAMESPACE_URL, "daybook:bench:network"))
-COMPANY = str(uuid.uuid5(uuid.NAMESPACE_URL, "daybook:bench:company"))
 LOCATION = str(uuid.uuid5(uuid.NAMESPACE_URL, "daybook:bench:location"))
 MEMBERSHIP = str(uuid.uuid5(uuid.NAMESPACE_URL, "daybook:bench:membership"))
 WRITERS = tuple(f"writer-{number}" for number in range(8))
 """Accounts that the figures of writing charge."""
+POOL_ROWS = 2 * PAGE_SIZE + 4
+"""Transactions of each account of a pool: two full pages, with a page token behind the first."""
+ITEMS_PER_MESSAGE = 1000
+IMPORT_SECONDS_MAX = 600.0
+IMPORT = "daybook.v1.Admin/ImportTransactions"
 
-FACADE_ROWS = 2000
-"""How many transactions an account of one facade has: many pages, of which each costs the same."""
-GROUP = 1000
-_START = parse("2025-10-01T00:00:00Z")
+_TENANT = "bench"
+_NETWORK_TENANT = "bench-network"
 _SEEDED = "bench"
+_START = Timestamp()
+_START.FromJsonString("2025-10-01T00:00:00Z")
+_HOUR_SECONDS = 3600
 _WEALTH = "1000000000"
-_NEVER_REPEATED = Request("", b"")
 
-PastEvent = tuple[Instant, str, Transaction]
-"""When, on which account, and what."""
+Item: TypeAlias = ImportTransactionsRequest.Item
+Event: TypeAlias = Callable[[str, int], Transaction]
+"""A transaction, by the id of its account and its number there."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """A database with rows, and keys for it."""
+    """A database with rows, and API keys for it."""
 
     database_url: str
     key: str
-    """Of the tenant, for everything."""
-    user_key: str = ""
-    """Bound to USER; only where there is one."""
+    """Of the tenant, with all scopes."""
     network_key: str = ""
-    """Of the network, for everything; only where there is one."""
+    """Of the network that Spacebring's facade lists, with all scopes. Empty in a seeded ledger."""
+    user_keys: tuple[str, ...] = ()
+    """Each bound to an account of the pool USERS."""
+    pool_size: int = 0
+    """How many accounts each of its pools has."""
 
 
-def authorization(key: str) -> dict[str, str]:
-    """The header that lets a caller in."""
-    return {"authorization": f"Bearer {key}"}
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Accounts of one kind, the most popular first, each with POOL_ROWS transactions of its own."""
+
+    kind: Account.Kind.ValueType
+    account_id: Callable[[int], str]
+    event: Event
+    """A transaction such as the accounts of the pool have."""
+
+    def account_ids(self, size: int) -> list[str]:
+        """The ids of all accounts, by popularity."""
+        return [self.account_id(number) for number in range(size)]
 
 
-def build(database_url: str, rows: int) -> Ledger:
-    """Fills an empty database: an organization with so many transactions, some for each facade, and writers."""
-    return asyncio.run(_build(database_url, rows))
-
-
-async def _build(database_url: str, rows: int) -> Ledger:
-    async with open_book(database_url) as book:
-        tenant = await _create_tenant(book, "bench", str(uuid.uuid5(uuid.NAMESPACE_URL, "daybook:bench")))
-        for account_id, kind in ((ORGANIZATION, Account.ORGANIZATION), (SPACE, Account.SPACE), (USER, Account.USER)):
-            await _create_account(book, tenant, account_id, Account(kind=kind))
-        for account_id in WRITERS:
-            await _create_account(book, tenant, account_id, Account(kind=Account.USER))
-            await _import(book, tenant, [(_START, account_id, _grant())])
-        few = FACADE_ROWS
-        await _import(book, tenant, _history(ORGANIZATION, rows, 60 * SECOND // max(1, rows // 40_000), _inference))
-        # A facade's first page is full even of a short history, and all of it lies in one month.
-        await _import(book, tenant, _history(SPACE, few, 20 * 60 * SECOND, _ai_chat))
-        await _import(book, tenant, _history(USER, few, HOUR // 3, _computing))
-        network = await _create_tenant(book, "bench-network", NETWORK)
-        company = Company(title="Example Company", location=LOCATION)
-        await _create_account(book, network, COMPANY, Account(kind=Account.COMPANY, company=company))
-        await _import(book, network, _history(COMPANY, few, HOUR // 4, _booking))
-        return Ledger(
-            database_url,
-            key=await _create_key(book, tenant),
-            user_key=await _create_key(book, tenant, USER),
-            network_key=await _create_key(book, network),
-        )
+def build(database_url: str, rows: int, pools: Iterable[Pool] = (), pool_size: int = 0) -> Ledger:
+    """Fills an empty database: ORGANIZATION with so many transactions, WRITERS, and pools of accounts."""
+    key, network_key = asyncio.run(_create_tenants(database_url))
+    user_keys: tuple[str, ...] = ()
+    with daybook(database_url) as server:
+        create_accounts(server, key, Account.ORGANIZATION, [ORGANIZATION])
+        create_accounts(server, key, Account.USER, WRITERS)
+        seconds = 60 / max(1, rows // 40_000)
+        grants = chain.from_iterable(_history(each, 1, 0, inference) for each in WRITERS)
+        import_history(server, key, as_messages(_history(ORGANIZATION, rows, seconds, inference)))
+        import_history(server, key, as_messages(grants))
+        for pool in pools:
+            account_ids = pool.account_ids(pool_size)
+            pool_key = network_key if pool is COMPANIES else key
+            create_accounts(server, pool_key, pool.kind, account_ids)
+            # Hours apart: a row of Nebula Block's list is an hour.
+            histories = (_history(each, POOL_ROWS, _HOUR_SECONDS, pool.event) for each in account_ids)
+            import_history(server, pool_key, as_messages(chain.from_iterable(histories)))
+            if pool is USERS:
+                user_keys = _create_keys(server, key, account_ids)
+    return Ledger(database_url, key, network_key, user_keys, pool_size)
 
 
 def seed(database_url: str, rows: int) -> Ledger:
@@ -109,62 +121,96 @@ def seed(database_url: str, rows: int) -> Ledger:
 async def _open_seeded(database_url: str) -> Ledger:
     async with open_book(database_url) as book:
         number = await book.credentials.tenant_number(_SEEDED)
-        assert number is not None, "it was made a moment ago"
-        return Ledger(database_url, key=await _create_key(book, Caller(number, "", "bench")))
+        assert number is not None, "the seed creates it"
+        return Ledger(database_url, key=await _create_tenant_key(book, number))
 
 
-async def _create_tenant(book: Book, slug: str, uid: str) -> Caller:
-    number = await book.credentials.create_tenant(slug=slug, uid=uid, display_name=slug, create_time=book.clock())
-    return Caller(number, uid, "bench", scopes=frozenset({ADMIN}))
+async def _create_tenants(database_url: str) -> tuple[str, str]:
+    """Keys of both tenants."""
+    async with open_book(database_url) as book:
+        keys = []
+        for slug, uid in ((_TENANT, str(uuid.uuid5(uuid.NAMESPACE_URL, "daybook:bench"))), (_NETWORK_TENANT, NETWORK)):
+            number = await book.credentials.create_tenant(
+                slug=slug, uid=uid, display_name=slug, create_time=book.clock()
+            )
+            keys.append(await _create_tenant_key(book, number))
+        return keys[0], keys[1]
 
 
-async def _create_account(book: Book, caller: Caller, account_id: str, account: Account) -> None:
-    record = AccountRecord(
-        id=account_id, kind=account.kind, display_name="", credit_limit=0, profile=read_profile(account)
-    )
-    await book.accounts.create(caller, record, _NEVER_REPEATED, hour_anchor=_START)
-
-
-async def _create_key(book: Book, caller: Caller, account_id: str | None = None) -> str:
+async def _create_tenant_key(book: Book, tenant_number: int) -> str:
     key = new_api_key(book.random_bytes)
     await book.credentials.create_api_key(
         key_id=key.key_id,
         secret_hash=key.secret_hash,
-        tenant_number=caller.tenant_number,
-        account_number=None
-        if account_id is None
-        else await book.account_store.number(caller.tenant_number, account_id),
+        tenant_number=tenant_number,
+        account_number=None,
         create_time=book.clock(),
         scopes=(ADMIN,),
     )
     return key.text
 
 
-async def _import(book: Book, caller: Caller, events: Iterable[PastEvent]) -> None:
-    async def messages() -> AsyncIterator[HistoryMessage]:
-        rest = iter(events)
-        while group := [_past(*event) for event in islice(rest, GROUP)]:
-            yield HistoryMessage(group, byte_count=0)
-
-    await book.imports.import_history(caller, messages())
-
-
-def _past(time: Instant, account_id: str, transaction: Transaction) -> PastTransaction:
-    draft, details = read_transaction(transaction)
-    return PastTransaction(NewTransaction(account_id, draft, details, _NEVER_REPEATED), time)
+def create_accounts(server: Server, key: str, kind: Account.Kind.ValueType, account_ids: Iterable[str]) -> None:
+    """Creates accounts of one kind in the tenant of the key."""
+    company = Company(title="Example Company", location=LOCATION) if kind == Account.COMPANY else None
+    requests = (
+        CreateAccountRequest(account_id=account_id, account=Account(kind=kind, company=company))
+        for account_id in account_ids
+    )
+    answer_each(server.port, (Call.of("daybook.v1.Ledger/CreateAccount", each, key=key) for each in requests))
 
 
-def _history(account_id: str, rows: int, step: Instant, event: Callable[[int], Transaction]) -> Iterator[PastEvent]:
-    """A grant, and then so many transactions that one follows the other in steps."""
+def _create_keys(server: Server, key: str, account_ids: Iterable[str]) -> tuple[str, ...]:
+    requests = (
+        CreateApiKeyRequest(api_key=ApiKey(scopes=["transactions"], account=f"accounts/{account_id}"))
+        for account_id in account_ids
+    )
+    calls = (Call.of("daybook.v1.Admin/CreateApiKey", each, key=key) for each in requests)
+    return tuple(CreateApiKeyResponse.FromString(answer).key_string for answer in answer_each(server.port, calls))
+
+
+def as_messages(items: Iterable[Item]) -> Iterator[ImportTransactionsRequest]:
+    """The items in messages of the size that the server takes at most."""
+    rest = iter(items)
+    while part := list(islice(rest, ITEMS_PER_MESSAGE)):
+        yield ImportTransactionsRequest(items=part)
+
+
+def import_history(server: Server, key: str, messages: Iterable[ImportTransactionsRequest]) -> int:
+    """Makes one ImportTransactions call. Gives how many rows were imported. Raises LoadFailed for a refusal."""
+    with grpc.insecure_channel(f"127.0.0.1:{server.port}", NO_PROXY) as channel:
+        method = channel.stream_unary(
+            f"/{IMPORT}",
+            request_serializer=ImportTransactionsRequest.SerializeToString,
+            response_deserializer=ImportTransactionsResponse.FromString,
+        )
+        try:
+            answer = method(iter(messages), metadata=tuple(authorization(key).items()), timeout=IMPORT_SECONDS_MAX)
+        except grpc.RpcError as error:
+            raise LoadFailed(f"{IMPORT}: {error}") from None
+    return int(answer.imported_count)
+
+
+def item(account_id: str, seconds: float, transaction: Transaction) -> Item:
+    """A transaction of an account, so many seconds after the start of MONTH."""
+    whole = int(seconds)
+    time = Timestamp(seconds=_START.seconds + whole, nanos=round((seconds - whole) * 1_000_000) * 1000)
+    return Item(parent=f"accounts/{account_id}", transaction=transaction, create_time=time)
+
+
+def _history(account_id: str, rows: int, seconds: float, event: Event) -> Iterator[Item]:
+    """A grant and then `rows - 1` transactions, with so many seconds between one and the next."""
     for number in range(rows):
-        yield _START + number * step, account_id, event(number) if number else _grant()
+        yield item(account_id, number * seconds, event(account_id, number) if number else grant())
 
 
-def _grant() -> Transaction:
+def grant() -> Transaction:
+    """More credits than any figure spends."""
     return Transaction(kind=Transaction.GRANT, category="purchase", amount=_WEALTH, description="Top-up")
 
 
-def _inference(number: int) -> Transaction:
+def inference(_account_id: str, number: int) -> Transaction:
+    """A charge that the native list and those of Dreadnode and Paged show."""
     return Transaction(
         kind=Transaction.CHARGE,
         category="inference",
@@ -179,7 +225,7 @@ def _inference(number: int) -> Transaction:
     )
 
 
-def _ai_chat(number: int) -> Transaction:
+def _ai_chat(_account_id: str, number: int) -> Transaction:
     return Transaction(
         kind=Transaction.CHARGE,
         category="ai_chat",
@@ -189,21 +235,32 @@ def _ai_chat(number: int) -> Transaction:
     )
 
 
-def _computing(number: int) -> Transaction:
+def _computing(_account_id: str, number: int) -> Transaction:
     return Transaction(
         kind=Transaction.CHARGE, category="computing", amount=f"-0.{1 + number % 9}", usage=Usage(model="RTX-A6000")
     )
 
 
-def _booking(number: int) -> Transaction:
+def _booking(account_id: str, number: int) -> Transaction:
     member = User(id=str(uuid.uuid5(uuid.NAMESPACE_URL, "daybook:bench:member")), name="Member", membership=MEMBERSHIP)
-    labels: Mapping[str, str] = {"location": LOCATION, "membership": MEMBERSHIP, "company": COMPANY}
     return Transaction(
         kind=Transaction.CHARGE,
         category="booking",
         amount=f"-{1 + number % 4}.5",
         creator=member,
         owner=member,
-        labels=labels,
+        labels={"location": LOCATION, "membership": MEMBERSHIP, "company": account_id},
         booking=Booking(id=f"booking-{number}", resource=Booking.Resource(id="room", title="Small meeting room")),
     )
+
+
+def _company_id(number: int) -> str:
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"daybook:bench:company:{number}"))
+
+
+ORGANIZATIONS = Pool(Account.ORGANIZATION, lambda number: f"organization-{number}", inference)
+SPACES = Pool(Account.SPACE, lambda number: f"spc{number}", _ai_chat)
+# Nebula Block's ids of users are numbers.
+USERS = Pool(Account.USER, lambda number: str(1000 + number), _computing)
+COMPANIES = Pool(Account.COMPANY, _company_id, _booking)
+POOLS = (ORGANIZATIONS, SPACES, USERS, COMPANIES)

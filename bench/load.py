@@ -24,7 +24,7 @@ STREAMS_PACED = 32
 """How many may be under way where calls come at a steady rate: hardly ever so many are."""
 LATE_SECONDS_MAX = 60.0
 """How much longer than it was told a generator may take before it is given up."""
-_GRPC_HEADERS = {"content-type": "application/grpc", "te": "trailers"}
+GRPC_HEADERS = {"content-type": "application/grpc", "te": "trailers"}
 _FRAME = struct.Struct(">BI")
 _SIZES = {"B": 1, "KB": 1024, "MB": 1024**2, "GB": 1024**3}
 
@@ -190,7 +190,7 @@ def _groups(pattern: str, text: str) -> tuple[str, ...]:
 def _h2load_command(
     port: int, method: str, file: Path, seconds: int, headers: Mapping[str, str], clients: int, streams: int
 ) -> list[str]:
-    options = [f"--header={name}: {value}" for name, value in {**_GRPC_HEADERS, **headers}.items()]
+    options = [f"--header={name}: {value}" for name, value in {**GRPC_HEADERS, **headers}.items()]
     return [
         "h2load",
         f"--clients={clients}",

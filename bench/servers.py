@@ -20,9 +20,10 @@ from typing import IO
 
 import psutil
 
-from bench.ledger import DAYBOOK
 from bench.load import LoadFailed
 
+DAYBOOK = str(Path(sys.executable).parent / "daybook")
+"""The command of this interpreter's environment."""
 ROOT = Path(__file__).resolve().parents[1]
 START_SECONDS_MAX = 60.0
 STOP_SECONDS_MAX = 30.0

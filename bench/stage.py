@@ -1,9 +1,9 @@
-"""What the figures of one run share: how long they take, and ledgers that are built once."""
+"""What the figures of one run share: durations, and ledgers that are built once."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,12 +14,17 @@ from typing import Self, TypeVar
 from rich.console import Console
 
 from bench import ledger, servers
-from bench.ledger import Ledger
+from bench.ledger import Ledger, Pool
 from bench.settling import Compared, Rounds, compare
 
 ROWS = 20_000
-"""How many transactions the organization of the usual ledger has."""
+"""Transactions of ORGANIZATION."""
 ROWS_QUICK = 2_000
+POOL_SIZE = 1000
+"""Accounts of each pool."""
+POOL_SIZE_QUICK = 20
+ROWS_IMPORTED = 100_000
+ROWS_IMPORTED_QUICK = 5_000
 ROWS_SMALL = 10_000
 ROWS_LARGE = 10_000_000
 ROWS_LARGE_QUICK = 50_000
@@ -32,12 +37,12 @@ Entered = TypeVar("Entered")
 
 @dataclass
 class Stage:
-    """Where the figures are taken."""
+    """The durations and the ledgers of one run."""
 
     folder: Path
-    """Where databases lie meanwhile."""
+    """For databases, until the run ends."""
     is_quick: bool = False
-    """Whether to look only if everything works: the figures are noise."""
+    """Whether the run only shows that everything works: its figures are noise."""
     rows_large: int = ROWS_LARGE
     console: Console = field(default_factory=lambda: Console(stderr=True, log_path=False))
     _stack: ExitStack = field(default_factory=ExitStack)
@@ -53,7 +58,7 @@ class Stage:
 
     @property
     def seconds(self) -> int:
-        """How long one side is measured at a time. The generators take whole seconds only."""
+        """How long one side is measured at a time. h2load and wrk take whole seconds only."""
         return 1 if self.is_quick else 4
 
     @property
@@ -63,25 +68,35 @@ class Stage:
 
     @property
     def rows(self) -> int:
-        """How many transactions the organization has."""
+        """How many transactions ORGANIZATION has."""
         return ROWS_QUICK if self.is_quick else ROWS
 
     @property
+    def pool_size(self) -> int:
+        """How many accounts each pool has."""
+        return POOL_SIZE_QUICK if self.is_quick else POOL_SIZE
+
+    @property
+    def rows_imported(self) -> int:
+        """How many rows figure 14 imports at a time."""
+        return ROWS_IMPORTED_QUICK if self.is_quick else ROWS_IMPORTED
+
+    @property
     def lists(self) -> int:
-        """How many lists a process has to stand."""
+        """How many lists a process answers while its memory is watched."""
         return LISTS_QUICK if self.is_quick else LISTS
 
     @property
     def depth(self) -> int:
-        """How many rows lie before a page that is deep."""
+        """How many rows precede the deep page."""
         return min(DEPTH, self.rows_large // 2)
 
     def say(self, text: str) -> None:
-        """Tells whoever waits how far it is."""
+        """Reports progress."""
         self.console.log(text, markup=False, highlight=False)
 
     def compare(self, above: Callable[[], float], below: Callable[[], float]) -> Compared:
-        """Both sides in turns, after a turn each that doesn't count."""
+        """Compares both sides, after one turn each that doesn't count."""
         above()
         below()
         compared = compare(above, below, self.rounds)
@@ -90,42 +105,46 @@ class Stage:
 
     @cached_property
     def sqlite(self) -> Ledger:
-        """The usual ledger, in SQLite, with the peer's table."""
-        return self._with_peer(self.fresh_sqlite())
+        """The ledger for reading, in SQLite, with all pools and the peer's table."""
+        return self._for_reading(self.new_sqlite_url(), ledger.POOLS)
 
     @cached_property
     def postgresql(self) -> Ledger:
-        """The usual ledger, in PostgreSQL, with the peer's table."""
+        """The ledger for reading, in PostgreSQL, with the pool of organizations and the peer's table."""
         self.say("starting PostgreSQL")
-        return self._with_peer(ledger.build(self._enter(servers.postgresql()), self.rows))
+        return self._for_reading(self._enter(servers.postgresql()), [ledger.ORGANIZATIONS])
 
     @cached_property
     def large(self) -> Ledger:
-        """The large ledger, in SQLite. It takes minutes."""
+        """The large ledger, in SQLite. Seeding it takes minutes."""
         return self._seeded(self.rows_large)
 
     @cached_property
     def small(self) -> Ledger:
-        """What the large ledger is compared with."""
+        """The ledger that the large one is compared with."""
         return self._seeded(ROWS_SMALL)
 
     def _seeded(self, rows: int) -> Ledger:
         self.say(f"seeding a ledger of {rows:,} transactions")
-        return ledger.seed(self._new_sqlite_url(), rows)
+        return ledger.seed(self.new_sqlite_url(), rows)
 
     def fresh_sqlite(self) -> Ledger:
-        """A ledger of its own, for what writes."""
+        """A new ledger without pools, for a figure that writes."""
         self.say(f"building a ledger of {self.rows:,} transactions")
-        return ledger.build(self._new_sqlite_url(), self.rows)
+        return ledger.build(self.new_sqlite_url(), self.rows)
 
-    def _new_sqlite_url(self) -> str:
+    def new_sqlite_url(self) -> str:
+        """The URL of a database that doesn't exist yet."""
         self._databases += 1
         return f"sqlite+aiosqlite:///{self.folder.resolve()}/ledger-{self._databases}.db"
 
-    def _with_peer(self, built: Ledger) -> Ledger:
+    def _for_reading(self, database_url: str, pools: Sequence[Pool]) -> Ledger:
         # Only here, so that figures without a peer can be taken without its packages.
         from bench import peer  # noqa: PLC0415
 
+        rows = self.rows + len(pools) * self.pool_size * ledger.POOL_ROWS
+        self.say(f"building a ledger of {rows:,} transactions")
+        built = ledger.build(database_url, self.rows, pools, self.pool_size)
         asyncio.run(peer.fill(built.database_url, ledger.ORGANIZATION))
         return built
 

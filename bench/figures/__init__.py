@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from bench.figures import depth, memory, reading, rest, starting, steadiness, workers, writing
+from bench.figures import depth, importing, memory, reading, rest, starting, steadiness, workers, writing
 from bench.report import Finding
 from bench.stage import Stage
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """Something that is measured."""
+    """A measurement with its title in bench/README.md."""
 
     title: str
     measure: Callable[[Stage], list[Finding]]
@@ -32,4 +32,5 @@ FIGURES: Mapping[int, Figure] = {
     11: Figure("p99 to p50 of the list, at half of its peak rate", steadiness.measure),
     12: Figure("Memory of a worker", memory.measure),
     13: Figure("From the start to the first answer", starting.measure),
+    14: Figure("Import of history on SQLite", importing.measure),
 }

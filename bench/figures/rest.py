@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from bench.calls import PAGE_SIZE
-from bench.ledger import ORGANIZATION, Ledger, authorization
+from bench.calls import PAGE_SIZE, authorization
+from bench.ledger import ORGANIZATION, Ledger
 from bench.load import LoadFailed, wrk
 from bench.report import Bar, Finding, at_least
 from bench.servers import Server, daybook_with_gateway, peer, wait_for_answer
@@ -17,12 +17,12 @@ PATH = f"/v1/accounts/{ORGANIZATION}/transactions?pageSize={PAGE_SIZE}"
 
 def sqlite(stage: Stage) -> list[Finding]:
     """Figure 4."""
-    return [_to_peer(stage, 4, "REST list, SQLite", stage.sqlite, at_least(6))]
+    return [_to_peer(stage, 4, "REST list, SQLite", stage.sqlite, at_least(5.5))]
 
 
 def postgresql(stage: Stage) -> list[Finding]:
     """Figure 5."""
-    return [_to_peer(stage, 5, "REST list, PostgreSQL", stage.postgresql, at_least(3))]
+    return [_to_peer(stage, 5, "REST list, PostgreSQL", stage.postgresql, at_least(2.8))]
 
 
 def _to_peer(stage: Stage, number: int, what: str, ledger: Ledger, bar: Bar) -> Finding:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -17,13 +19,14 @@ from bench import depth, load, report
 from bench.__main__ import main
 from bench.calls import PAGE_SIZE, list_call, read_page
 from bench.figures import FIGURES, Figure
-from bench.figures.reading import count_rows, facade_calls
+from bench.figures.reading import FACADES, NATIVE, PagedList
 from bench.figures.writing import BATCH, batch_call, create_call
-from bench.ledger import ORGANIZATION, WRITERS, Ledger, build, seed
+from bench.ledger import ORGANIZATION, POOLS, WRITERS, Ledger, build, seed
 from bench.load import Latencies, Load, LoadFailed, parse_h2load, parse_h2load_log, parse_wrk
 from bench.report import Finding, at_least, at_most
 from bench.servers import Server, daybook
 from bench.settling import Rounds, compare, spread
+from bench.traffic import PICKS, Mix, Traffic
 
 README = Path(__file__).resolve().parents[2] / "bench" / "README.md"
 
@@ -195,26 +198,56 @@ def test_every_figure_has_its_paragraph() -> None:
     """The README explains each figure under its title."""
     titles = re.findall(r"^### ([0-9]+)\. (.*?): .+\n\n\S", README.read_text(), re.MULTILINE)
     assert {int(number): title for number, title in titles} == {n: each.title for n, each in FIGURES.items()}
-    assert list(FIGURES) == list(range(1, 14))
+    assert list(FIGURES) == list(range(1, 15))
 
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Ledger, Server]]:
     """A ledger as the figures have it, and a server of it in a process of its own."""
-    ledger = build(f"sqlite+aiosqlite:///{tmp_path_factory.mktemp('bench')}/bench.db", 200)
+    ledger = build(f"sqlite+aiosqlite:///{tmp_path_factory.mktemp('bench')}/bench.db", 200, POOLS, 3)
     with daybook(ledger.database_url) as server:
         yield ledger, server
 
 
 def test_the_ledger_has_what_is_read(measured: tuple[Ledger, Server]) -> None:
-    """A native page of 50, and 50 rows of each facade. A page of another size is none."""
+    """A native page of 50. A page of another size is refused."""
     ledger, server = measured
     (page,) = list_call(ledger.key, ORGANIZATION).answers(server.port)
     assert read_page(page).next_page_token
     with pytest.raises(LoadFailed, match="of 50 transactions and not of 49"):
         read_page(page, PAGE_SIZE - 1)
-    rows = {name: count_rows(name, call.answers(server.port)) for name, call in facade_calls(ledger).items()}
-    assert rows == dict.fromkeys(("teable", "nebulablock", "spacebring", "dreadnode", "paged"), PAGE_SIZE)
+
+
+@pytest.mark.parametrize("listed", [NATIVE, *FACADES], ids=lambda listed: listed.name)
+def test_mixed_traffic_is_answered(measured: tuple[Ledger, Server], listed: PagedList) -> None:
+    """Two full pages of each account of a pool, and commits that post while they are listed."""
+    ledger, server = measured
+    calls = listed.calls(server, ledger)
+    assert [len(each) for each in calls] == {"spacebring": [2], "dreadnode": [1, 1, 1]}.get(listed.name, [2, 2, 2])
+    lists, commits = Traffic(Mix.by_zipf(calls), Mix.by_zipf(listed.commits(ledger))).run(server.port, 0.5)
+    assert lists.answers > 0
+    assert commits.answers > 0
+    assert lists.refused == commits.refused == 0
+    assert listed.calls(server, ledger)
+
+
+def test_refused_lists_and_answers_of_another_size_are_no_figure(measured: tuple[Ledger, Server]) -> None:
+    """A refusal has no body; what is answered must be about as large as the page that was read."""
+    ledger, server = measured
+    calls, commits = NATIVE.calls(server, ledger), Mix.by_zipf(NATIVE.commits(ledger))
+    with pytest.raises(LoadFailed, match="lists and 0 commits were refused"):
+        Traffic(Mix.by_zipf([[list_call("nobody.nothing", ORGANIZATION)]]), commits).rate(server.port, 0.2, 5000)
+    with pytest.raises(LoadFailed, match="bytes on average and not with 10"):
+        Traffic(Mix.by_zipf(calls), commits).rate(server.port, 0.2, 10)
+
+
+def test_popular_accounts_are_picked_more_often() -> None:
+    """In proportion to the inverse of the rank, and the same picks in every run."""
+    mix = Mix.by_zipf([[list_call("key", account_id)] * 2 for account_id in ("first", "second", "third", "fourth")])
+    picks = list(islice(mix.picks(), PICKS))
+    counts = [count for _, count in Counter(picks).most_common()]
+    assert [count / counts[0] for count in counts] == pytest.approx([1, 1 / 2, 1 / 3, 1 / 4], rel=0.05)
+    assert list(islice(mix.picks(), PICKS)) == picks
 
 
 def test_the_ledger_has_accounts_to_charge(measured: tuple[Ledger, Server]) -> None:
