@@ -1,1 +1,1 @@
-"""Measures Daybook on the machine at hand; bench/README.md says what and why."""
+"""Measures Daybook on this machine; bench/README.md says what and how."""

@@ -1,4 +1,4 @@
-"""`python -m bench`: measures, prints and writes what it found, exits with 1 where a bar falls short."""
+"""`python -m bench`: measures, prints and writes the findings, and exits with 1 if a value misses its bar."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bench.stage import ROWS_LARGE, ROWS_LARGE_QUICK, Stage
 
 OUT = Path(".daybook/bench")
 PROCESSORS = 2
-"""How many processors everything shares: server, gateway, database and load."""
+"""How many processors server, gateway, database and load share."""
 
 
 def _numbers(text: str) -> list[int]:
@@ -31,28 +31,28 @@ def _numbers(text: str) -> list[int]:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measures Daybook on this machine.")
     parser.add_argument("--only", type=_numbers, default=list(FIGURES), help="the numbers of figures, like 1,3")
-    parser.add_argument("--quick", action="store_true", help="only to see that everything works: figures are noise")
-    parser.add_argument("--rows", type=int, help=f"how large the large ledger is; {ROWS_LARGE:,} unless --quick")
-    parser.add_argument("--out", type=Path, default=OUT, help=f"where the results go; {OUT} unless given")
+    parser.add_argument("--quick", action="store_true", help="only show that everything works: figures are noise")
+    parser.add_argument("--rows", type=int, help=f"transactions of the large ledger; {ROWS_LARGE:,} unless --quick")
+    parser.add_argument("--out", type=Path, default=OUT, help=f"the folder for the results; {OUT} unless given")
     return parser.parse_args(arguments)
 
 
 @contextmanager
 def _few_processors() -> Iterator[None]:
-    """All processes that are started in the block get the same few."""
+    """Binds this process and all that it starts to the same PROCESSORS."""
     if not hasattr(os, "sched_setaffinity"):
         yield
         return
-    all_of_them = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, sorted(all_of_them)[:PROCESSORS])
+    available = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(available)[:PROCESSORS])
     try:
         yield
     finally:
-        os.sched_setaffinity(0, all_of_them)
+        os.sched_setaffinity(0, available)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Takes the figures. Answers with the exit code."""
+    """Takes the figures. Gives the exit code."""
     options = _parse(arguments)
     rows = options.rows or (ROWS_LARGE_QUICK if options.quick else ROWS_LARGE)
     findings: list[Finding] = []
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     with (
         _few_processors(),
-        # Beside the results: it may be large, and folders for temporary files may be in memory.
+        # In the folder of the results: databases may be large, and /tmp may be in memory.
         tempfile.TemporaryDirectory(prefix="databases-", dir=options.out) as folder,
         Stage(Path(folder), is_quick=options.quick, rows_large=rows) as stage,
     ):
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             try:
                 findings += FIGURES[number].measure(stage)
             except Exception as error:
-                # Whatever it was: the others are still worth their time.
+                # Any failure: the other figures are still taken.
                 failures.append(f"figure {number} could not be taken: {error}")
                 stage.say(traceback.format_exc())
     write(findings, {"only": options.only, "quick": options.quick, "rows": rows}, options.out)

@@ -1,7 +1,7 @@
-"""The ceiling: what grpc.aio does at best, with no interceptor, no parsing and nothing to do.
+"""The ceiling: a grpc.aio server without interceptors, parsing or work.
 
-Every method returns the same bytes, which were there before the first call. It collects
-garbage as seldom as Daybook's own processes do, so that neither has an advantage.
+Every method returns the same bytes, made beforehand. It collects garbage as seldom as
+Daybook's own processes do, so that neither has an advantage.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class _SameAnswer(grpc.GenericRpcHandler):
         self._handler: grpc.RpcMethodHandler[Any, Any] = grpc.unary_unary_rpc_method_handler(give)
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any]:
-        """The one handler, whatever is called."""
+        """The same handler for every method."""
         return self._handler
 
 

@@ -1,4 +1,4 @@
-"""`python -m bench.depth`: what a page costs at the top and far down, for every list, in a seeded database."""
+"""`python -m bench.depth`: the cost of a page at the top and far down, for every list of a seeded database."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from server.seed.load import HOT_ACCOUNT
 DEPTHS = (0, 1_000, 1_000_000)
 RATIO_MAX = 1.2
 PAGES = 10
-"""How many pages are measured one after another from each depth on: one alone may be peculiar."""
+"""How many consecutive pages are measured from each depth on, because a single page may be an outlier."""
 ROUNDS = 30
 WARM_ROUNDS = 3
 _WIDTH = 200
@@ -42,35 +42,35 @@ Clock: TypeAlias = Callable[[], float]
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where pages of a list begin, each behind the one before."""
+    """The places of consecutive pages of a list."""
 
     depth: int
-    """How many rows come before."""
+    """How many rows precede them."""
     pages: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a list's pages cost."""
+    """The costs of the pages of a list."""
 
     name: str
     pages: dict[int, tuple[float, ...]]
-    """Milliseconds of each page, by how many rows come before the first of them."""
+    """Milliseconds of each page, by the depth of the first of them."""
 
     @property
     def milliseconds(self) -> dict[int, float]:
-        """What a page costs on average, by how many rows come before."""
+        """The mean cost of a page, by depth."""
         return {depth: fmean(pages) for depth, pages in self.pages.items()}
 
     @property
     def ratio(self) -> float:
-        """The dearest depth to the first page; 1 for a list of one page."""
+        """The cost at the dearest depth, divided by that at the top; 1 for a list of one page."""
         first, *others = self.milliseconds.values()
         return max(others, default=first) / first
 
     @property
     def ratio_of_pages(self) -> float:
-        """The dearest page of all to the very first one."""
+        """The cost of the dearest page, divided by that of the first one."""
         first, *others = chain.from_iterable(self.pages.values())
         return max(others, default=first) / first
 
@@ -78,7 +78,7 @@ class Found:
 async def measure(
     book: Book, caller: Caller, only: str, depths: Sequence[int], rounds: int, clock: Clock
 ) -> list[Found]:
-    """Measures every list whose name has `only` in it, one after the other."""
+    """Measures each list whose name contains `only`."""
     sample = await _sample(book, caller)
     console = Console(stderr=True, log_path=False, width=_WIDTH)
     found = []
@@ -91,50 +91,50 @@ async def measure(
     return found
 
 
-async def _measure(wanted: List, places: Sequence[Place], rounds: int, clock: Clock) -> Found:
+async def _measure(listed: List, places: Sequence[Place], rounds: int, clock: Clock) -> Found:
     times: dict[tuple[int, str], list[float]] = {}
     for turn in range(WARM_ROUNDS + rounds):
-        # In turns, so that what slows the machine down for a while slows all of them.
+        # In turns, so that a slow phase of the machine slows all depths.
         for number in range(PAGES):
             for place in places:
                 if number < len(place.pages):
                     began = clock()
-                    answer = await wanted.ask(place.pages[number], PAGE_SIZE)
+                    answer = await listed.ask(place.pages[number], PAGE_SIZE)
                     took = clock() - began
-                    rows, _ = wanted.read(answer)
+                    rows, _ = listed.read(answer)
                     if rows != PAGE_SIZE:
-                        raise ValueError(f"{wanted.name}: a page of {rows} rows")
+                        raise ValueError(f"{listed.name}: a page of {rows} rows")
                     if turn >= WARM_ROUNDS:
                         times.setdefault((place.depth, place.pages[number]), []).append(1000 * took)
     return Found(
-        wanted.name,
+        listed.name,
         {place.depth: tuple(median(times[place.depth, page]) for page in place.pages) for place in places},
     )
 
 
-async def _places(wanted: List, depths: Sequence[int]) -> list[Place]:
-    """The places at these depths; in the place of those that the list doesn't have, one as deep as it has.
+async def _places(listed: List, depths: Sequence[int]) -> list[Place]:
+    """The places at these depths, without pages that aren't full.
 
-    Only those with a full page.
+    A depth beyond the end of the list becomes the deepest one that it has.
     """
-    if wanted.has_offsets:
-        total = int(wanted.read(await wanted.ask("", PAGE_SIZE))[1])
+    if listed.has_offsets:
+        total = int(listed.read(await listed.ask("", PAGE_SIZE))[1])
         trail = {depth: str(depth) for depth in range(0, total, PAGE_SIZE)}
     else:
-        trail, total = await _trail(wanted, depths[-1])
+        trail, total = await _trail(listed, depths[-1])
     room = max(0, total - PAGES * PAGE_SIZE)
     found = dict.fromkeys(max(each for each in trail if each <= min(depth, room)) for depth in depths)
-    places = [Place(depth, await _pages(wanted, depth, trail[depth])) for depth in found]
+    places = [Place(depth, await _pages(listed, depth, trail[depth])) for depth in found]
     return [place for place in places if place.pages]
 
 
-async def _trail(wanted: List, depth: int) -> tuple[dict[int, str], int]:
-    """The way down to a depth in pages as large as there are: places by depth, and how many rows were seen."""
+async def _trail(listed: List, depth: int) -> tuple[dict[int, str], int]:
+    """Reads down to a depth in pages of the largest size. Gives places by depth, and the number of rows read."""
     place, rows = "", 0
     trail = {0: ""}
     while rows < depth + PAGES * PAGE_SIZE:
-        left = depth - rows if rows < depth else wanted.page_size_max
-        count, place = wanted.read(await wanted.ask(place, min(left, wanted.page_size_max)))
+        left = depth - rows if rows < depth else listed.page_size_max
+        count, place = listed.read(await listed.ask(place, min(left, listed.page_size_max)))
         rows += count
         if not place:
             break
@@ -142,28 +142,28 @@ async def _trail(wanted: List, depth: int) -> tuple[dict[int, str], int]:
     return trail, rows
 
 
-async def _pages(wanted: List, depth: int, place: str) -> tuple[str, ...]:
-    """Places of full pages behind one another, as many as are measured or as there are."""
+async def _pages(listed: List, depth: int, place: str) -> tuple[str, ...]:
+    """Places of at most PAGES consecutive full pages."""
     pages = []
     for number in range(PAGES):
-        rows, behind = wanted.read(await wanted.ask(place, PAGE_SIZE))
+        rows, behind = listed.read(await listed.ask(place, PAGE_SIZE))
         if rows == PAGE_SIZE:
             pages.append(place)
-        place = str(depth + (number + 1) * PAGE_SIZE) if wanted.has_offsets else behind
+        place = str(depth + (number + 1) * PAGE_SIZE) if listed.has_offsets else behind
         if not place:
             break
     return tuple(pages)
 
 
 async def _sample(book: Book, caller: Caller) -> Sample:
-    """Values of a row of the account with the most rows, and from when to when its rows are."""
+    """Values of a row of the account with the most rows, and the time range of its rows."""
 
     async def rows(order: Order) -> list[Transaction]:
         page = await book.transactions.list(caller, HOT_ACCOUNT, TransactionFilter(), None, PAGE_SIZE, order)
         return [Transaction.FromString(row.body) for row in page.rows]
 
     newest, oldest = await rows(Order()), await rows(Order(descending=False))
-    # What was posted after the seed may have none.
+    # Transactions that were posted after the seed may have no labels.
     labels = next(each.labels for each in oldest if each.labels)
     return Sample(
         first_time=from_timestamp(oldest[0].create_time),
@@ -203,9 +203,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--processor-time",
         action="store_true",
-        help="count what this process takes of a processor, for a busy machine; says nothing of PostgreSQL",
+        help="measure the processor time of this process, for a busy machine; doesn't include PostgreSQL",
     )
-    parser.add_argument("--out", type=Path, help="a file for all of it as JSON")
+    parser.add_argument("--out", type=Path, help="a file for all values as JSON")
     return parser.parse_args(arguments)
 
 
@@ -220,7 +220,7 @@ async def _run(options: argparse.Namespace) -> list[Found]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measures and prints. Answers with the exit code: 1 if some ratio is too large."""
+    """Measures and prints. Gives the exit code: 1 if a ratio is too large."""
     options = _parse(arguments)
     found = asyncio.run(_run(options))
     Console(width=None if sys.stdout.isatty() else _WIDTH).print(as_table(found))

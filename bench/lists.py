@@ -1,4 +1,4 @@
-"""Every list of the native API and of the facades, as one asks a servicer for a page and reads its answer."""
+"""Every list of the native API and of the facades, called on the servicer in this process."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ FACADE_PAGE_SIZE_MAX = 100
 
 
 class _Context:
-    """What servicers ask of a call."""
+    """The part of a call's context that servicers use."""
 
     def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
-        """No header: who comes with X-API-Key needs none."""
+        """No headers: a caller with X-API-Key needs none."""
         return ()
 
 
@@ -60,20 +60,20 @@ _CONTEXT: Any = _Context()
 
 @dataclass(frozen=True, slots=True)
 class List:
-    """A list of one servicer, with its arguments."""
+    """A list of a servicer, with its arguments."""
 
     name: str
     ask: Callable[[str, int], Awaitable[bytes]]
-    """Asks for so many rows at a place, which is a page token or an offset as text, or empty for the first page."""
+    """Asks for a number of rows at a place: a page token or an offset as text, empty for the first page."""
     read: Callable[[bytes], tuple[int, str]]
-    """How many rows an answer has, and the place behind them, empty at the end; with offsets, how many there are."""
+    """How many rows an answer has, and the next place, empty at the end; with offsets, the total of rows."""
     page_size_max: int = FACADE_PAGE_SIZE_MAX
     has_offsets: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Values that the rows of a tenant have, to filter by."""
+    """Values that rows of the tenant have, for filters."""
 
     first_time: Instant
     last_time: Instant
@@ -82,12 +82,12 @@ class Sample:
     company: str
 
     def time(self, part: float) -> Instant:
-        """The instant behind a part of the history."""
+        """The instant at a fraction of the history."""
         return self.first_time + int((self.last_time - self.first_time) * part)
 
 
 def lists(book: Book, caller: Caller, sample: Sample) -> list[List]:
-    """All lists of a seeded tenant: those of one account are of the one with the most rows."""
+    """All lists of a seeded tenant; lists of one account are those of the account with the most rows."""
     tokens = PageTokens(ConfiguredTokenKeys([book.random_bytes(KEY_BYTES)]), book.random_bytes)
     ledger = Ledger(book.accounts, book.transactions, tokens, Sizes())
     authentication.set(Authentication(caller, Scheme.API_KEY))
@@ -142,16 +142,16 @@ def _native(ledger: Ledger, sample: Sample) -> list[List]:
 
 
 def _transactions(ledger: Ledger, sample: Sample, account_id: str, factors: tuple[str, ...], order_by: str) -> List:
-    """The native list with a filter of these factors; for the name of something in the sample, of its value."""
+    """The native list, filtered by these factors; the name of a value of the sample filters by that value."""
     values = {
         "times": f'create_time >= "{write(sample.time(0.25))}" AND create_time < "{write(sample.time(0.75))}"',
         **{label: f'labels.{label} = "{getattr(sample, label)}"' for label in LABELS},
     }
-    wanted = " AND ".join(values.get(factor, factor) for factor in factors)
+    filter_text = " AND ".join(values.get(factor, factor) for factor in factors)
 
     def request(place: str, size: int) -> Message:
         return ListTransactionsRequest(
-            parent=f"accounts/{account_id}", filter=wanted, order_by=order_by, page_token=place, page_size=size
+            parent=f"accounts/{account_id}", filter=filter_text, order_by=order_by, page_token=place, page_size=size
         )
 
     return List(
@@ -215,11 +215,11 @@ def _spacebring(servicer: spacebring.CreditsTransactions, sample: Sample) -> lis
     def read(answer: bytes) -> tuple[int, str]:
         return _read(GetCreditsTransactionsResponse.FromString(answer), "transactions", "next_page_token")
 
-    def of(**wanted: str) -> List:
+    def of(**filters: str) -> List:
         def request(place: str, size: int) -> Message:
-            return GetCreditsTransactionsRequest(limit=str(size), next_page_token=place or None, **wanted)
+            return GetCreditsTransactionsRequest(limit=str(size), next_page_token=place or None, **filters)
 
-        return List(" ".join(["spacebring", *wanted]), _asks(servicer.GetCreditsTransactions, request), read)
+        return List(" ".join(["spacebring", *filters]), _asks(servicer.GetCreditsTransactions, request), read)
 
     half = {"create_date_gte": write(sample.time(0.25)), "create_date_lte": write(sample.time(0.75))}
     return [

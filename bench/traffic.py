@@ -196,6 +196,9 @@ class _Connection:
 
     def _receive_of_call(self, kind: int, flags: int, stream: int, size: int) -> bool:
         """Whether the call has ended."""
+        if stream not in self._body_bytes_of:
+            # A reset behind the end of an answer.
+            return False
         if kind == _DATA:
             self._body_bytes_of[stream] += size
         if kind != _RST_STREAM and not flags & _END_STREAM:
@@ -250,6 +253,5 @@ def _string(text: str) -> bytes:
     if len(octets) < _STRING_BYTES_MAX:
         return bytes([len(octets)]) + octets
     rest = len(octets) - _STRING_BYTES_MAX
-    # The second byte of a length: a continued one would be a header of more than 254 bytes.
-    assert rest < 128, "no header of the bench is longer"
+    assert rest < 128, "the length must fit two bytes"
     return bytes([_STRING_BYTES_MAX, rest]) + octets

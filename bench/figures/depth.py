@@ -1,4 +1,4 @@
-"""Figure 9: a page costs the same wherever it lies, and however many rows there are."""
+"""Figure 9: the cost of a page by its depth and by the size of the ledger."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _STEP = 1000
 
 
 def measure(stage: Stage) -> list[Finding]:
-    """Figure 9: both ratios, of all accounts' transactions together."""
+    """Figure 9: both ratios, for the list of all accounts."""
     large, small = stage.large, stage.small
     with daybook(large.database_url) as server:
         first = list_call(large.key, ALL_ACCOUNTS)
@@ -39,15 +39,15 @@ def _compare(stage: Stage, above: tuple[Server, Call], below: tuple[Server, Call
 
 
 def _milliseconds(stage: Stage, server: Server, call: Call) -> float:
-    """What a page costs: how long it keeps the server from the next one."""
+    """The cost of a page: the inverse of the rate."""
     (page,) = call.answers(server.port)
     read_page(page)
     return 1000 / call.rate_of_same(server.port, stage.seconds, [page])
 
 
 def _token_at(stage: Stage, server: Server, ledger: Ledger) -> str:
-    """The token of the page that lies behind so many rows: found as any caller finds it."""
-    stage.say(f"walking down {stage.depth:,} rows")
+    """The token of the page at the depth of the stage, found by reading down to it."""
+    stage.say(f"reading down {stage.depth:,} rows")
     token = ""
     for _ in range(stage.depth // _STEP):
         (answer,) = list_call(ledger.key, ALL_ACCOUNTS, token, _STEP).answers(server.port)

@@ -1,4 +1,4 @@
-"""Figure 11: how much longer the slowest of a hundred lists takes, with room to spare."""
+"""Figure 11: the tail of the latency at half of the peak rate."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from bench.settling import Rounds, compare, spread
 from bench.stage import Stage
 
 WINDOW_SECONDS = 1
-"""How long a round is. A machine that stands still for a moment takes the tail of a whole round with it."""
+"""Short rounds, because one pause of a shared machine determines the tail of its round."""
 ROUNDS = Rounds(31, 31)
 
 
 def measure(stage: Stage) -> list[Finding]:
-    """Figure 11. The peak is measured anew before every round: the machine may have changed."""
+    """Figure 11. The peak is measured before every round: the machine may have changed."""
     ledger = stage.sqlite
     call = list_call(ledger.key, ORGANIZATION)
     peaks: list[float] = []

@@ -1,4 +1,4 @@
-"""Figures 6 to 8: what it costs to post, durably."""
+"""Figures 6 to 8: durable posting."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BATCH = 500
 BATCH_CALLERS = 8
 BATCHED_PER_SECOND_MIN = 15_000
 BATCHED_TO_SINGLE_MIN = 4
-# A generator's clock is not the bench's own.
+# The durations of generator and bench differ a little.
 _POSTED_MIN = 0.9
 
 
@@ -63,18 +63,18 @@ def to_one_at_a_time(stage: Stage) -> list[Finding]:
             "",
             at_least(3),
             compared.spread,
-            {"in groups/s": compared.above, "one commit a call/s": compared.below},
+            {"group commit/s": compared.above, "one commit a call/s": compared.below},
         )
     ]
 
 
 def batches(stage: Stage) -> list[Finding]:
-    """Figure 8. The bar is what is lower: a number of its own, or a multiple of figure 6."""
+    """Figure 8. The bar is the lower of a fixed rate and a multiple of the rate of single calls."""
     ledger = stage.fresh_sqlite()
     create, batch = create_call(ledger), batch_call(ledger)
     with daybook(ledger.database_url) as server:
         compared = stage.compare(
-            # Longer than others: what is under way at the end is not counted, and here that is much.
+            # Longer turns: batches in flight at the end are not counted, and each is large.
             lambda: BATCH * batch.rate(server.port, 2 * stage.seconds, clients=BATCH_CALLERS, streams=1),
             lambda: _posted_per_second(stage, server, ledger, create),
         )
@@ -107,12 +107,12 @@ def _charge(account_id: str) -> CreateTransactionRequest:
 
 
 def create_call(ledger: Ledger) -> Call:
-    """How the writers are charged, each by its own callers."""
+    """Single charges of the writers, each by its own callers."""
     return Call.of(CREATE, *(_charge(account_id) for account_id in WRITERS), key=ledger.key)
 
 
 def batch_call(ledger: Ledger) -> Call:
-    """How each of the writers is charged by the batch."""
+    """Batches of charges, of one writer each."""
     requests = (
         BatchCreateTransactionsRequest(parent=f"accounts/{account_id}", requests=[_charge(account_id)] * BATCH)
         for account_id in WRITERS
@@ -121,18 +121,18 @@ def batch_call(ledger: Ledger) -> Call:
 
 
 def _posted_per_second(stage: Stage, server: Server, ledger: Ledger, call: Call) -> float:
-    """How many calls a second were answered. Raises LoadFailed unless all of them posted."""
+    """Calls answered a second. Raises LoadFailed unless all of them posted."""
     before = _posted(server, ledger)
     rate = call.rate(server.port, stage.seconds, clients=len(WRITERS), streams=_STREAMS)
     posted = _posted(server, ledger) - before
-    # At its end h2load leaves: what was under way is posted all the same, and answered to nobody.
+    # Calls in flight when h2load ends are posted but not counted as answered.
     if posted < rate * stage.seconds * _POSTED_MIN:
         raise LoadFailed(f"{rate:.0f} calls a second were answered, and only {posted} transactions posted")
     return rate
 
 
 def _posted(server: Server, ledger: Ledger) -> int:
-    """How many transactions the writers' accounts have: the newest has the largest number."""
+    """How many transactions the writers have: the sequence of the newest is their number."""
     return sum(
         read_page(list_call(ledger.key, account_id, page_size=1).answers(server.port)[0], 1).transactions[0].sequence
         for account_id in WRITERS

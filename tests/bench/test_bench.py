@@ -1,6 +1,6 @@
-"""The bench: what it reads of its generators, when it has measured enough, and that it asks for what is there.
+"""The bench: how it parses its generators, when it has measured enough, and that its calls are answered.
 
-The outputs are as h2load 1.52 and wrk 4.1 printed them.
+The outputs are those of h2load 1.52 and wrk 4.1.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -63,37 +64,37 @@ Transfer/sec:      6.30MB
 """
 
 
-def test_h2load_is_read() -> None:
+def test_h2load_summary_is_parsed() -> None:
     """The rate, the answers and the bytes of their bodies."""
     assert parse_h2load(H2LOAD) == Load(rate=437.0, answers=437, refused=0, body_bytes=4302)
 
 
-def test_what_h2load_saw_refused_counts() -> None:
-    """Answers of another status than 2xx, and those that never came."""
+def test_refusals_that_h2load_counts_are_parsed() -> None:
+    """Answers with a status other than 2xx, and those that never came."""
     text = H2LOAD.replace("437 succeeded, 0 failed", "420 succeeded, 2 failed")
     text = text.replace("437 2xx, 0 3xx, 0 4xx, 0 5xx", "420 2xx, 1 3xx, 4 4xx, 10 5xx")
     assert parse_h2load(text).refused == 17
 
 
 def test_streams_that_h2load_cut_off_are_not_refused() -> None:
-    """A stream whose status came and whose end did not counts as 2xx, but as no answer."""
+    """A stream with a status but without an end counts as 2xx, but not as an answer."""
     text = H2LOAD.replace("437 2xx", "453 2xx")
     assert (parse_h2load(text).answers, parse_h2load(text).refused) == (437, 0)
 
 
-def test_h2load_log_is_read() -> None:
-    """The third column is how long a call took."""
+def test_h2load_log_is_parsed() -> None:
+    """The third column is the latency of the call."""
     log = "".join(f"{1795331534237746 + 10 * number}\t200\t{number}\n" for number in range(200, 0, -1))
     assert parse_h2load_log(log) == Latencies(median=101, p99=199)
 
 
-def test_wrk_is_read() -> None:
-    """The rate, the answers, and how much was read."""
+def test_wrk_summary_is_parsed() -> None:
+    """The rate, the answers, and the bytes of answers."""
     assert parse_wrk(WRK) == Load(rate=318.38, answers=639, refused=0, body_bytes=round(12.65 * 1024 * 1024))
 
 
-def test_what_wrk_saw_refused_counts() -> None:
-    """Answers of another status, and connections that failed."""
+def test_refusals_that_wrk_counts_are_parsed() -> None:
+    """Answers with another status, and failed connections."""
     text = WRK.replace(
         "Requests/sec",
         "  Socket errors: connect 1, read 2, write 3, timeout 4\n  Non-2xx or 3xx responses: 421\nRequests/sec",
@@ -102,36 +103,36 @@ def test_what_wrk_saw_refused_counts() -> None:
 
 
 @pytest.mark.parametrize("parse", [parse_h2load, parse_wrk, parse_h2load_log])
-def test_other_output_is_no_figure(parse: object) -> None:
-    """A generator that says something else is not taken for one that measured nothing."""
+def test_unexpected_output_is_refused(parse: object) -> None:
+    """Output that can't be parsed raises LoadFailed instead of counting as a rate of 0."""
     assert callable(parse)
     with pytest.raises(LoadFailed):
         parse("")
 
 
 def test_missing_generators_are_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Whoever lacks one learns which package has it."""
+    """The message names the package to install."""
     monkeypatch.setenv("PATH", "")
     assert main(["--only", "1"]) == 2
     assert "nghttp2-client wrk" in capsys.readouterr().err
 
 
 def processors_of_this_process() -> set[int] | None:
-    """Where it may run; None where a system has no such notion."""
+    """The processors of this process; None on a system without processor affinity."""
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
 
 
 @pytest.mark.parametrize(
     ("values", "code", "verdicts"), [([2.0], 0, ["held"]), ([2.0, 0.5], 1, ["held", "short"]), ([], 1, [])]
 )
-def test_results_are_written_and_told_by_the_exit_code(
+def test_results_are_written_and_decide_the_exit_code(
     values: list[float], code: int, verdicts: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """0 only if every bar is held and every figure could be taken; results are written either way."""
 
     def measure(_stage: object) -> list[Finding]:
         if not values:
-            raise RuntimeError("no such luck")
+            raise RuntimeError("failed")
         return [Finding(1, "what", value, "", at_least(1)) for value in values]
 
     for tool in load.TOOLS:
@@ -139,18 +140,18 @@ def test_results_are_written_and_told_by_the_exit_code(
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr("bench.__main__.PROCESSORS", 1)
     monkeypatch.setattr("bench.__main__.FIGURES", {1: Figure("a figure", measure)})
-    # Its package is installed by `make bench` only.
+    # Only `make bench` installs its package.
     monkeypatch.setattr(report, "plot", lambda _findings, file: file.touch())
     processors = processors_of_this_process()
     assert main(["--only", "1", "--out", str(tmp_path / "out")]) == code
     written = json.loads((tmp_path / "out" / "bench.json").read_text())
     assert [each["verdict"] for each in written["findings"]] == verdicts
-    # Nothing but the results is left, and the process has its processors again.
+    # Only the results remain, and the process has all its processors again.
     assert {file.name for file in (tmp_path / "out").iterdir()} == {"bench.json", "bench.txt", "bench.png"}
     assert processors_of_this_process() == processors
 
 
-def test_both_sides_are_measured_in_turns_until_the_ratio_is_still() -> None:
+def test_both_sides_are_measured_in_turns_until_the_ratio_is_stable() -> None:
     """Three rounds that agree are enough; the ratio is that of each round."""
     turns: list[str] = []
     values = iter([10.0, 20.0, 20.0, 40.0, 11.0, 22.0])
@@ -164,15 +165,15 @@ def test_both_sides_are_measured_in_turns_until_the_ratio_is_still() -> None:
     assert (compared.ratio, compared.spread) == (0.5, 0)
 
 
-def test_rounds_end_though_the_ratio_is_restless() -> None:
-    """Nine rounds at most; the figure is the one in the middle."""
+def test_rounds_are_bounded_when_the_ratio_is_unstable() -> None:
+    """At most nine rounds; the figure is the median."""
     values: Iterator[float] = iter([1.0, 9.0, 2.0, 8.0, 3.0, 7.0, 4.0, 6.0, 5.0, 1.0])
     compared = compare(lambda: next(values), lambda: 1.0, Rounds())
     assert (len(compared.ratios), compared.ratio) == (9, 5.0)
 
 
-def test_spread_is_what_lies_between_the_quartiles() -> None:
-    """As a part of the median; a single stray value doesn't count."""
+def test_spread_is_the_distance_of_the_quartiles() -> None:
+    """As a part of the median; a single outlier doesn't count."""
     assert spread([1.0, 2.0, 3.0, 4.0, 100.0]) == pytest.approx(2 / 3)
 
 
@@ -187,7 +188,7 @@ def test_spread_is_what_lies_between_the_quartiles() -> None:
     ],
 )
 def test_bars(bar: report.Bar | None, value: float, verdict: str) -> None:
-    """A bar is held on it and on its right side."""
+    """A value that equals its bar keeps it."""
     finding = Finding(1, "what", value, "", bar)
     assert (finding.verdict, finding.is_short) == (verdict, verdict == "short")
     (written,) = json.loads(report.as_json([finding], {}))["findings"]
@@ -203,13 +204,13 @@ def test_every_figure_has_its_paragraph() -> None:
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Ledger, Server]]:
-    """A ledger as the figures have it, and a server of it in a process of its own."""
+    """A small ledger like that of the figures, and a server of it in another process."""
     ledger = build(f"sqlite+aiosqlite:///{tmp_path_factory.mktemp('bench')}/bench.db", 200, POOLS, 3)
     with daybook(ledger.database_url) as server:
         yield ledger, server
 
 
-def test_the_ledger_has_what_is_read(measured: tuple[Ledger, Server]) -> None:
+def test_the_ledger_has_pages_to_list(measured: tuple[Ledger, Server]) -> None:
     """A native page of 50. A page of another size is refused."""
     ledger, server = measured
     (page,) = list_call(ledger.key, ORGANIZATION).answers(server.port)
@@ -224,6 +225,8 @@ def test_mixed_traffic_is_answered(measured: tuple[Ledger, Server], listed: Page
     ledger, server = measured
     calls = listed.calls(server, ledger)
     assert [len(each) for each in calls] == {"spacebring": [2], "dreadnode": [1, 1, 1]}.get(listed.name, [2, 2, 2])
+    # A header whose length takes HPACK two bytes.
+    calls[0][0] = replace(calls[0][0], headers={**calls[0][0].headers, "x-note": 200 * "n"})
     lists, commits = Traffic(Mix.by_zipf(calls), Mix.by_zipf(listed.commits(ledger))).run(server.port, 0.5)
     assert lists.answers > 0
     assert commits.answers > 0
@@ -236,7 +239,7 @@ def test_refused_lists_and_answers_of_another_size_are_no_figure(measured: tuple
     ledger, server = measured
     calls, commits = NATIVE.calls(server, ledger), Mix.by_zipf(NATIVE.commits(ledger))
     with pytest.raises(LoadFailed, match="lists and 0 commits were refused"):
-        Traffic(Mix.by_zipf([[list_call("nobody.nothing", ORGANIZATION)]]), commits).rate(server.port, 0.2, 5000)
+        Traffic(Mix.by_zipf([[list_call("unknown.key", ORGANIZATION)]]), commits).rate(server.port, 0.2, 5000)
     with pytest.raises(LoadFailed, match="bytes on average and not with 10"):
         Traffic(Mix.by_zipf(calls), commits).rate(server.port, 0.2, 10)
 
@@ -251,7 +254,7 @@ def test_popular_accounts_are_picked_more_often() -> None:
 
 
 def test_the_ledger_has_accounts_to_charge(measured: tuple[Ledger, Server]) -> None:
-    """Each of the writers has a request of its own, which posts."""
+    """The request of each writer posts."""
     ledger, server = measured
     for call in (create_call(ledger), batch_call(ledger)):
         assert len(call.requests) == len(WRITERS)
@@ -260,20 +263,20 @@ def test_the_ledger_has_accounts_to_charge(measured: tuple[Ledger, Server]) -> N
     assert read_page(newest, 1).transactions[0].sequence == 1 + 1 + BATCH
 
 
-def test_a_refused_call_is_no_answer(measured: tuple[Ledger, Server]) -> None:
-    """A call that is refused ends the figure, and says with what."""
+def test_a_refused_call_raises(measured: tuple[Ledger, Server]) -> None:
+    """LoadFailed carries the status."""
     with pytest.raises(LoadFailed, match="UNAUTHENTICATED"):
-        list_call("nobody.nothing", ORGANIZATION).answers(measured[1].port)
+        list_call("unknown.key", ORGANIZATION).answers(measured[1].port)
 
 
-def test_bodies_are_weighed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """437 answers of 20 bytes: had each a byte more, some must have been refused; five less, others were longer."""
+def test_sizes_of_bodies_are_checked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """437 answers of 20 bytes: less than expected means refusals, more means other answers."""
     text = H2LOAD.replace("(4302) data", f"({437 * 20 + 3 * 20}) data")
     (tmp_path / "h2load").write_text(f"#!/bin/sh\ncat << END\n{text}END\n")
     (tmp_path / "h2load").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    call = list_call("nobody.nothing", ORGANIZATION)
-    # A message travels behind five bytes that tell its length.
+    call = list_call("unknown.key", ORGANIZATION)
+    # Five bytes with the length precede a message.
     assert call.rate_of_same(1, 1, [bytes(15)]) == 437.0
     assert call.rate_of_same(1, 1, [bytes(7), bytes(3)]) == 437.0
     for other in (bytes(16), bytes(10)):
@@ -281,8 +284,8 @@ def test_bodies_are_weighed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
             call.rate_of_same(1, 1, [other])
 
 
-def test_a_generator_that_fails_is_no_figure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Its exit code counts, and no key is told."""
+def test_a_failed_generator_raises(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """LoadFailed has the exit code and the output, and no API key."""
     failing = tmp_path / "wrk"
     failing.write_text("#!/bin/sh\necho broken\nexit 3\n")
     failing.chmod(0o755)
@@ -292,16 +295,16 @@ def test_a_generator_that_fails_is_no_figure(monkeypatch: pytest.MonkeyPatch, tm
     assert "secret" not in str(caught.value)
 
 
-def test_every_list_is_measured_far_down(
+def test_every_list_is_measured_at_every_depth(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All lists of seeded data that have a full page, each at the top and, where it has more pages, deeper."""
+    """All lists of seeded data with a full page, at the top and, if they have more pages, deeper."""
     monkeypatch.setattr(depth, "PAGES", 2)
     monkeypatch.setattr(depth, "WARM_ROUNDS", 0)
     ledger = seed(f"sqlite+aiosqlite:///{tmp_path}/seeded.db", 20_000)
     out = tmp_path / "depth.json"
     arguments = ["--database-url", ledger.database_url, "--tenant", "bench", "--depth", "1500", "--rounds", "1"]
-    assert depth.main([*arguments, "--out", str(out)]) in {0, 1}, "what it measures here is noise"
+    assert depth.main([*arguments, "--out", str(out)]) in {0, 1}, "either verdict: the figures are noise here"
     found = {each["name"]: each["pages"] for each in json.loads(out.read_text())["found"]}
     assert "teable createdTime asc has no full page" in capsys.readouterr().err
     assert {name.split()[0].partition(",")[0] for name in found} == {
