@@ -95,7 +95,7 @@ def lists(book: Book, caller: Caller, sample: Sample) -> list[List]:
         *_native(ledger, sample),
         *_teable(teable.Billing(book.transactions, tokens), sample),
         _nebulablock(nebulablock.Users(book.usage), caller),
-        *_spacebring(spacebring.CreditsTransactions(book.transactions, book.accounts, tokens), sample),
+        *_spacebring(spacebring.CreditsTransactions(book.transactions, tokens), sample),
         _dreadnode(dreadnode.Credits(book.transactions, book.accounts)),
         _paged(paged.Statements(book.transactions)),
     ]

@@ -237,9 +237,7 @@ def _add_services(
     add_AdminServicer_to_server(Admin(book.imports, book.verification, book.api_keys, page_tokens, sizes), handlers)
     add_BillingServicer_to_server(teable.Billing(book.transactions, page_tokens), handlers)
     add_UsersServicer_to_server(nebulablock.Users(book.usage), handlers)
-    add_TransactionsServicer_to_server(
-        spacebring.CreditsTransactions(book.transactions, book.accounts, page_tokens), handlers
-    )
+    add_TransactionsServicer_to_server(spacebring.CreditsTransactions(book.transactions, page_tokens), handlers)
     add_CreditsServicer_to_server(dreadnode.Credits(book.transactions, book.accounts), handlers)
     add_StatementsServicer_to_server(paged.Statements(book.transactions), handlers)
     health_pb2_grpc.add_HealthServicer_to_server(health, handlers)

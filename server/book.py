@@ -98,7 +98,7 @@ async def open_book(
                 api_key_uses=api_key_uses,
                 account_store=account_store,
                 accounts=Accounts(account_store, clock, checked_clock),
-                transactions=Transactions(account_store, transaction_store, poster),
+                transactions=Transactions(account_store, transaction_store, poster, clock),
                 imports=Imports(account_store, poster),
                 usage=Usage(account_store, transaction_store, clock),
                 verification=Verification(account_store, BookStore(database)),

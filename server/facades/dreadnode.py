@@ -74,9 +74,13 @@ class Credits(CreditsServicer):
     ) -> bytes:
         """Parses, lists the newest transactions, renders."""
         caller = current_caller()
-        await self._transactions.require_account(caller, request.org)
-        wanted, limit = _parse(request)
-        # There is no next page to put anything off to, and what is shown of a row is short.
+        try:
+            wanted, limit = _parse(request)
+        except FieldInvalid:
+            # An organization that is not the caller's is refused first.
+            await self._transactions.require_account(caller, request.org)
+            raise
+        # There is no next page for rows beyond a bound in bytes, and a rendered row is short.
         page = await self._transactions.list(caller, request.org, wanted, None, limit, bytes_max=None)
         # Serialized messages concatenate to one that has the rows of all.
         return b"".join([_render(row.body) for row in page.rows])

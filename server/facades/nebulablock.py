@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from zoneinfo import ZoneInfo
 
 from daybook.facades.nebulablock.v1.users_service_pb2 import GetCreditsHistoryRequest, GetCreditsHistoryResponse
@@ -17,6 +16,7 @@ from server.ledger.names import ALL_ACCOUNTS, account_name
 from server.transport.auth import current_caller
 from server.transport.calls import Context
 from server.transport.errors import RestError, http_status_of, plain_message
+from server.transport.rendered import keep_rendered
 from server.transport.rest import read_integer
 from server.usecases.usage import Usage
 
@@ -26,10 +26,7 @@ LIMIT_DEFAULT = 20
 LIMIT_MAX = 100
 OFFSET_MAX = 2**63 - 1
 NUMERIC_ID_DIGITS_MAX = 15
-"""Up to so many digits a double, and with it JSON, holds every whole number."""
-
-HOURS_CACHED_MAX = 8192
-"""How many rendered hours are kept, for the next page that shows them: some 3 MiB."""
+"""The most digits with which a double, and so a JSON number, is exact for every integer."""
 
 _SUCCESS = GetCreditsHistoryResponse(
     message="User credit history successfully retrieved", status="success"
@@ -77,9 +74,9 @@ def _user_id(account_id: str, account_number: int) -> int:
     return account_number
 
 
-@lru_cache(HOURS_CACHED_MAX)
+@keep_rendered
 def _render(user_id: int, start: Instant, computing: Millionths, serverless: Millionths) -> bytes:
-    """Data of nothing but this hour. What an hour has grown by is another hour here."""
+    """A Data message with only this hour."""
     hour = GetCreditsHistoryResponse.CreditHistory(
         user_id=user_id,
         computing_amount=money.to_number(computing),
@@ -92,7 +89,7 @@ def _render(user_id: int, start: Instant, computing: Millionths, serverless: Mil
 
 
 def _render_time(instant: Instant) -> str:
-    # The label is constant, also in summer; the wall time is New York's.
+    # The vendor prints EST in summer too, before the wall time of New York.
     return f"EST {write_wall_time(instant, _NEW_YORK)}"
 
 

@@ -1,4 +1,4 @@
-"""The paged list `GET /api/billing/accounts/{account}/transactions`, which is no vendor's."""
+"""Daybook's own page-number API: `GET /api/billing/accounts/{account}/transactions`."""
 
 from __future__ import annotations
 
@@ -43,8 +43,12 @@ class Statements(StatementsServicer):
     ) -> bytes:
         """Parses, gets the page and the total, renders with the links to the pages beside it."""
         caller = current_caller()
-        await self._transactions.require_account(caller, request.account)
-        number, size = _parse(request)
+        try:
+            number, size = _parse(request)
+        except FieldInvalid:
+            # An account that is not the caller's is refused first.
+            await self._transactions.require_account(caller, request.account)
+            raise
         rows, total = await self._transactions.slice(caller, request.account, (number - 1) * size, size)
         last = max(1, -(-total // size))
         if number > last:
@@ -70,7 +74,7 @@ def _parse(request: ListAccountTransactionsRequest) -> tuple[int, int]:
 
 
 def _url(request: ListAccountTransactionsRequest, size: int, context: Context) -> str:
-    """What the caller asked for. Who comes by gRPC gets links without an origin."""
+    """The URL of the request. A caller by gRPC gets links without an origin."""
     metadata = dict(context.invocation_metadata() or ())
     target = metadata.get(TARGET_HEADER, f"/api/billing/accounts/{request.account}/transactions?page_size={size}")
     return str(metadata.get(_ORIGIN_HEADER, "")) + str(target)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import lru_cache
 from typing import NamedTuple, TypeVar
 
 from daybook.facades.spacebring.v1 import transactions_service_pb2 as spacebring
@@ -14,7 +12,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from server.ledger import instants, money
-from server.ledger.accounts import AccountRecord
+from server.ledger.accounts import Holding
 from server.ledger.bodies import join_messages
 from server.ledger.errors import (
     AccountNotPermitted,
@@ -25,35 +23,29 @@ from server.ledger.errors import (
 )
 from server.ledger.instants import Instant, from_timestamp
 from server.ledger.money import Millionths
-from server.ledger.paging import PAGE_BYTES_MAX, Page, TransactionFilter, TransactionKey
+from server.ledger.paging import PAGE_BYTES_MAX, Page, TransactionFilter, TransactionKey, TransactionRow
 from server.ledger.posting import Kind
 from server.ledger.refunds import RefundTotal
-from server.store.transactions import Heads, Refunds
 from server.transport.auth import Scheme, authentication
 from server.transport.call_metadata import call_metadata
 from server.transport.calls import Context
 from server.transport.errors import RestError, http_status_of, plain_message
 from server.transport.page_tokens import Listing, PageTokens
-from server.transport.rendered import KeptPages, TransactionPage, keep_rendered
+from server.transport.rendered import keep_rendered
 from server.transport.rest import is_uuid, read_integer
-from server.usecases.accounts import Accounts, Holding
-from server.usecases.transactions import Transactions
+from server.usecases.transactions import NetworkPage, Transactions
 
 SERVICE = "daybook.facades.spacebring.v1.Transactions"
 NETWORK_HEADER = "spacebring-network-id"
 
 LIMIT_DEFAULT = 25
 LIMIT_MAX = 100
-COMPANIES_CACHED_MAX = 256
-"""How many rendered companies are kept, by all that they are rendered from."""
-SHOWN_BYTES_MAX = 131_072
-"""A longer page is put together each time, so that those that are kept take 16 MiB at most, and 4 as a rule."""
 
 _Message = TypeVar("_Message", bound=Message)
 
 
 class ByLots(NamedTuple):
-    """Two types that are told apart by the credits that moved."""
+    """Two types for one kind and category, by the credits that moved."""
 
     expiring: str
     """The type where only credits moved that expire."""
@@ -94,13 +86,11 @@ _ERROR_TYPES = {
 
 
 class CreditsTransactions(TransactionsServicer):
-    """Shows how the credits of a network moved."""
+    """Lists the movements of the credits of a network."""
 
-    def __init__(self, transactions: Transactions, accounts: Accounts, page_tokens: PageTokens) -> None:
+    def __init__(self, transactions: Transactions, page_tokens: PageTokens) -> None:
         self._transactions = transactions
-        self._accounts = accounts
         self._page_tokens = page_tokens
-        self._rendered = KeptPages(_RenderedPage)
 
     async def GetCreditsTransactions(  # type: ignore[override]  # the answer is bytes
         self, request: spacebring.GetCreditsTransactionsRequest, context: Context
@@ -111,61 +101,10 @@ class CreditsTransactions(TransactionsServicer):
         wanted, limit = _parse(request)
         listing = Listing.of(f"{SERVICE}/GetCreditsTransactions", caller, request, ("next_page_token", "limit"))
         after = self._page_tokens.open(listing, request.next_page_token, TransactionKey)
-        page = await self._transactions.list(caller, None, wanted, after, limit)
-        rendered = self._rendered.of((listing, after, limit), page)
-        holdings = await self._accounts.holdings(caller, rendered.companies)
-        companies = {company: _render_holding(holding) for company, holding in holdings.items()}
-        heads = {holding.account.number: holding.head for holding in holdings.values()}
-        shown = rendered.shown_before(companies, heads)
-        if shown is None:
-            shown = rendered.shown(companies, heads, *await self._transactions.refunds(page.rows))
-        token = None if shown.next_key is None else self._page_tokens.seal(listing, shown.next_key)
-        return shown.transactions + spacebring.GetCreditsTransactionsResponse(next_page_token=token).SerializeToString()
-
-
-class _Shown(NamedTuple):
-    """A page as callers see it."""
-
-    transactions: bytes
-    """An answer of nothing but the transactions."""
-    next_key: TransactionKey | None
-
-
-class _RenderedPage:
-    """A page of transactions, rendered, and what it was shown as last with all that may still change."""
-
-    def __init__(self, page: TransactionPage) -> None:
-        self._page = page
-        self._rendered = [_render(row.body) for row in page.rows]
-        self._accounts = {row.account_number for row in page.rows}
-        self._last: tuple[Mapping[str, bytes], Heads, _Shown] | None = None
-        self.companies = frozenset(company for company, _ in self._rendered if company)
-
-    def shown_before(self, companies: Mapping[str, bytes], heads: Heads) -> _Shown | None:
-        """The page as it was shown last, if that was with the same companies, and with what was refunded until now.
-
-        A refund is a transaction of the account of what it refunds, so there is none that is
-        new while the head of that account is the same.
-        """
-        return self._last[2] if self._last is not None and self._last[:2] == (companies, heads) else None
-
-    def shown(self, companies: Mapping[str, bytes], heads: Heads, refunds: Refunds, refunded: Heads) -> _Shown:
-        """The page with its companies, by id, and with what was refunded; `refunded` are the heads at that moment."""
-        rendered = {key: _render_refund(total) for key, total in refunds.items()}
-        # Serialized messages concatenate to one that has the fields of all.
-        rows = [
-            (row, body + companies.get(company, b"") + rendered.get((row.account_number, row.sequence), b""))
-            for row, (company, body) in zip(self._page.rows, self._rendered, strict=True)
-        ]
-        # A company is longer in its rows than its id is in what is stored.
-        page = Page(rows, self._page.next_key).within(
-            PAGE_BYTES_MAX, size=lambda each: len(each[1]), key=lambda each: each[0].key
-        )
-        shown = _Shown(join_messages([body for _, body in page.rows]), page.next_key)
-        is_true_of_heads = self._accounts <= heads.keys() and refunded.items() <= heads.items()
-        if is_true_of_heads and len(shown.transactions) <= SHOWN_BYTES_MAX:
-            self._last = (companies, heads, shown)
-        return shown
+        page = _render_page(await self._transactions.list_network(caller, wanted, after, limit))
+        token = None if page.next_key is None else self._page_tokens.seal(listing, page.next_key)
+        rest = spacebring.GetCreditsTransactionsResponse(next_page_token=token).SerializeToString()
+        return join_messages([body for _, body in page.rows]) + rest
 
 
 def _check_network() -> None:
@@ -216,12 +155,23 @@ def _parse_uuid(field: str, text: str | None) -> str | None:
     return text.lower()
 
 
-@keep_rendered
-def _render(body: bytes) -> tuple[str, bytes]:
-    """A transaction's company, if it has one, and the transaction without all that may still change.
+def _render_page(network: NetworkPage) -> Page[tuple[TransactionRow, bytes], TransactionKey]:
+    """The rows, each with its rendered transaction."""
+    companies = {company: _render_company(holding) for company, holding in network.companies.items()}
+    rows = []
+    for row, company in zip(network.page.rows, network.company_ids, strict=True):
+        refund = network.refunds.get((row.account_number, row.sequence))
+        parts = (_render(row.body), companies.get(company, b""), b"" if refund is None else _render_refund(refund))
+        # Serialized messages concatenate to one that has the fields of all.
+        rows.append((row, b"".join(parts)))
+    # A rendered company is longer than the id of a company in a stored body, so the page may have to end earlier.
+    page = Page(rows, network.page.next_key)
+    return page.within(PAGE_BYTES_MAX, size=lambda each: len(each[1]), key=lambda each: each[0].key)
 
-    That is the company as it is now, and what was refunded.
-    """
+
+@keep_rendered
+def _render(body: bytes) -> bytes:
+    """A transaction without the two parts that may still change: its company and its refund."""
     transaction = Transaction.FromString(body)
     labels = dict(transaction.labels)
     expiring, permanent = _parts(transaction)
@@ -250,11 +200,11 @@ def _render(body: bytes) -> tuple[str, bytes]:
             rendered.order.CopyFrom(_render_order(transaction.order))
         case "event_ticket":
             rendered.ticket.CopyFrom(_render_ticket(transaction.event_ticket))
-    return labels.get("company", ""), rendered.SerializeToString()
+    return rendered.SerializeToString()
 
 
 def _render_refund(total: RefundTotal) -> bytes:
-    """A transaction of nothing but what was refunded."""
+    """A transaction with only its refund."""
     refund = spacebring.Refund(amount=money.to_number(total.amount), create_date=instants.write(total.last_create_time))
     return spacebring.CreditsTransaction(refund=refund).SerializeToString()
 
@@ -262,8 +212,8 @@ def _render_refund(total: RefundTotal) -> bytes:
 def _parts(transaction: Transaction) -> tuple[Millionths, Millionths]:
     """The expiring and the permanent part of what a transaction moved, or would have moved.
 
-    What failed or was canceled took nothing from any lot. So that its amount is the sum of its
-    parts like everyone's, and tells what was tried, all of it counts as permanent.
+    A failed or canceled transaction took nothing from any lot. All of it counts as permanent, so that
+    its amount is the sum of its parts, as that of every other transaction.
     """
     if transaction.state != Transaction.SUCCEEDED:
         return 0, money.parse(transaction.amount)
@@ -278,7 +228,7 @@ def _type(transaction: Transaction, permanent: Millionths) -> str:
 
 
 def _unless_empty(part: _Message) -> _Message | None:
-    """A part of an answer, or None, which leaves it out, where nothing is in it."""
+    """A part of a response, or None for an empty one, which leaves the field out."""
     return part if part.ListFields() else None
 
 
@@ -331,16 +281,11 @@ def _render_user(user: native.User) -> spacebring.User:
     )
 
 
-def _render_holding(holding: Holding) -> bytes:
-    """A transaction of nothing but its company; of no fields where its account is no company's."""
-    if holding.account.kind != native.Account.COMPANY:
+def _render_company(holding: Holding) -> bytes:
+    """A transaction with only its company; empty if the account is not of a company."""
+    record, state = holding
+    if record.kind != native.Account.COMPANY:
         return b""
-    expiring = holding.state.expiring
-    return _render_company(holding.account, expiring, holding.state.balance - expiring)
-
-
-@lru_cache(COMPANIES_CACHED_MAX)
-def _render_company(record: AccountRecord, expiring: Millionths, permanent: Millionths) -> bytes:
     account = record.to_message()
     company = account.company
     address = company.business_address
@@ -366,8 +311,8 @@ def _render_company(record: AccountRecord, expiring: Millionths, permanent: Mill
         create_date=_date(company.create_time if company.HasField("create_time") else account.create_time),
         delete_date=_date(company.delete_time) if company.HasField("delete_time") else None,
         credits=spacebring.Company.Credits(
-            expiring=money.to_number(expiring),
-            permanent=money.to_number(permanent),
+            expiring=money.to_number(state.expiring),
+            permanent=money.to_number(state.balance - state.expiring),
         ),
         day_passes=spacebring.Company.DayPasses(expiring=company.expiring_day_passes)
         if company.HasField("expiring_day_passes")

@@ -17,6 +17,7 @@ from server.ledger.errors import (
     AccountNotPermitted,
     DaybookError,
     FieldInvalid,
+    InvalidArgument,
     PageTokenInvalid,
     PageTokenMismatch,
     ScopeMissing,
@@ -61,7 +62,7 @@ _CODES = {
 
 
 class Billing(BillingServicer):
-    """Shows what a space consumed."""
+    """Lists the credits that a space consumed."""
 
     def __init__(self, transactions: Transactions, page_tokens: PageTokens) -> None:
         self._transactions = transactions
@@ -72,13 +73,16 @@ class Billing(BillingServicer):
     ) -> bytes:
         """Parses, lists a page of the space's charges, renders."""
         caller = current_caller()
-        # Teable tells first whether the space is the caller's, then what is wrong with the rest.
-        await self._transactions.require_account(caller, request.space_id)
-        wanted, order, take = _parse(request)
         listing = Listing.of(f"{SERVICE}/GetSpaceCreditHistory", caller, request, ("cursor", "take"))
-        after = self._page_tokens.open(listing, request.cursor, TransactionKey)
+        try:
+            wanted, order, take = _parse(request)
+            after = self._page_tokens.open(listing, request.cursor, TransactionKey)
+        except InvalidArgument:
+            # Teable refuses a space that is not the caller's before it complains about parameters.
+            await self._transactions.require_account(caller, request.space_id)
+            raise
         page = await self._transactions.list(caller, request.space_id, wanted, after, take, order)
-        cursor = null() if page.next_key is None else Value(string_value=self._page_tokens.seal(listing, page.next_key))
+        cursor = null() if page.next_key is None else text_or_null(self._page_tokens.seal(listing, page.next_key))
         # Serialized messages concatenate to one that has the fields of all.
         rest = GetSpaceCreditHistoryResponse(next_cursor=cursor).SerializeToString()
         return b"".join([*(_render(row.body) for row in page.rows), rest])

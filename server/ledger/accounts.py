@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from daybook.v1.account_pb2 import Account
 
@@ -11,6 +12,7 @@ from server.ledger import money
 from server.ledger.instants import Instant, to_timestamp
 from server.ledger.money import Millionths
 from server.ledger.names import account_name
+from server.ledger.posting import AccountState
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,3 +50,11 @@ class AccountRecord:
         message.update_time.CopyFrom(to_timestamp(self.update_time))
         message.etag = self.etag
         return message
+
+
+class Holding(NamedTuple):
+    """An account and what it holds at an instant."""
+
+    account: AccountRecord
+    state: AccountState
+    """Without its lots and without credits that have expired."""

@@ -83,6 +83,11 @@ def with_allocations(account_id: str, body: bytes, stored: bytes) -> Transaction
     return message
 
 
+def label_of(body: bytes, name: str) -> str:
+    """The value of a label of a stored transaction; empty if it has none."""
+    return Transaction.FromString(body).labels.get(name, "")
+
+
 def chain(previous_hash: bytes, body: bytes, allocations: bytes) -> bytes:
     """The hash of a transaction: SHA-256 over its predecessor's hash and its own stored bytes.
 

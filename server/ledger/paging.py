@@ -1,8 +1,8 @@
-"""What a list of transactions is asked for, and where its pages begin.
+"""Lists and their pages.
 
-A list is ordered by a position (create_time or amount) and then, because positions can
-be equal, by account number and sequence, which together are unique. The last row's
-key is therefore enough to go on from, whatever was inserted meanwhile.
+A list of transactions is ordered by a position (create_time or amount) and then, because
+positions can be equal, by account number and sequence, which together are unique. The next page
+therefore begins after the key of the last row, whatever was inserted in between.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from server.ledger.instants import Instant
 from server.ledger.posting import Kind
 
 PAGE_BYTES_MAX = 2 * 1024 * 1024
-"""What the rows of a page take at most: an answer must fit into a message."""
+"""The largest size of the rows of a page: a response must fit into a message."""
 
 Row = TypeVar("Row")
 Key = TypeVar("Key")
 
 
 class OrderField(Enum):
-    """What a list of transactions can be ordered by."""
+    """The fields that a list of transactions can be ordered by."""
 
     CREATE_TIME = "create_time"
     AMOUNT = "amount"
@@ -41,12 +41,27 @@ class Order:
 
 
 class TransactionKey(NamedTuple):
-    """The place of a transaction in a list."""
+    """The place of a transaction in a list. Keys compare in the ascending order of the list."""
 
     position: int
     """The create_time or the amount, whichever the list is ordered by."""
     account_number: int
     sequence: int
+
+
+class TransactionRow(NamedTuple):
+    """A transaction in a list."""
+
+    position: int
+    account_number: int
+    sequence: int
+    body: bytes
+    """The serialized Transaction."""
+
+    @property
+    def key(self) -> TransactionKey:
+        """The place of the transaction in the list."""
+        return TransactionKey(self.position, self.account_number, self.sequence)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +74,7 @@ class ApiKeyKey:
 
 @dataclass(frozen=True, slots=True)
 class TransactionFilter:
-    """Which transactions a list shows. An empty or None field lets all pass."""
+    """Selects the transactions of a list. An empty or None field selects all."""
 
     kinds: tuple[Kind, ...] = ()
     categories: tuple[str, ...] = ()
@@ -78,19 +93,35 @@ class TransactionFilter:
 
 
 EVERYTHING = TransactionFilter()
-"""The filter that lets all pass."""
+"""The filter that every transaction passes."""
+NEWEST_FIRST = Order()
+
+
+@dataclass(frozen=True, slots=True)
+class TransactionList:
+    """A list of transactions and the page of it to read."""
+
+    tenant_number: int
+    account_number: int | None
+    """None lists the whole tenant."""
+    filter: TransactionFilter
+    order: Order
+    after: TransactionKey | None
+    """The page begins after this key; None reads the first page."""
+    limit: int
+    """In rows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[Row, Key]):
-    """Some rows of a list, and the key to go on from; None on the last page."""
+    """Some rows of a list, and the key after which the next page begins; None on the last page."""
 
     rows: list[Row]
     next_key: Key | None
 
     @classmethod
     def of(cls, rows: list[Row], limit: int, key: Callable[[Row], Key]) -> Page[Row, Key]:
-        """The page out of `limit` + 1 rows: the one too many tells that there are more."""
+        """Makes a page out of at most `limit` + 1 rows. The extra row shows that there is a next page."""
         if len(rows) <= limit:
             return cls(rows, None)
         return cls(rows[:limit], key(rows[limit - 1]))

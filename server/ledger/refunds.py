@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from daybook.v1.transaction_pb2 import Transaction
 
@@ -38,6 +39,10 @@ class RefundTotal:
 
     amount: Millionths
     last_create_time: Instant
+
+
+Refunds: TypeAlias = Mapping[tuple[int, int], RefundTotal]
+"""Totals of refunds, by account number and sequence of the charge."""
 
 
 @dataclass(frozen=True, slots=True)

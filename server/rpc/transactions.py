@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 from daybook.v1.ledger_service_pb2 import (
     TRANSACTION_VIEW_FULL,
@@ -21,7 +20,7 @@ from daybook.v1.transaction_pb2 import Transaction
 from server.ledger.bodies import join_messages, with_allocations
 from server.ledger.errors import DaybookError, FieldInvalid, of_item
 from server.ledger.names import ALL_ACCOUNTS, parse_account_name, parse_transaction_name
-from server.ledger.paging import EVERYTHING, Order, OrderField, TransactionFilter, TransactionKey
+from server.ledger.paging import TransactionKey
 from server.transport.auth import current_caller
 from server.transport.calls import Context
 from server.transport.errors import to_status
@@ -31,8 +30,6 @@ from server.transport.validation import Sizes, read_page_size, read_request, rea
 from server.usecases.transactions import NewTransaction, Transactions
 
 BATCH_BYTES_MAX = 2 * 1024 * 1024
-LISTS_CACHED_MAX = 4096
-"""How many lists are kept as they were read: who asks for one asks for it again."""
 
 
 class TransactionMethods:
@@ -89,34 +86,20 @@ class TransactionMethods:
         return body
 
     async def ListTransactions(self, request: ListTransactionsRequest, context: Context) -> bytes:
-        """Opens the page token, lists a page, seals the next token."""
+        """Parses the list and its page token, lists a page, seals the next token."""
         caller = current_caller()
-        account_id, wanted, order = _read_list(request.parent, request.filter, request.order_by)
+        account_id = parse_account_name("parent", request.parent, wildcard=True)
+        wanted, order = parse_filter(request.filter), parse_order_by(request.order_by)
         limit = read_page_size(request.page_size, self._sizes.page_size_max)
         listing = Listing.of("daybook.v1.Ledger/ListTransactions", caller, request, ("page_token", "page_size"))
         after = self._page_tokens.open(listing, request.page_token, TransactionKey)
-        if account_id is not None and wanted is EVERYTHING and order.field is OrderField.CREATE_TIME:
-            transactions, next_key = await self._transactions.history(
-                caller, account_id, after, limit, descending=order.descending
-            )
-        else:
-            page = await self._transactions.list(caller, account_id, wanted, after, limit, order)
-            transactions, next_key = join_messages([row.body for row in page.rows]), page.next_key
-        # The token is field 2, so the two parts concatenate to one message.
-        token = b"" if next_key is None else _write_token(self._page_tokens.seal(listing, next_key))
-        return transactions + token
-
-
-def _write_token(token: str) -> bytes:
-    """The part of a page that holds its token."""
-    return ListTransactionsResponse(next_page_token=token).SerializeToString()
-
-
-@lru_cache(LISTS_CACHED_MAX)
-def _read_list(parent: str, wanted: str, order_by: str) -> tuple[str | None, TransactionFilter, Order]:
-    """The account, or None for all of them, the filter and the order of a list."""
-    account_id = parse_account_name("parent", parent, wildcard=True)
-    return None if account_id == ALL_ACCOUNTS else account_id, parse_filter(wanted), parse_order_by(order_by)
+        page = await self._transactions.list(
+            caller, None if account_id == ALL_ACCOUNTS else account_id, wanted, after, limit, order
+        )
+        token = "" if page.next_key is None else self._page_tokens.seal(listing, page.next_key)
+        # Serialized messages concatenate to one that has the fields of all.
+        rest = ListTransactionsResponse(next_page_token=token).SerializeToString()
+        return join_messages([row.body for row in page.rows]) + rest
 
 
 def _parse(request: CreateTransactionRequest) -> NewTransaction:

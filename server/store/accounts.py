@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import replace
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
-from sqlalchemy import BindParameter, Connection, Dialect, Select, bindparam, insert, not_, select, update
+from sqlalchemy import Connection, Select, insert, not_, select, update
 
-from server.ledger.accounts import AccountRecord
+from server.caching import ByteLRU
+from server.ledger.accounts import AccountRecord, Holding
 from server.ledger.errors import AccountExists, AccountNotFound
 from server.ledger.idempotency import Request
 from server.ledger.instants import Instant
 from server.ledger.lots import Lot
 from server.ledger.names import account_name, is_account_id
-from server.ledger.posting import AccountState
 from server.store.answers import load_answer, save_answer
 from server.store.database import Database
-from server.store.query import Query
 from server.store.states import (
     LOT_COLUMNS,
-    QUERIES_CACHED_MAX,
     account_parameters,
     holdings_query,
     to_holding,
@@ -29,12 +26,8 @@ from server.store.states import (
 )
 from server.store.tables import account_states, accounts, lots
 
-ACCOUNT_NUMBERS_CACHED_MAX = 65_536
-"""How many numbers are kept. Beyond it the one goes that was looked up first."""
-HOLDINGS_CACHED_MAX = 1024
-"""How many accounts are kept with what they hold. Beyond it the one goes that was read first."""
-HOLDING_PROFILE_BYTES_MAX = 4096
-"""Accounts with a larger profile are read each time, so that those that are kept take at most 8 MiB."""
+NUMBERS_BYTES_MAX = 16_777_216
+"""The largest size of the cache of account numbers: about 50,000 accounts."""
 
 
 _COLUMNS = (
@@ -48,20 +41,6 @@ _COLUMNS = (
     accounts.c.update_time,
     accounts.c.number,
 )
-_NUMBER = len(_COLUMNS) - 1  # Which of them is the account's number.
-
-
-class StoredAccount(NamedTuple):
-    """An account, and what it held at an instant."""
-
-    record: AccountRecord
-    state: AccountState
-    """Without what had expired. No lots are known."""
-    head: bytes
-    """The hash of its newest transaction, which stands for all of them; empty before the first."""
-    read_time: Instant
-    next_expire_time: Instant
-    """Until then the account holds this, unless something is posted."""
 
 
 class AccountStore:
@@ -69,33 +48,26 @@ class AccountStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        # An account's number never changes and accounts are never deleted.
-        self._numbers: dict[tuple[int, str], int] = {}
-        # With the row that they were read with.
-        self._holdings: dict[int, tuple[tuple[object, ...], StoredAccount]] = {}
+        # The number of an account never changes, and accounts are never deleted.
+        self._numbers: ByteLRU[tuple[int, str], int] = ByteLRU(NUMBERS_BYTES_MAX, lambda key, _: len(key[1]))
 
     async def number(self, tenant_number: int, account_id: str) -> int:
         """The number of an account. Raises AccountNotFound, also for an id that no account may have."""
         number = self._numbers.get((tenant_number, account_id))
         if number is None:
             if not is_account_id(account_id):
-                # A facade takes its account's id as it comes.
+                # A facade does not validate the id.
                 raise AccountNotFound(account_name(account_id))
             number = (await self.get(tenant_number, account_id)).number
-            self._remember(tenant_number, account_id, number)
+            self._numbers.put((tenant_number, account_id), number)
         return number
-
-    def _remember(self, tenant_number: int, account_id: str, number: int) -> None:
-        if len(self._numbers) >= ACCOUNT_NUMBERS_CACHED_MAX:
-            del self._numbers[next(iter(self._numbers))]
-        self._numbers[tenant_number, account_id] = number
 
     async def get(self, tenant_number: int, account_id: str) -> AccountRecord:
         """One account. Raises AccountNotFound."""
         return await self._database.look(lambda connection: _get(connection, tenant_number, account_id))
 
     async def page(self, tenant_number: int, after: str | None, limit: int) -> list[AccountRecord]:
-        """At most `limit` accounts in ascending order of their ids, behind `after`."""
+        """At most `limit` accounts after the id `after`, in ascending order of their ids."""
         statement = select(*_COLUMNS).where(accounts.c.tenant_number == tenant_number)
         if after is not None:
             statement = statement.where(accounts.c.id > after)
@@ -104,55 +76,15 @@ class AccountStore:
             lambda connection: [AccountRecord(*row) for row in connection.execute(statement)], at_replica=True
         )
 
-    async def holdings(self, tenant_number: int, account_ids: Collection[str], now: Instant) -> list[StoredAccount]:
-        """Those of the accounts that exist, each with what it holds at this instant.
-
-        The hash of an account's newest transaction stands for all that came of its transactions,
-        as it does for a first page of history. So nothing but the account and that hash is read
-        where both are what they were when the rest was read, and nothing has expired since.
-        """
+    async def holdings(self, tenant_number: int, account_ids: Collection[str], now: Instant) -> list[Holding]:
+        """Those of the accounts that exist, each with what it holds at this instant. All are of one snapshot."""
         numbers = await self._existing_numbers(tenant_number, account_ids)
         if not numbers:
             return []
-        query = _accounts_query(len(numbers), self._database.dialect)
-        rows = await self._database.fetch(query, account_parameters(numbers), at_replica=False)
-        known = [kept for row in rows if (kept := self._kept_holding(tuple(row), now)) is not None]
-        if len(known) < len(rows):
-            unknown = set(numbers).difference(each.record.number for each in known)
-            known += await self._read_holdings(sorted(unknown), now)
-        return known
-
-    async def _read_holdings(self, numbers: Collection[int], now: Instant) -> list[StoredAccount]:
-        """What these accounts hold, at one instant."""
-        dialect, count = self._database.dialect, len(numbers)
-        rows, states = await self._database.fetch_together(
-            (_accounts_query(count, dialect), holdings_query(count, dialect)),
-            account_parameters(numbers) | {"now": now},
-        )
-        held = {stored.state.account_number: (stored, until) for stored, until in map(to_holding, states)}
-        found = []
-        for row in rows:
-            record = AccountRecord(*row[:-1])
-            stored, next_expire_time = held[record.number]
-            account = StoredAccount(record, *stored, now, next_expire_time)
-            found.append(account)
-            self._keep_holding(tuple(row), account)
-        return found
-
-    def _kept_holding(self, row: tuple[Any, ...], now: Instant) -> StoredAccount | None:
-        kept = self._holdings.get(row[_NUMBER])
-        if kept is None or kept[0] != row or not kept[1].read_time <= now < kept[1].next_expire_time:
-            return None
-        return kept[1]
-
-    def _keep_holding(self, row: tuple[object, ...], account: StoredAccount) -> None:
-        number = account.record.number
-        self._holdings.pop(number, None)
-        if len(account.record.profile) > HOLDING_PROFILE_BYTES_MAX:
-            return
-        if len(self._holdings) >= HOLDINGS_CACHED_MAX:
-            del self._holdings[next(iter(self._holdings))]
-        self._holdings[number] = (row, account)
+        query = holdings_query(len(numbers), self._database.dialect, *_COLUMNS)
+        rows = await self._database.fetch(query, account_parameters(numbers) | {"now": now}, at_replica=False)
+        width = len(_COLUMNS)
+        return [Holding(AccountRecord(*row[-width:]), to_holding(row[:-width])) for row in rows]
 
     async def _existing_numbers(self, tenant_number: int, account_ids: Collection[str]) -> list[int]:
         """The numbers of those of the accounts that exist, in ascending order."""
@@ -163,11 +95,11 @@ class AccountStore:
             )
             for account_id, number in await self._database.look(lambda connection: connection.execute(statement).all()):
                 known[account_id] = number
-                self._remember(tenant_number, account_id, number)
+                self._numbers.put((tenant_number, account_id), number)
         return sorted(number for number in known.values() if number is not None)
 
     async def lots(self, account_number: int, after: int, limit: int) -> list[Lot]:
-        """At most `limit` lots of an account, open or not, by number, behind `after`."""
+        """At most `limit` lots of an account, open or not, by number, after the number `after`."""
         statement = (
             select(*LOT_COLUMNS)
             .where(lots.c.account_number == account_number, lots.c.number > after)
@@ -275,15 +207,6 @@ class AccountStore:
             return answer
 
         return await self._database.transact(work)
-
-
-@lru_cache(QUERIES_CACHED_MAX)
-def _accounts_query(count: int, dialect: Dialect) -> Query:
-    """All of so many accounts, and of each the hash of its newest transaction."""
-    numbers: list[BindParameter[int]] = [bindparam(name) for name in account_parameters(range(count))]
-    is_of_account = account_states.c.account_number == accounts.c.number
-    statement = select(*_COLUMNS, account_states.c.last_hash).join_from(accounts, account_states, is_of_account)
-    return Query.of(statement.where(accounts.c.number.in_(numbers)), dialect)
 
 
 def _get(connection: Connection, tenant_number: int, account_id: str, *, lock: bool = False) -> AccountRecord:

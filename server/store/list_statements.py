@@ -1,407 +1,299 @@
-"""The statements of lists of transactions: which index a list walks along, and from where to where.
+"""The strategies that answer a list of transactions: which index is walked, and how.
 
-A statement depends only on the list's shape, so it is built once per shape and used with
-other parameters from then on. Pages are found by keyset: never by OFFSET, whose cost grows
-with the depth and which skips rows when others are inserted.
+A strategy depends only on the shape of a list, never on the values of its parameters, so its
+statements are compiled once. Pages are found by keyset, never by OFFSET.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import Any, TypeAlias
 
 from daybook.v1.transaction_pb2 import Transaction
 from sqlalchemy import (
-    BigInteger,
+    BindParameter,
     ColumnElement,
-    Dialect,
+    FromClause,
     Integer,
     Select,
     bindparam,
-    literal,
     or_,
     select,
     tuple_,
     union_all,
 )
 
-from server.ledger.instants import month_bounds
-from server.ledger.paging import Order, OrderField, TransactionFilter, TransactionKey
+from server.ledger.instants import Instant, month_bounds
+from server.ledger.paging import OrderField, TransactionFilter, TransactionList
 from server.ledger.posting import Kind
-from server.store.query import Query
-from server.store.tables import LABELS, account_states, transactions
+from server.store.tables import LABELS, transactions
 
-STATEMENTS_CACHED_MAX = 512
 ROWS_READ_MAX = 10_000
-"""How many rows a page may read along an index, if the index doesn't serve all of the filter."""
+"""The largest number of rows that a page reads along an index that serves only part of the filter."""
 WALKS_MAX = 64
-"""From how many walks a list is merged at most: a statement grows with them, and so does the time to build it."""
+"""The largest number of walks that a list is merged from: the time to compile a statement grows with them."""
 ALL_KINDS = tuple(Transaction.Kind.values())[1:]
 ALL_STATES = tuple(Transaction.State.values())[1:]
 
 
 @dataclass(frozen=True, slots=True)
-class ListShape:
-    """All that a statement depends on, beside the values of its parameters."""
+class Walk:
+    """A range of one index, in the order of the list."""
 
-    of_account: bool
-    order: Order
-    pairs: int
-    """How many pairs of kind and category the list is put together from; 0 for no such filter."""
-    kinds: int
-    states: int
-    month: bool
-    create_time_from: bool
-    create_time_before: bool
-    labels: tuple[str, ...]
-    after: bool
-    until: bool = False
-    keys_only: bool = False
-    """Whether only keys are read, for which an index is smaller than the rows."""
+    equals: tuple[str, ...]
+    """Columns that are equal to a parameter of the same name."""
+    bounds: tuple[str, ...]
+    """Those of `create_time_from` and `create_time_before` that limit the range."""
+    order: tuple[str, ...]
+    """The columns of the order, unique together in this range. Within an account, times never decrease with the
+    sequence, so the sequence alone orders a list by time, along the rows as they are stored."""
+    position: str
+    """The column that is the position of a key."""
+    descending: bool
+    is_continued: bool
+    """Whether the range begins after the key of the previous page."""
 
     @property
-    def is_merged(self) -> bool:
-        """Whether each pair has a walk of its own for each state, along an index that serves all the rest."""
-        is_ranged = self.create_time_from or self.create_time_before
-        has_index = self.order.field is OrderField.CREATE_TIME or (self.month and not is_ranged)
-        walks = self.pairs * (self.states or len(ALL_STATES))
-        return self.of_account and 0 < walks <= WALKS_MAX and not self.labels and has_index
+    def key(self) -> tuple[str, ...]:
+        """The columns of a TransactionKey."""
+        return (self.position, "account_number", "sequence")
 
-    @property
-    def passes_over(self) -> bool:
-        """Whether a walk along the index reads rows that the list does not show."""
-        if self.is_merged:
-            return False
-        is_ranged = self.month or self.create_time_from or self.create_time_before
-        return (
-            self.pairs + self.kinds + self.states > 0
-            or len(self.labels) > (0 if self.of_account else 1)
-            or (is_ranged and self.order.field is OrderField.AMOUNT)
-        )
+    def rows(self, *names: str) -> Select[Any]:
+        """These columns of the rows of the range, in order."""
+        columns = transactions.c
+        conditions: list[ColumnElement[bool]] = [columns[name] == bindparam(name) for name in self.equals]
+        conditions += _within_bounds(columns.create_time, self.bounds)
+        if self.is_continued:
+            here = tuple_(*(columns[name] for name in self.order))
+            last = tuple_(*(bindparam(f"after_{name}") for name in self.order))
+            conditions.append(here < last if self.descending else here > last)
+        return self.sort(select(*(columns[name] for name in names)).where(*conditions), transactions)
 
-    @property
-    def picks_in_index(self) -> bool:
-        """Whether the index tells of each row whether the list shows it: then rows are fetched for the page alone."""
-        return self.passes_over and not self.of_account and len(self.labels) <= 1
+    def sort(self, statement: Select[Any], source: FromClause) -> Select[Any]:
+        """The statement in the order of the list, by the columns of one of its sources."""
+        columns = [source.c[name] for name in self.order]
+        return statement.order_by(*(column.desc() if self.descending else column.asc() for column in columns))
 
-    @property
-    def by_sequence(self) -> bool:
-        """Whether the list is one walk along the account's rows as they lie on disk.
-
-        Times never decrease within an account, so the order of sequence is that of time. A
-        range of times needs the index by time to begin with.
-        """
-        return (
-            self.of_account
-            and not self.keys_only
-            and self.order.field is OrderField.CREATE_TIME
-            and not (self.is_merged or self.create_time_from or self.create_time_before)
-        )
+    def with_bodies(self, keys: Select[Any]) -> Select[Any]:
+        """The rows of a page, in order, from the keys that were found for it."""
+        page = keys.subquery()
+        is_row = (transactions.c.account_number == page.c.account_number) & (transactions.c.sequence == page.c.sequence)
+        rows = select(*(page.c[name] for name in self.key), transactions.c.body).join_from(page, transactions, is_row)
+        if "account_number" in self.equals:
+            # Without it Citus does not route the statement to one shard.
+            rows = rows.where(transactions.c.account_number == bindparam("account_number"))
+        return self.sort(rows, page)
 
 
 @dataclass(frozen=True, slots=True)
-class ListQueries:
-    """What reads a list, as the driver takes it."""
+class IndexWalk:
+    """One walk along an index that serves the whole filter.
 
-    page: Query
-    """Reads keys and bodies."""
-    page_until: Query
-    """The same as far as a key."""
-    boundaries: tuple[Query, ...]
-    """Each reads the key so many rows on, along an index that may be walked. None where the index serves the filter."""
-    by_sequence: bool
-
-
-@lru_cache(STATEMENTS_CACHED_MAX)
-def list_queries(shape: ListShape, dialect: Dialect) -> ListQueries:
-    """The queries of a list."""
-    page = Query.of(_statement(shape), dialect)
-    return ListQueries(
-        page=page,
-        page_until=Query.of(_statement(_until(shape)), dialect) if shape.passes_over else page,
-        boundaries=tuple(Query.of(_boundary_statement(walk), dialect) for walk in _walks_of(shape)),
-        by_sequence=shape.by_sequence,
-    )
-
-
-def until_parameters(until: TransactionKey) -> dict[str, object]:
-    """What `page_until` is to be told of the key, beside the parameters of the list."""
-    return {
-        "until_position": until.position,
-        "until_sequence": until.sequence,
-        "until_account_number": until.account_number,
-    }
-
-
-def boundary_statements(
-    tenant_number: int,
-    account_number: int | None,
-    wanted: TransactionFilter,
-    order: Order,
-    after: TransactionKey | None,
-) -> list[tuple[Select[Any], dict[str, object]]]:
-    """Statements of the last row that a page may read, and their parameters: one for each index that may be walked.
-
-    None for a list whose index serves its filter.
+    It serves an account by sequence, by a range of times or by amount, and a tenant, or one label
+    of it, by time.
     """
-    shape, parameters = shape_of(tenant_number, account_number, wanted, order, after, 0)
-    return [(_boundary_statement(walk), parameters | {"reach": ROWS_READ_MAX}) for walk in _walks_of(shape)]
+
+    walk: Walk
+
+    def page(self) -> Select[Any]:
+        """Reads keys and bodies."""
+        return self.walk.rows(*self.walk.key, "body").limit(_LIMIT)
+
+    def boundary(self) -> None:
+        """A page is never short of rows that the list has."""
+        return
 
 
-def _until(shape: ListShape) -> ListShape:
-    """The same list as far as a key."""
-    if shape.order.field is not OrderField.CREATE_TIME:
-        return replace(shape, until=True)
-    # The key lies inside the range of times, so it implies the bound on its side, as the other does in `shape_of`.
-    if shape.order.descending:
-        return replace(shape, until=True, create_time_from=False)
-    return replace(shape, until=True, create_time_before=False)
+@dataclass(frozen=True, slots=True)
+class MergedWalks:
+    """One short walk for each kind, category and state, merged. For an account; the index serves the whole filter."""
+
+    walk: Walk
+    pairs: int
+    """The number of pairs of a kind and a category."""
+    states: int
+    """0 for a filter without states."""
+
+    def page(self) -> Select[Any]:
+        """Reads keys and bodies; the bodies of the rows of the page only."""
+        rows = self.walk.rows(*self.walk.key)
+        states: list[BindParameter[int] | int] = [bindparam(f"state_{i}") for i in range(self.states)]
+        walks = [
+            rows.where(_is_of_pair(transactions, i), transactions.c.state == state).limit(_LIMIT).subquery()
+            for i, state in product(range(self.pairs), states or ALL_STATES)
+        ]
+        merged = union_all(*map(select, walks)).subquery()
+        return self.walk.with_bodies(self.walk.sort(select(merged), merged).limit(_LIMIT))
+
+    def boundary(self) -> None:
+        """A page is never short of rows that the list has."""
+        return
 
 
-def _walks_of(shape: ListShape) -> list[ListShape]:
-    """The lists of keys that a page is a part of, each along an index that may be walked for it."""
-    if not shape.passes_over:
-        return []
-    everything = replace(shape, pairs=0, kinds=0, states=0, labels=())
-    if shape.by_sequence:
-        return [everything]
-    keys = replace(everything, keys_only=True)
-    if shape.order.field is not OrderField.CREATE_TIME:
-        return [replace(keys, month=False, create_time_from=False, create_time_before=False)]
-    labels = () if shape.of_account else shape.labels
-    return [replace(keys, labels=(label,)) for label in labels] or [keys]
+@dataclass(frozen=True, slots=True)
+class FilteredWalk:
+    """One walk of a bounded number of rows along an index that serves part of the filter, and the rest of the filter.
 
-
-def _boundary_by_number(shape: ListShape) -> Select[Any]:
-    """The last row that a page along an account's rows may read: they are numbered without a gap."""
-    account_number, reach = bindparam("account_number", type_=BigInteger), bindparam("reach", type_=BigInteger)
-    states, columns = account_states.c, transactions.c
-    begin: ColumnElement[int] = literal(0)
-    if shape.after:
-        begin = bindparam("after_sequence", type_=BigInteger)
-    elif shape.order.descending:
-        begin = select(states.sequence + 1).where(states.account_number == account_number).scalar_subquery()
-    return select(columns.create_time, columns.account_number, columns.sequence).where(
-        columns.account_number == account_number,
-        columns.sequence == (begin - reach if shape.order.descending else begin + reach),
-    )
-
-
-def list_statement(
-    tenant_number: int,
-    account_number: int | None,
-    wanted: TransactionFilter,
-    order: Order,
-    after: TransactionKey | None,
-    limit: int,
-    until: TransactionKey | None = None,
-) -> tuple[Select[Any], dict[str, object]]:
-    """The statement of a list, as far as a key if one is given, and its parameters."""
-    shape, parameters = shape_of(tenant_number, account_number, wanted, order, after, limit)
-    if until is None:
-        return _statement(shape), parameters
-    return _statement(_until(shape)), parameters | until_parameters(until)
-
-
-def shape_of(
-    tenant_number: int,
-    account_number: int | None,
-    wanted: TransactionFilter,
-    order: Order,
-    after: TransactionKey | None,
-    limit: int,
-) -> tuple[ListShape, dict[str, object]]:
-    """The shape of a list of an account, or of the tenant if it is None, and its parameters.
-
-    It has at most `limit` rows behind `after`.
+    The indexes of a tenant contain kind, category and state, so only rows of the page are fetched.
+    The parameter `rows_read` is the number of rows to walk.
     """
-    pairs = wanted.kind_categories or tuple(
-        product(wanted.kinds or ALL_KINDS, wanted.categories) if wanted.categories else ()
-    )
-    labels = {name: value for name in LABELS if (value := getattr(wanted, name)) is not None}
-    # The key of the page before lies inside the range, so it implies the bound on its side;
-    # with both, an index walk would begin at the bound again and pass over every page before.
-    is_bounded_by_key = after is not None and order.field is OrderField.CREATE_TIME
-    lower, upper = wanted.create_time_from, wanted.create_time_before
-    month = wanted.month if order.field is OrderField.AMOUNT else None
-    if wanted.month is not None and month is None:
-        month_from, month_before = month_bounds(wanted.month)
-        lower = month_from if lower is None else max(lower, month_from)
-        upper = month_before if upper is None else min(upper, month_before)
-    if is_bounded_by_key and order.descending:
-        upper = None
-    elif is_bounded_by_key:
-        lower = None
-    shape = ListShape(
-        of_account=account_number is not None,
-        order=order,
-        pairs=len(pairs),
-        kinds=0 if pairs else len(wanted.kinds),
-        states=len(wanted.states),
-        month=month is not None,
-        create_time_from=lower is not None,
-        create_time_before=upper is not None,
-        labels=tuple(labels),
-        after=after is not None,
-    )
+
+    walk: Walk
+    pairs: int
+    kinds: int
+    states: int
+    equals: tuple[str, ...]
+    bounds: tuple[str, ...]
+
+    @property
+    def filtered(self) -> tuple[str, ...]:
+        """The columns that the filter looks at."""
+        of_pairs = ("kind", "category") if self.pairs else ()
+        of_kinds = ("kind",) if self.kinds else ()
+        of_states = ("state",) if self.states else ()
+        of_bounds = ("create_time",) if self.bounds else ()
+        return of_pairs + of_kinds + of_states + self.equals + of_bounds
+
+    def page(self) -> Select[Any]:
+        """Reads keys and bodies.
+
+        The SELECT around the walk has no ORDER BY: both engines pass on the rows of the walk in their
+        order and stop at the limit. With it SQLite would sort the whole walk before it takes the first row.
+        """
+        names = dict.fromkeys((*self.walk.key, *self.filtered))
+        walked = self.walk.rows(*names).limit(_ROWS_READ).subquery()
+        found = select(*(walked.c[name] for name in self.walk.key)).where(*self._conditions(walked))
+        return self.walk.with_bodies(found.limit(_LIMIT))
+
+    def boundary(self) -> Select[Any]:
+        """Reads the key of the last row that the walk may read; no row if the index ends before."""
+        return self.walk.rows(*self.walk.key).limit(1).offset(_ROWS_READ - 1)
+
+    def _conditions(self, source: FromClause) -> list[ColumnElement[bool]]:
+        columns = source.c
+        conditions = [columns[name] == bindparam(name) for name in self.equals]
+        if self.bounds:
+            conditions += _within_bounds(columns.create_time, self.bounds)
+        if self.pairs:
+            # SQLite would build a table from a list of pairs, for every page.
+            conditions.append(or_(*(_is_of_pair(source, i) for i in range(self.pairs))))
+        if self.kinds:
+            conditions.append(columns.kind.in_([bindparam(f"kind_{i}") for i in range(self.kinds)]))
+        if self.states:
+            conditions.append(columns.state.in_([bindparam(f"state_{i}") for i in range(self.states)]))
+        return conditions
+
+
+Strategy: TypeAlias = IndexWalk | MergedWalks | FilteredWalk
+
+
+def strategy_of(query: TransactionList) -> Strategy:
+    """Chooses how a list is answered."""
+    wanted, by_time = query.filter, query.order.field is OrderField.CREATE_TIME
+    pairs, states = len(_pairs_of(wanted)), len(wanted.states)
+    labels = tuple(_labels_of(wanted))
+    times = tuple(_times_of(query))
+    if query.account_number is None:
+        return _walk(query, ("tenant_number", *labels[:1]), times, rest=labels[1:])
+    # By time, an index has all that these look at. By amount, there is one for a whole month only.
+    month = () if by_time or wanted.month is None else ("month",)
+    is_indexed = by_time or (month and not times)
+    if 0 < pairs * (states or len(ALL_STATES)) <= WALKS_MAX and is_indexed and not labels:
+        columns = (query.order.field.value, "sequence")
+        return MergedWalks(_range(query, ("account_number", *month), times, columns), pairs, states)
+    if by_time:
+        return _walk(query, ("account_number",), times, rest=labels)
+    return _walk(query, ("account_number",), (), rest=(*month, *labels), rest_bounds=times)
+
+
+def parameters_of(query: TransactionList) -> dict[str, object]:
+    """The parameters of every statement of a list but `rows_read`. A page has one row more, if there is a next page."""
+    wanted = query.filter
     parameters: dict[str, object] = {
-        "limit": limit,
-        **labels,
+        "tenant_number": query.tenant_number,
+        "account_number": query.account_number,
+        "month": wanted.month,
+        "limit": query.limit + 1,
+        **_labels_of(wanted),
+        **_times_of(query),
+        **{f"kind_{i}": kind for i, kind in enumerate(wanted.kinds)},
         **{f"state_{i}": state for i, state in enumerate(wanted.states)},
-        **_pair_parameters(pairs),
     }
-    if account_number is not None:
-        parameters["account_number"] = account_number
-    else:
-        parameters["tenant_number"] = tenant_number
-    if not pairs:
-        parameters |= {f"kind_{i}": kind for i, kind in enumerate(wanted.kinds)}
-    if lower is not None:
-        parameters["create_time_from"] = lower
-    if upper is not None:
-        parameters["create_time_before"] = upper
-    if month is not None:
-        parameters["month"] = month
-    if after is not None:
-        parameters["after_position"] = after.position
-        parameters["after_sequence"] = after.sequence
-        if account_number is None:
-            parameters["after_account_number"] = after.account_number
-    return shape, parameters
+    for i, (kind, category) in enumerate(_pairs_of(wanted)):
+        parameters[f"pair_kind_{i}"], parameters[f"pair_category_{i}"] = kind, category
+    if query.after is not None:
+        parameters[f"after_{query.order.field.value}"] = query.after.position
+        parameters["after_account_number"] = query.after.account_number
+        parameters["after_sequence"] = query.after.sequence
+    return parameters
 
 
-@lru_cache(STATEMENTS_CACHED_MAX)
-def _pair_parameters(pairs: tuple[tuple[Kind, str], ...]) -> dict[str, object]:
-    kinds = {f"pair_kind_{i}": kind for i, (kind, _) in enumerate(pairs)}
-    return {**kinds, **{f"pair_category_{i}": category for i, (_, category) in enumerate(pairs)}}
+_LIMIT = bindparam("limit", type_=Integer)
+_ROWS_READ = bindparam("rows_read", type_=Integer)
 
 
-def _boundary_statement(shape: ListShape) -> Select[Any]:
-    if shape.by_sequence:
-        return _boundary_by_number(shape)
-    position = transactions.c[shape.order.field.value]
-    key = (position, transactions.c.account_number, transactions.c.sequence)
-    walk = _ordered(select(*key).where(*_conditions(shape, position)), shape, *key)
-    # An offset over a bounded number of keys, in the index alone.
-    return walk.limit(1).offset(bindparam("reach", type_=Integer) - 1)
+def _walk(
+    query: TransactionList,
+    equals: tuple[str, ...],
+    bounds: tuple[str, ...],
+    rest: tuple[str, ...],
+    rest_bounds: tuple[str, ...] = (),
+) -> IndexWalk | FilteredWalk:
+    """One walk along the index of these columns, with what the index does not serve as the rest of the filter."""
+    wanted, field = query.filter, query.order.field
+    columns: tuple[str, ...] = (field.value, "account_number", "sequence")
+    if query.account_number is not None:
+        columns = ("sequence",) if field is OrderField.CREATE_TIME and not bounds else (field.value, "sequence")
+    walk = _range(query, equals, bounds, columns)
+    pairs = len(_pairs_of(wanted))
+    kinds = 0 if pairs else len(wanted.kinds)
+    if pairs or kinds or wanted.states or rest or rest_bounds:
+        return FilteredWalk(walk, pairs, kinds, len(wanted.states), rest, rest_bounds)
+    return IndexWalk(walk)
 
 
-def _statement(shape: ListShape) -> Select[Any]:
-    position = transactions.c[shape.order.field.value]
-    key = (position, transactions.c.account_number, transactions.c.sequence)
-    limit = bindparam("limit", type_=Integer)
-    conditions = _conditions(shape, position)
-    if not shape.is_merged:
-        if shape.pairs:
-            # Of a list of pairs SQLite would make a table, for each page anew.
-            conditions.append(or_(*(_is_of_pair(i) for i in range(shape.pairs))))
-        body = _body_of_row() if shape.picks_in_index else transactions.c.body
-        return _ordered(select(*key, body).where(*conditions), shape, *key).limit(limit)
-    # One short walk along the index for each pair and state, merged; the bodies are fetched
-    # only for the rows of the page.
-    states: Sequence[object] = [bindparam(f"state_{i}") for i in range(shape.states)] or ALL_STATES
-    walks = [
-        _ordered(
-            select(*key).where(
-                *conditions,
-                _is_of_pair(i),
-                transactions.c.state == state,
-            ),
-            shape,
-            *key,
-        )
-        .limit(limit)
-        .subquery()
-        for i, state in product(range(shape.pairs), states)
-    ]
-    merged = union_all(*(select(walk) for walk in walks)).subquery()
-    merged_key = tuple(merged.c)
-    return _with_bodies(_ordered(select(*merged_key), shape, *merged_key).limit(limit), shape)
+def _range(query: TransactionList, equals: tuple[str, ...], bounds: tuple[str, ...], columns: tuple[str, ...]) -> Walk:
+    order = query.order
+    return Walk(equals, bounds, columns, order.field.value, order.descending, query.after is not None)
 
 
-def _is_of_pair(i: int) -> ColumnElement[bool]:
-    columns = transactions.c
-    return (columns.kind == bindparam(f"pair_kind_{i}")) & (columns.category == bindparam(f"pair_category_{i}"))
+def _pairs_of(wanted: TransactionFilter) -> tuple[tuple[Kind, str], ...]:
+    """The pairs of a kind and a category that a filter selects; none for a filter without categories."""
+    if wanted.kind_categories or not wanted.categories:
+        return wanted.kind_categories
+    return tuple(product(wanted.kinds or ALL_KINDS, wanted.categories))
 
 
-def _body_of_row() -> ColumnElement[bytes]:
-    """The body of a row that the list shows, fetched from where it lies.
+def _labels_of(wanted: TransactionFilter) -> dict[str, str]:
+    return {name: value for name in LABELS if (value := getattr(wanted, name)) is not None}
 
-    Were it read as a column, each row that the walk passes over would be fetched for it too: SQLite
-    goes to the row as soon as a statement wants more of it than the index has.
+
+def _times_of(query: TransactionList) -> Mapping[str, Instant]:
+    """The bounds of create_time, by the names of their parameters, without a bound that the previous page implies.
+
+    With both conditions on the same side, an engine would begin at the bound and pass over every earlier page.
     """
-    stored = transactions.alias("stored")
-    return (
-        select(stored.c.body)
-        .where(
-            stored.c.account_number == transactions.c.account_number,
-            stored.c.sequence == transactions.c.sequence,
-        )
-        .scalar_subquery()
-    )
+    lower, upper = query.filter.create_time_from, query.filter.create_time_before
+    if query.order.field is OrderField.CREATE_TIME:
+        if query.filter.month is not None:
+            month_from, month_before = month_bounds(query.filter.month)
+            lower = month_from if lower is None else max(lower, month_from)
+            upper = month_before if upper is None else min(upper, month_before)
+        if query.after is not None:
+            lower, upper = (lower, None) if query.order.descending else (None, upper)
+    bounds = {"create_time_from": lower, "create_time_before": upper}
+    return {name: value for name, value in bounds.items() if value is not None}
 
 
-def _with_bodies(keys: Select[Any], shape: ListShape) -> Select[Any]:
-    """The rows of these keys of one account, in their order."""
-    page = keys.subquery()
-    page_key = tuple(page.c)
-    rows = select(*page_key, transactions.c.body).join_from(
-        page,
-        transactions,
-        (transactions.c.account_number == page_key[1]) & (transactions.c.sequence == page_key[2]),
-    )
-    # Without the condition Citus doesn't route the statement: it asks every shard for its transactions.
-    return _ordered(rows.where(transactions.c.account_number == bindparam("account_number")), shape, *page_key)
+def _within_bounds(create_time: ColumnElement[int], bounds: tuple[str, ...]) -> list[ColumnElement[bool]]:
+    return [
+        create_time >= bindparam(name) if name == "create_time_from" else create_time < bindparam(name)
+        for name in bounds
+    ]
 
 
-def _conditions(shape: ListShape, position: ColumnElement[int]) -> list[ColumnElement[bool]]:
-    columns = transactions.c
-    conditions: list[ColumnElement[bool]] = []
-    if shape.of_account:
-        conditions.append(columns.account_number == bindparam("account_number"))
-    else:
-        conditions.append(columns.tenant_number == bindparam("tenant_number"))
-    if shape.month:
-        conditions.append(columns.month == bindparam("month"))
-    if shape.create_time_from:
-        conditions.append(columns.create_time >= bindparam("create_time_from"))
-    if shape.create_time_before:
-        conditions.append(columns.create_time < bindparam("create_time_before"))
-    conditions += [columns[name] == bindparam(name) for name in shape.labels]
-    if shape.kinds:
-        conditions.append(columns.kind.in_([bindparam(f"kind_{i}") for i in range(shape.kinds)]))
-    if shape.states and not shape.is_merged:
-        conditions.append(columns.state.in_([bindparam(f"state_{i}") for i in range(shape.states)]))
-    place = _place(shape, position, columns.account_number, columns.sequence)
-    here = tuple_(*place.values())
-    if shape.after:
-        last = tuple_(*(bindparam(f"after_{name}") for name in place))
-        conditions.append(here < last if shape.order.descending else here > last)
-    if shape.until:
-        end = tuple_(*(bindparam(f"until_{name}") for name in place))
-        conditions.append(here >= end if shape.order.descending else here <= end)
-    return conditions
-
-
-def _ordered(
-    statement: Select[Any],
-    shape: ListShape,
-    position: ColumnElement[int],
-    account_number: ColumnElement[int],
-    sequence: ColumnElement[int],
-) -> Select[Any]:
-    by = _place(shape, position, account_number, sequence).values()
-    return statement.order_by(*(column.desc() if shape.order.descending else column.asc() for column in by))
-
-
-def _place(
-    shape: ListShape, position: ColumnElement[int], account_number: ColumnElement[int], sequence: ColumnElement[int]
-) -> dict[str, ColumnElement[int]]:
-    """What a list is ordered by, by the names that the parts of a TransactionKey have."""
-    place: dict[str, ColumnElement[int]] = {} if shape.by_sequence else {"position": position}
-    if not shape.of_account:
-        place["account_number"] = account_number
-    return place | {"sequence": sequence}
+def _is_of_pair(source: FromClause, i: int) -> ColumnElement[bool]:
+    columns = source.c
+    return (columns.kind == bindparam(f"pair_kind_{i}")) & (columns.category == bindparam(f"pair_category_{i}"))

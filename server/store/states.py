@@ -116,13 +116,14 @@ def load_states(connection: Connection, account_numbers: Collection[int]) -> dic
 
 
 @lru_cache(QUERIES_CACHED_MAX)
-def holdings_query(count: int, dialect: Dialect) -> Query:
-    """What `to_holding` takes, of so many accounts, whose numbers are the parameters `account_parameters` gives.
+def holdings_query(count: int, dialect: Dialect, *more: ColumnElement[Any]) -> Query:
+    """What `count` accounts hold: rows for `to_holding`, each followed by more columns.
 
-    The parameter `now` is the instant at which lots that expired are not counted.
+    The parameters are those of `account_parameters`, and `now`: lots that have expired by then are not counted.
     """
     numbers: Numbers = [bindparam(name) for name in account_parameters(range(count))]
-    return Query.of(_states(numbers, *_expirations(numbers, bindparam("now"))), dialect)
+    expired = _of_lots(_sum_of(lots.c.remaining), numbers, lots.c.expire_time <= bindparam("now"))
+    return Query.of(_states(numbers, expired.scalar_subquery(), *more), dialect)
 
 
 def account_parameters(account_numbers: Iterable[int]) -> dict[str, int]:
@@ -130,12 +131,11 @@ def account_parameters(account_numbers: Iterable[int]) -> dict[str, int]:
     return {f"account_{i}": number for i, number in enumerate(account_numbers)}
 
 
-def to_holding(row: Sequence[Any]) -> tuple[StoredState, Instant]:
-    """A state without what had expired by then and with no lots known, and the instant of the next expiration."""
-    *columns, expired, next_expire_time = row
-    stored = _to_state(columns, lots=(), edge=(), horizon=EARLIEST)
-    state = stored.state._replace(balance=stored.state.balance - expired, expiring=stored.state.expiring - expired)
-    return StoredState(state, stored.last_hash), NEVER if next_expire_time is None else next_expire_time
+def to_holding(row: Sequence[Any]) -> AccountState:
+    """A state without its lots and without the credits that have expired."""
+    *columns, expired = row
+    state, _ = _to_state(columns, lots=(), edge=(), horizon=EARLIEST)
+    return state._replace(balance=state.balance - expired, expiring=state.expiring - expired)
 
 
 has_remaining = lots.c.remaining > literal_column("0")
@@ -177,13 +177,6 @@ def _expiring(numbers: Numbers) -> ColumnElement[int]:
     summed = _of_lots(_sum_of(lots.c.remaining), numbers, lots.c.expire_time.is_not(None))
     summed = summed.with_hint(lots, "INDEXED BY lots_expiring", "sqlite")
     return case((_is_counted, account_states.c.expiring), else_=summed.scalar_subquery())
-
-
-def _expirations(numbers: Numbers, now: BindParameter[int]) -> tuple[ColumnElement[Any], ColumnElement[Any]]:
-    """The sum of an account's open lots that have expired, and when the next one expires."""
-    expired = _of_lots(_sum_of(lots.c.remaining), numbers, lots.c.expire_time <= now)
-    following = _of_lots(func.min(lots.c.expire_time), numbers, lots.c.expire_time > now)
-    return expired.scalar_subquery(), following.scalar_subquery()
 
 
 def _states(numbers: Numbers, *more: ColumnElement[Any]) -> Select[Any]:

@@ -1,9 +1,9 @@
-"""What can be done with accounts."""
+"""The use cases of accounts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 
 from server.ledger.access import Caller
 from server.ledger.accounts import AccountRecord
@@ -17,19 +17,8 @@ from server.ledger.posting import AccountState
 from server.store.accounts import AccountStore
 
 
-@dataclass(frozen=True, slots=True)
-class Holding:
-    """An account and what it holds."""
-
-    account: AccountRecord
-    state: AccountState
-    """Without what has expired. No lots are known."""
-    head: bytes
-    """The hash of the newest transaction that is part of the state."""
-
-
 class Accounts:
-    """Creates, reads and updates accounts, and tells what they hold."""
+    """Creates, reads and updates accounts, and reads what they hold."""
 
     def __init__(self, store: AccountStore, clock: Clock, checked_clock: Clock) -> None:
         """The clock for reads, and the one for what is stored, which may raise ClockSkewed."""
@@ -57,11 +46,11 @@ class Accounts:
         return await self._store.get(caller.tenant_number, account_id)
 
     async def list(self, caller: Caller, after: str | None, limit: int) -> Page[AccountRecord, str]:
-        """A page of the tenant's accounts, by ascending id, behind the id `after`."""
+        """A page of the tenant's accounts after the id `after`, by ascending id."""
         caller.require_tenant()
         rows = await self._store.page(caller.tenant_number, after, limit + 1)
         page = Page.of(rows, limit, key=lambda row: row.id)
-        # What else there is of an account is less than another megabyte and a half.
+        # The other fields of a page of accounts take less than 1.5 MiB.
         return page.within(PAGE_BYTES_MAX, size=lambda row: len(row.profile), key=lambda row: row.id)
 
     async def update(
@@ -89,7 +78,7 @@ class Accounts:
         return await self._store.update(caller.tenant_number, account_id, checked_change, request)
 
     async def balance(self, caller: Caller, account_id: str) -> tuple[AccountState, Instant]:
-        """What an account holds, and the instant by which it has expired what it has. Raises AccountNotFound."""
+        """What an account holds, without its lots, and the time of the reading. Raises AccountNotFound."""
         caller.require_account(account_id)
         now = self._clock()
         found = await self._store.holdings(caller.tenant_number, [account_id], now)
@@ -98,9 +87,9 @@ class Accounts:
         return found[0].state, now
 
     async def lots(self, caller: Caller, account_id: str, after: int, limit: int) -> Page[Lot, int]:
-        """A page of an account's lots, by number, behind the number `after`.
+        """A page of an account's lots after the number `after`, by number.
 
-        What has expired has nothing left, whether or not that is posted. Raises AccountNotFound.
+        An expired lot has nothing left, whether or not its expiration is posted. Raises AccountNotFound.
         """
         caller.require_account(account_id)
         number = await self._store.number(caller.tenant_number, account_id)
@@ -110,11 +99,3 @@ class Accounts:
             for lot in await self._store.lots(number, after, limit + 1)
         ]
         return Page.of(rows, limit, key=lambda row: row.number)
-
-    async def holdings(self, caller: Caller, account_ids: Collection[str]) -> dict[str, Holding]:
-        """Those of the accounts that exist, by id, each with what it holds now."""
-        caller.require_tenant()
-        if not account_ids:
-            return {}
-        found = await self._store.holdings(caller.tenant_number, account_ids, self._clock())
-        return {each.record.id: Holding(each.record, each.state, each.head) for each in found}

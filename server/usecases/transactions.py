@@ -1,33 +1,40 @@
-"""What can be done with transactions."""
+"""The use cases of transactions."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 from uuid import UUID
 
 from daybook.v1.transaction_pb2 import Transaction
 
 from server.ledger.access import Caller
-from server.ledger.bodies import join_messages
+from server.ledger.accounts import Holding
+from server.ledger.bodies import label_of
 from server.ledger.errors import DaybookError, FieldInvalid, TransactionNotFound, of_item
 from server.ledger.idempotency import Request
-from server.ledger.instants import from_timestamp
+from server.ledger.instants import Clock
 from server.ledger.money import Millionths
 from server.ledger.names import transaction_name
-from server.ledger.paging import PAGE_BYTES_MAX, Order, OrderField, Page, TransactionFilter, TransactionKey
+from server.ledger.paging import (
+    NEWEST_FIRST,
+    PAGE_BYTES_MAX,
+    Order,
+    OrderField,
+    Page,
+    TransactionFilter,
+    TransactionKey,
+    TransactionList,
+    TransactionRow,
+)
 from server.ledger.posting import Draft
+from server.ledger.refunds import Refunds
 from server.posting.commands import BatchCreate, Create, Item, Refund, Transfer
 from server.posting.poster import Poster
 from server.store.accounts import AccountStore
-from server.store.transactions import Heads, Refunds, TransactionRow, TransactionStore
-
-NEWEST_FIRST = Order()
-HISTORIES_CACHED_MAX = 1024
-"""How many first pages of history are kept. Beyond it the one goes that was read first."""
-HISTORY_BYTES_MAX = 32_768
-"""A longer page is not kept, so that all of them take 32 MiB at most, and 6 as a rule."""
+from server.store.transactions import TransactionStore
 
 
 class NewTransaction(NamedTuple):
@@ -42,22 +49,26 @@ class NewTransaction(NamedTuple):
     """Whether a charge that lacks credits is kept for the record instead of refused."""
 
 
-class History(NamedTuple):
-    """A page of all of an account's transactions."""
+@dataclass(frozen=True, slots=True)
+class NetworkPage:
+    """A page of the transactions of a tenant, with the companies and the refunds of its rows."""
 
-    transactions: bytes
-    """A message that has them as its field 1."""
-    next_key: TransactionKey | None
+    page: Page[TransactionRow, TransactionKey]
+    company_ids: Sequence[str]
+    """The label `company` of each row; empty if it has none."""
+    companies: Mapping[str, Holding]
+    """Those of the companies that exist as accounts, by id."""
+    refunds: Refunds
 
 
 class Transactions:
     """Posts, reads and lists transactions."""
 
-    def __init__(self, accounts: AccountStore, store: TransactionStore, poster: Poster) -> None:
+    def __init__(self, accounts: AccountStore, store: TransactionStore, poster: Poster, clock: Clock) -> None:
         self._accounts = accounts
         self._store = store
         self._poster = poster
-        self._histories: dict[tuple[int, bytes, int, bool], History] = {}
+        self._clock = clock
 
     async def create(self, caller: Caller, new: NewTransaction) -> bytes:
         """Posts a transaction; answers with it, serialized, once it is on disk.
@@ -143,10 +154,6 @@ class Transactions:
             raise TransactionNotFound(transaction_name(account_id, uid))
         return stored
 
-    async def refunds(self, listed: Collection[TransactionRow]) -> tuple[Refunds, Heads]:
-        """What was given back of listed transactions, and the heads of the accounts of those at that instant."""
-        return await self._store.refunds([(row.account_number, row.sequence) for row in listed]) if listed else ({}, {})
-
     async def _number(self, caller: Caller, account_id: str) -> int:
         caller.require_account(account_id)
         return await self._accounts.number(caller.tenant_number, account_id)
@@ -160,44 +167,11 @@ class Transactions:
         await self._number(caller, account_id)
 
     async def slice(self, caller: Caller, account_id: str, offset: int, limit: int) -> tuple[list[TransactionRow], int]:
-        """Transactions of an account, newest first, behind the `offset` newest; and how many it has in all.
+        """At most `limit` transactions of an account after the `offset` newest ones, newest first, and their total.
 
-        Both at one instant. Raises AccountNotFound.
+        Both are of one snapshot. Raises AccountNotFound.
         """
         return await self._store.slice(await self._number(caller, account_id), offset, limit)
-
-    async def history(
-        self, caller: Caller, account_id: str, after: TransactionKey | None, limit: int, *, descending: bool
-    ) -> History:
-        """A page of all of an account's transactions in the order of time: what `list` finds, serialized.
-
-        The fast path of the list that is asked for most. Raises AccountNotFound.
-        """
-        caller.require_account(account_id)
-        number = await self._accounts.number(caller.tenant_number, account_id)
-        if after is None:
-            return await self._first_history(number, limit, descending=descending)
-        return _history(
-            number, await self._store.bodies(number, after.sequence, limit + 1, descending=descending), limit
-        )
-
-    async def _first_history(self, number: int, limit: int, *, descending: bool) -> History:
-        """The first page, which callers ask for again and again; nothing but a hash is read if nothing is new.
-
-        The hash of an account's newest transaction stands for all of them, for each is part of
-        its successor's. So what was read with a hash is true for as long as that is the newest,
-        whoever posts, and also where a database is put back to what it was.
-        """
-        known = self._histories.get((number, await self._store.head(number), limit, descending))
-        if known is not None:
-            return known
-        head, bodies = await self._store.first_bodies(number, limit + 1, descending=descending)
-        history = _history(number, bodies, limit)
-        if len(history.transactions) <= HISTORY_BYTES_MAX:
-            if len(self._histories) >= HISTORIES_CACHED_MAX:
-                del self._histories[next(iter(self._histories))]
-            self._histories[number, head, limit, descending] = history
-        return history
 
     async def list(
         self,
@@ -210,12 +184,11 @@ class Transactions:
         *,
         bytes_max: int | None = PAGE_BYTES_MAX,
     ) -> Page[TransactionRow, TransactionKey]:
-        """A page of an account's transactions, or of the whole tenant's if it is None.
+        """A page of an account's transactions, or of the whole tenant's for the account None.
 
-        It is cut short where its rows take more than `bytes_max`, unless that is None, and
-        where the filter made it read as many rows as a page may; it may be empty then and
-        have a next one.
-        Raises AccountNotFound, and FieldInvalid for an order that no index serves.
+        It ends early where its rows take more than `bytes_max`, unless that is None, and where
+        it has read the largest number of rows for a filter that no index serves. It may then be empty
+        and have a next page. Raises AccountNotFound, and FieldInvalid for an order that no index serves.
         """
         number = None
         if account_id is not None:
@@ -224,21 +197,20 @@ class Transactions:
             caller.require_tenant()
             if order.field is OrderField.AMOUNT:
                 raise FieldInvalid("order_by", "must not be by amount for accounts/-")
-        rows, until = await self._store.page(caller.tenant_number, number, wanted, order, after, limit + 1)
-        page = Page.of(rows, limit, key=lambda row: row.key)
-        if page.next_key is None:
-            page = Page(page.rows, until)
+        page = await self._store.list(TransactionList(caller.tenant_number, number, wanted, order, after, limit))
         if bytes_max is None:
             return page
         return page.within(bytes_max, size=lambda row: len(row.body), key=lambda row: row.key)
 
+    async def list_network(
+        self, caller: Caller, wanted: TransactionFilter, after: TransactionKey | None, limit: int
+    ) -> NetworkPage:
+        """A page of the tenant's transactions, with their companies and refunds.
 
-def _history(account_number: int, bodies: list[bytes], limit: int) -> History:
-    """The page out of `limit` + 1 transactions."""
-
-    def key(body: bytes) -> TransactionKey:
-        last = Transaction.FromString(body)
-        return TransactionKey(from_timestamp(last.create_time), account_number, last.sequence)
-
-    page = Page.of(bodies, limit, key).within(PAGE_BYTES_MAX, len, key)
-    return History(join_messages(page.rows), page.next_key)
+        These are read after the rows, so a refund may be on a later page and already counted here.
+        """
+        page = await self.list(caller, None, wanted, after, limit)
+        company_ids = [label_of(row.body, "company") for row in page.rows]
+        found = await self._accounts.holdings(caller.tenant_number, set(filter(None, company_ids)), self._clock())
+        refunds = await self._store.refunds([(row.account_number, row.sequence) for row in page.rows])
+        return NetworkPage(page, company_ids, {each.account.id: each for each in found}, refunds)

@@ -1,4 +1,4 @@
-"""What can be done with usage."""
+"""The use case of usage."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from server.store.transactions import TransactionStore
 
 @dataclass(frozen=True, slots=True)
 class UsageHistory:
-    """What an account can spend and the hours in which it used something."""
+    """The available credits of an account and a page of the hours in which it used some."""
 
     account_number: int
     available: Millionths
     windows: list[UsageWindow]
     total: int
-    """How many windows the account has over all pages."""
+    """The number of windows on all pages."""
 
 
 class Usage:
-    """Tells what was used, hour by hour."""
+    """Reads usage by the hour."""
 
     def __init__(self, accounts: AccountStore, store: TransactionStore, clock: Clock) -> None:
         self._accounts = accounts

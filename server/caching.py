@@ -1,0 +1,42 @@
+"""An LRU cache whose bound is in bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from operator import itemgetter
+from typing import Generic, TypeVar
+
+from cachetools import LRUCache
+
+ENTRY_BYTES = 256
+"""The approximate size of an entry apart from what the caller counts."""
+
+Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
+
+
+class ByteLRU(Generic[Key, Value]):
+    """Values by key. Evicts the least recently used entries when full; replaces the entry of a key. For one thread."""
+
+    def __init__(self, bytes_max: int, size: Callable[[Key, Value], int]) -> None:
+        """`size` counts the variable parts of an entry, in bytes. An entry beyond the bound is not kept."""
+        self._size = size
+        self._entries: LRUCache[Key, tuple[Value, int]] = LRUCache(bytes_max, getsizeof=itemgetter(1))
+
+    @property
+    def bytes(self) -> int:
+        """The counted size of all entries."""
+        return int(self._entries.currsize)
+
+    def get(self, key: Key) -> Value | None:
+        """The value of a key, or None."""
+        entry = self._entries.get(key)
+        return None if entry is None else entry[0]
+
+    def put(self, key: Key, value: Value) -> None:
+        """Keeps a value."""
+        size = ENTRY_BYTES + self._size(key, value)
+        if size <= self._entries.maxsize:
+            self._entries[key] = (value, size)
+        else:
+            self._entries.pop(key, None)
