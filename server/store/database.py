@@ -144,6 +144,11 @@ class Database:
         return cast("sqlite3.Connection", self._looker.raw_connection().driver_connection)
 
     @property
+    def has_round_trips(self) -> bool:
+        """Whether a read costs a round trip, so that concurrent reads are worth batching."""
+        return self._thread is None
+
+    @property
     def dialect(self) -> Dialect:
         """The kind of database, for statements that are compiled once."""
         return self.writer.dialect

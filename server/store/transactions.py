@@ -17,6 +17,7 @@ from server.ledger.posting import AccountState
 from server.ledger.refunds import Refunds, RefundTotal
 from server.ledger.usage import UsageWindow
 from server.store.database import Database
+from server.store.first_pages import FirstPages
 from server.store.list_statements import ROWS_READ_MAX, Strategy, parameters_of, strategy_of
 from server.store.query import Query
 from server.store.states import QUERIES_CACHED_MAX, account_parameters, holdings_query, to_holding
@@ -42,6 +43,7 @@ class TransactionStore:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._queries: ByteLRU[Strategy, _ListQueries] = ByteLRU(QUERIES_BYTES_MAX, _size)
+        self._first_pages = FirstPages(database)
 
     async def get(self, account_number: int, uid: UUID) -> tuple[bytes, bytes] | None:
         """A transaction's body and allocations, or None if the account has none of this uid."""
@@ -96,6 +98,9 @@ class TransactionStore:
         A filter that no index serves makes it read at most ROWS_READ_MAX rows, so it may have fewer
         rows than the limit, or none, and still a next page.
         """
+        return await self._first_pages.page(query, self._read)
+
+    async def _read(self, query: TransactionList) -> Page[TransactionRow, TransactionKey]:
         queries = self._queries_of(strategy_of(query))
         parameters = {**parameters_of(query), "rows_read": ROWS_READ_MAX}
         rows = [TransactionRow._make(row) for row in await self._database.fetch(queries.page, parameters)]

@@ -1,11 +1,10 @@
-"""Rows that a facade keeps rendered: they never show what is no longer so, nor another row's."""
+"""Rendered rows that are cached are never out of date, and never those of another row."""
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Awaitable, Callable
 from functools import partial
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -19,11 +18,9 @@ from daybook.facades.paged.v1.statements_service_pb2 import (
     ListAccountTransactionsResponse,
 )
 from daybook.facades.spacebring.v1.transactions_service_pb2 import (
-    CreditsTransaction,
     GetCreditsTransactionsRequest,
     GetCreditsTransactionsResponse,
 )
-from daybook.facades.spacebring.v1.transactions_service_pb2_grpc import TransactionsStub
 from daybook.facades.teable.v1.billing_service_pb2 import GetSpaceCreditHistoryRequest, GetSpaceCreditHistoryResponse
 from daybook.v1.account_pb2 import Account, Company, User
 from daybook.v1.ledger_service_pb2 import RefundTransactionRequest, TransferCreditsRequest, UpdateAccountRequest
@@ -33,23 +30,16 @@ from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
 
 from server.app import FACADES
+from server.caching import ENTRY_BYTES
 from server.facades import dreadnode, nebulablock, paged, spacebring, teable
-from server.ledger.paging import Page, TransactionKey
-from server.ledger.refunds import RefundTotal
-from server.store.accounts import AccountStore
-from server.store.transactions import TransactionRow
 from server.transport import rendered
-from server.transport.rendered import PAGE_ROWS_BYTES_MAX, ROW_BYTES_MAX, ROWS_CACHED_MAX, KeptPages, keep_rendered
+from server.transport.rendered import keep_rendered
 from tests.support.callers import Client, Server
 from tests.support.clock import Clock
-from tests.support.statement_counter import statements
 
 COMPANY = str(uuid.uuid5(uuid.NAMESPACE_URL, "daybook:test:company"))
-KEPT: list[tuple[ModuleType, str]] = [
-    *((facade, "_render") for facade in (dreadnode, nebulablock, paged, spacebring, teable)),
-    (spacebring, "_render_company"),
-]
-"""The functions whose results are kept."""
+KEPT = (dreadnode, nebulablock, paged, spacebring, teable)
+"""The facades; the results of their function `_render` are cached."""
 REQUESTS: dict[str, tuple[Message, type[Message]]] = {
     "daybook.facades.teable.v1.Billing/GetSpaceCreditHistory": (
         GetSpaceCreditHistoryRequest(space_id=COMPANY, month="2024-10", take="100"),
@@ -142,10 +132,7 @@ async def test_kept_rows_show_every_change(
         partial(update, title="After", metadata=metadata, expiring_day_passes=0),
         partial(transfer, COMPANY, "other"),
         partial(transfer, "other", COMPANY),
-        # Too long to be kept.
-        partial(
-            post, Transaction.ADJUSTMENT, "-1", category="admin_adjustment", metadata={"text": "-" * ROW_BYTES_MAX}
-        ),
+        partial(post, Transaction.ADJUSTMENT, "-1", category="admin_adjustment", metadata={"text": "-" * 2048}),
         # What expires is gone before that is posted.
         partial(pass_by, 4 * 3600),
         partial(post, Transaction.CHARGE, "-1", category="computing", usage=usage),
@@ -155,10 +142,8 @@ async def test_kept_rows_show_every_change(
         await change()
         kept = await pages(client, bound, network)
         with monkeypatch.context() as patch:
-            for facade, name in KEPT:
-                patch.setattr(facade, name, getattr(facade, name).__wrapped__)
-            patch.setattr(KeptPages, "of", lambda pages, _question, page: pages._render(page))
-            patch.setattr(AccountStore, "_kept_holding", lambda _accounts, _row, _now: None)
+            for facade in KEPT:
+                patch.setattr(facade, "_render", facade._render.__wrapped__)  # type: ignore[attr-defined]
             anew = await pages(client, bound, network)
         assert kept == anew
         assert kept != before
@@ -167,102 +152,26 @@ async def test_kept_rows_show_every_change(
     assert len(before[f"{nebulablock.SERVICE}/GetCreditsHistory"][0].data.credit_history) == 2  # type: ignore[attr-defined]
 
 
-def test_what_is_kept() -> None:
-    """The same bytes are rendered once, other bytes for themselves, long ones each time; the last rows stay."""
-    rendered: list[bytes] = []
+def test_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal arguments are rendered once; the least recently used entries are evicted; a large entry is never kept."""
+    monkeypatch.setattr(rendered, "RENDERED_BYTES_MAX", 3 * (ENTRY_BYTES + 200))
+    calls: list[bytes] = []
 
     @keep_rendered
-    def render(body: bytes) -> bytes:
-        rendered.append(body)
-        return body[::-1]
+    def render(body: bytes, number: int) -> bytes:
+        calls.append(body)
+        return body[::-1] + b"%d" % number
 
-    short, long = b"ab" * (ROW_BYTES_MAX // 2), b"-" * (ROW_BYTES_MAX + 1)
-    for body in (short, long):
-        assert [render(body), render(bytes(bytearray(body)))] == [body[::-1]] * 2
-    assert rendered == [short, long, long]
-    assert render(short[:-1] + b"c") == b"c" + short[-2::-1]
-    rendered.clear()
-    for number in range(ROWS_CACHED_MAX + 1):
-        render(b"%d" % number)
-    render(b"1")
-    assert len(rendered) == ROWS_CACHED_MAX + 1
-    render(b"0")
-    assert len(rendered) == ROWS_CACHED_MAX + 2
-
-
-def page_of(*bodies: bytes, next_key: TransactionKey | None = None) -> Page[TransactionRow, TransactionKey]:
-    """A page of an account's rows, newest first."""
-    return Page([TransactionRow(9, 7, 9 - at, body) for at, body in enumerate(bodies)], next_key)
-
-
-def test_which_pages_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same rows are rendered once for the same question, other rows anew, long pages each time."""
-    monkeypatch.setattr(rendered, "PAGES_CACHED_MAX", 2)
-    asked: list[Page[TransactionRow, TransactionKey]] = []
-
-    def render(page: Page[TransactionRow, TransactionKey]) -> int:
-        asked.append(page)
-        return len(asked)
-
-    kept = KeptPages(render)
-    page = page_of(b"ab", b"c")
-    assert [kept.of("first", page), kept.of("first", page_of(b"ab", b"c"))] == [1, 1]
-    # Each is what the question finds next: another body, one row more, another place to go on from.
-    others = [
-        page_of(b"ab", b"d"),
-        page_of(b"ab", b"d", b"e"),
-        page_of(b"ab", b"d", b"e", next_key=TransactionKey(9, 7, 7)),
-    ]
-    assert [kept.of("first", each) for each in others for _ in range(2)] == [2, 2, 3, 3, 4, 4]
-    long, longer = page_of(b"x" * PAGE_ROWS_BYTES_MAX), page_of(b"x" * PAGE_ROWS_BYTES_MAX, b"y")
-    assert [kept.of("second", each) for each in (long, long, longer, longer)] == [5, 5, 6, 7]
-    # No other question goes for one that is kept.
-    assert [kept.of("second", page), kept.of("first", others[-1])] == [8, 4]
-    # The question that was asked first goes.
-    assert [kept.of(question, page) for question in ("third", "third", "first", "third")] == [9, 9, 10, 9]
-
-
-def test_a_page_with_a_refund_that_came_meanwhile_is_not_kept() -> None:
-    """What was refunded is read after the heads: where it tells of another head, those no longer stand for it."""
-    charge = Transaction(kind=Transaction.CHARGE, category="booking", state=Transaction.SUCCEEDED)
-    charge.amount, charge.expiring_amount, charge.permanent_amount = "-2", "0", "-2"
-    page = spacebring._RenderedPage(page_of(charge.SerializeToString(), charge.SerializeToString()))
-    heads, refunds = {7: b"then"}, {(7, 9): RefundTotal(1_000_000, 0)}
-    assert page.shown_before({}, heads) is None
-    shown = page.shown({}, heads, refunds, {7: b"now"})
-    found = GetCreditsTransactionsResponse.FromString(shown.transactions).transactions
-    assert [row.refund.amount for row in found] == [1, 0]
-    assert page.shown_before({}, heads) is None
-    # Nor where there is an account whose head nobody knows.
-    assert page.shown({}, {}, {}, {}) != shown
-    assert page.shown_before({}, {}) is None
-    assert page.shown({}, {7: b"now"}, refunds, {7: b"now"}) == shown
-    assert page.shown_before({}, {7: b"now"}) == shown
-    assert page.shown_before({}, {7: b"later"}) is None
-    long = "x" * spacebring.SHOWN_BYTES_MAX
-    for length, is_kept in ((spacebring.SHOWN_BYTES_MAX // 2, False), (16, True)):
-        companies = {"acme": CreditsTransaction(description=long[:length]).SerializeToString()}
-        row = Transaction(category="credit_package", kind=Transaction.GRANT, state=Transaction.SUCCEEDED)
-        row.amount = row.permanent_amount = "1"
-        row.expiring_amount = "0"
-        row.labels["company"] = "acme"
-        page = spacebring._RenderedPage(page_of(*[row.SerializeToString()] * 2))
-        shown = page.shown(companies, heads, {}, {})
-        assert page.shown_before(companies, heads) == (shown if is_kept else None)
-    assert page.shown_before({"acme": b""}, {7: b"now"}) is None
-
-
-async def test_nothing_is_read_again_of_a_page_that_is_known(client: Client, server: Server) -> None:
-    """But its rows, and the accounts of its companies: not what they hold, and not what was refunded."""
-    await client.create_account(COMPANY, kind=Account.COMPANY)
-    await client.post(COMPANY, Transaction.GRANT, "9", category="credit_package", labels={"company": COMPANY})
-    network = (spacebring.NETWORK_HEADER, str(uuid.uuid5(uuid.NAMESPACE_URL, "house")))
-    call = TransactionsStub(client.channel).GetCreditsTransactions
-    reads = []
-    for is_posted in (False, False, True, False):
-        if is_posted:
-            await client.post(COMPANY, Transaction.CHARGE, "-2", category="booking", labels={"company": COMPANY})
-        with statements(server.book) as found:
-            await call(GetCreditsTransactionsRequest(), metadata=(*client.metadata, network))
-        reads.append((found.of("lots"), found.of("refunds"), found.of("accounts")))
-    assert reads == [(1, 1, 3), (0, 0, 1), (1, 1, 3), (0, 0, 1)]
+    bodies = [bytes([each]) * 80 for each in b"abcd"]
+    for body in (bodies[0], bodies[0], bodies[1], bodies[0], bodies[2]):
+        assert render(bytes(bytearray(body)), 1) == body + b"1"
+    assert calls == bodies[:3]
+    assert render(bodies[0], 2) == bodies[0] + b"2", "another argument is another entry"
+    # That evicted the one that was used the longest ago.
+    assert render(bodies[0], 1) == bodies[0] + b"1"
+    assert calls == [*bodies[:3], bodies[0]]
+    render(bodies[1], 1)
+    assert calls == [*bodies[:3], *bodies[:2]]
+    large = b"x" * 2000
+    assert render(large, 1) == render(large, 1)
+    assert calls[-2:] == [large, large]

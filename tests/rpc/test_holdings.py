@@ -1,4 +1,4 @@
-"""What accounts hold, which is remembered: that it is never out of date, and has a bound."""
+"""What accounts hold is never out of date."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from random import Random
 
 import grpc
 import pytest
-from daybook.v1.account_pb2 import Account, Company
+from daybook.v1.account_pb2 import Account
 from daybook.v1.ledger_service_pb2 import UpdateAccountRequest
 from daybook.v1.transaction_pb2 import Transaction
 from google.protobuf.duration_pb2 import Duration
@@ -15,7 +15,6 @@ from sqlalchemy import delete, update
 from server.app import serving
 from server.book import open_book
 from server.config import Settings
-from server.store import accounts
 from server.store.tables import account_states, lots, transactions
 from tests.support.callers import Client, Server
 from tests.support.clock import Clock
@@ -43,20 +42,16 @@ async def acme(client: Client) -> Client:
     return client
 
 
-async def test_nothing_but_the_account_is_read_while_nothing_is_posted(server: Server, acme: Client) -> None:
-    """Not its lots, until there is another transaction."""
-    for expected in ("1", "2"):
-        await acme.post("acme", GRANT, "1")
-        with statements(server.book) as first:
-            assert await amount(acme) == expected
-        assert first.of("lots") == 1
-        with statements(server.book) as again:
-            assert await amount(acme) == expected
-        assert (again.of("lots"), len(again.texts)) == (0, 1)
+async def test_one_statement_reads_a_balance(server: Server, acme: Client) -> None:
+    """The account and its state, so both are of one snapshot."""
+    await acme.post("acme", GRANT, "1")
+    with statements(server.book) as found:
+        assert await amount(acme) == "1"
+    assert len(found.texts) == 1
 
 
 async def test_accounts_hold_what_is_theirs(acme: Client) -> None:
-    """Also those that have no transaction yet, whose hash is the same."""
+    """Also those that have no transaction yet."""
     await acme.create_account("other")
     assert [await amount(acme, name) for name in ("acme", "other", "acme")] == ["0"] * 3
     await acme.post("other", GRANT, "3")
@@ -113,27 +108,3 @@ async def test_a_database_that_is_put_back(server: Server, acme: Client, clock: 
     clock.advance(1)
     assert (await acme.post("acme", GRANT, "4")).sequence == 2
     assert await amount(acme) == "3"
-
-
-async def test_holdings_have_a_bound(server: Server, acme: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beyond HOLDINGS_CACHED_MAX the one that was read first is read again."""
-    monkeypatch.setattr(accounts, "HOLDINGS_CACHED_MAX", 2)
-    for name in ("one", "two", "three"):
-        await acme.create_account(name)
-        await amount(acme, name)
-    for name, reads in (("three", 0), ("two", 0), ("one", 1), ("two", 1)):
-        with statements(server.book) as found:
-            await amount(acme, name)
-        assert found.of("lots") == reads, name
-
-
-async def test_large_profiles_are_not_remembered(server: Server, acme: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A long profile is not; the longest that is remembered has HOLDING_PROFILE_BYTES_MAX."""
-    profile = Account(company=Company(notes="x" * 8)).SerializeToString()
-    monkeypatch.setattr(accounts, "HOLDING_PROFILE_BYTES_MAX", len(profile))
-    for name, length, reads in (("short", 8, 0), ("long", 9, 1)):
-        await acme.create_account(name, kind=Account.COMPANY, company=Company(notes="x" * length))
-        await amount(acme, name)
-        with statements(server.book) as found:
-            await amount(acme, name)
-        assert found.of("lots") == reads

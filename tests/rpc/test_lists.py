@@ -248,20 +248,6 @@ async def test_every_filter_if_pages_read_little(
         assert names_of(pages) == wanted, filter_text
 
 
-@pytest.mark.parametrize(("parent", "order_by"), LISTS)
-async def test_every_filter_if_pages_look_ahead_little(
-    server: Server, clock: Clock, monkeypatch: pytest.MonkeyPatch, parent: str, order_by: str
-) -> None:
-    """A page that is not full of the nearest rows goes on behind them, and is full unless it is the last."""
-    monkeypatch.setattr(store, "READ_AHEAD", 1)
-    client, rows = await two_tenants(server, clock)
-    for filter_text, matches in FILTERS:
-        wanted = expected(rows, parent, matches, order_by)
-        pages = await read_pages(client, parent, [3], filter_text=filter_text, order_by=order_by)
-        assert names_of(pages) == wanted, filter_text
-        assert all(len(page) == 3 for page in pages[:-1]), f"{filter_text}: a page is short"
-
-
 @pytest.mark.parametrize(
     ("parent", "order_by", "filter_text", "lengths"),
     [

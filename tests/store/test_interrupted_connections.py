@@ -60,8 +60,8 @@ class Proxied:
         await self.book.transactions.list(self.caller, None, TransactionFilter(), self.next_key, 2)
 
     async def list_account(self) -> None:
-        """The first page of an account, for which its head is read."""
-        await self.book.transactions.history(self.caller, "acme", None, 2, descending=True)
+        """The first page of an account."""
+        await self.book.transactions.list(self.caller, "acme", TransactionFilter(), None, 2)
 
     async def usage(self) -> None:
         """Several reads of one state, by Database.fetch_together."""

@@ -35,6 +35,7 @@ from server.book import open_book
 from server.cli import options
 from server.config import Settings
 from server.ledger.access import Caller
+from server.ledger.paging import TransactionFilter
 from server.metrics import Metrics
 from server.store import replica
 from server.store.database import Database
@@ -190,9 +191,10 @@ class Reader:
         return [str(lot) for lot in await self.client.lots()]
 
     async def slice_and_refunds(self) -> object:
-        """What the paged list reads, and Spacebring's beside its page."""
-        rows, total = await self.server.book.transactions.slice(self.caller, "acme", 0, 10)
-        return rows, total, await self.server.book.transactions.refunds(rows)
+        """The reads of the paged list, and those of Spacebring's: a page and its refunds."""
+        transactions = self.server.book.transactions
+        page = await transactions.slice(self.caller, "acme", 0, 10)
+        return page, await transactions.list_network(self.caller, TransactionFilter(), None, 10)
 
     async def usage(self) -> object:
         """What Nebula Block's list reads."""
@@ -205,7 +207,7 @@ LISTS: dict[Callable[[Reader], Awaitable[object]], int] = {
     Reader.by_filter: 2,
     Reader.accounts: 1,
     Reader.lots: 1,
-    Reader.slice_and_refunds: 2,
+    Reader.slice_and_refunds: 3,
     Reader.usage: 1,
 }
 """Every kind of list, and how many reads it takes."""

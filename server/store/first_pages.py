@@ -1,0 +1,86 @@
+"""A cache of the first page of an account's transactions, newest first."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from typing import Any, NamedTuple
+
+from sqlalchemy import ARRAY, BigInteger, Select, bindparam, func, select
+
+from server.caching import ByteLRU
+from server.ledger.paging import EVERYTHING, NEWEST_FIRST, Page, TransactionKey, TransactionList, TransactionRow
+from server.store.data_loader import DataLoader
+from server.store.database import Database
+from server.store.query import Query
+from server.store.tables import account_states
+
+PAGES_BYTES_MAX = 33_554_432
+"""The largest size of the cache: about 1,500 pages of the usual length."""
+ROW_BYTES = 250
+"""The approximate size of a row apart from its body."""
+
+
+class _Head(NamedTuple):
+    """The newest transaction of an account."""
+
+    sequence: int
+    hash: bytes
+
+
+class FirstPages:
+    """Caches the page that clients ask for most.
+
+    The hash of an account's newest transaction covers its whole history, because each hash covers that of
+    the predecessor. A page is therefore valid for as long as the account has the same head,
+    whichever process posts, and also after the database was restored.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._pages: ByteLRU[tuple[int, int], tuple[_Head, Page[TransactionRow, TransactionKey]]] = ByteLRU(
+            PAGES_BYTES_MAX, lambda _, kept: sum(ROW_BYTES + len(row.body) for row in kept[1].rows)
+        )
+        self._head_query = Query.of(head_statement(), database.dialect)
+        self._read_head: Callable[[int], Awaitable[_Head]] = self._read_one_head
+        if database.has_round_trips:
+            self._heads_query = Query.of(heads_statement(), database.dialect)
+            self._read_head = DataLoader(self._read_heads)
+
+    async def page(
+        self, query: TransactionList, read: Callable[[TransactionList], Awaitable[Page[TransactionRow, TransactionKey]]]
+    ) -> Page[TransactionRow, TransactionKey]:
+        """The page of a list, from the cache if it is such a first page, else as `read` reads it."""
+        number = query.account_number
+        if number is None or query.after or query.filter != EVERYTHING or query.order != NEWEST_FIRST:
+            return await read(query)
+        head = await self._read_head(number)
+        kept = self._pages.get((number, query.limit))
+        if kept is not None and kept[0] == head:
+            return kept[1]
+        page = await read(query)
+        # The page has another head if something was posted between the two reads.
+        if page.rows and page.rows[0].sequence == head.sequence:
+            self._pages.put((number, query.limit), (head, page))
+        return page
+
+    async def _read_one_head(self, account_number: int) -> _Head:
+        ((sequence, last_hash),) = await self._database.fetch(self._head_query, {"account_number": account_number})
+        return _Head(sequence, bytes(last_hash))
+
+    async def _read_heads(self, account_numbers: Collection[int]) -> Mapping[int, _Head]:
+        rows = await self._database.fetch(self._heads_query, {"account_numbers": list(account_numbers)})
+        return {number: _Head(sequence, bytes(last_hash)) for sequence, last_hash, number in rows}
+
+
+def head_statement() -> Select[Any]:
+    """The head of an account."""
+    columns = account_states.c
+    return select(columns.sequence, columns.last_hash).where(columns.account_number == bindparam("account_number"))
+
+
+def heads_statement() -> Select[Any]:
+    """The heads of several accounts, each with the account's number. For PostgreSQL."""
+    columns = account_states.c
+    numbers = bindparam("account_numbers", type_=ARRAY(BigInteger))
+    heads = select(columns.sequence, columns.last_hash, columns.account_number)
+    return heads.where(columns.account_number == func.any(numbers))
