@@ -16,7 +16,7 @@ from server.store.accounts import AccountStore
 from server.store.books import BookStore
 from server.store.credentials import CredentialStore
 from server.store.database import Database
-from server.store.engines import DatabaseLimits
+from server.store.engine import DatabaseLimits
 from server.store.migrate import is_fit, migrate
 from server.store.posting_clock import PostingClock, boot_stopwatch
 from server.store.transactions import TransactionStore

@@ -217,7 +217,7 @@ class _State(Collector):
         replica = self._database.replica
         if replica is not None:
             for by in ("replica", "primary"):
-                reads.add_metric([by], self._database.list_reads[by])
+                reads.add_metric([by], replica.reads[by])
             if replica.lag_seconds is not None:
                 lag.add_metric([], replica.lag_seconds)
         yield from (reads, lag)

@@ -112,7 +112,7 @@ async def prints_of(book: Book) -> dict[str, str]:
     for table in metadata.sorted_tables:
         if "account_number" not in table.columns or table.name == "api_keys":
             continue
-        async with book.database.read() as connection:
+        async with book.database.primary.snapshot() as connection:
             rows = (await connection.execute(select(table).order_by(*table.primary_key.columns))).all()
         assert rows, table.name
         plain = [[bytes(value) if isinstance(value, bytes | memoryview) else value for value in row] for row in rows]
@@ -146,7 +146,7 @@ async def count(book: Book) -> int:
 
 async def missing_indexes(book: Book) -> set[str]:
     """The indexes of the big table that the database should have and has not."""
-    async with book.database.read() as connection:
+    async with book.database.primary.snapshot() as connection:
         found = await connection.run_sync(lambda sync: inspect(sync).get_indexes("transactions"))
     expected = {str(index.name) for index in transactions.indexes}
     assert len(expected) == 8
@@ -164,7 +164,7 @@ def test_shares(seeded: Seeded) -> None:
     """One account has a tenth of the transactions; the others have fewer and fewer, by Zipf's law."""
 
     async def of_accounts(book: Book) -> list[int]:
-        async with book.database.read() as connection:
+        async with book.database.primary.snapshot() as connection:
             counted = (
                 select(func.count())
                 .select_from(transactions)
@@ -186,7 +186,7 @@ def test_every_sort_of_row(seeded: Seeded) -> None:
     """Every type that a facade knows is there, every kind and state, and requests with both sorts of answers."""
 
     async def sorts(book: Book) -> tuple[set[tuple[int, str]], set[int], set[bool]]:
-        async with book.database.read() as connection:
+        async with book.database.primary.snapshot() as connection:
             pairs = await connection.execute(select(transactions.c.kind, transactions.c.category).distinct())
             states = await connection.execute(select(transactions.c.state).distinct())
             answers = await connection.execute(select(requests.c.response.is_(None)).distinct())
@@ -256,7 +256,7 @@ def test_bodies_are_as_posted(seeded: Seeded) -> None:
     """The stored bytes are those that a server writes: the canonical form of the message."""
 
     async def bodies(book: Book) -> list[bytes]:
-        async with book.database.read() as connection:
+        async with book.database.primary.snapshot() as connection:
             return [bytes(body) for body in (await connection.execute(select(transactions.c.body))).scalars()]
 
     for body in on_book(seeded.url, bodies):
@@ -294,7 +294,7 @@ def test_interruption_leaves_nothing(database_url: str) -> None:
         assert await count(book) == 0
         assert await missing_indexes(book) == set()
         if book.database.url.get_backend_name() == "sqlite":
-            async with book.database.read() as connection:
+            async with book.database.primary.snapshot() as connection:
                 assert (await connection.exec_driver_sql("PRAGMA journal_mode")).scalar_one() == "wal"
 
     on_book(database_url, check)

@@ -15,7 +15,7 @@ import asyncpg
 import grpc
 import pytest
 
-from server.store.migrate import MIGRATION_LOCK
+from server.store.postgresql import MIGRATION_LOCK
 from server.transport.readiness import is_serving
 from tests.support.callers import Client
 from tests.support.processes import SECONDS_MAX, Daybook, Ports, run

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Connection, Select, insert, not_, select, update
+from sqlalchemy import Connection, Select, bindparam, insert, not_, select, update
 
 from server.caching import ByteLRU
 from server.ledger.accounts import AccountRecord, Holding
@@ -17,6 +17,7 @@ from server.ledger.lots import Lot
 from server.ledger.names import account_name, is_account_id
 from server.store.answers import load_answer, save_answer
 from server.store.database import Database
+from server.store.query import Query
 from server.store.states import (
     LOT_COLUMNS,
     account_parameters,
@@ -42,6 +43,12 @@ _COLUMNS = (
     accounts.c.number,
 )
 
+_ACCOUNT = Query(
+    select(*_COLUMNS).where(
+        accounts.c.tenant_number == bindparam("tenant_number"), accounts.c.id == bindparam("account_id")
+    )
+)
+
 
 class AccountStore:
     """Reads and writes accounts. A tenant's number comes first in every call."""
@@ -64,7 +71,10 @@ class AccountStore:
 
     async def get(self, tenant_number: int, account_id: str) -> AccountRecord:
         """One account. Raises AccountNotFound."""
-        return await self._database.look(lambda connection: _get(connection, tenant_number, account_id))
+        rows = await self._database.primary.fetch(_ACCOUNT, {"tenant_number": tenant_number, "account_id": account_id})
+        if not rows:
+            raise AccountNotFound(account_name(account_id))
+        return AccountRecord(*rows[0])
 
     async def page(self, tenant_number: int, after: str | None, limit: int) -> list[AccountRecord]:
         """At most `limit` accounts after the id `after`, in ascending order of their ids."""
@@ -72,17 +82,16 @@ class AccountStore:
         if after is not None:
             statement = statement.where(accounts.c.id > after)
         statement = statement.order_by(accounts.c.id).limit(limit)
-        return await self._database.look(
-            lambda connection: [AccountRecord(*row) for row in connection.execute(statement)], at_replica=True
-        )
+        rows = await self._database.lists.fetch(Query(statement), {})
+        return [AccountRecord(*row) for row in rows]
 
     async def holdings(self, tenant_number: int, account_ids: Collection[str], now: Instant) -> list[Holding]:
         """Those of the accounts that exist, each with what it holds at this instant. All are of one snapshot."""
         numbers = await self._existing_numbers(tenant_number, account_ids)
         if not numbers:
             return []
-        query = holdings_query(len(numbers), self._database.dialect, *_COLUMNS)
-        rows = await self._database.fetch(query, account_parameters(numbers) | {"now": now}, at_replica=False)
+        query = holdings_query(len(numbers), *_COLUMNS)
+        rows = await self._database.primary.fetch(query, account_parameters(numbers) | {"now": now})
         width = len(_COLUMNS)
         return [Holding(AccountRecord(*row[-width:]), to_holding(row[:-width])) for row in rows]
 
@@ -93,7 +102,7 @@ class AccountStore:
             statement = select(accounts.c.id, accounts.c.number).where(
                 accounts.c.tenant_number == tenant_number, accounts.c.id.in_(unknown)
             )
-            for account_id, number in await self._database.look(lambda connection: connection.execute(statement).all()):
+            for account_id, number in await self._database.primary.fetch(Query(statement), {}):
                 known[account_id] = number
                 self._numbers.put((tenant_number, account_id), number)
         return sorted(number for number in known.values() if number is not None)
@@ -106,9 +115,7 @@ class AccountStore:
             .order_by(lots.c.number)
             .limit(limit)
         )
-        return await self._database.look(
-            lambda connection: [to_lot(*row) for row in connection.execute(statement)], at_replica=True
-        )
+        return [to_lot(*row) for row in await self._database.lists.fetch(Query(statement), {})]
 
     async def due_accounts(self, now: Instant, import_rest: Instant, limit: int) -> list[int]:
         """Accounts with lots that have expired and are not posted as such: those of `limit` lots.
@@ -127,8 +134,8 @@ class AccountStore:
             .order_by(lots.c.expire_time, lots.c.account_number)
             .limit(limit)
         )
-        numbers = await self._database.look(lambda connection: connection.execute(statement).scalars().all())
-        return list(dict.fromkeys(numbers))
+        rows = await self._database.primary.fetch(Query(statement), {})
+        return list(dict.fromkeys(number for (number,) in rows))
 
     async def create(self, tenant_number: int, record: AccountRecord, request: Request) -> bytes:
         """Creates an account and answers with it, serialized. Raises AccountExists."""

@@ -7,10 +7,11 @@ from functools import lru_cache
 from itertools import chain
 from typing import Any
 
-from sqlalchemy import Connection, Dialect, and_, insert, select
+from sqlalchemy import Connection, and_, insert, select
 
 from server.ledger.idempotency import Answer, AnswerKey, Request
-from server.store.lookups import in_parts, with_keys
+from server.store.engine import Engine, engine_of
+from server.store.lookups import in_parts
 from server.store.tables import requests, transactions
 
 STATEMENTS_CACHED_MAX = 32
@@ -25,7 +26,7 @@ def load_answers(connection: Connection, keys: Collection[AnswerKey]) -> dict[An
     for some in in_parts(sorted(keys)):
         # Padded to a power of two with the last key, so that few statements are compiled.
         padded = some + some[-1:] * ((1 << (len(some) - 1).bit_length()) - len(some))
-        statement = _answers_statement(len(padded), connection.dialect)
+        statement = _answers_statement(len(padded), engine_of(connection))
         rows: Iterable[Any] = connection.exec_driver_sql(statement, tuple(chain.from_iterable(padded)))
         for account_number, request_id, fingerprint, sequence, response, body in rows:
             request = Request(request_id, bytes(fingerprint))
@@ -34,7 +35,7 @@ def load_answers(connection: Connection, keys: Collection[AnswerKey]) -> dict[An
 
 
 @lru_cache(STATEMENTS_CACHED_MAX)
-def _answers_statement(count: int, dialect: Dialect) -> str:
+def _answers_statement(count: int, engine: Engine) -> str:
     """The statement for so many keys; its parameters are the parts of each key."""
     statement = select(
         requests.c.account_number,
@@ -51,8 +52,8 @@ def _answers_statement(count: int, dialect: Dialect) -> str:
         ),
     )
     key = (requests.c.account_number, requests.c.request_id)
-    statement = with_keys(statement, key, [(0, "")] * count, dialect)
-    return str(statement.compile(dialect=dialect, compile_kwargs={"render_postcompile": True}))
+    statement = engine.with_keys(statement, key, [(0, "")] * count)
+    return str(statement.compile(dialect=engine.dialect, compile_kwargs={"render_postcompile": True}))
 
 
 def load_answer(connection: Connection, account_number: int, request: Request) -> bytes | None:

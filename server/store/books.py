@@ -244,7 +244,7 @@ class BookStore:
         if tenant_number is not None:
             account_count = account_count.where(accounts.c.tenant_number == tenant_number)
             transaction_count = transaction_count.where(transactions.c.tenant_number == tenant_number)
-        async with self._database.read() as connection:
+        async with self._database.primary.snapshot() as connection:
             return (await uninterrupted(connection.scalar(account_count))) or 0, (
                 await uninterrupted(connection.scalar(transaction_count))
             ) or 0
@@ -258,7 +258,7 @@ class BookStore:
             )
             if tenant_number is not None:
                 statement = statement.where(accounts.c.tenant_number == tenant_number)
-            async with self._database.read() as connection:
+            async with self._database.primary.snapshot() as connection:
                 rows = (
                     await uninterrupted(
                         connection.execute(statement.order_by(accounts.c.number).limit(ENTRIES_AT_ONCE))
@@ -278,12 +278,12 @@ class BookStore:
             first = select(func.min(number).label("number")).where(number > after)
             firsts.append(first if before is None else first.where(number < before))
         found = union_all(*firsts).subquery()
-        async with self._database.read() as connection:
+        async with self._database.primary.snapshot() as connection:
             orphan: int | None = await uninterrupted(connection.scalar(select(func.min(found.c.number))))
         return orphan
 
     @asynccontextmanager
     async def open(self, account_number: int) -> AsyncIterator[Books]:
         """The books of an account as they are now, whatever is posted meanwhile."""
-        async with self._database.snapshot() as connection:
+        async with self._database.primary.snapshot() as connection:
             yield Books(connection, account_number)

@@ -1,34 +1,30 @@
-"""Rows by the million: past the poster, in one database transaction.
+"""Bulk loads: millions of rows in one database transaction, past the poster.
 
-For books that are made elsewhere by the rules of posting. Everything is committed
-together, so whatever goes wrong leaves the database as it was.
+For books that are made elsewhere by the rules of posting. A failure leaves the database as it was.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
-from functools import lru_cache
 
-from sqlalchemy import Dialect, Index, Table, insert, select, text
+from sqlalchemy import Index, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.schema import CreateIndex, DropIndex
 
 from server.ledger.accounts import AccountRecord
 from server.ledger.instants import Instant
 from server.store.database import Database
-from server.store.distribute import ONE_CONNECTION_PER_NODE
+from server.store.engine import Engine
 from server.store.tables import accounts, metadata, tenants, transactions
 from server.store.units import Rows
-
-INDEX_MEMORY_MEBIBYTES = 256
-"""What PostgreSQL may use to sort an index."""
 
 
 class BulkLoad:
     """Writes a tenant of its own, its accounts, and their rows, into one database transaction."""
 
-    def __init__(self, connection: AsyncConnection, dropped: Collection[Index]) -> None:
+    def __init__(self, engine: Engine, connection: AsyncConnection, dropped: Collection[Index]) -> None:
+        self._engine = engine
         self._connection = connection
         self._dropped = dropped
 
@@ -66,48 +62,28 @@ class BulkLoad:
         return {row.id: row.number for row in rows}
 
     async def add(self, rows: Rows) -> None:
-        """Adds rows of the big tables, past SQLAlchemy: it costs more for each than the database does."""
-        raw = (await self._connection.get_raw_connection()).driver_connection
-        assert raw is not None
+        """Adds rows of the big tables, past SQLAlchemy: it costs more per row than the database."""
         for name, values in rows.items():
-            table = metadata.tables[name]
-            if self._connection.dialect.name == "postgresql":
-                columns = table.columns.keys()
-                await raw.copy_records_to_table(name, records=values, columns=columns)
-            else:
-                await raw.executemany(_insert_statement(table, self._connection.dialect), values)
+            await self._engine.insert_bulk(self._connection, metadata.tables[name], values)
 
     async def build_indexes(self) -> AsyncGenerator[str, None]:
-        """Makes the indexes that were put off, and tells the name of each before it is made."""
+        """Makes the dropped indexes again; gives the name of each before it is made."""
         for index in self._dropped:
             yield str(index.name)
             await self._connection.execute(CreateIndex(index))
-        if self._connection.dialect.name == "postgresql":
-            # The planner would wait for statistics until some time after the commit.
-            await self._connection.execute(text("ANALYZE"))
 
 
 @asynccontextmanager
 async def bulk_load(database: Database) -> AsyncIterator[BulkLoad]:
-    """A load that is committed at the end, or undone by an exception.
+    """A load that is committed at the end of the block, or rolled back by an exception.
 
-    Where there are no transactions yet their indexes are put off, and it takes
-    `build_indexes` to have them again. In PostgreSQL everybody else waits for the table
-    then; of SQLite nobody else may have the file open, or it raises ValueError.
+    Drops the indexes of an empty table of transactions; `build_indexes` makes them again.
+    Meanwhile other sessions of PostgreSQL wait for the table. Raises ValueError if SQLite's
+    file is open elsewhere.
     """
-    async with database.alone() as connection:
-        is_postgresql = connection.dialect.name == "postgresql"
-        if is_postgresql:
-            await connection.execute(ONE_CONNECTION_PER_NODE)
+    async with database.primary.bulk_transaction() as connection:
         is_empty = await connection.scalar(select(transactions.c.sequence).limit(1)) is None
-        put_off = sorted(transactions.indexes, key=lambda index: str(index.name)) if is_empty else []
-        for index in put_off:
+        dropped = sorted(transactions.indexes, key=lambda index: str(index.name)) if is_empty else []
+        for index in dropped:
             await connection.execute(DropIndex(index))
-        if is_postgresql:
-            await connection.execute(text(f"SET LOCAL maintenance_work_mem = '{INDEX_MEMORY_MEBIBYTES}MB'"))
-        yield BulkLoad(connection, put_off)
-
-
-@lru_cache
-def _insert_statement(table: Table, dialect: Dialect) -> str:
-    return str(insert(table).compile(dialect=dialect))
+        yield BulkLoad(database.primary, connection, dropped)

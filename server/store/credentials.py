@@ -6,8 +6,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from sqlalchemy import BigInteger, Connection, case, delete, func, insert, literal, or_, select, tuple_, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    bindparam,
+    case,
+    delete,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    tuple_,
+    update,
+)
 
 from server.ledger.access import DEFAULT_SCOPES, ApiKeyRecord, RetiredSecret
 from server.ledger.errors import ApiKeyNotFound
@@ -16,6 +28,7 @@ from server.ledger.names import api_key_name
 from server.ledger.paging import ApiKeyKey
 from server.store.database import Database
 from server.store.lookups import in_parts
+from server.store.query import Query
 from server.store.tables import accounts, api_keys, retired_secrets, tenants, token_keys
 
 TOKEN_KEYS_MAX = 100
@@ -65,6 +78,33 @@ _RECORDS = (
 )
 
 
+_newest_first = _RECORDS.where(api_keys.c.tenant_number == bindparam("tenant_number"))
+_newest_first = _newest_first.order_by(api_keys.c.create_time.desc(), api_keys.c.id.desc()).limit(bindparam("limit"))
+_API_KEY = Query(_RECORDS.where(api_keys.c.id == bindparam("key_id")))
+_API_KEYS = Query(_newest_first)
+_API_KEYS_AFTER = Query(
+    _newest_first.where(
+        tuple_(api_keys.c.create_time, api_keys.c.id) < tuple_(bindparam("create_time"), bindparam("key_id"))
+    )
+)
+_SELECT_RETIRED = select(retired_secrets.c.secret_hash, retired_secrets.c.expire_time).where(
+    retired_secrets.c.key_id == bindparam("key_id")
+)
+_RETIRED = Query(_SELECT_RETIRED)
+_TENANT = Query(select(tenants.c.number, tenants.c.uid).where(tenants.c.slug == bindparam("slug")))
+_TENANTS = Query(
+    select(*tenants.c["number", "slug", "uid", "display_name", "create_time"])
+    .where(tenants.c.number > bindparam("after"))
+    .order_by(tenants.c.number)
+    .limit(bindparam("limit"))
+)
+_ANY_TENANT = Query(select(tenants.c.number).limit(1))
+_DEMO_TENANT = Query(select(tenants.c.number).where(tenants.c.demo == 1).limit(1))
+_TOKEN_KEYS = Query(
+    select(token_keys.c.key, token_keys.c.create_time).order_by(token_keys.c.number.desc()).limit(TOKEN_KEYS_MAX)
+)
+
+
 class CredentialStore:
     """Reads and writes tenants, API keys and token keys."""
 
@@ -76,24 +116,23 @@ class CredentialStore:
     async def api_key(self, key_id: str) -> ApiKeyRecord | None:
         """The key of this id, of whatever tenant, or None."""
         self.lookup_count += 1
-        statement = _RECORDS.where(api_keys.c.id == key_id)
-        row = await self._database.look(lambda connection: connection.execute(statement).one_or_none())
-        return None if row is None else ApiKeyRecord(*row)
+        rows = await self._database.primary.fetch(_API_KEY, {"key_id": key_id})
+        return ApiKeyRecord(*rows[0]) if rows else None
 
     async def retired_secrets(self, key_id: str) -> list[RetiredSecret]:
         """The secrets of a key that rotations left good, some of them perhaps no longer."""
-        return await self._database.look(lambda connection: _retired_secrets(connection, key_id))
+        rows = await self._database.primary.fetch(_RETIRED, {"key_id": key_id})
+        return [RetiredSecret(*row) for row in rows]
 
     async def api_key_page(self, tenant_number: int, after: ApiKeyKey | None, limit: int) -> list[ApiKeyRecord]:
         """At most `limit` keys of a tenant, newest first, behind `after`."""
-        place = tuple_(api_keys.c.create_time, api_keys.c.id)
-        statement = _RECORDS.where(api_keys.c.tenant_number == tenant_number)
-        if after is not None:
-            statement = statement.where(place < (after.create_time, after.id))
-        statement = statement.order_by(api_keys.c.create_time.desc(), api_keys.c.id.desc()).limit(limit)
-        return await self._database.look(
-            lambda connection: [ApiKeyRecord(*row) for row in connection.execute(statement)]
-        )
+        parameters: dict[str, object] = {"tenant_number": tenant_number, "limit": limit}
+        if after is None:
+            rows = await self._database.primary.fetch(_API_KEYS, parameters)
+        else:
+            parameters |= {"create_time": after.create_time, "key_id": after.id}
+            rows = await self._database.primary.fetch(_API_KEYS_AFTER, parameters)
+        return [ApiKeyRecord(*row) for row in rows]
 
     async def revoke_api_key(self, tenant_number: int, key_id: str, now: Instant) -> ApiKeyRecord:
         """Revokes a key, unless that was done before. Raises ApiKeyNotFound."""
@@ -121,7 +160,8 @@ class CredentialStore:
 
         def work(connection: Connection) -> ApiKeyRecord:
             record = _lock_api_key(connection, tenant_number, key_id)
-            good = retire(record, _retired_secrets(connection, key_id))
+            stored = connection.execute(_SELECT_RETIRED, {"key_id": key_id})
+            good = retire(record, [RetiredSecret(*row) for row in stored])
             connection.execute(delete(retired_secrets).where(retired_secrets.c.key_id == key_id))
             if good:
                 connection.execute(insert(retired_secrets), [{"key_id": key_id, **each._asdict()} for each in good])
@@ -169,16 +209,13 @@ class CredentialStore:
 
     async def tenants(self, after: int, limit: int) -> Sequence[TenantRecord]:
         """The first tenants behind a number, at most so many, in the order in which they were created."""
-        columns = tenants.c["number", "slug", "uid", "display_name", "create_time"]
-        statement = select(*columns).where(tenants.c.number > after).order_by(tenants.c.number).limit(limit)
-        rows = await self._database.look(lambda connection: connection.execute(statement).all())
+        rows = await self._database.primary.fetch(_TENANTS, {"after": after, "limit": limit})
         return [TenantRecord(*row) for row in rows]
 
     async def tenant(self, slug: str) -> Tenant | None:
         """The tenant of this slug, or None."""
-        statement = select(tenants.c.number, tenants.c.uid).where(tenants.c.slug == slug)
-        row = await self._database.look(lambda connection: connection.execute(statement).one_or_none())
-        return None if row is None else Tenant(*row)
+        rows = await self._database.primary.fetch(_TENANT, {"slug": slug})
+        return Tenant(*rows[0]) if rows else None
 
     async def tenant_number(self, slug: str) -> int | None:
         """The number of the tenant of this slug, or None."""
@@ -187,13 +224,11 @@ class CredentialStore:
 
     async def has_tenant(self) -> bool:
         """Whether the database holds anything yet."""
-        statement = select(tenants.c.number).limit(1)
-        return await self._database.look(lambda connection: connection.execute(statement).one_or_none()) is not None
+        return bool(await self._database.primary.fetch(_ANY_TENANT, {}))
 
     async def has_demo_tenant(self) -> bool:
         """Whether the database holds demo data, whose keys everybody knows."""
-        statement = select(tenants.c.number).where(tenants.c.demo == 1).limit(1)
-        return await self._database.look(lambda connection: connection.execute(statement).one_or_none()) is not None
+        return bool(await self._database.primary.fetch(_DEMO_TENANT, {}))
 
     async def create_api_key(
         self,
@@ -227,16 +262,12 @@ class CredentialStore:
     async def ensure_token_key(self, candidate: bytes, create_time: Instant) -> None:
         """Makes the candidate the first key that seals page tokens, unless there is one.
 
-        However many processes start at once, one of them succeeds.
+        Of several processes that start at once, one inserts it; the others conflict and find it there.
         """
 
         def work(connection: Connection) -> None:
-            dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
-            connection.execute(
-                dialect.insert(token_keys)
-                .values(number=1, key=candidate, create_time=create_time)
-                .on_conflict_do_nothing()
-            )
+            if connection.scalar(select(token_keys.c.number).limit(1)) is None:
+                connection.execute(insert(token_keys).values(number=1, key=candidate, create_time=create_time))
 
         await self._database.transact(work)
 
@@ -251,21 +282,7 @@ class CredentialStore:
 
     async def token_keys(self) -> list[TokenKey]:
         """The newest keys for page tokens, newest first."""
-        statement = (
-            select(token_keys.c.key, token_keys.c.create_time)
-            .order_by(token_keys.c.number.desc())
-            .limit(TOKEN_KEYS_MAX)
-        )
-        return await self._database.look(
-            lambda connection: [TokenKey(bytes(row.key), row.create_time) for row in connection.execute(statement)]
-        )
-
-
-def _retired_secrets(connection: Connection, key_id: str) -> list[RetiredSecret]:
-    rows = connection.execute(
-        select(retired_secrets.c.secret_hash, retired_secrets.c.expire_time).where(retired_secrets.c.key_id == key_id)
-    )
-    return [RetiredSecret(*row) for row in rows]
+        return [TokenKey(*row) for row in await self._database.primary.fetch(_TOKEN_KEYS, {})]
 
 
 def _lock_api_key(connection: Connection, tenant_number: int, key_id: str) -> ApiKeyRecord:

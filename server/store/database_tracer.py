@@ -1,46 +1,51 @@
-"""Who is told what a database is asked to do."""
+"""Tracing hooks around what an engine does."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import sqlalchemy
+from sqlalchemy import event
+
 
 class DatabaseTracer:
-    """Told what the database is asked to do. This one takes no notice; others override what they want to know."""
+    """Tracing hooks; no-ops by default."""
 
     def work(self, name: str) -> AbstractContextManager[None]:
-        """Entered for all that is done with one connection, from the wait for it to the commit."""
+        """Entered for everything that is done with one connection, from the wait for it to the commit."""
         del name
         return _NOTHING
 
     def statement(self, system: str, text: str) -> Callable[[BaseException | None], None]:
-        """A statement begins, given without its values; what this gives is told at its end whether it failed."""
+        """Called when a statement begins, without its values; the result is called at its end, with its failure."""
         del system, text
-        return _not_told
+        return _ignore
 
 
 _NOTHING = nullcontext()
 
 
-def _not_told(_failure: BaseException | None) -> None:
-    """For a statement of which nobody takes notice."""
+def _ignore(_failure: BaseException | None) -> None:
+    """The end of a statement that is not traced."""
 
 
-def statement_listeners(tracer: DatabaseTracer, system: str) -> Mapping[str, Callable[..., None]]:
-    """What SQLAlchemy calls around each statement. A connection has one under way at most."""
-    key = "daybook_end_statement"
+def trace_statements(engine: sqlalchemy.Engine, tracer: Callable[[], DatabaseTracer]) -> None:
+    """Calls the current tracer around each statement that SQLAlchemy executes. A connection has one at a time."""
+    key, system = "daybook_end_statement", engine.dialect.name
 
     def begin(connection: Any, _cursor: object, statement: str, *_: object) -> None:
-        connection.info[key] = tracer.statement(system, statement)
+        connection.info[key] = tracer().statement(system, statement)
 
     def end(connection: Any, *_: object) -> None:
-        if told := connection.info.pop(key, None):
-            told(None)
+        if ended := connection.info.pop(key, None):
+            ended(None)
 
     def fail(failure: Any) -> None:
-        if failure.connection is not None and (told := failure.connection.info.pop(key, None)):
-            told(failure.original_exception)
+        if failure.connection is not None and (ended := failure.connection.info.pop(key, None)):
+            ended(failure.original_exception)
 
-    return {"before_cursor_execute": begin, "after_cursor_execute": end, "handle_error": fail}
+    event.listen(engine, "before_cursor_execute", begin)
+    event.listen(engine, "after_cursor_execute", end)
+    event.listen(engine, "handle_error", fail)

@@ -5,30 +5,24 @@ from __future__ import annotations
 from sqlalchemy import Connection, func, select, text
 
 from server.store.database import Database
-from server.store.migrate import MIGRATION_LOCK
+from server.store.postgresql import MIGRATION_LOCK, ONE_CONNECTION_PER_NODE, PostgreSQL
 from server.store.tables import COPIED, DISTRIBUTED, DISTRIBUTION_COLUMN
-
-ONE_CONNECTION_PER_NODE = text("SET LOCAL citus.multi_shard_modify_mode TO 'sequential'")
-"""Makes Citus use one connection to each node until the database transaction ends.
-
-Citus needs this where a transaction writes a copied table after it touched a distributed one.
-PostgreSQL without Citus accepts the setting and ignores it.
-"""
 
 
 async def distribute(database: Database) -> list[str]:
-    """Distributes the big tables by account and copies the small ones; answers with the names of those it did.
+    """Distributes the big tables by account and copies the small ones; gives the names of those tables.
 
-    What is distributed already is left as it is, so it may be repeated. All or nothing.
+    Leaves tables alone that are distributed already, so it may be repeated. All or nothing.
     Raises ValueError for a database that can't be distributed.
     """
-    if database.url.get_backend_name() != "postgresql":
-        raise ValueError("only PostgreSQL can be distributed, with the extension citus; this database is SQLite")
+    if not isinstance(database.primary, PostgreSQL):
+        problem = "only PostgreSQL can be distributed, with the extension citus; this database is SQLite"
+        raise ValueError(problem)  # noqa: TRY004  # a wrong setting, no wrong type
 
     def work(connection: Connection) -> list[str]:
         if connection.scalar(text("SELECT 1 FROM pg_extension WHERE extname = 'citus'")) is None:
             raise ValueError("the database has no extension citus; nothing was distributed")
-        # Processes take turns, with those that migrate too.
+        # Waits for processes that distribute or migrate.
         connection.execute(select(func.pg_advisory_xact_lock(MIGRATION_LOCK)))
         connection.execute(ONE_CONNECTION_PER_NODE)
         # Citus also keeps local tables in its catalogue.
@@ -41,11 +35,11 @@ async def distribute(database: Database) -> list[str]:
             connection.execute(text(f"SELECT {call}"))
         return list(missing)
 
-    return await database.transact_unhurried(work)
+    return await database.primary.transact_unhurried(work)
 
 
 def _calls() -> dict[str, str]:
-    """What is called for each table, in this order."""
+    """The function call of each table, in the order of the calls."""
     calls = {table.name: f"create_reference_table('{table.name}')" for table in COPIED}
     for table in DISTRIBUTED:
         # All rows of an account on one node, whatever their table: joins and commits stay there.

@@ -1,220 +1,59 @@
-"""What an error of a database means: for the caller, and for the connection on which it came."""
+"""Errors of a database, whatever its engine."""
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Mapping
-from enum import Enum, auto
-
-import asyncpg
 import structlog
 from sqlalchemy.exc import DBAPIError, EmulatedDBAPIException, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from server.ledger.errors import DaybookError, NotStorable, ServiceUnavailable
+from server.ledger.errors import ServiceUnavailable
 
 log = structlog.get_logger(__name__)
 
 
 class DatabaseBroken(ValueError):
-    """The file is no database of SQLite, or not any more."""
+    """The file is not a SQLite database, or is corrupt."""
 
 
 class Conflict(Exception):
-    """Another writer was in the way; the same work may succeed if it is done again."""
+    """Another writer got in the way; the same work may succeed if it is done again."""
 
 
 class ReplicaUnfit(Exception):
-    """The replica can't serve a read now; the primary is to be asked."""
+    """The replica can't serve a read now; the primary serves it."""
 
 
 class UnexpectedDatabaseError(Exception):
-    """An error that no caller and no outage explains. Its message has no values of statements in it."""
+    """An error that neither the caller nor an outage explains. Its message has no values of statements in it."""
 
 
-class Meaning(Enum):
-    """What an error of PostgreSQL means."""
-
-    CONFLICT = auto()
-    """Another writer was in the way: the work is done again."""
-    BUSY = auto()
-    """UNAVAILABLE: the server lacks something at the moment, or took too long. The connection is sound."""
-    DISCONNECTED = auto()
-    """UNAVAILABLE: the session is ending, or is not in the state that it should be in. It is replaced."""
-    WRONG_SERVER = auto()
-    """UNAVAILABLE: the server can't write, so this connection and all others of its pool lead to the wrong one."""
-    NOT_STORABLE = auto()
-    """FAILED_PRECONDITION: the database can't hold a value of the request."""
-    UNEXPECTED = auto()
-    """INTERNAL: a fault of this program, or of the schema; the log has the SQLSTATE."""
-
-
-MEANINGS: Mapping[str, Meaning] = {
-    "00": Meaning.UNEXPECTED,  # successful completion
-    "01": Meaning.UNEXPECTED,  # warning
-    "02": Meaning.UNEXPECTED,  # no data
-    "03": Meaning.UNEXPECTED,  # statement not yet complete
-    "08": Meaning.DISCONNECTED,  # connection exception
-    "09": Meaning.UNEXPECTED,  # triggered action exception
-    "0A": Meaning.UNEXPECTED,  # feature not supported
-    "0B": Meaning.DISCONNECTED,  # invalid transaction initiation
-    "0F": Meaning.UNEXPECTED,  # locator exception
-    "0L": Meaning.UNEXPECTED,  # invalid grantor
-    "0P": Meaning.UNEXPECTED,  # invalid role specification
-    "0Z": Meaning.UNEXPECTED,  # diagnostics exception
-    "10": Meaning.UNEXPECTED,  # XQuery error
-    "20": Meaning.UNEXPECTED,  # case not found
-    "21": Meaning.UNEXPECTED,  # cardinality violation
-    "22": Meaning.NOT_STORABLE,  # data exception: a number out of range, a character that the encoding lacks
-    "23": Meaning.UNEXPECTED,  # integrity constraint violation
-    # The slower of two writers of one new row gets this; when it looks again, the row is there.
-    "23505": Meaning.CONFLICT,  # unique violation
-    "24": Meaning.DISCONNECTED,  # invalid cursor state
-    # The session is in a transaction where it should be in none, or the other way round, or was ended for it.
-    "25": Meaning.DISCONNECTED,  # invalid transaction state
-    "25006": Meaning.WRONG_SERVER,  # read-only transaction: a standby, or default_transaction_read_only
-    # A pooler gave the session, and its prepared statements, to another client.
-    "26": Meaning.DISCONNECTED,  # invalid statement name
-    "27": Meaning.UNEXPECTED,  # triggered data change violation
-    "28": Meaning.DISCONNECTED,  # invalid authorization, at connecting
-    "2B": Meaning.UNEXPECTED,  # dependent privilege descriptors exist
-    "2D": Meaning.DISCONNECTED,  # invalid transaction termination
-    "2F": Meaning.UNEXPECTED,  # routine exception
-    "34": Meaning.DISCONNECTED,  # invalid cursor name
-    "38": Meaning.UNEXPECTED,  # external routine exception
-    "39": Meaning.UNEXPECTED,  # external routine invocation exception
-    "3B": Meaning.DISCONNECTED,  # savepoint exception
-    "3D": Meaning.DISCONNECTED,  # no such database, at connecting
-    "3F": Meaning.UNEXPECTED,  # invalid schema name
-    "40": Meaning.CONFLICT,  # transaction rollback: serialization failure, deadlock
-    "40003": Meaning.DISCONNECTED,  # statement completion unknown
-    "42": Meaning.UNEXPECTED,  # syntax error or access rule violation
-    "42P05": Meaning.DISCONNECTED,  # duplicate prepared statement: as 26
-    "44": Meaning.UNEXPECTED,  # WITH CHECK OPTION violation
-    "53": Meaning.BUSY,  # insufficient resources: connections, memory, disk
-    "54": Meaning.UNEXPECTED,  # program limit exceeded
-    "55": Meaning.UNEXPECTED,  # object not in prerequisite state
-    "55000": Meaning.WRONG_SERVER,  # among others: recovery is in progress
-    "55006": Meaning.BUSY,  # object in use
-    "55P03": Meaning.BUSY,  # lock not available
-    "57": Meaning.DISCONNECTED,  # operator intervention: shutdown, start, end of an idle session
-    "57014": Meaning.BUSY,  # query canceled: statement_timeout
-    "58": Meaning.DISCONNECTED,  # system error: input or output of the server
-    "72": Meaning.BUSY,  # snapshot too old
-    "F0": Meaning.UNEXPECTED,  # configuration file error
-    "HV": Meaning.UNEXPECTED,  # foreign data wrapper error
-    "P0": Meaning.UNEXPECTED,  # PL/pgSQL error
-    "XX": Meaning.UNEXPECTED,  # internal error
-}
-"""The meaning of each class of SQLSTATEs, two characters, and of the codes that differ from their class."""
-
-
-def meaning_of(sqlstate: str) -> Meaning:
-    """The meaning of an SQLSTATE, five characters."""
-    return MEANINGS.get(sqlstate) or MEANINGS.get(sqlstate[:2]) or Meaning.UNEXPECTED
-
-
-def sqlstate_of(error: BaseException) -> str:
-    """The SQLSTATE of an error that PostgreSQL itself sent; empty for any other error."""
-    if isinstance(error, DBAPIError):
-        return getattr(error.orig, "sqlstate", None) or ""
-    return (error.sqlstate or "") if isinstance(error, asyncpg.PostgresError) else ""
-
-
-def _is_about_node(error: BaseException, sqlstate: str) -> bool:
-    """Whether the server reports that it lost a Citus node and undid the transaction. Its own session goes on.
-
-    An error that ends the session is FATAL.
-    """
-    return sqlstate.startswith("08") and getattr(_driver_error(error), "severity_en", None) == "ERROR"
-
-
-def leaves_session_sound(error: BaseException) -> bool:
-    """Whether a session of PostgreSQL can be used by others after this error.
-
-    Only if the server has answered, and the error is about the statement alone; or if the error
-    was raised between statements, by this program. After anything else the server may still be
-    at the statement, or in a transaction that the driver does not know of.
-    """
-    if isinstance(error, DaybookError | Conflict | ReplicaUnfit):
-        return True
-    sqlstate = sqlstate_of(error)
-    if _is_about_node(error, sqlstate):
-        return True
-    return bool(sqlstate) and meaning_of(sqlstate) not in {Meaning.DISCONNECTED, Meaning.WRONG_SERVER}
-
-
-class _OnlyKnownErrors:
-    """Lets only errors out of a block that callers know. A class, for what a generator costs a list shows."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
-        if not isinstance(error, Exception) or (known := _known(error)) is error:
-            return
-        if isinstance(known, UnexpectedDatabaseError):
-            # The driver's error may quote values, so the log must not show it.
-            raise known.with_traceback(error.__traceback__) from None
-        raise known from error
-
-
-ONLY_KNOWN_ERRORS = _OnlyKnownErrors()
-
-
-def _known(error: Exception) -> Exception:
-    """The error that callers see in place of this one: one of ours, or itself if it is none of a database."""
-    if isinstance(error, EmulatedDBAPIException):
-        # From a connection that could not be made: SQLAlchemy's own Engine.connect() takes it on.
-        error = error.driver_exception
-    driver_error = _driver_error(error)
-    if sqlstate := sqlstate_of(error):
-        if _is_about_node(error, sqlstate):
-            log.warning("database node unavailable", sqlstate=sqlstate)
-            return ServiceUnavailable(is_partial=True)
-        return _of_sqlstate(driver_error, sqlstate)
-    if isinstance(driver_error, OSError | PoolTimeout | asyncpg.InterfaceError | asyncpg.InternalClientError):
-        # What the system says of a file has its path in it.
-        return _unavailable((driver_error.strerror if isinstance(driver_error, OSError) else None) or str(driver_error))
-    if isinstance(error, DBAPIError):
-        code = getattr(error.orig, "sqlite_errorcode", None)
-        if code == sqlite3.SQLITE_NOTADB:
-            return DatabaseBroken("database_url names a file that is not a SQLite database")
-        if code == sqlite3.SQLITE_CORRUPT:
-            return DatabaseBroken(f"SQLite can't read the database: {error.orig}")
-        if error.connection_invalidated or isinstance(error, InterfaceError | OperationalError):
-            return _unavailable(str(driver_error))
-        # Where it was, the traceback says; what was to be stored is not for the log.
-        error.statement = error.params = None
-    elif isinstance(error, sqlite3.OperationalError):
-        return _unavailable(str(error))
+def driver_error(error: BaseException) -> BaseException:
+    """The driver's own error inside SQLAlchemy's, or the error itself."""
+    if isinstance(error, DBAPIError) and error.orig is not None:
+        error = error.orig
+    # Its Engine.connect() raises this one for a connection that could not be made.
+    if isinstance(error, EmulatedDBAPIException) and error.orig is not None:
+        error = error.orig
     return error
 
 
-def _driver_error(error: BaseException) -> BaseException:
-    """The driver's own error inside SQLAlchemy's, if there is one."""
-    inner = error.orig if isinstance(error, DBAPIError) else None
-    if isinstance(inner, EmulatedDBAPIException):
-        inner = inner.driver_exception
-    return inner or error
+def translate_common(error: Exception) -> Exception:
+    """The error that callers see in place of one that is about the connection; other errors as they are."""
+    driver = driver_error(error)
+    if isinstance(driver, OSError):
+        # The system's own words about a file have its path in them.
+        return unavailable(driver.strerror or str(driver))
+    if isinstance(driver, PoolTimeout):
+        return unavailable(str(driver))
+    if isinstance(error, DBAPIError):
+        if error.connection_invalidated or isinstance(error, InterfaceError | OperationalError):
+            return unavailable(str(driver))
+        # The traceback says where it was; values that were to be stored must not be logged.
+        error.statement = error.params = None
+    return error
 
 
-def _of_sqlstate(error: BaseException, sqlstate: str) -> Exception:
-    # The message names tables and constraints; values are in the detail, which is left out.
-    message = str(next(iter(error.args), ""))
-    match meaning_of(sqlstate):
-        case Meaning.CONFLICT:
-            return Conflict()
-        case Meaning.BUSY | Meaning.DISCONNECTED | Meaning.WRONG_SERVER:
-            return _unavailable(message, sqlstate)
-        case Meaning.NOT_STORABLE:
-            # Here the message itself quotes the value.
-            log.warning("value not storable", sqlstate=sqlstate)
-            return NotStorable()
-        case Meaning.UNEXPECTED:
-            return UnexpectedDatabaseError(f"SQLSTATE {sqlstate}: {message}")
-
-
-def _unavailable(words: str, sqlstate: str | None = None) -> ServiceUnavailable:
+def unavailable(words: str, sqlstate: str | None = None) -> ServiceUnavailable:
+    """Logs why the database is unavailable."""
     log.warning("database unavailable", error=words, **({"sqlstate": sqlstate} if sqlstate else {}))
     return ServiceUnavailable()

@@ -40,10 +40,8 @@ class FirstPages:
         self._pages: ByteLRU[tuple[int, int], tuple[_Head, Page[TransactionRow, TransactionKey]]] = ByteLRU(
             PAGES_BYTES_MAX, lambda _, kept: sum(ROW_BYTES + len(row.body) for row in kept[1].rows)
         )
-        self._head_query = Query.of(head_statement(), database.dialect)
         self._read_head: Callable[[int], Awaitable[_Head]] = self._read_one_head
-        if database.has_round_trips:
-            self._heads_query = Query.of(heads_statement(), database.dialect)
+        if database.primary.has_round_trips:
             self._read_head = DataLoader(self._read_heads)
 
     async def page(
@@ -64,11 +62,11 @@ class FirstPages:
         return page
 
     async def _read_one_head(self, account_number: int) -> _Head:
-        ((sequence, last_hash),) = await self._database.fetch(self._head_query, {"account_number": account_number})
+        ((sequence, last_hash),) = await self._database.lists.fetch(_HEAD, {"account_number": account_number})
         return _Head(sequence, bytes(last_hash))
 
     async def _read_heads(self, account_numbers: Collection[int]) -> Mapping[int, _Head]:
-        rows = await self._database.fetch(self._heads_query, {"account_numbers": list(account_numbers)})
+        rows = await self._database.lists.fetch(_HEADS, {"account_numbers": list(account_numbers)})
         return {number: _Head(sequence, bytes(last_hash)) for sequence, last_hash, number in rows}
 
 
@@ -84,3 +82,6 @@ def heads_statement() -> Select[Any]:
     numbers = bindparam("account_numbers", type_=ARRAY(BigInteger))
     heads = select(columns.sequence, columns.last_hash, columns.account_number)
     return heads.where(columns.account_number == func.any(numbers))
+
+
+_HEAD, _HEADS = Query(head_statement()), Query(heads_statement())

@@ -9,18 +9,18 @@ from functools import cache
 from pathlib import Path
 
 import structlog
-from sqlalchemy import Connection, column, false, func, inspect, select, table
+from sqlalchemy import Connection, column, false, inspect, select, table
 
 from server.ledger.errors import SchemaTooNew
 from server.store.database import Database
+from server.store.engine import engine_of
 from server.store.failures import Conflict
+from server.store.query import Query
 from server.store.tables import api_keys
 
 log = structlog.get_logger(__name__)
 
 MIGRATIONS = Path(__file__).parent / "migrations"
-MIGRATION_LOCK = 0x0DA1_B00C
-"""The key of the PostgreSQL advisory lock that serializes migrations. Chosen once."""
 WAIT_SECONDS = 0.2
 """Time between two attempts while another process migrates, in seconds."""
 LOG_SECONDS = 5.0
@@ -28,6 +28,8 @@ LOG_SECONDS = 5.0
 
 _FILE = re.compile(r"(?P<revision>[0-9]{4}(_since_[0-9]{4})?)_[a-z_]+\.py")
 _COMPATIBLE = re.compile(r"[0-9]{4}_since_([0-9]{4})")
+# Locks no row, and PostgreSQL refuses it wherever it would refuse a write.
+_REQUIRE_WRITABLE = Query(select(api_keys.c.id).where(false()).with_for_update())
 _version = table("alembic_version", column("version_num"))
 
 
@@ -50,9 +52,7 @@ def _is_fit(connection: Connection) -> bool:
 
 
 def _upgrade(connection: Connection) -> None:
-    if connection.dialect.name == "postgresql" and not connection.scalar(
-        select(func.pg_try_advisory_xact_lock(MIGRATION_LOCK))
-    ):
+    if not engine_of(connection).try_migration_lock(connection):
         raise Conflict
     if _is_fit(connection):
         return
@@ -68,7 +68,8 @@ def _upgrade(connection: Connection) -> None:
 
 async def is_fit(database: Database) -> bool:
     """Whether no migration is missing. Raises SchemaTooNew and ServiceUnavailable."""
-    return await database.look(_is_fit)
+    async with database.primary.snapshot() as connection:
+        return await connection.run_sync(_is_fit)
 
 
 async def migrate(database: Database) -> None:
@@ -78,11 +79,11 @@ async def migrate(database: Database) -> None:
     advisory lock, serializes them. The wait for another process is unbounded, is logged, and
     can be cancelled. Raises SchemaTooNew, DatabaseUnfit and ServiceUnavailable.
     """
-    await database.check()
+    await database.primary.check()
     waited_seconds = 0.0
     while True:
         try:
-            return await database.transact_unhurried(_upgrade)
+            return await database.primary.transact_unhurried(_upgrade)
         except Conflict:
             if waited_seconds % LOG_SECONDS < WAIT_SECONDS:
                 log.info("waiting for another process that migrates or writes to the database")
@@ -95,14 +96,9 @@ async def can_serve(database: Database) -> bool:
 
     Raises ServiceUnavailable, also if the database has become read-only.
     """
-
-    def require_writable(connection: Connection) -> None:
-        # Locks no row, and PostgreSQL refuses it wherever it would refuse a write.
-        connection.execute(select(api_keys.c.id).where(false()).with_for_update()).close()
-
     if not await is_migrated(database):
         return False
-    await database.look(require_writable)
+    await database.primary.fetch(_REQUIRE_WRITABLE, {})
     return True
 
 

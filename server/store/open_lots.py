@@ -8,7 +8,8 @@ from sqlalchemy import BindParameter, Connection, bindparam, func, literal_colum
 
 from server.ledger.instants import Instant
 from server.ledger.lots import NEVER, Lot
-from server.store.lookups import in_parts, with_keys
+from server.store.engine import engine_of
+from server.store.lookups import in_parts
 from server.store.states import LOT_COLUMNS, has_remaining, to_lot
 from server.store.tables import lots, transactions
 
@@ -45,7 +46,7 @@ def load_bodies(connection: Connection, keys: Collection[tuple[int, int]]) -> di
     bodies: dict[tuple[int, int], bytes] = {}
     for some in in_parts(sorted(keys)):
         key = transactions.c["account_number", "sequence"]
-        rows = connection.execute(with_keys(select(*key, transactions.c.body), key, some, connection.dialect))
+        rows = connection.execute(engine_of(connection).with_keys(select(*key, transactions.c.body), key, some))
         bodies |= {(row.account_number, row.sequence): bytes(row.body) for row in rows}
     return bodies
 

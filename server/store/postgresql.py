@@ -1,96 +1,208 @@
-"""Connections to one PostgreSQL: how they are made, and which of them may be used again."""
+"""PostgreSQL: how sessions are made and pooled, and which of them may be used again."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import getpass
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 import asyncpg
-from sqlalchemy import NullPool, event
+from sqlalchemy import Connection, NullPool, Select, Table, event, func, select, text, tuple_
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine import URL
 from sqlalchemy.engine.interfaces import IsolationLevel
 from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
-from sqlalchemy.pool import PoolProxiedConnection
+from sqlalchemy.sql.elements import KeyedColumnElement
 
-from server.store.engines import DatabaseLimits, DatabaseUnfit
-from server.store.failures import Meaning, leaves_session_sound, meaning_of, sqlstate_of
+from server.store.engine import DatabaseLimits, DatabaseUnfit, DatabaseUrlInvalid, Engine, PoolUse, Rows, Work
+from server.store.postgresql_errors import Meaning, leaves_session_sound, meaning_of, sqlstate_of, translate
 from server.store.postgresql_url import connect_arguments
+from server.store.query import Query
+from server.store.tables import account_states
 
+DRIVER = "postgresql+asyncpg"
 STATEMENT_BYTES_CACHED_MAX = 65_536
 """The longest statement that stays prepared: the longest lists are merged of 64 walks, 500 bytes each."""
 END_SECONDS_MAX = 1.0
 """How long the end of an interrupted session may take, until its statement is canceled at the server."""
 LEFT_SECONDS_MAX = 0.25
-"""How long a read goes on whose caller has left. It keeps its place in the pool for that long at most."""
+"""How long a read goes on whose caller was cancelled. It keeps its place in the pool for that long at most."""
+MIGRATION_LOCK = 0x0DA1_B00C
+"""The key of the advisory lock that serializes migrations. Chosen once."""
+INDEX_MEMORY_MEBIBYTES = 256
+"""What the server may use to sort an index of a bulk transaction."""
+ONE_CONNECTION_PER_NODE = text("SET LOCAL citus.multi_shard_modify_mode TO 'sequential'")
+"""Makes Citus use one connection to each node until the transaction ends.
+
+Citus needs this where a transaction writes a copied table after it touched a distributed one.
+PostgreSQL without Citus accepts the setting and ignores it.
+"""
 _GENERATION = "daybook_generation"
-_SESSION = "SELECT pg_backend_pid()"
+_PROCESS = "SELECT pg_backend_pid()"
+# A loop inside the database costs no round trip for each account. A sharded PostgreSQL refuses
+# one SELECT ... FOR UPDATE of several accounts, and one UPDATE locks in the order of its plan.
+_LOCK_EACH = text("""
+    DO $$
+    DECLARE
+        each bigint;
+    BEGIN
+        FOREACH each IN ARRAY current_setting('daybook.accounts')::bigint[] LOOP
+            PERFORM FROM account_states WHERE account_number = each FOR UPDATE;
+        END LOOP;
+    END $$
+""")
 
 Result = TypeVar("Result")
 
 
-class PostgreSQL:
-    """A pool of connections to one PostgreSQL.
+class Session(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
+    """A session of the pool of bounded reads."""
 
-    A connection goes back to the pool only if its session is known to be idle and in no
-    transaction. In every other case (a caller who leaves, a timeout, an error that is not the
-    server's answer to a statement) the session is ended, and the pool makes a new one. The
-    place in the pool is free once the old session has ended, so the server never has more
-    sessions than the pool has places.
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.info: dict[str, Any] = {}
+        """What this program knows of the session."""
+
+
+class PostgreSQL(Engine):
+    """Sessions of one PostgreSQL server: a pool of asyncpg's for bounded reads, one of SQLAlchemy's for the rest.
+
+    A session goes back to its pool only if it is known to be idle and in no transaction. In
+    every other case (a cancelled caller, a timeout, an error that is not the server's answer to
+    a statement) it is ended, and its place in the pool is free once it has ended, so the server
+    never has more sessions than the pools have places.
     """
 
-    def __init__(self, url: URL, limits: DatabaseLimits, *, must_be_primary: bool = True) -> None:
-        """`must_be_primary` refuses to connect to a standby. Raises DatabaseUrlInvalid."""
+    has_clock = True
+    has_round_trips = True
+
+    def __init__(
+        self, url: URL, limits: DatabaseLimits, *, reads: int | None = None, must_be_primary: bool = True
+    ) -> None:
+        """Half of the connections are for bounded reads, unless `reads` says how many; the other pool has the rest.
+
+        Each pool has at least one. `must_be_primary` refuses to connect to a standby. Raises
+        DatabaseUrlInvalid.
+        """
+        super().__init__()
+        _require_user(url)
         self._arguments = connect_arguments(url, limits, must_be_primary=must_be_primary)
+        # If the server is gone and can't cancel a statement, this process gives it up.
+        self._timeout = {
+            "command_timeout": limits.statement_seconds + limits.connect_seconds if limits.statement_seconds else None
+        }
         self._limits = limits
         self._generation = 0
+        """Raised by one when the sessions prove to be with the wrong server: older ones are replaced."""
+        self._read_count = max(1, limits.connections // 2) if reads is None else reads
+        self._places = asyncio.Semaphore(self._read_count)
+        self._pool: Any = None
         self._tasks: set[asyncio.Task[Any]] = set()
-        self.engine: AsyncEngine = create_async_engine(
-            "postgresql+asyncpg://",
-            pool_size=limits.connections,
+        self._engine = self._make_engine(
+            self._timeout,
+            pool_size=max(1, limits.connections - self._read_count),
             max_overflow=0,
             pool_timeout=limits.wait_seconds,
             pool_recycle=limits.recycle_seconds,
-            connect_args=self._arguments | _driver_arguments(limits),
-            # An error that is logged must not tell values.
-            hide_parameters=True,
         )
+        self.writer = self._engine.sync_engine
+        self.dialect = self.writer.dialect
         self._listen()
 
-    def _listen(self) -> None:
-        engine = self.engine.sync_engine
+    def _make_engine(self, timeout: Mapping[str, Any], **options: Any) -> AsyncEngine:
+        arguments = {**self._arguments, **timeout}
+        if self._limits.is_pooled_by_transaction:
+            arguments |= {
+                "statement_cache_size": 0,
+                "prepared_statement_cache_size": 0,
+                # The unnamed statement, which the next one replaces.
+                "prepared_statement_name_func": str,
+            }
+        else:
+            arguments["max_cacheable_statement_size"] = STATEMENT_BYTES_CACHED_MAX
+        # An error that is logged must not tell values.
+        engine = create_async_engine(f"{DRIVER}://", connect_args=arguments, hide_parameters=True, **options)
+        self._adopt(engine.sync_engine)
+        return engine
 
-        @event.listens_for(engine, "connect")
+    def _listen(self) -> None:
+        @event.listens_for(self.writer, "connect")
         def prepare(connection: Any, record: Any) -> None:
             record.info[_GENERATION] = self._generation
             if not self._limits.is_pooled_by_transaction:
-                connection.run_async(lambda driver: driver.execute(self._limits.set_statement(is_local=False)))
+                connection.run_async(lambda driver: driver.execute(_set_limits(self._limits, is_local=False)))
 
-        @event.listens_for(engine, "checkin")
+        @event.listens_for(self.writer, "checkin")
         def end_transaction(connection: Any, record: Any) -> None:
-            # A BEGIN that failed in its second half leaves one of which the driver does not know.
+            # A BEGIN that failed in its second half leaves one that the driver does not know of.
             if connection is None or connection.driver_connection.is_closed():
                 return
             if connection.driver_connection.is_in_transaction():
                 record.invalidate()
 
-        @event.listens_for(engine, "checkout")
+        @event.listens_for(self.writer, "checkout")
         def replace(connection: Any, record: Any, _proxy: object) -> None:
-            # The server ended it while it was in the pool, or another of its age led to a wrong server.
             if connection.driver_connection.is_closed() or record.info[_GENERATION] != self._generation:
                 raise DisconnectionError
 
-    async def run(self, work: Callable[[Any], Awaitable[Result]]) -> Result:
-        """Does bounded work on a connection of asyncpg, for reads that need nothing of SQLAlchemy but its pool.
+    @property
+    def pools(self) -> Mapping[str, PoolUse]:
+        """Sessions of bounded reads, and those of transactions and streaming reads."""
+        in_use = 0 if self._pool is None else self._pool.get_size() - self._pool.get_idle_size()
+        return {
+            "read": self._use_of("read", self._read_count, in_use),
+            "write": self._use_of_engine("write", self.writer),
+        }
 
-        Work that has begun goes on for a while when its caller leaves, because to interrupt it
-        costs a session, and with it the statements that are prepared there. To make an
-        AsyncConnection, and to end that, costs as much as the round trip.
+    async def fetch(self, query: Query, parameters: Mapping[str, object]) -> Rows:
+        """The rows of a query."""
+        with self.using("read", "read"):
+            return await self.run(lambda session: self.fetch_by(session, query, parameters))
+
+    async def fetch_snapshot(self, queries: Sequence[Query], parameters: Mapping[str, object]) -> list[Rows]:
+        """The rows of each query, all of one snapshot of the database."""
+        with self.using("read", "snapshot"):
+            return await self.run(lambda session: self.fetch_snapshot_by(session, queries, parameters))
+
+    async def fetch_by(self, session: Any, query: Query, parameters: Mapping[str, object]) -> Rows:
+        """The rows of a query, read in a session."""
+        compiled = query.compiled(self.dialect)
+        end = self.tracer.statement("postgresql", compiled.text)
+        try:
+            rows: Rows = await session.fetch(compiled.text, *compiled.values(parameters))
+        except BaseException as failure:
+            end(failure)
+            raise
+        end(None)
+        return rows
+
+    async def fetch_snapshot_by(
+        self, session: Any, queries: Sequence[Query], parameters: Mapping[str, object]
+    ) -> list[Rows]:
+        """The rows of each query, read in a session, all of one snapshot."""
+        async with session.transaction(isolation="repeatable_read", readonly=True):
+            return [await self.fetch_by(session, query, parameters) for query in queries]
+
+    async def run(self, work: Callable[[Any], Awaitable[Result]]) -> Result:
+        """Does a bounded read in a session of asyncpg. Raises what the driver raises.
+
+        A read that has begun goes on for LEFT_SECONDS_MAX if its caller is cancelled, because to
+        interrupt it costs the session and its prepared statements.
         """
-        pooled = await self.engine.raw_connection()
-        task = asyncio.create_task(self._run(pooled, work))
+        await self._take_place()
+        try:
+            session = await self._acquire()
+        except BaseException:
+            self._places.release()
+            raise
+        task = asyncio.create_task(self._run(session, work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         try:
@@ -99,57 +211,188 @@ class PostgreSQL:
             asyncio.get_running_loop().call_later(LEFT_SECONDS_MAX, task.cancel)
             raise
 
-    async def _run(self, pooled: PoolProxiedConnection, work: Callable[[Any], Awaitable[Result]]) -> Result:
+    async def _take_place(self) -> None:
+        """Waits for a place in the pool. asyncpg's own timeout would count the time to connect too."""
+        if not self._places.locked():
+            await self._places.acquire()
+            return
         try:
-            return await work(pooled.driver_connection)
-        except BaseException as error:
-            if not self._is_sound_after(error, pooled.info):
-                await _end(pooled)
+            async with asyncio.timeout(self._limits.wait_seconds):
+                await self._places.acquire()
+        except TimeoutError:
+            raise PoolTimeout(f"no connection was free within {self._limits.wait_seconds} seconds") from None
+
+    async def _acquire(self) -> Any:
+        if self._pool is None:
+            # Connects to nothing yet, so no other task runs meanwhile.
+            self._pool = await self._make_pool()
+        while True:
+            session = await self._pool.acquire()
+            age_seconds = time.monotonic() - session.info["connected"]
+            if session.info[_GENERATION] == self._generation and age_seconds < self._limits.recycle_seconds:
+                return session
+            await self._end(session)
+
+    def _make_pool(self) -> Any:
+        options = (
+            {"statement_cache_size": 0}
+            if self._limits.is_pooled_by_transaction
+            else {"max_cacheable_statement_size": STATEMENT_BYTES_CACHED_MAX}
+        )
+        return asyncpg.create_pool(
+            min_size=0,
+            max_size=self._read_count,
+            max_queries=sys.maxsize,
+            max_inactive_connection_lifetime=0,
+            connect=self._connect,
+            reset=_keep_as_it_is,
+            connection_class=Session,
+            **self._arguments,
+            **self._timeout,
+            **options,
+        )
+
+    async def _connect(self, *arguments: Any, **options: Any) -> Session:
+        session: Session = await asyncpg.connect(*arguments, **options)
+        try:
+            if not self._limits.is_pooled_by_transaction:
+                await session.execute(_set_limits(self._limits, is_local=False))
+        except BaseException:
+            session.terminate()
             raise
+        session.info |= {_GENERATION: self._generation, "connected": time.monotonic()}
+        return session
+
+    async def _run(self, session: Any, work: Callable[[Any], Awaitable[Result]]) -> Result:
+        is_sound = False
+        try:
+            result = await work(session)
+            # A BEGIN that failed in its second half leaves a transaction that the driver does not know of.
+            is_sound = not session.is_in_transaction()
+        except BaseException as error:
+            is_sound = self._is_sound_after(error, session.info[_GENERATION]) and not session.is_in_transaction()
+            raise
+        else:
+            return result
         finally:
-            pooled.close()
-
-    @asynccontextmanager
-    async def connect(self) -> AsyncIterator[AsyncConnection]:
-        """A connection of SQLAlchemy."""
-        async with self.engine.connect() as connection:
-            info = connection.info
             try:
-                yield connection
-            except BaseException as error:
-                if not self._is_sound_after(error, info) and not connection.invalidated:
-                    await connection.invalidate()
-                raise
+                if is_sound:
+                    await self._pool.release(session)
+                else:
+                    await self._end(session)
+            finally:
+                self._places.release()
 
-    @asynccontextmanager
-    async def transaction(self, isolation_level: IsolationLevel = "READ COMMITTED") -> AsyncIterator[AsyncConnection]:
-        """A connection of SQLAlchemy in a transaction, which the end of the block commits."""
-        async with self.connect() as connection:
-            if isolation_level != "READ COMMITTED":
-                await connection.execution_options(isolation_level=isolation_level)
-            async with connection.begin():
-                if self._limits.is_pooled_by_transaction:
-                    await connection.exec_driver_sql(self._limits.set_statement(is_local=True))
-                yield connection
+    async def _end(self, session: Any) -> None:
+        """Ends a session, together with the statement that it may still be at, and frees its place in the pool."""
+        # If this fails, the driver aborts the connection.
+        with suppress(Exception):
+            await session.close(timeout=END_SECONDS_MAX)
+        await self._pool.release(session)
 
-    def _is_sound_after(self, error: BaseException, info: dict[str, Any]) -> bool:
-        if meaning_of(sqlstate_of(error)) is Meaning.WRONG_SERVER and info[_GENERATION] == self._generation:
-            # All others were made to the same address, so they are replaced when they are next asked for.
+    def _is_sound_after(self, error: BaseException, generation: int) -> bool:
+        if meaning_of(sqlstate_of(error)) is Meaning.WRONG_SERVER and generation == self._generation:
+            # All other sessions lead to the same address, so they are replaced before they are used again.
             self._generation += 1
         return leaves_session_sound(error)
 
     @asynccontextmanager
-    async def unlimited_transaction(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction on a connection of its own, in which nothing has a limit but the time to connect."""
-        arguments = self._arguments | _prepared_statements(self._limits)
-        engine = create_async_engine(
-            "postgresql+asyncpg://", poolclass=NullPool, connect_args=arguments, hide_parameters=True
-        )
+    async def _transaction(self, isolation_level: IsolationLevel) -> AsyncIterator[AsyncConnection]:
+        async with self._engine.connect() as connection:
+            generation = connection.info[_GENERATION]
+            try:
+                if isolation_level != "READ COMMITTED":
+                    await connection.execution_options(isolation_level=isolation_level)
+                async with connection.begin():
+                    if self._limits.is_pooled_by_transaction:
+                        await connection.exec_driver_sql(_set_limits(self._limits, is_local=True))
+                    yield connection
+            except BaseException as error:
+                if not self._is_sound_after(error, generation) and not connection.invalidated:
+                    await connection.invalidate()
+                raise
+
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[AsyncConnection]:
+        """A connection for streaming reads, all of one snapshot of the database."""
+        with self.using("write", "snapshot"):
+            async with self._transaction("REPEATABLE READ") as connection:
+                yield connection
+
+    async def transact(self, work: Work[Result]) -> Result:
+        """Does work in one transaction. Raises Conflict if another writer got in the way."""
+        with self.using("write", "write"):
+            async with self._transaction("READ COMMITTED") as connection:
+                return await connection.run_sync(work)
+
+    async def transact_unhurried(self, work: Work[Result]) -> Result:
+        """Like `transact`, for work that may take long: nothing but the time to connect has a limit."""
+        with self.translated():
+            async with self._unlimited_transaction() as connection:
+                return await connection.run_sync(work)
+
+    @asynccontextmanager
+    async def bulk_transaction(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction that writes many gigabytes; nothing but the time to connect has a limit."""
+        with self.translated():
+            async with self._unlimited_transaction() as connection:
+                await connection.execute(ONE_CONNECTION_PER_NODE)
+                await connection.execute(text(f"SET LOCAL maintenance_work_mem = '{INDEX_MEMORY_MEBIBYTES}MB'"))
+                yield connection
+                # Without it the planner has no statistics until some time after the commit.
+                await connection.execute(text("ANALYZE"))
+
+    @asynccontextmanager
+    async def _unlimited_transaction(self) -> AsyncIterator[AsyncConnection]:
+        engine = self._make_engine({}, poolclass=NullPool)
         async with engine.begin() as connection:
             yield connection
 
+    async def insert_bulk(self, connection: AsyncConnection, table: Table, rows: Sequence[Sequence[object]]) -> None:
+        """Inserts rows by COPY."""
+        driver: Any = (await connection.get_raw_connection()).driver_connection
+        await driver.copy_records_to_table(table.name, records=rows, columns=table.columns.keys())
+
+    def lock_accounts(self, connection: Connection, account_numbers: Collection[int]) -> None:
+        """Locks accounts one by one in ascending order, so that two writers never wait for each other.
+
+        It takes two statements however many accounts there are.
+        """
+        numbers = sorted(account_numbers)
+        if len(numbers) == 1:
+            number = account_states.c.account_number
+            connection.execute(select(number).where(number == numbers[0]).with_for_update())
+            return
+        # DO takes no parameters.
+        connection.execute(select(func.set_config("daybook.accounts", f"{{{','.join(map(str, numbers))}}}", True)))
+        connection.execute(_LOCK_EACH)
+
+    def try_migration_lock(self, connection: Connection) -> bool:
+        """Takes the lock of migrations until the transaction ends; False if another process holds it."""
+        return bool(connection.scalar(select(func.pg_try_advisory_xact_lock(MIGRATION_LOCK))))
+
+    def insert(self, table: Table) -> Any:
+        """An INSERT that has `on_conflict_do_update`."""
+        return insert(table)
+
+    def with_keys(
+        self,
+        statement: Select[Any],
+        columns: Iterable[KeyedColumnElement[Any]],
+        keys: Sequence[tuple[Any, ...]],
+    ) -> Select[Any]:
+        """The statement, for the rows that have one of the keys in these columns.
+
+        A sharded PostgreSQL couldn't send a table of keys to its nodes, so they are a list.
+        """
+        return statement.where(tuple_(*columns).in_(keys))
+
     async def check(self) -> None:
         """Raises DatabaseUnfit for an encoding other than UTF8, and for a pooler in another mode than is set."""
+        with self.translated():
+            await self._check()
+
+    async def _check(self) -> None:
         async with self._apart() as connection:
             encoding = await connection.fetchval("SHOW server_encoding")
             if encoding != "UTF8":
@@ -157,12 +400,12 @@ class PostgreSQL:
                     f"the database has the encoding {encoding}, which lacks characters of texts:"
                     " make it with CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0"
                 )
-            session = await connection.fetchval(_SESSION)
-            if session == connection.get_server_pid() or self._limits.is_pooled_by_transaction:
+            process = await connection.fetchval(_PROCESS)
+            if process == connection.get_server_pid() or self._limits.is_pooled_by_transaction:
                 return
             # A pooler is in between. In transaction mode it gives the same session to the next client.
             async with self._apart() as other:
-                if await other.fetchval(_SESSION) == session:
+                if await other.fetchval(_PROCESS) == process:
                     raise DatabaseUnfit(
                         "database_url leads to a connection pooler in transaction mode:"
                         " set DAYBOOK_DATABASE_POOLER_MODE=transaction"
@@ -170,7 +413,7 @@ class PostgreSQL:
 
     @asynccontextmanager
     async def _apart(self) -> AsyncIterator[Any]:
-        """A connection of asyncpg beside the pool, which keeps no statement prepared."""
+        """A connection of asyncpg outside the pools, which keeps no statement prepared."""
         connection = await asyncpg.connect(**self._arguments, statement_cache_size=0)
         try:
             yield connection
@@ -182,35 +425,43 @@ class PostgreSQL:
         if self._tasks:
             # After this time each of them is canceled, or ended by its own limits.
             await asyncio.wait(self._tasks, timeout=LEFT_SECONDS_MAX + END_SECONDS_MAX)
-        await self.engine.dispose()
+        if self._pool is not None:
+            # When the time is over, the pool aborts its connections.
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._pool.close(), END_SECONDS_MAX)
+            self._pool = None
+        await self._engine.dispose()
+
+    def translate(self, error: Exception) -> Exception:
+        """The error that callers see in place of one of PostgreSQL or its driver; other errors as they are."""
+        return translate(error)
 
 
-def _driver_arguments(limits: DatabaseLimits) -> dict[str, Any]:
-    return {
-        # Where the server isn't there any more to give a statement up, this process does.
-        "command_timeout": limits.statement_seconds + limits.connect_seconds if limits.statement_seconds else None,
-        **_prepared_statements(limits),
+async def _keep_as_it_is(_session: Any) -> None:
+    """In place of asyncpg's reset, which costs a round trip: a bounded read leaves nothing behind in its session."""
+
+
+def _set_limits(limits: DatabaseLimits, *, is_local: bool) -> str:
+    """The statement that sets the limits, for the session or for one transaction.
+
+    Not sent as parameters of the connection, because PgBouncer refuses those.
+    """
+    seconds = {
+        "lock_timeout": limits.lock_seconds,
+        "statement_timeout": limits.statement_seconds,
+        "idle_in_transaction_session_timeout": limits.idle_transaction_seconds,
     }
+    local = str(is_local).lower()
+    calls = [f"set_config('{name}', '{round(each * 1000)}', {local})" for name, each in seconds.items()]
+    return f"SELECT {', '.join(calls)}"
 
 
-def _prepared_statements(limits: DatabaseLimits) -> dict[str, Any]:
-    """What the driver and SQLAlchemy keep prepared: nothing where the next statement may run in another session."""
-    if not limits.is_pooled_by_transaction:
-        return {"max_cacheable_statement_size": STATEMENT_BYTES_CACHED_MAX}
-    return {
-        "statement_cache_size": 0,
-        "prepared_statement_cache_size": 0,
-        # The unnamed statement, which the next one replaces.
-        "prepared_statement_name_func": str,
-    }
-
-
-async def _end(pooled: PoolProxiedConnection) -> None:
-    """Ends a session, together with the statement that it may still be at."""
-    driver: Any = pooled.driver_connection
-    try:
-        # What goes wrong here ends the session too.
-        with suppress(Exception):
-            await driver.close(timeout=END_SECONDS_MAX)
-    finally:
-        pooled.invalidate()
+def _require_user(url: URL) -> None:
+    """Raises DatabaseUrlInvalid where the driver would find no name of a user."""
+    if url.username is None and "user" not in url.query and not os.environ.get("PGUSER"):
+        try:
+            getpass.getuser()
+        except (KeyError, OSError):
+            raise DatabaseUrlInvalid(
+                "must name a user, like postgresql+asyncpg://daybook@host/database: the process's own has no name"
+            ) from None

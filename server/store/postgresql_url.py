@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 
 from sqlalchemy.engine import URL
 
-from server.store.engines import DatabaseLimits, DatabaseUrlInvalid
+from server.store.engine import DatabaseLimits, DatabaseUrlInvalid
 
 _CHOICES: Mapping[str, tuple[str, ...]] = {
     "sslmode": ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),

@@ -13,12 +13,13 @@ import time
 from collections.abc import AsyncIterator
 
 import structlog
-from sqlalchemy import Connection, func, select
+from sqlalchemy import func, select
 
 from server.background import repeating
 from server.ledger.errors import ClockSkewed, DaybookError, ServiceUnavailable
 from server.ledger.instants import SECOND, Clock, Instant, Stopwatch, from_datetime
 from server.store.database import Database
+from server.store.query import Query
 
 log = structlog.get_logger(__name__)
 
@@ -28,6 +29,7 @@ ANSWER_SECONDS_MAX = 2.0
 """How long the database may take to tell its time, in seconds."""
 SETTLE_SECONDS = 60
 """How long a clock without a second opinion must run evenly after a jump to be believed, in seconds."""
+_CLOCK = Query(select(func.clock_timestamp()))
 
 
 def boot_stopwatch() -> int:
@@ -54,7 +56,7 @@ class PostingClock:
         self._skew_max = skew_max
         self._reference_start = clock() - self._elapsed()
         """What the reference was when the stopwatch was at 0."""
-        self._has_reference = database.url.get_backend_name() == "sqlite"
+        self._has_reference = not database.primary.has_clock
         """Whether the reference is more than a guess: on PostgreSQL not before the database has told its time."""
         self._jump: tuple[Instant, Instant] | None = None
         """Of a clock that is off on SQLite: the skew, and what the stopwatch had counted when it was first seen."""
@@ -92,10 +94,10 @@ class PostingClock:
 
     async def check(self) -> None:
         """Brings the reference up to date, and logs when the clock starts or stops being off."""
-        if self._database.url.get_backend_name() == "sqlite":
-            self._follow_clock()
-        else:
+        if self._database.primary.has_clock:
             await self._ask_database()
+        else:
+            self._follow_clock()
         if self.is_right != self._was_right:
             self._was_right = not self._was_right
             if self._was_right:
@@ -117,23 +119,18 @@ class PostingClock:
             self._jump = None
 
     async def _ask_database(self) -> None:
+        sent = self._elapsed()
         try:
             async with asyncio.timeout(ANSWER_SECONDS_MAX):
-                reference, sent, received = await self._database.look(self._read_time)
+                ((told,),) = await self._database.primary.fetch(_CLOCK, {})
         except (DaybookError, TimeoutError):
-            # Until it answers again, the stopwatch carries on what it said last.
+            # Until it answers again, the stopwatch carries on from its last answer.
             return
-        round_trip = received - sent
+        round_trip = self._elapsed() - sent
         # The database read its clock somewhere within the round trip: a longer one leaves that too uncertain.
         if round_trip <= self._skew_max:
-            self._reference_start = reference - sent - round_trip // 2
+            self._reference_start = from_datetime(told) - sent - round_trip // 2
             self._has_reference = True
-
-    def _read_time(self, connection: Connection) -> tuple[Instant, Instant, Instant]:
-        """The database's time, and what the stopwatch had counted before and after."""
-        sent = self._elapsed()
-        reference = from_datetime(connection.execute(select(func.clock_timestamp())).scalar_one())
-        return reference, sent, self._elapsed()
 
     def _elapsed(self) -> Instant:
         return self._stopwatch() // 1000

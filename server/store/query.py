@@ -1,30 +1,47 @@
-"""Statements as drivers take them, past SQLAlchemy."""
+"""Bounded reads as statements: built by SQLAlchemy, executed by the driver itself."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from sqlalchemy import Dialect, Select
+from sqlalchemy import Dialect, Executable
 
 
-class Query(NamedTuple):
-    """A statement as the driver takes it."""
+class CompiledQuery(NamedTuple):
+    """The text of a query for one driver."""
 
     text: str
     names: tuple[str, ...]
-    """Those of its parameters, in their order."""
+    """Its parameters, in their order."""
     constants: Mapping[str, object]
-    """The values of those that SQLAlchemy added by itself."""
-
-    @classmethod
-    def of(cls, statement: Select[Any], dialect: Dialect) -> Query:
-        """Compiles a statement."""
-        compiled = statement.compile(dialect=dialect, compile_kwargs={"render_postcompile": True})
-        constants = {name: value for name, value in compiled.params.items() if value is not None}
-        return cls(str(compiled), tuple(compiled.positiontup or ()), constants)
+    """The values of parameters that SQLAlchemy added for literals."""
 
     def values(self, parameters: Mapping[str, object]) -> tuple[object, ...]:
-        """The parameters in their order."""
+        """The values of the parameters, in their order."""
         known = {**self.constants, **parameters} if self.constants else parameters
         return tuple(map(known.__getitem__, self.names))
+
+
+class Query:
+    """A statement that reads a bounded number of rows, with named parameters.
+
+    Compiled once per dialect: SQLAlchemy's execution costs several times what the database does.
+    """
+
+    def __init__(self, statement: Executable) -> None:
+        self._statement = statement
+        self._compiled: dict[str, CompiledQuery] = {}
+
+    def compiled(self, dialect: Dialect) -> CompiledQuery:
+        """The query for the drivers of a dialect."""
+        found = self._compiled.get(dialect.name)
+        if found is None:
+            found = self._compiled[dialect.name] = _compile(self._statement, dialect)
+        return found
+
+
+def _compile(statement: Any, dialect: Dialect) -> CompiledQuery:
+    compiled = statement.compile(dialect=dialect, compile_kwargs={"render_postcompile": True})
+    constants = {name: value for name, value in compiled.params.items() if value is not None}
+    return CompiledQuery(str(compiled), tuple(compiled.positiontup or ()), constants)

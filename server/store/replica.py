@@ -1,8 +1,9 @@
 """A streaming standby of the primary, which serves lists.
 
-Whoever serves a list, it shows all that was committed before it was asked for. So the primary
-is asked first how far its log is on disk, once for all lists that come at a time, and the
-standby must have replayed it until there. What it can't do, or not soon, the primary does.
+A list shows everything that was committed before the list was asked for, whichever server
+serves it. So the primary is asked first how far its log is on disk, with one query for all
+concurrent lists, and the standby must have replayed it that far. The primary serves what the
+standby can't, or not soon.
 """
 
 from __future__ import annotations
@@ -10,63 +11,85 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import structlog
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import text
+from sqlalchemy.engine import URL
 
 from server.background import repeating
 from server.ledger.errors import ServiceUnavailable
 from server.store.data_loader import DataLoader
-from server.store.failures import ReplicaUnfit
+from server.store.engine import DatabaseLimits, Reader, Result, Rows
+from server.store.failures import ReplicaUnfit, driver_error
 from server.store.postgresql import PostgreSQL
+from server.store.query import Query
 
 log = structlog.get_logger(__name__)
 
 WATCH_SECONDS = 1.0
-"""How long a replica rests that could not serve, and how often it is looked at while it can."""
+"""Time between two checks of a replica, in seconds; one that failed is not used until the next check."""
 POLL_SECONDS = 0.002
-"""How long a list waits before it asks again how far the replica is."""
+"""Time between two queries for how far a lagging replica is, in seconds."""
+REPLICA_SECONDS_MAX = 2.0
+"""Timeout of a connection, of the wait for one, and of a statement, in seconds: the primary can serve the list too."""
 
-# What is visible to anybody is on disk before (synchronous_commit), and a standby is sent no
+# What is visible to any client is on disk before (synchronous_commit), and a standby is sent no
 # more than that.
-_COMMITTED = "SELECT (pg_current_wal_flush_lsn() - '0/0')::bigint"
-_REPLAYED = "SELECT (pg_last_wal_replay_lsn() - '0/0')::bigint WHERE pg_is_in_recovery()"
-# A copy byte by byte has the cluster's number and the database's of what it is a copy of.
-_IDENTITY = (
-    "SELECT system_identifier || '/' || (SELECT oid FROM pg_database WHERE datname = current_database())"
-    " FROM pg_control_system()"
+COMMITTED = Query(text("SELECT (pg_current_wal_flush_lsn() - '0/0')::bigint"))
+_REPLAYED = Query(text("SELECT (pg_last_wal_replay_lsn() - '0/0')::bigint WHERE pg_is_in_recovery()"))
+# A physical copy has the identifiers of the cluster and of the database that it is a copy of.
+_IDENTITY = Query(
+    text(
+        "SELECT system_identifier || '/' || (SELECT oid FROM pg_database WHERE datname = current_database())"
+        " FROM pg_control_system()"
+    )
 )
 
-AskPrimary = Callable[[str], Awaitable[Any]]
-"""Gives the one value of a statement. Raises ServiceUnavailable."""
 
-
-class Replica:
-    """Serves reads while it keeps up with the primary, and is looked at again and again while it doesn't."""
+class Replica(Reader):
+    """Reads from the standby while it keeps up with the primary, and from the primary otherwise."""
 
     def __init__(
         self,
         server: PostgreSQL,
-        ask_primary: AskPrimary,
+        primary: Reader,
         wait_seconds: float,
         stopwatch: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`stopwatch` gives seconds."""
+        """A list waits for at most `wait_seconds` for the standby to catch up. `stopwatch` gives seconds."""
         self.server = server
-        self._stopwatch = stopwatch
-        self._ask_primary = ask_primary
+        self.reads = Counter[str]()
+        """How many reads the `replica` served, and how many the `primary` in its place."""
+        self._primary = primary
         self._wait_seconds = wait_seconds
-        self._ask_committed = DataLoader(self._read_committed)
+        self._stopwatch = stopwatch
+        self._load_committed = DataLoader(self._read_committed)
         self._identity: str | None = None
         self._is_used: bool | None = None
         self._lag_seconds: float | None = None
         self._complete_at = 0.0
 
+    @classmethod
+    def of(cls, url: URL, limits: DatabaseLimits, primary: Reader) -> Replica:
+        """The standby of a URL. Raises DatabaseUrlInvalid."""
+        limits = replace(
+            limits,
+            wait_seconds=min(limits.wait_seconds, REPLICA_SECONDS_MAX),
+            connect_seconds=min(limits.connect_seconds, REPLICA_SECONDS_MAX),
+            statement_seconds=min(limits.statement_seconds or REPLICA_SECONDS_MAX, REPLICA_SECONDS_MAX),
+            # How far the standby is, is remembered for the session.
+            pooler_mode="session",
+        )
+        server = PostgreSQL(url, limits, reads=limits.connections, must_be_primary=False)
+        return cls(server, primary, limits.replica_wait_seconds)
+
     @property
     def lag_seconds(self) -> float | None:
-        """How long it took, when it was last looked at, to have what the primary had; None before it ever did.
+        """How long the standby took, at its last check, to have what the primary had; None before it ever did.
 
         While it can't be used, how long ago that was.
         """
@@ -74,32 +97,51 @@ class Replica:
             return self._lag_seconds
         return self._stopwatch() - self._complete_at
 
-    async def committed(self) -> int:
-        """Up to where in its log the primary has committed; nothing before this call is behind it.
+    async def fetch(self, query: Query, parameters: Mapping[str, object]) -> Rows:
+        """The rows of a query."""
+        try:
+            return await self._serve("read", lambda session: self.server.fetch_by(session, query, parameters))
+        except ReplicaUnfit:
+            return await self._primary.fetch(query, parameters)
 
-        Raises ReplicaUnfit while the replica can't be used, and ServiceUnavailable where the
-        primary can't be asked.
-        """
+    async def fetch_snapshot(self, queries: Sequence[Query], parameters: Mapping[str, object]) -> list[Rows]:
+        """The rows of each query, all of one snapshot of the database."""
+        try:
+            return await self._serve(
+                "snapshot", lambda session: self.server.fetch_snapshot_by(session, queries, parameters)
+            )
+        except ReplicaUnfit:
+            return await self._primary.fetch_snapshot(queries, parameters)
+
+    async def _serve(self, name: str, read: Callable[[Any], Awaitable[Result]]) -> Result:
+        """Reads from the standby. Raises ReplicaUnfit, and ServiceUnavailable if the primary can't be asked."""
+
+        async def work(session: Any) -> Result:
+            if not self._is_used:
+                # That was found out while this read waited for a connection.
+                raise ReplicaUnfit
+            await self._reach(session, committed)
+            return await read(session)
+
+        try:
+            committed = await self._committed()
+            with self.server.using("read", name), self._leaving():
+                result = await self.server.run(work)
+        except ReplicaUnfit:
+            self.reads["primary"] += 1
+            raise
+        self.reads["replica"] += 1
+        return result
+
+    async def _committed(self) -> int:
+        """How far the primary's log is on disk. Raises ReplicaUnfit, and ServiceUnavailable."""
         if not self._is_used:
             raise ReplicaUnfit
-        return await self._ask_committed(None)
+        return await self._load_committed(None)
 
     async def _read_committed(self, _keys: Collection[None]) -> Mapping[None, int]:
-        return {None: await self._ask_primary(_COMMITTED)}
-
-    @contextlib.asynccontextmanager
-    async def connect(self, committed: int) -> AsyncIterator[AsyncConnection]:
-        """A connection that sees all that was committed by then.
-
-        Raises ReplicaUnfit, also in the place of what goes wrong in the block.
-        """
-        with self._leaving():
-            async with self.server.connect() as connection:
-                if not self._is_used:
-                    # Others found that out while this one waited for a connection.
-                    raise ReplicaUnfit
-                await self._reach(connection, committed)
-                yield connection
+        ((committed,),) = await self._primary.fetch(COMMITTED, {})
+        return {None: committed}
 
     @contextlib.asynccontextmanager
     async def watched(self) -> AsyncIterator[None]:
@@ -110,70 +152,68 @@ class Replica:
     async def _watch(self) -> None:
         # Both errors are logged elsewhere: the replica's once, the primary's by each call that needs the primary.
         with contextlib.suppress(ReplicaUnfit, ServiceUnavailable):
-            await self._look()
+            await self.check()
 
-    async def _look(self) -> None:
-        """Whether it could serve a list now. Raises ReplicaUnfit, ServiceUnavailable."""
-        self._identity = await self._ask_primary(_IDENTITY)
+    async def check(self) -> None:
+        """Uses the standby from now on if it could serve a list now. Raises ReplicaUnfit, ServiceUnavailable."""
+        ((self._identity,),) = await self._primary.fetch(_IDENTITY, {})
+
+        async def work(session: Any) -> float:
+            replayed = await self._replayed(session)
+            started = self._stopwatch()
+            committed = await self._load_committed(None)
+            if replayed > committed:
+                # It followed another primary, which had more than this one has taken over.
+                raise ReplicaUnfit("has what the primary has not")
+            await self._reach(session, committed)
+            return started
+
         with self._leaving():
-            async with self.server.connect() as connection:
-                replayed = await self._replayed(connection)
-                started = self._stopwatch()
-                committed = await self._ask_committed(None)
-                if replayed > committed:
-                    # It followed another primary, which had more than this one has taken over.
-                    raise ReplicaUnfit("has what the primary has not")
-                await self._reach(connection, committed)
-        self._complete_at = started
-        self._lag_seconds = self._stopwatch() - started
+            self._complete_at = await self.server.run(work)
+        self._lag_seconds = self._stopwatch() - self._complete_at
         if not self._is_used:
             self._is_used = True
             log.info("replica is used")
 
     @contextlib.contextmanager
     def _leaving(self) -> Iterator[None]:
-        """Leaves the replica alone, until it is looked at again, if anything goes wrong with it."""
+        """If anything goes wrong in the block, the standby is not used until its next check. Raises ReplicaUnfit."""
         try:
             yield
         except ServiceUnavailable:
             # That is the primary.
             raise
         except Exception as error:
-            # A driver whose connection breaks off raises many things, and whatever it is, the
+            # A driver whose connection breaks raises many things, and whatever it is, the
             # primary does the same work, and tells what is wrong if that is the work itself.
-            reason = _words(error)
+            driver = driver_error(error)
+            reason = str(driver) or type(driver).__name__
             if self._is_used is not False:
                 self._is_used = False
                 log.warning("replica is not used", reason=reason)
             raise ReplicaUnfit(reason) from error
 
-    async def _reach(self, connection: AsyncConnection, committed: int) -> None:
-        """Waits until the connection sees all that was committed by then. Raises ReplicaUnfit."""
-        # What a connection has seen it never sees less of. A replica that broke down and comes
-        # back with less has no connections of before.
-        if connection.info.get("replayed", -1) >= committed:
+    async def _reach(self, session: Any, committed: int) -> None:
+        """Waits until the session sees everything that was committed by then. Raises ReplicaUnfit."""
+        # A session never sees less than it has seen. A standby that crashed and comes back with
+        # less has none of its old sessions.
+        if session.info.get("replayed", -1) >= committed:
             return
         patience = self._stopwatch() + self._wait_seconds
-        while await self._replayed(connection) < committed:
+        while await self._replayed(session) < committed:
             if self._stopwatch() >= patience:
                 raise ReplicaUnfit("is behind")
             await asyncio.sleep(POLL_SECONDS)
 
-    async def _replayed(self, connection: AsyncConnection) -> int:
-        """How far the replica is. Raises ReplicaUnfit for what is no standby of this primary."""
-        driver: Any = (await connection.get_raw_connection()).driver_connection
-        if "identity" not in connection.info:
-            connection.info["identity"] = await driver.fetchval(_IDENTITY)
-        if connection.info["identity"] != self._identity:
+    async def _replayed(self, session: Any) -> int:
+        """How far the standby is. Raises ReplicaUnfit for a server that is no standby of this primary."""
+        if "identity" not in session.info:
+            ((session.info["identity"],),) = await self.server.fetch_by(session, _IDENTITY, {})
+        if session.info["identity"] != self._identity:
             raise ReplicaUnfit("is no copy of the primary's database")
-        replayed: int | None = await driver.fetchval(_REPLAYED)
-        if replayed is None:
+        rows = await self.server.fetch_by(session, _REPLAYED, {})
+        if not rows:
             raise ReplicaUnfit("is no standby")
-        connection.info["replayed"] = replayed
+        replayed: int = rows[0][0]
+        session.info["replayed"] = replayed
         return replayed
-
-
-def _words(error: BaseException) -> str:
-    """What the driver says, without the statement."""
-    told = getattr(error, "orig", None) or error
-    return str(told) or type(told).__name__

@@ -11,7 +11,6 @@ from sqlalchemy import (
     BindParameter,
     ColumnElement,
     Connection,
-    Dialect,
     Select,
     bindparam,
     case,
@@ -20,7 +19,6 @@ from sqlalchemy import (
     literal_column,
     or_,
     select,
-    text,
 )
 
 from server.ledger.instants import EARLIEST, Instant
@@ -57,42 +55,6 @@ def to_lot(number: int, opened_by: int, expire_time: Instant | None, priority: i
     return Lot(number, opened_by, Terms(expire_time, priority), amount, remaining)
 
 
-# A loop inside the database costs no way there and back for each account. One SELECT of them
-# all would be refused by a sharded PostgreSQL, which locks the rows of one account at a time,
-# and one UPDATE locks in whatever order its plan has.
-_LOCK_EACH = text("""
-    DO $$
-    DECLARE
-        each bigint;
-    BEGIN
-        FOREACH each IN ARRAY current_setting('daybook.accounts')::bigint[] LOOP
-            PERFORM FROM account_states WHERE account_number = each FOR UPDATE;
-        END LOOP;
-    END $$
-""")
-
-
-def lock(connection: Connection, account_numbers: Collection[int]) -> None:
-    """Keeps others from posting to these accounts until the database transaction ends.
-
-    One by one in ascending order, so that two writers never wait for each other, but with two
-    statements however many there are. SQLite has one writer.
-    """
-    if connection.dialect.name == "sqlite":
-        return
-    numbers = sorted(account_numbers)
-    if len(numbers) == 1:
-        connection.execute(
-            select(account_states.c.account_number)
-            .where(account_states.c.account_number == numbers[0])
-            .with_for_update()
-        )
-        return
-    # DO takes no parameters.
-    connection.execute(select(func.set_config("daybook.accounts", f"{{{','.join(map(str, numbers))}}}", True)))
-    connection.execute(_LOCK_EACH)
-
-
 def load_states(connection: Connection, account_numbers: Collection[int]) -> dict[int, StoredState]:
     """The states of those of the accounts that exist, by number.
 
@@ -116,14 +78,14 @@ def load_states(connection: Connection, account_numbers: Collection[int]) -> dic
 
 
 @lru_cache(QUERIES_CACHED_MAX)
-def holdings_query(count: int, dialect: Dialect, *more: ColumnElement[Any]) -> Query:
+def holdings_query(count: int, *more: ColumnElement[Any]) -> Query:
     """What `count` accounts hold: rows for `to_holding`, each followed by more columns.
 
     The parameters are those of `account_parameters`, and `now`: lots that have expired by then are not counted.
     """
     numbers: Numbers = [bindparam(name) for name in account_parameters(range(count))]
     expired = _of_lots(_sum_of(lots.c.remaining), numbers, lots.c.expire_time <= bindparam("now"))
-    return Query.of(_states(numbers, expired.scalar_subquery(), *more), dialect)
+    return Query(_states(numbers, expired.scalar_subquery(), *more))
 
 
 def account_parameters(account_numbers: Iterable[int]) -> dict[str, int]:

@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import BigInteger, Dialect, Select, bindparam, column, select, values
+from sqlalchemy import BigInteger, Select, bindparam, column, select, values
 
 from server.caching import ByteLRU
 from server.ledger.instants import Instant
@@ -37,21 +37,25 @@ class _ListQueries(NamedTuple):
     """Reads where the page had to stop walking; None if the index serves the whole filter."""
 
 
+_TRANSACTION = Query(
+    select(transactions.c.body, transactions.c.allocations).where(
+        transactions.c.account_number == bindparam("account_number"), transactions.c.uid == bindparam("uid")
+    )
+)
+
+
 class TransactionStore:
     """Reads transactions, refunds and hour windows."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._queries: ByteLRU[Strategy, _ListQueries] = ByteLRU(QUERIES_BYTES_MAX, _size)
+        self._queries: ByteLRU[Strategy, _ListQueries] = ByteLRU(QUERIES_BYTES_MAX, self._size)
         self._first_pages = FirstPages(database)
 
     async def get(self, account_number: int, uid: UUID) -> tuple[bytes, bytes] | None:
         """A transaction's body and allocations, or None if the account has none of this uid."""
-        statement = select(transactions.c.body, transactions.c.allocations).where(
-            transactions.c.account_number == account_number, transactions.c.uid == uid.bytes
-        )
-        row = await self._database.look(lambda connection: connection.execute(statement).one_or_none())
-        return None if row is None else (bytes(row.body), bytes(row.allocations))
+        rows = await self._database.primary.fetch(_TRANSACTION, {"account_number": account_number, "uid": uid.bytes})
+        return tuple(rows[0]) if rows else None
 
     async def refunds(self, charges: Collection[tuple[int, int]]) -> Refunds:
         """The totals of those of the charges, by account number and sequence, that were refunded."""
@@ -59,7 +63,7 @@ class TransactionStore:
             return {}
         count = len(charges)
         parameters = dict(zip(_refunds_names(count), chain.from_iterable(charges), strict=True))
-        rows = await self._database.fetch(_refunds_query(count, self._database.dialect), parameters)
+        rows = await self._database.lists.fetch(_refunds_query(count), parameters)
         return {(number, sequence): RefundTotal(*total) for number, sequence, *total in rows}
 
     async def slice(self, account_number: int, offset: int, limit: int) -> tuple[list[TransactionRow], int]:
@@ -67,8 +71,8 @@ class TransactionStore:
 
         Both are of one snapshot. Sequences have no gaps, so any offset costs the same.
         """
-        rows = await self._database.fetch(
-            _slice_query(self._database.dialect),
+        rows = await self._database.lists.fetch(
+            _SLICE,
             {"account_number": account_number, "offset": min(offset, _OFFSET_MAX), "limit": limit},
         )
         # An empty page is one row that has the total and no transaction.
@@ -82,12 +86,10 @@ class TransactionStore:
         All three are of one snapshot; credits that have expired by `now` are not in the state. Numbers of
         windows have no gaps, so any offset costs the same.
         """
-        dialect = self._database.dialect
         parameters = {"account_number": account_number, "offset": min(offset, _OFFSET_MAX), "limit": limit}
-        rows, (row,) = await self._database.fetch_together(
-            (_windows_query(dialect), holdings_query(1, dialect)),
+        rows, (row,) = await self._database.lists.fetch_snapshot(
+            (_WINDOWS, holdings_query(1)),
             parameters | account_parameters([account_number]) | {"now": now},
-            at_replica=True,
         )
         state = to_holding(row)
         return state, [UsageWindow(*row) for row in rows], state.window.number if state.window else 0
@@ -103,11 +105,13 @@ class TransactionStore:
     async def _read(self, query: TransactionList) -> Page[TransactionRow, TransactionKey]:
         queries = self._queries_of(strategy_of(query))
         parameters = {**parameters_of(query), "rows_read": ROWS_READ_MAX}
-        rows = [TransactionRow._make(row) for row in await self._database.fetch(queries.page, parameters)]
+        rows = [TransactionRow._make(row) for row in await self._database.lists.fetch(queries.page, parameters)]
         page = Page.of(rows, query.limit, key=lambda row: row.key)
         if queries.boundary is None or page.next_key is not None:
             return page
-        boundaries = [TransactionKey._make(row) for row in await self._database.fetch(queries.boundary, parameters)]
+        boundaries = [
+            TransactionKey._make(row) for row in await self._database.lists.fetch(queries.boundary, parameters)
+        ]
         if not boundaries:
             # Rows are never deleted: if the index ends before the boundary now, it did so before.
             return page
@@ -120,12 +124,14 @@ class TransactionStore:
     def _queries_of(self, strategy: Strategy) -> _ListQueries:
         queries = self._queries.get(strategy)
         if queries is None:
-            boundary, dialect = strategy.boundary(), self._database.dialect
-            queries = _ListQueries(
-                Query.of(strategy.page(), dialect), None if boundary is None else Query.of(boundary, dialect)
-            )
+            boundary = strategy.boundary()
+            queries = _ListQueries(Query(strategy.page()), None if boundary is None else Query(boundary))
             self._queries.put(strategy, queries)
         return queries
+
+    def _size(self, _strategy: Strategy, queries: _ListQueries) -> int:
+        compiled = [query.compiled(self._database.primary.dialect) for query in queries if query is not None]
+        return sum(len(query.text) + sum(map(len, query.names)) for query in compiled)
 
 
 def slice_statement() -> Select[Any]:
@@ -146,9 +152,7 @@ def slice_statement() -> Select[Any]:
     )
 
 
-@lru_cache(QUERIES_CACHED_MAX)
-def _slice_query(dialect: Dialect) -> Query:
-    return Query.of(slice_statement(), dialect)
+_SLICE = Query(slice_statement())
 
 
 def windows_statement() -> Select[Any]:
@@ -167,9 +171,7 @@ def windows_statement() -> Select[Any]:
     )
 
 
-@lru_cache(QUERIES_CACHED_MAX)
-def _windows_query(dialect: Dialect) -> Query:
-    return Query.of(windows_statement(), dialect)
+_WINDOWS = Query(windows_statement())
 
 
 def refunds_statement(count: int) -> Select[Any]:
@@ -190,15 +192,11 @@ def refunds_statement(count: int) -> Select[Any]:
 
 
 @lru_cache(QUERIES_CACHED_MAX)
-def _refunds_query(count: int, dialect: Dialect) -> Query:
-    return Query.of(refunds_statement(count), dialect)
+def _refunds_query(count: int) -> Query:
+    return Query(refunds_statement(count))
 
 
 @lru_cache(QUERIES_CACHED_MAX)
 def _refunds_names(count: int) -> tuple[str, ...]:
     """The names of the parameters of `count` charges: account and sequence of each."""
     return tuple(f"{name}_{i}" for i in range(count) for name in ("account", "sequence"))
-
-
-def _size(_strategy: Strategy, queries: _ListQueries) -> int:
-    return sum(len(query.text) + sum(map(len, query.names)) for query in queries if query is not None)

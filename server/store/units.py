@@ -12,8 +12,7 @@ from itertools import chain
 from typing import NamedTuple, TypeAlias
 from uuid import UUID
 
-from sqlalchemy import Connection, Dialect, Table, insert, select
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Connection, Table, insert, select
 
 from server.ledger.bodies import read_allocations
 from server.ledger.idempotency import Answer, AnswerKey
@@ -25,9 +24,10 @@ from server.ledger.posting import Kind, State
 from server.ledger.refunds import Charge, RefundTotal, StoredCharge
 from server.ledger.usage import UsageWindow
 from server.store.answers import load_answers
-from server.store.lookups import in_parts, with_keys
+from server.store.engine import Engine, engine_of
+from server.store.lookups import in_parts
 from server.store.open_lots import OpenLots, load_bodies
-from server.store.states import LOT_COLUMNS, StoredState, load_states, lock, to_lot
+from server.store.states import LOT_COLUMNS, StoredState, load_states, to_lot
 from server.store.tables import account_states, accounts, lots, metadata, refunds, requests, transactions, usage_windows
 
 STATEMENTS_CACHED_MAX = 256
@@ -120,7 +120,7 @@ def load(
 
     `openers` stay empty: see `load_openers`.
     """
-    lock(connection, account_numbers)
+    engine_of(connection).lock_accounts(connection, account_numbers)
     states = load_states(connection, account_numbers)
     open_lots = {(number, lot.number): lot for number, stored in states.items() for lot in stored.state.lots}
     charges = _load_charges(connection, charge_keys) if charge_keys else {}
@@ -151,7 +151,7 @@ def _load_charges(connection: Connection, keys: Collection[tuple[int, UUID]]) ->
     for some in in_parts(sorted(keys)):
         stored_keys = [(number, uid.bytes) for number, uid in some]
         key = transactions.c["account_number", "uid"]
-        for row in connection.execute(with_keys(statement, key, stored_keys, connection.dialect)):
+        for row in connection.execute(engine_of(connection).with_keys(statement, key, stored_keys)):
             uid = UUID(bytes=bytes(row.uid))
             charge = Charge(
                 name=transaction_name(row.id, uid),
@@ -194,7 +194,7 @@ def _load_refunds(
     found: dict[TransactionKey, RefundTotal] = {}
     for some in in_parts(keys):
         key = refunds.c["account_number", "sequence"]
-        rows = connection.execute(with_keys(select(refunds), key, some, connection.dialect))
+        rows = connection.execute(engine_of(connection).with_keys(select(refunds), key, some))
         found |= {(row.account_number, row.sequence): RefundTotal(row.amount, row.last_create_time) for row in rows}
     return found
 
@@ -275,25 +275,25 @@ def _write(connection: Connection, table: Table, rows: Sequence[tuple[object, ..
     start = 0
     while start < len(rows):
         count = min(ROWS_PER_STATEMENT_MAX, 1 << (len(rows) - start).bit_length() - 1)
-        statement = _statement(table, count, connection.dialect, is_update)
+        statement = _statement(table, count, engine_of(connection), is_update)
         connection.exec_driver_sql(statement, tuple(chain.from_iterable(rows[start : start + count])))
         start += count
 
 
 @lru_cache(STATEMENTS_CACHED_MAX)
-def _statement(table: Table, row_count: int, dialect: Dialect, is_update: bool) -> str:
+def _statement(table: Table, row_count: int, engine: Engine, is_update: bool) -> str:
     """Its parameters are the values of each row."""
     names = table.columns.keys()
     values = [dict.fromkeys(names)] * row_count
     if not is_update:
         # Without OR FAIL, SQLite journals every page that a statement of many rows changes, to undo that
         # statement alone: half of all that it writes. Here a failure undoes the whole transaction.
-        return str(insert(table).prefix_with("OR FAIL", dialect="sqlite").values(values).compile(dialect=dialect))
-    kind = sqlite if dialect.name == "sqlite" else postgresql
-    statement = kind.insert(table).values(values)
+        statement = insert(table).prefix_with("OR FAIL", dialect="sqlite").values(values)
+        return str(statement.compile(dialect=engine.dialect))
+    statement = engine.insert(table).values(values)
     key = [column.name for column in table.primary_key]
     # Many rows with a value each are updated, on either database, by an insert that finds them there.
     statement = statement.on_conflict_do_update(
         index_elements=key, set_={name: statement.excluded[name] for name in names if name not in key}
     )
-    return str(statement.compile(dialect=dialect))
+    return str(statement.compile(dialect=engine.dialect))

@@ -14,6 +14,7 @@ from typing import Any
 
 import grpc
 import pytest
+import sqlalchemy
 from daybook.v1.account_pb2 import Account, User
 from daybook.v1.admin_service_pb2 import CreateApiKeyRequest, RotateApiKeyRequest
 from daybook.v1.admin_service_pb2_grpc import AdminStub
@@ -247,8 +248,9 @@ async def test_a_database_that_lets_nobody_in(postgresql: PostgreSQL) -> None:
             async with open_book(url):
                 pass
         assert PASSWORD not in str(caught.value)
-        database, anything = Database(url), Query("SELECT 1", (), {})
-        for read in (database.fetch(anything, {}), database.fetch_together([anything], {}), database.look(str)):
+        database, anything = Database(url), Query(sqlalchemy.text("SELECT 1"))
+        primary = database.primary
+        for read in (primary.fetch(anything, {}), primary.fetch_snapshot([anything], {}), primary.transact(str)):
             with pytest.raises(ServiceUnavailable):
                 await read
         await database.close()

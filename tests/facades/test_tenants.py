@@ -500,7 +500,7 @@ def headers_of(method: str, caller: Caller) -> Iterator[dict[str, str]]:
 
 async def strangers_books(book: Book) -> dict[str, list[str]]:
     """Every row that is about what the strangers hold."""
-    async with book.database.read() as connection:
+    async with book.database.primary.snapshot() as connection:
         rows = {
             table.name: [row._asdict() for row in await connection.execute(select(table))]
             for table in schema.sorted_tables

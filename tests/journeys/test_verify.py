@@ -133,7 +133,7 @@ async def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
         server = Server(book, channel)
         client = await server.client(await server.create_tenant("house"), scopes={"admin"})
         await fill(client, clock)
-        async with book.database.read() as connection:
+        async with book.database.primary.snapshot() as connection:
             numbers = {row.id: row.number for row in await connection.execute(select(accounts))}
             sound = {
                 table: [dict(row) for row in (await connection.execute(select(table))).mappings()]

@@ -27,7 +27,6 @@ from server.ledger.idempotency import Request
 from server.ledger.posting import Draft, Kind
 from server.posting.poster import QUEUE_LENGTH_MAX, Poster
 from server.store.database import Database
-from server.store.states import lock
 from server.store.tables import account_states, transactions
 from server.usecases.transactions import NewTransaction
 from tests.support.callers import Client, Server
@@ -75,7 +74,7 @@ async def findings_of(book: Book) -> list[Finding]:
 async def rows_of(database: Database) -> list[Any]:
     """Account number, sequence and balance of every transaction."""
     columns = transactions.c
-    async with database.read() as connection:
+    async with database.primary.snapshot() as connection:
         statement = select(columns.account_number, columns.sequence, columns.balance_after, columns.amount)
         return list(await connection.execute(statement.order_by(columns.account_number, columns.sequence)))
 
@@ -93,7 +92,7 @@ def check_rows(rows: Sequence[Any]) -> None:
 @contextmanager
 def counting_commits(database: Database) -> Iterator[list[int]]:
     """Counts the commits of connections that have inserted transactions: for each, how many statements did."""
-    engine = database.writer
+    engine = database.primary.writer
     commits: list[int] = []
     inserted: dict[int, int] = {}
 
@@ -213,7 +212,7 @@ async def test_many_refunds_in_a_group(book: Book, caller: Caller, call_count: i
 
 async def poster_waits(book: Book) -> None:
     """Returns once the poster has taken all that was in the line, and has a connection for it."""
-    while not (poster_of(book)._queue.empty() and book.database.writer.pool.checkedout()):  # type: ignore[attr-defined]
+    while not (poster_of(book)._queue.empty() and book.database.primary.writer.pool.checkedout()):  # type: ignore[attr-defined]
         await asyncio.sleep(0.001)
 
 
@@ -277,7 +276,7 @@ async def test_an_answer_is_stored(client: Client, database_url: str) -> None:
 
     async def post_and_look() -> None:
         posted = await client.post("acme", GRANT, "1")
-        async with other.read() as connection:
+        async with other.primary.snapshot() as connection:
             found = await connection.scalar(
                 select(transactions.c.body).where(transactions.c.sequence == posted.sequence)
             )
@@ -303,7 +302,7 @@ async def test_a_caller_who_goes_away(book: Book, caller: Caller) -> None:
     outcomes = await asyncio.gather(*calls, return_exceptions=True)
     assert isinstance(outcomes[1], asyncio.CancelledError)
     assert [each.balance_after for each in outcomes if isinstance(each, Transaction)] == ["9", "7", "6"]
-    async with book.database.read() as connection:
+    async with book.database.primary.snapshot() as connection:
         assert await connection.scalar(select(func.count()).select_from(transactions)) == 5
 
 
@@ -408,14 +407,14 @@ async def test_accounts_are_locked_in_order(book: Book, caller: Caller) -> None:
     waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
 
     async def read(statement: Any) -> list[int]:
-        async with book.database.read() as connection:
+        async with book.database.primary.snapshot() as connection:
             return list((await connection.execute(statement)).scalars())
 
     everyone = await read(free)
     assert len(everyone) == 8
-    async with book.database.read() as holder, book.database.read() as locker:
-        await holder.run_sync(lock, [everyone[3]])
-        locking = asyncio.create_task(locker.run_sync(lock, everyone[::-1]))
+    async with book.database.primary.snapshot() as holder, book.database.primary.snapshot() as locker:
+        await holder.run_sync(book.database.primary.lock_accounts, [everyone[3]])
+        locking = asyncio.create_task(locker.run_sync(book.database.primary.lock_accounts, everyone[::-1]))
         while await read(waiting) == [0]:
             assert not locking.done()
         assert await read(free) == everyone[4:]
@@ -470,7 +469,7 @@ async def test_a_group_whose_commit_is_in_doubt(
     book: Book, caller: Caller, monkeypatch: pytest.MonkeyPatch, error: type[sqlite3.Error]
 ) -> None:
     """Calls without an id are not posted again when the answer to their commit is lost; they are UNAVAILABLE."""
-    dialect: Any = book.database.writer.dialect
+    dialect: Any = book.database.primary.writer.dialect
     commit = dialect.do_commit
 
     def commit_and_lose_the_answer(connection: object) -> None:

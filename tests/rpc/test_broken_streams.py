@@ -17,7 +17,7 @@ import pytest
 from daybook.v1.admin_service_pb2 import VerifyLedgerRequest, VerifyLedgerResponse
 from daybook.v1.transaction_pb2 import Transaction
 
-from server.store import engines
+from server.store import sqlite
 from server.store.database_tracer import DatabaseTracer
 from tests.support.callers import Client, Server
 from tests.support.markers import only_postgresql, only_sqlite
@@ -38,7 +38,7 @@ Call: TypeAlias = "grpc.aio.UnaryStreamCall[VerifyLedgerRequest, VerifyLedgerRes
 @pytest.fixture(autouse=True)
 def nothing_is_collected(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What is released was closed, and not found by the garbage collector; the log is checkpointed after 1 MiB."""
-    monkeypatch.setattr(engines, "LOG_PAGES_MAX", LOG_PAGES_MAX)
+    monkeypatch.setattr(sqlite, "LOG_PAGES_MAX", LOG_PAGES_MAX)
     gc.disable()
     yield
     gc.enable()

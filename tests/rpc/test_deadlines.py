@@ -7,8 +7,7 @@ import gc
 import json
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
+from contextlib import asynccontextmanager
 
 import grpc
 import pytest
@@ -20,6 +19,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from server.app import FACADES, serving
 from server.book import Book
 from server.config import Settings
+from server.store.postgresql import PostgreSQL
 from server.transport.deadlines import Deadlines
 from server.usecases.verification import Progress
 from tests.support.callers import Client, Server
@@ -54,11 +54,22 @@ async def caller(hurried: Server) -> Client:
 @asynccontextmanager
 async def no_reader_left(book: Book) -> AsyncIterator[None]:
     """Whoever wants to read waits until the end of the block."""
-    async with AsyncExitStack() as stack:
-        pool: Any = book.database._streamer.sync_engine.pool
-        for _ in range(pool.size()):
-            await stack.enter_async_context(book.database.read())
+    engine, released = book.database.primary, asyncio.Event()
+    assert isinstance(engine, PostgreSQL)
+    size = engine.pools["read"].size
+
+    async def hold(_session: object) -> None:
+        await released.wait()
+
+    holding = [asyncio.create_task(engine.run(hold)) for _ in range(size)]
+    async with asyncio.timeout(60):
+        while engine.pools["read"].in_use < size:
+            await asyncio.sleep(0.01)
+    try:
         yield
+    finally:
+        released.set()
+        await asyncio.gather(*holding)
 
 
 @pytest.mark.parametrize("deadline", [None, 60.0], ids=["no deadline", "a longer one"])

@@ -75,7 +75,7 @@ async def test_what_another_process_posted_is_there(database_url: str, acme: Cli
 async def test_a_database_that_is_put_back(server: Server, acme: Client, clock: Clock) -> None:
     """As many transactions as before, but others: those that are gone are not listed."""
     kept = await grants(acme, 1)
-    async with server.book.database.read() as connection:
+    async with server.book.database.primary.snapshot() as connection:
         before = (await connection.execute(account_states.select())).one()
     gone = await grants(acme, 1, description="gone")
     assert [row.name for row in (await first_page(acme)).transactions] == [*gone, *kept]

@@ -96,7 +96,7 @@ async def test_what_another_process_did_is_there(database_url: str, acme: Client
 async def test_a_database_that_is_put_back(server: Server, acme: Client, clock: Clock) -> None:
     """As many transactions as before, but others: nothing is told of those that are gone."""
     await acme.post("acme", CHARGE, "-1")
-    async with server.book.database.read() as connection:
+    async with server.book.database.primary.snapshot() as connection:
         before = (await connection.execute(account_states.select())).one()
     await acme.post("acme", GRANT, "7")
     assert await amount(acme) == "6"

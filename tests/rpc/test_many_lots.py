@@ -272,7 +272,7 @@ async def test_what_an_older_server_posted(server: Server, acme: Client, admin: 
         assert (balance.amount, balance.expiring_amount) == (expected, expected)
         assert await admin.verify() == []
         await acme.post("acme", CHARGE, "-1")
-    async with server.book.database.read() as connection:
+    async with server.book.database.primary.snapshot() as connection:
         row = (await connection.execute(account_states.select())).one()
     assert (row.open_lot_count, row.expiring, row.counted_sequence) == (98, 98 * 10**6, row.sequence)
 

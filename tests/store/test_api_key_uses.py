@@ -26,7 +26,7 @@ from tests.support.markers import only_sqlite
 @contextmanager
 def statements(database: Database) -> Iterator[list[str]]:
     """The statements of the connection that writes."""
-    engine = database.writer
+    engine = database.primary.writer
     seen: list[str] = []
 
     def execute(_connection: object, _cursor: object, statement: str, *_rest: object) -> None:

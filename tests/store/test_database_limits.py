@@ -14,14 +14,14 @@ from server.config import Settings
 from server.ledger.errors import ServiceUnavailable
 from server.store.credentials import CredentialStore
 from server.store.database import Database
-from server.store.engines import DatabaseLimits
+from server.store.engine import DatabaseLimits
 from server.store.migrate import migrate
 from tests.support.cancellation import ISOLATION, check_no_transaction, give_up_at_every_step
 from tests.support.databases import writing
 from tests.support.markers import only_postgresql
 
 SHORT = DatabaseLimits(
-    connections=1, wait_seconds=0.2, lock_seconds=0.2, statement_seconds=0.4, idle_transaction_seconds=0.2
+    connections=1, wait_seconds=1, lock_seconds=0.2, statement_seconds=0.4, idle_transaction_seconds=0.2
 )
 PATIENCE_SECONDS = 30
 """Much longer than any of these, and shorter than what the statements would take."""
@@ -46,10 +46,12 @@ async def test_slow_statement_is_given_up(database: Database) -> None:
     """A statement that takes too long ends, and its connection is good again; what is unhurried goes on."""
     async with asyncio.timeout(PATIENCE_SECONDS):
         with pytest.raises(ServiceUnavailable):
-            async with database.read() as connection:
+            async with database.primary.snapshot() as connection:
                 await connection.execute(text("SELECT pg_sleep(60)"))
         assert await is_alive(database)
-        await database.transact_unhurried(lambda connection: connection.execute(text("SELECT pg_sleep(0.5)")).close())
+        await database.primary.transact_unhurried(
+            lambda connection: connection.execute(text("SELECT pg_sleep(0.5)")).close()
+        )
 
 
 @only_postgresql
@@ -57,7 +59,7 @@ async def test_statement_without_a_limit(database_url: str) -> None:
     """0 lets a statement take as long as it needs."""
     database = Database(database_url, replace(SHORT, statement_seconds=0))
     try:
-        async with database.read() as connection:
+        async with database.primary.snapshot() as connection:
             await connection.execute(text("SELECT pg_sleep(0.5)"))
             assert (await connection.execute(text("SHOW statement_timeout"))).scalar_one() == "0"
     finally:
@@ -85,7 +87,7 @@ async def test_transaction_that_rests_is_ended(database: Database) -> None:
     other = Database(database.url.render_as_string(hide_password=False))
 
     async def rest() -> None:
-        async with database.read() as connection:
+        async with database.primary.snapshot() as connection:
             await connection.execute(text("LOCK TABLE tenants"))
             assert await is_alive(other), "answered once the lock is gone"
             await connection.execute(text("SELECT 1"))
@@ -101,19 +103,20 @@ async def test_transaction_that_rests_is_ended(database: Database) -> None:
 
 async def test_wait_for_a_connection_is_given_up(database: Database) -> None:
     """Where every connection is in use, a call waits no longer than it may."""
-    async with asyncio.timeout(PATIENCE_SECONDS), database.read():
+    async with asyncio.timeout(PATIENCE_SECONDS), database.primary.snapshot():
         with pytest.raises(ServiceUnavailable):
-            async with database.read():
+            async with database.primary.snapshot():
                 pass
 
 
 @only_postgresql
 async def test_reads_that_are_given_up(database: Database) -> None:
     """Whenever that is, the one connection there is lies in no transaction afterwards, and isn't lost."""
-    for read in (lambda: database.fetch(ISOLATION, {}), lambda: database.fetch_together([ISOLATION, ISOLATION], {})):
+    primary = database.primary
+    for read in (lambda: primary.fetch(ISOLATION, {}), lambda: primary.fetch_snapshot([ISOLATION, ISOLATION], {})):
         async with asyncio.timeout(PATIENCE_SECONDS):
-            assert await give_up_at_every_step(read, lambda: check_no_transaction(database)) > 1
-    assert database.pools["all"].in_use == 0
+            assert await give_up_at_every_step(read, lambda: check_no_transaction(primary)) > 1
+    assert database.pools["read"].in_use == 0
 
 
 def test_settings_reach_the_database() -> None:

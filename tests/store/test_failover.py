@@ -23,9 +23,12 @@ from structlog.testing import capture_logs
 from server.book import open_book
 from server.ledger.errors import DaybookError, NotStorable, ServiceUnavailable
 from server.store.database import Database
-from server.store.engines import DatabaseLimits
-from server.store.failures import MEANINGS, Conflict, Meaning, UnexpectedDatabaseError, meaning_of
+from server.store.engine import DatabaseLimits
+from server.store.failures import Conflict, UnexpectedDatabaseError
 from server.store.migrate import can_serve, migrate
+from server.store.postgresql import PostgreSQL as PostgreSQLEngine
+from server.store.postgresql_errors import MEANINGS, Meaning, meaning_of
+from server.store.query import Query
 from tests.support.callers import Client, Server
 from tests.support.clock import Clock
 from tests.support.databases import PostgreSQL
@@ -36,6 +39,7 @@ from tests.support.refusals import refusal_of
 
 SECONDS_MAX = 30
 ONE = DatabaseLimits(connections=1)
+PROCESS = "SELECT pg_backend_pid()"
 
 _ERRORS: list[Any] = [error for _, error in inspect.getmembers(exceptions, inspect.isclass)]
 KNOWN_CODES = sorted({each.sqlstate for each in _ERRORS if issubclass(each, asyncpg.PostgresError) and each.sqlstate})
@@ -132,12 +136,12 @@ async def test_all_connections_to_a_wrong_server_are_replaced(server: Server, cl
     """When one connection proves to lead to a wrong server, each of the others is replaced before it is used."""
     del client
     database = server.book.database
-    pool = database.pools["all"]
+    pool = database.pools["write"]
     sessions: set[int] = set()
 
     async def hold(number: int) -> None:
         if number:
-            async with database.read() as connection:
+            async with database.primary.snapshot() as connection:
                 sessions.add(await connection.scalar(text("SELECT pg_backend_pid()")) or 0)
                 await hold(number - 1)
 
@@ -187,26 +191,31 @@ async def database(database_url: str) -> AsyncIterator[Database]:
 @only_postgresql
 async def test_what_each_error_does(database: Database) -> None:
     """Each code that PostgreSQL can send: the caller's error, a new session or not, no value logged."""
+    primary = database.primary
 
-    async def session() -> int:
-        return int(await database._ask_primary("SELECT pg_backend_pid()"))
+    async def sessions() -> list[int]:
+        """The session of bounded reads, and that of transactions."""
+        ((read,),) = await primary.fetch(Query(text(PROCESS)), {})
+        return [int(read), await primary.transact(lambda connection: int(connection.scalar(text(PROCESS)) or 0))]
 
     for code in KNOWN_CODES:
         if code[:2] in {"00", "01", "02"}:
             # No errors: PL/pgSQL can't raise them.
             continue
-        meaning, before = meaning_of(code), await session()
-        for way in ("raw", "look"):
+        meaning, before = meaning_of(code), await sessions()
+        for at, way in enumerate(("read", "write")):
             with capture_logs() as logs, pytest.raises(TOLD[meaning]) as caught:  # noqa: PT012
-                if way == "raw":
-                    await database._ask_primary(str(_raising(code)))
+                if way == "read":
+                    await primary.fetch(Query(_raising(code)), {})
                 else:
-                    await database.look(partial(_raise, code))
+                    await primary.transact(partial(_raise, code))
             assert "secret" not in str(logs) + str(caught.value), code
             # A server that goes on after class 08 reports a lost Citus node.
             is_replaced = meaning in {Meaning.DISCONNECTED, Meaning.WRONG_SERVER} and code[:2] != "08"
-            after = await session()
-            assert (after != before) is is_replaced, (code, way)
+            after = await sessions()
+            assert (after[at] != before[at]) is is_replaced, (code, way)
+            # The other session leads to the wrong server too.
+            assert (after[1 - at] != before[1 - at]) is (meaning is Meaning.WRONG_SERVER), (code, way)
             before = after
 
 
@@ -222,7 +231,7 @@ async def test_another_encoding(postgresql: PostgreSQL, clock: Clock, has_tables
         finally:
             await database.close()
         if has_tables:
-            monkeypatch.setattr(Database, "check", lambda _: asyncio.sleep(0))
+            monkeypatch.setattr(PostgreSQLEngine, "check", lambda _: asyncio.sleep(0))
             async with open_book(postgresql.url("latin"), clock) as book:
                 with pytest.raises(NotStorable):
                     await book.credentials.create_tenant(slug="s", uid="u", display_name="€", create_time=0)

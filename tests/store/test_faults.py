@@ -24,6 +24,7 @@ from google.rpc.status_pb2 import Status
 from sqlalchemy import event, func, select
 
 from server.store.database import Database
+from server.store.sqlite import SQLite
 from server.store.tables import metadata
 from tests.support.callers import Client, Server
 
@@ -57,7 +58,7 @@ class Fault:
 def failing_at(database: Database, at: int) -> Iterator[Fault]:
     """Rigs the database."""
     fault = Fault(at)
-    engine = database.writer
+    engine = database.primary.writer
     event.listen(engine, "do_execute", fault.execute)
     try:
         yield fault
@@ -68,7 +69,7 @@ def failing_at(database: Database, at: int) -> Iterator[Fault]:
 @contextmanager
 def failing_commit(database: Database, *, after: bool) -> Iterator[None]:
     """Makes the next commit fail: before it happened, or after, when only the answer is lost."""
-    dialect: Any = database.writer.dialect
+    dialect: Any = database.primary.writer.dialect
     do_commit: Callable[[object], None] = dialect.do_commit
 
     def commit(connection: object) -> None:
@@ -86,7 +87,7 @@ def failing_commit(database: Database, *, after: bool) -> Iterator[None]:
 
 async def contents(database: Database) -> dict[str, list[Any]]:
     """Every row of every table."""
-    async with database.read() as connection:
+    async with database.primary.snapshot() as connection:
         return {
             table.name: sorted((await connection.execute(select(table))).all(), key=repr)
             for table in metadata.sorted_tables
@@ -252,10 +253,12 @@ async def test_failing_reads(server: Server, client: Client, method: str, verdic
     # Where nothing was committed a list might send no statement.
     await client.create_account("other")
     # The driver itself breaks every statement off.
-    server.book.database._sqlite.set_progress_handler(lambda: 1, 1)
+    primary = server.book.database.primary
+    assert isinstance(primary, SQLite)
+    primary.reader.set_progress_handler(lambda: 1, 1)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await read()
-    server.book.database._sqlite.set_progress_handler(None, 1)
+    primary.reader.set_progress_handler(None, 1)
     assert caught.value.code().name == verdict
     check_unavailable(caught.value)
     assert await read() == sound
@@ -273,7 +276,7 @@ async def test_numbers_of_rows_after_failures(server: Server, client: Client) ->
                 answered += 1
             except grpc.aio.AioRpcError as error:
                 check_unavailable(error)
-    async with database.read() as connection:
+    async with database.primary.snapshot() as connection:
         stored = (
             await connection.execute(select(func.count()).select_from(metadata.tables["transactions"]))
         ).scalar_one()

@@ -24,8 +24,10 @@ from server.ledger.errors import ServiceUnavailable
 from server.ledger.idempotency import Request
 from server.ledger.paging import TransactionFilter
 from server.ledger.posting import Draft
-from server.store.engines import DatabaseLimits
+from server.store.engine import DatabaseLimits
 from server.store.migrate import can_serve
+from server.store.postgresql import PostgreSQL
+from server.store.replica import COMMITTED
 from server.usecases.transactions import NewTransaction
 from tests.support.callers import Client, Server
 from tests.support.clock import Clock
@@ -52,7 +54,7 @@ class Proxied:
     """Where the second page of the list begins."""
 
     async def list_first(self) -> None:
-        """A page of the tenant, by Database.fetch."""
+        """A page of the tenant, by Engine.fetch."""
         await self.book.transactions.list(self.caller, None, TransactionFilter(), None, 2)
 
     async def list_second(self) -> None:
@@ -64,7 +66,7 @@ class Proxied:
         await self.book.transactions.list(self.caller, "acme", TransactionFilter(), None, 2)
 
     async def usage(self) -> None:
-        """Several reads of one state, by Database.fetch_together."""
+        """Several reads of one state, by Engine.fetch_snapshot."""
         await self.book.usage.history(self.caller, "acme", 0, 2)
 
     async def balance(self) -> None:
@@ -72,12 +74,12 @@ class Proxied:
         await self.book.accounts.balance(self.caller, "acme")
 
     async def credential(self) -> None:
-        """A look-up through SQLAlchemy."""
+        """A lookup."""
         await self.book.credentials.api_key("none")
 
     async def ask_primary(self) -> None:
         """What is asked before a replica serves."""
-        await self.book.database._ask_primary("SELECT (pg_current_wal_flush_lsn() - '0/0')::bigint")
+        await self.book.database.primary.fetch(COMMITTED, {})
 
     async def write(self) -> None:
         """A transaction that the caller itself waits for."""
@@ -244,7 +246,9 @@ async def test_transaction_that_the_driver_did_not_begin(proxied: Proxied) -> No
         with pytest.raises(asyncpg.PostgresError):
             await driver.execute("BEGIN; SELECT 1/0")
 
-    await proxied.book.database._at_postgresql.run(fail)
+    primary = proxied.book.database.primary
+    assert isinstance(primary, PostgreSQL)
+    await primary.run(fail)
     await check_sound(proxied, 0)
 
 
@@ -260,6 +264,6 @@ async def test_short_deadlines(server: Server, client: Client) -> None:
 
     for _ in range(20):
         await asyncio.gather(*map(give_up, range(4, 35)))
-        for _ in range(server.book.database.pools["all"].size):
+        for _ in range(server.book.database.pools["read"].size):
             await client.balance()
             await client.post("acme", Transaction.GRANT, "1")

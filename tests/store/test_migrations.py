@@ -25,6 +25,7 @@ from server.store import migrate as migrate_module
 from server.store.credentials import CredentialStore, TokenKey
 from server.store.database import Database
 from server.store.migrate import is_migrated, migrate
+from server.store.query import Query
 from server.store.tables import accounts, metadata, requests, transactions
 from server.transport.auth import Authenticator
 from tests.support.callers import Client, Server
@@ -73,7 +74,7 @@ POSTGRESQL_SCHEMA = """
 async def schema_of(database: Database) -> Schema:
     """Everything the database itself says of its tables, but for alembic's own."""
     statement = SQLITE_SCHEMA if database.url.get_backend_name() == "sqlite" else POSTGRESQL_SCHEMA
-    async with database.read() as connection:
+    async with database.primary.snapshot() as connection:
         rows = (await connection.execute(text(statement))).all()
     return [tuple(row) for row in rows if "alembic_version" not in str(row)]
 
@@ -94,7 +95,7 @@ async def differences_of(database: Database) -> list[object]:
             warnings.filterwarnings("ignore", ".*expression-based index .?lots_open")
             return list(compare_metadata(MigrationContext.configure(connection), metadata))
 
-    async with database.read() as connection:
+    async with database.primary.snapshot() as connection:
         return await connection.run_sync(differences)
 
 
@@ -136,7 +137,7 @@ async def test_migrating_twice_changes_nothing(open_database: Callable[[], Datab
     await migrate(open_database())
     assert await schema_of(database) == before
     assert await CredentialStore(database).tenant_number("house") is not None
-    async with database.read() as connection:
+    async with database.primary.snapshot() as connection:
         assert len((await connection.execute(text("SELECT version_num FROM alembic_version"))).all()) == 1
 
 
@@ -146,7 +147,7 @@ async def test_concurrent_migrations(open_database: Callable[[], Database]) -> N
     await asyncio.gather(*(migrate(database) for database in databases))
     for database in databases:
         assert await CredentialStore(database).has_tenant() is False
-    async with databases[0].read() as connection:
+    async with databases[0].primary.snapshot() as connection:
         assert len((await connection.execute(text("SELECT version_num FROM alembic_version"))).all()) == 1
 
 
@@ -230,7 +231,7 @@ async def test_an_index_built_beforehand_is_taken(
         await connection.execute(text(statement))
         before = await connection.run_sync(places_of_indexes)
     await migrate(database)
-    async with database.read() as connection:
+    async with database.primary.snapshot() as connection:
         after = await connection.run_sync(places_of_indexes)
     assert await differences_of(database) == []
     name = statement.split()[2]
@@ -272,7 +273,7 @@ async def test_an_index_that_is_no_good_is_replaced(
             await connection.execute(text(statement))
     await migrate(database)
     assert await differences_of(database) == []
-    async with database.read() as connection:
+    async with database.primary.snapshot() as connection:
         invalid = text("SELECT count(*) FROM pg_index WHERE NOT indisvalid")
         assert (await connection.execute(invalid)).scalar_one() == 0
 
@@ -348,8 +349,8 @@ async def test_sqlite_settings(
     await migrate(database)
     for _ in range(2):
         assert await database.transact(lambda each: each.execute(text(f"PRAGMA {pragma}")).scalar_one()) == of_writer
-        assert await database.look(lambda each: each.execute(text(f"PRAGMA {pragma}")).scalar_one()) == of_reader
-        async with database.read() as connection:
+        assert await database.primary.fetch(Query(text(f"PRAGMA {pragma}")), {}) == [(of_reader,)]
+        async with database.primary.snapshot() as connection:
             assert (await connection.execute(text(f"PRAGMA {pragma}"))).scalar_one() == of_reader
 
 
@@ -359,7 +360,7 @@ async def test_sqlite_readers_cannot_write(open_database: Callable[[], Database]
     database = open_database()
     await migrate(database)
     with pytest.raises(ServiceUnavailable):
-        async with database.read() as connection:
+        async with database.primary.snapshot() as connection:
             await connection.execute(text("DELETE FROM tenants"))
 
 
@@ -458,7 +459,7 @@ async def test_stored_body_is_what_is_served(server: Server, client: Client) -> 
     await client.create_account("acme")
     labels = dict.fromkeys(("z", "a", "location", "m"), "x")
     posted = await client.post("acme", Transaction.GRANT, "1.5", labels=labels, description="é")
-    async with server.book.database.read() as connection:
+    async with server.book.database.primary.snapshot() as connection:
         body = (await connection.execute(select(transactions.c.body))).scalar_one()
     raw: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = client.channel.unary_unary(
         "/daybook.v1.Ledger/GetTransaction"
@@ -481,7 +482,7 @@ async def test_indexed_columns_agree_with_the_body(client: Client, book: Book) -
     await client.create_account("acme", credit_limit="5")
     await client.post("acme", Transaction.GRANT, "1.5", labels={"location": "l", "membership": "m", "company": "c"})
     await client.post("acme", Transaction.CHARGE, "-2.000001", category="other", labels={"project": "p"})
-    async with book.database.read() as connection:
+    async with book.database.primary.snapshot() as connection:
         rows = (await connection.execute(select(transactions).order_by(transactions.c.sequence))).all()
     assert len(rows) == 2
     for row in rows:

@@ -59,7 +59,7 @@ class Fault:
 def failing_at(database: Database, at: int) -> Iterator[Fault]:
     """Rigs the database: one row or many, a statement that fails is one; the commit counts as the last."""
     fault = Fault(at)
-    engine = database.writer
+    engine = database.primary.writer
     dialect: Any = engine.dialect
     do_commit: Callable[[object], None] = dialect.do_commit
 
@@ -83,7 +83,7 @@ def failing_at(database: Database, at: int) -> Iterator[Fault]:
 
 async def contents(database: Database) -> dict[str, list[Any]]:
     """Every row of every table."""
-    async with database.read() as connection:
+    async with database.primary.snapshot() as connection:
         return {
             table.name: sorted((await connection.execute(select(table))).all(), key=repr)
             for table in metadata.sorted_tables
@@ -254,7 +254,7 @@ async def test_failure_at_every_statement(
 async def test_lost_answer(server: Server, admin: Client, clock: Clock, call: Call) -> None:
     """Where the commit happened and only its answer was lost, a repetition gets the answer and posts nothing more."""
     await fill(admin, clock)
-    dialect: Any = server.book.database.writer.dialect
+    dialect: Any = server.book.database.primary.writer.dialect
     do_commit: Callable[[object], None] = dialect.do_commit
 
     def commit(connection: object) -> None:

@@ -22,7 +22,7 @@ from server.book import open_book
 from server.config import Settings
 from server.ledger.errors import ServiceUnavailable
 from server.store.database import Database
-from server.store.engines import DatabaseLimits, DatabaseUnfit
+from server.store.engine import DatabaseLimits, DatabaseUnfit
 from server.store.migrate import can_serve, migrate
 from tests.support.callers import Server
 from tests.support.cancellation import ISOLATION, check_no_transaction, give_up_at_every_step
@@ -181,12 +181,12 @@ async def test_callers_who_leave(postgresql: PostgreSQL, name: str) -> None:
     async with pgbouncer(postgresql, name, "transaction", "default_pool_size = 1") as url:
         database = Database(url, DatabaseLimits(connections=1, pooler_mode="transaction"))
         reads: tuple[Callable[[], object], ...] = (
-            lambda: database.fetch(ISOLATION, {}),
-            lambda: database.fetch_together([ISOLATION, ISOLATION], {}),
+            lambda: database.primary.fetch(ISOLATION, {}),
+            lambda: database.primary.fetch_snapshot([ISOLATION, ISOLATION], {}),
         )
         for read in reads:
             async with asyncio.timeout(SECONDS_MAX):
-                assert await give_up_at_every_step(read, lambda: check_no_transaction(database)) > 1  # type: ignore[arg-type]
+                assert await give_up_at_every_step(read, lambda: check_no_transaction(database.primary)) > 1  # type: ignore[arg-type]
         await database.close()
 
 

@@ -22,7 +22,6 @@ from server.ledger.paging import Order, OrderField, TransactionFilter, Transacti
 from server.seed.load import Wish, load
 from server.store.database import Database
 from server.store.list_statements import ROWS_READ_MAX, FilteredWalk, IndexWalk, MergedWalks, parameters_of, strategy_of
-from server.store.lookups import with_keys
 from server.store.migrate import migrate
 from server.store.open_lots import EXPIRED, FIRST_TO_SPEND, NEXT_EXPIRE_TIME
 from server.store.states import holdings_query, load_states
@@ -97,7 +96,7 @@ async def explain(database: Database, statement: Select[Any], parameters: dict[s
         )
         return [Step(row.id, row.parent, row.detail) for row in rows]
 
-    async with database.read() as connection:
+    async with database.primary.snapshot() as connection:
         return await connection.run_sync(read_plan)
 
 
@@ -433,7 +432,7 @@ async def read_plans(database_url: str) -> Plans:
     await load(database_url, Wish("seed", SEEDED_ROWS, 1, parse("2024-10-31T00:00:00Z"), 1), lambda *_: None)
     database = Database(database_url)
     try:
-        async with database.read() as connection:
+        async with database.primary.snapshot() as connection:
             columns = transactions.c
             row = (
                 await connection.execute(
@@ -608,9 +607,9 @@ async def test_loading(database: Database) -> None:
 
 async def test_holdings(database: Database) -> None:
     """What an account holds is told from its state; of its lots only those are read that have expired."""
-    query = holdings_query(1, database.dialect)
+    query = holdings_query(1, database.primary.dialect).compiled(database.primary.dialect)
     values = query.values({"account_0": 1, "now": 1})
-    async with database.read() as connection:
+    async with database.primary.snapshot() as connection:
         rows = await connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {query.text}", values)
         plan = [str(row[-1]) for row in rows if " lots " in str(row[-1])]
     assert plan[-1:] == ["SEARCH lots USING INDEX lots_expiring (account_number=? AND expire_time<?)"]
@@ -653,7 +652,7 @@ async def check_plans_of_lots(database_url: str) -> None:
 
 async def test_lookup(database: Database) -> None:
     """A transaction is found by its uid within its account."""
-    async with database.read() as connection:
+    async with database.primary.snapshot() as connection:
         rows = await connection.exec_driver_sql(
             "EXPLAIN QUERY PLAN SELECT body FROM transactions WHERE account_number = 1 AND uid = x'00'"
         )
@@ -679,7 +678,7 @@ async def test_lookup_of_many(
 ) -> None:
     """Rows are searched for by all of their key, however many are looked up at once."""
     table = wanted.table
-    statement = with_keys(select(wanted), [table.c[name] for name in columns], [key] * count, database.dialect)
+    statement = database.primary.with_keys(select(wanted), [table.c[name] for name in columns], [key] * count)
     plan = [step.detail for step in await explain(database, statement, {})]
     condition = " AND ".join(f"{name}=?" for name in columns)
     assert [detail for detail in plan if f" {table} " in f"{detail} "] == [

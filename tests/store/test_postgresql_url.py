@@ -12,12 +12,14 @@ from tempfile import TemporaryDirectory
 
 import pytest
 import pytest_asyncio
+from sqlalchemy import text
 from structlog.testing import capture_logs
 
 from server.ledger.errors import ServiceUnavailable
 from server.store.database import Database
-from server.store.engines import DatabaseUrlInvalid
+from server.store.engine import DatabaseUrlInvalid
 from server.store.migrate import can_serve, migrate
+from server.store.query import Query
 from tests.support.certificates import Authority
 from tests.support.databases import PostgreSQL
 from tests.support.processes import free_range, run
@@ -35,7 +37,8 @@ async def setting(url: str, name: str) -> str:
     """What a session of the pool has of a setting."""
     database = Database(url)
     try:
-        return str(await database._ask_primary(f"SHOW {name}"))
+        ((value,),) = await database.primary.fetch(Query(text(f"SHOW {name}")), {})
+        return str(value)
     finally:
         await database.close()
 
@@ -185,6 +188,6 @@ async def test_ledger_over_tls(tls_server: TlsPostgreSQL, authority: Authority) 
         count = (
             "SELECT count(*) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE datname IS NOT NULL AND NOT ssl"
         )
-        assert await database._ask_primary(count) == 0
+        assert await database.primary.fetch(Query(text(count)), {}) == [(0,)]
     finally:
         await database.close()

@@ -7,7 +7,7 @@ import contextlib
 import re
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,7 +25,6 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
-from sqlalchemy.ext.asyncio import AsyncConnection
 from structlog.testing import capture_logs
 from typer.testing import CliRunner
 
@@ -37,11 +36,12 @@ from server.config import Settings
 from server.ledger.access import Caller
 from server.ledger.paging import TransactionFilter
 from server.metrics import Metrics
-from server.store import replica
+from server.store import engine, replica
 from server.store.database import Database
-from server.store.engines import DatabaseLimits, DatabaseUrlInvalid
+from server.store.engine import DatabaseLimits, DatabaseUrlInvalid, Rows
 from server.store.failures import ReplicaUnfit
-from server.store.replica import _COMMITTED, Replica
+from server.store.query import Query
+from server.store.replica import COMMITTED, Replica
 from tests.support.callers import Client, Server
 from tests.support.cancellation import ISOLATION, check_no_transaction, give_up_at_every_step
 from tests.support.clock import Clock
@@ -121,11 +121,11 @@ def replica_of(server: Server) -> Replica:
 @contextlib.contextmanager
 def reads(*servers: Server) -> Iterator[Counter[str]]:
     """How many reads of lists were served by whom in the block, once it has ended."""
-    before = [Counter(server.book.database.list_reads) for server in servers]
+    before = [Counter(replica_of(server).reads) for server in servers]
     found = Counter[str]()
     yield found
     for server, each in zip(servers, before, strict=True):
-        found += server.book.database.list_reads - each
+        found += replica_of(server).reads - each
 
 
 async def until(happened: Callable[[], object]) -> None:
@@ -295,24 +295,18 @@ async def test_those_in_line_do_not_wait_for_it_either(house: House, standby: St
     waiting: list[int] = []
 
     class Observed(Replica):
-        async def _reach(self, connection: AsyncConnection, committed: int) -> None:
+        async def _reach(self, session: Any, committed: int) -> None:
             waiting.append(committed)
-            await super()._reach(connection, committed)
+            await super()._reach(session, committed)
 
-    database = house.here.book.database
-    observed = Observed(replica_of(house.here).server, database._ask_primary, LIMITS.replica_wait_seconds)
-    await observed._look()
+    primary = house.here.book.database.primary
+    observed = Observed(replica_of(house.here).server, primary, LIMITS.replica_wait_seconds)
+    await observed.check()
     waiting.clear()
     with standby.paused():
         await spend(house.client)
-        committed = await observed.committed()
-
-        async def connect() -> None:
-            with pytest.raises(ReplicaUnfit):
-                async with observed.connect(committed):
-                    raise AssertionError("it has what it can't have")
-
-        await asyncio.gather(*(connect() for _ in range(10 * LIMITS.connections)))
+        await asyncio.gather(*(observed.fetch(ISOLATION, {}) for _ in range(10 * LIMITS.connections)))
+    assert observed.reads == {"primary": 10 * LIMITS.connections}
     # And perhaps who is given the connection of one that is just giving up.
     assert 0 < len(waiting) <= 2 * LIMITS.connections
 
@@ -373,7 +367,7 @@ async def test_pages_while_others_post(house: House, standby: Standby) -> None:
     def have_both_served() -> bool:
         since = Counter[str]()
         for server in (house.here, house.there):
-            since += server.book.database.list_reads
+            since += replica_of(server).reads
         return all(since[each] > before[each] + 50 for each in ("replica", "primary"))
 
     async def read(parent: str, order_by: str) -> None:
@@ -384,7 +378,7 @@ async def test_pages_while_others_post(house: House, standby: Standby) -> None:
             assert len(names) == len(set(names))
             assert there <= set(names)
 
-    before = house.here.book.database.list_reads + house.there.book.database.list_reads
+    before = replica_of(house.here).reads + replica_of(house.there).reads
     async with asyncio.TaskGroup() as working:
         working.create_task(post(house.client, count(1)))
         working.create_task(post(house.stranger, count(1)))
@@ -466,16 +460,16 @@ async def test_reads_that_are_given_up(house: House, standby: Standby) -> None:
 
     async def check() -> None:
         await until(lambda: standing_by._is_used)
-        await check_no_transaction(database, at_replica=True)
+        await check_no_transaction(database.lists)
 
     async with database.replica_watched():
         await check()
         for read in (
-            partial(database.fetch, ISOLATION, {}),
-            partial(database.fetch_together, [ISOLATION], {}, at_replica=True),
+            partial(database.lists.fetch, ISOLATION, {}),
+            partial(database.lists.fetch_snapshot, [ISOLATION], {}),
         ):
             assert await give_up_at_every_step(read, check) > 1
-    assert database.list_reads["replica"] > database.list_reads["primary"]
+    assert standing_by.reads["replica"] > standing_by.reads["primary"]
     await database.close()
 
 
@@ -489,8 +483,8 @@ async def test_reads_that_are_given_up_at_every_message(house: House, standby: S
             url = house.here.book.database.url.render_as_string()
             database = Database(url, replace(LIMITS, connections=1), proxy.url("replicated"))
             for read in (
-                partial(database.fetch, ISOLATION, {}),
-                partial(database.fetch_together, [ISOLATION, ISOLATION], {}, at_replica=True),
+                partial(database.lists.fetch, ISOLATION, {}),
+                partial(database.lists.fetch_snapshot, [ISOLATION, ISOLATION], {}),
             ):
                 assert await give_up_at_every_message(proxy, database, read) > 5
             await database.close()
@@ -506,7 +500,7 @@ async def give_up_at_every_message(
         for is_late in (False, True):
             proxy.cut()
             # Once, by hand: a watch would use the one connection too.
-            await standing_by._look()
+            await standing_by.check()
             proxy.hold_at(at)
             task = asyncio.ensure_future(read())
             arrived = asyncio.ensure_future(proxy.arrived.wait())
@@ -521,8 +515,8 @@ async def give_up_at_every_message(
             task.cancel()
             proxy.release()
             await asyncio.wait([task])
-            await check_no_transaction(database, at_replica=True)
-            assert await database.fetch_together([ISOLATION], {}, at_replica=True) == [[("repeatable read",)]]
+            await check_no_transaction(database.lists)
+            assert await database.lists.fetch_snapshot([ISOLATION], {}) == [[("repeatable read",)]]
             assert standing_by._is_used, "it was the standby that answered"
     raise AssertionError("it never ends")
 
@@ -554,7 +548,7 @@ async def test_what_is_no_standby_of_the_primary(house: House, standby: Standby,
             found = book.database.replica
             assert found is not None
             with capture_logs() as logs, pytest.raises(ReplicaUnfit):
-                await found._look()
+                await found.check()
             assert [(each["event"], each["reason"]) for each in logs] == [("replica is not used", problem)]
             # Lists are served all the same.
             assert (await book.transactions.slice(house.caller, "acme", 0, 1))[1] > 0
@@ -563,19 +557,23 @@ async def test_what_is_no_standby_of_the_primary(house: House, standby: Standby,
 @in_the_house
 async def test_a_standby_that_has_more_than_the_primary(house: House) -> None:
     """It followed a primary that is lost; the one of now was made of another standby, which had less."""
-    standing_by, ask_primary = replica_of(house.here).server, house.here.book.database._ask_primary
+    standing_by, primary = replica_of(house.here).server, house.here.book.database.primary
 
     # Once and for all: the log grows by itself, too, between a look at the standby and one at the primary.
-    less = await ask_primary(_COMMITTED) - 1
+    ((committed,),) = await primary.fetch(COMMITTED, {})
 
-    async def ask_with_less(statement: str) -> Any:
-        return less if statement == _COMMITTED else await ask_primary(statement)
+    class WithLess(engine.Reader):
+        async def fetch(self, query: Query, parameters: Mapping[str, object]) -> Rows:
+            return [(committed - 1,)] if query is COMMITTED else await primary.fetch(query, parameters)
 
-    of_this_primary, of_another = (Replica(standing_by, ask, 5) for ask in (ask_primary, ask_with_less))
-    await of_this_primary._look()
+        async def fetch_snapshot(self, queries: Sequence[Query], parameters: Mapping[str, object]) -> list[Rows]:
+            return await primary.fetch_snapshot(queries, parameters)
+
+    of_this_primary, of_another = (Replica(standing_by, each, 5) for each in (primary, WithLess()))
+    await of_this_primary.check()
     assert of_this_primary._is_used
     with pytest.raises(ReplicaUnfit, match="has what the primary has not"):
-        await of_another._look()
+        await of_another.check()
     assert not of_another._is_used
 
 

@@ -15,7 +15,6 @@ from sqlalchemy import ForeignKeyConstraint, Index, PrimaryKeyConstraint, Table,
 from server.store.database import Database
 from server.store.distribute import distribute
 from server.store.migrate import migrate
-from server.store.states import lock
 from server.store.tables import COPIED, DISTRIBUTED, DISTRIBUTION_COLUMN, metadata
 from tests.support.databases import writing
 from tests.support.processes import ROOT, run, sqlite_url
@@ -171,7 +170,7 @@ INSERT INTO pg_extension SELECT 99999, 'citus', extowner, extnamespace, false, '
 
 async def calls(database: Database) -> list[str]:
     """How the stand-ins were called."""
-    async with database.read() as connection:
+    async with database.primary.snapshot() as connection:
         return list((await connection.execute(text("SELECT call FROM stand_in.calls ORDER BY number"))).scalars())
 
 
@@ -231,7 +230,7 @@ async def test_the_product_is_heard(database_url: str) -> None:
         monitor(statements)
         try:
             await migrate(database)
-            await database.transact(lambda connection: lock(connection, [1]))
+            await database.transact(lambda connection: database.primary.lock_accounts(connection, [1]))
             async with writing(database) as connection:
                 await connection.execute(text("SELECT balance FROM account_states WHERE debt > 0 FOR UPDATE"))
         finally:

@@ -7,10 +7,12 @@ from collections.abc import Awaitable, Callable
 from itertools import count
 from typing import Any
 
-from server.store.database import Database
+from sqlalchemy import text
+
+from server.store.engine import Reader
 from server.store.query import Query
 
-ISOLATION = Query("SELECT current_setting('transaction_isolation')", (), {})
+ISOLATION = Query(text("SELECT current_setting('transaction_isolation')"))
 
 
 async def give_up_at_every_step(read: Callable[[], Awaitable[Any]], check: Callable[[], Awaitable[None]]) -> int:
@@ -31,6 +33,6 @@ async def give_up_at_every_step(read: Callable[[], Awaitable[Any]], check: Calla
     raise AssertionError("it never ends")
 
 
-async def check_no_transaction(database: Database, *, at_replica: bool = False) -> None:
+async def check_no_transaction(reader: Reader) -> None:
     """A read sees what is committed when it is asked for, and not what some transaction saw that was left behind."""
-    assert await database.fetch(ISOLATION, {}, at_replica=at_replica) == [("read committed",)]
+    assert await reader.fetch(ISOLATION, {}) == [("read committed",)]

@@ -21,8 +21,9 @@ from sqlalchemy.pool import QueuePool
 
 from server.book import Book
 from server.store.database import Database
-from server.store.distribute import ONE_CONNECTION_PER_NODE, distribute
+from server.store.distribute import distribute
 from server.store.migrate import migrate
+from server.store.postgresql import ONE_CONNECTION_PER_NODE
 from server.store.tables import account_states, metadata
 
 Result = TypeVar("Result")
@@ -66,12 +67,12 @@ async def held_up(book: Book) -> AsyncIterator[None]:
             stack.push_async_callback(asyncio.wait_for, holding, 60)
             stack.callback(released.set)
         else:
-            pool = database.writer.pool
+            pool = database.primary.writer.pool
             assert isinstance(pool, QueuePool)
             # A caller that waits for a connection must not time out before the test ends.
             stack.enter_context(pytest.MonkeyPatch.context()).setattr(pool, "_timeout", 60)
             for _ in range(pool.size()):
-                await stack.enter_async_context(database.read())
+                await stack.enter_async_context(database.primary.snapshot())
         yield
 
 

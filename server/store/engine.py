@@ -1,0 +1,220 @@
+"""What the store needs of a database engine; server/store/sqlite.py and server/store/postgresql.py implement it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
+
+import sqlalchemy
+from sqlalchemy import Connection, Dialect, Select, Table
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.pool import QueuePool
+from sqlalchemy.sql.elements import KeyedColumnElement
+
+from server.store.database_tracer import DatabaseTracer, trace_statements
+from server.store.failures import UnexpectedDatabaseError
+from server.store.query import Query
+
+Result = TypeVar("Result")
+Rows: TypeAlias = Sequence[Sequence[Any]]
+"""Rows as the driver gives them."""
+Work: TypeAlias = Callable[[Connection], Result]
+
+_ENGINE = "daybook_engine"
+
+
+class DatabaseUrlInvalid(ValueError):
+    """No database can be opened by its URL. Shows no value of the URL, which may hold a password."""
+
+    def __init__(self, problem: str, setting: str = "database_url") -> None:
+        super().__init__(f"{setting} {problem}")
+        self.problem = problem
+
+
+class DatabaseUnfit(ValueError):
+    """The database can be reached, but its setup can't hold a ledger. The message says what to change."""
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseLimits:
+    """Sizes of connection pools and timeouts in seconds; server/config.py describes each.
+
+    A `statement_seconds` of 0 is no limit. SQLite uses connections (streaming reads),
+    wait_seconds and lock_seconds only.
+    """
+
+    connections: int = 4
+    wait_seconds: float = 5.0
+    recycle_seconds: float = 1800.0
+    connect_seconds: float = 5.0
+    lock_seconds: float = 5.0
+    statement_seconds: float = 30.0
+    idle_transaction_seconds: float = 60.0
+    replica_wait_seconds: float = 0.05
+    pooler_mode: Literal["session", "transaction"] = "session"
+
+    @property
+    def is_pooled_by_transaction(self) -> bool:
+        """Whether a pooler may run each transaction in another session of PostgreSQL."""
+        return self.pooler_mode == "transaction"
+
+
+@dataclass(frozen=True, slots=True)
+class PoolUse:
+    """How much of a connection pool is in use at a moment."""
+
+    size: int
+    in_use: int
+    waiting: int
+    """Callers that wait for a connection."""
+
+
+class Reader(ABC):
+    """Bounded reads. They raise ServiceUnavailable, and UnexpectedDatabaseError for faults of this program."""
+
+    @abstractmethod
+    async def fetch(self, query: Query, parameters: Mapping[str, object]) -> Rows:
+        """The rows of a query."""
+
+    @abstractmethod
+    async def fetch_snapshot(self, queries: Sequence[Query], parameters: Mapping[str, object]) -> list[Rows]:
+        """The rows of each query, all of one snapshot of the database."""
+
+
+class Engine(Reader):
+    """A database: bounded reads, streaming reads and transactions, each over connections of its own.
+
+    Whatever the driver raises, callers see ServiceUnavailable, Conflict or another error of
+    this program; the log has the driver's words.
+    """
+
+    has_clock: ClassVar[bool]
+    """Whether the database has a clock that all its clients share."""
+    has_round_trips: ClassVar[bool]
+    """Whether a read costs a round trip, so that concurrent reads are worth batching."""
+    dialect: Dialect
+    writer: sqlalchemy.Engine
+    """SQLAlchemy's engine of transactions."""
+
+    def __init__(self) -> None:
+        self.tracer = DatabaseTracer()
+        self._callers = Counter[str]()
+
+    @property
+    @abstractmethod
+    def pools(self) -> Mapping[str, PoolUse]:
+        """The connection pools, by name."""
+
+    @abstractmethod
+    def snapshot(self) -> AbstractAsyncContextManager[AsyncConnection]:
+        """A connection for streaming reads, all of one snapshot of the database."""
+
+    @abstractmethod
+    async def transact(self, work: Work[Result]) -> Result:
+        """Does work in one transaction: committed durably at the end, rolled back if the work raises.
+
+        Raises Conflict if another writer got in the way: the same work may succeed later.
+        """
+
+    @abstractmethod
+    async def transact_unhurried(self, work: Work[Result]) -> Result:
+        """Like `transact`, for work that may take long: statements have no limit.
+
+        Raises Conflict without a wait if another process writes to SQLite.
+        """
+
+    @abstractmethod
+    def bulk_transaction(self) -> AbstractAsyncContextManager[AsyncConnection]:
+        """A transaction that writes many gigabytes. Raises ValueError if SQLite's file is open elsewhere."""
+
+    @abstractmethod
+    async def insert_bulk(self, connection: AsyncConnection, table: Table, rows: Sequence[Sequence[object]]) -> None:
+        """Inserts rows past SQLAlchemy; each has the values of all columns, in the order of the table."""
+
+    @abstractmethod
+    def lock_accounts(self, connection: Connection, account_numbers: Collection[int]) -> None:
+        """Keeps other transactions from posting to these accounts until this one ends."""
+
+    @abstractmethod
+    def try_migration_lock(self, connection: Connection) -> bool:
+        """Takes the lock of migrations until the transaction ends; False if another process holds it."""
+
+    @abstractmethod
+    def insert(self, table: Table) -> Any:
+        """An INSERT that has `on_conflict_do_update`."""
+
+    @abstractmethod
+    def with_keys(
+        self,
+        statement: Select[Any],
+        columns: Iterable[KeyedColumnElement[Any]],
+        keys: Sequence[tuple[Any, ...]],
+    ) -> Select[Any]:
+        """The statement, for the rows that have one of the keys in these columns."""
+
+    @abstractmethod
+    async def check(self) -> None:
+        """Raises DatabaseUnfit for a database whose setup can't hold a ledger, and ServiceUnavailable."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Closes every connection, after the transaction under way."""
+
+    @abstractmethod
+    def translate(self, error: Exception) -> Exception:
+        """The error that callers see in place of the driver's; other errors as they are."""
+
+    @contextmanager
+    def using(self, pool: str, name: str) -> Iterator[None]:
+        """Around everything that is done with one connection of a pool: counts, traces and translates errors."""
+        self._callers[pool] += 1
+        try:
+            with self.tracer.work(name), self.translated():
+                yield
+        finally:
+            self._callers[pool] -= 1
+
+    def translated(self) -> Translated:
+        """Translates the errors of a block."""
+        return Translated(self)
+
+    def _use_of(self, pool: str, size: int, in_use: int) -> PoolUse:
+        return PoolUse(size, in_use, max(0, self._callers[pool] - in_use))
+
+    def _use_of_engine(self, pool: str, engine: sqlalchemy.Engine) -> PoolUse:
+        connections = engine.pool
+        assert isinstance(connections, QueuePool)
+        return self._use_of(pool, connections.size(), connections.checkedout())
+
+    def _adopt(self, engine: sqlalchemy.Engine) -> None:
+        """Makes one of SQLAlchemy's engines part of this one: `engine_of` knows it, and statements are traced."""
+        engine.update_execution_options(**{_ENGINE: self})
+        trace_statements(engine, lambda: self.tracer)
+
+
+class Translated:
+    """Translates the errors of a block. A class, because a generator would cost a list a noticeable part."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
+        if not isinstance(error, Exception) or (translated := self._engine.translate(error)) is error:
+            return
+        if isinstance(translated, UnexpectedDatabaseError):
+            # The driver's error may quote values, so the log must not show it.
+            raise translated.with_traceback(error.__traceback__) from None
+        raise translated from error
+
+
+def engine_of(connection: Connection) -> Engine:
+    """The engine that opened a connection, for what differs between engines within a transaction."""
+    found: Engine = connection.get_execution_options()[_ENGINE]
+    return found
