@@ -20,11 +20,12 @@ import pytest
 from daybook.v1.ledger_service_pb2 import GetAccountRequest, ListAccountsRequest, ListTransactionsRequest
 from daybook.v1.ledger_service_pb2_grpc import LedgerStub
 
-from server.book import open_book, system_clock
 from server.gateway import JSON_LINES, _envoy
 from server.ledger.access import new_api_key
 from server.logs import without_secrets
-from tests.support.processes import SECONDS_MAX, Daybook, Ports, environment, sqlite_url, wait_until
+from tests.support.ledgers import create_key
+from tests.support.processes import Daybook, Ports, environment, sqlite_url
+from tests.support.waiting import SECONDS_MAX, wait_until
 
 Line = dict[str, Any]
 
@@ -67,7 +68,7 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Logged]:
     """The server of this module, which stops well at the end."""
     folder, ports = tmp_path_factory.mktemp("logged"), Ports.free()
     url = sqlite_url(folder / "daybook.db")
-    key = asyncio.run(new_key(url))
+    key = asyncio.run(create_key(url, {"transactions", "accounts"}))
     flags = ("--log-format", "json", "--log-level", "debug")
     daybook = Daybook.start(
         "serve", "--database-url", url, "--port", str(ports.server), *flags, folder=folder, ports=ports
@@ -81,25 +82,6 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Logged]:
         assert key.partition(".")[2] not in daybook.stderr
     finally:
         daybook.kill()
-
-
-async def new_key(database_url: str) -> str:
-    """Creates a database with a tenant; gives a key of its."""
-    async with open_book(database_url) as book:
-        now = system_clock()
-        tenant_number = await book.credentials.create_tenant(
-            slug="house", uid=str(uuid.uuid4()), display_name="house", create_time=now
-        )
-        key = new_api_key(book.random_bytes)
-        await book.credentials.create_api_key(
-            key_id=key.key_id,
-            secret_hash=key.secret_hash,
-            tenant_number=tenant_number,
-            account_number=None,
-            create_time=now,
-            scopes={"transactions", "accounts"},
-        )
-        return key.text
 
 
 async def test_line_of_a_call_names_its_request(logged: Logged) -> None:

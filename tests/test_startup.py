@@ -11,7 +11,8 @@ import pytest
 import typer
 
 from server.cli import COMMANDS, LazyCommands, app
-from tests.support.processes import SECONDS_MAX, Ports, environment, run, sqlite_url
+from tests.support.processes import Ports, environment, run, sqlite_url
+from tests.support.waiting import SECONDS_MAX
 
 # Prints what was imported when the command ends; `serve` is ended once it listens.
 SHOW_MODULES = """

@@ -17,7 +17,8 @@ from pydantic import ValidationError
 from server import supervisor
 from server.config import CannotStart, Settings
 from server.supervisor import FAILURES_MAX, PAUSE_SECONDS_MIN, Workers
-from tests.support.processes import Daybook, Ports, free_range, require_gone, sqlite_url, wait_until
+from tests.support.processes import Daybook, Ports, free_range, require_gone, sqlite_url
+from tests.support.waiting import wait_until
 
 Start = Callable[..., Daybook]
 

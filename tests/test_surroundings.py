@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.databases import PostgreSQL
-from tests.support.processes import SECONDS_MAX, Ports, command, environment, run
+from tests.support.processes import Ports, command, environment, run
+from tests.support.waiting import SECONDS_MAX
 
 AS_NOBODY = """
 import os, sys

@@ -18,8 +18,9 @@ import pytest
 from server.store.postgresql import MIGRATION_LOCK
 from server.transport.readiness import is_serving
 from tests.support.callers import Client
-from tests.support.processes import SECONDS_MAX, Daybook, Ports, run
+from tests.support.processes import Daybook, Ports, run
 from tests.support.refusals import refusal_of
+from tests.support.waiting import SECONDS_MAX
 
 
 @pytest.fixture

@@ -18,8 +18,9 @@ from tests.support.demo import create_key, create_tenant
 from tests.support.gateways import CONDITIONS, OriginIn
 from tests.support.http import send
 from tests.support.native_methods import World
-from tests.support.processes import Daybook, Ports, copy_database, sqlite_url, wait_until
+from tests.support.processes import Daybook, Ports, copy_database, sqlite_url
 from tests.support.rest import Rest
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,8 @@ import uuid
 
 from tests.support.demo import create_key, create_tenant
 from tests.support.http import Json, send
-from tests.support.processes import Daybook, wait_until
+from tests.support.processes import Daybook
+from tests.support.waiting import wait_until
 
 
 def test_keys_over_rest(gateway: Daybook) -> None:

@@ -20,7 +20,8 @@ from server.demo import dreadnode
 from server.demo.load import SECRET
 from tests.support.http import read_json
 from tests.support.openapi import require_page
-from tests.support.processes import NODE, SECONDS_MAX, Daybook
+from tests.support.processes import NODE, Daybook
+from tests.support.waiting import SECONDS_MAX
 
 PAGE = f"/api/v1/org/{dreadnode.ORGANIZATION}/credits/transactions?limit=100"
 HEADERS = {"Authorization": f"Bearer {dreadnode.KEY}.{SECRET}"}

@@ -16,7 +16,8 @@ from server.demo import dreadnode
 from server.demo.load import SECRET
 from tests.support.callers import NativeCaller
 from tests.support.demo import DREADNODE
-from tests.support.processes import SECONDS_MAX, Daybook
+from tests.support.processes import Daybook
+from tests.support.waiting import SECONDS_MAX
 
 
 def api_base(base_url: str) -> str:

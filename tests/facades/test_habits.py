@@ -22,9 +22,10 @@ from tests.support.callers import credential, ledger_stub
 from tests.support.demo import ACCOUNT, LISTS, NATIVE, TRANSACTIONS, Target
 from tests.support.gateways import OriginIn, gateway_before
 from tests.support.http import Answer, Json, problems_of_any_answer, read_json, send
-from tests.support.processes import SECONDS_MAX, Daybook
+from tests.support.processes import Daybook
 from tests.support.rest import KEY, reason_of
 from tests.support.vendors import APIS, Api, ask, require_sound
+from tests.support.waiting import SECONDS_MAX
 
 OTHERS = {
     "dreadnode without v1": Target("/api/org/example/credits/transactions?limit=100", "demo-dreadnode"),

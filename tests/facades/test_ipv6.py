@@ -13,17 +13,8 @@ import pytest
 
 from tests.support.command_line import invoke
 from tests.support.http import send
-from tests.support.processes import (
-    SECONDS_MAX,
-    Daybook,
-    Ports,
-    copy_database,
-    free_range,
-    printed_commands,
-    run,
-    sqlite_url,
-    wait_until,
-)
+from tests.support.processes import Daybook, Ports, copy_database, free_range, printed_commands, run, sqlite_url
+from tests.support.waiting import SECONDS_MAX, wait_until
 
 CREDENTIAL = {"authorization": "Bearer demo-dreadnode.public"}
 PAGE = "/api/billing/accounts/example/transactions?page_size=1"

@@ -37,7 +37,8 @@ from server.demo.load import SECRET
 from tests.support.callers import NativeCaller, credential
 from tests.support.demo import make_network
 from tests.support.openapi import VENDORS, contract, operation
-from tests.support.processes import SECONDS_MAX, Daybook, wait_until
+from tests.support.processes import Daybook
+from tests.support.waiting import SECONDS_MAX, wait_until
 
 ANY_ANSWER = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 EXAMPLES = settings(

@@ -14,7 +14,8 @@ import pytest
 from server.demo import dreadnode, nebulablock, spacebring, teable
 from tests.support.gateways import gateway_before
 from tests.support.http import send
-from tests.support.processes import SECONDS_MAX, Daybook, Ports, copy_database, sqlite_url
+from tests.support.processes import Daybook, Ports, copy_database, sqlite_url
+from tests.support.waiting import SECONDS_MAX
 
 CREATE = "/daybook.v1.Ledger/CreateTransaction"
 TOO_MANY = "Too many requests"

@@ -15,10 +15,9 @@ import h2.events
 import pytest
 from daybook.v1.ledger_service_pb2 import ListAccountsRequest
 
-from server.book import open_book
-from server.ledger.access import ADMIN, Caller
-from server.usecases.api_keys import ApiKeyDraft
-from tests.support.processes import SECONDS_MAX, Daybook, Ports, sqlite_url
+from tests.support.ledgers import create_key
+from tests.support.processes import Daybook, Ports, sqlite_url
+from tests.support.waiting import SECONDS_MAX
 
 STRAY_BYTES = [
     *(bytes([code]) for code in range(0x80, 0x100)),
@@ -39,7 +38,7 @@ def daybook(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Daybook,
     """A `daybook up` that logs all it can, and a key of it."""
     folder, ports = tmp_path_factory.mktemp("raw"), Ports.free()
     url = sqlite_url(folder / "daybook.db")
-    key = asyncio.run(_furnish(url))
+    key = asyncio.run(create_key(url, {"admin"}))
     flags = (*ports.flags, "--log-level", "debug", "--log-format", "json")
     daybook = Daybook.start("up", "--database-url", url, *flags, folder=folder, ports=ports)
     try:
@@ -47,14 +46,6 @@ def daybook(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Daybook,
         yield daybook, key
     finally:
         daybook.kill()
-
-
-async def _furnish(database_url: str) -> str:
-    async with open_book(database_url) as book:
-        number = await book.credentials.create_tenant(slug="house", uid="u", display_name="", create_time=book.clock())
-        caller = Caller(number, "u", "test", scopes=frozenset({ADMIN}))
-        _, key = await book.api_keys.create(caller, ApiKeyDraft((ADMIN,)))
-        return key
 
 
 Header = tuple[bytes, bytes]

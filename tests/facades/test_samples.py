@@ -24,7 +24,8 @@ from server.demo.load import SECRET
 from tests.support import curl
 from tests.support.http import read_json
 from tests.support.openapi import VENDORS, require_page
-from tests.support.processes import NODE, SECONDS_MAX, Daybook
+from tests.support.processes import NODE, Daybook
+from tests.support.waiting import SECONDS_MAX
 
 SAMPLES = sorted(Path(__file__).parent.glob("*/samples/sample.*"))
 KEYS = {

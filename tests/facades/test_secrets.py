@@ -29,14 +29,13 @@ from daybook.v1.ledger_service_pb2 import (
 from daybook.v1.transaction_pb2 import Transaction
 
 from server.book import open_book
-from server.ledger.access import ADMIN, Caller
 from server.ledger.errors import ServiceUnavailable
 from server.store.database import Database
 from server.store.query import Query
-from server.usecases.api_keys import ApiKeyDraft
 from tests.support.callers import credential, ledger_stub
 from tests.support.databases import PostgreSQL
 from tests.support.http import send
+from tests.support.ledgers import create_key
 from tests.support.processes import ROOT, Daybook, Ports, run, sqlite_url
 
 PASSWORD = "pass-word-of-the-database"
@@ -162,20 +161,11 @@ def exercise(daybook: Daybook, key: str, told: Told, *, has_gateway: bool) -> No
             told.call(method, request, credential(f"unknown.{key.partition('.')[2]}"))
 
 
-async def furnish(database: str) -> str:
-    """Makes a tenant with an administrator, whose key this is."""
-    async with open_book(database) as book:
-        number = await book.credentials.create_tenant(slug="house", uid="u", display_name="", create_time=book.clock())
-        caller = Caller(number, "u", "test", scopes=frozenset({ADMIN}))
-        _, key = await book.api_keys.create(caller, ApiKeyDraft((ADMIN,)))
-        return key
-
-
 @pytest.mark.parametrize(("command", "log_format"), [("up", "json"), ("serve", "console")])
 def test_nothing_secret_is_told_or_logged(tmp_path: Path, command: str, log_format: str) -> None:
     """Of all that callers were answered and the process wrote, nothing is secret, or shows how we are made."""
     database, ports, told = sqlite_url(tmp_path / "daybook.db"), Ports.free(), Told()
-    key = asyncio.run(furnish(database))
+    key = asyncio.run(create_key(database, {"admin"}))
     settings = {"DAYBOOK_LOG_LEVEL": "debug", "DAYBOOK_LOG_FORMAT": log_format, "DAYBOOK_TOKEN_KEYS": TOKEN_KEY}
     flags = ports.flags if command == "up" else ports.flags[:2]
     daybook = Daybook.start(

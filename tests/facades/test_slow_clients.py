@@ -25,7 +25,8 @@ from server.config import Settings
 from server.gateway import render_configuration, render_secrets
 from tests.support.certificates import Authority
 from tests.support.gateways import gateway_before, http_manager
-from tests.support.processes import SECONDS_MAX, Ports
+from tests.support.processes import Ports
+from tests.support.waiting import SECONDS_MAX
 
 MOMENT = 0.5
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"

@@ -28,7 +28,6 @@ from tests.support.http import read_json, send
 from tests.support.processes import (
     BIN,
     ROOT,
-    SECONDS_MAX,
     Daybook,
     Ports,
     copy_database,
@@ -37,8 +36,8 @@ from tests.support.processes import (
     require_refusal,
     run,
     sqlite_url,
-    wait_until,
 )
+from tests.support.waiting import SECONDS_MAX, wait_until
 
 KEY = "demo-dreadnode.public"
 CREDENTIAL = {"authorization": f"Bearer {KEY}"}

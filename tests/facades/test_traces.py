@@ -15,12 +15,12 @@ import pytest
 from daybook.v1.account_pb2 import Account
 from daybook.v1.ledger_service_pb2 import CreateAccountRequest, GetAccountRequest
 
-from server.book import open_book, system_clock
-from server.ledger.access import NewApiKey, new_api_key
 from tests.support.callers import credential, ledger_stub
 from tests.support.http import Answer, send
+from tests.support.ledgers import create_key
 from tests.support.otel_collector import Collector, Span, collecting
-from tests.support.processes import Daybook, Ports, sqlite_url, wait_until
+from tests.support.processes import Daybook, Ports, sqlite_url
+from tests.support.waiting import wait_until
 
 CALLER_SPAN_ID = "00f067aa0ba902b7"
 GATEWAY, SERVER = "daybook-gateway", "daybook"
@@ -60,7 +60,7 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traced]:
     """The gateway, the server and the collector, for all tests of this module."""
     folder, ports, metrics_port = tmp_path_factory.mktemp("traced"), Ports.free(), Ports.free().server
     url = sqlite_url(folder / "daybook.db")
-    key = asyncio.run(new_tenant(url))
+    key = asyncio.run(create_key(url, {"transactions", "accounts"}))
     with collecting() as (collector, endpoint):
         daybook = Daybook.start(
             *("up", "--database-url", url, "--otlp-endpoint", endpoint, "--metrics-port", str(metrics_port)),
@@ -74,31 +74,13 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traced]:
             with grpc.insecure_channel(f"127.0.0.1:{ports.gateway}") as channel:
                 ledger_stub(channel).CreateAccount(
                     CreateAccountRequest(account_id="acme", account=Account(kind=Account.USER)),
-                    metadata=credential(key.text),
+                    metadata=credential(key),
                 )
-            yield Traced(daybook, collector, key.text, metrics_port)
+            yield Traced(daybook, collector, key, metrics_port)
             assert daybook.stop() == 0
-            assert key.text.partition(".")[2].encode() not in collector.raw
+            assert key.partition(".")[2].encode() not in collector.raw
         finally:
             daybook.kill()
-
-
-async def new_tenant(database_url: str) -> NewApiKey:
-    """Creates a database with a tenant; gives a key of its."""
-    async with open_book(database_url) as book:
-        tenant_number = await book.credentials.create_tenant(
-            slug="house", uid=str(uuid.uuid4()), display_name="house", create_time=system_clock()
-        )
-        key = new_api_key(book.random_bytes)
-        await book.credentials.create_api_key(
-            key_id=key.key_id,
-            secret_hash=key.secret_hash,
-            tenant_number=tenant_number,
-            account_number=None,
-            create_time=system_clock(),
-            scopes={"transactions", "accounts"},
-        )
-        return key
 
 
 def only(spans: list[Span], service: str, name: str) -> Span:

@@ -40,8 +40,8 @@ from tests.support.processes import (
     require_refusal,
     run,
     sqlite_url,
-    wait_until,
 )
+from tests.support.waiting import wait_until
 
 TITLES = {
     "Teable: what a space consumed",

@@ -27,8 +27,9 @@ from server.transport.readiness import ANSWER_SECONDS_MAX, CHECK_SECONDS
 from tests.support.callers import Client
 from tests.support.databases import PostgreSQL
 from tests.support.ledgers import prepare
-from tests.support.processes import SECONDS_MAX, Daybook, Ports, environment
+from tests.support.processes import Daybook, Ports, environment
 from tests.support.refusals import read_refusal
+from tests.support.waiting import SECONDS_MAX
 
 GRANT, CHARGE = Transaction.GRANT, Transaction.CHARGE
 CALLERS = 32

@@ -28,45 +28,13 @@ from server.ledger.posting import (
     withdraw,
 )
 from server.ledger.usage import UsageWindow
+from tests.support.account_states import NOW, account, lot
 
-NOW: Instant = 480_000 * HOUR
 ONE: Millionths = 1_000_000
 
 GRANT, CHARGE, ADJUSTMENT = Transaction.GRANT, Transaction.CHARGE, Transaction.ADJUSTMENT
 EXPIRATION = Transaction.EXPIRATION
 SUCCEEDED, FAILED, CANCELED = Transaction.SUCCEEDED, Transaction.FAILED, Transaction.CANCELED
-
-
-def lot(number: int, remaining: Millionths, expire_time: Instant | None = None, priority: int = 0) -> Lot:
-    """A full lot, opened by the transaction of its own number."""
-    return Lot(number, number, Terms(expire_time, priority), remaining, remaining)
-
-
-def account(
-    *lots: Lot,
-    debt: Millionths = 0,
-    credit_limit: Millionths = 0,
-    last_create_time: Instant = NOW - HOUR,
-    window: UsageWindow | None = None,
-) -> AccountState:
-    """An account that holds these lots or owes this debt; as many transactions as lots were posted."""
-    newest = max((each.number for each in lots), default=0)
-    return AccountState(
-        account_number=7,
-        account_id="acme",
-        tenant_number=3,
-        credit_limit=credit_limit,
-        hour_anchor=0,
-        balance=sum(each.remaining for each in lots) - debt,
-        debt=debt,
-        lots=sort_lots(lots),
-        lot_count=newest,
-        open_lot_count=len(lots),
-        expiring=sum(each.remaining for each in lots if each.terms.expire_time is not None),
-        sequence=newest,
-        last_create_time=last_create_time,
-        window=window,
-    )
 
 
 def holding(balance: Millionths, credit_limit: Millionths) -> AccountState:

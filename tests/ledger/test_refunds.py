@@ -12,42 +12,17 @@ from hypothesis import strategies as st
 
 from server.ledger.errors import BalanceOutOfRange, DaybookError, NotRefundable, RefundExceedsCharge
 from server.ledger.instants import HOUR, Instant
-from server.ledger.lots import PERMANENT, Allocation, Lot, Terms, parts, sort_lots
+from server.ledger.lots import PERMANENT, Allocation, Lot, Terms, parts
 from server.ledger.money import LARGEST, Millionths
 from server.ledger.posting import AccountState, Draft, Kind, Posting, State, expire_due, post
 from server.ledger.refunds import Charge, refund
 from server.ledger.usage import UsageWindow
+from tests.support.account_states import NOW, account, lot
 
-NOW: Instant = 480_000 * HOUR
 NAME = "accounts/acme/transactions/0192f3a4-5b6c-7d8e-9f01-23456789abcd"
 
 GRANT, CHARGE, REFUND = Transaction.GRANT, Transaction.CHARGE, Transaction.REFUND
 SUCCEEDED, FAILED, CANCELED = Transaction.SUCCEEDED, Transaction.FAILED, Transaction.CANCELED
-
-
-def lot(number: int, remaining: Millionths, expire_time: Instant | None = None, priority: int = 0) -> Lot:
-    """A full lot, opened by the transaction of its own number."""
-    return Lot(number, number, Terms(expire_time, priority), remaining, remaining)
-
-
-def account(*lots: Lot, debt: Millionths = 0, credit_limit: Millionths = 0) -> AccountState:
-    """An account that holds these lots or owes this debt; as many transactions as lots were posted."""
-    newest = max((each.number for each in lots), default=0)
-    return AccountState(
-        account_number=7,
-        account_id="acme",
-        tenant_number=3,
-        credit_limit=credit_limit,
-        hour_anchor=0,
-        balance=sum(each.remaining for each in lots) - debt,
-        debt=debt,
-        lots=sort_lots(lots),
-        lot_count=newest,
-        open_lot_count=len(lots),
-        expiring=sum(each.remaining for each in lots if each.terms.expire_time is not None),
-        sequence=newest,
-        last_create_time=NOW - HOUR,
-    )
 
 
 def spend(state: AccountState, amount: Millionths, now: Instant = NOW) -> tuple[AccountState, Charge]:

@@ -14,7 +14,7 @@ from server.ledger import money
 from server.ledger.errors import BalanceOutOfRange, DaybookError, InsufficientCredits, TooManyLots
 from server.ledger.idempotency import Request
 from server.ledger.instants import HOUR, Instant, from_timestamp
-from server.ledger.lots import CREDIT_LINE, PERMANENT, Allocation, Lot, Terms, parts, sort_lots
+from server.ledger.lots import CREDIT_LINE, PERMANENT, Allocation, Lot, Terms, parts
 from server.ledger.money import LARGEST, Millionths
 from server.ledger.posting import LOTS_TAKEN_MAX, AccountState, Posting
 from server.ledger.transfers import transfer
@@ -23,14 +23,10 @@ from server.posting.commands import Transfer
 from server.posting.unit import Attempt, Unit
 from server.store.states import StoredState
 from server.store.units import Loaded
+from tests.support import account_states
+from tests.support.account_states import NOW, lot
 
-NOW: Instant = 480_000 * HOUR
 SOURCE, DESTINATION = 7, 8
-
-
-def lot(number: int, remaining: Millionths, expire_time: Instant | None = None, priority: int = 0) -> Lot:
-    """A full lot, opened by the transaction of its own number."""
-    return Lot(number, number, Terms(expire_time, priority), remaining, remaining)
 
 
 def account(
@@ -40,21 +36,13 @@ def account(
     credit_limit: Millionths = 0,
     last_create_time: Instant = NOW - HOUR,
 ) -> AccountState:
-    """An account that holds these lots or owes this debt; as many transactions as lots were posted."""
-    newest = max((each.number for each in lots), default=0)
-    return AccountState(
-        account_number=number,
+    """The account of a number that holds these lots or owes this debt."""
+    return account_states.account(
+        *lots,
+        number=number,
         account_id=f"account-{number}",
-        tenant_number=3,
-        credit_limit=credit_limit,
-        hour_anchor=0,
-        balance=sum(each.remaining for each in lots) - debt,
         debt=debt,
-        lots=sort_lots(lots),
-        lot_count=newest,
-        open_lot_count=len(lots),
-        expiring=sum(each.remaining for each in lots if each.terms.expire_time is not None),
-        sequence=newest,
+        credit_limit=credit_limit,
         last_create_time=last_create_time,
     )
 

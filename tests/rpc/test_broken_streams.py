@@ -7,7 +7,7 @@ import contextlib
 import gc
 import sqlite3
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeAlias
 
@@ -21,6 +21,7 @@ from server.store import sqlite
 from server.store.database_tracer import DatabaseTracer
 from tests.support.callers import Client, Server
 from tests.support.markers import only_postgresql, only_sqlite
+from tests.support.waiting import until
 
 STATEMENTS = 24
 """More than a verification of two accounts sends."""
@@ -29,8 +30,6 @@ LOG_PAGES_MAX = 250
 FRAME_BYTES = 4096 + 24
 """A page in SQLite's log, with its header."""
 BUSY_SECONDS = 0.002
-LOOK_SECONDS = 0.02
-LONG = 30.0
 
 Call: TypeAlias = "grpc.aio.UnaryStreamCall[VerifyLedgerRequest, VerifyLedgerResponse]"
 
@@ -80,13 +79,6 @@ async def break_off_verifications(server: Server, admin: Client, client: Client)
                 await client.post("acme", kind, amount)
 
 
-async def eventually(check: Callable[[], Awaitable[bool]]) -> None:
-    """Looks again until something holds: the last stream may still be ending."""
-    async with asyncio.timeout(LONG):
-        while not await check():
-            await asyncio.sleep(LOOK_SECONDS)
-
-
 def size_of(file: str) -> int:
     """The bytes of a file."""
     return Path(file).stat().st_size
@@ -104,7 +96,7 @@ async def test_sqlite_keeps_its_log_short(server: Server, client: Client, admin:
             (is_busy, _, _) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         return not is_busy
 
-    await eventually(is_checkpointed)
+    await until(is_checkpointed)
 
 
 @only_postgresql
@@ -122,6 +114,6 @@ async def test_postgresql_keeps_no_transaction(server: Server, client: Client, a
         return bool(busy == 0)
 
     try:
-        await eventually(are_idle)
+        await until(are_idle)
     finally:
         await connection.close()

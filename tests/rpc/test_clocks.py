@@ -26,13 +26,10 @@ from daybook.v1.ledger_service_pb2 import (
     BatchCreateTransactionsRequest,
     CreateTransactionRequest,
     RefundTransactionRequest,
-    TransferCreditsRequest,
-    TransferCreditsResponse,
     UpdateAccountRequest,
 )
 from daybook.v1.transaction_pb2 import Transaction
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.timestamp_pb2 import Timestamp
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from structlog.testing import capture_logs
 
@@ -43,7 +40,7 @@ from server.ledger.errors import ClockSkewed
 from server.ledger.instants import SECOND, Instant, from_timestamp, to_timestamp
 from server.ledger.names import RandomBytes
 from tests.support.callers import Client, Server
-from tests.support.clock import NOON, Clock
+from tests.support.clock import Clock, after
 from tests.support.databases import held_up
 from tests.support.gateways import gateway_before
 from tests.support.http import Answer, send
@@ -53,19 +50,6 @@ from tests.support.refusals import refusal_of
 GRANT, CHARGE, EXPIRATION = Transaction.GRANT, Transaction.CHARGE, Transaction.EXPIRATION
 HOUR_SECONDS = 3600
 TWO_DAYS_SECONDS = 2 * 24 * HOUR_SECONDS
-
-
-def after(seconds: float) -> Timestamp:
-    """So long after NOON."""
-    return to_timestamp(NOON + round(seconds * SECOND))
-
-
-async def transfer(client: Client, source: str, destination: str, amount: str) -> TransferCreditsResponse:
-    """Moves credits between two accounts."""
-    return await client.ledger.TransferCredits(
-        TransferCreditsRequest(name=f"accounts/{source}", destination=f"accounts/{destination}", amount=amount),
-        metadata=client.metadata,
-    )
 
 
 @pytest.fixture
@@ -84,14 +68,14 @@ async def ahead(client: Client, clock: Clock) -> Client:
 async def test_the_time_of_one_account_expires_nothing_of_another(ahead: Client, admin: Client) -> None:
     """Transfers to and from an account whose newest transaction is two days ahead cost nobody a credit."""
     clock_time = after(0)
-    sides = await transfer(ahead, "a", "b", "5")
+    sides = await ahead.transfer("a", "b", "5")
     assert (sides.outgoing.balance_after, sides.outgoing.create_time) == ("105", clock_time)
     # The stamps of `b` stay in order: it repeats its newest one until the clock has passed it.
     assert (sides.incoming.balance_after, sides.incoming.create_time) == ("6", after(TWO_DAYS_SECONDS))
-    sides = await transfer(ahead, "a", "c", "5")
+    sides = await ahead.transfer("a", "c", "5")
     assert (sides.outgoing.balance_after, sides.outgoing.create_time) == ("100", clock_time)
     assert (sides.incoming.balance_after, sides.incoming.create_time) == ("5", clock_time)
-    sides = await transfer(ahead, "b", "c", "6")
+    sides = await ahead.transfer("b", "c", "6")
     assert (sides.outgoing.balance_after, sides.outgoing.create_time) == ("0", after(TWO_DAYS_SECONDS))
     assert (sides.incoming.balance_after, sides.incoming.create_time) == ("11", clock_time)
     assert not [row for row in await ahead.history("-") if row.kind == EXPIRATION]
@@ -258,7 +242,7 @@ def writes(checked: Checked, charge: Transaction, key: ApiKey) -> dict[str, Call
     )
     return {
         "post": lambda: client.post("a", GRANT, "1"),
-        "transfer": lambda: transfer(client, "a", "b", "1"),
+        "transfer": lambda: client.transfer("a", "b", "1"),
         "refund": lambda: client.ledger.RefundTransaction(
             RefundTransactionRequest(name=charge.name), metadata=client.metadata
         ),
@@ -342,7 +326,7 @@ async def test_a_small_skew_is_taken(checked: Checked) -> None:
     """Servers whose clocks differ by less than the bound post, and each account's times are in order."""
     for offset_seconds in (4, -4, 0):
         checked.clock.offset = offset_seconds * SECOND
-        await transfer(checked.client, "a", "b", "1")
+        await checked.client.transfer("a", "b", "1")
     for account_id, balance in (("a", "7"), ("b", "4")):
         times = [from_timestamp(row.create_time) for row in await checked.client.history(account_id)]
         assert times == sorted(times)

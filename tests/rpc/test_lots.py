@@ -23,21 +23,16 @@ from daybook.v1.transaction_pb2 import Allocation, Lot, Transaction
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from server.ledger.instants import SECOND, from_timestamp, to_timestamp
+from server.ledger.instants import SECOND, from_timestamp
 from server.ledger.posting import Kind
 from tests.support.callers import Client, Server
-from tests.support.clock import NOON, Clock
+from tests.support.clock import NOON, Clock, after
 from tests.support.markers import only_sqlite
 from tests.support.refusals import refusal_of
 
 GRANT, CHARGE, ADJUSTMENT = Transaction.GRANT, Transaction.CHARGE, Transaction.ADJUSTMENT
 HOUR_SECONDS = 3600
 CENTURY_SECONDS = 36_525 * 24 * 3600
-
-
-def after(seconds: float) -> Timestamp:
-    """So long after NOON."""
-    return to_timestamp(NOON + round(seconds * SECOND))
 
 
 def lot(number: int, amount: str, remaining: str, **fields: object) -> Lot:

@@ -14,29 +14,21 @@ from daybook.v1.ledger_service_pb2 import (
     CreateTransactionRequest,
     ListLotsRequest,
     RefundTransactionRequest,
-    TransferCreditsRequest,
 )
 from daybook.v1.transaction_pb2 import Lot, Transaction
-from google.protobuf.timestamp_pb2 import Timestamp
 from sqlalchemy import update
 
 from server.book import Book
-from server.ledger.instants import SECOND, to_timestamp
 from server.ledger.lots import Lot as StoredLot
 from server.store.open_lots import OpenLots
 from server.store.tables import account_states
 from tests.support.callers import Client, Server
-from tests.support.clock import NOON, Clock
+from tests.support.clock import Clock, after
 from tests.support.databases import held_up, writing
 from tests.support.refusals import refusal_of
 
 GRANT, CHARGE, ADJUSTMENT = Transaction.GRANT, Transaction.CHARGE, Transaction.ADJUSTMENT
 BATCH = 500
-
-
-def after(seconds: float) -> Timestamp:
-    """So long after NOON."""
-    return to_timestamp(NOON + round(seconds * SECOND))
 
 
 def grant(amount: str = "1", **fields: object) -> Transaction:
@@ -69,12 +61,6 @@ async def taken_by(client: Client, transaction: Transaction) -> list[int]:
     """The numbers of the lots that a transaction took from, in its order."""
     full = await client.full(transaction.name)
     return [int(each.lot.rpartition("/")[2]) for each in full.allocations]
-
-
-async def transfer(client: Client, source: str, destination: str, amount: str) -> None:
-    """Moves credits."""
-    request = TransferCreditsRequest(name=f"accounts/{source}", destination=f"accounts/{destination}", amount=amount)
-    await client.ledger.TransferCredits(request, metadata=client.metadata)
 
 
 @pytest.fixture
@@ -181,10 +167,10 @@ async def test_others_do_not_wait_for_expirations(server: Server, acme: Client, 
     clock.advance(60)
     calls = [
         acme.post("third", CHARGE, "-1"),
-        transfer(acme, "acme", "other", "2"),
+        acme.transfer("acme", "other", "2"),
         acme.post("other", CHARGE, "-6"),
         acme.post("third", CHARGE, "-1"),
-        transfer(acme, "other", "acme", "1"),
+        acme.transfer("other", "acme", "1"),
     ]
     async with asyncio.timeout(60):
         async with held_up(server.book):
@@ -218,11 +204,11 @@ async def test_transfers_between_accounts_with_many_lots(acme: Client, admin: Cl
         await post_all(acme, [grant()] * 700, name)
         await post_all(acme, [grant(expire_time=after(3600 + number)) for number in range(400)], name)
     outcomes = await asyncio.gather(
-        *(transfer(acme, *sides, "30") for sides in [("acme", "other"), ("other", "acme")] * 10)
+        *(acme.transfer(*sides, "30") for sides in [("acme", "other"), ("other", "acme")] * 10)
     )
     assert len(outcomes) == 20
     assert [(await acme.balance(name)).amount for name in ("acme", "other")] == ["1100", "1100"]
-    await transfer(acme, "acme", "other", "900")
+    await acme.transfer("acme", "other", "900")
     arrived = (await all_lots(acme, "other"))[-1]
     assert (arrived.amount, arrived.HasField("expire_time")) == ("500", False)
     assert (await acme.balance("other")).expiring_amount == "800"

@@ -10,22 +10,15 @@ from daybook.v1.account_pb2 import User
 from daybook.v1.ledger_service_pb2 import RefundTransactionRequest, TransferCreditsRequest
 from daybook.v1.transaction_pb2 import Allocation, Booking, EventTicket, Order, Transaction, Usage
 from google.protobuf.struct_pb2 import Struct, Value
-from google.protobuf.timestamp_pb2 import Timestamp
 
-from server.ledger.instants import SECOND, to_timestamp
 from tests.support.callers import Client, Server
-from tests.support.clock import NOON, Clock
+from tests.support.clock import Clock, after
 from tests.support.markers import only_sqlite
 from tests.support.refusals import refusal_of
 
 GRANT, CHARGE, REFUND = Transaction.GRANT, Transaction.CHARGE, Transaction.REFUND
 EXCEEDS = ("FAILED_PRECONDITION", "REFUND_EXCEEDS_CHARGE")
 NOBODY = "0192f3a4-5b6c-7d8e-9f01-23456789abcd"
-
-
-def after(seconds: float) -> Timestamp:
-    """So long after NOON."""
-    return to_timestamp(NOON + round(seconds * SECOND))
 
 
 async def refund(client: Client, name: str, amount: str = "", *, request_id: str = "") -> Transaction:

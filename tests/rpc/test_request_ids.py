@@ -11,7 +11,6 @@ from daybook.v1.ledger_service_pb2 import (
     CreateAccountRequest,
     CreateTransactionRequest,
     GetAccountRequest,
-    ListTransactionsRequest,
     UpdateAccountRequest,
 )
 from daybook.v1.transaction_pb2 import Transaction
@@ -30,15 +29,6 @@ async def raw_call(client: Client, method: str, request: bytes) -> bytes:
     """The bytes of an answer, as they come over the wire."""
     call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = client.channel.unary_unary(f"/daybook.v1.Ledger/{method}")
     return await call(request, metadata=client.metadata)
-
-
-async def history(client: Client, account_id: str = "acme") -> list[Transaction]:
-    """All transactions of a small account, oldest first."""
-    page = await client.ledger.ListTransactions(
-        ListTransactionsRequest(parent=f"accounts/{account_id}", order_by="create_time"), metadata=client.metadata
-    )
-    assert not page.next_page_token
-    return list(page.transactions)
 
 
 def grant(*, amount: str = "5", request_id: str = "id", account_id: str = "acme") -> CreateTransactionRequest:
@@ -74,7 +64,7 @@ async def test_transaction_is_replayed(client: Client, clock: Clock) -> None:
     clock.advance(3600)
     await client.post("acme", GRANT, "1")
     assert await raw_call(client, "CreateTransaction", request) == first
-    rows = await history(client)
+    rows = await client.history()
     assert [row.balance_after for row in rows] == ["5", "6"]
     assert rows[0] == Transaction.FromString(first)
     assert rows[0].request_id == "id"
@@ -90,7 +80,7 @@ async def test_labels_in_another_order_are_the_same_request(client: Client) -> N
     for key in ("project", "location", "company"):
         other.transaction.labels[key] = "x"
     assert await client.ledger.CreateTransaction(other, metadata=client.metadata) == first
-    assert len(await history(client)) == 1
+    assert len(await client.history()) == 1
 
 
 @pytest.mark.parametrize(
@@ -116,7 +106,7 @@ async def test_other_transaction_of_the_same_id(
     assert refusal.verdict == verdict
     assert refusal.metadata == {"request_id": "id"}
     assert await client.ledger.CreateTransaction(grant(), metadata=client.metadata) == first
-    assert await history(client) == [first]
+    assert await client.history() == [first]
 
 
 async def test_refused_call_leaves_its_id_free(client: Client) -> None:
@@ -128,7 +118,7 @@ async def test_refused_call_leaves_its_id_free(client: Client) -> None:
     charged = await client.post("acme", CHARGE, "-3", request_id="charge")
     assert charged.balance_after == "0"
     assert await client.post("acme", CHARGE, "-3", request_id="charge") == charged, "and is replayed, not refused"
-    assert len(await history(client)) == 2
+    assert len(await client.history()) == 2
 
 
 @only_sqlite
@@ -156,7 +146,7 @@ async def test_ids_are_per_account(server: Server) -> None:
         await client.create_account(account_id)
         posted = await client.ledger.CreateTransaction(grant(account_id=account_id), metadata=client.metadata)
         assert posted.sequence == 1
-        assert await history(client, account_id) == [posted]
+        assert await client.history(account_id) == [posted]
 
 
 async def test_concurrent_calls_with_one_id(client: Client) -> None:
@@ -165,7 +155,7 @@ async def test_concurrent_calls_with_one_id(client: Client) -> None:
     request = grant().SerializeToString()
     answers = await asyncio.gather(*(raw_call(client, "CreateTransaction", request) for _ in range(16)))
     assert len(set(answers)) == 1
-    assert await history(client) == [Transaction.FromString(answers[0])]
+    assert await client.history() == [Transaction.FromString(answers[0])]
 
 
 async def test_concurrent_requests_that_share_an_id(client: Client) -> None:
@@ -176,7 +166,7 @@ async def test_concurrent_requests_that_share_an_id(client: Client) -> None:
     )
     posted = [answer for answer in answers if isinstance(answer, Transaction)]
     codes = [answer.code() for answer in answers if isinstance(answer, grpc.aio.AioRpcError)]
-    assert await history(client) == posted
+    assert await client.history() == posted
     assert len(posted) == 1
     assert codes == [grpc.StatusCode.ALREADY_EXISTS] * 7
 
@@ -290,7 +280,7 @@ async def test_id_of_another_method(client: Client) -> None:
         client.ledger.CreateAccount(create_account(request_id="c"), metadata=client.metadata),
     ):
         assert (await refusal_of(call)).verdict == REUSED
-    assert len(await history(client)) == 1
+    assert len(await client.history()) == 1
 
 
 async def test_concurrent_methods_that_share_an_id(client: Client) -> None:
@@ -361,7 +351,7 @@ async def test_metadata_may_have_the_request_id(client: Client) -> None:
         client.ledger.CreateTransaction(grant(request_id="", amount="6"), metadata=with_key(client, "id"))
     )
     assert refusal.verdict == REUSED
-    assert await history(client) == [first]
+    assert await client.history() == [first]
 
 
 @pytest.mark.parametrize(
@@ -384,7 +374,7 @@ async def test_metadata_that_is_no_request_id(client: Client, request_id: str, k
     assert (*refusal.verdict, *refusal.fields) == ("INVALID_ARGUMENT", "FIELD_INVALID", field)
     assert "Idempotency-Key" in refusal.message
     assert all(each[:64] in refusal.message for each in (request_id, *keys) if field == "request_id")
-    assert await history(client) == []
+    assert await client.history() == []
 
 
 @only_sqlite

@@ -13,7 +13,6 @@ from daybook.v1.ledger_service_pb2 import (
     CreateTransactionRequest,
     GetBalanceRequest,
     GetTransactionRequest,
-    ListTransactionsRequest,
     UpdateAccountRequest,
 )
 from daybook.v1.transaction_pb2 import Booking, EventTicket, Order, Transaction, Usage
@@ -42,16 +41,6 @@ async def balance(client: Client, account_id: str = "acme") -> Balance:
 async def get(client: Client, name: str) -> Transaction:
     """The transaction of this name."""
     return await client.ledger.GetTransaction(GetTransactionRequest(name=name), metadata=client.metadata)
-
-
-async def history(client: Client, account_id: str = "acme") -> list[Transaction]:
-    """All transactions of a small account, oldest first."""
-    page = await client.ledger.ListTransactions(
-        ListTransactionsRequest(parent=f"accounts/{account_id}", order_by="create_time", page_size=1000),
-        metadata=client.metadata,
-    )
-    assert not page.next_page_token
-    return list(page.transactions)
 
 
 async def test_posted_transaction(client: Client) -> None:
@@ -94,7 +83,7 @@ async def test_posted_transaction(client: Client) -> None:
     assert (uid.version, uid.variant, str(uid)) == (7, "specified in RFC 4122", posted.uid)
     assert uid.int >> 80 == NOON // 1000, "the uid tells the millisecond of the create_time"
     assert await get(client, posted.name) == posted
-    assert await history(client) == [posted]
+    assert await client.history() == [posted]
 
 
 @pytest.mark.parametrize(
@@ -154,7 +143,7 @@ async def test_amounts_are_exact(client: Client, kind: Kind, amount: str, writte
     await client.create_account("acme", credit_limit=LARGEST)
     posted = await client.post("acme", kind, amount)
     assert (posted.amount, posted.permanent_amount, posted.balance_after) == (written, written, written)
-    assert await history(client) == [posted]
+    assert await client.history() == [posted]
     assert (await balance(client)).amount == written
 
 
@@ -485,10 +474,10 @@ async def test_posting_to_nobody(client: Client) -> None:
     """A transaction of an unknown account is NOT_FOUND, until the account is created."""
     refusal = await refusal_of(client.post("acme", GRANT, "1"))
     assert refusal.verdict == ("NOT_FOUND", "ACCOUNT_NOT_FOUND")
-    assert (await refusal_of(history(client))).verdict == ("NOT_FOUND", "ACCOUNT_NOT_FOUND")
+    assert (await refusal_of(client.history())).verdict == ("NOT_FOUND", "ACCOUNT_NOT_FOUND")
     await client.create_account("acme")
     assert (await client.post("acme", GRANT, "1")).sequence == 1
-    assert len(await history(client)) == 1
+    assert len(await client.history()) == 1
 
 
 async def test_an_answer_is_stored(client: Client, database_url: str) -> None:
@@ -500,7 +489,7 @@ async def test_an_answer_is_stored(client: Client, database_url: str) -> None:
         assert tenant_number is not None
         [holding] = await other_book.account_store.holdings(tenant_number, ["acme"], NOON)
         assert (holding.state.sequence, holding.state.balance) == (1, 1_000_000)
-    assert await history(client) == [posted]
+    assert await client.history() == [posted]
 
 
 async def test_concurrent_charges(client: Client) -> None:
@@ -517,7 +506,7 @@ async def test_concurrent_charges(client: Client) -> None:
         grpc.StatusCode.FAILED_PRECONDITION
     }
     assert len(posted) == 40
-    rows = await history(client)
+    rows = await client.history()
     assert [row.sequence for row in rows] == list(range(1, 42))
     assert [row.balance_after for row in rows] == [str(left) for left in range(40, -1, -1)]
     assert sorted(row.uid for row in rows[1:]) == sorted(answer.uid for answer in posted)
@@ -532,5 +521,5 @@ async def test_concurrent_accounts(client: Client) -> None:
         await client.create_account(account_id)
     await asyncio.gather(*(client.post(account_id, GRANT, "1") for account_id in account_ids * 5))
     for account_id in account_ids:
-        rows = await history(client, account_id)
+        rows = await client.history(account_id)
         assert [(row.sequence, row.balance_after) for row in rows] == [(n, str(n)) for n in range(1, 6)]

@@ -15,34 +15,15 @@ from daybook.v1.ledger_service_pb2 import (
 )
 from daybook.v1.transaction_pb2 import Allocation, Transaction
 from google.protobuf.struct_pb2 import Struct, Value
-from google.protobuf.timestamp_pb2 import Timestamp
 
-from server.ledger.instants import SECOND, to_timestamp
 from tests.support.callers import Client, Server
-from tests.support.clock import NOON, Clock
+from tests.support.clock import Clock, after
 from tests.support.markers import only_sqlite
 from tests.support.refusals import refusal_of
 
 GRANT, CHARGE = Transaction.GRANT, Transaction.CHARGE
 INSUFFICIENT = ("FAILED_PRECONDITION", "INSUFFICIENT_CREDITS")
 LARGEST = "999999999999.999999"
-
-
-def after(seconds: float) -> Timestamp:
-    """So long after NOON."""
-    return to_timestamp(NOON + round(seconds * SECOND))
-
-
-async def transfer(
-    client: Client, source: str, destination: str, amount: str, *, request_id: str = ""
-) -> TransferCreditsResponse:
-    """Moves credits between two accounts."""
-    return await client.ledger.TransferCredits(
-        TransferCreditsRequest(
-            name=f"accounts/{source}", destination=f"accounts/{destination}", amount=amount, request_id=request_id
-        ),
-        metadata=client.metadata,
-    )
 
 
 @pytest.fixture
@@ -131,7 +112,7 @@ async def test_terms_are_kept(client: Client, admin: Client, clock: Clock) -> No
     await client.post("giver", GRANT, "5", priority=2)
     await client.post("giver", GRANT, "3", expire_time=after(3600), priority=2)
     await client.post("giver", GRANT, "2", expire_time=after(60))
-    sides = await transfer(client, "giver", "taker", "6")
+    sides = await client.transfer("giver", "taker", "6")
     assert (sides.outgoing.expiring_amount, sides.outgoing.permanent_amount) == ("-5", "-1")
     assert (sides.incoming.expiring_amount, sides.incoming.permanent_amount) == ("5", "1")
     assert [lot.remaining_amount for lot in await client.lots("giver")] == ["4", "0", "0"]
@@ -156,12 +137,12 @@ async def test_nothing_is_borrowed_to_be_given_away(client: Client) -> None:
         await client.create_account(account_id, credit_limit="100")
     await client.post("giver", GRANT, "3.5")
     before = await everything(client, "giver", "taker")
-    refusal = await refusal_of(transfer(client, "giver", "taker", "3.500001"))
+    refusal = await refusal_of(client.transfer("giver", "taker", "3.500001"))
     assert refusal.verdict == INSUFFICIENT
     assert refusal.metadata == {"account": "accounts/giver", "available_amount": "3.5", "amount": "-3.500001"}
     assert await everything(client, "giver", "taker") == before
     await client.post("giver", CHARGE, "-4")
-    refusal = await refusal_of(transfer(client, "giver", "taker", "0.000001"))
+    refusal = await refusal_of(client.transfer("giver", "taker", "0.000001"))
     assert refusal.verdict == INSUFFICIENT
     assert refusal.metadata["available_amount"] == "0"
 
@@ -172,7 +153,7 @@ async def test_a_debt_is_paid_first(client: Client, admin: Client) -> None:
     await client.create_account("taker", credit_limit="10")
     await client.post("giver", GRANT, "10", expire_time=after(60))
     await client.post("taker", CHARGE, "-4")
-    incoming = (await transfer(client, "giver", "taker", "6")).incoming
+    incoming = (await client.transfer("giver", "taker", "6")).incoming
     assert (incoming.amount, incoming.expiring_amount, incoming.permanent_amount) == ("6", "2", "4")
     assert incoming.balance_after == "2"
     assert [(lot.amount, lot.sequence) for lot in await client.lots("taker")] == [("2", 2)]
@@ -218,13 +199,13 @@ async def test_refused_transfer_changes_nothing(
         case "no source":
             source = "nobody"
     before = await everything(two, "giver", "taker")
-    refusal = await refusal_of(transfer(two, source, destination, amount, request_id="id"))
+    refusal = await refusal_of(two.transfer(source, destination, amount, request_id="id"))
     assert refusal.verdict == verdict
     if verdict[0] == "NOT_FOUND":
         assert refusal.metadata == {"account": "accounts/nobody"}
     assert await everything(two, "giver", "taker") == before
     await two.create_account("third")
-    assert (await transfer(two, "giver", "third", "4", request_id="id")).incoming.balance_after == "4"
+    assert (await two.transfer("giver", "third", "4", request_id="id")).incoming.balance_after == "4"
     assert await admin.verify() == []
 
 
@@ -277,11 +258,11 @@ async def test_transfer_is_replayed(two: Client, clock: Clock) -> None:
 
 async def test_the_id_belongs_to_the_account_that_gives(two: Client) -> None:
     """The account that gets may use the same id for its own; the one that gives may not use it again."""
-    await transfer(two, "giver", "taker", "6", request_id="id")
-    assert (await transfer(two, "taker", "giver", "1", request_id="id")).outgoing.balance_after == "5"
+    await two.transfer("giver", "taker", "6", request_id="id")
+    assert (await two.transfer("taker", "giver", "1", request_id="id")).outgoing.balance_after == "5"
     for call in (
-        transfer(two, "giver", "taker", "5", request_id="id"),
-        transfer(two, "giver", "taker", "6.0", request_id="id"),
+        two.transfer("giver", "taker", "5", request_id="id"),
+        two.transfer("giver", "taker", "6.0", request_id="id"),
         two.post("giver", GRANT, "1", request_id="id"),
         two.post("taker", GRANT, "1", request_id="id"),
     ):
@@ -291,7 +272,7 @@ async def test_the_id_belongs_to_the_account_that_gives(two: Client) -> None:
 
 async def test_concurrent_repetitions(two: Client) -> None:
     """One transfer that is sent many times at once is done once and answered alike."""
-    answers = await asyncio.gather(*(transfer(two, "giver", "taker", "1", request_id="id") for _ in range(16)))
+    answers = await asyncio.gather(*(two.transfer("giver", "taker", "1", request_id="id") for _ in range(16)))
     assert all(answer == answers[0] for answer in answers)
     assert (await two.balance("giver")).amount == "9"
 
@@ -302,7 +283,7 @@ async def test_transfers_in_both_directions_at_once(two: Client, admin: Client) 
     directions = [("giver", "taker"), ("taker", "giver")] * 32
     outcomes = await asyncio.wait_for(
         asyncio.gather(
-            *(transfer(two, *direction, f"{1 + n % 7}") for n, direction in enumerate(directions)),
+            *(two.transfer(*direction, f"{1 + n % 7}") for n, direction in enumerate(directions)),
             return_exceptions=True,
         ),
         timeout=60,
@@ -333,7 +314,7 @@ async def test_bound_credentials_move_nothing(server: Server, two: Client) -> No
     bound = await server.client(tenant_number, account_id="giver")
     before = await everything(two, "giver", "taker", "third")
     for source, destination in (("giver", "taker"), ("taker", "giver"), ("taker", "third"), ("giver", "nobody")):
-        refusal = await refusal_of(transfer(bound, source, destination, "1"))
+        refusal = await refusal_of(bound.transfer(source, destination, "1"))
         assert refusal.verdict == ("PERMISSION_DENIED", "ACCOUNT_NOT_PERMITTED")
     assert await everything(two, "giver", "taker", "third") == before
 
@@ -349,7 +330,7 @@ async def test_tenants_are_apart(server: Server, two: Client) -> None:
         (stranger, "giver", "abroad"),
         (stranger, "abroad", "giver"),
     ):
-        refusal = await refusal_of(transfer(caller, source, destination, "1"))
+        refusal = await refusal_of(caller.transfer(source, destination, "1"))
         assert refusal.verdict == ("NOT_FOUND", "ACCOUNT_NOT_FOUND")
     assert (await two.balance("giver")).amount == "10"
     assert (await stranger.balance("abroad")).amount == "5"
@@ -364,12 +345,12 @@ async def test_a_destination_that_is_ahead(client: Client, admin: Client, clock:
     clock.advance(10)
     await client.post("taker", GRANT, "1")
     clock.advance(-10)
-    sides = await transfer(client, "giver", "taker", "4")
+    sides = await client.transfer("giver", "taker", "4")
     assert (sides.outgoing.create_time, sides.outgoing.expiring_amount) == (after(0), "-2")
     assert (sides.incoming.create_time, sides.incoming.expiring_amount) == (after(10), "2")
     assert (await client.balance("taker")).amount == "5"
     clock.advance(5)
     assert (await client.balance("taker")).amount == "3"
-    refusal = await refusal_of(transfer(client, "taker", "giver", "3.000001"))
+    refusal = await refusal_of(client.transfer("taker", "giver", "3.000001"))
     assert refusal.verdict == INSUFFICIENT
     assert await admin.verify() == []

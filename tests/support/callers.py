@@ -19,6 +19,8 @@ from daybook.v1.ledger_service_pb2 import (
     GetTransactionRequest,
     ListLotsRequest,
     ListTransactionsRequest,
+    TransferCreditsRequest,
+    TransferCreditsResponse,
 )
 from daybook.v1.ledger_service_pb2_grpc import LedgerStub
 from daybook.v1.transaction_pb2 import Lot, Transaction
@@ -64,6 +66,15 @@ class Client:
             CreateTransactionRequest(parent=f"accounts/{account_id}", transaction=transaction, request_id=request_id),
             metadata=self.metadata,
         )
+
+    async def transfer(
+        self, source: str, destination: str, amount: str, *, request_id: str = ""
+    ) -> TransferCreditsResponse:
+        """Moves credits between two accounts."""
+        request = TransferCreditsRequest(
+            name=f"accounts/{source}", destination=f"accounts/{destination}", amount=amount, request_id=request_id
+        )
+        return await self.ledger.TransferCredits(request, metadata=self.metadata)
 
     async def raw_call(self, method: str, request: bytes) -> bytes:
         """The bytes of an answer of Ledger, as they come over the wire."""

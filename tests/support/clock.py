@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from server.ledger.instants import SECOND, Instant, parse
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from server.ledger.instants import SECOND, Instant, parse, to_timestamp
 
 NOON = parse("2024-10-10T12:00:00Z")
 
 
+def after(seconds: float) -> Timestamp:
+    """The time so many seconds after NOON."""
+    return to_timestamp(NOON + round(seconds * SECOND))
+
+
 class Clock:
-    """Stands still until a test moves it."""
+    """A clock for a ledger."""
 
     def __init__(self, now: Instant = NOON) -> None:
         self.now = now

@@ -15,7 +15,8 @@ import yaml
 from server.config import Settings
 from server.gateway import _envoy, render_configuration
 from tests.support.http import send
-from tests.support.processes import SECONDS_MAX, Daybook, Ports, copy_database, sqlite_url, wait_until
+from tests.support.processes import Daybook, Ports, copy_database, sqlite_url
+from tests.support.waiting import SECONDS_MAX, wait_until
 
 Condition: TypeAlias = Callable[[Daybook, Path], AbstractContextManager[str]]
 """Makes a gateway beside the demo, with a folder of its own; gives its origin until the end of the block."""

