@@ -69,8 +69,7 @@ class Mix:
 
     def picks(self) -> Iterator[_Request]:
         """Encoded requests without end, the same ones each time."""
-        # Not for secrets: the same in every run.
-        return cycle(Random(SEED).choices(self._requests, self._weights, k=PICKS))  # noqa: S311
+        return cycle(Random(SEED).choices(self._requests, self._weights, k=PICKS))
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ def measure(stage: Stage) -> list[Finding]:
 
 def _items(account_ids: list[str], rows: int) -> Iterator[Item]:
     """A grant for each account, and then charges of accounts picked by Zipf, a second apart."""
-    random = Random(SEED)  # noqa: S311  # the same in every run
+    random = Random(SEED)
     cumulative = list(accumulate(zipf_weights(len(account_ids))))
     for number in range(rows):
         if number < len(account_ids):
