@@ -143,7 +143,7 @@ async def test_kept_rows_show_every_change(
         kept = await pages(client, bound, network)
         with monkeypatch.context() as patch:
             for facade in KEPT:
-                patch.setattr(facade, "_render", facade._render.__wrapped__)  # type: ignore[attr-defined]
+                patch.setattr(facade, "_render", facade._render.__wrapped__)
             anew = await pages(client, bound, network)
         assert kept == anew
         assert kept != before

@@ -19,8 +19,8 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from server.caching import ENTRY_BYTES, ByteLRU
 from server.ledger.instants import to_timestamp
-from server.store import accounts
 from tests.support.callers import Client, Server
 from tests.support.clock import NOON, Clock
 from tests.support.markers import only_sqlite, shares_a_server
@@ -136,13 +136,15 @@ async def test_ids_are_case_sensitive(client: Client) -> None:
 
 
 async def test_numbers_are_kept_in_bounds(client: Client, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beyond the bound the one goes that was looked up first; its account is found all the same."""
-    monkeypatch.setattr(accounts, "ACCOUNT_NUMBERS_CACHED_MAX", 2)
+    """A full cache evicts an entry; the account is found all the same."""
+    size = ENTRY_BYTES + 5
+    numbers: ByteLRU[tuple[int, str], int] = ByteLRU(2 * size, lambda key, _: len(key[1]))
+    monkeypatch.setattr(server.book.account_store, "_numbers", numbers)
     names = ["one", "two", "three"]
     for name in names:
         await client.create_account(name)
         await client.post(name, Transaction.GRANT, "1")
-    assert len(server.book.account_store._numbers) == 2
+    assert 0 < numbers.bytes <= 2 * size
     assert [len(await client.history(name)) for name in names] == [1, 1, 1]
 
 
