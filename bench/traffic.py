@@ -27,8 +27,8 @@ SEED = 1
 """Of the picks. Each side and each round of a comparison gets the same ones."""
 PICKS = 50_000
 """How many calls are picked beforehand; then the same ones come again."""
-ANSWERED_MIN = 0.9
-"""The part of the commits that must be answered: the last ones may be cut off."""
+ANSWERED_MIN = 0.5
+"""The part of the commits that must be answered: the last ones are cut off, and on a busy machine these are many."""
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _FRAME = struct.Struct(">BHBBI")
