@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import accumulate, chain, islice
+from random import Random
 from typing import TypeAlias
 
 import grpc
@@ -26,6 +27,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from bench.calls import PAGE_SIZE, Call, answer_each, authorization
 from bench.load import LoadFailed
 from bench.servers import DAYBOOK, Server, daybook
+from bench.traffic import SEED, zipf_weights
 from server.book import Book, open_book
 from server.ledger.access import ADMIN, new_api_key
 from server.transport.addresses import NO_PROXY
@@ -74,7 +76,10 @@ class Ledger:
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Accounts of one kind, the most popular first, each with POOL_ROWS transactions of its own."""
+    """Accounts of one kind, the most popular first, each with POOL_ROWS transactions.
+
+    But COMPANIES have different numbers of them, in proportion to their popularity.
+    """
 
     kind: Account.Kind.ValueType
     account_id: Callable[[int], str]
@@ -101,9 +106,15 @@ def build(database_url: str, rows: int, pools: Iterable[Pool] = (), pool_size: i
             account_ids = pool.account_ids(pool_size)
             pool_key = network_key if pool is COMPANIES else key
             create_accounts(server, pool_key, pool.kind, account_ids)
-            # Hours apart: a row of Nebula Block's list is an hour.
-            histories = (_history(each, POOL_ROWS, _HOUR_SECONDS, pool.event) for each in account_ids)
-            import_history(server, pool_key, as_messages(chain.from_iterable(histories)))
+            if pool is COMPANIES:
+                # Spacebring lists the whole tenant, so its pages must mix accounts as traffic does.
+                items = mixed_history(account_ids, pool_size + rows, pool.event)
+            else:
+                # Hours apart: a row of Nebula Block's list is an hour.
+                items = chain.from_iterable(
+                    _history(each, POOL_ROWS, _HOUR_SECONDS, pool.event) for each in account_ids
+                )
+            import_history(server, pool_key, as_messages(items))
             if pool is USERS:
                 user_keys = _create_keys(server, key, account_ids)
     return Ledger(database_url, key, network_key, user_keys, pool_size)
@@ -191,7 +202,7 @@ def import_history(server: Server, key: str, messages: Iterable[ImportTransactio
     return int(answer.imported_count)
 
 
-def item(account_id: str, seconds: float, transaction: Transaction) -> Item:
+def _item(account_id: str, seconds: float, transaction: Transaction) -> Item:
     """A transaction of an account, so many seconds after the start of MONTH."""
     whole = int(seconds)
     time = Timestamp(seconds=_START.seconds + whole, nanos=round((seconds - whole) * 1_000_000) * 1000)
@@ -201,11 +212,22 @@ def item(account_id: str, seconds: float, transaction: Transaction) -> Item:
 def _history(account_id: str, rows: int, seconds: float, event: Event) -> Iterator[Item]:
     """A grant and then `rows - 1` transactions, with so many seconds between one and the next."""
     for number in range(rows):
-        yield item(account_id, number * seconds, event(account_id, number) if number else grant())
+        yield _item(account_id, number * seconds, event(account_id, number) if number else _grant())
 
 
-def grant() -> Transaction:
-    """More credits than any figure spends."""
+def mixed_history(account_ids: Sequence[str], rows: int, event: Event) -> Iterator[Item]:
+    """A grant for each account, and then transactions of accounts picked by Zipf, a second apart."""
+    random = Random(SEED)
+    cumulative = list(accumulate(zipf_weights(len(account_ids))))
+    for number in range(rows):
+        if number < len(account_ids):
+            yield _item(account_ids[number], number, _grant())
+        else:
+            (account_id,) = random.choices(account_ids, cum_weights=cumulative)
+            yield _item(account_id, number, event(account_id, number))
+
+
+def _grant() -> Transaction:
     return Transaction(kind=Transaction.GRANT, category="purchase", amount=_WEALTH, description="Top-up")
 
 

@@ -142,8 +142,7 @@ class Stage:
         # Only here, so that figures without a peer can be taken without its packages.
         from bench import peer  # noqa: PLC0415
 
-        rows = self.rows + len(pools) * self.pool_size * ledger.POOL_ROWS
-        self.say(f"building a ledger of {rows:,} transactions")
+        self.say(f"building a ledger with {len(pools)} pools of {self.pool_size:,} accounts")
         built = ledger.build(database_url, self.rows, pools, self.pool_size)
         asyncio.run(peer.fill(built.database_url, ledger.ORGANIZATION))
         return built

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from itertools import accumulate
-from random import Random
 from statistics import median
 
 from daybook.v1.account_pb2 import Account
 
-from bench.ledger import Item, as_messages, build, create_accounts, grant, import_history, inference, item
+from bench.ledger import as_messages, build, create_accounts, import_history, inference, mixed_history
 from bench.load import LoadFailed
 from bench.report import Finding, at_least
 from bench.servers import daybook
 from bench.settling import spread
 from bench.stage import Stage
-from bench.traffic import SEED, zipf_weights
 
 ROWS_PER_SECOND_MIN = 8000
 
@@ -24,7 +20,7 @@ ROWS_PER_SECOND_MIN = 8000
 def measure(stage: Stage) -> list[Finding]:
     """Figure 14: rows a second of one ImportTransactions call, each time into a new database."""
     account_ids = [f"imported-{number}" for number in range(stage.pool_size)]
-    messages = list(as_messages(_items(account_ids, stage.rows_imported)))
+    messages = list(as_messages(mixed_history(account_ids, stage.rows_imported, inference)))
     rates = []
     for _ in range(stage.rounds.at_least):
         ledger = build(stage.new_sqlite_url(), rows=1)
@@ -37,15 +33,3 @@ def measure(stage: Stage) -> list[Finding]:
             raise LoadFailed(f"{imported} rows were imported and not {stage.rows_imported}")
     bar = at_least(ROWS_PER_SECOND_MIN)
     return [Finding(14, "import, SQLite", median(rates), "rows/s", bar, spread(rates), {"rows/s": rates})]
-
-
-def _items(account_ids: list[str], rows: int) -> Iterator[Item]:
-    """A grant for each account, and then charges of accounts picked by Zipf, a second apart."""
-    random = Random(SEED)
-    cumulative = list(accumulate(zipf_weights(len(account_ids))))
-    for number in range(rows):
-        if number < len(account_ids):
-            yield item(account_ids[number], number, grant())
-        else:
-            (account_id,) = random.choices(account_ids, cum_weights=cumulative)
-            yield item(account_id, number, inference(account_id, number))
