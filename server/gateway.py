@@ -8,9 +8,9 @@ import ctypes
 import ipaddress
 import json
 import os
+import re
 import shutil
 import signal
-import ssl
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Sequence
@@ -43,6 +43,7 @@ START_SECONDS_MAX = 20.0
 STOP_SECONDS_MAX = 10.0
 """Longest wait for Envoy to end after SIGTERM, in seconds. Then it is killed."""
 _POLL_SECONDS = 0.02
+_HEALTHY = re.compile(rb"\ncluster\.daybook\.membership_healthy: [1-9]")
 _SET_PARENT_DEATH_SIGNAL = 1
 
 
@@ -352,20 +353,16 @@ def _die_with_parent() -> None:
 
 
 async def _is_ready(settings: Settings) -> bool:
-    """Whether the gateway answers and finds the server healthy."""
-    tls = None
-    if settings.gateway_tls_certificate_file:
-        # This is the Envoy that this process runs; its certificate needn't name this address.
-        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        tls.check_hostname = False
-        tls.verify_mode = ssl.CERT_NONE
+    """Whether Envoy serves and finds a server healthy, by its admin page, whose requests aren't logged."""
     try:
-        reader, writer = await asyncio.open_connection(reachable(settings.gateway_host), settings.gateway_port, ssl=tls)
+        reader, writer = await asyncio.open_connection("127.0.0.1", settings.gateway_admin_port)
     except OSError:
         return False
     try:
-        writer.write(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-        return b" 200 " in await reader.readline()
+        writer.write(b"GET /stats?filter=(workers_started|membership_healthy)$ HTTP/1.1\r\n")
+        writer.write(b"Host: localhost\r\nConnection: close\r\n\r\n")
+        answer = await reader.read()
+        return b"\nlistener_manager.workers_started: 1" in answer and bool(_HEALTHY.search(answer))
     except OSError:
         return False
     finally:
