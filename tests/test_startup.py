@@ -36,8 +36,8 @@ async def serving_once(*arguments, **options):
 
 server.app.serving = serving_once
 """
-EVERYWHERE = {"alembic", "httpx", "jwt", "opentelemetry", "prometheus_client", "server.demo", "server.seed"}
-"""What neither the help nor a server with default settings needs."""
+EVERYWHERE = {"alembic", "asyncpg", "httpx", "jwt", "opentelemetry", "prometheus_client", "server.demo", "server.seed"}
+"""Modules that neither the help nor a server with default settings needs."""
 
 
 def modules_of(*arguments: str, folder: Path, prepare: str = "", code: int = 0) -> set[str]:
@@ -66,7 +66,7 @@ def test_help_imports_no_command(tmp_path: Path) -> None:
 
 
 def test_serve_on_sqlite_imports_only_what_it_uses(tmp_path: Path) -> None:
-    """A server of a migrated SQLite database has no migrations, traces, metrics, TLS, demo or gateway in memory."""
+    """A server of a migrated SQLite database loads no migrations, PostgreSQL, traces, metrics, TLS, demo or gateway."""
     url = sqlite_url(tmp_path / "daybook.db")
     assert run("migrate", "--database-url", url, folder=tmp_path).returncode == 0
     modules = modules_of(
@@ -79,7 +79,7 @@ def test_serve_on_sqlite_imports_only_what_it_uses(tmp_path: Path) -> None:
 
 
 def test_gateway_config_imports_no_server(tmp_path: Path) -> None:
-    """The files of a gateway need neither a database nor gRPC."""
+    """Writing the files of a gateway needs neither a database nor gRPC."""
     modules = modules_of("gateway-config", str(tmp_path / "gateway"), "--server", "one:1", folder=tmp_path)
     assert not {"grpc", "sqlalchemy"} & modules
 

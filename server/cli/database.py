@@ -13,7 +13,6 @@ from rich.progress import Progress as ProgressBar
 from server.book import database_limits, open_book
 from server.cli.options import DatabaseUrl, read_settings
 from server.cli.running import run
-from server.store.distribute import distribute as distribute_tables
 from server.usecases.verification import Progress
 
 app = typer.Typer()
@@ -33,6 +32,9 @@ def migrate(
         async with open_book(settings.database_url) as book:
             typer.echo("the database is up to date")
             if distribute:
+                # Loaded only for PostgreSQL.
+                from server.store.distribute import distribute as distribute_tables  # noqa: PLC0415
+
                 for name in await distribute_tables(book.database):
                     typer.echo(f"distributed {name}")
 

@@ -22,7 +22,6 @@ from server.usecases.transactions import NewTransaction, Transactions
 
 log = structlog.get_logger(__name__)
 
-DATABASE_URL = "sqlite+aiosqlite:///.daybook/demo.db"
 SECRET = "public"  # noqa: S105  # the demo is for everybody
 """The secret of every demo key: everybody may know it."""
 STORIES = (teable.STORY, nebulablock.STORY, spacebring.STORY, dreadnode.STORY)
