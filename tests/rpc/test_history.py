@@ -13,10 +13,19 @@ from sqlalchemy import delete, update
 from server.app import serving
 from server.book import open_book
 from server.config import Settings
+from server.ledger.paging import (
+    EVERYTHING,
+    NEWEST_FIRST,
+    Page,
+    TransactionKey,
+    TransactionList,
+    TransactionRow,
+)
 from server.store.tables import account_states, transactions
 from tests.support.callers import Client, Server
 from tests.support.clock import Clock
 from tests.support.databases import writing
+from tests.support.statement_counter import statements
 
 
 async def first_page(client: Client, account: str = "acme", **fields: object) -> ListTransactionsResponse:
@@ -36,6 +45,48 @@ async def acme(client: Client) -> Client:
     """A caller with an account."""
     await client.create_account("acme")
     return client
+
+
+async def test_a_page_without_a_new_transaction_is_not_read_again(server: Server, acme: Client) -> None:
+    """Only the head of the account is read, for each page size; other lists are read each time."""
+    names = await grants(acme, 5)
+    await acme.create_account("other")
+    for size in (2, 3):
+        for reads in (1, 0, 0):
+            await grants(acme, 1, "other")
+            with statements(server.book) as found:
+                page = await first_page(acme, page_size=size)
+            assert [row.name for row in page.transactions] == names[:size]
+            assert (found.of_bodies, len(found.texts)) == (reads, 1 + reads)
+    token = (await first_page(acme, page_size=2)).next_page_token
+    for request in [
+        ListTransactionsRequest(page_token=token, page_size=2),
+        ListTransactionsRequest(order_by="amount"),
+    ] * 2:
+        request.parent = "accounts/acme"
+        with statements(server.book) as found:
+            await acme.ledger.ListTransactions(request, metadata=acme.metadata)
+        assert found.of_bodies == 1
+
+
+async def test_a_transaction_posted_while_a_page_is_read(server: Server, acme: Client) -> None:
+    """A page that is newer than the head that was read first is not kept under that head."""
+    await grants(acme, 1)
+    store = server.book.transactions._store
+    pages, read = store._first_pages, store._read
+    tenant_number = await server.book.credentials.tenant_number("house")
+    assert tenant_number is not None
+    number = await server.book.account_store.number(tenant_number, "acme")
+    query = TransactionList(tenant_number, number, EVERYTHING, NEWEST_FIRST, None, 9)
+
+    async def post_and_read(query: TransactionList) -> Page[TransactionRow, TransactionKey]:
+        await grants(acme, 1)
+        return await read(query)
+
+    assert len((await pages.page(query, post_and_read)).rows) == 2
+    with statements(server.book) as found:
+        assert len((await pages.page(query, read)).rows) == 2
+    assert found.of_bodies == 1
 
 
 async def test_an_account_without_transactions(acme: Client) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import count
@@ -19,7 +19,9 @@ from sqlalchemy import insert, update
 from server.ledger.instants import SECOND, from_timestamp, to_timestamp, write
 from server.ledger.posting import Kind
 from server.store import transactions as store
+from server.store.database import Rows
 from server.store.list_statements import ROWS_READ_MAX
+from server.store.query import Query
 from server.store.tables import account_states, transactions
 from tests.support.callers import Client, Server
 from tests.support.clock import NOON, Clock
@@ -363,6 +365,33 @@ async def test_rows_posted_between_pages(client: Client, clock: Clock, parent: s
                 await client.post(account_id, GRANT, ("0.000001", "5", "100")[turn % 3])
     assert len(names) == len(set(names)), "a row came twice"
     assert [name for name in names if name in set(older)] == older
+
+
+@pytest.mark.parametrize(("parent", "order_by"), LISTS)
+@pytest.mark.parametrize("filter_text", ["kind = CHARGE", "kind = GRANT", "state = FAILED"])
+async def test_rows_posted_while_a_page_is_read(
+    server: Server, clock: Clock, monkeypatch: pytest.MonkeyPatch, parent: str, order_by: str, filter_text: str
+) -> None:
+    """A row inserted after a page and before its boundary is read makes no other row come twice, or not at all."""
+    monkeypatch.setattr(store, "ROWS_READ_MAX", 4)
+    client = await server.client(await server.create_tenant("house"))
+    rows = await post_steps(client, clock)
+    kind = {"kind = CHARGE": CHARGE, "kind = GRANT": GRANT}.get(filter_text)
+    older = expected(rows, parent, lambda each: each.kind == kind, order_by)
+    fetch, posted = server.book.database.fetch, count()
+
+    async def post_before(query: Query, parameters: Mapping[str, object], **more: bool) -> Rows:
+        # A boundary is the last of the keys of its walk; the page and its rows were read before.
+        if "OFFSET" in query.text and "body" not in query.text and next(posted) < 6:
+            for amount in ("-2", "100"):
+                await client.post("a", CHARGE if amount == "-2" else GRANT, amount, category="ai_chat")
+        return await fetch(query, parameters, **more)
+
+    monkeypatch.setattr(server.book.database, "fetch", post_before)
+    names = names_of(await read_pages(client, parent, [3], filter_text=filter_text, order_by=order_by))
+    assert len(names) == len(set(names)), "a row came twice"
+    assert [name for name in names if name in set(older)] == older
+    assert next(posted) > 0, "nothing was posted in between"
 
 
 @pytest.mark.parametrize(("parent", "order_by"), LISTS)
