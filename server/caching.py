@@ -30,8 +30,10 @@ class ByteLRU(Generic[Key, Value]):
 
     def get(self, key: Key) -> Value | None:
         """The value of a key, or None."""
-        entry = self._entries.get(key)
-        return None if entry is None else entry[0]
+        try:
+            return self._entries[key][0]
+        except KeyError:
+            return None
 
     def put(self, key: Key, value: Value) -> None:
         """Keeps a value."""

@@ -157,7 +157,7 @@ def _parse_uuid(field: str, text: str | None) -> str | None:
 
 def _render_page(network: NetworkPage) -> Page[tuple[TransactionRow, bytes], TransactionKey]:
     """The rows, each with its rendered transaction."""
-    companies = {company: _render_company(holding) for company, holding in network.companies.items()}
+    companies = {company: _render_holding(holding) for company, holding in network.companies.items()}
     rows = []
     for row, company in zip(network.page.rows, network.company_ids, strict=True):
         refund = network.refunds.get((row.account_number, row.sequence))
@@ -281,17 +281,30 @@ def _render_user(user: native.User) -> spacebring.User:
     )
 
 
-def _render_company(holding: Holding) -> bytes:
+def _render_holding(holding: Holding) -> bytes:
     """A transaction with only its company; empty if the account is not of a company."""
     record, state = holding
     if record.kind != native.Account.COMPANY:
         return b""
-    account = record.to_message()
-    company = account.company
+    return _render_company(
+        record.id, record.display_name, record.create_time, record.profile, state.expiring, state.balance
+    )
+
+
+@keep_rendered
+def _render_company(
+    company_id: str,
+    display_name: str,
+    create_time: Instant,
+    profile: bytes,
+    expiring: Millionths,
+    balance: Millionths,
+) -> bytes:
+    company = native.Account.FromString(profile).company
     address = company.business_address
     shown = spacebring.Company(
-        id=record.id,
-        title=company.title or account.display_name or None,
+        id=company_id,
+        title=company.title or display_name or None,
         legal_name=company.legal_name or None,
         tax_id=company.tax_id or None,
         billing_address=company.billing_address or None,
@@ -308,11 +321,11 @@ def _render_company(holding: Holding) -> bytes:
         notes=company.notes or None,
         location_ref=company.location or None,
         subscription_ref=company.subscription or None,
-        create_date=_date(company.create_time if company.HasField("create_time") else account.create_time),
+        create_date=_date(company.create_time) if company.HasField("create_time") else instants.write(create_time),
         delete_date=_date(company.delete_time) if company.HasField("delete_time") else None,
         credits=spacebring.Company.Credits(
-            expiring=money.to_number(state.expiring),
-            permanent=money.to_number(state.balance - state.expiring),
+            expiring=money.to_number(expiring),
+            permanent=money.to_number(balance - expiring),
         ),
         day_passes=spacebring.Company.DayPasses(expiring=company.expiring_day_passes)
         if company.HasField("expiring_day_passes")

@@ -13,13 +13,15 @@ from server.caching import ByteLRU
 
 RENDERED_BYTES_MAX = 8_388_608
 """The largest size of the cache of one facade: about 10,000 rows of the usual length."""
+ENTRY_BYTES_MAX = 8192
+"""A larger entry is rendered each time."""
 INTEGER_BYTES = 32
 
 Arguments = ParamSpec("Arguments")
 
 
 def keep_rendered(render: Callable[Arguments, bytes]) -> Callable[Arguments, bytes]:
-    """Caches a pure function of stored bytes and integers.
+    """Caches a pure function of stored bytes, texts and integers.
 
     An entry is found by all of its arguments, so it is never out of date.
     """
@@ -30,11 +32,12 @@ def keep_rendered(render: Callable[Arguments, bytes]) -> Callable[Arguments, byt
         found = kept.get(args)
         if found is None:
             found = render(*args, **kwargs)
-            kept.put(args, found)
+            if _size(args, found) <= ENTRY_BYTES_MAX:
+                kept.put(args, found)
         return found
 
     return rendered
 
 
 def _size(arguments: tuple[object, ...], rendered: bytes) -> int:
-    return len(rendered) + sum(len(each) if isinstance(each, bytes) else INTEGER_BYTES for each in arguments)
+    return len(rendered) + sum(len(each) if isinstance(each, bytes | str) else INTEGER_BYTES for each in arguments)

@@ -19,7 +19,7 @@ from sqlalchemy import insert, update
 from server.ledger.instants import SECOND, from_timestamp, to_timestamp, write
 from server.ledger.posting import Kind
 from server.store import transactions as store
-from server.store.database import Rows
+from server.store.engine import Rows
 from server.store.list_statements import ROWS_READ_MAX
 from server.store.query import Query
 from server.store.tables import account_states, transactions
@@ -378,16 +378,18 @@ async def test_rows_posted_while_a_page_is_read(
     rows = await post_steps(client, clock)
     kind = {"kind = CHARGE": CHARGE, "kind = GRANT": GRANT}.get(filter_text)
     older = expected(rows, parent, lambda each: each.kind == kind, order_by)
-    fetch, posted = server.book.database.fetch, count()
+    database, posted = server.book.database, count()
+    fetch, dialect = database.lists.fetch, database.primary.dialect
 
-    async def post_before(query: Query, parameters: Mapping[str, object], **more: bool) -> Rows:
+    async def post_before(query: Query, parameters: Mapping[str, object]) -> Rows:
         # A boundary is the last of the keys of its walk; the page and its rows were read before.
-        if "OFFSET" in query.text and "body" not in query.text and next(posted) < 6:
+        text = query.compiled(dialect).text
+        if "OFFSET" in text and "body" not in text and next(posted) < 6:
             for amount in ("-2", "100"):
                 await client.post("a", CHARGE if amount == "-2" else GRANT, amount, category="ai_chat")
-        return await fetch(query, parameters, **more)
+        return await fetch(query, parameters)
 
-    monkeypatch.setattr(server.book.database, "fetch", post_before)
+    monkeypatch.setattr(database.lists, "fetch", post_before)
     names = names_of(await read_pages(client, parent, [3], filter_text=filter_text, order_by=order_by))
     assert len(names) == len(set(names)), "a row came twice"
     assert [name for name in names if name in set(older)] == older
