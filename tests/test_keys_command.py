@@ -9,11 +9,10 @@ from typing import TypeVar
 
 import pytest
 from daybook.v1.account_pb2 import Account
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
-from server import cli
 from server.book import Book, open_book
-from server.cli import keys, options, tenants
+from server.cli import keys, tenants
 from server.ledger.access import SUFFICIENT, ApiKeyRecord, Caller
 from server.ledger.accounts import AccountRecord
 from server.ledger.errors import DaybookError
@@ -21,6 +20,7 @@ from server.ledger.idempotency import Request
 from server.ledger.instants import HOUR, SECOND, Instant, parse
 from server.ledger.names import account_name
 from server.transport.auth import Authenticator
+from tests.support.command_line import invoke
 
 Answer = TypeVar("Answer")
 
@@ -42,7 +42,7 @@ class Operator:
 
     def run(self, *arguments: str) -> Result:
         """Runs `daybook keys`."""
-        return CliRunner().invoke(cli.app, ["keys", *arguments, "--database-url", self.database_url])
+        return invoke("keys", *arguments, "--database-url", self.database_url)
 
     def printed(self, *arguments: str) -> list[str]:
         """The lines that it prints as it succeeds."""
@@ -77,10 +77,8 @@ class Operator:
 
 
 @pytest.fixture
-def operator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Operator:
+def operator(tmp_path: Path) -> Operator:
     """An operator of a new ledger."""
-    # Logging is set up once for a process, and other tests have theirs.
-    monkeypatch.setattr(options, "configure_logs", lambda _: None)
     operator = Operator(f"sqlite+aiosqlite:///{tmp_path}/daybook.db")
 
     async def furnish(book: Book) -> None:
@@ -157,17 +155,17 @@ def test_tenants_are_listed(operator: Operator, monkeypatch: pytest.MonkeyPatch)
     """The list has every tenant over all its pages, with the uid that its creation printed."""
     monkeypatch.setattr(tenants, "TENANTS_AT_ONCE", 2)
 
-    def invoke(*arguments: str) -> Result:
-        return CliRunner().invoke(cli.app, ["tenants", *arguments, "--database-url", operator.database_url])
+    def run(*arguments: str) -> Result:
+        return invoke("tenants", *arguments, "--database-url", operator.database_url)
 
-    uids = {slug: invoke("create", slug, "--display-name", f"The\t{slug}").stdout.strip() for slug in ("a", "b", "c")}
-    heading, *rows = [line.split("\t") for line in invoke("list").stdout.splitlines()]
+    uids = {slug: run("create", slug, "--display-name", f"The\t{slug}").stdout.strip() for slug in ("a", "b", "c")}
+    heading, *rows = [line.split("\t") for line in run("list").stdout.splitlines()]
     assert heading == ["slug", "uid", "created", "name"]
     assert [(slug, uid, name) for slug, uid, _, name in rows][-3:] == [
         (slug, uid, f"The {slug}") for slug, uid in uids.items()
     ]
     assert all(parse(created) for _, _, created, _ in rows)
-    again = invoke("create", "b")
+    again = run("create", "b")
     assert (again.exit_code, again.stderr) == (1, f"daybook: a tenant 'b' exists already; its uid is {uids['b']}\n")
 
 
@@ -215,7 +213,7 @@ def test_rotating_the_key_of_page_tokens(operator: Operator) -> None:
     """There is one more key for page tokens after each rotation, and no secret is printed."""
     operator.on_book(lambda book: book.credentials.ensure_token_key(b"k" * 32, 1))
     for count in (2, 3):
-        result = CliRunner().invoke(cli.app, ["token-keys", "rotate", "--database-url", operator.database_url])
+        result = invoke("token-keys", "rotate", "--database-url", operator.database_url)
         keys = operator.on_book(lambda book: book.credentials.token_keys())
         assert (result.exit_code, len(keys), len({each.key for each in keys})) == (0, count, count)
         assert all(each.key.hex() not in result.output for each in keys)

@@ -27,9 +27,7 @@ from daybook.facades.teable.v1.billing_service_pb2 import GetSpaceCreditHistoryR
 from daybook.facades.teable.v1.billing_service_pb2_grpc import BillingStub
 from daybook.v1.transaction_pb2 import Transaction
 from sqlalchemy import func, inspect, select
-from typer.testing import CliRunner
 
-from server import cli
 from server.app import serving
 from server.book import Book, open_book
 from server.config import Settings
@@ -39,8 +37,9 @@ from server.ledger.instants import parse
 from server.seed.history import Account, Household, Place, Setting
 from server.seed.load import Report, Wish, load, row_counts
 from server.store.tables import accounts, metadata, requests, transactions
+from tests.support.command_line import invoke
 from tests.support.databases import PostgreSQL
-from tests.support.processes import run, sqlite_url
+from tests.support.processes import sqlite_url
 
 Answer = TypeVar("Answer")
 
@@ -95,13 +94,13 @@ def urls(tmp_path_factory: pytest.TempPathFactory, postgresql: PostgreSQL) -> It
 
 
 @pytest.fixture(scope="module")
-def both(urls: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Seeded]:
+def both(urls: dict[str, str]) -> dict[str, Seeded]:
     """The same data in each engine, made by `daybook seed`."""
     found = {}
     for engine, url in urls.items():
         arguments = ("seed", "--rows", str(ROWS), "--until", UNTIL, "--years", "1", "--database-url", url)
-        result = run(*arguments, folder=tmp_path_factory.getbasetemp())
-        assert result.returncode == 0, result.stderr
+        result = invoke(*arguments)
+        assert result.exit_code == 0, result.output
         found[engine] = Seeded(url, result.stdout)
     return found
 
@@ -318,5 +317,5 @@ def test_database_in_use(tmp_path: Path) -> None:
 def test_bad_arguments(tmp_path: Path, arguments: list[str]) -> None:
     """Too few rows, or a wrong or a future end, are refused before anything is opened."""
     url = sqlite_url(tmp_path / "daybook.db")
-    assert CliRunner().invoke(cli.app, ["seed", *arguments, "--database-url", url]).exit_code == 2
+    assert invoke("seed", *arguments, "--database-url", url).exit_code == 2
     assert not (tmp_path / "daybook.db").exists()

@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import Result
 
+from tests.support.command_line import invoke
 from tests.support.databases import PostgreSQL
 from tests.support.processes import Ports, command, environment, run
 from tests.support.waiting import SECONDS_MAX
@@ -27,9 +29,10 @@ server.cli.main()
 """Runs the command as a user who has no entry in the password database."""
 
 
-def require_one_line(result: subprocess.CompletedProcess[str], code: int, words: str) -> None:
+def require_one_line(result: subprocess.CompletedProcess[str] | Result, code: int, words: str) -> None:
     """Fails unless the command ended with this code and with one line on standard error, and nothing else."""
-    assert (result.returncode, result.stdout) == (code, ""), result.stderr
+    found = result.exit_code if isinstance(result, Result) else result.returncode
+    assert (found, result.stdout) == (code, ""), result.stderr
     (line,) = result.stderr.splitlines()
     assert line.startswith("daybook: "), line
     assert words in line
@@ -48,11 +51,12 @@ def require_one_line(result: subprocess.CompletedProcess[str], code: int, words:
         ("sqlite+aiosqlite:///text/daybook.db", "names a folder that can't be made"),
     ],
 )
-def test_file_that_cannot_be_a_database(url: str, words: str, tmp_path: Path) -> None:
+def test_file_that_cannot_be_a_database(url: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A URL of SQLite that names no usable file ends the command, and the file stays as it was."""
     (tmp_path / "text").write_text("no database")
     (tmp_path / "garbage").write_bytes(b"SQLite format 3\x00 and nothing that follows")
-    require_one_line(run("migrate", "--database-url", url, folder=tmp_path), 1, words)
+    monkeypatch.chdir(tmp_path)
+    require_one_line(invoke("migrate", "--database-url", url), 1, words)
     assert (tmp_path / "text").read_text() == "no database"
 
 

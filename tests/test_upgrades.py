@@ -18,7 +18,8 @@ import pytest
 from server.store.postgresql import MIGRATION_LOCK
 from server.transport.readiness import is_serving
 from tests.support.callers import Client
-from tests.support.processes import Daybook, Ports, run
+from tests.support.command_line import invoke
+from tests.support.processes import Daybook, Ports
 from tests.support.refusals import refusal_of
 from tests.support.waiting import SECONDS_MAX
 
@@ -38,10 +39,11 @@ def set_revision(folder: Path, revision: str) -> None:
 
 
 @pytest.mark.parametrize("arguments", [("migrate",), ("serve", "--port", "0"), ("tenants", "list"), ("verify",)])
-def test_schema_of_a_later_version(arguments: tuple[str, ...], newer: Path) -> None:
+def test_schema_of_a_later_version(arguments: tuple[str, ...], newer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every command ends with its own exit status and one line."""
-    result = run(*arguments, folder=newer)
-    assert (result.returncode, result.stdout) == (os.EX_PROTOCOL, "")
+    monkeypatch.chdir(newer)
+    result = invoke(*arguments)
+    assert (result.exit_code, result.stdout) == (os.EX_PROTOCOL, "")
     (line,) = result.stderr.splitlines()
     assert line.startswith("daybook: the database was migrated to 9999 by a later version")
 

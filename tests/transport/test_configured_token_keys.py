@@ -9,15 +9,13 @@ import grpc
 import pytest
 from daybook.v1.ledger_service_pb2 import ListAccountsRequest, ListAccountsResponse
 from pydantic import ValidationError
-from typer.testing import CliRunner
 
-from server import cli
 from server.app import serving
 from server.book import Book
-from server.cli import options
 from server.config import Settings
 from server.transport.token_keys import CONFIGURED_KEYS_MAX, parse_token_keys
 from tests.support.callers import Client, Server
+from tests.support.command_line import invoke
 from tests.support.markers import only_sqlite
 from tests.support.refusals import refusal_of
 
@@ -145,16 +143,14 @@ async def test_none_is_made_in_the_database(book: Book) -> None:
 
 
 @pytest.mark.parametrize("name", ["DAYBOOK_TOKEN_KEYS", "DAYBOOK_TOKEN_KEYS_FILE"])
-def test_command_says_that_it_has_no_effect(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_says_that_it_has_no_effect(tmp_path: Path, name: str) -> None:
     """`daybook token-keys rotate` refuses where keys are set, and makes none; it shows nothing of them."""
-    monkeypatch.setattr(options, "configure_logs", lambda _: None)
     (tmp_path / "keys").write_text(OLD.hex())
-    monkeypatch.setenv(name, str(tmp_path / "keys") if name.endswith("FILE") else OLD.hex())
+    settings = {name: str(tmp_path / "keys") if name.endswith("FILE") else OLD.hex()}
     database = ("--database-url", f"sqlite+aiosqlite:///{tmp_path}/daybook.db")
-    result = CliRunner().invoke(cli.app, ["token-keys", "rotate", *database])
+    result = invoke("token-keys", "rotate", *database, settings=settings)
     assert result.exit_code == 1
     assert "keys that are set" in result.stderr
     assert OLD.hex() not in result.output
     assert not (tmp_path / "daybook.db").exists()
-    monkeypatch.delenv(name)
-    assert CliRunner().invoke(cli.app, ["token-keys", "rotate", *database]).exit_code == 0
+    assert invoke("token-keys", "rotate", *database).exit_code == 0
