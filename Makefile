@@ -3,6 +3,8 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 # Where the ledger is kept; empty means the demo's own SQLite file.
 DATABASE_URL ?=
+# Processes that run the tests: as many as cores, or a number. EXAMPLES_FACTOR=10 draws ten times as many examples.
+WORKERS ?= auto
 # Options of `python -m bench`, like --quick or --only 1,3.
 BENCH ?=
 
@@ -22,7 +24,7 @@ run: setup ## Serves demo data on port 8080 (REST and gRPC) and 50051 (gRPC), un
 	@$(BIN)/daybook up --demo $(if $(DATABASE_URL),--database-url '$(DATABASE_URL)')
 
 test: setup ## Runs every test and every check.
-	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 lint: setup ## Formats the code and runs the linters.
 	$(BIN)/ruff format .

@@ -33,6 +33,7 @@ MEMORY, MEMORY_BYTES_MIN = Path("/dev/shm"), 4 << 30  # noqa: S108  # pytest mak
 if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free >= MEMORY_BYTES_MIN:
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
+FREE_PORT = Settings(port=0, shutdown_grace_seconds=1)
 _statements = Statements()
 monitor(_statements)
 
@@ -146,8 +147,7 @@ async def book(database_url: str, clock: Clock, random_bytes: RandomBytes) -> As
 @pytest.fixture
 async def server(book: Book) -> AsyncIterator[Server]:
     """The ledger behind a gRPC server on a free port."""
-    free_port = Settings(port=0, shutdown_grace_seconds=1)
-    async with serving(book, free_port) as port, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+    async with serving(book, FREE_PORT) as port, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         yield Server(book, channel)
 
 

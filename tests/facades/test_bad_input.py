@@ -9,6 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from server.demo import spacebring
+from tests.support.examples import examples
 from tests.support.http import send
 from tests.support.processes import Daybook
 from tests.support.vendors import APIS, Api, ask, require_sound, without_token
@@ -58,7 +59,7 @@ def test_random_query(gateway: Daybook, name: str) -> None:
     """A query string of whatever is answered or refused properly."""
     api = APIS[name]
 
-    @settings(max_examples=60, deadline=None, database=None, derandomize=True)
+    @settings(max_examples=examples(40), deadline=None, database=None, derandomize=True)
     @given(query=queries(api), good=st.booleans())
     def check(query: str, *, good: bool) -> None:
         target = f"{api.path}?{api.good + '&' if good else ''}{query}"
@@ -77,7 +78,7 @@ def test_random_account(gateway: Daybook, name: str) -> None:
         lambda text: "".join(f"%{byte:02X}" for byte in text.encode())
     )
 
-    @settings(max_examples=40, deadline=None, database=None, derandomize=True)
+    @settings(max_examples=examples(25), deadline=None, database=None, derandomize=True)
     @given(account=st.one_of(unreserved, escaped.filter(bool), st.sampled_from(["%zz", "-", "a%2Fb", "*", "x" * 300])))
     @example(account="%FF")
     def check(account: str) -> None:
@@ -176,7 +177,7 @@ def test_random_headers(gateway: Daybook, name: str) -> None:
     good = {"authorization": f"Bearer {api.key}.public", "spacebring-network-id": spacebring.NETWORK}
     target = f"{api.path}?{api.good}"
 
-    @settings(max_examples=60, deadline=None, database=None, derandomize=True)
+    @settings(max_examples=examples(40), deadline=None, database=None, derandomize=True)
     @given(headers=st.dictionaries(header_names, header_values, max_size=4))
     def check(headers: dict[str, str]) -> None:
         answer = send(gateway.origin, target, headers={**good, **headers})

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.demo import LISTS, NATIVE
+from tests.support.examples import examples
 from tests.support.http import Answer, problems_of_any_answer, send
 from tests.support.processes import Daybook
 from tests.support.rest import KEY, reason_of
@@ -117,7 +118,7 @@ values = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), max_size
 def test_any_header_is_passed_over(gateway: Daybook, api: str) -> None:
     """No name and no value that HTTP allows makes a call fail."""
 
-    @settings(max_examples=25, deadline=None, database=None, derandomize=True)
+    @settings(max_examples=examples(15), deadline=None, database=None, derandomize=True)
     @given(
         st.dictionaries(st.one_of(names, names.map("{}-bin".format), names.map("grpc-{}".format)), values, max_size=6)
     )

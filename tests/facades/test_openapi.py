@@ -36,17 +36,18 @@ from server.demo import dreadnode, nebulablock, spacebring, teable
 from server.demo.load import SECRET
 from tests.support.callers import NativeCaller, credential
 from tests.support.demo import make_network
+from tests.support.examples import examples
 from tests.support.openapi import VENDORS, contract, operation
 from tests.support.processes import Daybook
 from tests.support.waiting import SECONDS_MAX, wait_until
 
 ANY_ANSWER = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 EXAMPLES = settings(
-    max_examples=60,
+    max_examples=examples(25),
     deadline=None,
     database=None,
     derandomize=True,
-    # What a contract forbids is found by trying.
+    # Requests that a contract forbids are found by trial and error.
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
 

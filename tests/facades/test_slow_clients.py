@@ -75,12 +75,17 @@ def rest(configuration: dict[str, Any]) -> dict[str, Any]:
     return route
 
 
+def shorten_idle_timeout(configuration: dict[str, Any]) -> None:
+    """Makes the bound of idle connections short, and the drain that Envoy puts before it closes one."""
+    manager = http_manager(configuration)
+    shorten(manager["common_http_protocol_options"], "idle_timeout")
+    manager["drain_timeout"] = f"{MOMENT / 5}s"
+
+
 CHANGES: dict[str, Callable[[dict[str, Any]], None]] = {
     "request_headers_timeout": lambda whole: shorten(http_manager(whole), "request_headers_timeout"),
     "stream_idle_timeout": lambda whole: shorten(http_manager(whole), "stream_idle_timeout"),
-    "connection idle_timeout": lambda whole: shorten(
-        http_manager(whole)["common_http_protocol_options"], "idle_timeout"
-    ),
+    "connection idle_timeout": shorten_idle_timeout,
     "route idle_timeout": lambda whole: shorten(rest(whole), "idle_timeout"),
     "max_stream_duration": lambda whole: shorten(rest(whole)["max_stream_duration"], "max_stream_duration"),
 }

@@ -29,7 +29,7 @@ from tests.support.ledgers import ACCOUNT_IDS, prepare
 from tests.support.refusals import read_refusal
 
 DAYBOOK = str(Path(sys.executable).parent / "daybook")
-CRASHES = 20
+CRASHES = 8
 CALLERS = 32
 START_SECONDS_MAX = 60
 

@@ -41,6 +41,7 @@ from server.store import states
 from server.usecases.transactions import NewTransaction
 from tests.support.clock import NOON, Clock
 from tests.support.databases import ReusedDatabase
+from tests.support.examples import examples
 
 Result = TypeVar("Result")
 
@@ -664,7 +665,7 @@ class Ledger(RuleBasedStateMachine):
 
 TestLedger = Ledger.TestCase
 TestLedger.settings = settings(
-    max_examples=30,
+    max_examples=examples(20),
     stateful_step_count=25,
     deadline=None,
     # Each example has a database of its own.
@@ -711,7 +712,7 @@ def a_kept_database(reused_database: ReusedDatabase) -> None:
 
 
 TestLedgerOnPostgreSQL = pytest.mark.usefixtures("a_kept_database")(LedgerOnPostgreSQL.TestCase)
-TestLedgerOnPostgreSQL.settings = settings(TestLedger.settings, max_examples=10)
+TestLedgerOnPostgreSQL.settings = settings(TestLedger.settings, max_examples=examples(8))
 
 
 class LedgerOfManyLotsOnPostgreSQL(LedgerOfManyLots, LedgerOnPostgreSQL):

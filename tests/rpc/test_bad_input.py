@@ -29,6 +29,7 @@ from hypothesis import strategies as st
 from server.ledger.money import LARGEST
 from server.ledger.posting import Kind
 from tests.support.callers import Client
+from tests.support.examples import examples
 from tests.support.markers import shares_a_server
 from tests.support.refusals import read_refusal, refusal_of
 
@@ -413,7 +414,7 @@ requests: st.SearchStrategy[Message] = st.one_of(
 
 
 @settings(
-    max_examples=150,
+    max_examples=examples(100),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

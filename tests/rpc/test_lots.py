@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from decimal import Decimal
 from typing import Any
@@ -526,8 +527,7 @@ ACCOUNT_COUNT = 260
 async def test_sweep_of_many_accounts(server: Server, client: Client, admin: Client, clock: Clock) -> None:
     """A sweep posts all that is due of accounts that nobody touches, however many, and nothing else."""
     account_ids = [f"a-{number}" for number in range(ACCOUNT_COUNT)]
-    for account_id in account_ids:
-        await client.create_account(account_id)
+    await asyncio.gather(*map(client.create_account, account_ids))
     for amount, seconds in (("5", 30), ("3", 20), ("2", 1000)):
         transaction = Transaction(kind=GRANT, category="x", amount=amount, expire_time=after(seconds))
         requests = [

@@ -26,6 +26,7 @@ from server.book import open_book
 from server.config import Settings
 from tests.support.callers import Client, Server
 from tests.support.clock import Clock
+from tests.support.examples import examples
 from tests.support.markers import only_sqlite
 from tests.support.refusals import refusal_of
 
@@ -299,7 +300,7 @@ async def test_made_up_token(client: Client, token: str, verdict: tuple[str, str
 
 
 @only_sqlite
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(30), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(token=st.text(min_size=1) | st.binary(min_size=1, max_size=80).map(encode))
 async def test_any_text_as_token(client: Client, token: str) -> None:
     """No text at all gets anything but PAGE_TOKEN_INVALID."""
