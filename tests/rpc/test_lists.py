@@ -228,7 +228,7 @@ async def test_every_filter_at_every_page_size(server: Server, clock: Clock, par
     for filter_text, matches in FILTERS:
         wanted = expected(rows, parent, matches, order_by)
         length = len(wanted)
-        for page_size in sorted({1, 2, max(1, length - 1), max(1, length), length + 1}):
+        for page_size in sorted({1, max(1, length - 1), max(1, length), length + 1}):
             pages = await read_pages(client, parent, [page_size], filter_text=filter_text, order_by=order_by)
             where = f"{filter_text!r} by {page_size}"
             assert names_of(pages) == wanted, where
