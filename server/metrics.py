@@ -31,7 +31,7 @@ from server.store.credentials import CredentialStore
 from server.store.database import Database
 from server.store.posting_clock import PostingClock
 from server.transport.admission import Admissions
-from server.transport.calls import Measure
+from server.transport.observation import Measure
 from server.usecases.expirations import Expirations
 
 log = structlog.get_logger(__name__)

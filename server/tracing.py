@@ -29,7 +29,7 @@ from server.posting.poster import PosterObserver
 from server.store.database_tracer import DatabaseTracer
 from server.transport.addresses import proxy_options
 from server.transport.call_metadata import Metadata
-from server.transport.calls import Trace
+from server.transport.observation import Trace
 
 SERVICE = "daybook"
 SPANS_WAITING_MAX = 2048

@@ -52,7 +52,6 @@ class AccountMethods:
 
     async def CreateAccount(self, request: CreateAccountRequest, context: Context) -> bytes:
         """Parses the account, creates it, answers with its stored bytes."""
-        key = read_request("CreateAccount", request)
         if not request.account_id:
             raise FieldInvalid("account_id", "is required")
         if not is_account_id(request.account_id):
@@ -76,6 +75,7 @@ class AccountMethods:
             credit_limit=_read_credit_limit(account.credit_limit),
             profile=read_profile(account),
         )
+        key = read_request("CreateAccount", request)
         return await self._accounts.create(current_caller(), draft, key, hour_anchor=hour_anchor)
 
     async def GetAccount(self, request: GetAccountRequest, context: Context) -> Account:
@@ -97,10 +97,10 @@ class AccountMethods:
 
     async def UpdateAccount(self, request: UpdateAccountRequest, context: Context) -> bytes:
         """Parses the mask, updates the account, answers with its bytes."""
-        key = read_request("UpdateAccount", request)
         account_id = parse_account_name("account.name", request.account.name)
         check_account(request.account)
         change = _read_change(request)
+        key = read_request("UpdateAccount", request)
         return await self._accounts.update(current_caller(), account_id, change, key, etag=request.account.etag)
 
     async def ListLots(self, request: ListLotsRequest, context: Context) -> ListLotsResponse:

@@ -46,11 +46,11 @@ async def _read_items(items: Sequence[ImportTransactionsRequest.Item]) -> list[P
 
 
 def _read_item(item: ImportTransactionsRequest.Item) -> PastTransaction:
-    """A parsed item; parsing changes the item. Raises FieldInvalid."""
-    key = read_request("ImportTransactions", item)
+    """A parsed item. Raises FieldInvalid."""
     account_id = parse_account_name("parent", item.parent)
     if not item.HasField("create_time"):
         raise FieldInvalid("create_time", "is required")
     create_time = read_timestamp("create_time", item.create_time)
     draft, details = read_transaction(item.transaction)
+    key = read_request("ImportTransactions", item)
     return PastTransaction(NewTransaction(account_id, draft, details, key), create_time)

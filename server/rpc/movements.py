@@ -20,32 +20,30 @@ class MovementMethods:
 
     async def RefundTransaction(self, request: RefundTransactionRequest, context: Context) -> bytes:
         """Parses name and amount, refunds, answers with the refund's stored bytes."""
-        key = read_request("RefundTransaction", request)
         account_id, uid = parse_transaction_name("name", request.name)
         amount = read_positive_amount("amount", request.amount) if request.amount else None
-        details = Transaction(
+        given = Transaction(
             description=request.description,
             creator=request.creator if request.HasField("creator") else None,
             metadata=request.metadata if request.HasField("metadata") else None,
         )
-        return await self._transactions.refund(
-            current_caller(), account_id, uid, amount, read_details("", details), key
-        )
+        details = read_details("", given)
+        key = read_request("RefundTransaction", request)
+        return await self._transactions.refund(current_caller(), account_id, uid, amount, details, key)
 
     async def TransferCredits(self, request: TransferCreditsRequest, context: Context) -> bytes:
         """Parses both names and the amount, transfers, answers with both sides."""
-        key = read_request("TransferCredits", request)
         source = parse_account_name("name", request.name)
         destination = parse_account_name("destination", request.destination)
         if source == destination:
             raise FieldInvalid("destination", "must be another account than name")
         amount = read_positive_amount("amount", request.amount)
-        details = Transaction(
+        given = Transaction(
             description=request.description,
             creator=request.creator if request.HasField("creator") else None,
             labels=request.labels,
             metadata=request.metadata if request.HasField("metadata") else None,
         )
-        return await self._transactions.transfer(
-            current_caller(), source, destination, amount, read_details("", details), key
-        )
+        details = read_details("", given)
+        key = read_request("TransferCredits", request)
+        return await self._transactions.transfer(current_caller(), source, destination, amount, details, key)

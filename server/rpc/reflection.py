@@ -27,8 +27,8 @@ from grpc_reflection.v1alpha.reflection_pb2 import (
     ServiceResponse,
 )
 
-from server.ledger.errors import FieldInvalid
-from server.transport.parsing import unless_malformed
+from server.ledger.errors import InvalidArgument
+from server.transport.parsing import parser
 
 NAMES = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
 # Clients read it in errors, but no service imports it. To load it is enough.
@@ -40,7 +40,7 @@ def add_reflection_to_server(services: Iterable[str], server: Any) -> None:
     _describe_v1()
     method = grpc.stream_stream_rpc_method_handler(
         Reflection(services).answers,
-        unless_malformed(ServerReflectionRequest.FromString, "name"),
+        parser(ServerReflectionRequest.FromString, "name"),
         ServerReflectionResponse.SerializeToString,
     )
     server.add_generic_rpc_handlers(
@@ -58,11 +58,11 @@ class Reflection:
         self._described: dict[str, bytes] = {}
 
     async def answers(
-        self, requests: AsyncIterator[ServerReflectionRequest | FieldInvalid], _context: object
+        self, requests: AsyncIterator[ServerReflectionRequest | InvalidArgument], _context: object
     ) -> AsyncIterator[ServerReflectionResponse]:
         """Answers one request after the other; what can't be found is an error in its answer alone."""
         async for request in requests:
-            if isinstance(request, FieldInvalid):
+            if isinstance(request, InvalidArgument):
                 yield _error(grpc.StatusCode.INVALID_ARGUMENT, request.message)
                 continue
             answer = self._answer(request)

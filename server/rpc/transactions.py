@@ -45,7 +45,6 @@ class TransactionMethods:
 
     async def BatchCreateTransactions(self, request: BatchCreateTransactionsRequest, context: Context) -> bytes:
         """Parses the transactions, posts all or none, answers with their stored bytes."""
-        key = read_request("BatchCreateTransactions", request)
         new = []
         for index, each in enumerate(_batch(request.parent, request.requests, self._sizes.batch_size_max)):
             if each.request_id:
@@ -56,6 +55,7 @@ class TransactionMethods:
                 new.append(_parse(each))
             except DaybookError as error:
                 raise of_item(error, index) from None
+        key = read_request("BatchCreateTransactions", request)
         return await self._transactions.create_batch(current_caller(), new, key)
 
     async def BulkCreateTransactions(
@@ -103,17 +103,15 @@ class TransactionMethods:
 
 
 def _parse(request: CreateTransactionRequest) -> NewTransaction:
-    key = read_request("CreateTransaction", request)
     account_id = parse_account_name("parent", request.parent)
     draft, details = read_transaction(request.transaction)
     if request.record_declined and draft.kind != Transaction.CHARGE:
         raise FieldInvalid("record_declined", "is only possible with kind CHARGE")
+    key = read_request("CreateTransaction", request)
     return NewTransaction(account_id, draft, details, key, request.record_declined)
 
 
-def _batch(
-    parent: str, requests: Sequence[CreateTransactionRequest], size_max: int
-) -> Sequence[CreateTransactionRequest]:
+def _batch(parent: str, requests: Sequence[CreateTransactionRequest], size_max: int) -> list[CreateTransactionRequest]:
     """The requests of a batch, each with its parent."""
     account_id = parse_account_name("parent", parent, wildcard=True)
     if not requests:
@@ -123,12 +121,21 @@ def _batch(
     if sum(each.ByteSize() for each in requests) > BATCH_BYTES_MAX:
         # The answer says more than the request and must still fit into a message.
         raise FieldInvalid("requests", f"must take at most {BATCH_BYTES_MAX} bytes")
+    if account_id == ALL_ACCOUNTS:
+        return list(requests)
     for index, each in enumerate(requests):
-        if account_id != ALL_ACCOUNTS:
-            if each.parent not in ("", parent):
-                raise FieldInvalid(f"requests[{index}].parent", "must be the parent of the batch, or empty")
-            each.parent = parent
-    return requests
+        if each.parent not in ("", parent):
+            raise FieldInvalid(f"requests[{index}].parent", "must be the parent of the batch, or empty")
+    return [_with_parent(parent, each) for each in requests]
+
+
+def _with_parent(parent: str, request: CreateTransactionRequest) -> CreateTransactionRequest:
+    """The request, or a copy with the parent of its batch if it has none."""
+    if request.parent:
+        return request
+    filled = CreateTransactionRequest(parent=parent)
+    filled.MergeFrom(request)
+    return filled
 
 
 def _render_result(result: bytes | DaybookError) -> BulkCreateTransactionsResponse.Result:

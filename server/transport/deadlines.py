@@ -1,36 +1,49 @@
-"""A bound on how long a call may take, whatever its caller asks for.
+"""Maximum durations of calls, whatever deadlines their callers set.
 
 Asyncio's own timeouts cost a timer for each call. Calls with the same bound end in the order
-in which they began, so one timer for the first of them does.
+in which they began, so one timer, for the first of them, is enough.
 """
 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 Work: TypeAlias = "asyncio.Task[Any]"
 
 
+@dataclass(frozen=True, slots=True)
+class CallBounds:
+    """Maximum durations of calls, in seconds, whatever deadlines their callers set."""
+
+    call: float
+    """Of a call with one request and one answer."""
+    stream: float
+    """Of a whole stream."""
+    idle: float
+    """Between two messages of a stream, in either direction."""
+
+
 class Deadlines:
-    """Cancels what is under way for too long. For one event loop."""
+    """Cancels tasks that take too long. For one event loop."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        # In the order in which they end.
+        # In the order of their ends.
         self._ends: dict[Work, float] = {}
         self._cancelled: set[Work] = set()
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self, work: Work) -> None:
-        """Cancels a task so many seconds from now, unless it ends or begins anew before."""
+        """Cancels a task after its seconds, unless `end` or `begin_anew` is called before."""
         loop = work.get_loop()
         self._ends[work] = loop.time() + self._seconds
         if self._timer is None:
             self._timer = loop.call_later(self._seconds, self._expire, loop)
 
     def end(self, work: Work) -> bool:
-        """Leaves a task alone from now on. Tells whether it was this that cancelled it."""
+        """Stops watching a task. Returns whether its deadline has cancelled it."""
         if self._ends.pop(work, None) is not None:
             return False
         was_cancelled = work in self._cancelled
@@ -38,7 +51,7 @@ class Deadlines:
         return was_cancelled
 
     def begin_anew(self, work: Work) -> None:
-        """Gives a task that is not cancelled yet all of its seconds again."""
+        """Restarts the time of a task that isn't cancelled yet."""
         if self._ends.pop(work, None) is not None:
             self._ends[work] = work.get_loop().time() + self._seconds
 

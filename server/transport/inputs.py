@@ -1,9 +1,9 @@
-"""Input that would be dropped without a word: the header Idempotency-Key, and what the gateway's transcoder ignores.
+"""Input outside of the message: the header Idempotency-Key, and what the gateway's transcoder would drop silently.
 
 Envoy's gRPC-JSON transcoder ignores keys of a body that the message lacks, a query parameter that the
 path binds, one without `=`, and all values of a parameter but the last. The gateway therefore sends the
-target of the request and the keys of its body along, in headers that no caller can set, and each method
-compares them with its contract.
+target of the request and the keys of its body along, in headers that no caller can set, and the server
+compares them with the contract of the method.
 """
 
 from __future__ import annotations
@@ -16,21 +16,19 @@ from urllib.parse import unquote, unquote_plus
 from google.api.annotations_pb2 import http
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.descriptor_pool import Default
-from google.protobuf.message import Message
 
 from server.ledger.errors import FieldInvalid
+from server.transport.query_names import TARGET_HEADER
 from server.transport.rest import echo
 from server.transport.validation import REQUEST_ID_CHARACTERS_MAX
 
 IDEMPOTENCY_KEY = "Idempotency-Key"
 KEYS_HEADER = "x-daybook-body-keys"
-"""The path of each key of a body, once: names joined by points, without what is inside free maps."""
+"""The path of each key of a body, once: names joined by dots, without the keys inside free maps."""
 REPEATED_HEADER = "x-daybook-body-repeated"
-"""The path of a key that one object of a body has twice."""
+"""The path of a key that occurs twice in one object of a body."""
 MALFORMED_HEADER = "x-daybook-body-malformed"
-"""There if a body is not JSON, though the transcoder may read it."""
-TARGET_HEADER = "x-envoy-original-path"
-"""The path and the query of a REST request."""
+"""Present if a body is not JSON, although the transcoder may accept it."""
 
 _NAMES = frozenset((IDEMPOTENCY_KEY.lower(), KEYS_HEADER, REPEATED_HEADER, MALFORMED_HEADER, TARGET_HEADER))
 _KEY = re.compile(rf"[\x20-\x7e]{{1,{REQUEST_ID_CHARACTERS_MAX}}}", re.ASCII)
@@ -38,7 +36,7 @@ _BOUND = re.compile(r"\{([a-z_.]+)[=}]")
 
 
 class Inputs:
-    """What one method takes beside its message, and what it refuses instead of ignoring it."""
+    """The input of one method beside its message."""
 
     def __init__(self, method: str) -> None:
         """`method` is the full name of a method of the native API, `package.Service/Method`."""
@@ -52,25 +50,24 @@ class Inputs:
         self._bound = frozenset(_BOUND.findall(getattr(rule, pattern))) if pattern else frozenset()
         self._body = "" if rule.body == "*" else rule.body
 
-    def complete(self, request: Message | None, metadata: Iterable[tuple[str, str | bytes]]) -> None:
-        """Takes the header Idempotency-Key as request_id. Raises FieldInvalid for input that would be dropped.
+    def complete(self, request: Any, metadata: Iterable[tuple[str, str | bytes]]) -> Any:
+        """The request, or a copy with the header Idempotency-Key as its request_id.
 
-        A stream has no request yet.
+        The request of a stream is None. Raises FieldInvalid for input that would be dropped.
         """
         headers = [(name, value) for name, value in metadata if name in _NAMES]
         if not headers:
-            return
+            return request
         keys = [value for name, value in headers if name == IDEMPOTENCY_KEY.lower()]
         given = {name: value for name, value in headers if isinstance(value, str)}
         if MALFORMED_HEADER in given:
             raise FieldInvalid("request", "is not JSON, or is nested too deeply")
         seen = self._check_query(given.get(TARGET_HEADER, "").partition("?")[2])
         self._check_body(given.get(KEYS_HEADER, ""), given.get(REPEATED_HEADER, ""), seen)
-        # What only reads may be repeated anyway.
-        if keys and not self._is_read:
-            self._take(request, keys)
+        # A method that only reads is safe to repeat without a key.
+        return self._with_request_id(request, keys) if keys and not self._is_read else request
 
-    def _take(self, request: Any, keys: Sequence[str | bytes]) -> None:
+    def _with_request_id(self, request: Any, keys: Sequence[str | bytes]) -> Any:
         if not self._has_request_id:
             raise FieldInvalid(IDEMPOTENCY_KEY, f"is not possible with {self._name}, {self._instead()}")
         if len(keys) > 1:
@@ -85,7 +82,9 @@ class Inputs:
                 "request_id",
                 f"is {echo(request.request_id)!r}, but the header {IDEMPOTENCY_KEY} is {echo(key)!r}: send only one",
             )
-        request.request_id = key
+        copied = type(request)(request_id=key)
+        copied.MergeFrom(request)
+        return copied
 
     def _instead(self) -> str:
         for field in self._request_type.fields:
@@ -94,7 +93,7 @@ class Inputs:
         return "which has no request_id"
 
     def _check_query(self, query: str) -> Collection[str]:
-        """The paths of the fields that a query has."""
+        """The paths of the fields in a query."""
         seen: set[str] = set()
         for parameter in query.split("&"):
             if not parameter:
@@ -125,7 +124,7 @@ class Inputs:
             raise FieldInvalid(self._shown(root, repeated.split(".")), "is given more than once")
 
     def _require_field(self, root: Descriptor, names: Sequence[str]) -> str:
-        """The path of a field that a body has. Raises FieldInvalid if there is no such field."""
+        """The path of a field of a body. Raises FieldInvalid if there is no such field."""
         descriptor: Descriptor | None = root
         path = [self._body] if self._body else []
         for depth, name in enumerate(names):
@@ -147,7 +146,7 @@ class Inputs:
         return f"{problem}: send it in the query as ?{elsewhere.json_name}="
 
     def _shown(self, root: Descriptor, names: Sequence[str]) -> str:
-        """A path as errors name it: by the names of the contract, as far as it has them."""
+        """A path as errors name it: with the names of the contract where it has the field."""
         shown, descriptor = [self._body] if self._body else [], root
         for name in names:
             field = _field(descriptor, name) if descriptor is not None else None

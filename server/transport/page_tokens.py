@@ -84,8 +84,6 @@ class PageTokens:
         """
         if not token:
             return None
-        if len(token) > TOKEN_CHARACTERS_MAX:
-            raise PageTokenInvalid(listing.token_field)
         try:
             version = PageToken.FromString(self._unseal(_decode(token))).v1
         except (ValueError, InvalidTag, DecodeError):

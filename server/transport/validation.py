@@ -1,6 +1,6 @@
-"""Checks and reads the fields of native requests. Raises FieldInvalid, and nothing else.
+"""Validates and parses the fields of native requests. Raises FieldInvalid, and nothing else.
 
-What the contract's comments promise about lengths stands here as one table.
+CHARACTERS_MAX has the maximum lengths that the comments of the contract state.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any
+from typing import Any, TypeVar
 
 from daybook.v1.account_pb2 import Account, Company, User
 from daybook.v1.api_key_pb2 import ApiKey
@@ -84,10 +84,10 @@ CHARACTERS_MAX: Mapping[str, Mapping[str, int]] = {
 }
 
 TEXT_CHARACTERS_MAX = max(length for lengths in CHARACTERS_MAX.values() for length in lengths.values())
-"""The longest text that any field takes."""
+"""The maximum length of any text. server/transport/parsing.py applies it to every text of every request."""
 
 IDENTIFIED = frozenset((User, Booking, Order, EventTicket))
-"""The messages that make no sense without their id."""
+"""The messages whose id is required."""
 
 CREATABLE_KINDS = (Transaction.GRANT, Transaction.CHARGE, Transaction.ADJUSTMENT)
 STATES = frozenset(Transaction.State.values())
@@ -103,7 +103,7 @@ DETAILS = frozenset(
         *(field.name for field in Transaction.DESCRIPTOR.oneofs_by_name["subject"].fields),
     )
 )
-"""The fields of a transaction that a caller sets and posting takes over as they are."""
+"""The fields of a transaction that a caller sets and posting stores unchanged."""
 _NO_DETAILS = frozenset(field for field in Transaction.DESCRIPTOR.fields if field.name not in DETAILS)
 
 _BELONGS: Mapping[str, str] = {
@@ -113,14 +113,14 @@ _BELONGS: Mapping[str, str] = {
     "daybook.v1.Transaction.refund_of": "RefundTransaction posts refunds",
     "daybook.v1.Transaction.transfer_peer": "TransferCredits posts transfers",
 }
-"""What to do instead of setting a field that only Daybook sets."""
+"""What the caller should do instead of setting a field that only Daybook sets."""
 _SET_BY_DAYBOOK: Mapping[FieldDescriptor, str] = {
     field: "; ".join(filter(None, ("is set by Daybook and must be left out", _BELONGS.get(field.full_name))))
     for message in (Account, ApiKey, Transaction)
     for field in message.DESCRIPTOR.fields
     if {OUTPUT_ONLY, IDENTIFIER} & set(field.GetOptions().Extensions[field_behavior])
 }
-"""The fields that a caller can't set, each with what a caller is told who does."""
+"""The fields that a caller can't set, each with the error message."""
 
 _CATEGORY = re.compile(r"[a-z][a-z0-9_]{0,62}", re.ASCII)
 _COUNTRY_CODE = re.compile(r"[A-Z]{2}", re.ASCII)
@@ -129,18 +129,21 @@ _LATEST_SECOND = LATEST // SECOND
 _REQUEST_ID = re.compile(r"[\x20-\x7e]{0,128}", re.ASCII)
 
 
+_Message = TypeVar("_Message", bound=Message)
+
+
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How much one call may ask for: what the contract allows, or less where this ledger is set so."""
+    """Maximum sizes of one call: those of the contract, or lower ones from the settings."""
 
     page_size_max: int = PAGE_SIZE_MAX
-    """In rows of a native list. Who asks for more gets as many."""
+    """Rows of a native list. A larger page_size means this one."""
     batch_size_max: int = BATCH_SIZE_MAX
-    """In requests of a batch, and in items of a message of an import. Who sends more is refused."""
+    """Requests of a batch, and items of a message of an import. More are refused."""
 
 
 def read_page_size(page_size: int, page_size_max: int = PAGE_SIZE_MAX) -> int:
-    """How many rows a native page has at most."""
+    """The maximum number of rows of a native page."""
     if page_size < 0:
         raise FieldInvalid("page_size", "must not be negative")
     return min(page_size or PAGE_SIZE_DEFAULT, page_size_max)
@@ -157,19 +160,24 @@ def read_positive_amount(field: str, text: str) -> Millionths:
 
 
 def read_request(method: str, request: Message) -> Request:
-    """What makes a mutation the same mutation: its request_id, and all else it says.
-
-    The request_id is taken out of the request. To be called before anything else is changed
-    in it.
-    """
+    """What identifies a mutation: its request_id, and a hash of everything else in the request."""
     request_id: str = getattr(request, "request_id")  # noqa: B009  # Message has no such field for mypy
     if not _REQUEST_ID.fullmatch(request_id):
         raise FieldInvalid(
             "request_id", f"must have at most {REQUEST_ID_CHARACTERS_MAX} characters, all of them printable ASCII"
         )
-    request.ClearField("request_id")
-    content = method.encode() + b"\n" + request.SerializeToString(deterministic=True)
-    return Request(request_id, hashlib.sha256(content).digest())
+    content = request
+    if request_id:
+        content = _copy_of(request)
+        content.ClearField("request_id")
+    serialized = method.encode() + b"\n" + content.SerializeToString(deterministic=True)
+    return Request(request_id, hashlib.sha256(serialized).digest())
+
+
+def _copy_of(message: _Message) -> _Message:
+    copied = type(message)()
+    copied.CopyFrom(message)
+    return copied
 
 
 def read_amount(field: str, text: str) -> Millionths:
@@ -181,11 +189,7 @@ def read_amount(field: str, text: str) -> Millionths:
 
 
 def read_transaction(transaction: Transaction) -> tuple[Draft, Transaction]:
-    """What is to be posted, and the details that go with it.
-
-    The details are the transaction itself, without the fields that are not theirs: a copy
-    would cost as much as all the checks.
-    """
+    """The draft to be posted, and the details that are stored with it."""
     kind, category, state, priority = (
         transaction.kind,
         transaction.category,
@@ -225,25 +229,26 @@ def read_transaction(transaction: Transaction) -> tuple[Draft, Transaction]:
     return draft, read_details("transaction", transaction)
 
 
-def read_details(path: str, details: Transaction) -> Transaction:
-    """The fields of a transaction that posting takes over as they are, held to their bounds.
+def read_details(path: str, transaction: Transaction) -> Transaction:
+    """A copy of a transaction with only the fields that posting stores unchanged, checked against their bounds.
 
-    Every other is taken away; one that only Daybook sets is refused.
+    Refuses a field that only Daybook sets.
     """
+    copied = _copy_of(transaction)
     try:
-        for field, value in details.ListFields():
+        for field, value in transaction.ListFields():
             if field in _NO_DETAILS:
-                _require_set_by_caller("", field)
-                details.ClearField(field.name)  # type: ignore[arg-type]  # a name out of the message itself
+                _refuse_set_by_daybook("", field)
+                copied.ClearField(field.name)  # type: ignore[arg-type]  # a name from the message itself
             elif (check := _check_of(field)) is not None:
                 check(value)
     except FieldInvalid as refusal:
         raise _inside(path, refusal) from None
-    return details
+    return copied
 
 
 def read_lifetime(path: str, owner: Transaction | ApiKey) -> tuple[Instant | None, Instant | None]:
-    """The expire_time and the time to live of what a transaction brings or of a key; at most one of them."""
+    """The expire_time and the time to live of a new lot or API key; at most one of them is set."""
     match owner.WhichOneof("lifetime"):
         case "expire_time":
             return read_timestamp(f"{path}.expire_time", owner.expire_time), None
@@ -256,7 +261,7 @@ def read_lifetime(path: str, owner: Transaction | ApiKey) -> tuple[Instant | Non
 
 
 def read_grace_period(grace_period: Duration) -> Instant:
-    """How long the secrets of before a rotation stay good at most."""
+    """The maximum time for which secrets stay valid after a rotation."""
     period = _to_microseconds(grace_period)
     if period is None or not 0 <= period <= GRACE_PERIOD_DAYS_MAX * 24 * HOUR:
         raise FieldInvalid("grace_period", f"must be between 0 and {GRACE_PERIOD_DAYS_MAX} days")
@@ -264,14 +269,14 @@ def read_grace_period(grace_period: Duration) -> Instant:
 
 
 def _to_microseconds(duration: Duration) -> Instant | None:
-    """The length of a duration that isn't negative; None for one that is, or that is none."""
+    """The length of a duration; None if it is negative or malformed."""
     if duration.seconds < 0 or not 0 <= duration.nanos < 1_000_000_000:
         return None
     return duration.seconds * SECOND + duration.nanos // 1000
 
 
 def read_scopes(field: str, scopes: Iterable[str]) -> tuple[str, ...]:
-    """The scopes that a key is to have, each once."""
+    """The scopes of a new key, without duplicates."""
     wanted = set(scopes)
     if not wanted:
         raise FieldInvalid(field, "is required")
@@ -281,7 +286,7 @@ def read_scopes(field: str, scopes: Iterable[str]) -> tuple[str, ...]:
 
 
 def check_account(account: Account) -> None:
-    """Holds to their bounds what a caller can set of an account."""
+    """Checks the fields of an account that a caller can set."""
     settable = Account(display_name=account.display_name)
     for name in ("hour_anchor", "user", "company"):
         if account.HasField(name):
@@ -290,18 +295,18 @@ def check_account(account: Account) -> None:
 
 
 def require_unset_by_caller(path: str, message: Account | ApiKey) -> None:
-    """Refuses a new resource with a field that only Daybook sets: it may be meant as input."""
+    """Refuses a new resource with a field that only Daybook sets, because it would be ignored."""
     for field, _ in message.ListFields():
-        _require_set_by_caller(path, field)
+        _refuse_set_by_daybook(path, field)
 
 
-def _require_set_by_caller(path: str, field: FieldDescriptor) -> None:
+def _refuse_set_by_daybook(path: str, field: FieldDescriptor) -> None:
     if field in _SET_BY_DAYBOOK:
         raise FieldInvalid(_join(path, field.name), _SET_BY_DAYBOOK[field])
 
 
 def read_profile(account: Account) -> bytes:
-    """The profile of an account, serialized as the store keeps it."""
+    """The profile of an account in its stored form."""
     profile = Account()
     for name in ("user", "company"):
         if account.HasField(name):
@@ -310,7 +315,7 @@ def read_profile(account: Account) -> bytes:
 
 
 def check_content(path: str, message: Message) -> None:
-    """Holds every text, number, time and struct inside a message to its bounds."""
+    """Checks every text, number, time and Struct of a message."""
     try:
         _check_fields(message)
     except FieldInvalid as refusal:
@@ -318,9 +323,9 @@ def check_content(path: str, message: Message) -> None:
 
 
 def _inside(path: str, refusal: FieldInvalid) -> FieldInvalid:
-    """The refusal of a field as seen from outside the message that holds it.
+    """The refusal with the path of its message before its field.
 
-    So the way to a field is only put together where something is wrong with it.
+    The path of a field is thus built only if the field is refused.
     """
     return FieldInvalid(_join(path, refusal.field), refusal.problem)
 
@@ -336,9 +341,9 @@ def _check_fields(message: Message) -> None:
 
 @cache
 def _check_of(field: FieldDescriptor) -> Callable[[Any], object] | None:
-    """How a field is checked, or None where every value is sound. Found out once per field."""
+    """The check of a field, or None if every value is valid. Computed once per field."""
     owner = field.containing_type
-    assert owner is not None, "extensions have none, and the contracts have no extensions"
+    assert owner is not None, "only extensions have none, and the contracts have no extensions"
     if field.full_name in _FIELD_CHECKS:
         return partial(_FIELD_CHECKS[field.full_name], field.name)
     if field.is_repeated:
@@ -394,7 +399,7 @@ def _check_text(place: str, characters_max: int | None, text: str) -> None:
 
 
 def read_timestamp(place: str, timestamp: Timestamp) -> Instant:
-    """The instant of a time within the bounds of a Timestamp."""
+    """The instant of a Timestamp, which may be malformed."""
     seconds, nanos = timestamp.seconds, timestamp.nanos
     if not (_EARLIEST_SECOND <= seconds <= _LATEST_SECOND and 0 <= nanos < 1_000_000_000):
         raise FieldInvalid(place, "must be a time between the years 1 and 9999")
@@ -410,4 +415,4 @@ _FIELD_CHECKS: Mapping[str, Callable[[str, Any], None]] = {
     Usage.DESCRIPTOR.fields_by_name["cost_usd"].full_name: _check_cost,
     Company.Address.DESCRIPTOR.fields_by_name["country_code"].full_name: _check_country_code,
 }
-"""The fields that are checked otherwise than others of their type."""
+"""The fields with other checks than the rest of their type."""

@@ -6,23 +6,32 @@ import asyncio
 import resource
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import grpc
 import psutil
 import pytest
 import pytest_asyncio
+from daybook.v1.ledger_service_pb2 import BulkCreateTransactionsResponse
 from daybook.v1.transaction_pb2 import Transaction
+from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
+from google.protobuf.descriptor_pool import Default
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+from google.protobuf.struct_pb2 import Struct
 
+from server.app import SERVICES
 from tests.support.callers import Client
 from tests.support.ledgers import prepare
 from tests.support.processes import Daybook, Ports, sqlite_url
-from tests.support.refusals import read_refusal
+from tests.support.refusals import Refusal, read_refusal, read_status
 
 GRANT, CHARGE = Transaction.GRANT, Transaction.CHARGE
 MEBIBYTE = 1 << 20
 BOMB_BYTES = 400 * MEBIBYTE
 """About 400 kB on the wire."""
 GROWTH_BYTES_MAX = 64 * MEBIBYTE
+TEXTS_GROWTH_BYTES_MAX = 16 * MEBIBYTE
 CALLS_MAX = 5000
 
 
@@ -64,6 +73,82 @@ async def test_a_compressed_message_is_bounded_by_its_full_length(daybook: tuple
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert process.memory_info().rss < before + GROWTH_BYTES_MAX
     assert (await client.post("acme", GRANT, "1")).sequence == 1
+
+
+def _texts(
+    message: Descriptor, naming: str, text: str, seen: tuple[Descriptor, ...] = ()
+) -> Iterator[tuple[Message, str]]:
+    """For each text of a message, at any depth: a message with this one in it, and its path; no path in a Struct."""
+    made: Any
+    for field in message.fields:
+        name, inner = getattr(field, naming), field.message_type
+        made = GetMessageClass(message)()
+        if inner is not None and inner.full_name == Struct.DESCRIPTOR.full_name:
+            getattr(made, field.name)["key"] = text
+            yield made, ""
+        elif inner is not None and inner.GetOptions().map_entry:
+            getattr(made, field.name)["key"] = text
+            yield made, f"{name}.key"
+            made = GetMessageClass(message)()
+            getattr(made, field.name)[text] = "value"
+            yield made, name
+        elif inner is not None and inner not in seen:
+            for value, path in _texts(inner, naming, text, (*seen, message)):
+                made = GetMessageClass(message)(**{field.name: [value] if field.is_repeated else value})
+                yield made, path and f"{name}{'[0]' if field.is_repeated else ''}.{path}"
+        elif field.type == FieldDescriptor.TYPE_STRING:
+            yield (
+                GetMessageClass(message)(**{field.name: [text] if field.is_repeated else text}),
+                f"{name}[0]" if field.is_repeated else name,
+            )
+
+
+async def _refusal_of(client: Client, method: MethodDescriptor, request: bytes) -> Refusal:
+    """How a request is refused, or a stream of this one alone, or the only part of a bulk request."""
+    name = f"/{method.containing_service.full_name}/{method.name}"
+    # The stubs tell the type of a request by its serializer, and there is none.
+    channel: Any = client.channel
+
+    async def requests() -> AsyncIterator[bytes]:
+        yield request
+
+    try:
+        if method.client_streaming:
+            await channel.stream_unary(name)(requests(), metadata=client.metadata)
+        elif method.server_streaming:
+            await channel.unary_stream(name)(request, metadata=client.metadata).read()
+        else:
+            answer = cast("bytes", await channel.unary_unary(name)(request, metadata=client.metadata))
+            (result,) = BulkCreateTransactionsResponse.FromString(answer).results
+            return read_status(result.error)
+    except grpc.aio.AioRpcError as error:
+        return read_refusal(error)
+    raise AssertionError(f"{method.full_name} took it")
+
+
+@pytest.mark.long
+async def test_texts_of_a_mebibyte_leave_nothing_behind(daybook: tuple[Daybook, str], client: Client) -> None:
+    """Each text of each request is refused by its name if it is too long, and the server's memory doesn't grow by any.
+
+    A Struct is bounded as a whole, after the rest of its request is checked.
+    """
+    process = psutil.Process(daybook[0].process.pid)
+    methods = [each for service in SERVICES for each in Default().FindServiceByName(service).methods]
+    sizes = []
+    # The first round warms up; its texts are others, so that none of the second one is kept already.
+    for letter in "xy":
+        count = 0
+        for method in methods:
+            naming = "name" if method.full_name.startswith("daybook.v1.") else "json_name"
+            for request, path in _texts(method.input_type, naming, letter * MEBIBYTE):
+                refusal = await _refusal_of(client, method, request.SerializeToString())
+                assert refusal.code is grpc.StatusCode.INVALID_ARGUMENT, (method.full_name, path)
+                assert not path or list(refusal.fields) == [path], method.full_name
+                assert len(refusal.message) < 1000
+                count += 1
+        assert count > 300, "the walk finds the texts"
+        sizes.append(process.memory_info().rss)
+    assert sizes[1] < sizes[0] + TEXTS_GROWTH_BYTES_MAX
 
 
 async def test_a_full_disk(daybook: tuple[Daybook, str], client: Client) -> None:

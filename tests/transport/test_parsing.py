@@ -1,42 +1,35 @@
-"""Requests that are no messages are refused by the name of the field, where there is one."""
+"""Requests that are refused when they are parsed: no message, a text that is too long, or an unknown field."""
 
 from __future__ import annotations
 
 import pytest
 from daybook.facades.teable.v1.billing_service_pb2 import GetSpaceCreditHistoryRequest
-from daybook.v1.account_pb2 import Account
-from daybook.v1.ledger_service_pb2 import CreateAccountRequest
+from daybook.v1.account_pb2 import Account, Company
+from daybook.v1.ledger_service_pb2 import (
+    BatchCreateTransactionsRequest,
+    CreateAccountRequest,
+    CreateTransactionRequest,
+    ListTransactionsRequest,
+    UpdateAccountRequest,
+)
+from daybook.v1.transaction_pb2 import Transaction
+from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.message import Message
+from google.protobuf.struct_pb2 import Struct
 
-from server.ledger.errors import FieldInvalid
-from server.transport.parsing import Naming, unless_malformed
+from server.ledger.errors import FieldInvalid, FilterInvalid, InvalidArgument, PageTokenInvalid
+from server.transport.filters import FILTER_CHARACTERS_MAX
+from server.transport.page_tokens import TOKEN_CHARACTERS_MAX
+from server.transport.parsing import Naming, parser
+from server.transport.validation import TEXT_CHARACTERS_MAX
 
 NOT_UTF_8 = b"\xff"
 GOOD = GetSpaceCreditHistoryRequest(space_id="spc", month="2024-10", take="7", source_type="ai_chat")
 
 
-@pytest.mark.parametrize(
-    ("good", "naming", "field"),
-    [
-        (b"2024-10", "json_name", "month"),
-        (b"ai_chat", "json_name", "sourceType"),
-        (b"ai_chat", "name", "source_type"),
-        (b"spc", "name", "space_id"),
-    ],
-)
-def test_text_that_is_not_utf_8_is_named(good: bytes, naming: Naming, field: str) -> None:
-    """The field is called by the name that the caller knows it by."""
-    request = GOOD.SerializeToString().replace(good, NOT_UTF_8 * len(good))
-    refusal = unless_malformed(GetSpaceCreditHistoryRequest.FromString, naming)(request)
-    assert isinstance(refusal, FieldInvalid)
-    assert (refusal.field, refusal.problem) == (field, "is not UTF-8")
-
-
-def test_the_first_of_several_is_named() -> None:
-    """In the order of the request."""
-    request = GOOD.SerializeToString().replace(b"2024-10", NOT_UTF_8 * 7).replace(b"ai_chat", NOT_UTF_8 * 7)
-    refusal = unless_malformed(GetSpaceCreditHistoryRequest.FromString, "name")(request)
-    assert isinstance(refusal, FieldInvalid)
-    assert refusal.field == "month"
+def parsed(request: Message, naming: Naming = "name", characters_max: int = TEXT_CHARACTERS_MAX) -> object:
+    """What becomes of a request that is sent."""
+    return parser(type(request).FromString, naming, characters_max)(request.SerializeToString())
 
 
 @pytest.mark.parametrize(
@@ -44,21 +37,22 @@ def test_the_first_of_several_is_named() -> None:
     [
         b"\x0a\x05abc",
         b"\xff" * 20,
-        # Inside another message.
+        CreateAccountRequest(account_id="acme").SerializeToString().replace(b"acme", NOT_UTF_8 * 4),
         CreateAccountRequest(account=Account(display_name="name")).SerializeToString().replace(b"name", NOT_UTF_8 * 4),
     ],
-    ids=["cut off", "noise", "nested"],
+    ids=["cut off", "noise", "not UTF-8", "nested and not UTF-8"],
 )
-def test_what_has_no_name_is_the_request(request_bytes: bytes) -> None:
-    """Bytes that are no message at all are the fault of the whole request."""
-    refusal = unless_malformed(CreateAccountRequest.FromString, "name")(request_bytes)
+def test_what_is_no_message_is_refused(request_bytes: bytes) -> None:
+    """Bytes that can't be parsed are the fault of the whole request, also if a single text is no UTF-8."""
+    refusal = parser(CreateAccountRequest.FromString, "name")(request_bytes)
     assert isinstance(refusal, FieldInvalid)
-    assert refusal.field == "request"
+    problem = "is no message of its type, or holds text that is not UTF-8"
+    assert (refusal.field, refusal.problem) == ("request", problem)
 
 
 def test_a_message_is_a_message() -> None:
     """What can be parsed is."""
-    assert unless_malformed(GetSpaceCreditHistoryRequest.FromString, "name")(GOOD.SerializeToString()) == GOOD
+    assert parsed(GOOD) == GOOD
 
 
 # Field 999, a length, and so many bytes.
@@ -79,9 +73,25 @@ UNKNOWN = b"\xba\x3e\x03abc"
 )
 def test_field_that_the_message_lacks_is_refused(request_bytes: bytes, field: str) -> None:
     """A field of a newer contract would be ignored: it is refused, and the message that lacks it is named."""
-    refusal = unless_malformed(CreateAccountRequest.FromString, "name")(request_bytes)
+    refusal = parser(CreateAccountRequest.FromString, "name")(request_bytes)
     assert isinstance(refusal, FieldInvalid)
     assert (refusal.field, refusal.problem) == (field, "has a field that this version of the contract lacks")
+
+
+def test_an_unknown_field_is_refused_beside_what_is_written_too_short() -> None:
+    """An unknown field is noticed also if the message, written as Daybook writes it, is as long as the request."""
+    # Field 2, the transaction; its field 14, an entry of the labels, without key and value.
+    entry = next(f for f in Transaction.DESCRIPTOR.fields if f.name == "labels").number << 3 | 2
+    empty = bytes([entry & 0x7F | 0x80, entry >> 7, 0]) if entry > 0x7F else bytes([entry, 0])
+    field = next(f for f in CreateTransactionRequest.DESCRIPTOR.fields if f.name == "transaction").number << 3 | 2
+    request_bytes = bytes([field, len(empty)]) + empty
+    known = CreateTransactionRequest.FromString(request_bytes)
+    missing = known.ByteSize() - len(request_bytes)
+    assert missing > 3, "an empty entry is written with its key and value"
+    unknown = b"\xba\x3e" + bytes([missing - 3]) + b"a" * (missing - 3)
+    refusal = parser(CreateTransactionRequest.FromString, "name")(request_bytes + unknown)
+    assert isinstance(refusal, FieldInvalid)
+    assert refusal.field == "request"
 
 
 @pytest.mark.parametrize(
@@ -95,5 +105,70 @@ def test_field_that_the_message_lacks_is_refused(request_bytes: bytes, field: st
 )
 def test_other_ways_to_write_a_message_are_read(request_bytes: bytes) -> None:
     """What isn't written as Daybook writes it is a message all the same."""
-    parsed = unless_malformed(CreateAccountRequest.FromString, "name")(request_bytes)
-    assert parsed == CreateAccountRequest.FromString(request_bytes)
+    message = parser(CreateAccountRequest.FromString, "name")(request_bytes)
+    assert message == CreateAccountRequest.FromString(request_bytes)
+
+
+def described(length: int, **labels: str) -> CreateTransactionRequest:
+    """A request with a text of so many characters."""
+    return CreateTransactionRequest(transaction=Transaction(description="x" * length, labels=labels))
+
+
+LONG = "x" * 65
+
+
+@pytest.mark.parametrize(
+    ("request_message", "naming", "field"),
+    [
+        (CreateAccountRequest(account_id=LONG), "name", "account_id"),
+        (CreateAccountRequest(account_id=LONG), "json_name", "accountId"),
+        (CreateAccountRequest(account=Account(company=Company(notes=LONG))), "name", "account.company.notes"),
+        (BatchCreateTransactionsRequest(requests=[described(1), described(65)]), "name", "requests[1].transaction"),
+        (UpdateAccountRequest(update_mask=FieldMask(paths=["user", LONG])), "json_name", "updateMask.paths[1]"),
+        (described(1, location=LONG), "name", "transaction.labels.location"),
+        (described(1, **{LONG: "x"}), "name", "transaction.labels"),
+    ],
+)
+def test_a_text_that_is_too_long_is_named(request_message: Message, naming: Naming, field: str) -> None:
+    """Wherever a text stands, its path is told in the names that the caller knows."""
+    refusal = parsed(request_message, naming, 64)
+    assert isinstance(refusal, FieldInvalid)
+    assert refusal.field.startswith(field)
+    assert refusal.problem == "must have at most 64 characters"
+    assert parsed(request_message, naming, 65) == request_message
+
+
+@pytest.mark.parametrize(
+    ("field", "bound", "error"),
+    [
+        ("parent", TEXT_CHARACTERS_MAX, FieldInvalid),
+        ("order_by", TEXT_CHARACTERS_MAX, FieldInvalid),
+        ("filter", FILTER_CHARACTERS_MAX, FilterInvalid),
+        ("page_token", TOKEN_CHARACTERS_MAX, PageTokenInvalid),
+    ],
+)
+@pytest.mark.parametrize("letter", ["x", "\u00e9", "\U0001f600"])
+def test_each_text_of_a_list_has_its_bound(field: str, bound: int, error: type[InvalidArgument], letter: str) -> None:
+    """A text of exactly its bound is taken, and one of a character more is refused with the error of its field."""
+    longest = ListTransactionsRequest(**{field: letter * bound})  # type: ignore[arg-type]  # each is a text
+    assert parsed(longest) == longest
+    refusal = parsed(ListTransactionsRequest(**{field: letter * (bound + 1)}))  # type: ignore[arg-type]
+    assert type(refusal) is error
+    assert isinstance(refusal, InvalidArgument)
+    assert refusal.field == field
+    if error is not PageTokenInvalid:
+        assert refusal.problem == f"must have at most {bound} characters"
+
+
+def test_a_page_token_keeps_its_bound_where_texts_are_narrowed() -> None:
+    """A list can be read on with tokens of the server, however short the texts of callers must be."""
+    narrowed = ListTransactionsRequest(page_token="x" * TOKEN_CHARACTERS_MAX)
+    assert parsed(narrowed, "name", 64) == narrowed
+
+
+def test_texts_inside_of_a_struct_are_left_to_its_own_bound() -> None:
+    """A Struct has a bound for all of it, which its validation holds."""
+    metadata = Struct()
+    metadata["key"] = "x" * 10_000
+    request = CreateTransactionRequest(transaction=Transaction(metadata=metadata))
+    assert parsed(request) == request

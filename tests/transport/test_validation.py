@@ -534,7 +534,9 @@ FULL = charge(
 
 def test_details_are_taken_over_as_they_are() -> None:
     """Every detail that a caller gives is kept unchanged, and kind, category and amount go into the draft."""
-    draft, details = read_transaction(copy_of(FULL))
+    given = copy_of(FULL)
+    draft, details = read_transaction(given)
+    assert given == FULL
     assert draft == Draft(Transaction.CHARGE, "ai_chat", -1_000_000, is_usage=True)
     expected = Transaction()
     expected.CopyFrom(FULL)
@@ -659,10 +661,12 @@ def test_request_ids(request_id: str, good: bool) -> None:
 
 
 def test_a_fingerprint_is_of_all_but_the_request_id() -> None:
-    """The same request has the same fingerprint under any request_id, and nothing else is taken out of it."""
+    """The same request has the same fingerprint under any request_id; the request stays as it is."""
     request = CreateTransactionRequest(parent="accounts/acme", transaction=FULL, request_id="first")
     first = read_request("CreateTransaction", request)
-    assert request == CreateTransactionRequest(parent="accounts/acme", transaction=FULL)
+    assert request == CreateTransactionRequest(parent="accounts/acme", transaction=FULL, request_id="first")
+    nameless = CreateTransactionRequest(parent="accounts/acme", transaction=FULL)
+    assert read_request("CreateTransaction", nameless).fingerprint == first.fingerprint
     request.request_id = "second"
     assert read_request("CreateTransaction", request).fingerprint == first.fingerprint
     assert len(first.fingerprint) == 32
