@@ -1,8 +1,7 @@
-"""Who is calling: API keys as Bearer, as X-API-Key or as Basic, and access tokens as Bearer.
+"""Authentication: API keys as Bearer, as X-API-Key or as Basic, and access tokens as Bearer.
 
-A key reads `{id}.{secret}`; with Basic the id is the user name and the secret the
-password. server/ledger/access.py says what a key is made of, and access_tokens.py what
-becomes of a token.
+A key has the form `{id}.{secret}`; with Basic the id is the user name and the secret the
+password. server/ledger/access.py makes keys, and access_tokens.py verifies access tokens.
 """
 
 from __future__ import annotations
@@ -25,15 +24,15 @@ from server.store.credentials import CredentialStore
 
 CREDENTIALS_CACHED_MAX = 10_000
 HOLDERS_CACHED_MAX = 10_000
-"""How many credentials keep their own share of the places for calls. Each takes some 200 bytes."""
+"""Number of credentials with a share of their own of the places for calls. Each takes about 200 bytes."""
 KEY_CACHED_SECONDS_MAX = 5.0
-"""How long a key may still open after it has gone from the database, or a token after the key that signed it."""
+"""How long a credential is accepted after its API key, or its signing key, is gone, in seconds."""
 CREDENTIAL_CHARACTERS_MAX = 8192
-"""Half of what the gateway lets through in all headers together. Tokens with many claims are long; a key is not."""
+"""Half of the gateway's limit for all headers together, because a token with many claims is long."""
 
 
 class Scheme(Enum):
-    """How a credential was given."""
+    """The form in which a credential is sent."""
 
     BEARER = "bearer"
     BASIC = "basic"
@@ -42,43 +41,43 @@ class Scheme(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Authentication:
-    """A caller, and how they proved who they are."""
+    """A caller, and the form of its credential."""
 
     caller: Caller
     scheme: Scheme
 
 
 authentication: ContextVar[Authentication] = ContextVar("authentication")
-"""That of the call under way. Set by server.transport.calls before a servicer runs."""
+"""The authentication of the current call. Set by server.transport.calls before a servicer runs."""
 
 
 def current_caller() -> Caller:
-    """Who made the call under way."""
+    """The caller of the current call."""
     return authentication.get().caller
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """Whom a credential lets in, and before when."""
+    """The caller of a valid credential, and its expire_time."""
 
     caller: Caller
     expire_time: Instant | None
 
 
 OpenToken: TypeAlias = Callable[[str], Awaitable[Opened]]
-"""Checks an access token. Raises CredentialInvalid, and ServiceUnavailable if nobody can check it now."""
+"""Verifies an access token. Raises CredentialInvalid, or ServiceUnavailable while no key can be fetched."""
 
 
 class _Remembered(NamedTuple):
-    """What a header was found to mean."""
+    """A cached authentication."""
 
     authentication: Authentication
     expire_time: Instant | None
-    """That of the credential."""
+    """The expire_time of the credential."""
     key_id: str | None
     """None for an access token."""
     until: float
-    """When it is forgotten, in seconds of the stopwatch."""
+    """When the entry expires, in seconds of the stopwatch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +86,7 @@ class _Credential:
     key_id: str | None
     """None for an access token."""
     secret: str = field(repr=False)
-    """That of the key, or all of the token."""
+    """The secret of the key, or the whole token."""
 
 
 class Authenticator:
@@ -101,28 +100,28 @@ class Authenticator:
         stopwatch: Callable[[], float] = time.monotonic,
         open_token: OpenToken | None = None,
     ) -> None:
-        """`note_use` is told the id of every key that is let in; `stopwatch` gives seconds.
+        """`note_use` is called with the id of each API key that authenticates a call; `stopwatch` gives seconds.
 
-        Without `open_token` access tokens are as invalid as keys that nobody made.
+        Without `open_token` every access token is invalid.
         """
         self._store = store
         self._clock = clock
         self._note_use = note_use
         self._open_token = open_token
         self._stopwatch = stopwatch
-        # By the headers themselves, so that one that was read lately isn't read again; those
-        # that are forgotten first stand first.
-        self._opened: dict[tuple[str, str], _Remembered] = {}
-        # By digests, because they are kept for long and headers are secret; the one that was
-        # looked up longest ago stands first.
+        # Both by the digest of a header: headers are secret, and a client can make them long.
+        # In the order in which they expire.
+        self._opened: dict[bytes, _Remembered] = {}
+        # The least recently opened first.
         self._holders: dict[bytes, str] = {}
 
     async def authenticate(self, metadata: Iterable[tuple[str, str | bytes]]) -> Authentication:
         """Raises CredentialMissing, CredentialInvalid or ServiceUnavailable. A wrong credential is not cached."""
         header = _header(metadata)
-        found = self._opened.get(header)
+        digest = _digest(*header)
+        found = self._opened.get(digest)
         if found is None or found.until <= self._stopwatch():
-            found = await self._remember(header)
+            found = await self._remember(digest, _credential(*header))
         elif found.expire_time is not None and not is_active(None, found.expire_time, self._clock()):
             raise CredentialInvalid
         if found.key_id is not None:
@@ -130,22 +129,23 @@ class Authenticator:
         return found.authentication
 
     def known_holder(self, metadata: Iterable[tuple[str, str | bytes]]) -> str:
-        """The id of the credential in metadata, if this process has seen it valid; otherwise empty.
+        """The id of the credential in metadata if this process has seen it valid; otherwise empty.
 
-        The id decides whose share of the server a call takes; it authenticates no call. So it has
-        no time limit: a key keeps its share while others are looked up.
+        The id decides which share of the places a call takes; it doesn't authenticate the call.
+        So it doesn't expire: a key keeps its share while it is looked up again.
         """
         for name, value in metadata:
             if name in ("authorization", "x-api-key"):
-                return self._holders.get(_digest(name, str(value)), "")
+                # A longer header is refused, so it is not worth hashing.
+                is_bounded = len(value) <= CREDENTIAL_CHARACTERS_MAX
+                return self._holders.get(_digest(name, str(value)), "") if is_bounded else ""
         return ""
 
-    async def _remember(self, header: tuple[str, str]) -> _Remembered:
-        credential = _credential(*header)
+    async def _remember(self, digest: bytes, credential: _Credential) -> _Remembered:
         opened = await self._open(credential)
         self._make_room()
-        self._remember_holder(_digest(*header), opened.caller.credential_id)
-        found = self._opened[header] = _Remembered(
+        self._remember_holder(digest, opened.caller.credential_id)
+        found = self._opened[digest] = _Remembered(
             Authentication(opened.caller, credential.scheme),
             opened.expire_time,
             credential.key_id,
@@ -160,13 +160,13 @@ class Authenticator:
         self._holders[digest] = credential_id
 
     def _make_room(self) -> None:
-        """Forgets what is forgotten by now, for tokens are long and secret, and one more if there are too many."""
+        """Evicts the expired entries, and the oldest one if the cache is full."""
         now = self._stopwatch()
         while self._opened:
-            header, first = next(iter(self._opened.items()))
+            digest, first = next(iter(self._opened.items()))
             if first.until > now and len(self._opened) < CREDENTIALS_CACHED_MAX:
                 return
-            del self._opened[header]
+            del self._opened[digest]
 
     async def _open(self, credential: _Credential) -> Opened:
         if credential.key_id is not None:
@@ -187,7 +187,7 @@ class Authenticator:
         return Opened(caller, expire_time)
 
     async def _expire_time(self, record: ApiKeyRecord, secret_hash: bytes) -> Instant | None:
-        """Until when a secret opens a key: one that was rotated out, not longer than its grace period."""
+        """When a secret of a key expires: a rotated secret at the end of its grace period at the latest."""
         if hmac.compare_digest(record.secret_hash, secret_hash):
             return record.expire_time
         for retired in await self._store.retired_secrets(record.id):
@@ -204,7 +204,7 @@ def _header(metadata: Iterable[tuple[str, str | bytes]]) -> tuple[str, str]:
     """The first header that may hold a credential."""
     for name, value in metadata:
         if name in ("authorization", "x-api-key") and isinstance(value, str):
-            # gRPC reads what is no UTF-8 as Latin-1; no credential has either.
+            # gRPC decodes bytes that aren't UTF-8 as Latin-1; a credential is ASCII.
             if len(value) > CREDENTIAL_CHARACTERS_MAX or not value.isascii():
                 raise CredentialInvalid
             return name, value
@@ -219,7 +219,7 @@ def _parse_authorization(value: str) -> _Credential:
     scheme, _, text = value.partition(" ")
     match scheme.lower():
         case "bearer":
-            # A token has three segments, and none begins as a key does: JSON in base64 has capitals.
+            # A token has three segments. Its first one is no key id: JSON in base64 has capital letters.
             if text.count(".") == 2 and not is_api_key_id(text.lstrip(" ").partition(".")[0]):
                 return _Credential(Scheme.BEARER, None, text.strip(" "))
             return _parse_key(Scheme.BEARER, text)

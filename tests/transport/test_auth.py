@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import time
+import tracemalloc
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from server.transport.auth import (
 from tests.support.clock import NOON, Clock
 from tests.support.databases import writing
 
+SPELLINGS = 200
 Metadata: TypeAlias = Iterable[tuple[str, str | bytes]]
 
 
@@ -409,6 +411,29 @@ async def test_credentials_are_kept_in_bounds(
     seconds = 2 * KEY_CACHED_SECONDS_MAX
     assert await is_looked_up(fourth)
     assert len(authenticator._opened) == 1, "what opens no more without a look is not kept either"
+
+
+async def test_long_spellings_of_a_key_are_not_kept(book: Book, random_bytes: RandomBytes) -> None:
+    """A key opens with any number of spaces around it, and no spelling is kept."""
+    key = new_key(random_bytes)
+    await store_key(book, key)
+    authenticator = authenticator_of(book, stopwatch=lambda: 0.0)
+    room = CREDENTIAL_CHARACTERS_MAX - 200
+
+    async def open_with(spaces: int) -> None:
+        header = ("authorization", f"Bearer {' ' * spaces}{key.id}.{key.secret}{' ' * (room - spaces)}")
+        assert (await authenticator.authenticate([header])).caller.credential_id == key.id
+        assert authenticator.known_holder([header]) == key.id
+
+    await open_with(0)
+    tracemalloc.start()
+    try:
+        for spaces in range(1, SPELLINGS):
+            await open_with(spaces)
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < SPELLINGS * room / 4
 
 
 async def test_a_key_keeps_its_share_while_others_are_looked_up(
