@@ -44,7 +44,8 @@ class Settings(BaseSettings):
         default=4,
         ge=1,
         le=1000,
-        description="Database connections of one process; on SQLite, the connections that read.",
+        description="Database connections of one process: on PostgreSQL half for bounded reads, at least 1, and the"
+        " rest, at least 1, for transactions and streams; on SQLite for streams.",
     )
     database_pool_wait_seconds: float = Field(
         default=5.0, gt=0, le=600, description="Longest wait of a call for a free database connection, in seconds."

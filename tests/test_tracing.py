@@ -113,7 +113,7 @@ async def test_stream_that_nobody_reads_to_its_end_leaves_no_span_behind(
             call = client.admin.VerifyLedger(VerifyLedgerRequest(), metadata=(*client.metadata, traceparent(trace_id)))
             await call.read()
             call.cancel()
-            spans = await asyncio.to_thread(collector.spans, trace_id, method, "database read")
+            spans = await asyncio.to_thread(collector.spans, trace_id, method, "database snapshot")
     (span,) = [each for each in spans if each.name == method]
     assert span.attributes["rpc.grpc.status_code"] in {0, 1}
     assert not caplog.records

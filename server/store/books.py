@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Collection
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from daybook.v1.transaction_pb2 import Transaction
 from google.protobuf.message import DecodeError
-from sqlalchemy import func, select, union_all
+from sqlalchemy import ColumnElement, Select, Table, func, select, union_all
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from server.ledger.audit import Answer, Entry
@@ -30,7 +31,7 @@ from server.store.tables import (
     transactions,
     usage_windows,
 )
-from server.store.uninterrupted import uninterrupted
+from server.store.uninterrupted import rows_of, uninterrupted
 
 ENTRIES_AT_ONCE = 1000
 REFUNDS_AT_ONCE = 500
@@ -60,31 +61,30 @@ class StoredRefund:
 
 
 class Books:
-    """The stored books of one account, as they were at one instant."""
+    """The stored books of one account, all of one snapshot."""
 
     def __init__(self, connection: AsyncConnection, account_number: int) -> None:
         self._connection = connection
         self._number = account_number
+
+    async def _rows(self, statement: Select[Any]) -> Sequence[Any]:
+        return await rows_of(self._connection, statement)
 
     async def state(self) -> StoredState | None:
         """The account's state; None if there is no row of it."""
         return (await uninterrupted(self._connection.run_sync(load_states, [self._number]))).get(self._number)
 
     async def entries(self) -> AsyncGenerator[list[Entry], None]:
-        """The transactions in their order, some at a time."""
+        """The transactions in their order, in parts."""
         after = 0
         columns = transactions.c
         while True:
-            rows = (
-                await uninterrupted(
-                    self._connection.execute(
-                        select(transactions)
-                        .where(columns.account_number == self._number, columns.sequence > after)
-                        .order_by(columns.sequence)
-                        .limit(ENTRIES_AT_ONCE)
-                    )
-                )
-            ).all()
+            rows = await self._rows(
+                select(transactions)
+                .where(columns.account_number == self._number, columns.sequence > after)
+                .order_by(columns.sequence)
+                .limit(ENTRIES_AT_ONCE)
+            )
             if not rows:
                 return
             yield [
@@ -110,11 +110,9 @@ class Books:
 
     async def lots(self, first: int, last: int) -> dict[int, Lot]:
         """The lots with these numbers, by number."""
-        rows = await uninterrupted(
-            self._connection.execute(
-                select(*LOT_COLUMNS).where(
-                    lots.c.account_number == self._number, lots.c.number >= first, lots.c.number <= last
-                )
+        rows = await self._rows(
+            select(*LOT_COLUMNS).where(
+                lots.c.account_number == self._number, lots.c.number >= first, lots.c.number <= last
             )
         )
         return {row.number: to_lot(*row) for row in rows}
@@ -124,13 +122,12 @@ class Books:
         remaining: dict[int, Millionths] = {}
         after = 0
         while True:
-            statement = (
+            rows = await self._rows(
                 select(lots.c.number, lots.c.remaining)
                 .where(lots.c.account_number == self._number, lots.c.number > after, has_remaining)
                 .order_by(lots.c.number)
                 .limit(ENTRIES_AT_ONCE)
             )
-            rows = (await uninterrupted(self._connection.execute(statement))).all()
             if not rows:
                 return remaining
             remaining.update((row.number, row.remaining) for row in rows)
@@ -138,62 +135,52 @@ class Books:
 
     async def windows(self, first: int, last: int) -> dict[int, UsageWindow]:
         """The hour windows with these numbers, by number."""
-        rows = await uninterrupted(
-            self._connection.execute(
-                select(*usage_windows.c["number", "start", "computing", "serverless"]).where(
-                    usage_windows.c.account_number == self._number,
-                    usage_windows.c.number >= first,
-                    usage_windows.c.number <= last,
-                )
+        rows = await self._rows(
+            select(*usage_windows.c["number", "start", "computing", "serverless"]).where(
+                usage_windows.c.account_number == self._number,
+                usage_windows.c.number >= first,
+                usage_windows.c.number <= last,
             )
         )
         return {row.number: UsageWindow(*row) for row in rows}
 
     async def answers(self, request_ids: Collection[str]) -> dict[str, Answer]:
-        """What is kept as the answers of these requests, by request_id."""
+        """The stored answers to these requests, by request_id."""
         found: dict[str, Answer] = {}
         for some in in_parts(sorted(request_ids)):
-            rows = await uninterrupted(
-                self._connection.execute(
-                    select(*requests.c["request_id", "sequence", "response"]).where(
-                        requests.c.account_number == self._number, requests.c.request_id.in_(some)
-                    )
+            rows = await self._rows(
+                select(*requests.c["request_id", "sequence", "response"]).where(
+                    requests.c.account_number == self._number, requests.c.request_id.in_(some)
                 )
             )
             found |= {row.request_id: Answer(row.sequence, bytes(row.response or b"")) for row in rows}
         return found
 
     async def refund_totals(self) -> AsyncGenerator[list[StoredRefund], None]:
-        """What was given back of charges, some at a time."""
+        """What was given back of charges, in parts."""
         after = 0
         while True:
-            rows = (
-                await uninterrupted(
-                    self._connection.execute(
-                        select(refunds, transactions.c.uid)
-                        .outerjoin(
-                            transactions,
-                            (transactions.c.account_number == refunds.c.account_number)
-                            & (transactions.c.sequence == refunds.c.sequence),
-                        )
-                        .where(refunds.c.account_number == self._number, refunds.c.sequence > after)
-                        .order_by(refunds.c.sequence)
-                        .limit(REFUNDS_AT_ONCE)
-                    )
+            rows = await self._rows(
+                select(refunds, transactions.c.uid)
+                .outerjoin(
+                    transactions,
+                    (transactions.c.account_number == refunds.c.account_number)
+                    & (transactions.c.sequence == refunds.c.sequence),
                 )
-            ).all()
+                .where(refunds.c.account_number == self._number, refunds.c.sequence > after)
+                .order_by(refunds.c.sequence)
+                .limit(REFUNDS_AT_ONCE)
+            )
             if not rows:
                 return
-            bodies = await uninterrupted(
-                self._connection.execute(
-                    select(transactions.c.body).where(
-                        transactions.c.account_number == self._number,
-                        transactions.c.create_time.in_({row.last_create_time for row in rows}),
-                        transactions.c.kind == Transaction.REFUND,
-                    )
+            bodies = await self._rows(
+                select(transactions.c.body).where(
+                    transactions.c.account_number == self._number,
+                    transactions.c.create_time.in_({row.last_create_time for row in rows}),
+                    transactions.c.kind == Transaction.REFUND,
                 )
             )
-            refunded = {key for body in bodies.scalars() if (key := _refund_key(body)) is not None}
+            refunded = {key for (body,) in bodies if (key := _refund_key(body)) is not None}
             stored = []
             for row in rows:
                 uid = None if row.uid is None else uid_text(bytes(row.uid))
@@ -204,22 +191,13 @@ class Books:
 
     async def totals(self) -> tuple[int, int, int]:
         """How many lots, hour windows, and requests answered with a transaction there are."""
-        lot_count = await uninterrupted(
-            self._connection.scalar(select(func.count()).select_from(lots).where(lots.c.account_number == self._number))
-        )
-        window_count = await uninterrupted(
-            self._connection.scalar(
-                select(func.count()).select_from(usage_windows).where(usage_windows.c.account_number == self._number)
-            )
-        )
-        answer_count = await uninterrupted(
-            self._connection.scalar(
-                select(func.count())
-                .select_from(requests)
-                .where(requests.c.account_number == self._number, requests.c.sequence.is_not(None))
-            )
-        )
-        return lot_count or 0, window_count or 0, answer_count or 0
+
+        async def count(table: Table, *conditions: ColumnElement[bool]) -> int:
+            counted = select(func.count()).select_from(table)
+            ((number,),) = await self._rows(counted.where(table.c.account_number == self._number, *conditions))
+            return int(number)
+
+        return await count(lots), await count(usage_windows), await count(requests, requests.c.sequence.is_not(None))
 
 
 def _refund_key(body: bytes) -> tuple[str, Instant] | None:
@@ -245,9 +223,9 @@ class BookStore:
             account_count = account_count.where(accounts.c.tenant_number == tenant_number)
             transaction_count = transaction_count.where(transactions.c.tenant_number == tenant_number)
         async with self._database.primary.snapshot() as connection:
-            return (await uninterrupted(connection.scalar(account_count))) or 0, (
-                await uninterrupted(connection.scalar(transaction_count))
-            ) or 0
+            ((account_total,),) = await rows_of(connection, account_count)
+            ((transaction_total,),) = await rows_of(connection, transaction_count)
+        return account_total, transaction_total
 
     async def accounts(self, tenant_number: int | None) -> AsyncGenerator[AccountKey, None]:
         """The accounts of a tenant, or of everybody if it is None, by number."""
@@ -259,11 +237,7 @@ class BookStore:
             if tenant_number is not None:
                 statement = statement.where(accounts.c.tenant_number == tenant_number)
             async with self._database.primary.snapshot() as connection:
-                rows = (
-                    await uninterrupted(
-                        connection.execute(statement.order_by(accounts.c.number).limit(ENTRIES_AT_ONCE))
-                    )
-                ).all()
+                rows = await rows_of(connection, statement.order_by(accounts.c.number).limit(ENTRIES_AT_ONCE))
             if not rows:
                 return
             for row in rows:
@@ -279,8 +253,8 @@ class BookStore:
             firsts.append(first if before is None else first.where(number < before))
         found = union_all(*firsts).subquery()
         async with self._database.primary.snapshot() as connection:
-            orphan: int | None = await uninterrupted(connection.scalar(select(func.min(found.c.number))))
-        return orphan
+            ((orphan,),) = await rows_of(connection, select(func.min(found.c.number)))
+        return None if orphan is None else int(orphan)
 
     @asynccontextmanager
     async def open(self, account_number: int) -> AsyncIterator[Books]:

@@ -23,6 +23,8 @@ Result = TypeVar("Result")
 Rows: TypeAlias = Sequence[Sequence[Any]]
 """Rows as the driver gives them."""
 Work: TypeAlias = Callable[[Connection], Result]
+Columns: TypeAlias = Iterable[KeyedColumnElement[Any]]
+Keys: TypeAlias = Sequence[tuple[Any, ...]]
 
 _ENGINE = "daybook_engine"
 
@@ -96,6 +98,10 @@ class Engine(Reader):
     """Whether the database has a clock that all its clients share."""
     has_round_trips: ClassVar[bool]
     """Whether a read costs a round trip, so that concurrent reads are worth batching."""
+    has_table: ClassVar[Query]
+    """Has a row if there is a table of the `name`."""
+    insert: Callable[[Table], Any]
+    """Makes an INSERT that has `on_conflict_do_update`."""
     dialect: Dialect
     writer: sqlalchemy.Engine
     """SQLAlchemy's engine of transactions."""
@@ -135,28 +141,18 @@ class Engine(Reader):
     async def insert_bulk(self, connection: AsyncConnection, table: Table, rows: Sequence[Sequence[object]]) -> None:
         """Inserts rows past SQLAlchemy; each has the values of all columns, in the order of the table."""
 
-    @abstractmethod
     def lock_accounts(self, connection: Connection, account_numbers: Collection[int]) -> None:
         """Keeps other transactions from posting to these accounts until this one ends."""
 
-    @abstractmethod
     def try_migration_lock(self, connection: Connection) -> bool:
         """Takes the lock of migrations until the transaction ends; False if another process holds it."""
+        del connection
+        return True
 
     @abstractmethod
-    def insert(self, table: Table) -> Any:
-        """An INSERT that has `on_conflict_do_update`."""
-
-    @abstractmethod
-    def with_keys(
-        self,
-        statement: Select[Any],
-        columns: Iterable[KeyedColumnElement[Any]],
-        keys: Sequence[tuple[Any, ...]],
-    ) -> Select[Any]:
+    def with_keys(self, statement: Select[Any], columns: Columns, keys: Keys) -> Select[Any]:
         """The statement, for the rows that have one of the keys in these columns."""
 
-    @abstractmethod
     async def check(self) -> None:
         """Raises DatabaseUnfit for a database whose setup can't hold a ledger, and ServiceUnavailable."""
 
@@ -178,9 +174,19 @@ class Engine(Reader):
         finally:
             self._callers[pool] -= 1
 
-    def translated(self) -> Translated:
+    @contextmanager
+    def translated(self) -> Iterator[None]:
         """Translates the errors of a block."""
-        return Translated(self)
+        try:
+            yield
+        except Exception as error:
+            translated = self.translate(error)
+            if translated is error:
+                raise
+            if isinstance(translated, UnexpectedDatabaseError):
+                # The driver's error may quote values, so the log must not show it.
+                raise translated.with_traceback(error.__traceback__) from None
+            raise translated from error
 
     def _use_of(self, pool: str, size: int, in_use: int) -> PoolUse:
         return PoolUse(size, in_use, max(0, self._callers[pool] - in_use))
@@ -194,24 +200,6 @@ class Engine(Reader):
         """Makes one of SQLAlchemy's engines part of this one: `engine_of` knows it, and statements are traced."""
         engine.update_execution_options(**{_ENGINE: self})
         trace_statements(engine, lambda: self.tracer)
-
-
-class Translated:
-    """Translates the errors of a block. A class, because a generator would cost a list a noticeable part."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
-        if not isinstance(error, Exception) or (translated := self._engine.translate(error)) is error:
-            return
-        if isinstance(translated, UnexpectedDatabaseError):
-            # The driver's error may quote values, so the log must not show it.
-            raise translated.with_traceback(error.__traceback__) from None
-        raise translated from error
 
 
 def engine_of(connection: Connection) -> Engine:

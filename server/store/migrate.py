@@ -31,15 +31,15 @@ _COMPATIBLE = re.compile(r"[0-9]{4}_since_([0-9]{4})")
 # Locks no row, and PostgreSQL refuses it wherever it would refuse a write.
 _REQUIRE_WRITABLE = Query(select(api_keys.c.id).where(false()).with_for_update())
 _version = table("alembic_version", column("version_num"))
+_VERSION = Query(select(_version.c.version_num))
 
 
-def _is_fit(connection: Connection) -> bool:
-    """Whether this version can use the schema as it is; False if migrations are missing. Raises SchemaTooNew.
+def _is_usable(found: str | None) -> bool:
+    """Whether this version can use a schema as it is; False if migrations are missing. Raises SchemaTooNew.
 
     A migration that keeps the schema usable for earlier versions says so in its name:
     `0009_since_0007` serves versions whose newest migration is 0007 or 0008.
     """
-    found = connection.scalar(select(_version.c.version_num)) if inspect(connection).has_table(_version.name) else None
     if found is None or found in _revisions():
         return found == _revisions()[0]
     compatible = _COMPATIBLE.fullmatch(found)
@@ -54,7 +54,8 @@ def _is_fit(connection: Connection) -> bool:
 def _upgrade(connection: Connection) -> None:
     if not engine_of(connection).try_migration_lock(connection):
         raise Conflict
-    if _is_fit(connection):
+    has_version = inspect(connection).has_table(_version.name)
+    if _is_usable(connection.scalar(select(_version.c.version_num)) if has_version else None):
         return
     # Loaded only if migrations are missing.
     from alembic import command  # noqa: PLC0415
@@ -68,8 +69,10 @@ def _upgrade(connection: Connection) -> None:
 
 async def is_fit(database: Database) -> bool:
     """Whether no migration is missing. Raises SchemaTooNew and ServiceUnavailable."""
-    async with database.primary.snapshot() as connection:
-        return await connection.run_sync(_is_fit)
+    engine = database.primary
+    has_version = await engine.fetch(engine.has_table, {"name": _version.name})
+    rows = await engine.fetch(_VERSION, {}) if has_version else []
+    return _is_usable(rows[0][0] if rows else None)
 
 
 async def migrate(database: Database) -> None:

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import getpass
-import os
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 import asyncpg
-from sqlalchemy import Connection, NullPool, Select, Table, event, func, select, text, tuple_
+from sqlalchemy import Connection, NullPool, Select, String, Table, bindparam, event, func, select, text, tuple_
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine import URL
 from sqlalchemy.engine.interfaces import IsolationLevel
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
-from sqlalchemy.sql.elements import KeyedColumnElement
 
-from server.store.engine import DatabaseLimits, DatabaseUnfit, DatabaseUrlInvalid, Engine, PoolUse, Rows, Work
+from server.store.engine import Columns, DatabaseLimits, DatabaseUnfit, Engine, Keys, PoolUse, Rows, Work
 from server.store.postgresql_errors import Meaning, leaves_session_sound, meaning_of, sqlstate_of, translate
 from server.store.postgresql_url import connect_arguments
 from server.store.query import Query
@@ -82,6 +79,7 @@ class PostgreSQL(Engine):
 
     has_clock = True
     has_round_trips = True
+    has_table = Query(text("SELECT 1 WHERE to_regclass(:name) IS NOT NULL").bindparams(bindparam("name", type_=String)))
 
     def __init__(
         self, url: URL, limits: DatabaseLimits, *, reads: int | None = None, must_be_primary: bool = True
@@ -92,12 +90,18 @@ class PostgreSQL(Engine):
         DatabaseUrlInvalid.
         """
         super().__init__()
-        _require_user(url)
+        self.insert = insert
         self._arguments = connect_arguments(url, limits, must_be_primary=must_be_primary)
         # If the server is gone and can't cancel a statement, this process gives it up.
         self._timeout = {
             "command_timeout": limits.statement_seconds + limits.connect_seconds if limits.statement_seconds else None
         }
+        # Where a pooler may run the next statement in another session, nothing stays prepared.
+        self._prepared = (
+            {"statement_cache_size": 0}
+            if limits.is_pooled_by_transaction
+            else {"max_cacheable_statement_size": STATEMENT_BYTES_CACHED_MAX}
+        )
         self._limits = limits
         self._generation = 0
         """Raised by one when the sessions prove to be with the wrong server: older ones are replaced."""
@@ -117,16 +121,10 @@ class PostgreSQL(Engine):
         self._listen()
 
     def _make_engine(self, timeout: Mapping[str, Any], **options: Any) -> AsyncEngine:
-        arguments = {**self._arguments, **timeout}
+        arguments = {**self._arguments, **self._prepared, **timeout}
         if self._limits.is_pooled_by_transaction:
-            arguments |= {
-                "statement_cache_size": 0,
-                "prepared_statement_cache_size": 0,
-                # The unnamed statement, which the next one replaces.
-                "prepared_statement_name_func": str,
-            }
-        else:
-            arguments["max_cacheable_statement_size"] = STATEMENT_BYTES_CACHED_MAX
+            # The unnamed statement, which the next one replaces.
+            arguments |= {"prepared_statement_cache_size": 0, "prepared_statement_name_func": str}
         # An error that is logged must not tell values.
         engine = create_async_engine(f"{DRIVER}://", connect_args=arguments, hide_parameters=True, **options)
         self._adopt(engine.sync_engine)
@@ -213,9 +211,6 @@ class PostgreSQL(Engine):
 
     async def _take_place(self) -> None:
         """Waits for a place in the pool. asyncpg's own timeout would count the time to connect too."""
-        if not self._places.locked():
-            await self._places.acquire()
-            return
         try:
             async with asyncio.timeout(self._limits.wait_seconds):
                 await self._places.acquire()
@@ -225,32 +220,24 @@ class PostgreSQL(Engine):
     async def _acquire(self) -> Any:
         if self._pool is None:
             # Connects to nothing yet, so no other task runs meanwhile.
-            self._pool = await self._make_pool()
+            self._pool = await asyncpg.create_pool(
+                min_size=0,
+                max_size=self._read_count,
+                max_queries=sys.maxsize,
+                max_inactive_connection_lifetime=0,
+                connect=self._connect,
+                reset=_keep_as_it_is,
+                connection_class=Session,
+                **self._arguments,
+                **self._prepared,
+                **self._timeout,
+            )
         while True:
             session = await self._pool.acquire()
             age_seconds = time.monotonic() - session.info["connected"]
             if session.info[_GENERATION] == self._generation and age_seconds < self._limits.recycle_seconds:
                 return session
-            await self._end(session)
-
-    def _make_pool(self) -> Any:
-        options = (
-            {"statement_cache_size": 0}
-            if self._limits.is_pooled_by_transaction
-            else {"max_cacheable_statement_size": STATEMENT_BYTES_CACHED_MAX}
-        )
-        return asyncpg.create_pool(
-            min_size=0,
-            max_size=self._read_count,
-            max_queries=sys.maxsize,
-            max_inactive_connection_lifetime=0,
-            connect=self._connect,
-            reset=_keep_as_it_is,
-            connection_class=Session,
-            **self._arguments,
-            **self._timeout,
-            **options,
-        )
+            await self._give_back(session, is_sound=False)
 
     async def _connect(self, *arguments: Any, **options: Any) -> Session:
         session: Session = await asyncpg.connect(*arguments, **options)
@@ -264,30 +251,26 @@ class PostgreSQL(Engine):
         return session
 
     async def _run(self, session: Any, work: Callable[[Any], Awaitable[Result]]) -> Result:
-        is_sound = False
+        # A session that is lost is taken away from its proxy.
+        generation, is_sound = session.info[_GENERATION], True
         try:
-            result = await work(session)
-            # A BEGIN that failed in its second half leaves a transaction that the driver does not know of.
-            is_sound = not session.is_in_transaction()
+            return await work(session)
         except BaseException as error:
-            is_sound = self._is_sound_after(error, session.info[_GENERATION]) and not session.is_in_transaction()
+            is_sound = self._is_sound_after(error, generation)
             raise
-        else:
-            return result
         finally:
             try:
-                if is_sound:
-                    await self._pool.release(session)
-                else:
-                    await self._end(session)
+                await self._give_back(session, is_sound=is_sound)
             finally:
                 self._places.release()
 
-    async def _end(self, session: Any) -> None:
-        """Ends a session, together with the statement that it may still be at, and frees its place in the pool."""
-        # If this fails, the driver aborts the connection.
+    async def _give_back(self, session: Any, *, is_sound: bool) -> None:
+        """Gives a session back to the pool, which needs no round trip, or ends it with the statement it may be at."""
+        # If the session can't be closed, the driver aborts it.
         with suppress(Exception):
-            await session.close(timeout=END_SECONDS_MAX)
+            # A BEGIN that failed in its second half leaves a transaction that the driver does not know of.
+            if not is_sound or session.is_in_transaction():
+                await session.close(timeout=END_SECONDS_MAX)
         await self._pool.release(session)
 
     def _is_sound_after(self, error: BaseException, generation: int) -> bool:
@@ -371,16 +354,7 @@ class PostgreSQL(Engine):
         """Takes the lock of migrations until the transaction ends; False if another process holds it."""
         return bool(connection.scalar(select(func.pg_try_advisory_xact_lock(MIGRATION_LOCK))))
 
-    def insert(self, table: Table) -> Any:
-        """An INSERT that has `on_conflict_do_update`."""
-        return insert(table)
-
-    def with_keys(
-        self,
-        statement: Select[Any],
-        columns: Iterable[KeyedColumnElement[Any]],
-        keys: Sequence[tuple[Any, ...]],
-    ) -> Select[Any]:
+    def with_keys(self, statement: Select[Any], columns: Columns, keys: Keys) -> Select[Any]:
         """The statement, for the rows that have one of the keys in these columns.
 
         A sharded PostgreSQL couldn't send a table of keys to its nodes, so they are a list.
@@ -454,14 +428,3 @@ def _set_limits(limits: DatabaseLimits, *, is_local: bool) -> str:
     local = str(is_local).lower()
     calls = [f"set_config('{name}', '{round(each * 1000)}', {local})" for name, each in seconds.items()]
     return f"SELECT {', '.join(calls)}"
-
-
-def _require_user(url: URL) -> None:
-    """Raises DatabaseUrlInvalid where the driver would find no name of a user."""
-    if url.username is None and "user" not in url.query and not os.environ.get("PGUSER"):
-        try:
-            getpass.getuser()
-        except (KeyError, OSError):
-            raise DatabaseUrlInvalid(
-                "must name a user, like postgresql+asyncpg://daybook@host/database: the process's own has no name"
-            ) from None

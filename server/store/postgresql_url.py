@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import getpass
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ URL_PARAMETERS = (*_CHOICES, *_FILES, *_NUMBERS, *_TEXTS)
 
 def connect_arguments(url: URL, limits: DatabaseLimits, *, must_be_primary: bool) -> dict[str, Any]:
     """What the driver is told at each connection. Raises DatabaseUrlInvalid, with the parameter that is wrong."""
+    _require_user(url)
     parameters = {_known_name(name): _single(name, value) for name, value in url.query.items()}
     for name, value in parameters.items():
         _check(name, value)
@@ -71,3 +74,14 @@ def _check(name: str, value: str) -> None:
         raise DatabaseUrlInvalid(f"has a wrong value of the parameter {name}; it is a number from 1 to 65535")
     if name in _FILES and not Path(value).is_file():
         raise DatabaseUrlInvalid(f"has a parameter {name} that names no file")
+
+
+def _require_user(url: URL) -> None:
+    """Raises DatabaseUrlInvalid where the driver would find no name of a user."""
+    if url.username is None and "user" not in url.query and not os.environ.get("PGUSER"):
+        try:
+            getpass.getuser()
+        except (KeyError, OSError):
+            raise DatabaseUrlInvalid(
+                "must name a user, like postgresql+asyncpg://daybook@host/database: the process's own has no name"
+            ) from None

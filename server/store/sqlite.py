@@ -7,7 +7,7 @@ import contextvars
 import os
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import cached_property, lru_cache
@@ -15,16 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy
-from sqlalchemy import Connection, Dialect, NullPool, Select, Table, and_, column, create_engine, event, values
+from sqlalchemy import Dialect, NullPool, Select, Table, and_, column, create_engine, event, text, values
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.dialects.sqlite.base import SQLiteCompiler
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import QueuePool
-from sqlalchemy.sql.elements import KeyedColumnElement
 
-from server.store.engine import DatabaseLimits, DatabaseUrlInvalid, Engine, PoolUse, Result, Rows, Work
+from server.store.engine import Columns, DatabaseLimits, DatabaseUrlInvalid, Engine, Keys, PoolUse, Result, Rows, Work
 from server.store.failures import Conflict, DatabaseBroken, driver_error, translate_common, unavailable
 from server.store.query import Query
 
@@ -57,10 +56,12 @@ class SQLite(Engine):
 
     has_clock = False
     has_round_trips = False
+    has_table = Query(text("SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = :name"))
 
     def __init__(self, url: URL, limits: DatabaseLimits) -> None:
         """Makes the file's folder. Raises DatabaseUrlInvalid, and OSError if the folder can't be made."""
         super().__init__()
+        self.insert = insert
         if problem := _problem_of(url):
             raise DatabaseUrlInvalid(problem)
         self._url = url
@@ -185,24 +186,7 @@ class SQLite(Engine):
         """Inserts rows past SQLAlchemy."""
         await (await _driver_of(connection)).executemany(_insert_statement(table, self.dialect), rows)
 
-    def lock_accounts(self, connection: Connection, account_numbers: Collection[int]) -> None:
-        """Nothing: there is one writer at a time."""
-
-    def try_migration_lock(self, connection: Connection) -> bool:
-        """Nothing: there is one writer at a time."""
-        del connection
-        return True
-
-    def insert(self, table: Table) -> Any:
-        """An INSERT that has `on_conflict_do_update`."""
-        return insert(table)
-
-    def with_keys(
-        self,
-        statement: Select[Any],
-        columns: Iterable[KeyedColumnElement[Any]],
-        keys: Sequence[tuple[Any, ...]],
-    ) -> Select[Any]:
+    def with_keys(self, statement: Select[Any], columns: Columns, keys: Keys) -> Select[Any]:
         """The statement, for the rows that have one of the keys in these columns.
 
         SQLite reads the whole table for `(a, b) IN (VALUES ...)`, and searches for each key of
@@ -210,9 +194,6 @@ class SQLite(Engine):
         """
         wanted = values(*(column(each.name, each.type) for each in columns), name="wanted").data(keys).cte()
         return statement.join(wanted, and_(*(wanted.c[each.name] == each for each in columns)))
-
-    async def check(self) -> None:
-        """Nothing: the constructor has checked the file."""
 
     async def close(self) -> None:
         """Closes every connection, after the transaction under way."""

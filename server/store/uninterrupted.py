@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
+
+from sqlalchemy import Select
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 Result = TypeVar("Result")
 
@@ -13,9 +16,9 @@ Result = TypeVar("Result")
 async def uninterrupted(work: Coroutine[Any, Any, Result]) -> Result:
     """Awaits work of a bounded length; a cancellation is raised once the work has ended.
 
-    A streaming read needs this: SQLite keeps the snapshot of a statement that was left between
-    its execution and the fetch of its rows, also when its connection is closed, until the
-    garbage collector finds the driver's cursor. Until then no checkpoint passes the snapshot.
+    A streaming read needs this: if a statement is abandoned between its execution and the fetch
+    of its rows, SQLite keeps its snapshot, also after its connection is closed, until the garbage
+    collector finds the driver's cursor. Until then no checkpoint passes the snapshot.
     """
     task = asyncio.create_task(work)
     try:
@@ -25,3 +28,9 @@ async def uninterrupted(work: Coroutine[Any, Any, Result]) -> Result:
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait([task])
         raise
+
+
+async def rows_of(connection: AsyncConnection, statement: Select[Any]) -> Sequence[Any]:
+    """All rows of a statement, of which there are few; a cancellation is raised once they are read."""
+    result = await uninterrupted(connection.execute(statement))
+    return list(result)

@@ -396,18 +396,17 @@ async def test_a_broken_call_takes_no_other_down(book: Book, caller: Caller) -> 
 
 @pytest.mark.one_server
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-async def test_accounts_are_locked_in_order(book: Book, caller: Caller) -> None:
+async def test_accounts_are_locked_in_order(book: Book, caller: Caller, database_url: str) -> None:
     """Whoever locks several accounts waits for the lowest that is taken, and holds none behind it meanwhile."""
     for index in range(6):
         record = AccountRecord(f"a{index}", Account.SPACE, "", 0, b"")
         await book.accounts.create(caller, record, NEW, hour_anchor=None)
-    columns = account_states.c
-    number = columns.account_number
+    number, observer = account_states.c.account_number, Database(database_url)
     free = select(number).order_by(number).with_for_update(skip_locked=True)
     waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
 
     async def read(statement: Any) -> list[int]:
-        async with book.database.primary.snapshot() as connection:
+        async with observer.primary.snapshot() as connection:
             return list((await connection.execute(statement)).scalars())
 
     everyone = await read(free)
@@ -424,6 +423,7 @@ async def test_accounts_are_locked_in_order(book: Book, caller: Caller) -> None:
         # They are its own until its transaction ends.
         await locker.rollback()
         assert await read(free) == everyone
+    await observer.close()
 
 
 LOSE_A_NODE = (

@@ -7,7 +7,7 @@ import gc
 import json
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import grpc
 import pytest
@@ -55,21 +55,23 @@ async def caller(hurried: Server) -> Client:
 async def no_reader_left(book: Book) -> AsyncIterator[None]:
     """Whoever wants to read waits until the end of the block."""
     engine, released = book.database.primary, asyncio.Event()
-    assert isinstance(engine, PostgreSQL)
     size = engine.pools["read"].size
 
     async def hold(_session: object) -> None:
         await released.wait()
 
-    holding = [asyncio.create_task(engine.run(hold)) for _ in range(size)]
-    async with asyncio.timeout(60):
-        while engine.pools["read"].in_use < size:
-            await asyncio.sleep(0.01)
-    try:
+    async with AsyncExitStack() as stack:
+        if isinstance(engine, PostgreSQL):
+            holding = [asyncio.create_task(engine.run(hold)) for _ in range(size)]
+            stack.push_async_callback(asyncio.wait, holding)
+            stack.callback(released.set)
+            async with asyncio.timeout(60):
+                while engine.pools["read"].in_use < size:
+                    await asyncio.sleep(0.01)
+        else:
+            for _ in range(size):
+                await stack.enter_async_context(engine.snapshot())
         yield
-    finally:
-        released.set()
-        await asyncio.gather(*holding)
 
 
 @pytest.mark.parametrize("deadline", [None, 60.0], ids=["no deadline", "a longer one"])
