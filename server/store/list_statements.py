@@ -13,12 +13,14 @@ from typing import Any, TypeAlias
 
 from daybook.v1.transaction_pb2 import Transaction
 from sqlalchemy import (
+    BigInteger,
     BindParameter,
     ColumnElement,
     FromClause,
     Integer,
     Select,
     bindparam,
+    literal,
     or_,
     select,
     tuple_,
@@ -28,7 +30,7 @@ from sqlalchemy import (
 from server.ledger.instants import Instant, month_bounds
 from server.ledger.paging import OrderField, TransactionFilter, TransactionList
 from server.ledger.posting import Kind
-from server.store.tables import LABELS, transactions
+from server.store.tables import LABELS, account_states, transactions
 
 ROWS_READ_MAX = 10_000
 """The largest number of rows that a page reads along an index that serves only part of the filter."""
@@ -133,14 +135,9 @@ class MergedWalks:
 
 
 @dataclass(frozen=True, slots=True)
-class FilteredWalk:
-    """One walk of a bounded number of rows along an index that serves part of the filter, and the rest of the filter.
+class Rest:
+    """The part of a filter that the index of a walk does not serve."""
 
-    The indexes of a tenant contain kind, category and state, so only rows of the page are fetched.
-    The parameter `rows_read` is the number of rows to walk.
-    """
-
-    walk: Walk
     pairs: int
     kinds: int
     states: int
@@ -148,30 +145,16 @@ class FilteredWalk:
     bounds: tuple[str, ...]
 
     @property
-    def filtered(self) -> tuple[str, ...]:
-        """The columns that the filter looks at."""
+    def columns(self) -> tuple[str, ...]:
+        """The columns that it looks at."""
         of_pairs = ("kind", "category") if self.pairs else ()
         of_kinds = ("kind",) if self.kinds else ()
         of_states = ("state",) if self.states else ()
         of_bounds = ("create_time",) if self.bounds else ()
         return of_pairs + of_kinds + of_states + self.equals + of_bounds
 
-    def page(self) -> Select[Any]:
-        """Reads keys and bodies.
-
-        The SELECT around the walk has no ORDER BY: both engines pass on the rows of the walk in their
-        order and stop at the limit. With it SQLite would sort the whole walk before it takes the first row.
-        """
-        names = dict.fromkeys((*self.walk.key, *self.filtered))
-        walked = self.walk.rows(*names).limit(_ROWS_READ).subquery()
-        found = select(*(walked.c[name] for name in self.walk.key)).where(*self._conditions(walked))
-        return self.walk.with_bodies(found.limit(_LIMIT))
-
-    def boundary(self) -> Select[Any]:
-        """Reads the key of the last row that the walk may read; no row if the index ends before."""
-        return self.walk.rows(*self.walk.key).limit(1).offset(_ROWS_READ - 1)
-
-    def _conditions(self, source: FromClause) -> list[ColumnElement[bool]]:
+    def conditions(self, source: FromClause) -> list[ColumnElement[bool]]:
+        """The conditions for the rows of a source that has these columns."""
         columns = source.c
         conditions = [columns[name] == bindparam(name) for name in self.equals]
         if self.bounds:
@@ -186,7 +169,63 @@ class FilteredWalk:
         return conditions
 
 
-Strategy: TypeAlias = IndexWalk | MergedWalks | FilteredWalk
+@dataclass(frozen=True, slots=True)
+class SequenceWalk:
+    """A filter along the sequence of an account. Sequences have no gaps, so the walk is bounded by arithmetic."""
+
+    walk: Walk
+    rest: Rest
+
+    def page(self) -> Select[Any]:
+        """Reads keys and bodies."""
+        sequence, last = transactions.c.sequence, self._last()
+        is_within = sequence >= last if self.walk.descending else sequence <= last
+        rows = self.walk.rows(*self.walk.key, "body")
+        return rows.where(is_within, *self.rest.conditions(transactions)).limit(_LIMIT)
+
+    def boundary(self) -> Select[Any]:
+        """Reads the key of the last row that the walk may read; no row if the account has none."""
+        return self.walk.rows(*self.walk.key).where(transactions.c.sequence == self._last())
+
+    def _last(self) -> ColumnElement[int]:
+        states = account_states.c
+        begin: ColumnElement[int] = literal(0)
+        if self.walk.is_continued:
+            begin = bindparam("after_sequence", type_=BigInteger)
+        elif self.walk.descending:
+            is_account = states.account_number == bindparam("account_number", type_=BigInteger)
+            begin = select(states.sequence + 1).where(is_account).scalar_subquery()
+        return begin - _ROWS_READ if self.walk.descending else begin + _ROWS_READ
+
+
+@dataclass(frozen=True, slots=True)
+class FilteredWalk:
+    """A filter around a walk of a bounded number of rows.
+
+    It serves a tenant, whose indexes contain kind, category and state, so only rows of the page are
+    fetched; and an account by a range of times or by amount.
+    """
+
+    walk: Walk
+    rest: Rest
+
+    def page(self) -> Select[Any]:
+        """Reads keys and bodies.
+
+        The SELECT around the walk has no ORDER BY: both engines pass on the rows of the walk in their
+        order and stop at the limit. With it SQLite would sort the whole walk before it takes the first row.
+        """
+        names = dict.fromkeys((*self.walk.key, *self.rest.columns))
+        walked = self.walk.rows(*names).limit(_ROWS_READ).subquery()
+        found = select(*(walked.c[name] for name in self.walk.key)).where(*self.rest.conditions(walked))
+        return self.walk.with_bodies(found.limit(_LIMIT))
+
+    def boundary(self) -> Select[Any]:
+        """Reads the key of the last row that the walk may read; no row if the index ends before."""
+        return self.walk.rows(*self.walk.key).limit(1).offset(_ROWS_READ - 1)
+
+
+Strategy: TypeAlias = IndexWalk | MergedWalks | SequenceWalk | FilteredWalk
 
 
 def strategy_of(query: TransactionList) -> Strategy:
@@ -230,8 +269,10 @@ def parameters_of(query: TransactionList) -> dict[str, object]:
     return parameters
 
 
+_NOTHING = Rest(0, 0, 0, (), ())
 _LIMIT = bindparam("limit", type_=Integer)
-_ROWS_READ = bindparam("rows_read", type_=Integer)
+_ROWS_READ = bindparam("rows_read", type_=BigInteger)
+"""The largest number of rows to walk, where the index serves only part of the filter."""
 
 
 def _walk(
@@ -240,7 +281,7 @@ def _walk(
     bounds: tuple[str, ...],
     rest: tuple[str, ...],
     rest_bounds: tuple[str, ...] = (),
-) -> IndexWalk | FilteredWalk:
+) -> IndexWalk | SequenceWalk | FilteredWalk:
     """One walk along the index of these columns, with what the index does not serve as the rest of the filter."""
     wanted, field = query.filter, query.order.field
     columns: tuple[str, ...] = (field.value, "account_number", "sequence")
@@ -248,10 +289,10 @@ def _walk(
         columns = ("sequence",) if field is OrderField.CREATE_TIME and not bounds else (field.value, "sequence")
     walk = _range(query, equals, bounds, columns)
     pairs = len(_pairs_of(wanted))
-    kinds = 0 if pairs else len(wanted.kinds)
-    if pairs or kinds or wanted.states or rest or rest_bounds:
-        return FilteredWalk(walk, pairs, kinds, len(wanted.states), rest, rest_bounds)
-    return IndexWalk(walk)
+    unserved = Rest(pairs, 0 if pairs else len(wanted.kinds), len(wanted.states), rest, rest_bounds)
+    if unserved == _NOTHING:
+        return IndexWalk(walk)
+    return SequenceWalk(walk, unserved) if columns == ("sequence",) else FilteredWalk(walk, unserved)
 
 
 def _range(query: TransactionList, equals: tuple[str, ...], bounds: tuple[str, ...], columns: tuple[str, ...]) -> Walk:
