@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, TypeAlias
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.unknown_fields import UnknownFieldSet
@@ -105,7 +106,8 @@ class _Texts:
                 elif isinstance(each, Message) and not isinstance(each, Struct) and each.ByteSize() > self.shortest:
                     inner = self._find(each)
                     if inner is not None:
-                        return f"{place}.{inner[0]}", inner[1]
+                        # In JSON a mask is a single text.
+                        return place if isinstance(each, FieldMask) else f"{place}.{inner[0]}", inner[1]
         return None
 
 

@@ -16,6 +16,7 @@ from daybook.v1.ledger_service_pb2 import BulkCreateTransactionsResponse
 from daybook.v1.transaction_pb2 import Transaction
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
 from google.protobuf.descriptor_pool import Default
+from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from google.protobuf.struct_pb2 import Struct
@@ -95,7 +96,9 @@ def _texts(
         elif inner is not None and inner not in seen:
             for value, path in _texts(inner, naming, text, (*seen, message)):
                 made = GetMessageClass(message)(**{field.name: [value] if field.is_repeated else value})
-                yield made, path and f"{name}{'[0]' if field.is_repeated else ''}.{path}"
+                place = f"{name}{'[0]' if field.is_repeated else ''}"
+                is_mask = inner.full_name == FieldMask.DESCRIPTOR.full_name
+                yield made, place if is_mask else path and f"{place}.{path}"
         elif field.type == FieldDescriptor.TYPE_STRING:
             yield (
                 GetMessageClass(message)(**{field.name: [text] if field.is_repeated else text}),

@@ -124,7 +124,7 @@ LONG = "x" * 65
         (CreateAccountRequest(account_id=LONG), "json_name", "accountId"),
         (CreateAccountRequest(account=Account(company=Company(notes=LONG))), "name", "account.company.notes"),
         (BatchCreateTransactionsRequest(requests=[described(1), described(65)]), "name", "requests[1].transaction"),
-        (UpdateAccountRequest(update_mask=FieldMask(paths=["user", LONG])), "json_name", "updateMask.paths[1]"),
+        (UpdateAccountRequest(update_mask=FieldMask(paths=["user", LONG])), "json_name", "updateMask"),
         (described(1, location=LONG), "name", "transaction.labels.location"),
         (described(1, **{LONG: "x"}), "name", "transaction.labels"),
     ],
