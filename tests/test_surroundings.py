@@ -18,9 +18,11 @@ from tests.support.waiting import SECONDS_MAX
 AS_NOBODY = """
 import os, sys
 import server.cli.database
+import server.store.postgresql, server.store.sqlite
 from server.store.database import Database
-# What is loaded late is loaded now: the user may not be able to read it.
+# Modules that are loaded late are loaded now: the user may not be able to read them.
 Database("postgresql+asyncpg://user@127.0.0.1:1/x")
+Database("sqlite+aiosqlite:////nowhere/x")
 os.setgroups([])
 os.setgid(54321)
 os.setuid(54321)
