@@ -1,4 +1,4 @@
-"""A real `daybook up --demo` for all tests of a process, and a way to add data of one's own."""
+"""Fixtures of the facade tests: one `daybook up --demo` per process, and callers of it."""
 
 from __future__ import annotations
 
@@ -25,10 +25,7 @@ from tests.support.waiting import wait_until
 
 @pytest.fixture(scope="session")
 def first_start(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of what the first `daybook up --demo` left, once for all processes of a run.
-
-    In it are its database, as loaded, and what it printed and logged.
-    """
+    """A folder that all processes of a run share, with the database and output of the first `daybook up --demo`."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "first-start"
     folder.mkdir(exist_ok=True)
@@ -37,9 +34,9 @@ def first_start(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def gateway(first_start: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daybook]:
-    """The demo behind its gateway; at the end Ctrl-C stops it with exit code 0 and leaves no process.
+    """The demo behind its gateway; at the end SIGINT stops it with exit code 0 and leaves no process.
 
-    Whoever comes first loads the demo, which takes most of a start; the others copy it.
+    The first process of a run loads the demo, which takes most of a start; the others copy it.
     """
     folder, ports, loaded = tmp_path_factory.mktemp("demo"), Ports.free(), first_start / "daybook.db"
     with ExitStack() as stack:
@@ -68,7 +65,7 @@ def gateway(first_start: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 @pytest.fixture(scope="session")
 def origin_in(gateway: Daybook, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OriginIn]:
-    """Where a gateway in a condition is, which is made when it is first asked for; the demo's for none."""
+    """Starts the gateway in a condition at its first use; returns its origin."""
     with ExitStack() as stack:
         origins = {"": gateway.origin}
 

@@ -1,4 +1,4 @@
-"""What the tests of the native API share: a server for long tables of calls that change nothing."""
+"""A server per module, for long tables of calls that change nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.clock import Clock
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shared_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Server]:
-    """One server for all tests of a module: one for each would take most of the time."""
+    """One server for all tests of a module: starting one for each would take most of the time."""
     database_url = f"sqlite+aiosqlite:///{tmp_path_factory.mktemp('shared')}/daybook.db"
     async with (
         open_book(database_url, Clock(), Random(1).randbytes) as book,

@@ -51,7 +51,7 @@ class Client:
         return credential(self.key)
 
     async def create_account(self, account_id: str, **fields: object) -> Account:
-        """Creates an account of kind SPACE, unless told otherwise."""
+        """Creates an account, by default of kind SPACE."""
         account = Account(**{"kind": Account.SPACE, **fields})  # type: ignore[arg-type]
         return await self.ledger.CreateAccount(
             CreateAccountRequest(account_id=account_id, account=account), metadata=self.metadata
@@ -60,7 +60,7 @@ class Client:
     async def post(
         self, account_id: str, kind: Transaction.Kind.ValueType, amount: str, *, request_id: str = "", **fields: object
     ) -> Transaction:
-        """Posts a transaction of category `test`, unless told otherwise."""
+        """Posts a transaction, by default of category `test`."""
         transaction = Transaction(**{"kind": kind, "amount": amount, "category": "test", **fields})  # type: ignore[arg-type]
         return await self.ledger.CreateTransaction(
             CreateTransactionRequest(parent=f"accounts/{account_id}", transaction=transaction, request_id=request_id),
@@ -77,12 +77,12 @@ class Client:
         return await self.ledger.TransferCredits(request, metadata=self.metadata)
 
     async def raw_call(self, method: str, request: bytes) -> bytes:
-        """The bytes of an answer of Ledger, as they come over the wire."""
+        """The serialized answer of a method of Ledger."""
         call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self.channel.unary_unary(f"/daybook.v1.Ledger/{method}")
         return await call(request, metadata=self.metadata)
 
     async def balance(self, account_id: str = "acme") -> Balance:
-        """What an account holds now."""
+        """The balance of an account."""
         return await self.ledger.GetBalance(
             GetBalanceRequest(name=f"accounts/{account_id}/balance"), metadata=self.metadata
         )
@@ -111,7 +111,7 @@ class Client:
         return list((await self.ledger.ListLots(request, metadata=self.metadata)).lots)
 
     async def verify(self, account: str = "") -> list[VerifyLedgerResponse.Finding]:
-        """What VerifyLedger finds. The caller needs the scope `admin`."""
+        """The findings of VerifyLedger. The caller needs the scope `admin`."""
         call = self.admin.VerifyLedger(VerifyLedgerRequest(account=account), metadata=self.metadata)
         events = [event async for event in call]
         findings = [event.finding for event in events if event.HasField("finding")]
@@ -129,7 +129,7 @@ class Server:
         self.channel = channel
 
     async def create_tenant(self, slug: str) -> int:
-        """Creates a tenant; answers with its number."""
+        """Creates a tenant; returns its number."""
         return await self.book.credentials.create_tenant(
             slug=slug,
             uid=str(uuid.uuid5(uuid.NAMESPACE_URL, slug)),
@@ -157,18 +157,18 @@ class Server:
 
 
 def ledger_stub(channel: grpc.Channel) -> Any:
-    """The native API, called without asyncio, for which alone the generated stubs have types."""
+    """A blocking stub of Ledger. The generated stubs have types for asyncio only."""
     return LedgerStub(channel)  # type: ignore[arg-type]
 
 
 class NativeCaller:
-    """Writes to the running demo over gRPC through the gateway, in accounts of the test's own."""
+    """Writes to the demo over gRPC through the gateway, in accounts of a test's own."""
 
     def __init__(self, channel: grpc.Channel) -> None:
         self.ledger = ledger_stub(channel)
 
     def create_account(self, key: str, kind: Account.Kind.ValueType = Account.OTHER, **fields: object) -> str:
-        """Creates an account in the tenant of the key; answers with its id, which no other test has."""
+        """Creates an account in the tenant of the key; returns its id, which no other test uses."""
         account_id = f"test-{uuid.uuid4()}"
         account = Account(kind=kind, **fields)  # type: ignore[arg-type]
         self.ledger.CreateAccount(
@@ -189,5 +189,5 @@ class NativeCaller:
 
 
 def credential(key: str) -> tuple[tuple[str, str], ...]:
-    """The metadata that lets a native call in."""
+    """The metadata of a call with a key."""
     return (("authorization", f"Bearer {key}"),)

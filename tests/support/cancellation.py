@@ -1,4 +1,4 @@
-"""Reads of PostgreSQL that are given up at any moment, as those of callers who go away."""
+"""Cancels reads of PostgreSQL at every step, as callers do that disconnect."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ ISOLATION = Query(text("SELECT current_setting('transaction_isolation')"))
 
 
 async def give_up_at_every_step(read: Callable[[], Awaitable[Any]], check: Callable[[], Awaitable[None]]) -> int:
-    """Begins a read again and again and cancels it each time one turn of the loop later; tells how often.
+    """Repeats a read and cancels it one turn of the event loop later each time, until it completes.
 
-    After each it is checked what is left behind.
+    Runs `check` after each cancellation; returns how many there were.
     """
     for turns in count():
         work = asyncio.ensure_future(read())
@@ -30,9 +30,9 @@ async def give_up_at_every_step(read: Callable[[], Awaitable[Any]], check: Calla
         work.cancel()
         await asyncio.wait([work])
         await check()
-    raise AssertionError("it never ends")
+    raise AssertionError("the read never completes")
 
 
 async def check_no_transaction(reader: Reader) -> None:
-    """A read sees what is committed when it is asked for, and not what some transaction saw that was left behind."""
+    """Fails if a cancelled read left its connection in a transaction, whose snapshot a later read would see."""
     assert await reader.fetch(ISOLATION, {}) == [("read committed",)]

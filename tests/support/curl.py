@@ -2,7 +2,7 @@
 
 A fresh machine need not have curl, and the package index has curl's library only, not the
 program. This one is run by a shell like curl, so that quotes and continued lines are read as
-a reader's shell reads them. What it doesn't know it refuses.
+a reader's shell reads them. It refuses any other flag.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def main() -> None:
     place = urlsplit(url)
     if place.scheme == "https":
         context = ssl.create_default_context(cafile=arguments.cacert)
-        # curl takes any certificate that it is told to trust, whether or not it may sign others.
+        # curl trusts any certificate in --cacert, also one that is no authority.
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
         connection: http.client.HTTPConnection = http.client.HTTPSConnection(place.netloc, context=context)
     else:

@@ -3,7 +3,7 @@
 A file `<vendor>/<NN-name>.http` holds exchanges, separated by lines that begin with `###`.
 Each reads
 
-    # What it shows.
+    # What the exchange shows.
     GET /path?query
     name: value
 
@@ -32,7 +32,7 @@ The exchanges are with the demo, behind its gateway. If the first line of a file
 they are with a gateway in that condition, one of those of tests/support/gateways.py:
 
     @ limited   the server lets each key call twice
-    @ crowded   the gateway lets nobody call any more
+    @ crowded   the gateway refuses every call
     @ away      there is no server behind the gateway
     @ slow      the gateway waits half a second, and the server never answers
     @ damaged   the server can't make sense of what is stored
@@ -61,7 +61,7 @@ _ABSENT = "<absent>"
 
 
 class Matcher:
-    """Compares bodies, and remembers what stood in the place of named placeholders."""
+    """Compares bodies, and keeps the values of named placeholders."""
 
     def __init__(self) -> None:
         self.captured: dict[str, str] = {}
@@ -105,7 +105,7 @@ class Matcher:
         else:
             self._seen.add(actual)
             if name is not None and self.captured.setdefault(name, actual) != actual:
-                yield f"{place}: expected the {name} of before, {self.captured[name]}, got {actual}"
+                yield f"{place}: expected the same {name} as earlier, {self.captured[name]}, got {actual}"
 
 
 @dataclass(frozen=True, slots=True)

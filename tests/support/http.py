@@ -26,14 +26,14 @@ _DECODERS: Mapping[str | None, Callable[[bytes], bytes]] = {
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back."""
+    """An answer to an HTTP request."""
 
     status: int
     headers: list[tuple[str, str]]
     body: bytes
 
     def header(self, name: str) -> str | None:
-        """The value of a header, or None; several are joined as HTTP has it."""
+        """The value of a header, or None; repeated headers are joined with commas."""
         values = [value for each, value in self.headers if each == name.lower()]
         return ", ".join(values) if values else None
 
@@ -51,16 +51,16 @@ def send(
     body: bytes = b"",
     protocol: str = "HTTP/1.1",
 ) -> Answer:
-    """Sends a request whose line is exactly this: no client puts its escapes in order.
+    """Sends a request with exactly this request line; no client normalises its escapes.
 
-    `host` among the headers stands in for that of the origin.
+    A `host` header replaces that of the origin.
     """
     place = urlsplit(origin)
     assert place.hostname is not None
     lines = [
         b"%s %s %s" % (method.encode(), target.encode() if isinstance(target, str) else target, protocol.encode()),
         b"connection: close",
-        # A byte that is no text is written as Python escapes it, with a surrogate.
+        # A byte outside UTF-8 is a surrogate escape in the header's text.
         *(
             f"{name}: {value}".encode(errors="surrogateescape")
             for name, value in {"host": place.netloc, **(headers or {})}.items()
@@ -98,7 +98,7 @@ def write_json(value: Json) -> str:
 
 
 def problems_of_any_answer(answer: Answer) -> Iterator[str]:
-    """What every answer of REST must keep, whatever was asked."""
+    """How an answer breaks the rules for every REST answer; nothing if it breaks none."""
     if answer.body and answer.header("content-type") != "application/json":
         yield f"content-type is {answer.header('content-type')!r}"
     if not answer.header("x-request-id"):

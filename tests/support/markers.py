@@ -6,7 +6,7 @@ import pytest
 
 only_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 only_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-"""For what is decided before any database is asked: once is enough."""
+"""Marks of tests that one engine suffices for."""
 
 shares_a_server = pytest.mark.asyncio(loop_scope="module")
-"""For tests with `shared_client`, which must run in the loop of its server."""
+"""Marks tests with `shared_client`, which run in the event loop of its server."""

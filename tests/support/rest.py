@@ -19,7 +19,7 @@ class Rest:
         self._credential = {} if key is None else {"authorization": f"Bearer {key}"}
 
     def send(self, method: str, target: str, body: object = None, **headers: str) -> Answer:
-        """Sends a request; holds the answer to what every answer of REST must keep."""
+        """Sends a request; checks the rules for every REST answer."""
         content = b"" if body is None else json.dumps(body).encode()
         more = {"content-type": "application/json"} if content else {}
         answer = send(self.origin, target, method=method, headers={**self._credential, **more, **headers}, body=content)
@@ -35,7 +35,7 @@ class Rest:
         return found
 
     def account(self, **fields: object) -> str:
-        """Creates an account of the test's own; answers with its id."""
+        """Creates an account of the test's own; returns its id."""
         account_id = f"rest-{uuid.uuid4()}"
         self.call("POST", f"/v1/accounts?accountId={account_id}", {"kind": "OTHER", **fields})
         return account_id

@@ -1,4 +1,4 @@
-"""The statements that a book sends while a test looks."""
+"""Records the statements that a ledger sends during a block."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Statements(DatabaseTracer):
         self.texts: list[str] = []
 
     def statement(self, system: str, text: str) -> Callable[[BaseException | None], None]:
-        """Takes note of a statement."""
+        """Records a statement."""
         self.texts.append(text)
         return super().statement(system, text)
 

@@ -116,7 +116,7 @@ class Api:
     parameters: tuple[str, ...]
     is_envelope: Callable[[int, Json], bool]
     good: str = ""
-    """A query that is answered."""
+    """A query string that is answered with 200."""
 
 
 APIS = {
@@ -159,13 +159,13 @@ APIS = {
 
 
 def ask(gateway: Daybook, api: Api, target: str) -> Answer:
-    """Asks with a good credential."""
+    """Sends a GET with a valid credential."""
     credential = {"authorization": f"Bearer {api.key}.public", "spacebring-network-id": spacebring.NETWORK}
     return send(gateway.origin, target, headers=credential)
 
 
 def require_sound(api: Api, target: str, answer: Answer) -> None:
-    """Fails on a 5xx and on a refusal in words that are not the vendor's."""
+    """Fails on a 5xx, and on a refusal without the vendor's envelope."""
     assert answer.status == 200 or 400 <= answer.status < 500, f"{target}: {answer.status} {answer.body!r}"
     assert not list(problems_of_any_answer(answer)), target
     body = answer.json()
@@ -173,7 +173,7 @@ def require_sound(api: Api, target: str, answer: Answer) -> None:
 
 
 def without_token(body: Json) -> Json:
-    """A page without its token, which is sealed anew each time, and without links, which repeat what was asked."""
+    """A page without its token, which differs each time, and without links, which repeat the query."""
     if isinstance(body, dict):
         return {
             key: value for key, value in body.items() if key not in {"nextCursor", "nextPageToken", "next", "previous"}
