@@ -39,6 +39,7 @@ from server.config import Settings
 from server.ledger.errors import ClockSkewed
 from server.ledger.instants import SECOND, Instant, from_timestamp, to_timestamp
 from server.ledger.names import RandomBytes
+from server.transport import readiness
 from tests.support.callers import Client, Server
 from tests.support.clock import Clock, after
 from tests.support.databases import held_up
@@ -202,8 +203,12 @@ class Checked:
 
 
 @pytest.fixture
-async def checked(database_url: str, random_bytes: RandomBytes) -> AsyncIterator[Checked]:
+async def checked(
+    database_url: str, random_bytes: RandomBytes, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Checked]:
     """A server whose clock may be off by five seconds, with 10 credits in `a` and 1 in `b`."""
+    # How often health is checked; tests wait for it to change.
+    monkeypatch.setattr(readiness, "CHECK_SECONDS", 0.1)
     clock = WallClock()
     async with (
         open_book(database_url, clock, random_bytes, clock_skew_max=5 * SECOND) as book,
