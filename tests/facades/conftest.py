@@ -16,7 +16,7 @@ import pytest
 from tests.support.callers import NativeCaller
 from tests.support.demo import create_key, create_tenant
 from tests.support.gateways import CONDITIONS, OriginIn
-from tests.support.http import send
+from tests.support.http_client import send
 from tests.support.native_methods import World
 from tests.support.processes import Daybook, Ports, copy_database, sqlite_url
 from tests.support.rest import Rest

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from server.demo import nebulablock, spacebring
-from tests.support.http import Answer, Json, read_json, send
+from tests.support.http_client import Answer, Json, read_json, send
 from tests.support.identity_provider import AUDIENCE, NAME, Endpoint, claims_at, ec_key, jwk_set, rsa_key
 from tests.support.processes import Daybook, Ports, copy_database, sqlite_url
 from tests.support.vendors import ENVELOPES

@@ -6,7 +6,7 @@ import json
 import uuid
 
 from tests.support.demo import create_key, create_tenant
-from tests.support.http import Json, send
+from tests.support.http_client import Json, send
 from tests.support.processes import Daybook
 from tests.support.waiting import wait_until
 

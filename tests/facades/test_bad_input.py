@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from server.demo import spacebring
 from tests.support.examples import examples
-from tests.support.http import send
+from tests.support.http_client import send
 from tests.support.processes import Daybook
 from tests.support.vendors import APIS, Api, ask, require_sound, without_token
 

@@ -18,7 +18,7 @@ import requests
 
 from server.demo import dreadnode
 from server.demo.load import SECRET
-from tests.support.http import read_json
+from tests.support.http_client import read_json
 from tests.support.openapi import require_page
 from tests.support.processes import NODE, Daybook
 from tests.support.waiting import SECONDS_MAX

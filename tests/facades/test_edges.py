@@ -38,7 +38,7 @@ from server.transport.validation import CHARACTERS_MAX, DETAILS, LABELS_MAX
 from tests.support.callers import Client, Server
 from tests.support.clock import Clock
 from tests.support.gateways import gateway_before
-from tests.support.http import Json, problems_of_any_answer, send
+from tests.support.http_client import Json, problems_of_any_answer, send
 
 GRANT, CHARGE = Transaction.GRANT, Transaction.CHARGE
 SUBJECTS = tuple(field.name for field in Transaction.DESCRIPTOR.oneofs_by_name["subject"].fields)

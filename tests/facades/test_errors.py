@@ -35,7 +35,7 @@ from tests.support.callers import credential, ledger_stub
 from tests.support.errors import LEAVES, make
 from tests.support.gateways import OriginIn, gateway_before, limited
 from tests.support.golden import read_exchanges
-from tests.support.http import problems_of_any_answer, read_json, send
+from tests.support.http_client import problems_of_any_answer, read_json, send
 from tests.support.processes import ROOT, Daybook
 from tests.support.vendors import ENVELOPES, PATHS
 

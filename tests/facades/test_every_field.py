@@ -21,7 +21,7 @@ from google.protobuf.json_format import ParseDict
 from google.protobuf.message_factory import GetMessageClass
 from google.rpc.status_pb2 import Status
 
-from tests.support.http import send
+from tests.support.http_client import send
 from tests.support.native_methods import (
     FAR_AWAY,
     GRANT,

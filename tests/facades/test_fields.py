@@ -14,7 +14,7 @@ from decimal import Decimal
 import pytest
 
 from tests.support.golden import FILES, read_exchanges
-from tests.support.http import Json, read_json
+from tests.support.http_client import Json, read_json
 
 ALWAYS, OPTIONAL, NULLABLE = "always there", "may be left out", "may be null"
 TEXT, UUID, NUMBER, FLAG, DATE, PART, LIST, ANYTHING = (

@@ -14,7 +14,7 @@ from server.app import FACADES
 from tests.support.databases import PostgreSQL, run_apart
 from tests.support.gateways import OriginIn
 from tests.support.golden import FILES, Matcher, read_condition, read_exchanges
-from tests.support.http import read_json, send
+from tests.support.http_client import read_json, send
 from tests.support.processes import Daybook, Ports
 from tests.support.waiting import wait_until
 

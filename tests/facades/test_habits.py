@@ -21,7 +21,7 @@ from daybook.v1.ledger_service_pb2 import GetAccountRequest
 from tests.support.callers import credential, ledger_stub
 from tests.support.demo import ACCOUNT, LISTS, NATIVE, TRANSACTIONS, Target
 from tests.support.gateways import OriginIn, gateway_before
-from tests.support.http import Answer, Json, problems_of_any_answer, read_json, send
+from tests.support.http_client import Answer, Json, problems_of_any_answer, read_json, send
 from tests.support.processes import Daybook
 from tests.support.rest import KEY, reason_of
 from tests.support.vendors import APIS, Api, ask, require_sound

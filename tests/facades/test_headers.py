@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from tests.support.gateways import gateway_before
-from tests.support.http import problems_of_any_answer, send
+from tests.support.http_client import problems_of_any_answer, send
 from tests.support.vendors import PATHS
 
 FORGED = "forged.example"

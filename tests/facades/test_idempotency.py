@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from google.api.annotations_pb2 import http
 
-from tests.support.http import Answer, send
+from tests.support.http_client import Answer, send
 from tests.support.native_methods import METHODS, REST_METHODS, World
 from tests.support.processes import Daybook
 from tests.support.rest import KEY, Rest, reason_of

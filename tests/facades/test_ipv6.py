@@ -12,7 +12,7 @@ from typing import Protocol
 import pytest
 
 from tests.support.command_line import invoke
-from tests.support.http import send
+from tests.support.http_client import send
 from tests.support.processes import Daybook, Ports, copy_database, free_range, printed_commands, run, sqlite_url
 from tests.support.waiting import SECONDS_MAX, wait_until
 

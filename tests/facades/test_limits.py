@@ -15,7 +15,7 @@ import yaml
 
 from server.config import Settings
 from server.gateway import CONFIGURATION, render_configuration
-from tests.support.http import Answer, problems_of_any_answer, send
+from tests.support.http_client import Answer, problems_of_any_answer, send
 from tests.support.processes import Daybook
 
 CREDENTIAL = {"authorization": "Bearer demo-dreadnode.public"}

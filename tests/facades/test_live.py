@@ -15,7 +15,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from tests.support.callers import NativeCaller
 from tests.support.demo import DREADNODE, TEABLE, Network, create_key, get, make_network
-from tests.support.http import Json, send
+from tests.support.http_client import Json, send
 from tests.support.processes import Daybook
 
 

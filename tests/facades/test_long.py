@@ -15,7 +15,7 @@ from google.protobuf.struct_pb2 import Struct
 from server.transport.validation import CHARACTERS_MAX
 from tests.support.callers import NativeCaller
 from tests.support.demo import DREADNODE, TEABLE, Network, get, make_network
-from tests.support.http import Json
+from tests.support.http_client import Json
 from tests.support.processes import Daybook
 
 ROWS = 100

@@ -34,7 +34,7 @@ from server.app import SERVICES
 from server.transport.calls import OPEN_SERVICES
 from tests.support.callers import NativeCaller, credential
 from tests.support.gateways import OriginIn
-from tests.support.http import Json, problems_of_any_answer, read_json, send
+from tests.support.http_client import Json, problems_of_any_answer, read_json, send
 from tests.support.processes import BIN, Daybook
 from tests.support.rest import KEY, JsonObject, Rest, reason_of
 from tests.support.waiting import wait_until

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from server.ledger import money
 from tests.support.callers import NativeCaller
 from tests.support.demo import DREADNODE, TEABLE, Network, create_key, create_tenant, make_network
-from tests.support.http import send
+from tests.support.http_client import send
 from tests.support.processes import ROOT, Daybook
 
 EXACT_MAX = "999999999.999999"

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from tests.support.demo import LISTS, NATIVE
 from tests.support.examples import examples
-from tests.support.http import Answer, problems_of_any_answer, send
+from tests.support.http_client import Answer, problems_of_any_answer, send
 from tests.support.processes import Daybook
 from tests.support.rest import KEY, reason_of
 from tests.support.vendors import without_token

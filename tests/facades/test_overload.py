@@ -13,7 +13,7 @@ import pytest
 
 from server.demo import dreadnode, nebulablock, spacebring, teable
 from tests.support.gateways import gateway_before
-from tests.support.http import send
+from tests.support.http_client import send
 from tests.support.processes import Daybook, Ports, copy_database, sqlite_url
 from tests.support.waiting import SECONDS_MAX
 

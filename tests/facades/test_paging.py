@@ -17,7 +17,7 @@ from server.demo import dreadnode, nebulablock, spacebring, teable
 from server.demo.story import Story
 from tests.support import oracle
 from tests.support.callers import NativeCaller
-from tests.support.http import Json, read_json, write_json
+from tests.support.http_client import Json, read_json, write_json
 from tests.support.processes import Daybook
 
 Row = dict[str, Json]

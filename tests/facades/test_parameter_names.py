@@ -10,7 +10,7 @@ from urllib.parse import quote
 import pytest
 
 from server.demo import spacebring
-from tests.support.http import Answer, send
+from tests.support.http_client import Answer, send
 from tests.support.processes import Daybook
 from tests.support.vendors import APIS, Api, ask, require_sound
 

@@ -22,7 +22,7 @@ import pytest
 from server.demo import dreadnode, nebulablock, spacebring, teable
 from server.demo.load import SECRET
 from tests.support import curl
-from tests.support.http import read_json
+from tests.support.http_client import read_json
 from tests.support.openapi import VENDORS, require_page
 from tests.support.processes import NODE, Daybook
 from tests.support.waiting import SECONDS_MAX

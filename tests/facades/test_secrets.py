@@ -34,7 +34,7 @@ from server.store.database import Database
 from server.store.query import Query
 from tests.support.callers import credential, ledger_stub
 from tests.support.databases import PostgreSQL
-from tests.support.http import send
+from tests.support.http_client import send
 from tests.support.ledgers import create_key
 from tests.support.processes import ROOT, Daybook, Ports, run, sqlite_url
 

@@ -13,7 +13,7 @@ from server.facades import dreadnode, spacebring, teable
 from server.ledger.posting import Kind
 from server.ledger.usage import USAGE_CATEGORIES
 from tests.support.golden import FILES, read_exchanges
-from tests.support.http import Json, read_json
+from tests.support.http_client import Json, read_json
 
 DOCUMENTS = Path(__file__).parents[2] / "docs/facades"
 

@@ -85,7 +85,7 @@ from server.transport.validation import CHARACTERS_MAX
 from tests.support.callers import Client, Server
 from tests.support.clock import NOON, Clock
 from tests.support.gateways import gateway_before
-from tests.support.http import send
+from tests.support.http_client import send
 
 Requests: TypeAlias = Sequence[Message]
 """What is sent in one call: one message, or several where the method takes a stream."""

@@ -24,7 +24,7 @@ from tests.support import curl
 from tests.support.callers import credential, ledger_stub
 from tests.support.certificates import Authority, Pair, connect, handshake, served_serial
 from tests.support.gateways import gateway_before
-from tests.support.http import read_json, send
+from tests.support.http_client import read_json, send
 from tests.support.processes import (
     BIN,
     ROOT,

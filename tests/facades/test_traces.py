@@ -16,7 +16,7 @@ from daybook.v1.account_pb2 import Account
 from daybook.v1.ledger_service_pb2 import CreateAccountRequest, GetAccountRequest
 
 from tests.support.callers import credential, ledger_stub
-from tests.support.http import Answer, send
+from tests.support.http_client import Answer, send
 from tests.support.ledgers import create_key
 from tests.support.otel_collector import Collector, Span, collecting
 from tests.support.processes import Daybook, Ports, sqlite_url

@@ -29,7 +29,7 @@ from tests.support import curl
 from tests.support.callers import credential, ledger_stub
 from tests.support.command_line import invoke, printed
 from tests.support.golden import Matcher, read_exchanges
-from tests.support.http import read_json, send
+from tests.support.http_client import read_json, send
 from tests.support.processes import (
     Daybook,
     Ports,

@@ -25,7 +25,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorSet, MethodDescriptorPr
 
 from tests.support.callers import credential, ledger_stub
 from tests.support.gateways import OriginIn, gateway_before
-from tests.support.http import send
+from tests.support.http_client import send
 from tests.support.processes import ROOT, Daybook, Ports, copy_database, free_range, run, sqlite_url
 from tests.support.waiting import wait_until
 

@@ -44,7 +44,7 @@ from tests.support.callers import Client, Server
 from tests.support.clock import Clock, after
 from tests.support.databases import held_up
 from tests.support.gateways import gateway_before
-from tests.support.http import Answer, send
+from tests.support.http_client import Answer, send
 from tests.support.markers import only_sqlite
 from tests.support.refusals import refusal_of
 

@@ -6,7 +6,7 @@ import uuid
 from dataclasses import dataclass
 
 from tests.support.command_line import printed
-from tests.support.http import Answer, Json, problems_of_any_answer, send
+from tests.support.http_client import Answer, Json, problems_of_any_answer, send
 from tests.support.processes import Daybook, sqlite_url
 from tests.support.rest import KEY
 from tests.support.vendors import APIS

@@ -14,7 +14,7 @@ import yaml
 
 from server.config import Settings
 from server.gateway import _envoy, render_configuration
-from tests.support.http import send
+from tests.support.http_client import send
 from tests.support.processes import Daybook, Ports, copy_database, sqlite_url
 from tests.support.waiting import SECONDS_MAX, wait_until
 

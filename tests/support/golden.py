@@ -46,7 +46,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.http import Answer, Json, problems_of_any_answer, read_json, send, write_json
+from tests.support.http_client import Answer, Json, problems_of_any_answer, read_json, send, write_json
 from tests.support.processes import ROOT
 
 FILES = sorted((ROOT / "tests/facades").glob("*/*.http"))

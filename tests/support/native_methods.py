@@ -20,7 +20,7 @@ from google.protobuf.message_factory import GetMessageClass
 from google.rpc.status_pb2 import Status
 
 from tests.support.callers import credential
-from tests.support.http import Answer, send
+from tests.support.http_client import Answer, send
 from tests.support.refusals import Refusal, read_status
 
 JsonObject: TypeAlias = dict[str, Any]

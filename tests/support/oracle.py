@@ -14,7 +14,7 @@ from daybook.v1.transaction_pb2 import Transaction
 
 from server.demo import dreadnode, nebulablock, spacebring, teable
 from server.demo.story import Event, Story, demo_uuid
-from tests.support.http import Json
+from tests.support.http_client import Json
 
 SOURCE_TYPES = ("automation_ai_action", "ai_generation", "field_ai_generation", "ai_chat", "app_generation")
 TRANSACTION_TYPES = {

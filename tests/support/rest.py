@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 
-from tests.support.http import Answer, Json, problems_of_any_answer, send
+from tests.support.http_client import Answer, Json, problems_of_any_answer, send
 
 KEY = "demo-dreadnode.public"
 JsonObject = dict[str, Json]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from server.demo import spacebring
-from tests.support.http import Answer, Json, problems_of_any_answer, send
+from tests.support.http_client import Answer, Json, problems_of_any_answer, send
 from tests.support.processes import Daybook
 
 TEABLE_CODES = {
