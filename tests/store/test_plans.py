@@ -646,7 +646,7 @@ async def test_loading(database: Database) -> None:
 
 async def test_holdings(database: Database) -> None:
     """What an account holds is told from its state; of its lots only those are read that have expired."""
-    query = holdings_query(1, database.primary.dialect).compiled(database.primary.dialect)
+    query = holdings_query(1).compiled(database.primary.dialect)
     values = query.values({"account_0": 1, "now": 1})
     async with database.primary.snapshot() as connection:
         rows = await connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {query.text}", values)
