@@ -228,8 +228,8 @@ async def test_lists_are_served_by_the_standby(house: House, standby: Standby, p
         with reads(house.here) as found:
             await each(reader)
         assert found == {"replica": number}, each.__name__
-    # Of the account, of the tenant, by a filter with the end of what may be read, and a slice.
-    assert lists_in(standby.log) - at_standby == 5
+    # The account, the tenant, a filter and its boundary, a slice, and the page of the network.
+    assert lists_in(standby.log) - at_standby == 6
     assert lists_in(postgresql.log) == at_primary
 
 
