@@ -103,10 +103,6 @@ class IndexWalk:
         """Reads keys and bodies."""
         return self.walk.rows(*self.walk.key, "body").limit(_LIMIT)
 
-    def boundary(self) -> None:
-        """A page is never short of rows that the list has."""
-        return
-
 
 @dataclass(frozen=True, slots=True)
 class MergedWalks:
@@ -128,10 +124,6 @@ class MergedWalks:
         ]
         merged = union_all(*map(select, walks)).subquery()
         return self.walk.with_bodies(self.walk.sort(select(merged), merged).limit(_LIMIT))
-
-    def boundary(self) -> None:
-        """A page is never short of rows that the list has."""
-        return
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +217,9 @@ class FilteredWalk:
         return self.walk.rows(*self.walk.key).limit(1).offset(_ROWS_READ - 1)
 
 
-Strategy: TypeAlias = IndexWalk | MergedWalks | SequenceWalk | FilteredWalk
+BoundedStrategy: TypeAlias = SequenceWalk | FilteredWalk
+"""Strategies whose page may end before it is full, and then tells by its boundary where."""
+Strategy: TypeAlias = IndexWalk | MergedWalks | BoundedStrategy
 
 
 def strategy_of(query: TransactionList) -> Strategy:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from sqlalchemy import Dialect, Executable
@@ -29,7 +29,8 @@ class Query:
     Compiled once per dialect: SQLAlchemy's execution costs several times what the database does.
     """
 
-    def __init__(self, statement: Executable) -> None:
+    def __init__(self, statement: Executable | Callable[[], Executable]) -> None:
+        """A function builds the statement when it is compiled. The statement, ten times its text, is then not kept."""
         self._statement = statement
         self._compiled: dict[str, CompiledQuery] = {}
 
@@ -37,7 +38,8 @@ class Query:
         """The query for the drivers of a dialect."""
         found = self._compiled.get(dialect.name)
         if found is None:
-            found = self._compiled[dialect.name] = _compile(self._statement, dialect)
+            statement = self._statement() if callable(self._statement) else self._statement
+            found = self._compiled[dialect.name] = _compile(statement, dialect)
         return found
 
 

@@ -18,13 +18,15 @@ from server.ledger.refunds import Refunds, RefundTotal
 from server.ledger.usage import UsageWindow
 from server.store.database import Database
 from server.store.first_pages import FirstPages
-from server.store.list_statements import ROWS_READ_MAX, Strategy, parameters_of, strategy_of
+from server.store.list_statements import ROWS_READ_MAX, BoundedStrategy, Strategy, parameters_of, strategy_of
 from server.store.query import Query
 from server.store.states import QUERIES_CACHED_MAX, account_parameters, holdings_query, to_holding
 from server.store.tables import account_states, refunds, transactions, usage_windows
 
 QUERIES_BYTES_MAX = 8_388_608
-"""The largest size of the compiled statements of lists together. The longest one has about 50,000 bytes."""
+"""The largest size of the compiled statements of lists together. The longest one has about 70,000 bytes."""
+PARAMETER_BYTES = 150
+"""The approximate size of a parameter of a compiled statement."""
 _OFFSET_MAX = 2**62
 """The largest offset that cannot overflow BIGINT arithmetic."""
 
@@ -124,14 +126,14 @@ class TransactionStore:
     def _queries_of(self, strategy: Strategy) -> _ListQueries:
         queries = self._queries.get(strategy)
         if queries is None:
-            boundary = strategy.boundary()
-            queries = _ListQueries(Query(strategy.page()), None if boundary is None else Query(boundary))
+            boundary = Query(strategy.boundary) if isinstance(strategy, BoundedStrategy) else None
+            queries = _ListQueries(Query(strategy.page), boundary)
             self._queries.put(strategy, queries)
         return queries
 
     def _size(self, _strategy: Strategy, queries: _ListQueries) -> int:
         compiled = [query.compiled(self._database.primary.dialect) for query in queries if query is not None]
-        return sum(len(query.text) + sum(map(len, query.names)) for query in compiled)
+        return sum(len(query.text) + PARAMETER_BYTES * len(query.names) for query in compiled)
 
 
 def slice_statement() -> Select[Any]:
