@@ -41,11 +41,11 @@ class Settings(BaseSettings):
     )
     token_keys_file: Path | None = Field(default=None, description="File with the keys that seal page tokens.")
     database_pool_size: int = Field(
-        default=4,
+        default=6,
         ge=1,
         le=1000,
         description="Database connections of one process: on PostgreSQL half for bounded reads, at least 1, and the"
-        " rest, at least 1, for transactions and streams; on SQLite for streams.",
+        " rest, at least 2, for transactions and streams; on SQLite for streams.",
     )
     database_pool_wait_seconds: float = Field(
         default=5.0, gt=0, le=600, description="Longest wait of a call for a free database connection, in seconds."

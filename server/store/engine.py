@@ -49,7 +49,7 @@ class DatabaseLimits:
     wait_seconds and lock_seconds only.
     """
 
-    connections: int = 4
+    connections: int = 6
     wait_seconds: float = 5.0
     recycle_seconds: float = 1800.0
     connect_seconds: float = 5.0

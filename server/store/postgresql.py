@@ -86,8 +86,9 @@ class PostgreSQL(Engine):
     ) -> None:
         """Half of the connections are for bounded reads, unless `reads` says how many; the other pool has the rest.
 
-        Each pool has at least one. `must_be_primary` refuses to connect to a standby. Raises
-        DatabaseUrlInvalid.
+        That is at least one for reads and two for the rest: a streaming read may take hours, so
+        all of them together leave one connection to transactions. `must_be_primary` refuses to
+        connect to a standby. Raises DatabaseUrlInvalid.
         """
         super().__init__()
         self.insert = insert
@@ -106,12 +107,14 @@ class PostgreSQL(Engine):
         self._generation = 0
         """Raised by one when the sessions prove to be with the wrong server: older ones are replaced."""
         self._read_count = max(1, limits.connections // 2) if reads is None else reads
-        self._places = asyncio.Semaphore(self._read_count)
+        self._read_places = asyncio.Semaphore(self._read_count)
+        pool_size = max(2, limits.connections - self._read_count)
+        self._stream_places = asyncio.Semaphore(pool_size - 1)
         self._pool: Any = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._engine = self._make_engine(
             self._timeout,
-            pool_size=max(1, limits.connections - self._read_count),
+            pool_size=pool_size,
             max_overflow=0,
             pool_timeout=limits.wait_seconds,
             pool_recycle=limits.recycle_seconds,
@@ -194,11 +197,11 @@ class PostgreSQL(Engine):
         A read that has begun goes on for LEFT_SECONDS_MAX if its caller is cancelled, because to
         interrupt it costs the session and its prepared statements.
         """
-        await self._take_place()
+        await self._take_place(self._read_places)
         try:
             session = await self._acquire()
         except BaseException:
-            self._places.release()
+            self._read_places.release()
             raise
         task = asyncio.create_task(self._run(session, work))
         self._tasks.add(task)
@@ -209,11 +212,11 @@ class PostgreSQL(Engine):
             asyncio.get_running_loop().call_later(LEFT_SECONDS_MAX, task.cancel)
             raise
 
-    async def _take_place(self) -> None:
-        """Waits for a place in the pool. asyncpg's own timeout would count the time to connect too."""
+    async def _take_place(self, places: asyncio.Semaphore) -> None:
+        """Waits for a place in a pool. asyncpg's own timeout would count the time to connect too."""
         try:
             async with asyncio.timeout(self._limits.wait_seconds):
-                await self._places.acquire()
+                await places.acquire()
         except TimeoutError:
             raise PoolTimeout(f"no connection was free within {self._limits.wait_seconds} seconds") from None
 
@@ -262,7 +265,7 @@ class PostgreSQL(Engine):
             try:
                 await self._give_back(session, is_sound=is_sound)
             finally:
-                self._places.release()
+                self._read_places.release()
 
     async def _give_back(self, session: Any, *, is_sound: bool) -> None:
         """Gives a session back to the pool, which needs no round trip, or ends it with the statement it may be at."""
@@ -299,8 +302,12 @@ class PostgreSQL(Engine):
     async def snapshot(self) -> AsyncIterator[AsyncConnection]:
         """A connection for streaming reads, all of one snapshot of the database."""
         with self.using("write", "snapshot"):
-            async with self._transaction("REPEATABLE READ") as connection:
-                yield connection
+            await self._take_place(self._stream_places)
+            try:
+                async with self._transaction("REPEATABLE READ") as connection:
+                    yield connection
+            finally:
+                self._stream_places.release()
 
     async def transact(self, work: Work[Result]) -> Result:
         """Does work in one transaction. Raises Conflict if another writer got in the way."""

@@ -119,6 +119,19 @@ async def test_reads_that_are_given_up(database: Database) -> None:
     assert database.pools["read"].in_use == 0
 
 
+@only_postgresql
+async def test_streams_leave_a_connection_to_transactions(database_url: str) -> None:
+    """However many streams are open, a transaction gets a connection, and a stream that ends gives its place back."""
+    database = Database(database_url, replace(SHORT, idle_transaction_seconds=PATIENCE_SECONDS))
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        for _ in range(2):
+            async with database.primary.snapshot():
+                with pytest.raises(ServiceUnavailable):
+                    await database.primary.snapshot().__aenter__()
+                await database.transact(lambda connection: connection.execute(text("SELECT 1")).close())
+    await database.close()
+
+
 def test_settings_reach_the_database() -> None:
     """Each setting is the limit of its name, and the defaults are the same in both places."""
     assert database_limits(Settings()) == DatabaseLimits()
