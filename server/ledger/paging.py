@@ -110,6 +110,8 @@ class TransactionList:
     """The page begins after this key; None reads the first page."""
     limit: int
     """In rows."""
+    bytes_max: int | None = PAGE_BYTES_MAX
+    """The largest size of the bodies of the page; None for no bound. A page has at least one row."""
 
 
 @dataclass(frozen=True, slots=True)

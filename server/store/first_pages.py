@@ -49,7 +49,9 @@ class FirstPages:
     ) -> Page[TransactionRow, TransactionKey]:
         """The page of a list, from the cache if it is such a first page, else as `read` reads it."""
         number = query.account_number
-        if number is None or query.after or query.filter != EVERYTHING or query.order != NEWEST_FIRST:
+        if number is None or query != TransactionList(
+            query.tenant_number, number, EVERYTHING, NEWEST_FIRST, None, query.limit
+        ):
             return await read(query)
         head = await self._read_head(number)
         kept = self._pages.get((number, query.limit))

@@ -105,6 +105,12 @@ class TransactionStore:
         return await self._first_pages.page(query, self._read)
 
     async def _read(self, query: TransactionList) -> Page[TransactionRow, TransactionKey]:
+        page = await self._read_rows(query)
+        if query.bytes_max is None:
+            return page
+        return page.within(query.bytes_max, size=lambda row: len(row.body), key=lambda row: row.key)
+
+    async def _read_rows(self, query: TransactionList) -> Page[TransactionRow, TransactionKey]:
         queries = self._queries_of(strategy_of(query))
         parameters = {**parameters_of(query), "rows_read": ROWS_READ_MAX}
         rows = [TransactionRow._make(row) for row in await self._database.lists.fetch(queries.page, parameters)]

@@ -197,10 +197,8 @@ class Transactions:
             caller.require_tenant()
             if order.field is OrderField.AMOUNT:
                 raise FieldInvalid("order_by", "must not be by amount for accounts/-")
-        page = await self._store.list(TransactionList(caller.tenant_number, number, wanted, order, after, limit))
-        if bytes_max is None:
-            return page
-        return page.within(bytes_max, size=lambda row: len(row.body), key=lambda row: row.key)
+        query = TransactionList(caller.tenant_number, number, wanted, order, after, limit, bytes_max)
+        return await self._store.list(query)
 
     async def list_network(
         self, caller: Caller, wanted: TransactionFilter, after: TransactionKey | None, limit: int
