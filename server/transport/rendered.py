@@ -11,8 +11,8 @@ from typing import ParamSpec
 
 from server.caching import ByteLRU
 
-RENDERED_BYTES_MAX = 8_388_608
-"""The largest size of the cache of one facade: about 10,000 rows of the usual length."""
+RENDERED_BYTES_MAX = 33_554_432
+"""The largest size of the cache of all facades: about 30,000 rows of the usual length."""
 ENTRY_BYTES_MAX = 8192
 """A larger entry is rendered each time."""
 INTEGER_BYTES = 32
@@ -25,19 +25,22 @@ def keep_rendered(render: Callable[Arguments, bytes]) -> Callable[Arguments, byt
 
     An entry is found by all of its arguments, so it is never out of date.
     """
-    kept: ByteLRU[tuple[object, ...], bytes] = ByteLRU(RENDERED_BYTES_MAX, _size)
 
     @wraps(render)
     def rendered(*args: Arguments.args, **kwargs: Arguments.kwargs) -> bytes:
-        found = kept.get(args)
+        key = (render, *args)
+        found = _kept.get(key)
         if found is None:
             found = render(*args, **kwargs)
-            if _size(args, found) <= ENTRY_BYTES_MAX:
-                kept.put(args, found)
+            if _size(key, found) <= ENTRY_BYTES_MAX:
+                _kept.put(key, found)
         return found
 
     return rendered
 
 
-def _size(arguments: tuple[object, ...], rendered: bytes) -> int:
-    return len(rendered) + sum(len(each) if isinstance(each, bytes | str) else INTEGER_BYTES for each in arguments)
+def _size(key: tuple[object, ...], rendered: bytes) -> int:
+    return len(rendered) + sum(len(each) if isinstance(each, bytes | str) else INTEGER_BYTES for each in key)
+
+
+_kept: ByteLRU[tuple[object, ...], bytes] = ByteLRU(RENDERED_BYTES_MAX, _size)

@@ -30,7 +30,7 @@ from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
 
 from server.app import FACADES
-from server.caching import ENTRY_BYTES
+from server.caching import ENTRY_BYTES, ByteLRU
 from server.facades import dreadnode, nebulablock, paged, spacebring, teable
 from server.transport import rendered
 from server.transport.rendered import keep_rendered
@@ -154,7 +154,7 @@ async def test_kept_rows_show_every_change(
 
 def test_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Equal arguments are rendered once; the least recently used entries are evicted; a large entry is never kept."""
-    monkeypatch.setattr(rendered, "RENDERED_BYTES_MAX", 3 * (ENTRY_BYTES + 200))
+    monkeypatch.setattr(rendered, "_kept", ByteLRU(3 * (ENTRY_BYTES + 230), rendered._size))
     calls: list[bytes] = []
 
     @keep_rendered
@@ -172,6 +172,7 @@ def test_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert calls == [*bodies[:3], bodies[0]]
     render(bodies[1], 1)
     assert calls == [*bodies[:3], *bodies[:2]]
-    large = b"x" * 2000
+    monkeypatch.setattr(rendered, "_kept", ByteLRU(10 * rendered.ENTRY_BYTES_MAX, rendered._size))
+    large = b"x" * (rendered.ENTRY_BYTES_MAX // 2)
     assert render(large, 1) == render(large, 1)
     assert calls[-2:] == [large, large]
