@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from sqlalchemy import ARRAY, BigInteger, Select, bindparam, func, select
 
@@ -20,13 +20,6 @@ ROW_BYTES = 250
 """The approximate size of a row apart from its body."""
 
 
-class _Head(NamedTuple):
-    """The newest transaction of an account."""
-
-    sequence: int
-    hash: bytes
-
-
 class FirstPages:
     """Caches the page that clients ask for most.
 
@@ -37,10 +30,10 @@ class FirstPages:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._pages: ByteLRU[tuple[int, int], tuple[_Head, Page[TransactionRow, TransactionKey]]] = ByteLRU(
+        self._pages: ByteLRU[tuple[int, int], tuple[bytes, Page[TransactionRow, TransactionKey]]] = ByteLRU(
             PAGES_BYTES_MAX, lambda _, kept: sum(ROW_BYTES + len(row.body) for row in kept[1].rows)
         )
-        self._read_head: Callable[[int], Awaitable[_Head]] = self._read_one_head
+        self._read_head: Callable[[int], Awaitable[bytes]] = self._read_one_head
         if database.primary.has_round_trips:
             self._read_head = DataLoader(self._read_heads)
 
@@ -58,32 +51,31 @@ class FirstPages:
         if kept is not None and kept[0] == head:
             return kept[1]
         page = await read(query)
-        # The page has another head if something was posted between the two reads.
-        if page.rows and page.rows[0].sequence == head.sequence:
+        # Unless the head is still the same, the page may be of another one.
+        if page.rows and await self._read_head(number) == head:
             self._pages.put((number, query.limit), (head, page))
         return page
 
-    async def _read_one_head(self, account_number: int) -> _Head:
-        ((sequence, last_hash),) = await self._database.lists.fetch(_HEAD, {"account_number": account_number})
-        return _Head(sequence, bytes(last_hash))
+    async def _read_one_head(self, account_number: int) -> bytes:
+        ((head,),) = await self._database.lists.fetch(_HEAD, {"account_number": account_number})
+        return bytes(head)
 
-    async def _read_heads(self, account_numbers: Collection[int]) -> Mapping[int, _Head]:
+    async def _read_heads(self, account_numbers: Collection[int]) -> Mapping[int, bytes]:
         rows = await self._database.lists.fetch(_HEADS, {"account_numbers": list(account_numbers)})
-        return {number: _Head(sequence, bytes(last_hash)) for sequence, last_hash, number in rows}
+        return {number: bytes(head) for number, head in rows}
 
 
 def head_statement() -> Select[Any]:
-    """The head of an account."""
+    """The head of an account: the hash of its newest transaction, empty before the first."""
     columns = account_states.c
-    return select(columns.sequence, columns.last_hash).where(columns.account_number == bindparam("account_number"))
+    return select(columns.last_hash).where(columns.account_number == bindparam("account_number"))
 
 
 def heads_statement() -> Select[Any]:
-    """The heads of several accounts, each with the account's number. For PostgreSQL."""
+    """The heads of several accounts, each after the account's number. For PostgreSQL."""
     columns = account_states.c
     numbers = bindparam("account_numbers", type_=ARRAY(BigInteger))
-    heads = select(columns.sequence, columns.last_hash, columns.account_number)
-    return heads.where(columns.account_number == func.any(numbers))
+    return select(columns.account_number, columns.last_hash).where(columns.account_number == func.any(numbers))
 
 
 _HEAD, _HEADS = Query(head_statement()), Query(heads_statement())

@@ -19,6 +19,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from server.store.engine import Columns, DatabaseLimits, DatabaseUnfit, Engine, Keys, PoolUse, Rows, Work
+from server.store.failures import unavailable
 from server.store.postgresql_errors import Meaning, leaves_session_sound, meaning_of, sqlstate_of, translate
 from server.store.postgresql_url import connect_arguments
 from server.store.query import Query
@@ -111,6 +112,7 @@ class PostgreSQL(Engine):
         pool_size = max(2, limits.connections - self._read_count)
         self._stream_places = asyncio.Semaphore(pool_size - 1)
         self._pool: Any = None
+        self._is_closed = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._engine = self._make_engine(
             self._timeout,
@@ -221,6 +223,8 @@ class PostgreSQL(Engine):
             raise PoolTimeout(f"no connection was free within {self._limits.wait_seconds} seconds") from None
 
     async def _acquire(self) -> Any:
+        if self._is_closed:
+            raise unavailable("the database is closed")
         if self._pool is None:
             # Connects to nothing yet, so no other task runs meanwhile.
             self._pool = await asyncpg.create_pool(
@@ -254,9 +258,11 @@ class PostgreSQL(Engine):
         return session
 
     async def _run(self, session: Any, work: Callable[[Any], Awaitable[Result]]) -> Result:
-        # A session that is lost is taken away from its proxy.
-        generation, is_sound = session.info[_GENERATION], True
+        generation, is_sound = self._generation, True
         try:
+            # Raises InterfaceError if the session was lost meanwhile: then its proxy has no session.
+            session.is_closed()
+            generation = session.info[_GENERATION]
             return await work(session)
         except BaseException as error:
             is_sound = self._is_sound_after(error, generation)
@@ -403,14 +409,14 @@ class PostgreSQL(Engine):
 
     async def close(self) -> None:
         """Closes every connection."""
+        self._is_closed = True
         if self._tasks:
             # After this time each of them is canceled, or ended by its own limits.
             await asyncio.wait(self._tasks, timeout=LEFT_SECONDS_MAX + END_SECONDS_MAX)
         if self._pool is not None:
-            # When the time is over, the pool aborts its connections.
-            with suppress(TimeoutError):
+            # If it fails or takes too long, the pool aborts its connections.
+            with suppress(Exception):
                 await asyncio.wait_for(self._pool.close(), END_SECONDS_MAX)
-            self._pool = None
         await self._engine.dispose()
 
     def translate(self, error: Exception) -> Exception:

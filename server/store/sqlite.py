@@ -67,6 +67,7 @@ class SQLite(Engine):
         self._url = url
         self._file = Path(url.database or "").absolute()
         self._thread = ThreadPoolExecutor(1, "database")
+        self._is_closed = False
         self.writer = self._write_engine(
             limits.lock_seconds, poolclass=QueuePool, pool_size=1, max_overflow=0, pool_timeout=limits.wait_seconds
         )
@@ -105,6 +106,8 @@ class SQLite(Engine):
     @cached_property
     def reader(self) -> sqlite3.Connection:
         """The driver's connection of bounded reads."""
+        if self._is_closed:
+            raise sqlite3.OperationalError("the database is closed")
         connection = sqlite3.connect(self._file, timeout=READ_LOCK_SECONDS_MAX)
         _set_up(connection, is_writer=False)
         connection.execute(f"PRAGMA cache_size = -{READER_CACHE_KIBIBYTES}")
@@ -198,6 +201,7 @@ class SQLite(Engine):
     async def close(self) -> None:
         """Closes every connection, after the transaction under way."""
         await asyncio.to_thread(self._thread.shutdown)
+        self._is_closed = True
         await self._disconnect()
 
     async def _disconnect(self) -> None:

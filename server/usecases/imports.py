@@ -14,7 +14,7 @@ from server.posting.poster import Poster
 from server.store.accounts import AccountStore
 from server.usecases.transactions import NewTransaction
 
-PART_ITEMS_MAX = 8000
+PART_ITEMS_MAX = 2000
 """Once so many items wait for the part that is being posted, no more messages are taken in."""
 PART_BYTES_MAX = 4 * 1024 * 1024
 """The same bound in bytes of messages."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -16,6 +18,7 @@ from server.store.credentials import CredentialStore
 from server.store.database import Database
 from server.store.engine import DatabaseLimits
 from server.store.migrate import migrate
+from server.store.query import Query
 from tests.support.cancellation import ISOLATION, check_no_transaction, give_up_at_every_step
 from tests.support.databases import writing
 from tests.support.markers import only_postgresql
@@ -130,6 +133,37 @@ async def test_streams_leave_a_connection_to_transactions(database_url: str) -> 
                     await database.primary.snapshot().__aenter__()
                 await database.transact(lambda connection: connection.execute(text("SELECT 1")).close())
     await database.close()
+
+
+@only_postgresql
+@pytest.mark.parametrize("turns", range(8))
+async def test_session_that_is_lost_before_its_read_begins(database: Database, turns: int) -> None:
+    """Its place in the pool is free for the next read, whichever turn of the event loop notices the loss."""
+    ((process,),) = await database.primary.fetch(Query(text("SELECT pg_backend_pid()")), {})
+
+    async def end_session() -> None:
+        other = Database(database.url.render_as_string(hide_password=False))
+        await other.primary.fetch(Query(text(f"SELECT pg_terminate_backend({process}, 10000)")), {})
+        await other.close()
+
+    # In a thread that blocks this one, so that this event loop has not noticed the loss yet.
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(asyncio.run, end_session()).result()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    # The session may be found to be lost before, or only by this read.
+    with contextlib.suppress(ServiceUnavailable):
+        await is_alive(database)
+    assert await is_alive(database)
+
+
+async def test_read_of_a_closed_database(database_url: str) -> None:
+    """It is refused, and opens no connection that nobody would close."""
+    database = Database(database_url, SHORT)
+    await migrate(database)
+    await database.close()
+    with pytest.raises(ServiceUnavailable):
+        await is_alive(database)
 
 
 def test_settings_reach_the_database() -> None:

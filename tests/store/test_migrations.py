@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import warnings
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import TypeAlias
 
 import grpc
@@ -13,6 +15,7 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from daybook.v1.ledger_service_pb2 import GetTransactionRequest, ListTransactionsRequest
 from daybook.v1.transaction_pb2 import Transaction
 from sqlalchemy import Connection, insert, select, text
@@ -139,6 +142,36 @@ async def test_migrating_twice_changes_nothing(open_database: Callable[[], Datab
     assert await CredentialStore(database).tenant_number("house") is not None
     async with database.primary.snapshot() as connection:
         assert len((await connection.execute(text("SELECT version_num FROM alembic_version"))).all()) == 1
+
+
+def test_files_are_named_by_their_revisions() -> None:
+    """What the names of the files say, by which a start finds missing migrations, is what alembic applies."""
+    scripts = ScriptDirectory(str(migrate_module.MIGRATIONS)).walk_revisions()
+    assert list(migrate_module._revisions()) == [script.revision for script in scripts]
+
+
+async def test_the_next_migration_is_applied(
+    open_database: Callable[[], Database], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A database of this version is migrated by a version that has one migration more."""
+    database = open_database()
+    await migrate(database)
+    folder = tmp_path / "migrations"
+    shutil.copytree(migrate_module.MIGRATIONS, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    newest = migrate_module._revisions()[0]
+    (folder / "versions/9999_next.py").write_text(
+        f'from alembic import op\nrevision = "9999"\ndown_revision = "{newest}"\n'
+        'def upgrade(): op.execute("CREATE TABLE next_table (number INTEGER)")\n'
+    )
+    monkeypatch.setattr(migrate_module, "MIGRATIONS", folder)
+    migrate_module._revisions.cache_clear()
+    try:
+        assert not await is_migrated(database)
+        await migrate(database)
+        assert await is_migrated(database)
+        await database.primary.fetch(Query(text("SELECT number FROM next_table")), {})
+    finally:
+        migrate_module._revisions.cache_clear()
 
 
 async def test_concurrent_migrations(open_database: Callable[[], Database]) -> None:
