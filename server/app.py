@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
@@ -51,11 +50,6 @@ ANSWER_BYTES_MAX = 4 * 1024 * 1024
 
 PENDING_CALLS_MAX = 20_000
 """Calls that gRPC queues before they are admitted or refused. Each takes about 10 KiB."""
-THREAD_SWITCH_SECONDS = 0.001
-"""Longest wait of the event loop for the GIL while SQLite's writer computes, in seconds; a fifth of the default.
-
-gRPC accepts one call per turn of the loop, so under load the loop needs many turns a second.
-"""
 
 FACADES = {
     teable.SERVICE: teable.render_error,
@@ -86,7 +80,6 @@ async def serving(
     """
     certificates = _certificates(settings)
     await check_demo(book, settings.host)
-    sys.setswitchinterval(THREAD_SWITCH_SECONDS)
     admissions = Admissions(
         Admission(settings.calls_under_way_max, settings.admission_seconds_max),
         Admission(settings.streams_under_way_max),
