@@ -275,7 +275,7 @@ HARMLESS = (
     "call failed: accounts/acme is not found",
     "0192f3a4-5b6c-7d8e-9f01-23456789abcd",
     "4bf92f3577b34da6a3ce929d0e0e4736",
-    'File "server/store/unit_store.py", line 12, in the_longest_name_of_a_function_that_anybody_ever_wrote',
+    'File "server/store/units.py", line 12, in the_longest_name_of_a_function_that_anybody_ever_wrote',
     "listening on http://127.0.0.1:4317, ops@example.com",
     "page_token: not a page token of this service",
 )
