@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal, TypeAlias
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain, islice
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.field_mask_pb2 import FieldMask
@@ -15,12 +16,15 @@ from server.ledger.errors import FieldInvalid, FilterInvalid, InvalidArgument, P
 from server.transport.filters import FILTER_CHARACTERS_MAX
 from server.transport.page_tokens import TOKEN_CHARACTERS_MAX
 from server.transport.rest import echo
-from server.transport.validation import TEXT_CHARACTERS_MAX
+from server.transport.validation import BATCH_SIZE_MAX, LABELS_MAX, TEXT_CHARACTERS_MAX
 
 Naming: TypeAlias = Literal["name", "json_name"]
 """Which of its names a field has in error messages."""
 Parse: TypeAlias = Callable[[bytes], Message | InvalidArgument]
 """Returns the error instead of raising it: gRPC would answer an exception with an error of its own."""
+
+VALUES_MAX = 10_000
+"""Maximum number of values among which an unknown field is searched for its path."""
 
 # The fields with their own bounds and errors; the bound of every other text is TEXT_CHARACTERS_MAX.
 # A field of a resource may have a lower bound, which its validation checks: in a bulk request that
@@ -58,13 +62,13 @@ def parser(
         # No text is longer than the whole request.
         if len(request) > texts.shortest and (refusal := texts.refusal(message)) is not None:
             return refusal
-        known = message_type()
-        known.CopyFrom(message)
-        known.DiscardUnknownFields()
-        if known.ByteSize() == message.ByteSize():
+        size = message.ByteSize()
+        message.DiscardUnknownFields()
+        if message.ByteSize() == size:
             return message
+        owner = _owner_of_unknown(message_type.FromString(request))
         return FieldInvalid(
-            _owner_of_unknown(message, naming) or "request", "has a field that this version of the contract lacks"
+            owner.write(naming) if owner else "request", "has a field that this version of the contract lacks"
         )
 
     return parse
@@ -86,29 +90,18 @@ class _Texts:
 
     def refusal(self, message: Message) -> InvalidArgument | None:
         """The error of the first text that is too long; None if there is none."""
-        found = self._find(message)
-        if found is None:
-            return None
-        path, name = found
-        if name in PAGE_TOKENS:
-            return PageTokenInvalid(path)
-        problem = f"must have at most {self._bounds[name]} characters"
-        return FilterInvalid(path, problem) if name == FILTER else FieldInvalid(path, problem)
-
-    def _find(self, message: Message) -> tuple[str, str] | None:
-        """The path and the full name of the first field whose text is too long."""
-        for field, value in message.ListFields():
-            for place, name, each in _values(field, value, self._naming):
-                if isinstance(each, str):
-                    if len(each) > self._bounds[name]:
-                        return place, name
-                # A Struct has a bound for all of it, see check_metadata.
-                elif isinstance(each, Message) and not isinstance(each, Struct) and each.ByteSize() > self.shortest:
-                    inner = self._find(each)
-                    if inner is not None:
-                        # In JSON a mask is a single text.
-                        return place if isinstance(each, FieldMask) else f"{place}.{inner[0]}", inner[1]
+        for path, field, value in _values(message, self._may_refuse):
+            if isinstance(value, str) and len(value) > self._bounds[field.full_name]:
+                place, name = path.write(self._naming), field.full_name
+                if name in PAGE_TOKENS:
+                    return PageTokenInvalid(place)
+                problem = f"must have at most {self._bounds[name]} characters"
+                return FilterInvalid(place, problem) if name == FILTER else FieldInvalid(place, problem)
         return None
+
+    def _may_refuse(self, inner: Message) -> bool:
+        # A Struct has a bound for all of it, see check_metadata.
+        return not isinstance(inner, Struct) and inner.ByteSize() > self.shortest
 
 
 def _text_fields(message: Descriptor, seen: set[str]) -> Iterator[str]:
@@ -121,26 +114,54 @@ def _text_fields(message: Descriptor, seen: set[str]) -> Iterator[str]:
             yield from _text_fields(field.message_type, seen)
 
 
-def _values(field: FieldDescriptor, value: Any, naming: Naming) -> Iterable[tuple[str, str, Any]]:
-    """Each value of a field that is set, with its path and the full name of the field that bounds it."""
-    name: str = getattr(field, naming)
-    if field.message_type is not None and field.message_type.GetOptions().map_entry:
-        for key, each in value.items():
-            yield name, f"{field.message_type.full_name}.key", key
-            yield f"{name}.{echo(str(key))}", f"{field.message_type.full_name}.value", each
-    elif field.is_repeated:
-        for index, each in enumerate(value):
-            yield f"{name}[{index}]", field.full_name, each
-    else:
-        yield name, field.full_name, value
+class _Path(NamedTuple):
+    """The path of a value. It is written only for an error: a request may have very many values."""
+
+    outer: _Path | None
+    field: FieldDescriptor
+    key: str | int | None
+    """The index in a list, or the key in a map."""
+
+    def write(self, naming: Naming) -> str:
+        """The path as errors name it."""
+        outer = self.outer.write(naming) if self.outer else ""
+        if self.field.containing_type is FieldMask.DESCRIPTOR:
+            # In JSON a mask is a single text.
+            return outer
+        key = f"[{self.key}]" if isinstance(self.key, int) else f".{echo(self.key)}" if self.key is not None else ""
+        return f"{outer}{'.' * bool(outer)}{getattr(self.field, naming)}{key}"
 
 
-def _owner_of_unknown(message: Message, naming: Naming) -> str | None:
-    """The path of the message with an unknown field: empty for the outermost; None if there is no such field."""
-    if len(UnknownFieldSet(message)):
-        return ""
+def _values(
+    message: Message, descends: Callable[[Message], bool], outer: _Path | None = None
+) -> Iterator[tuple[_Path, FieldDescriptor, Any]]:
+    """Each value of a message, at any depth, with its path and the field that bounds it.
+
+    Reads the first values of a list or a map only, up to one more than a valid request may have:
+    validation refuses a longer one.
+    """
+    entries_max = 1 + (BATCH_SIZE_MAX if outer is None else LABELS_MAX)
     for field, value in message.ListFields():
-        for place, _, each in _values(field, value, naming):
-            if isinstance(each, Message) and (path := _owner_of_unknown(each, naming)) is not None:
-                return f"{place}.{path}" if path else place
-    return None
+        found: Iterable[tuple[str | int | None, FieldDescriptor, Any]]
+        if not field.is_repeated:
+            found = ((None, field, value),)
+        elif not isinstance(value, Mapping):
+            found = ((index, field, each) for index, each in enumerate(islice(value, entries_max)))
+        else:
+            assert field.message_type is not None, "that of the entries"
+            of_key, of_value = (field.message_type.fields_by_name[name] for name in ("key", "value"))
+            entries = islice(value.items(), entries_max)
+            found = chain.from_iterable(((None, of_key, key), (key, of_value, each)) for key, each in entries)
+        for key, bounding, each in found:
+            path = _Path(outer, field, key)
+            yield path, bounding, each
+            if isinstance(each, Message) and descends(each):
+                yield from _values(each, descends, path)
+
+
+def _owner_of_unknown(message: Message) -> _Path | None:
+    """The path of the first inner message with an unknown field; None if the message itself has one."""
+    if len(UnknownFieldSet(message)):
+        return None
+    inner = ((path, value) for path, _, value in _values(message, lambda _: True) if isinstance(value, Message))
+    return next((path for path, value in islice(inner, VALUES_MAX) if len(UnknownFieldSet(value))), None)

@@ -154,6 +154,21 @@ async def test_texts_of_a_mebibyte_leave_nothing_behind(daybook: tuple[Daybook, 
     assert sizes[1] < sizes[0] + TEXTS_GROWTH_BYTES_MAX
 
 
+async def test_many_tiny_elements(client: Client) -> None:
+    """Four MiB of empty parts are refused for their number, or without a credential for that."""
+    call: Any = client.channel.unary_unary("/daybook.v1.Ledger/BulkCreateTransactions", request_serializer=bytes)
+    # Field 1, the parent, and field 2, the requests.
+    request = b"\x0a\x0aaccounts/-" + b"\x12\x00" * (2 * MEBIBYTE - 100)
+    for metadata, code, fields in (
+        (client.metadata, grpc.StatusCode.INVALID_ARGUMENT, ("requests",)),
+        ((), grpc.StatusCode.UNAUTHENTICATED, ()),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call(request, metadata=metadata)
+        assert (caught.value.code(), read_refusal(caught.value).fields) == (code, fields)
+    await client.create_account("acme")
+
+
 async def test_a_full_disk(daybook: tuple[Daybook, str], client: Client) -> None:
     """Postings are UNAVAILABLE while files can't grow, lists go on, and postings succeed once there is room."""
     process = psutil.Process(daybook[0].process.pid)

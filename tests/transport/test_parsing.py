@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+
 import pytest
 from daybook.facades.teable.v1.billing_service_pb2 import GetSpaceCreditHistoryRequest
 from daybook.v1.account_pb2 import Account, Company
@@ -12,7 +15,7 @@ from daybook.v1.ledger_service_pb2 import (
     ListTransactionsRequest,
     UpdateAccountRequest,
 )
-from daybook.v1.transaction_pb2 import Transaction
+from daybook.v1.transaction_pb2 import Allocation, Transaction
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
@@ -172,3 +175,55 @@ def test_texts_inside_of_a_struct_are_left_to_its_own_bound() -> None:
     metadata["key"] = "x" * 10_000
     request = CreateTransactionRequest(transaction=Transaction(metadata=metadata))
     assert parsed(request) == request
+
+
+TINY_ELEMENTS = 2_000_000
+
+
+def events_of(work: Callable[[], object]) -> int:
+    """How many calls of Python and of C some work makes."""
+    count = 0
+
+    def on_event(_frame: object, _event: str, _argument: object) -> None:
+        nonlocal count
+        count += 1
+
+    sys.setprofile(on_event)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+# Field 2, the requests, and field 999, which is unknown.
+TINY_REQUESTS = b"\x12\x00" * TINY_ELEMENTS
+TINY_PATHS = UpdateAccountRequest(update_mask=FieldMask(paths=[""] * TINY_ELEMENTS)).SerializeToString()
+LARGE_PARTS = BatchCreateTransactionsRequest(
+    requests=[CreateTransactionRequest(transaction=Transaction(allocations=[Allocation()] * 2100))] * 1000
+).SerializeToString()
+
+
+@pytest.mark.parametrize("unknown", [b"", UNKNOWN], ids=["known", "unknown"])
+@pytest.mark.parametrize(
+    ("message_type", "request_bytes"),
+    [
+        (BatchCreateTransactionsRequest, TINY_REQUESTS),
+        (UpdateAccountRequest, TINY_PATHS),
+        (BatchCreateTransactionsRequest, LARGE_PARTS),
+    ],
+    ids=["requests", "paths", "parts"],
+)
+def test_the_work_for_many_tiny_elements_is_bounded(
+    message_type: type[Message], request_bytes: bytes, unknown: bytes
+) -> None:
+    """Of a list with very many elements the first are visited: parsing runs before authentication."""
+    parse = parser(message_type.FromString, "name")
+    assert events_of(lambda: parse(request_bytes + unknown)) < 1_000_000
+
+
+def test_an_unknown_field_beyond_many_elements_is_refused_all_the_same() -> None:
+    """Where no more elements are visited, the whole request is named."""
+    refusal = parser(BatchCreateTransactionsRequest.FromString, "name")(TINY_REQUESTS + b"\x12\x06" + UNKNOWN)
+    assert isinstance(refusal, FieldInvalid)
+    assert (refusal.field, refusal.problem) == ("request", "has a field that this version of the contract lacks")
