@@ -30,10 +30,11 @@ from server.transport.page_tokens import Listing, PageTokens
 from server.transport.validation import (
     Sizes,
     check_account,
+    identify,
     read_amount,
     read_page_size,
     read_profile,
-    read_request,
+    read_request_id,
     require_unset_by_caller,
 )
 from server.usecases.accounts import Accounts
@@ -52,6 +53,7 @@ class AccountMethods:
 
     async def CreateAccount(self, request: CreateAccountRequest, context: Context) -> bytes:
         """Parses the account, creates it, answers with its stored bytes."""
+        request_id = read_request_id(request)
         if not request.account_id:
             raise FieldInvalid("account_id", "is required")
         if not is_account_id(request.account_id):
@@ -75,7 +77,7 @@ class AccountMethods:
             credit_limit=_read_credit_limit(account.credit_limit),
             profile=read_profile(account),
         )
-        key = read_request("CreateAccount", request)
+        key = identify("CreateAccount", request, request_id)
         return await self._accounts.create(current_caller(), draft, key, hour_anchor=hour_anchor)
 
     async def GetAccount(self, request: GetAccountRequest, context: Context) -> Account:
@@ -97,10 +99,11 @@ class AccountMethods:
 
     async def UpdateAccount(self, request: UpdateAccountRequest, context: Context) -> bytes:
         """Parses the mask, updates the account, answers with its bytes."""
+        request_id = read_request_id(request)
         account_id = parse_account_name("account.name", request.account.name)
         check_account(request.account)
         change = _read_change(request)
-        key = read_request("UpdateAccount", request)
+        key = identify("UpdateAccount", request, request_id)
         return await self._accounts.update(current_caller(), account_id, change, key, etag=request.account.etag)
 
     async def ListLots(self, request: ListLotsRequest, context: Context) -> ListLotsResponse:

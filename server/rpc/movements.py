@@ -9,7 +9,7 @@ from server.ledger.errors import FieldInvalid
 from server.ledger.names import parse_account_name, parse_transaction_name
 from server.transport.auth import current_caller
 from server.transport.calls import Context
-from server.transport.validation import read_details, read_positive_amount, read_request
+from server.transport.validation import identify, read_details, read_positive_amount, read_request_id
 from server.usecases.transactions import Transactions
 
 
@@ -20,6 +20,7 @@ class MovementMethods:
 
     async def RefundTransaction(self, request: RefundTransactionRequest, context: Context) -> bytes:
         """Parses name and amount, refunds, answers with the refund's stored bytes."""
+        request_id = read_request_id(request)
         account_id, uid = parse_transaction_name("name", request.name)
         amount = read_positive_amount("amount", request.amount) if request.amount else None
         given = Transaction(
@@ -28,11 +29,12 @@ class MovementMethods:
             metadata=request.metadata if request.HasField("metadata") else None,
         )
         details = read_details("", given)
-        key = read_request("RefundTransaction", request)
+        key = identify("RefundTransaction", request, request_id)
         return await self._transactions.refund(current_caller(), account_id, uid, amount, details, key)
 
     async def TransferCredits(self, request: TransferCreditsRequest, context: Context) -> bytes:
         """Parses both names and the amount, transfers, answers with both sides."""
+        request_id = read_request_id(request)
         source = parse_account_name("name", request.name)
         destination = parse_account_name("destination", request.destination)
         if source == destination:
@@ -45,5 +47,5 @@ class MovementMethods:
             metadata=request.metadata if request.HasField("metadata") else None,
         )
         details = read_details("", given)
-        key = read_request("TransferCredits", request)
+        key = identify("TransferCredits", request, request_id)
         return await self._transactions.transfer(current_caller(), source, destination, amount, details, key)

@@ -26,7 +26,7 @@ from server.transport.calls import Context
 from server.transport.errors import to_status
 from server.transport.filters import parse_filter, parse_order_by
 from server.transport.page_tokens import Listing, PageTokens
-from server.transport.validation import Sizes, read_page_size, read_request, read_transaction
+from server.transport.validation import Sizes, identify, read_page_size, read_request_id, read_transaction
 from server.usecases.transactions import NewTransaction, Transactions
 
 BATCH_BYTES_MAX = 2 * 1024 * 1024
@@ -45,6 +45,7 @@ class TransactionMethods:
 
     async def BatchCreateTransactions(self, request: BatchCreateTransactionsRequest, context: Context) -> bytes:
         """Parses the transactions, posts all or none, answers with their stored bytes."""
+        request_id = read_request_id(request)
         new = []
         for index, each in enumerate(_batch(request.parent, request.requests, self._sizes.batch_size_max)):
             if each.request_id:
@@ -55,7 +56,7 @@ class TransactionMethods:
                 new.append(_parse(each))
             except DaybookError as error:
                 raise of_item(error, index) from None
-        key = read_request("BatchCreateTransactions", request)
+        key = identify("BatchCreateTransactions", request, request_id)
         return await self._transactions.create_batch(current_caller(), new, key)
 
     async def BulkCreateTransactions(
@@ -103,11 +104,12 @@ class TransactionMethods:
 
 
 def _parse(request: CreateTransactionRequest) -> NewTransaction:
+    request_id = read_request_id(request)
     account_id = parse_account_name("parent", request.parent)
     draft, details = read_transaction(request.transaction)
     if request.record_declined and draft.kind != Transaction.CHARGE:
         raise FieldInvalid("record_declined", "is only possible with kind CHARGE")
-    key = read_request("CreateTransaction", request)
+    key = identify("CreateTransaction", request, request_id)
     return NewTransaction(account_id, draft, details, key, request.record_declined)
 
 

@@ -159,13 +159,18 @@ def read_positive_amount(field: str, text: str) -> Millionths:
     return amount
 
 
-def read_request(method: str, request: Message) -> Request:
-    """What identifies a mutation: its request_id, and a hash of everything else in the request."""
+def read_request_id(request: Message) -> str:
+    """The request_id of a mutation. Each mutation reads it before everything else, and hashes its request last."""
     request_id: str = getattr(request, "request_id")  # noqa: B009  # Message has no such field for mypy
     if not _REQUEST_ID.fullmatch(request_id):
         raise FieldInvalid(
             "request_id", f"must have at most {REQUEST_ID_CHARACTERS_MAX} characters, all of them printable ASCII"
         )
+    return request_id
+
+
+def identify(method: str, request: Message, request_id: str) -> Request:
+    """The identity of a mutation: its request_id, and a hash of everything else in the valid request."""
     content = request
     if request_id:
         content = _copy_of(request)
@@ -331,7 +336,7 @@ def _inside(path: str, refusal: FieldInvalid) -> FieldInvalid:
 
 
 def _check_fields(message: Message) -> None:
-    if type(message) in IDENTIFIED and not getattr(message, "id"):  # noqa: B009  # as in read_request
+    if type(message) in IDENTIFIED and not getattr(message, "id"):  # noqa: B009  # as in read_request_id
         raise FieldInvalid("id", "is required")
     for field, value in message.ListFields():
         check = _check_of(field)

@@ -7,19 +7,25 @@ import asyncio
 import grpc
 import pytest
 from daybook.v1.account_pb2 import Account, User
+from daybook.v1.admin_service_pb2 import ImportTransactionsRequest
 from daybook.v1.ledger_service_pb2 import (
+    BatchCreateTransactionsRequest,
+    BulkCreateTransactionsRequest,
     CreateAccountRequest,
     CreateTransactionRequest,
     GetAccountRequest,
+    RefundTransactionRequest,
+    TransferCreditsRequest,
     UpdateAccountRequest,
 )
 from daybook.v1.transaction_pb2 import Transaction
 from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.message import Message
 
 from tests.support.callers import Client, Server
 from tests.support.clock import Clock
 from tests.support.markers import only_sqlite
-from tests.support.refusals import refusal_of
+from tests.support.refusals import read_status, refusal_of
 
 GRANT, CHARGE = Transaction.GRANT, Transaction.CHARGE
 REUSED = ("ALREADY_EXISTS", "REQUEST_ID_REUSED")
@@ -384,3 +390,41 @@ async def test_credential_is_asked_for_before_the_key(client: Client) -> None:
         client.ledger.CreateTransaction(grant(), metadata=[("idempotency-key", ""), ("idempotency-key", "")])
     )
     assert refusal.verdict == ("UNAUTHENTICATED", "CREDENTIAL_MISSING")
+
+
+BAD = "\x7f"
+WORSE = Transaction(kind=GRANT, category="test", amount="nothing")
+
+
+@pytest.mark.parametrize(
+    "request_message",
+    [
+        CreateAccountRequest(request_id=BAD),
+        UpdateAccountRequest(request_id=BAD),
+        CreateTransactionRequest(transaction=WORSE, request_id=BAD),
+        RefundTransactionRequest(amount="nothing", request_id=BAD),
+        TransferCreditsRequest(amount="nothing", request_id=BAD),
+        BatchCreateTransactionsRequest(parent="nothing", request_id=BAD),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+@only_sqlite
+async def test_a_malformed_id_is_named_before_other_faults(client: Client, request_message: Message) -> None:
+    """A request with a malformed request_id and another fault is refused for its request_id."""
+    method = getattr(client.ledger, type(request_message).__name__.removesuffix("Request"))
+    assert (await refusal_of(method(request_message, metadata=client.metadata))).fields == ("request_id",)
+
+
+@only_sqlite
+async def test_a_malformed_id_of_an_item_is_named_before_other_faults(server: Server) -> None:
+    """The same holds for a part of a bulk request and an item of an import."""
+    client = await server.client(await server.create_tenant("house"), scopes={"admin", "transactions"})
+    part = CreateTransactionRequest(transaction=WORSE, request_id=BAD)
+    request = BulkCreateTransactionsRequest(parent="accounts/-", requests=[part])
+    (result,) = (await client.ledger.BulkCreateTransactions(request, metadata=client.metadata)).results
+    assert read_status(result.error).fields == ("request_id",)
+    item = ImportTransactionsRequest.Item(transaction=WORSE, request_id=BAD)
+    imported = client.admin.ImportTransactions(
+        iter([ImportTransactionsRequest(items=[item])]), metadata=client.metadata
+    )
+    assert (await refusal_of(imported)).fields == ("items[0].request_id",)

@@ -30,10 +30,11 @@ from server.transport.validation import (
     CHARACTERS_MAX,
     DETAILS,
     check_content,
+    identify,
     read_amount,
     read_page_size,
     read_profile,
-    read_request,
+    read_request_id,
     read_transaction,
     require_unset_by_caller,
 )
@@ -655,20 +656,20 @@ def test_request_ids(request_id: str, good: bool) -> None:
     """A request_id has at most 128 characters, all of them printable ASCII, and is kept as it is."""
     request = CreateTransactionRequest(parent="accounts/acme", request_id=request_id)
     if not good:
-        assert problem_of(lambda: read_request("CreateTransaction", request)) == "request_id"
+        assert problem_of(lambda: read_request_id(request)) == "request_id"
         return
-    assert read_request("CreateTransaction", request).request_id == request_id
+    assert read_request_id(request) == identify("CreateTransaction", request, request_id).request_id == request_id
 
 
 def test_a_fingerprint_is_of_all_but_the_request_id() -> None:
     """The same request has the same fingerprint under any request_id; the request stays as it is."""
     request = CreateTransactionRequest(parent="accounts/acme", transaction=FULL, request_id="first")
-    first = read_request("CreateTransaction", request)
+    first = identify("CreateTransaction", request, request.request_id)
     assert request == CreateTransactionRequest(parent="accounts/acme", transaction=FULL, request_id="first")
     nameless = CreateTransactionRequest(parent="accounts/acme", transaction=FULL)
-    assert read_request("CreateTransaction", nameless).fingerprint == first.fingerprint
+    assert identify("CreateTransaction", nameless, "").fingerprint == first.fingerprint
     request.request_id = "second"
-    assert read_request("CreateTransaction", request).fingerprint == first.fingerprint
+    assert identify("CreateTransaction", request, request.request_id).fingerprint == first.fingerprint
     assert len(first.fingerprint) == 32
 
 
@@ -684,8 +685,8 @@ def test_a_fingerprint_is_of_all_but_the_request_id() -> None:
 def test_another_request_has_another_fingerprint(other: CreateTransactionRequest) -> None:
     """Requests that differ in anything but the request_id have different fingerprints."""
     request = CreateTransactionRequest(parent="accounts/acme", transaction=FULL)
-    fingerprint = read_request("CreateTransaction", request).fingerprint
-    assert read_request("CreateTransaction", other).fingerprint != fingerprint
+    fingerprint = identify("CreateTransaction", request, request.request_id).fingerprint
+    assert identify("CreateTransaction", other, "").fingerprint != fingerprint
 
 
 def test_another_method_has_another_fingerprint() -> None:
@@ -693,15 +694,15 @@ def test_another_method_has_another_fingerprint() -> None:
     create = CreateAccountRequest(account=Account(name="accounts/acme"))
     update = UpdateAccountRequest(account=Account(name="accounts/acme"))
     assert create.SerializeToString() == update.SerializeToString()
-    first = read_request("CreateAccount", create).fingerprint
-    assert read_request("UpdateAccount", update).fingerprint != first
+    first = identify("CreateAccount", create, "").fingerprint
+    assert identify("UpdateAccount", update, "").fingerprint != first
 
 
 def test_an_empty_mask_is_another_request_than_none() -> None:
     """A mask that is there and empty has another fingerprint than no mask."""
     without = UpdateAccountRequest(account=Account(name="accounts/acme"))
     empty = UpdateAccountRequest(account=Account(name="accounts/acme"), update_mask=FieldMask())
-    assert read_request("UpdateAccount", without).fingerprint != read_request("UpdateAccount", empty).fingerprint
+    assert identify("UpdateAccount", without, "").fingerprint != identify("UpdateAccount", empty, "").fingerprint
 
 
 @given(st.permutations(range(32)), st.integers(0, 60))
@@ -717,7 +718,7 @@ def test_the_order_of_labels_does_not_matter(order: list[int], removed: int) -> 
             transaction.labels[f"extra_{number}"] = "x"
         for number in range(extra):
             del transaction.labels[f"extra_{number}"]
-        requests.append(read_request("CreateTransaction", CreateTransactionRequest(transaction=transaction)))
+        requests.append(identify("CreateTransaction", CreateTransactionRequest(transaction=transaction), ""))
     assert requests[0] == requests[1]
 
 
