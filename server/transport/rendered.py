@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import ParamSpec
+from typing import TypeVarTuple, Unpack
 
 from server.caching import ByteLRU
 
@@ -17,21 +17,21 @@ ENTRY_BYTES_MAX = 8192
 """A larger entry is rendered each time."""
 INTEGER_BYTES = 32
 
-Arguments = ParamSpec("Arguments")
+Arguments = TypeVarTuple("Arguments")
 
 
-def keep_rendered(render: Callable[Arguments, bytes]) -> Callable[Arguments, bytes]:
+def keep_rendered(render: Callable[[Unpack[Arguments]], bytes]) -> Callable[[Unpack[Arguments]], bytes]:
     """Caches a pure function of stored bytes, texts and integers.
 
     An entry is found by all of its arguments, so it is never out of date.
     """
 
     @wraps(render)
-    def rendered(*args: Arguments.args, **kwargs: Arguments.kwargs) -> bytes:
+    def rendered(*args: *Arguments) -> bytes:
         key = (render, *args)
         found = _kept.get(key)
         if found is None:
-            found = render(*args, **kwargs)
+            found = render(*args)
             if _size(key, found) <= ENTRY_BYTES_MAX:
                 _kept.put(key, found)
         return found
