@@ -17,7 +17,7 @@ COLLECTOR_THRESHOLDS = (20_000, 50, 100)
 
 
 class Command(NamedTuple):
-    """What the list of commands needs to know of one."""
+    """An entry of the list of commands."""
 
     module: str
     """The module below server.cli whose `app` has the command."""
@@ -37,7 +37,7 @@ COMMANDS: Mapping[str, Command] = {
     "seed": Command("seed", "Creates a tenant with a large, generated history, and prints what to try."),
     "tenants": Command("tenants", "Tenants: each runs a set of accounts."),
     "keys": Command("keys", "API keys."),
-    "token-keys": Command("token_keys", "Keys that seal page tokens."),
+    "token-keys": Command("keys", "Keys that seal page tokens."),
     "worker": Command("serving", "One process of `serve --workers`, which starts it."),
 }
 HIDDEN = {"worker"}

@@ -1,4 +1,4 @@
-"""The commands for API keys."""
+"""The commands for API keys, and for the keys that seal page tokens."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ from typing import Annotated
 
 import typer
 
+from server.book import open_book
 from server.cli.options import DatabaseUrl, read_settings
 from server.cli.running import run
 from server.cli.tenants import open_for, printable
+from server.config import CannotStart
 from server.ledger.access import DEFAULT_SCOPES, SUFFICIENT
 from server.ledger.instants import HOUR, SECOND, Instant
 from server.ledger.instants import parse as parse_instant
 from server.ledger.instants import write as write_instant
 from server.ledger.paging import ApiKeyKey
+from server.transport.token_keys import KEY_BYTES
 from server.transport.validation import DISPLAY_NAME_CHARACTERS_MAX, GRACE_PERIOD_DAYS_MAX, TIME_TO_LIVE_DAYS_MAX
 from server.usecases.api_keys import ApiKeyDraft
 
@@ -23,6 +26,8 @@ KEYS_AT_ONCE = 500
 app = typer.Typer()
 keys = typer.Typer(help="API keys.", no_args_is_help=True)
 app.add_typer(keys, name="keys")
+token_keys = typer.Typer(help="Keys that seal page tokens.", no_args_is_help=True)
+app.add_typer(token_keys, name="token-keys")
 
 Tenant = Annotated[str, typer.Option(help="Slug of the tenant.")]
 KeyId = Annotated[str, typer.Argument(help="Id of the key: its part before the point.")]
@@ -144,5 +149,23 @@ def rotate_key(
         async with open_for(settings.database_url, tenant) as (book, caller):
             _, text = await book.api_keys.rotate(caller, key, grace)
             typer.echo(text)
+
+    run(work())
+
+
+@token_keys.command("rotate")
+def rotate_token_key(database_url: DatabaseUrl = None) -> None:
+    """Creates a new key that seals page tokens, for all tenants.
+
+    Every server seals with it a minute later. Tokens of the previous key open for another day.
+    """
+    settings = read_settings(database_url=database_url)
+
+    async def work() -> None:
+        if settings.configured_token_keys() is not None:
+            raise CannotStart("page tokens are sealed with keys that are set; put a new one in front of them instead")
+        async with open_book(settings.database_url) as book:
+            await book.credentials.add_token_key(book.random_bytes(KEY_BYTES), book.clock())
+            typer.echo("page tokens get a new key")
 
     run(work())
