@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from server.cli.options import Host, Port, read_settings
+from server.cli.options import read_settings, with_options
 from server.cli.running import run
 from server.config import CannotStart
 from server.transport.addresses import host_and_port, reachable
@@ -16,15 +16,16 @@ app = typer.Typer()
 
 
 @app.command()
+@with_options("host", "port")
 def health(
-    host: Host = None,
-    port: Port = None,
+    *,
     service: Annotated[
         str, typer.Option(help="Service of the contracts; empty for the process alone.")
     ] = "daybook.v1.Ledger",
+    **flags: object,
 ) -> None:
     """Checks whether the server on this machine can answer calls. Exits with 1 if not."""
-    settings = read_settings(host=host, port=port)
+    settings = read_settings(**flags)
 
     async def work() -> None:
         trust = None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar, get_args
 
 import typer
 from pydantic import ValidationError
@@ -10,31 +12,59 @@ from pydantic import ValidationError
 from server.config import Settings
 from server.logs import configure_logs
 
+SERVER = (
+    "database_url",
+    "host",
+    "port",
+    "workers",
+    "worker_port_base",
+    "shutdown_grace_seconds",
+    "metrics_host",
+    "metrics_port",
+    "otlp_endpoint",
+    "log_level",
+    "log_format",
+)
+"""The settings of a server that have options."""
+
+_Command = TypeVar("_Command", bound=Callable[..., None])
+
 
 def _option(name: str) -> Any:
     field = Settings.model_fields[name]
-    default = "none" if field.default is None else field.default
+    shown = "none" if field.default is None else field.default
     return typer.Option(
         f"--{name.replace('_', '-')}",
-        help=f"{field.description} Environment: DAYBOOK_{name.upper()}. Default: {default}.",
+        help=f"{field.description} Environment: DAYBOOK_{name.upper()}. Default: {shown}.",
         show_default=False,
     )
 
 
 DatabaseUrl = Annotated[str | None, _option("database_url")]
-Host = Annotated[str | None, _option("host")]
-Port = Annotated[int | None, _option("port")]
-WorkerCount = Annotated[int | None, _option("workers")]
-WorkerPortBase = Annotated[int | None, _option("worker_port_base")]
-GatewayHost = Annotated[str | None, _option("gateway_host")]
 GatewayPort = Annotated[int | None, _option("gateway_port")]
-GatewayAdminPort = Annotated[int | None, _option("gateway_admin_port")]
-ShutdownGraceSeconds = Annotated[float | None, _option("shutdown_grace_seconds")]
-MetricsHost = Annotated[str | None, _option("metrics_host")]
-MetricsPort = Annotated[int | None, _option("metrics_port")]
-OtlpEndpoint = Annotated[str | None, _option("otlp_endpoint")]
-LogLevel = Annotated[str | None, _option("log_level")]
-LogFormat = Annotated[str | None, _option("log_format")]
+
+
+def with_options(*names: str) -> Callable[[_Command], _Command]:
+    """Gives a command an option for each of these settings; it receives their values as `**flags`."""
+
+    def decorate(command: _Command) -> _Command:
+        signature = inspect.signature(command, eval_str=True)
+        own = (each for each in signature.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD)
+        options = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_annotation(name))
+            for name in Settings.model_fields
+            if name in names
+        ]
+        # Typer reads the signature of a command.
+        command.__signature__ = signature.replace(parameters=[*options, *own])  # type: ignore[attr-defined]  # of any function
+        return command
+
+    return decorate
+
+
+def _annotation(name: str) -> Any:
+    types = get_args(Settings.model_fields[name].annotation) or (Settings.model_fields[name].annotation,)
+    return Annotated[next((each for each in (int, float) if each in types), str) | None, _option(name)]
 
 
 def read_settings(**flags: object) -> Settings:

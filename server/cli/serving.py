@@ -12,20 +12,7 @@ import structlog
 import typer
 
 from server.book import Book, check_demo, database_limits, open_book
-from server.cli.options import (
-    DatabaseUrl,
-    Host,
-    LogFormat,
-    LogLevel,
-    MetricsHost,
-    MetricsPort,
-    OtlpEndpoint,
-    Port,
-    ShutdownGraceSeconds,
-    WorkerCount,
-    WorkerPortBase,
-    read_settings,
-)
+from server.cli.options import SERVER, read_settings, with_options
 from server.cli.running import first_of, run, unless, until_stopped
 from server.config import Settings
 from server.ledger.instants import SECOND
@@ -86,21 +73,9 @@ def open_ledger(settings: Settings, *, is_worker: bool = False) -> contextlib.Ab
 
 
 @app.command()
-def serve(
-    database_url: DatabaseUrl = None,
-    host: Host = None,
-    port: Port = None,
-    workers: WorkerCount = None,
-    worker_port_base: WorkerPortBase = None,
-    shutdown_grace_seconds: ShutdownGraceSeconds = None,
-    metrics_host: MetricsHost = None,
-    metrics_port: MetricsPort = None,
-    otlp_endpoint: OtlpEndpoint = None,
-    log_level: LogLevel = None,
-    log_format: LogFormat = None,
-) -> None:
+@with_options(*SERVER)
+def serve(**flags: object) -> None:
     """Serves gRPC until SIGINT or SIGTERM. Creates and migrates the database first."""
-    flags = locals()
     settings = read_settings(**flags)
 
     async def work() -> None:

@@ -7,23 +7,7 @@ from typing import Annotated
 
 import typer
 
-from server.cli.options import (
-    DatabaseUrl,
-    GatewayAdminPort,
-    GatewayHost,
-    GatewayPort,
-    Host,
-    LogFormat,
-    LogLevel,
-    MetricsHost,
-    MetricsPort,
-    OtlpEndpoint,
-    Port,
-    ShutdownGraceSeconds,
-    WorkerCount,
-    WorkerPortBase,
-    read_settings,
-)
+from server.cli.options import SERVER, read_settings, with_options
 from server.cli.running import first_of, run, unless, until_stopped
 from server.cli.serving import open_ledger, server
 from server.config import CannotStart, Settings
@@ -36,29 +20,17 @@ DEMO_DATABASE_URL = "sqlite+aiosqlite:///.daybook/demo.db"
 
 
 @app.command()
+@with_options(*SERVER, "gateway_host", "gateway_port", "gateway_admin_port")
 def up(
-    database_url: DatabaseUrl = None,
-    host: Host = None,
-    port: Port = None,
-    workers: WorkerCount = None,
-    worker_port_base: WorkerPortBase = None,
-    gateway_host: GatewayHost = None,
-    gateway_port: GatewayPort = None,
-    gateway_admin_port: GatewayAdminPort = None,
-    shutdown_grace_seconds: ShutdownGraceSeconds = None,
-    metrics_host: MetricsHost = None,
-    metrics_port: MetricsPort = None,
-    otlp_endpoint: OtlpEndpoint = None,
-    log_level: LogLevel = None,
-    log_format: LogFormat = None,
+    *,
     with_demo: Annotated[
         bool, typer.Option("--demo", help="Load demo data into an empty database, and print what to try.")
     ] = False,
+    **flags: object,
 ) -> None:
     """Serves gRPC, and REST through Envoy, until SIGINT or SIGTERM."""
-    flags = {name: value for name, value in locals().items() if name != "with_demo"}
     if with_demo:
-        flags["database_url"] = database_url or DEMO_DATABASE_URL
+        flags["database_url"] = flags["database_url"] or DEMO_DATABASE_URL
     settings = read_settings(**flags)
 
     async def work() -> None:
