@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 from uuid import UUID
 
 from daybook.v1.ledger_service_pb2 import TransferCreditsResponse
@@ -17,15 +17,42 @@ from server.ledger.idempotency import AnswerKey, Request
 from server.ledger.instants import Instant
 from server.ledger.money import Millionths
 from server.ledger.names import transaction_name, uid_text
-from server.ledger.posting import AccountState, Draft
+from server.ledger.posting import Draft
 from server.ledger.refunds import refund
 from server.ledger.transfers import transfer
 from server.posting.poster import Command
 from server.posting.unit import Attempt, ExpirationsFirst
 
 
-class Item(NamedTuple):
-    """A transaction to be posted to an account."""
+class _Answered(Command[bytes]):
+    """A command whose answer is stored, by the request_id, in one account."""
+
+    account_number: int
+    request: Request
+
+    @property
+    def account_numbers(self) -> Collection[int]:
+        """The account that stores the answer."""
+        return (self.account_number,)
+
+    @property
+    def answer_keys(self) -> Collection[AnswerKey]:
+        """The command's request, if it has a request_id."""
+        return [(self.account_number, self.request.request_id)] if self.request.request_id else ()
+
+    def run(self, attempt: Attempt, now: Instant) -> bytes:
+        """Repeats the stored answer, or applies the rules."""
+        answer = attempt.answer(self.account_number, self.request)
+        return self.post(attempt, now) if answer is None else answer
+
+    @abstractmethod
+    def post(self, attempt: Attempt, now: Instant) -> bytes:
+        """Applies the rules, stages the answer, and gives it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Create(_Answered):
+    """Posts one transaction; gives it, serialized. Batches and imports consist of these."""
 
     account_number: int
     draft: Draft
@@ -34,60 +61,32 @@ class Item(NamedTuple):
     record_declined: bool = False
     """Whether a charge that lacks credits is kept, in state FAILED, instead of refused."""
 
-    @property
-    def answer_keys(self) -> Collection[AnswerKey]:
-        """Its request, if that has an id."""
-        return [(self.account_number, self.request.request_id)] if self.request.request_id else ()
-
-    @property
-    def taken(self) -> Millionths:
-        """The amount that it takes from lots, 0 or more."""
-        return -self.draft.amount if self.draft.state == Transaction.SUCCEEDED and self.draft.amount < 0 else 0
-
-    def post(self, attempt: Attempt, state: AccountState, now: Instant) -> bytes:
-        """Posts it on top of a state; gives the serialized transaction."""
+    def post(self, attempt: Attempt, now: Instant, *, import_time: Instant | None = None) -> bytes:
+        """Posts the transaction; `import_time` is the time of the import that it belongs to."""
+        draft, number = self.draft, self.account_number
+        taken = -draft.amount if draft.state == Transaction.SUCCEEDED and draft.amount < 0 else 0
+        state = attempt.state(number, now, taking=taken)
+        if import_time is not None and state.import_time != import_time:
+            state = state._replace(import_time=import_time)
         try:
-            after, posted = posting.post(state, self.draft, now)
+            after, posted = posting.post(state, draft, now)
         except InsufficientCredits:
-            if not self.record_declined or self.draft.kind != Transaction.CHARGE:
+            if not self.record_declined or draft.kind != Transaction.CHARGE:
                 raise
-            after, posted = posting.record(state, self.draft._replace(state=Transaction.FAILED), now)
+            after, posted = posting.record(state, draft._replace(state=Transaction.FAILED), now)
         uid, request_id = attempt.new_uid(now), self.request.request_id
         body = attempt.write(after, posted, self.details, uid=uid, request_id=request_id)
-        attempt.remember(self.account_number, self.request, body, sequence=posted.sequence)
+        attempt.remember(number, self.request, body, sequence=posted.sequence)
         return body
 
 
 @dataclass(frozen=True, slots=True)
-class Create(Command[bytes]):
-    """Posts one transaction; gives it, serialized."""
-
-    item: Item
-
-    @property
-    def account_numbers(self) -> Collection[int]:
-        """The item's account."""
-        return (self.item.account_number,)
-
-    @property
-    def answer_keys(self) -> Collection[AnswerKey]:
-        """The item's request."""
-        return self.item.answer_keys
-
-    def run(self, attempt: Attempt, now: Instant) -> bytes:
-        """Posts the item, or repeats the stored answer."""
-        answer = attempt.answer(self.item.account_number, self.item.request)
-        if answer is not None:
-            return answer
-        state = attempt.state(self.item.account_number, now, taking=self.item.taken)
-        return self.item.post(attempt, state, now)
-
-
-@dataclass(frozen=True, slots=True)
-class BatchCreate(Command[bytes]):
+class BatchCreate(_Answered):
     """Posts all of its items or none; gives a serialized BatchCreateTransactionsResponse."""
 
-    items: Sequence[Item]
+    account_number: int
+    """The account of the first item."""
+    items: Sequence[Create]
     request: Request
 
     @property
@@ -96,35 +95,25 @@ class BatchCreate(Command[bytes]):
         return {item.account_number for item in self.items}
 
     @property
-    def answer_keys(self) -> Collection[AnswerKey]:
-        """The batch's request, which belongs to the account of the first item."""
-        return [(self.items[0].account_number, self.request.request_id)] if self.request.request_id else ()
-
-    @property
     def transaction_count(self) -> int:
         """One for each item."""
         return len(self.items)
 
-    def run(self, attempt: Attempt, now: Instant) -> bytes:
+    def post(self, attempt: Attempt, now: Instant) -> bytes:
         """Posts the items in their order. A refusal names the item."""
-        home = self.items[0].account_number
-        answer = attempt.answer(home, self.request)
-        if answer is not None:
-            return answer
         bodies = []
         for index, item in enumerate(self.items):
             try:
-                state = attempt.state(item.account_number, now, taking=item.taken)
-                bodies.append(item.post(attempt, state, now))
+                bodies.append(item.post(attempt, now))
             except DaybookError as error:
                 raise of_item(error, index) from None
         answer = join_messages(bodies)
-        attempt.remember(home, self.request, answer)
+        attempt.remember(self.account_number, self.request, answer)
         return answer
 
 
 @dataclass(frozen=True, slots=True)
-class Refund(Command[bytes]):
+class Refund(_Answered):
     """Refunds a charge; gives the REFUND, serialized."""
 
     account_number: int
@@ -135,25 +124,12 @@ class Refund(Command[bytes]):
     request: Request
 
     @property
-    def account_numbers(self) -> Collection[int]:
-        """The charge's account."""
-        return (self.account_number,)
-
-    @property
-    def answer_keys(self) -> Collection[AnswerKey]:
-        """Its request, if that has an id."""
-        return [(self.account_number, self.request.request_id)] if self.request.request_id else ()
-
-    @property
     def charge_keys(self) -> Collection[tuple[int, UUID]]:
         """The charge."""
         return ((self.account_number, self.uid),)
 
-    def run(self, attempt: Attempt, now: Instant) -> bytes:
-        """Refunds the charge, or repeats the stored answer."""
-        answer = attempt.answer(self.account_number, self.request)
-        if answer is not None:
-            return answer
+    def post(self, attempt: Attempt, now: Instant) -> bytes:
+        """Refunds the charge."""
         state = attempt.state(self.account_number, now)
         stored = attempt.charge(self.account_number, self.uid)
         if stored is None:
@@ -178,11 +154,11 @@ class Refund(Command[bytes]):
 
 
 @dataclass(frozen=True, slots=True)
-class Transfer(Command[bytes]):
-    """Moves credits between two accounts; gives a serialized TransferCreditsResponse."""
+class Transfer(_Answered):
+    """Moves credits from an account to another; gives a serialized TransferCreditsResponse."""
 
-    source_number: int
-    source_id: str
+    account_number: int
+    account_id: str
     destination_number: int
     destination_id: str
     amount: Millionths
@@ -191,38 +167,29 @@ class Transfer(Command[bytes]):
 
     @property
     def account_numbers(self) -> Collection[int]:
-        """Both sides."""
-        return (self.source_number, self.destination_number)
-
-    @property
-    def answer_keys(self) -> Collection[AnswerKey]:
-        """Its request, which belongs to the source."""
-        return [(self.source_number, self.request.request_id)] if self.request.request_id else ()
+        """The source and the destination."""
+        return (self.account_number, self.destination_number)
 
     @property
     def transaction_count(self) -> int:
         """One for each side."""
         return 2
 
-    def run(self, attempt: Attempt, now: Instant) -> bytes:
-        """Transfers the amount, or repeats the stored answer."""
-        answer = attempt.answer(self.source_number, self.request)
-        if answer is not None:
-            return answer
-        source = attempt.state(self.source_number, now, taking=self.amount)
+    def post(self, attempt: Attempt, now: Instant) -> bytes:
+        """Transfers the amount."""
+        source = attempt.state(self.account_number, now, taking=self.amount)
         destination = attempt.state(self.destination_number, now)
         (source, outgoing), (destination, incoming) = transfer(source, destination, self.amount, now)
-        outgoing_uid, incoming_uid = attempt.new_uid(now), attempt.new_uid(now)
-        request_id = self.request.request_id
+        outgoing_uid, incoming_uid, request_id = attempt.new_uid(now), attempt.new_uid(now), self.request.request_id
         details = Transaction(transfer_peer=transaction_name(self.destination_id, uid_text(incoming_uid)))
         details.MergeFrom(self.details)
         outgoing_body = attempt.write(source, outgoing, details, uid=outgoing_uid, request_id=request_id)
-        details.transfer_peer = transaction_name(self.source_id, uid_text(outgoing_uid))
+        details.transfer_peer = transaction_name(self.account_id, uid_text(outgoing_uid))
         incoming_body = attempt.write(destination, incoming, details, uid=incoming_uid, request_id=request_id)
         answer = TransferCreditsResponse(
             outgoing=Transaction.FromString(outgoing_body), incoming=Transaction.FromString(incoming_body)
         ).SerializeToString(deterministic=True)
-        attempt.remember(self.source_number, self.request, answer)
+        attempt.remember(self.account_number, self.request, answer)
         return answer
 
 
@@ -239,8 +206,8 @@ class Expire(Command[int]):
 
     def run(self, attempt: Attempt, now: Instant) -> int:
         """Posts the expirations that are due, up to the number that one database transaction posts."""
-        before = attempt.sequence(self.account_number)
-        return attempt.expire(self.account_number, now).sequence - before
+        sequence = attempt.sequence(self.account_number)
+        return attempt.expire(self.account_number, now).sequence - sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +224,7 @@ class ImportOutcome:
 class Import(Command[ImportOutcome]):
     """Posts history, each item at its own time, up to the first that is refused."""
 
-    items: Sequence[tuple[Item, Instant]]
+    items: Sequence[tuple[Create, Instant]]
 
     @property
     def account_numbers(self) -> Collection[int]:
@@ -287,10 +254,7 @@ class Import(Command[ImportOutcome]):
                     raise FieldInvalid("create_time", "must not be in the future")
                 if time < attempt.last_create_time(number):
                     raise FieldInvalid("create_time", "must not be before the account's newest transaction")
-                state = attempt.state(number, time, taking=item.taken)
-                if state.import_time != now:
-                    state = state._replace(import_time=now)
-                item.post(attempt, state, time)
+                item.post(attempt, time, import_time=now)
             except ExpirationsFirst:
                 # Some of them are posted with the items so far; the next database transaction goes on.
                 break

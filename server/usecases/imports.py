@@ -9,7 +9,7 @@ from typing import NamedTuple
 from server.ledger.access import Caller
 from server.ledger.errors import DaybookError, of_item
 from server.ledger.instants import Instant
-from server.posting.commands import Import, ImportOutcome, Item
+from server.posting.commands import Create, Import, ImportOutcome
 from server.posting.poster import Poster
 from server.store.accounts import AccountStore
 from server.usecases.transactions import NewTransaction
@@ -111,7 +111,7 @@ class _RunningImport:
         self._total = ImportOutcome(imported, skipped)
 
     async def _post(self, part: Sequence[PastTransaction | DaybookError]) -> ImportOutcome:
-        items: list[tuple[Item, Instant]] = []
+        items: list[tuple[Create, Instant]] = []
         error: DaybookError | None = None
         for each in part:
             if isinstance(each, DaybookError):
@@ -123,7 +123,7 @@ class _RunningImport:
             except DaybookError as refusal:
                 error = refusal
                 break
-            items.append((Item(number, *each.transaction[1:]), each.create_time))
+            items.append((Create(number, *each.transaction[1:]), each.create_time))
         imported = skipped = 0
         while imported + skipped < len(items):
             outcome = await self._poster.submit(Import(items[imported + skipped :]))

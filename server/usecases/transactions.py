@@ -31,7 +31,7 @@ from server.ledger.paging import (
 )
 from server.ledger.posting import Draft
 from server.ledger.refunds import Refunds
-from server.posting.commands import BatchCreate, Create, Item, Refund, Transfer
+from server.posting.commands import BatchCreate, Create, Refund, Transfer
 from server.posting.poster import Poster
 from server.store.accounts import AccountStore
 from server.store.transactions import TransactionStore
@@ -76,7 +76,7 @@ class Transactions:
         Raises AccountNotFound, RequestIdReused, TooBusy, and what server.ledger.posting
         refuses.
         """
-        return await self._poster.submit(Create(await self._item(caller, new)))
+        return await self._poster.submit(await self._command(caller, new))
 
     async def create_batch(self, caller: Caller, new: Sequence[NewTransaction], request: Request) -> bytes:
         """Posts all of these or none; answers with a serialized BatchCreateTransactionsResponse.
@@ -86,26 +86,26 @@ class Transactions:
         items = []
         for index, each in enumerate(new):
             try:
-                items.append(await self._item(caller, each))
+                items.append(await self._command(caller, each))
             except DaybookError as error:
                 raise of_item(error, index) from None
-        return await self._poster.submit(BatchCreate(items, request))
+        return await self._poster.submit(BatchCreate(items[0].account_number, items, request))
 
     async def create_each(self, caller: Caller, new: Sequence[NewTransaction]) -> list[bytes | DaybookError]:
         """Posts each of these by itself; answers with each one's transaction or refusal."""
 
-        async def outcome(item: Item | DaybookError) -> bytes | DaybookError:
+        async def outcome(item: Create | DaybookError) -> bytes | DaybookError:
             if isinstance(item, DaybookError):
                 return item
             try:
-                return await self._poster.submit(Create(item))
+                return await self._poster.submit(item)
             except DaybookError as error:
                 return error
 
-        items: list[Item | DaybookError] = []
+        items: list[Create | DaybookError] = []
         for each in new:
             try:
-                items.append(await self._item(caller, each))
+                items.append(await self._command(caller, each))
             except DaybookError as error:
                 items.append(error)
         # All are queued, in their order, before the first is awaited.
@@ -158,9 +158,8 @@ class Transactions:
         caller.require_account(account_id)
         return await self._accounts.number(caller.tenant_number, account_id)
 
-    async def _item(self, caller: Caller, new: NewTransaction) -> Item:
-        number = await self._number(caller, new.account_id)
-        return Item(number, new.draft, new.details, new.request, new.record_declined)
+    async def _command(self, caller: Caller, new: NewTransaction) -> Create:
+        return Create(await self._number(caller, new.account_id), *new[1:])
 
     async def require_account(self, caller: Caller, account_id: str) -> None:
         """Raises AccountNotPermitted or AccountNotFound unless `list` would find the account."""

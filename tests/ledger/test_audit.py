@@ -21,7 +21,7 @@ from server.ledger.money import Millionths
 from server.ledger.posting import AccountState, Draft
 from server.ledger.refunds import Charge, StoredCharge
 from server.ledger.usage import UsageWindow
-from server.posting.commands import Create, Item, Refund, Transfer
+from server.posting.commands import Create, Refund, Transfer
 from server.posting.poster import Command
 from server.posting.unit import Attempt, Unit
 from server.store.states import StoredState
@@ -86,7 +86,7 @@ class Writer:
         request: Request = NO_REQUEST,
     ) -> PostedRow:
         """Posts a draft."""
-        return self.run(Create(Item(account_number, draft, details or Transaction(), request)), minutes)
+        return self.run(Create(account_number, draft, details or Transaction(), request), minutes)
 
     def refund(self, row: PostedRow, amount: Millionths | None, minutes: int) -> None:
         """Refunds the charge of a row."""
