@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 from sqlalchemy import Connection, Select, bindparam, insert, not_, select, update
@@ -18,31 +18,13 @@ from server.ledger.names import account_name, is_account_id
 from server.store.answers import load_answer, save_answer
 from server.store.database import Database
 from server.store.query import Query
-from server.store.states import (
-    LOT_COLUMNS,
-    account_parameters,
-    holdings_query,
-    to_holding,
-    to_lot,
-)
+from server.store.states import LOT_COLUMNS, account_parameters, holdings_query, to_holding, to_lot
 from server.store.tables import account_states, accounts, lots
 
 NUMBERS_BYTES_MAX = 16_777_216
 """The largest size of the cache of account numbers: about 50,000 accounts."""
 
-
-_COLUMNS = (
-    accounts.c.id,
-    accounts.c.kind,
-    accounts.c.display_name,
-    accounts.c.credit_limit,
-    accounts.c.profile,
-    accounts.c.hour_anchor,
-    accounts.c.create_time,
-    accounts.c.update_time,
-    accounts.c.number,
-)
-
+_COLUMNS = tuple(accounts.c[field.name] for field in fields(AccountRecord))
 _ACCOUNT = Query(
     select(*_COLUMNS).where(
         accounts.c.tenant_number == bindparam("tenant_number"), accounts.c.id == bindparam("account_id")
@@ -97,15 +79,15 @@ class AccountStore:
 
     async def _existing_numbers(self, tenant_number: int, account_ids: Collection[str]) -> list[int]:
         """The numbers of those of the accounts that exist, in ascending order."""
-        known = {each: self._numbers.get((tenant_number, each)) for each in account_ids}
-        if unknown := [each for each, number in known.items() if number is None]:
+        numbers = {each: self._numbers.get((tenant_number, each)) for each in account_ids}
+        if missing := [each for each, number in numbers.items() if number is None]:
             statement = select(accounts.c.id, accounts.c.number).where(
-                accounts.c.tenant_number == tenant_number, accounts.c.id.in_(unknown)
+                accounts.c.tenant_number == tenant_number, accounts.c.id.in_(missing)
             )
             for account_id, number in await self._database.primary.fetch(Query(statement), {}):
-                known[account_id] = number
+                numbers[account_id] = number
                 self._numbers.put((tenant_number, account_id), number)
-        return sorted(number for number in known.values() if number is not None)
+        return sorted(number for number in numbers.values() if number is not None)
 
     async def lots(self, account_number: int, after: int, limit: int) -> list[Lot]:
         """At most `limit` lots of an account, open or not, by number, after the number `after`."""
@@ -118,10 +100,10 @@ class AccountStore:
         return [to_lot(*row) for row in await self._database.lists.fetch(Query(statement), {})]
 
     async def due_accounts(self, now: Instant, import_rest: Instant, limit: int) -> list[int]:
-        """Accounts with lots that have expired and are not posted as such: those of `limit` lots.
+        """Accounts with expired lots whose expiration is not posted yet: those of the first `limit` lots.
 
-        Accounts into which history was imported less than `import_rest` ago are left alone. An
-        import_time that is further ahead of `now` than that comes from a clock that was wrong.
+        Skips accounts into which history was imported less than `import_rest` ago. An import_time
+        further than that ahead of `now` was stored by a wrong clock, and is ignored.
         """
         statement = (
             select(lots.c.account_number)
@@ -148,32 +130,10 @@ class AccountStore:
                     raise AccountExists(account_name(record.id))
                 return answer
             number = connection.execute(
-                insert(accounts).returning(accounts.c.number),
-                {
-                    "tenant_number": tenant_number,
-                    "id": record.id,
-                    "kind": record.kind,
-                    "display_name": record.display_name,
-                    "credit_limit": record.credit_limit,
-                    "hour_anchor": record.hour_anchor,
-                    "profile": record.profile,
-                    "create_time": record.create_time,
-                    "update_time": record.update_time,
-                },
+                insert(accounts).returning(accounts.c.number), new_account_row(tenant_number, record)
             ).scalar_one()
-            connection.execute(
-                insert(account_states).values(
-                    account_number=number,
-                    balance=0,
-                    debt=0,
-                    lot_count=0,
-                    sequence=0,
-                    last_hash=b"",
-                    last_create_time=0,
-                    window_number=0,
-                    import_time=0,
-                )
-            )
+            state = dict.fromkeys(account_states.columns.keys(), 0) | {"account_number": number, "last_hash": b""}
+            connection.execute(insert(account_states), state)
             answer = replace(record, number=number).to_message().SerializeToString()
             save_answer(connection, number, request, answer)
             return answer
@@ -189,11 +149,13 @@ class AccountStore:
     ) -> bytes:
         """Applies a change to an account and answers with the account, serialized.
 
-        Raises AccountNotFound, and whatever `change` raises.
+        Raises AccountNotFound, and the errors of `change`.
         """
 
         def work(connection: Connection) -> bytes:
-            record = _get(connection, tenant_number, account_id, lock=True)
+            record = _find(connection, tenant_number, account_id, lock=True)
+            if record is None:
+                raise AccountNotFound(account_name(account_id))
             answer = load_answer(connection, record.number, request)
             if answer is not None:
                 return answer
@@ -216,11 +178,11 @@ class AccountStore:
         return await self._database.transact(work)
 
 
-def _get(connection: Connection, tenant_number: int, account_id: str, *, lock: bool = False) -> AccountRecord:
-    record = _find(connection, tenant_number, account_id, lock=lock)
-    if record is None:
-        raise AccountNotFound(account_name(account_id))
-    return record
+def new_account_row(tenant_number: int, record: AccountRecord) -> dict[str, object]:
+    """A row of accounts whose number the database assigns."""
+    row = asdict(record) | {"tenant_number": tenant_number}
+    del row["number"]
+    return row
 
 
 def _find(connection: Connection, tenant_number: int, account_id: str, *, lock: bool = False) -> AccountRecord | None:

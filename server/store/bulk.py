@@ -1,6 +1,6 @@
-"""Bulk loads: millions of rows in one database transaction, past the poster.
+"""Bulk loads: millions of rows in one database transaction, without the poster.
 
-For books that are made elsewhere by the rules of posting. A failure leaves the database as it was.
+The rows must follow the rules of posting. A failure leaves the database unchanged.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from sqlalchemy.schema import CreateIndex, DropIndex
 
 from server.ledger.accounts import AccountRecord
 from server.ledger.instants import Instant
+from server.store.accounts import new_account_row
 from server.store.database import Database
 from server.store.engine import Engine
 from server.store.tables import accounts, metadata, tenants, transactions
@@ -21,7 +22,7 @@ from server.store.units import Rows
 
 
 class BulkLoad:
-    """Writes a tenant of its own, its accounts, and their rows, into one database transaction."""
+    """Writes a new tenant, its accounts and their rows in one database transaction."""
 
     def __init__(self, engine: Engine, connection: AsyncConnection, dropped: Collection[Index]) -> None:
         self._engine = engine
@@ -29,7 +30,7 @@ class BulkLoad:
         self._dropped = dropped
 
     async def add_tenant(self, *, slug: str, uid: str, display_name: str, create_time: Instant) -> int:
-        """Adds a tenant; answers with its number. Raises ValueError if there is one of this slug."""
+        """Adds a tenant; answers with its number. Raises ValueError if the slug is taken."""
         if await self._connection.scalar(select(tenants.c.number).where(tenants.c.slug == slug)) is not None:
             raise ValueError(f"a tenant {slug!r} exists already")
         number: int = (
@@ -44,30 +45,17 @@ class BulkLoad:
         """Adds accounts without their states; answers with their numbers, by id."""
         rows = await self._connection.execute(
             insert(accounts).returning(accounts.c.id, accounts.c.number),
-            [
-                {
-                    "tenant_number": tenant_number,
-                    "id": record.id,
-                    "kind": record.kind,
-                    "display_name": record.display_name,
-                    "credit_limit": record.credit_limit,
-                    "hour_anchor": record.hour_anchor,
-                    "profile": record.profile,
-                    "create_time": record.create_time,
-                    "update_time": record.update_time,
-                }
-                for record in records
-            ],
+            [new_account_row(tenant_number, record) for record in records],
         )
         return {row.id: row.number for row in rows}
 
     async def add(self, rows: Rows) -> None:
-        """Adds rows of the big tables, past SQLAlchemy: it costs more per row than the database."""
+        """Adds rows of the big tables without SQLAlchemy, which costs more per row than the database."""
         for name, values in rows.items():
             await self._engine.insert_bulk(self._connection, metadata.tables[name], values)
 
     async def build_indexes(self) -> AsyncGenerator[str, None]:
-        """Makes the dropped indexes again; gives the name of each before it is made."""
+        """Rebuilds the dropped indexes; gives the name of each before it is built."""
         for index in self._dropped:
             yield str(index.name)
             await self._connection.execute(CreateIndex(index))
@@ -77,9 +65,9 @@ class BulkLoad:
 async def bulk_load(database: Database) -> AsyncIterator[BulkLoad]:
     """A load that is committed at the end of the block, or rolled back by an exception.
 
-    Drops the indexes of an empty table of transactions; `build_indexes` makes them again.
-    Meanwhile other sessions of PostgreSQL wait for the table. Raises ValueError if SQLite's
-    file is open elsewhere.
+    Drops the indexes of an empty table of transactions; `build_indexes` rebuilds them.
+    Meanwhile other sessions of PostgreSQL wait for the table. Raises ValueError if another
+    process has SQLite's file open.
     """
     async with database.primary.bulk_transaction() as connection:
         is_empty = await connection.scalar(select(transactions.c.sequence).limit(1)) is None
