@@ -21,20 +21,12 @@ from server.ledger.usage import UsageWindow
 from server.store.database import Database
 from server.store.lookups import in_parts
 from server.store.states import LOT_COLUMNS, StoredState, has_remaining, load_states, to_lot
-from server.store.tables import (
-    LABELS,
-    account_states,
-    accounts,
-    lots,
-    refunds,
-    requests,
-    transactions,
-    usage_windows,
-)
+from server.store.tables import DISTRIBUTED, LABELS, accounts, lots, refunds, requests, transactions, usage_windows
 from server.store.uninterrupted import rows_of, uninterrupted
 
 ENTRIES_AT_ONCE = 1000
 REFUNDS_AT_ONCE = 500
+_ENTRY_COLUMNS = [column for column in transactions.columns if column.name != "account_number"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +40,7 @@ class AccountKey:
 
 @dataclass(frozen=True, slots=True)
 class StoredRefund:
-    """What was given back of a charge, as it is stored."""
+    """The stored total of the refunds of a charge."""
 
     sequence: int
     """The charge's."""
@@ -57,7 +49,7 @@ class StoredRefund:
     amount: Millionths
     last_create_time: Instant
     is_dated_by_a_refund: bool
-    """Whether a refund of the charge was posted at that time."""
+    """Whether a refund of the charge was posted at `last_create_time`."""
 
 
 class Books:
@@ -76,36 +68,10 @@ class Books:
 
     async def entries(self) -> AsyncGenerator[list[Entry], None]:
         """The transactions in their order, in parts."""
+        statement = select(*_ENTRY_COLUMNS).where(transactions.c.account_number == self._number)
         after = 0
-        columns = transactions.c
-        while True:
-            rows = await self._rows(
-                select(transactions)
-                .where(columns.account_number == self._number, columns.sequence > after)
-                .order_by(columns.sequence)
-                .limit(ENTRIES_AT_ONCE)
-            )
-            if not rows:
-                return
-            yield [
-                Entry(
-                    sequence=row.sequence,
-                    tenant_number=row.tenant_number,
-                    uid=bytes(row.uid),
-                    create_time=row.create_time,
-                    month=row.month,
-                    kind=row.kind,
-                    category=row.category,
-                    state=row.state,
-                    amount=row.amount,
-                    balance_after=row.balance_after,
-                    labels={name: value for name in LABELS if (value := getattr(row, name)) is not None},
-                    body=bytes(row.body),
-                    allocations=bytes(row.allocations),
-                    hash=bytes(row.hash),
-                )
-                for row in rows
-            ]
+        while rows := await self._rows(_page(statement, transactions.c.sequence, after, ENTRIES_AT_ONCE)):
+            yield [_to_entry(row) for row in rows]
             after = rows[-1].sequence
 
     async def lots(self, first: int, last: int) -> dict[int, Lot]:
@@ -120,18 +86,12 @@ class Books:
     async def open_lots(self) -> dict[int, Millionths]:
         """What remains of each open lot, by number."""
         remaining: dict[int, Millionths] = {}
+        statement = select(lots.c.number, lots.c.remaining).where(lots.c.account_number == self._number, has_remaining)
         after = 0
-        while True:
-            rows = await self._rows(
-                select(lots.c.number, lots.c.remaining)
-                .where(lots.c.account_number == self._number, lots.c.number > after, has_remaining)
-                .order_by(lots.c.number)
-                .limit(ENTRIES_AT_ONCE)
-            )
-            if not rows:
-                return remaining
+        while rows := await self._rows(_page(statement, lots.c.number, after, ENTRIES_AT_ONCE)):
             remaining.update((row.number, row.remaining) for row in rows)
             after = rows[-1].number
+        return remaining
 
     async def windows(self, first: int, last: int) -> dict[int, UsageWindow]:
         """The hour windows with these numbers, by number."""
@@ -157,22 +117,14 @@ class Books:
         return found
 
     async def refund_totals(self) -> AsyncGenerator[list[StoredRefund], None]:
-        """What was given back of charges, in parts."""
+        """The stored totals of refunds, in parts."""
+        is_charge = (transactions.c.account_number == refunds.c.account_number) & (
+            transactions.c.sequence == refunds.c.sequence
+        )
+        statement = select(refunds, transactions.c.uid).outerjoin(transactions, is_charge)
+        statement = statement.where(refunds.c.account_number == self._number)
         after = 0
-        while True:
-            rows = await self._rows(
-                select(refunds, transactions.c.uid)
-                .outerjoin(
-                    transactions,
-                    (transactions.c.account_number == refunds.c.account_number)
-                    & (transactions.c.sequence == refunds.c.sequence),
-                )
-                .where(refunds.c.account_number == self._number, refunds.c.sequence > after)
-                .order_by(refunds.c.sequence)
-                .limit(REFUNDS_AT_ONCE)
-            )
-            if not rows:
-                return
+        while rows := await self._rows(_page(statement, refunds.c.sequence, after, REFUNDS_AT_ONCE)):
             bodies = await self._rows(
                 select(transactions.c.body).where(
                     transactions.c.account_number == self._number,
@@ -183,14 +135,14 @@ class Books:
             refunded = {key for (body,) in bodies if (key := _refund_key(body)) is not None}
             stored = []
             for row in rows:
-                uid = None if row.uid is None else uid_text(bytes(row.uid))
-                is_known = (uid, row.last_create_time) in refunded
-                stored.append(StoredRefund(row.sequence, uid, row.amount, row.last_create_time, is_known))
+                uid = None if row.uid is None else uid_text(row.uid)
+                is_dated = (uid, row.last_create_time) in refunded
+                stored.append(StoredRefund(row.sequence, uid, row.amount, row.last_create_time, is_dated))
             yield stored
             after = rows[-1].sequence
 
     async def totals(self) -> tuple[int, int, int]:
-        """How many lots, hour windows, and requests answered with a transaction there are."""
+        """The numbers of lots, of hour windows, and of requests answered with a transaction."""
 
         async def count(table: Table, *conditions: ColumnElement[bool]) -> int:
             counted = select(func.count()).select_from(table)
@@ -200,8 +152,19 @@ class Books:
         return await count(lots), await count(usage_windows), await count(requests, requests.c.sequence.is_not(None))
 
 
+def _page(statement: Select[Any], key: ColumnElement[int], after: int, limit: int) -> Select[Any]:
+    """The next rows of a statement by keyset pagination: those whose key, above 0, follows `after`."""
+    return statement.where(key > after).order_by(key).limit(limit)
+
+
+def _to_entry(row: Any) -> Entry:
+    values = row._asdict()
+    labels = {name: value for name in LABELS if (value := values.pop(name)) is not None}
+    return Entry(labels=labels, **values)
+
+
 def _refund_key(body: bytes) -> tuple[str, Instant] | None:
-    """The uid of the charge that a refund gave back, and when it did; None for no transaction."""
+    """The uid of the refunded charge, and the create_time of the refund; None for bytes that are no Transaction."""
     try:
         refund = Transaction.FromString(body)
     except DecodeError:
@@ -210,44 +173,43 @@ def _refund_key(body: bytes) -> tuple[str, Instant] | None:
 
 
 class BookStore:
-    """Opens the books."""
+    """Lists accounts and opens their books."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def counts(self, tenant_number: int | None) -> tuple[int, int]:
-        """How many accounts and transactions a tenant has, or everybody if it is None."""
-        account_count = select(func.count()).select_from(accounts)
-        transaction_count = select(func.count()).select_from(transactions)
-        if tenant_number is not None:
-            account_count = account_count.where(accounts.c.tenant_number == tenant_number)
-            transaction_count = transaction_count.where(transactions.c.tenant_number == tenant_number)
+        """The numbers of accounts and transactions of a tenant, or of all tenants for None."""
+        counts = []
         async with self._database.primary.snapshot() as connection:
-            ((account_total,),) = await rows_of(connection, account_count)
-            ((transaction_total,),) = await rows_of(connection, transaction_count)
-        return account_total, transaction_total
+            for table in (accounts, transactions):
+                statement = select(func.count()).select_from(table)
+                if tenant_number is not None:
+                    statement = statement.where(table.c.tenant_number == tenant_number)
+                ((count,),) = await rows_of(connection, statement)
+                counts.append(int(count))
+        return counts[0], counts[1]
 
     async def accounts(self, tenant_number: int | None) -> AsyncGenerator[AccountKey, None]:
-        """The accounts of a tenant, or of everybody if it is None, by number."""
-        after = 0
-        while True:
-            statement = select(accounts.c.number, accounts.c.id, accounts.c.tenant_number).where(
-                accounts.c.number > after
-            )
-            if tenant_number is not None:
-                statement = statement.where(accounts.c.tenant_number == tenant_number)
+        """The accounts of a tenant, or of all tenants for None, by number. Pages are not of one snapshot."""
+        statement = select(*accounts.c["number", "id", "tenant_number"])
+        if tenant_number is not None:
+            statement = statement.where(accounts.c.tenant_number == tenant_number)
+        after: int | None = 0
+        while after is not None:
             async with self._database.primary.snapshot() as connection:
-                rows = await rows_of(connection, statement.order_by(accounts.c.number).limit(ENTRIES_AT_ONCE))
-            if not rows:
-                return
+                rows = await rows_of(connection, _page(statement, accounts.c.number, after, ENTRIES_AT_ONCE))
             for row in rows:
                 yield AccountKey(*row)
-            after = rows[-1].number
+            after = rows[-1].number if rows else None
 
     async def orphan(self, after: int, before: int | None) -> int | None:
-        """The first account number in between that has rows of its own and no row in accounts."""
+        """The first account number between `after` and `before` that has rows in the big tables.
+
+        None if there is none. None for `before` is no upper bound.
+        """
         firsts = []
-        for table in (account_states, transactions, lots, refunds, usage_windows, requests):
+        for table in DISTRIBUTED:
             number = table.c.account_number
             first = select(func.min(number).label("number")).where(number > after)
             firsts.append(first if before is None else first.where(number < before))
@@ -258,6 +220,6 @@ class BookStore:
 
     @asynccontextmanager
     async def open(self, account_number: int) -> AsyncIterator[Books]:
-        """The books of an account as they are now, whatever is posted meanwhile."""
+        """The books of an account as they are now; later postings are not seen."""
         async with self._database.primary.snapshot() as connection:
             yield Books(connection, account_number)
