@@ -39,24 +39,10 @@ class Meaning(Enum):
 
 
 MEANINGS: Mapping[str, Meaning] = {
-    "00": Meaning.UNEXPECTED,  # successful completion
-    "01": Meaning.UNEXPECTED,  # warning
-    "02": Meaning.UNEXPECTED,  # no data
-    "03": Meaning.UNEXPECTED,  # statement not yet complete
     "08": Meaning.DISCONNECTED,  # connection exception
-    "09": Meaning.UNEXPECTED,  # triggered action exception
-    "0A": Meaning.UNEXPECTED,  # feature not supported
     "0B": Meaning.DISCONNECTED,  # invalid transaction initiation
-    "0F": Meaning.UNEXPECTED,  # locator exception
-    "0L": Meaning.UNEXPECTED,  # invalid grantor
-    "0P": Meaning.UNEXPECTED,  # invalid role specification
-    "0Z": Meaning.UNEXPECTED,  # diagnostics exception
-    "10": Meaning.UNEXPECTED,  # XQuery error
-    "20": Meaning.UNEXPECTED,  # case not found
-    "21": Meaning.UNEXPECTED,  # cardinality violation
     "22": Meaning.NOT_STORABLE,  # data exception: a number out of range, a character that the encoding lacks
-    "23": Meaning.UNEXPECTED,  # integrity constraint violation
-    # The slower of two writers of one new row gets this; when it looks again, the row is there.
+    # The slower of two writers of one new row gets this; its retry finds the row.
     "23505": Meaning.CONFLICT,  # unique violation
     "24": Meaning.DISCONNECTED,  # invalid cursor state
     # The session is in a transaction where it should be in none, or the other way round, or was ended for it.
@@ -64,25 +50,15 @@ MEANINGS: Mapping[str, Meaning] = {
     "25006": Meaning.WRONG_SERVER,  # read-only transaction: a standby, or default_transaction_read_only
     # A pooler gave the session, and its prepared statements, to another client.
     "26": Meaning.DISCONNECTED,  # invalid statement name
-    "27": Meaning.UNEXPECTED,  # triggered data change violation
     "28": Meaning.DISCONNECTED,  # invalid authorization, at connecting
-    "2B": Meaning.UNEXPECTED,  # dependent privilege descriptors exist
     "2D": Meaning.DISCONNECTED,  # invalid transaction termination
-    "2F": Meaning.UNEXPECTED,  # routine exception
     "34": Meaning.DISCONNECTED,  # invalid cursor name
-    "38": Meaning.UNEXPECTED,  # external routine exception
-    "39": Meaning.UNEXPECTED,  # external routine invocation exception
     "3B": Meaning.DISCONNECTED,  # savepoint exception
     "3D": Meaning.DISCONNECTED,  # no such database, at connecting
-    "3F": Meaning.UNEXPECTED,  # invalid schema name
     "40": Meaning.CONFLICT,  # transaction rollback: serialization failure, deadlock
     "40003": Meaning.DISCONNECTED,  # statement completion unknown
-    "42": Meaning.UNEXPECTED,  # syntax error or access rule violation
     "42P05": Meaning.DISCONNECTED,  # duplicate prepared statement: as 26
-    "44": Meaning.UNEXPECTED,  # WITH CHECK OPTION violation
     "53": Meaning.BUSY,  # insufficient resources: connections, memory, disk
-    "54": Meaning.UNEXPECTED,  # program limit exceeded
-    "55": Meaning.UNEXPECTED,  # object not in prerequisite state
     "55000": Meaning.WRONG_SERVER,  # among others: recovery is in progress
     "55006": Meaning.BUSY,  # object in use
     "55P03": Meaning.BUSY,  # lock not available
@@ -90,12 +66,11 @@ MEANINGS: Mapping[str, Meaning] = {
     "57014": Meaning.BUSY,  # query canceled: statement_timeout
     "58": Meaning.DISCONNECTED,  # system error: input or output of the server
     "72": Meaning.BUSY,  # snapshot too old
-    "F0": Meaning.UNEXPECTED,  # configuration file error
-    "HV": Meaning.UNEXPECTED,  # foreign data wrapper error
-    "P0": Meaning.UNEXPECTED,  # PL/pgSQL error
-    "XX": Meaning.UNEXPECTED,  # internal error
 }
-"""The meaning of each class of SQLSTATEs, two characters, and of the codes that differ from their class."""
+"""The meanings of classes of SQLSTATEs, two characters, and of codes that differ from their class.
+
+All other classes are UNEXPECTED.
+"""
 
 
 def meaning_of(sqlstate: str) -> Meaning:
