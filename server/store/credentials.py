@@ -32,7 +32,7 @@ from server.store.query import Query
 from server.store.tables import accounts, api_keys, retired_secrets, tenants, token_keys
 
 TOKEN_KEYS_MAX = 100
-"""How many keys for page tokens are read. Nobody rotates more often in a day."""
+"""The largest number of page token keys that are read: more than rotations add in a day."""
 
 
 class TokenKey(NamedTuple):
@@ -40,13 +40,6 @@ class TokenKey(NamedTuple):
 
     key: bytes
     create_time: Instant
-
-
-class Tenant(NamedTuple):
-    """A tenant, as rows and callers know it."""
-
-    number: int
-    uid: str
 
 
 class TenantRecord(NamedTuple):
@@ -61,23 +54,14 @@ class TenantRecord(NamedTuple):
 
 _RECORDS = (
     select(
-        api_keys.c.id,
-        api_keys.c.secret_hash,
-        tenants.c.number,
-        tenants.c.uid,
+        *api_keys.c["id", "secret_hash"],
+        *tenants.c["number", "uid"],
         accounts.c.id,
-        api_keys.c.scopes,
-        api_keys.c.display_name,
-        api_keys.c.create_time,
-        api_keys.c.expire_time,
-        api_keys.c.revoke_time,
-        api_keys.c.last_use_time,
+        *api_keys.c["scopes", "display_name", "create_time", "expire_time", "revoke_time", "last_use_time"],
     )
     .join(tenants, tenants.c.number == api_keys.c.tenant_number)
     .outerjoin(accounts, accounts.c.number == api_keys.c.account_number)
 )
-
-
 _newest_first = _RECORDS.where(api_keys.c.tenant_number == bindparam("tenant_number"))
 _newest_first = _newest_first.order_by(api_keys.c.create_time.desc(), api_keys.c.id.desc()).limit(bindparam("limit"))
 _API_KEY = Query(_RECORDS.where(api_keys.c.id == bindparam("key_id")))
@@ -91,12 +75,10 @@ _SELECT_RETIRED = select(retired_secrets.c.secret_hash, retired_secrets.c.expire
     retired_secrets.c.key_id == bindparam("key_id")
 )
 _RETIRED = Query(_SELECT_RETIRED)
-_TENANT = Query(select(tenants.c.number, tenants.c.uid).where(tenants.c.slug == bindparam("slug")))
+_tenants = select(*tenants.c[TenantRecord._fields])
+_TENANT = Query(_tenants.where(tenants.c.slug == bindparam("slug")))
 _TENANTS = Query(
-    select(*tenants.c["number", "slug", "uid", "display_name", "create_time"])
-    .where(tenants.c.number > bindparam("after"))
-    .order_by(tenants.c.number)
-    .limit(bindparam("limit"))
+    _tenants.where(tenants.c.number > bindparam("after")).order_by(tenants.c.number).limit(bindparam("limit"))
 )
 _ANY_TENANT = Query(select(tenants.c.number).limit(1))
 _DEMO_TENANT = Query(select(tenants.c.number).where(tenants.c.demo == 1).limit(1))
@@ -111,21 +93,21 @@ class CredentialStore:
     def __init__(self, database: Database) -> None:
         self._database = database
         self.lookup_count = 0
-        """How often a key was looked up, because the authenticator did not remember it."""
+        """Number of reads of a key, which are the misses of the authenticator's cache."""
 
     async def api_key(self, key_id: str) -> ApiKeyRecord | None:
-        """The key of this id, of whatever tenant, or None."""
+        """The key of this id, of any tenant; None if there is none."""
         self.lookup_count += 1
         rows = await self._database.primary.fetch(_API_KEY, {"key_id": key_id})
         return ApiKeyRecord(*rows[0]) if rows else None
 
     async def retired_secrets(self, key_id: str) -> list[RetiredSecret]:
-        """The secrets of a key that rotations left good, some of them perhaps no longer."""
+        """The secrets of a key that rotations have replaced, with their expire_time, which may be past."""
         rows = await self._database.primary.fetch(_RETIRED, {"key_id": key_id})
         return [RetiredSecret(*row) for row in rows]
 
     async def api_key_page(self, tenant_number: int, after: ApiKeyKey | None, limit: int) -> list[ApiKeyRecord]:
-        """At most `limit` keys of a tenant, newest first, behind `after`."""
+        """At most `limit` keys of a tenant after the key `after`, newest first."""
         parameters: dict[str, object] = {"tenant_number": tenant_number, "limit": limit}
         if after is None:
             rows = await self._database.primary.fetch(_API_KEYS, parameters)
@@ -135,7 +117,7 @@ class CredentialStore:
         return [ApiKeyRecord(*row) for row in rows]
 
     async def revoke_api_key(self, tenant_number: int, key_id: str, now: Instant) -> ApiKeyRecord:
-        """Revokes a key, unless that was done before. Raises ApiKeyNotFound."""
+        """Revokes a key; a revoked key keeps its revoke_time. Raises ApiKeyNotFound."""
 
         def work(connection: Connection) -> ApiKeyRecord:
             record = _lock_api_key(connection, tenant_number, key_id)
@@ -153,33 +135,33 @@ class CredentialStore:
         secret_hash: bytes,
         retire: Callable[[ApiKeyRecord, list[RetiredSecret]], list[RetiredSecret]],
     ) -> ApiKeyRecord:
-        """Gives a key a new secret; `retire` says of the key and its older ones which stay good.
+        """Gives a key a new secret. `retire` maps the key and its retired secrets to those that stay valid.
 
-        Raises ApiKeyNotFound, and whatever `retire` raises.
+        Raises ApiKeyNotFound, and the errors of `retire`.
         """
 
         def work(connection: Connection) -> ApiKeyRecord:
             record = _lock_api_key(connection, tenant_number, key_id)
             stored = connection.execute(_SELECT_RETIRED, {"key_id": key_id})
-            good = retire(record, [RetiredSecret(*row) for row in stored])
+            valid = retire(record, [RetiredSecret(*row) for row in stored])
             connection.execute(delete(retired_secrets).where(retired_secrets.c.key_id == key_id))
-            if good:
-                connection.execute(insert(retired_secrets), [{"key_id": key_id, **each._asdict()} for each in good])
+            if valid:
+                connection.execute(insert(retired_secrets), [{"key_id": key_id, **each._asdict()} for each in valid])
             connection.execute(update(api_keys).where(api_keys.c.id == key_id).values(secret_hash=secret_hash))
             return replace(record, secret_hash=secret_hash)
 
         return await self._database.transact(work)
 
     async def record_uses(self, uses: Mapping[str, Instant]) -> None:
-        """Keeps when keys were last used, by their ids: one statement for many. A later time stays."""
+        """Stores when keys were last used, by id, in few statements. A later stored time stays."""
 
         def work(connection: Connection) -> None:
             for some in in_parts(sorted(uses)):
                 time = case({key_id: literal(uses[key_id], BigInteger) for key_id in some}, value=api_keys.c.id)
-                known = api_keys.c.last_use_time
+                stored = api_keys.c.last_use_time
                 connection.execute(
                     update(api_keys)
-                    .where(api_keys.c.id.in_(some), or_(known.is_(None), known < time))
+                    .where(api_keys.c.id.in_(some), or_(stored.is_(None), stored < time))
                     .values(last_use_time=time)
                 )
 
@@ -190,32 +172,28 @@ class CredentialStore:
     ) -> int:
         """Creates a tenant; answers with its number. Raises ValueError if the slug is taken."""
         statement = insert(tenants).returning(tenants.c.number)
-        values = {
-            "slug": slug,
-            "uid": uid,
-            "display_name": display_name,
-            "create_time": create_time,
-            "demo": int(demo),
-        }
+        statement = statement.values(
+            slug=slug, uid=uid, display_name=display_name, create_time=create_time, demo=int(demo)
+        )
 
         def work(connection: Connection) -> int:
             existing = connection.scalar(select(tenants.c.uid).where(tenants.c.slug == slug))
             if existing is not None:
                 raise ValueError(f"a tenant {slug!r} exists already; its uid is {existing}")
-            number: int = connection.execute(statement, values).scalar_one()
+            number: int = connection.execute(statement).scalar_one()
             return number
 
         return await self._database.transact(work)
 
     async def tenants(self, after: int, limit: int) -> Sequence[TenantRecord]:
-        """The first tenants behind a number, at most so many, in the order in which they were created."""
+        """At most `limit` tenants after the number `after`, by number."""
         rows = await self._database.primary.fetch(_TENANTS, {"after": after, "limit": limit})
         return [TenantRecord(*row) for row in rows]
 
-    async def tenant(self, slug: str) -> Tenant | None:
+    async def tenant(self, slug: str) -> TenantRecord | None:
         """The tenant of this slug, or None."""
         rows = await self._database.primary.fetch(_TENANT, {"slug": slug})
-        return Tenant(*rows[0]) if rows else None
+        return TenantRecord(*rows[0]) if rows else None
 
     async def tenant_number(self, slug: str) -> int | None:
         """The number of the tenant of this slug, or None."""
@@ -223,11 +201,11 @@ class CredentialStore:
         return None if found is None else found.number
 
     async def has_tenant(self) -> bool:
-        """Whether the database holds anything yet."""
+        """Whether the database has a tenant."""
         return bool(await self._database.primary.fetch(_ANY_TENANT, {}))
 
     async def has_demo_tenant(self) -> bool:
-        """Whether the database holds demo data, whose keys everybody knows."""
+        """Whether the database has demo data, whose keys are public."""
         return bool(await self._database.primary.fetch(_DEMO_TENANT, {}))
 
     async def create_api_key(
@@ -260,9 +238,9 @@ class CredentialStore:
         await self._database.transact(work)
 
     async def ensure_token_key(self, candidate: bytes, create_time: Instant) -> None:
-        """Makes the candidate the first key that seals page tokens, unless there is one.
+        """Stores the candidate as the first key that seals page tokens, unless there is one.
 
-        Of several processes that start at once, one inserts it; the others conflict and find it there.
+        Of several processes that start at once, one inserts it; the others conflict, retry and find it.
         """
 
         def work(connection: Connection) -> None:
@@ -272,7 +250,7 @@ class CredentialStore:
         await self._database.transact(work)
 
     async def add_token_key(self, key: bytes, create_time: Instant) -> None:
-        """Adds a key for page tokens, behind those that there are."""
+        """Adds a key for page tokens, which becomes the newest."""
 
         def work(connection: Connection) -> None:
             newest = connection.execute(select(func.max(token_keys.c.number))).scalar_one() or 0
@@ -286,7 +264,7 @@ class CredentialStore:
 
 
 def _lock_api_key(connection: Connection, tenant_number: int, key_id: str) -> ApiKeyRecord:
-    """A key of the tenant that nobody else changes meanwhile. Raises ApiKeyNotFound."""
+    """Locks a key of the tenant until the database transaction ends, and reads it. Raises ApiKeyNotFound."""
     statement = _RECORDS.where(api_keys.c.id == key_id, api_keys.c.tenant_number == tenant_number)
     row = connection.execute(statement.with_for_update(of=api_keys)).one_or_none()
     if row is None:

@@ -21,7 +21,7 @@ from server.ledger.access import SUFFICIENT, Caller
 from server.ledger.errors import CredentialInvalid
 from server.ledger.instants import LATEST, SECOND, Clock, Instant
 from server.ledger.names import ALL_ACCOUNTS, is_account_id
-from server.store.credentials import CredentialStore, Tenant
+from server.store.credentials import CredentialStore, TenantRecord
 from server.transport.auth import Opened
 from server.transport.signing_keys import NoSuchKey, SigningKeys
 
@@ -131,7 +131,7 @@ class AccessTokens:
                 raise _Refused(f"{name} is to come")
         return expire_time
 
-    async def _find_tenant(self, claims: Mapping[str, Any]) -> Tenant:
+    async def _find_tenant(self, claims: Mapping[str, Any]) -> TenantRecord:
         tenant = await self._store.tenant(_read_text(claims, self._rules.tenant_claim))
         if tenant is None:
             raise _Refused("there is no such tenant")
@@ -180,6 +180,6 @@ def _read_scopes(value: object) -> frozenset[str]:
     return frozenset(word for word in words if isinstance(word, str) and word in SUFFICIENT)
 
 
-def _credential_id(tenant: Tenant, subject: str) -> str:
+def _credential_id(tenant: TenantRecord, subject: str) -> str:
     """Who holds a token, whichever of their tokens it is. No API key has an id like this."""
     return f"oauth2:{hashlib.sha256(f'{tenant.number} {subject}'.encode()).hexdigest()[:32]}"
