@@ -127,7 +127,7 @@ class MergedWalks:
 
 
 @dataclass(frozen=True, slots=True)
-class Rest:
+class ResidualFilter:
     """The part of a filter that the index of a walk does not serve."""
 
     pairs: int
@@ -138,7 +138,7 @@ class Rest:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns that it looks at."""
+        """The columns that its conditions read."""
         of_pairs = ("kind", "category") if self.pairs else ()
         of_kinds = ("kind",) if self.kinds else ()
         of_states = ("state",) if self.states else ()
@@ -166,14 +166,14 @@ class SequenceWalk:
     """A filter along the sequence of an account. Sequences have no gaps, so the walk is bounded by arithmetic."""
 
     walk: Walk
-    rest: Rest
+    residual: ResidualFilter
 
     def page(self) -> Select[Any]:
         """Reads keys and bodies."""
         sequence, last = transactions.c.sequence, self._last()
         is_within = sequence >= last if self.walk.descending else sequence <= last
         rows = self.walk.rows(*self.walk.key, "body")
-        return rows.where(is_within, *self.rest.conditions(transactions)).limit(_LIMIT)
+        return rows.where(is_within, *self.residual.conditions(transactions)).limit(_LIMIT)
 
     def boundary(self) -> Select[Any]:
         """Reads the key of the last row that the walk may read; no row if the account has none."""
@@ -199,7 +199,7 @@ class FilteredWalk:
     """
 
     walk: Walk
-    rest: Rest
+    residual: ResidualFilter
 
     def page(self) -> Select[Any]:
         """Reads keys and bodies.
@@ -207,54 +207,54 @@ class FilteredWalk:
         The SELECT around the walk has no ORDER BY: both engines pass on the rows of the walk in their
         order and stop at the limit. With it SQLite would sort the whole walk before it takes the first row.
         """
-        names = dict.fromkeys((*self.walk.key, *self.rest.columns))
+        names = dict.fromkeys((*self.walk.key, *self.residual.columns))
         walked = self.walk.rows(*names).limit(_ROWS_READ).subquery()
-        found = select(*(walked.c[name] for name in self.walk.key)).where(*self.rest.conditions(walked))
+        found = select(*(walked.c[name] for name in self.walk.key)).where(*self.residual.conditions(walked))
         return self.walk.with_bodies(found.limit(_LIMIT))
 
     def boundary(self) -> Select[Any]:
-        """Reads the key of the last row that the walk may read; no row if the index ends before."""
+        """Reads the key of the last row that the walk may read; no row if the index ends earlier."""
         return self.walk.rows(*self.walk.key).limit(1).offset(_ROWS_READ - 1)
 
 
 BoundedStrategy: TypeAlias = SequenceWalk | FilteredWalk
-"""Strategies whose page may end before it is full, and then tells by its boundary where."""
+"""Strategies whose page may end at the boundary of their walk, before it is full."""
 Strategy: TypeAlias = IndexWalk | MergedWalks | BoundedStrategy
 
 
 def strategy_of(query: TransactionList) -> Strategy:
     """Chooses how a list is answered."""
-    wanted, by_time = query.filter, query.order.field is OrderField.CREATE_TIME
-    pairs, states = len(_pairs_of(wanted)), len(wanted.states)
-    labels = tuple(_labels_of(wanted))
+    criteria, by_time = query.filter, query.order.field is OrderField.CREATE_TIME
+    pairs, states = len(_pairs_of(criteria)), len(criteria.states)
+    labels = tuple(_labels_of(criteria))
     times = tuple(_times_of(query))
     if query.account_number is None:
-        return _walk(query, ("tenant_number", *labels[:1]), times, rest=labels[1:])
-    # By time, an index has all that these look at. By amount, there is one for a whole month only.
-    month = () if by_time or wanted.month is None else ("month",)
+        return _walk(query, ("tenant_number", *labels[:1]), times, residual_equals=labels[1:])
+    # An index by time has all the columns that these read. An index by amount serves whole months only.
+    month = () if by_time or criteria.month is None else ("month",)
     is_indexed = by_time or (month and not times)
     if 0 < pairs * (states or len(ALL_STATES)) <= WALKS_MAX and is_indexed and not labels:
         columns = (query.order.field.value, "sequence")
         return MergedWalks(_range(query, ("account_number", *month), times, columns), pairs, states)
     if by_time:
-        return _walk(query, ("account_number",), times, rest=labels)
-    return _walk(query, ("account_number",), (), rest=(*month, *labels), rest_bounds=times)
+        return _walk(query, ("account_number",), times, residual_equals=labels)
+    return _walk(query, ("account_number",), (), residual_equals=(*month, *labels), residual_bounds=times)
 
 
 def parameters_of(query: TransactionList) -> dict[str, object]:
     """The parameters of every statement of a list but `rows_read`. A page has one row more, if there is a next page."""
-    wanted = query.filter
+    criteria = query.filter
     parameters: dict[str, object] = {
         "tenant_number": query.tenant_number,
         "account_number": query.account_number,
-        "month": wanted.month,
+        "month": criteria.month,
         "limit": query.limit + 1,
-        **_labels_of(wanted),
+        **_labels_of(criteria),
         **_times_of(query),
-        **{f"kind_{i}": kind for i, kind in enumerate(wanted.kinds)},
-        **{f"state_{i}": state for i, state in enumerate(wanted.states)},
+        **{f"kind_{i}": kind for i, kind in enumerate(criteria.kinds)},
+        **{f"state_{i}": state for i, state in enumerate(criteria.states)},
     }
-    for i, (kind, category) in enumerate(_pairs_of(wanted)):
+    for i, (kind, category) in enumerate(_pairs_of(criteria)):
         parameters[f"pair_kind_{i}"], parameters[f"pair_category_{i}"] = kind, category
     if query.after is not None:
         parameters[f"after_{query.order.field.value}"] = query.after.position
@@ -263,7 +263,6 @@ def parameters_of(query: TransactionList) -> dict[str, object]:
     return parameters
 
 
-_NOTHING = Rest(0, 0, 0, (), ())
 _LIMIT = bindparam("limit", type_=Integer)
 _ROWS_READ = bindparam("rows_read", type_=BigInteger)
 """The largest number of rows to walk, where the index serves only part of the filter."""
@@ -273,20 +272,21 @@ def _walk(
     query: TransactionList,
     equals: tuple[str, ...],
     bounds: tuple[str, ...],
-    rest: tuple[str, ...],
-    rest_bounds: tuple[str, ...] = (),
+    residual_equals: tuple[str, ...],
+    residual_bounds: tuple[str, ...] = (),
 ) -> IndexWalk | SequenceWalk | FilteredWalk:
-    """One walk along the index of these columns, with what the index does not serve as the rest of the filter."""
-    wanted, field = query.filter, query.order.field
+    """One walk along the index of these columns. The residual filter has what the index does not serve."""
+    criteria, field = query.filter, query.order.field
     columns: tuple[str, ...] = (field.value, "account_number", "sequence")
     if query.account_number is not None:
         columns = ("sequence",) if field is OrderField.CREATE_TIME and not bounds else (field.value, "sequence")
     walk = _range(query, equals, bounds, columns)
-    pairs = len(_pairs_of(wanted))
-    unserved = Rest(pairs, 0 if pairs else len(wanted.kinds), len(wanted.states), rest, rest_bounds)
-    if unserved == _NOTHING:
+    pairs = len(_pairs_of(criteria))
+    kinds = 0 if pairs else len(criteria.kinds)
+    residual = ResidualFilter(pairs, kinds, len(criteria.states), residual_equals, residual_bounds)
+    if not (pairs or kinds or criteria.states or residual_equals or residual_bounds):
         return IndexWalk(walk)
-    return SequenceWalk(walk, unserved) if columns == ("sequence",) else FilteredWalk(walk, unserved)
+    return SequenceWalk(walk, residual) if columns == ("sequence",) else FilteredWalk(walk, residual)
 
 
 def _range(query: TransactionList, equals: tuple[str, ...], bounds: tuple[str, ...], columns: tuple[str, ...]) -> Walk:
@@ -294,15 +294,15 @@ def _range(query: TransactionList, equals: tuple[str, ...], bounds: tuple[str, .
     return Walk(equals, bounds, columns, order.field.value, order.descending, query.after is not None)
 
 
-def _pairs_of(wanted: TransactionFilter) -> tuple[tuple[Kind, str], ...]:
+def _pairs_of(criteria: TransactionFilter) -> tuple[tuple[Kind, str], ...]:
     """The pairs of a kind and a category that a filter selects; none for a filter without categories."""
-    if wanted.kind_categories or not wanted.categories:
-        return wanted.kind_categories
-    return tuple(product(wanted.kinds or ALL_KINDS, wanted.categories))
+    if criteria.kind_categories or not criteria.categories:
+        return criteria.kind_categories
+    return tuple(product(criteria.kinds or ALL_KINDS, criteria.categories))
 
 
-def _labels_of(wanted: TransactionFilter) -> dict[str, str]:
-    return {name: value for name in LABELS if (value := getattr(wanted, name)) is not None}
+def _labels_of(criteria: TransactionFilter) -> dict[str, str]:
+    return {name: value for name in LABELS if (value := getattr(criteria, name)) is not None}
 
 
 def _times_of(query: TransactionList) -> Mapping[str, Instant]:

@@ -38,7 +38,7 @@ from server.store.transactions import TransactionStore
 
 
 class NewTransaction(NamedTuple):
-    """A transaction that a caller wants posted."""
+    """A transaction to be posted."""
 
     account_id: str
     draft: Draft
@@ -73,15 +73,15 @@ class Transactions:
     async def create(self, caller: Caller, new: NewTransaction) -> bytes:
         """Posts a transaction; answers with it, serialized, once it is on disk.
 
-        Raises AccountNotFound, RequestIdReused, TooBusy, and what server.ledger.posting
-        refuses.
+        Raises AccountNotFound, RequestIdReused, TooBusy, and the refusals of
+        server.ledger.posting.
         """
         return await self._poster.submit(await self._command(caller, new))
 
     async def create_batch(self, caller: Caller, new: Sequence[NewTransaction], request: Request) -> bytes:
         """Posts all of these or none; answers with a serialized BatchCreateTransactionsResponse.
 
-        Raises what `create` raises, with the index of the transaction.
+        Raises the errors of `create`, with the index of the transaction.
         """
         items = []
         for index, each in enumerate(new):
@@ -122,7 +122,7 @@ class Transactions:
     ) -> bytes:
         """Gives back an amount of a charge, or all that is left; answers with the REFUND.
 
-        Raises AccountNotFound, TransactionNotFound, and what server.ledger.refunds refuses.
+        Raises AccountNotFound, TransactionNotFound, and the refusals of server.ledger.refunds.
         """
         number = await self._number(caller, account_id)
         return await self._poster.submit(Refund(number, account_id, uid, amount, details, request))
@@ -138,7 +138,7 @@ class Transactions:
     ) -> bytes:
         """Moves credits; answers with a serialized TransferCreditsResponse.
 
-        The caller must be permitted both accounts, which a credential that is bound to one
+        The caller must be permitted both accounts; a credential that is bound to one account
         never is. Raises AccountNotFound, InsufficientCredits.
         """
         source = await self._number(caller, source_id)
@@ -176,7 +176,7 @@ class Transactions:
         self,
         caller: Caller,
         account_id: str | None,
-        wanted: TransactionFilter,
+        criteria: TransactionFilter,
         after: TransactionKey | None,
         limit: int,
         order: Order = NEWEST_FIRST,
@@ -196,17 +196,17 @@ class Transactions:
             caller.require_tenant()
             if order.field is OrderField.AMOUNT:
                 raise FieldInvalid("order_by", "must not be by amount for accounts/-")
-        query = TransactionList(caller.tenant_number, number, wanted, order, after, limit, bytes_max)
+        query = TransactionList(caller.tenant_number, number, criteria, order, after, limit, bytes_max)
         return await self._store.list(query)
 
     async def list_network(
-        self, caller: Caller, wanted: TransactionFilter, after: TransactionKey | None, limit: int
+        self, caller: Caller, criteria: TransactionFilter, after: TransactionKey | None, limit: int
     ) -> NetworkPage:
         """A page of the tenant's transactions, with their companies and refunds.
 
         These are read after the rows, so a refund may be on a later page and already counted here.
         """
-        page = await self.list(caller, None, wanted, after, limit)
+        page = await self.list(caller, None, criteria, after, limit)
         company_ids = [label_of(row.body, "company") for row in page.rows]
         found = await self._accounts.holdings(caller.tenant_number, set(filter(None, company_ids)), self._clock())
         refunds = await self._store.refunds([(row.account_number, row.sequence) for row in page.rows])
