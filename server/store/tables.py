@@ -1,4 +1,4 @@
-"""The tables. `migrations/` creates them; a test holds the two together.
+"""The tables. `migrations/` creates them; a test compares the two.
 
 Rules that keep the schema fit for a sharded PostgreSQL: the big tables (DISTRIBUTED) carry
 account_number in every primary key and unique constraint; the others (COPIED) are small enough
@@ -51,7 +51,7 @@ tenants = Table(
     Column("uid", String(36), nullable=False, unique=True),
     Column("display_name", String(255), nullable=False),
     Column("create_time", BigInteger, nullable=False),
-    # 1 for a tenant whose keys are printed in the documentation.
+    # 1 for a tenant of the demo, whose keys are public.
     Column("demo", SmallInteger, nullable=False),
 )
 
@@ -78,23 +78,23 @@ api_keys = Table(
     metadata,
     Column("id", String(64), primary_key=True),
     Column("tenant_number", ForeignKey("tenants.number"), nullable=False),
-    # Null for a key that is good for all of the tenant.
+    # Null for a key that is valid for the whole tenant.
     Column("account_number", ForeignKey("accounts.number"), nullable=True),
-    # What the key is good for: words with a space between them.
+    # Separated by spaces.
     Column("scopes", String(255), nullable=False),
-    # SHA-256 of the secret; the secret itself is stored nowhere.
+    # SHA-256 of the secret. The secret is not stored.
     Column("secret_hash", LargeBinary(32), nullable=False),
     Column("create_time", BigInteger, nullable=False),
     Column("display_name", String(255), nullable=False, server_default=""),
-    # Null for a key that is good until it is revoked.
+    # Null for a key that does not expire.
     Column("expire_time", BigInteger, nullable=True),
     Column("revoke_time", BigInteger, nullable=True),
-    # Written now and then, not at every use.
+    # Written periodically, not at every use.
     Column("last_use_time", BigInteger, nullable=True),
 )
 Index("api_keys_of_tenant", api_keys.c.tenant_number, api_keys.c.create_time, api_keys.c.id)
 
-# The secrets that a rotation replaced and left good for a while.
+# Secrets that a rotation has replaced. They stay valid until their expire_time.
 retired_secrets = Table(
     "retired_secrets",
     metadata,
@@ -116,7 +116,7 @@ account_states = Table(
     metadata,
     Column("account_number", BigInteger, primary_key=True, autoincrement=False),
     Column("balance", BigInteger, nullable=False),
-    # What is owed on the credit limit.
+    # The amount drawn from the credit limit.
     Column("debt", BigInteger, nullable=False),
     Column("lot_count", BigInteger, nullable=False),
     Column("sequence", BigInteger, nullable=False),
@@ -127,8 +127,8 @@ account_states = Table(
     Column("window_number", BigInteger, nullable=False),
     # When history was last imported into the account; 0 if never.
     Column("import_time", BigInteger, nullable=False),
-    # How many lots are open, and the sum of those that have an expire_time. Both hold if the
-    # next column is the sequence: servers older than these columns don't keep them.
+    # The number of open lots, and the sum of those that have an expire_time. Both are valid only
+    # if counted_sequence equals sequence: servers older than these columns do not update them.
     Column("open_lot_count", BigInteger, nullable=False, server_default="0"),
     Column("expiring", BigInteger, nullable=False, server_default="0"),
     Column("counted_sequence", BigInteger, nullable=False, server_default="0"),
@@ -150,8 +150,8 @@ transactions = Table(
     Column("amount", BigInteger, nullable=False),
     Column("balance_after", BigInteger, nullable=False),
     *(Column(label, String(128), nullable=True) for label in LABELS),
-    # The serialized daybook.v1.Transaction. A transaction never changes, so lists hand
-    # these bytes out as they are.
+    # The serialized daybook.v1.Transaction. It never changes, so lists serve these bytes
+    # unparsed.
     Column("body", LargeBinary, nullable=False),
     # A serialized daybook.internal.v1.Allocations.
     Column("allocations", LargeBinary, nullable=False),
@@ -159,11 +159,11 @@ transactions = Table(
     Column("hash", LargeBinary(32), nullable=False),
     UniqueConstraint("account_number", "uid"),
     CheckConstraint("sequence >= 1", name="sequence"),
-    # The rows of an account lie together on disk, in the order in which they are read.
+    # Clusters the rows of an account on disk, in the order in which they are read.
     sqlite_with_rowid=False,
 )
 
-# One index for each way in which transactions are listed, every one in list order.
+# One index for each kind of list, in the order of the list.
 Index("transactions_by_time", transactions.c.account_number, transactions.c.create_time, transactions.c.sequence)
 Index("transactions_by_amount", transactions.c.account_number, transactions.c.amount, transactions.c.sequence)
 Index(
@@ -185,7 +185,7 @@ Index(
     transactions.c.amount,
     transactions.c.sequence,
 )
-# What follows the key in these is for filters: a walk that passes over rows needs no look at them.
+# Covering columns: a filter is applied to the index alone, without fetching the rows that it rejects.
 _FILTERED = (transactions.c.kind, transactions.c.category, transactions.c.state)
 Index(
     "transactions_of_tenant_by_time",
@@ -225,7 +225,7 @@ lots = Table(
 )
 
 _is_open = lots.c.remaining > 0
-# In the order in which lots are spent; permanent ones come last within a priority.
+# Spending order: permanent lots come last within a priority.
 _expire_order = func.coalesce(lots.c.expire_time, literal_column("9223372036854775807"))
 Index(
     "lots_open",
@@ -237,7 +237,7 @@ Index(
     postgresql_where=_is_open,
 )
 _can_expire = _is_open & lots.c.expire_time.is_not(None)
-# Those of one account, and those of all for the sweep.
+# By account for postings, and over all accounts for the sweep of expirations.
 Index(
     "lots_expiring",
     lots.c.account_number,
@@ -251,10 +251,10 @@ Index("lots_due", lots.c.expire_time, lots.c.account_number, sqlite_where=_can_e
 refunds = Table(
     "refunds",
     metadata,
-    # The charge.
+    # The key of the charge.
     Column("account_number", BigInteger, primary_key=True, autoincrement=False),
     Column("sequence", BigInteger, primary_key=True, autoincrement=False),
-    # The sum of its refunds, and when the last of them was posted.
+    # The sum of its refunds, and the create_time of the last of them.
     Column("amount", BigInteger, nullable=False),
     Column("last_create_time", BigInteger, nullable=False),
     sqlite_with_rowid=False,
@@ -264,8 +264,8 @@ usage_windows = Table(
     "usage_windows",
     metadata,
     Column("account_number", BigInteger, primary_key=True, autoincrement=False),
-    # 1, 2, 3 and so on, without a gap: an offset is arithmetic on it, and the largest is
-    # the total.
+    # 1, 2, 3 and so on, without gaps, so that an offset is arithmetic and the largest number is
+    # the count.
     Column("number", BigInteger, primary_key=True, autoincrement=False),
     Column("start", BigInteger, nullable=False),
     Column("computing", BigInteger, nullable=False),
@@ -281,13 +281,13 @@ requests = Table(
     Column("request_id", String(128), primary_key=True),
     # SHA-256 over the method and the request without its request_id.
     Column("fingerprint", LargeBinary(32), nullable=False),
-    # The sequence of the transaction that is the first answer, or else the serialized answer.
+    # The answer is the transaction of this sequence, or else the serialized response.
     Column("sequence", BigInteger, nullable=True),
     Column("response", LargeBinary, nullable=True),
 )
 
 DISTRIBUTION_COLUMN = "account_number"
 DISTRIBUTED = (account_states, transactions, lots, refunds, usage_windows, requests)
-"""The big tables: on a sharded PostgreSQL all rows of an account lie together on one node."""
+"""The big tables: a sharded PostgreSQL stores all rows of an account on one node."""
 COPIED = (tenants, accounts, api_keys, retired_secrets, token_keys)
-"""The small tables: on a sharded PostgreSQL each node has a copy. None comes before what it refers to."""
+"""The small tables: each node of a sharded PostgreSQL has a copy. Referenced tables come first."""
