@@ -12,8 +12,9 @@ import socketserver
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
@@ -162,81 +163,57 @@ class _State(Collector):
         self._posting_clock = posting_clock
 
     def collect(self) -> Iterator[Metric]:
-        running = GaugeMetricFamily("daybook_info", "Always 1; the label is the version that runs.", labels=["version"])
-        running.add_metric([version("daybook")], 1)
-        yield running
+        yield _gauge(
+            "daybook_info", "Always 1; the label is the version that runs.", {version("daybook"): 1}, "version"
+        )
         yield _gauge("daybook_poster_line_calls", "Length of the posting queue, in calls.", self._poster.queue_length)
         yield _gauge(
             "daybook_poster_line_limit_calls", "Largest length of the posting queue, in calls.", QUEUE_LENGTH_MAX
         )
-        yield from self._pools()
-        yield CounterMetricFamily(
+        sizes = {pool: use.size for pool, use in self._database.pools.items()}
+        yield _gauge("daybook_database_connections_limit", "Largest number of connections of a pool.", sizes, "pool")
+        in_use = {pool: use.in_use for pool, use in self._database.pools.items()}
+        yield _gauge("daybook_database_connections_in_use", "Connections that are checked out.", in_use, "pool")
+        waiting = {pool: use.waiting for pool, use in self._database.pools.items()}
+        yield _gauge("daybook_database_connections_waiting", "Waiters for a connection.", waiting, "pool")
+        yield _counter(
             "daybook_database_conflicts",
             "Database transactions repeated after a conflict with another writer.",
             self._database.conflict_count,
         )
-        yield from self._replica()
-        yield CounterMetricFamily(
+        replica = self._database.replica
+        yield _counter(
+            "daybook_database_list_reads",
+            "Reads of lists with a replica configured, by the server that answered.",
+            {} if replica is None else {by: replica.reads[by] for by in ("replica", "primary")},
+            "by",
+        )
+        lag = None if replica is None else replica.lag_seconds
+        yield _gauge("daybook_database_replica_lag_seconds", "Replication lag of the replica.", lag)
+        yield _counter(
             "daybook_api_key_lookups",
             "API keys looked up in the database because they were not cached.",
             self._credentials.lookup_count,
         )
-        yield CounterMetricFamily(
+        yield _counter(
             "daybook_expired_lots", "Lots whose expiration was posted by a sweep.", self._expirations.lot_count
         )
-        last_sweep = GaugeMetricFamily(
-            "daybook_last_sweep_timestamp_seconds", "Start of the last completed sweep for expired lots."
+        last_sweep, clock, newest = self._expirations.last_sweep, self._posting_clock, self._poster.newest_create_time
+        yield _gauge(
+            "daybook_last_sweep_timestamp_seconds",
+            "Start of the last completed sweep for expired lots.",
+            None if last_sweep is None else last_sweep / SECOND,
         )
-        if self._expirations.last_sweep is not None:
-            last_sweep.add_metric([], self._expirations.last_sweep / SECOND)
-        yield last_sweep
-        yield from self._times()
-
-    def _times(self) -> Iterator[Metric]:
-        skew = GaugeMetricFamily(
+        yield _gauge(
             "daybook_clock_skew_seconds",
             "Difference between this machine's clock and its reference; negative if behind.",
+            None if clock is None else clock.skew / SECOND,
         )
-        if self._posting_clock is not None:
-            skew.add_metric([], self._posting_clock.skew / SECOND)
-        newest = GaugeMetricFamily(
+        yield _gauge(
             "daybook_newest_create_time_timestamp_seconds",
             "Newest create_time of an account at a posting to it.",
+            newest / SECOND if newest > EARLIEST else None,
         )
-        if self._poster.newest_create_time > EARLIEST:
-            newest.add_metric([], self._poster.newest_create_time / SECOND)
-        yield from (skew, newest)
-
-    def _replica(self) -> Iterator[Metric]:
-        reads = CounterMetricFamily(
-            "daybook_database_list_reads",
-            "Reads of lists with a replica configured, by the server that answered.",
-            labels=["by"],
-        )
-        lag = GaugeMetricFamily("daybook_database_replica_lag_seconds", "Replication lag of the replica.")
-        replica = self._database.replica
-        if replica is not None:
-            for by in ("replica", "primary"):
-                reads.add_metric([by], replica.reads[by])
-            if replica.lag_seconds is not None:
-                lag.add_metric([], replica.lag_seconds)
-        yield from (reads, lag)
-
-    def _pools(self) -> Iterator[Metric]:
-        limit = GaugeMetricFamily(
-            "daybook_database_connections_limit", "Largest number of connections of a pool.", labels=["pool"]
-        )
-        in_use = GaugeMetricFamily(
-            "daybook_database_connections_in_use", "Connections that are checked out.", labels=["pool"]
-        )
-        waiting = GaugeMetricFamily(
-            "daybook_database_connections_waiting", "Waiters for a connection.", labels=["pool"]
-        )
-        for pool, use in self._database.pools.items():
-            limit.add_metric([pool], use.size)
-            in_use.add_metric([pool], use.in_use)
-            waiting.add_metric([pool], use.waiting)
-        yield from (limit, in_use, waiting)
 
 
 class _UnderWay(Collector):
@@ -246,21 +223,36 @@ class _UnderWay(Collector):
         self._admissions = admissions
 
     def collect(self) -> Iterator[Metric]:
-        under_way = GaugeMetricFamily("daybook_rpc_under_way_calls", "Running calls.", labels=["kind"])
-        limit = GaugeMetricFamily("daybook_rpc_under_way_limit_calls", "Most running calls.", labels=["kind"])
-        refused = CounterMetricFamily(
-            "daybook_rpc_not_admitted_calls", "Calls refused because too many were running.", labels=["kind"]
+        admissions = (("call", self._admissions.calls), ("stream", self._admissions.streams))
+        under_way = {kind: admission.under_way for kind, admission in admissions}
+        yield _gauge("daybook_rpc_under_way_calls", "Running calls.", under_way, "kind")
+        places = {kind: admission.places for kind, admission in admissions}
+        yield _gauge("daybook_rpc_under_way_limit_calls", "Most running calls.", places, "kind")
+        refused = {kind: admission.refused for kind, admission in admissions}
+        yield _counter(
+            "daybook_rpc_not_admitted_calls", "Calls refused because too many were running.", refused, "kind"
         )
-        for kind, admission in (("call", self._admissions.calls), ("stream", self._admissions.streams)):
-            under_way.add_metric([kind], admission.under_way)
-            limit.add_metric([kind], admission.places)
-            refused.add_metric([kind], admission.refused)
-        yield from (under_way, limit, refused)
         yield _gauge("daybook_rpc_waiting_calls", "Calls that wait for admission.", self._admissions.calls.waiting)
 
 
-def _gauge(name: str, documentation: str, value: float) -> Metric:
-    return GaugeMetricFamily(name, documentation, value)
+def _family(
+    kind: type[GaugeMetricFamily | CounterMetricFamily],
+    name: str,
+    documentation: str,
+    value: float | Mapping[str, float] | None,
+    label: str = "",
+) -> Metric:
+    """A metric with one value, none, or one for each value of its label."""
+    if not isinstance(value, Mapping):
+        return kind(name, documentation, value) if value is not None else kind(name, documentation, labels=[])
+    family = kind(name, documentation, labels=[label])
+    for labelled, each in value.items():
+        family.add_metric([labelled], each)
+    return family
+
+
+_gauge = partial(_family, GaugeMetricFamily)
+_counter = partial(_family, CounterMetricFamily)
 
 
 class _Server(socketserver.ThreadingMixIn, WSGIServer):
