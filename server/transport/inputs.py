@@ -9,7 +9,7 @@ compares them with the contract of the method.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 from urllib.parse import unquote, unquote_plus
 
@@ -100,11 +100,11 @@ class Inputs:
                 continue
             name, equals, _ = parameter.partition("=")
             name = unquote_plus(name)
-            fields = _resolve(self._request_type, name)
-            path = ".".join(field.name for field in fields) if fields else echo(name)
+            fields = [field for _, _, field in _walk(self._request_type, name.split("."))]
+            path = ".".join(field.name for field in fields if field) if fields[-1] else echo(name)
             if path in self._bound:
                 raise FieldInvalid(path, "is part of the path, so it must not be in the query")
-            if not fields:
+            if fields[-1] is None:
                 raise FieldInvalid(path, f"is not a parameter of {self._name}")
             if not equals:
                 raise FieldInvalid(path, f"has no value: write {name}=VALUE")
@@ -125,15 +125,11 @@ class Inputs:
 
     def _require_field(self, root: Descriptor, names: Sequence[str]) -> str:
         """The path of a field of a body. Raises FieldInvalid if there is no such field."""
-        descriptor: Descriptor | None = root
         path = [self._body] if self._body else []
-        for depth, name in enumerate(names):
-            field = descriptor and _field(descriptor, name)
-            if not field:
-                place = self._shown(root, names[: depth + 1])
-                raise FieldInvalid(place, self._unknown(descriptor or root, unquote(name)))
+        for depth, (owner, name, field) in enumerate(_walk(root, names), start=1):
+            if field is None:
+                raise FieldInvalid(self._shown(root, names[:depth]), self._unknown(owner or root, unquote(name)))
             path.append(field.name)
-            descriptor = field.message_type
         return ".".join(path)
 
     def _unknown(self, owner: Descriptor, name: str) -> str:
@@ -147,11 +143,9 @@ class Inputs:
 
     def _shown(self, root: Descriptor, names: Sequence[str]) -> str:
         """A path as errors name it: with the names of the contract where it has the field."""
-        shown, descriptor = [self._body] if self._body else [], root
-        for name in names:
-            field = _field(descriptor, name) if descriptor is not None else None
-            shown.append(unquote(name) if field is None else field.name + "[]" * (field.is_repeated))
-            descriptor = None if field is None else field.message_type  # type: ignore[assignment]  # ends there
+        shown = [self._body] if self._body else []
+        for _, name, field in _walk(root, names):
+            shown.append(unquote(name) if field is None else field.name + "[]" * field.is_repeated)
         return ".".join(shown)
 
 
@@ -160,13 +154,10 @@ def _field(descriptor: Descriptor, name: str) -> FieldDescriptor | None:
     return descriptor.fields_by_name.get(name) or descriptor.fields_by_camelcase_name.get(name)
 
 
-def _resolve(descriptor: Descriptor | None, path: str) -> list[FieldDescriptor]:
-    """The fields on the way to one inside of a message; none if there is no such way."""
-    fields: list[FieldDescriptor] = []
-    for name in path.split("."):
-        field = _field(descriptor, name) if descriptor is not None else None
-        if field is None:
-            return []
-        fields.append(field)
-        descriptor = field.message_type
-    return fields
+def _walk(root: Descriptor, names: Iterable[str]) -> Iterator[tuple[Descriptor | None, str, FieldDescriptor | None]]:
+    """The message, the name and the field of each step of a path; None where the contract has none."""
+    owner: Descriptor | None = root
+    for name in names:
+        field = _field(owner, name) if owner is not None else None
+        yield owner, name, field
+        owner = field.message_type if field is not None else None
