@@ -33,7 +33,7 @@ from server.transport.admission import Admission, Admissions
 from server.transport.auth import Authenticator, authentication
 from server.transport.call_metadata import call_metadata
 from server.transport.deadlines import CallBounds, Deadlines, Work
-from server.transport.errors import RenderError, abort, code_of, code_of_cancellation, refuse, trailers_of
+from server.transport.errors import RenderError, code_of, code_of_cancellation, refuse
 from server.transport.inputs import Inputs
 from server.transport.limits import RateLimiter
 from server.transport.observation import EndTrace, MethodObserver, Observation
@@ -190,7 +190,7 @@ class CallHandler(grpc.GenericRpcHandler):
         if entry.admission is None:
             return entry.handler
         queued: Callable[[Any, Context], Awaitable[Any]] | None = entry.queued.stream_unary  # type: ignore[assignment]
-        assert queued is not None, "_queued makes a handler of this type"
+        assert queued is not None, "_around makes a handler of this type"
 
         async def answer(requests: Any, context: Context) -> Any:
             call_metadata.set(context.invocation_metadata() or ())  # type: ignore[arg-type]  # its stub has another type
@@ -235,8 +235,7 @@ class CallHandler(grpc.GenericRpcHandler):
             query_names=None if render is None else QueryNames(name),
         )
         admission = self._admissions.calls if handler.unary_unary is not None else self._admissions.streams
-        wrapped = self._around(method, handler)
-        return _Entry(wrapped, self._queued(method, wrapped, admission), admission, method.bounds)
+        return self._around(method, handler, admission)
 
     def _open(self, handler: Handler) -> Handler:
         """Refuses requests of an open service that can't be parsed. Reflection, a stream, does that itself."""
@@ -254,7 +253,7 @@ class CallHandler(grpc.GenericRpcHandler):
             return grpc.unary_unary_rpc_method_handler(answer, parse, handler.response_serializer)
         return grpc.unary_stream_rpc_method_handler(answer, parse, handler.response_serializer)
 
-    def _around(self, method: _Method, handler: Handler) -> Handler:
+    def _around(self, method: _Method, handler: Handler, admission: Admission) -> _Entry:
         # A facade's fields have the names of the vendor's JSON.
         naming: Naming = "name" if method.render is None else "json_name"
         parse = parser(handler.request_deserializer, naming, self._text_characters_max)
@@ -263,36 +262,47 @@ class CallHandler(grpc.GenericRpcHandler):
         answer: Any = handler.unary_unary or handler.unary_stream or handler.stream_unary
 
         async def unary(request: Any, context: Context) -> Any:
-            async with self._call(method, context, request):
-                return await answer(_complete(method, request), context)
+            async with self._call(method, context) as call:
+                return await answer(await self._admit(call, request), context)
 
         # Writes instead of yielding: gRPC leaves an async generator of a broken stream unclosed at its yield.
         async def stream(request: Any, context: Context) -> None:
-            async with self._call(method, context, request) as call:
-                await self._send_all(call, answer(_complete(method, request), context))
+            async with self._call(method, context) as call:
+                await self._send_all(call, answer(await self._admit(call, request), context))
 
         async def upload(requests: Any, context: Context) -> Any:
             async with self._call(method, context) as call:
-                _complete(method, None)
+                await self._admit(call, None)
                 async with aclosing(self._all_parsed(requests, call.work)) as messages:
                     return await answer(messages, context)
 
+        # For a handler of this type gRPC reads a message only when the handler asks for it.
+        async def queued(requests: Any, context: Context) -> Any:
+            async with self._call(method, context) as call:
+                await self._take_place(call, admission)
+                assert handler.unary_unary is not None, "no stream waits for a place"
+                async for request in requests:
+                    return await answer(await self._admit(call, request), context)
+                raise FieldInvalid("request", "is missing")
+
         if handler.unary_unary is not None:
-            return grpc.unary_unary_rpc_method_handler(unary, parse, serialize)
-        if handler.unary_stream is not None:
-            return grpc.unary_stream_rpc_method_handler(stream, parse, serialize)
-        if handler.stream_unary is not None:
-            return grpc.stream_unary_rpc_method_handler(upload, parse, serialize)
-        raise AssertionError(f"{method.observer.method} streams both ways, which is not supported")
+            wrapped = grpc.unary_unary_rpc_method_handler(unary, parse, serialize)
+        elif handler.unary_stream is not None:
+            wrapped = grpc.unary_stream_rpc_method_handler(stream, parse, serialize)
+        elif handler.stream_unary is not None:
+            wrapped = grpc.stream_unary_rpc_method_handler(upload, parse, serialize)
+        else:
+            raise AssertionError(f"{method.observer.method} streams both ways, which is not supported")
+        waiting = grpc.stream_unary_rpc_method_handler(queued, parse, serialize)
+        return _Entry(wrapped, waiting, admission, method.bounds)
 
     @asynccontextmanager
-    async def _call(self, method: _Method, context: Context, request: Any = None) -> AsyncIterator[_Call]:
-        """Admits a call before the block, ends it with an error of the block, and reports it at the end."""
+    async def _call(self, method: _Method, context: Context) -> AsyncIterator[_Call]:
+        """Ends a call with an error of the block, and reports it at the end."""
         work = asyncio.current_task()
         assert work is not None, "gRPC makes one for each call"
         call = _Call(method, context, work, time.perf_counter(), method.observer.begin())
         try:
-            await self._admit(call, request)
             yield call
         except BaseException as error:
             await self._fail(call, error)
@@ -302,31 +312,14 @@ class CallHandler(grpc.GenericRpcHandler):
                 bound.end(work)
             method.observer.end(call.code, call.reason, call.started, call.end_trace)
 
-    def _queued(self, method: _Method, handler: Handler, admission: Admission) -> Handler:
-        """Waits for a place before it reads the request; refuses the call if none becomes free in time."""
-        error = TooBusy()
-        code, trailers = code_of(error), trailers_of(error, method.render)
-        answer: Callable[[Any, Context], Awaitable[Any]] | None = handler.unary_unary  # type: ignore[assignment]
-
-        async def wait(requests: Any, context: Context) -> Any:
-            started = time.perf_counter()
-            holder = self._authenticator.known_holder(call_metadata.get())
-            try:
-                has_place = admission.enter(holder) or await admission.wait(holder)
-            except asyncio.CancelledError:
-                method.observer.end(code_of_cancellation(context), "", started, None)
-                raise
-            if not has_place:
-                method.observer.end(code, error.reason, started, method.observer.begin())
-                await abort(context, code, error.message, trailers)
-            admission.hold(holder, method.bounds)
-            assert answer is not None, "no stream waits for a place"
-            async for request in requests:
-                return await answer(request, context)
-            return await refuse(context, FieldInvalid("request", "is missing"), method.render)
-
-        # For a handler of this type gRPC reads a message only when the handler asks for it.
-        return grpc.stream_unary_rpc_method_handler(wait, handler.request_deserializer, handler.response_serializer)
+    async def _take_place(self, call: _Call, admission: Admission) -> None:
+        """Waits for a place. Raises TooBusy if none becomes free in time."""
+        holder = self._authenticator.known_holder(call_metadata.get())
+        if not (admission.enter(holder) or await admission.wait(holder)):
+            raise TooBusy
+        admission.hold(holder, call.method.bounds)
+        # The duration of a call doesn't include its wait.
+        call.started = time.perf_counter()
 
     async def _send_all(self, call: _Call, answers: AsyncGenerator[Any, None]) -> None:
         async with aclosing(answers) as messages:
@@ -341,8 +334,11 @@ class CallHandler(grpc.GenericRpcHandler):
             self._idle.begin_anew(work)
             yield _parsed(request)
 
-    async def _admit(self, call: _Call, request: Any) -> None:
-        """Authenticates and authorises a call. Raises a DaybookError if it is refused."""
+    async def _admit(self, call: _Call, request: Any) -> Any:
+        """Authenticates and authorises a call. Returns its request, None for a stream, with the input beside it.
+
+        Raises a DaybookError if the call is refused.
+        """
         found = await self._authenticator.authenticate(call_metadata.get())
         if self._limiter is not None:
             self._limiter.take(found.caller.credential_id)
@@ -350,6 +346,8 @@ class CallHandler(grpc.GenericRpcHandler):
         found.caller.require_scope(call.method.scopes, request)
         if call.method.query_names is not None:
             call.method.query_names.check(str(dict(call_metadata.get()).get(TARGET_HEADER, "")))
+        parsed, inputs = _parsed(request), call.method.inputs
+        return parsed if inputs is None else inputs.complete(parsed, call_metadata.get())
 
     async def _fail(self, call: _Call, error: BaseException) -> None:
         """Ends the call with a status for the error; returns if the error itself ends the call."""
@@ -377,12 +375,6 @@ class CallHandler(grpc.GenericRpcHandler):
                 return
         call.code, call.reason = code_of(refusal), refusal.reason
         await refuse(context, refusal, method.render)
-
-
-def _complete(method: _Method, request: Any) -> Any:
-    """The request, completed from the metadata of a native call; None for a stream. Raises InvalidArgument."""
-    parsed = _parsed(request)
-    return parsed if method.inputs is None else method.inputs.complete(parsed, call_metadata.get())
 
 
 def _parsed(request: Any) -> Any:

@@ -1,4 +1,4 @@
-"""How a refusal leaves the server.
+"""Renders errors as gRPC statuses.
 
 Every error becomes a google.rpc.Status with one ErrorInfo, and a BadRequest where a field
 is at fault. A facade's errors also carry their finished REST body in trailing metadata;
@@ -38,7 +38,7 @@ from server.ledger.errors import (
 
 DOMAIN = "daybook"
 UNCERTAIN_SECONDS = 0.1
-"""A caller who goes away so shortly before their deadline is taken for one whose deadline is over."""
+"""A call that is cancelled at most this long before its deadline counts as DEADLINE_EXCEEDED."""
 
 CODES: Mapping[type[DaybookError], grpc.StatusCode] = {
     InvalidArgument: grpc.StatusCode.INVALID_ARGUMENT,
@@ -79,9 +79,9 @@ def code_of(error: DaybookError) -> grpc.StatusCode:
 
 
 def code_of_cancellation(context: grpc.aio.ServicerContext[object, object]) -> grpc.StatusCode:
-    """What a caller has who is not answered any more: gRPC cancels a call in either case.
+    """The status of a cancelled call: DEADLINE_EXCEEDED or CANCELLED, because gRPC cancels a call in either case.
 
-    Their time began before it was counted here, so that it may end before it does here.
+    The client's deadline began before the server's, so it may be over a little earlier.
     """
     remaining = context.time_remaining()
     if remaining is not None and remaining <= UNCERTAIN_SECONDS:
@@ -95,7 +95,7 @@ def http_status_of(error: DaybookError) -> int:
 
 
 def plain_message(error: DaybookError) -> str:
-    """What a facade says. Where nothing is the caller's mistake, the words that the gateway has for the same thing."""
+    """The message of a facade. Errors of the server have the same words as those of the gateway."""
     match error:
         case ResourceExhausted():
             return "Too many requests"
@@ -143,11 +143,8 @@ def _pack(detail: ErrorInfo | BadRequest | RetryInfo) -> Any:
     return packed
 
 
-Trailers: TypeAlias = tuple[tuple[str, str | bytes], ...]
-
-
-def trailers_of(error: DaybookError, render: RenderError | None) -> Trailers:
-    """The trailing metadata with all that a caller is told of an error beside its code and its message."""
+def trailers_of(error: DaybookError, render: RenderError | None) -> tuple[tuple[str, str | bytes], ...]:
+    """The trailing metadata of an error: everything but its code and its message."""
     metadata: list[tuple[str, str | bytes]] = [("grpc-status-details-bin", to_status(error).SerializeToString())]
     if render is not None:
         rest = render(error)
@@ -161,19 +158,12 @@ def trailers_of(error: DaybookError, render: RenderError | None) -> Trailers:
 async def refuse(
     context: grpc.aio.ServicerContext[object, object], error: DaybookError, render: RenderError | None
 ) -> NoReturn:
-    """Ends the call with the error."""
-    await abort(context, code_of(error), error.message, trailers_of(error, render))
+    """Ends the call with the error.
 
-
-async def abort(
-    context: grpc.aio.ServicerContext[object, object], code: grpc.StatusCode, message: str, trailers: Trailers
-) -> NoReturn:
-    """Ends the call with a status.
-
-    Raises CancelledError if gRPC has ended it meanwhile by itself, as it does when a message is
-    too large: then the client has another status already.
+    Raises CancelledError if gRPC has already ended the call itself, as it does when a message is
+    too large: the client has that status.
     """
     try:
-        await context.abort(code, message, trailers)
+        await context.abort(code_of(error), error.message, trailers_of(error, render))
     except grpc.aio.InternalError:
         raise asyncio.CancelledError from None
