@@ -130,5 +130,5 @@ async def check_demo(book: Book, host: str) -> None:
     """Raises CannotStart if the book holds demo data and `host` is not a loopback address."""
     if await book.credentials.has_demo_tenant() and not is_loopback(host):
         raise CannotStart(
-            f"the database holds demo data, whose keys everybody knows: it is not served on {host}, only on loopback"
+            f"the database holds demo data, whose keys are public: it is not served on {host}, only on loopback"
         )

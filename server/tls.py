@@ -58,7 +58,7 @@ def client_trust(settings: Settings) -> Trust | None:
     if settings.tls_client_ca_file and not settings.gateway_client_certificate_file:
         raise CannotStart(
             "gateway_client_certificate_file is missing: tls_client_ca_file is set, "
-            "and the server lets nobody in without a certificate"
+            "and the server requires client certificates"
         )
     try:
         return Trust.of(settings.tls_certificate_file, _client_files(settings))

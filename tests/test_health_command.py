@@ -109,7 +109,7 @@ def test_mutual_tls(serve: Serve, authority: Authority, tmp_path: Path) -> None:
     told = served.health()
     assert told == (
         "daybook: gateway_client_certificate_file is missing: tls_client_ca_file is set, "
-        "and the server lets nobody in without a certificate"
+        "and the server requires client certificates"
     )
     client = authority.issue("client")
     assert served.health(**shown(client)) == "serving"

@@ -1,8 +1,8 @@
 """Reflection: describes every contract to clients that don't have them, such as grpcurl, ghz and buf curl.
 
-The service grpc.reflection.v1 and the older grpc.reflection.v1alpha have the same messages under two
-names, so one servicer answers both. grpcio-reflection has only the older one, finds no methods,
-and leaves out json_name; of it only the messages are used here.
+The services grpc.reflection.v1 and grpc.reflection.v1alpha have the same messages under two names,
+so one servicer answers both. The servicer of grpcio-reflection has only v1alpha, doesn't find
+methods, and omits json_name, so only its messages are used.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from server.ledger.errors import InvalidArgument
 from server.transport.parsing import parser
 
 NAMES = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
-# Clients read it in errors, but no service imports it. To load it is enough.
+# Clients read it in errors, but no service imports it. Importing it adds it to the pool.
 _LOADED = (error_reason_pb2.DESCRIPTOR,)
 
 
 def add_reflection_to_server(services: Iterable[str], server: Any) -> None:
-    """Adds both versions of reflection, which list these services, given by their full names."""
+    """Adds both versions of reflection, which list these services by their full names."""
     _describe_v1()
     method = grpc.stream_stream_rpc_method_handler(
         Reflection(services).answers,
@@ -49,18 +49,18 @@ def add_reflection_to_server(services: Iterable[str], server: Any) -> None:
 
 
 class Reflection:
-    """Answers out of the descriptors that are loaded in this process."""
+    """Answers from the descriptors that are loaded in this process."""
 
     def __init__(self, services: Iterable[str]) -> None:
         self._services = sorted(services)
         self._pool = Default()
-        # Bounded: only names of files that are loaded get here.
+        # Bounded by the number of loaded files.
         self._described: dict[str, bytes] = {}
 
     async def answers(
         self, requests: AsyncIterator[ServerReflectionRequest | InvalidArgument], _context: object
     ) -> AsyncIterator[ServerReflectionResponse]:
-        """Answers one request after the other; what can't be found is an error in its answer alone."""
+        """Answers each request in turn. A failed request gets an error and doesn't end the stream."""
         async for request in requests:
             if isinstance(request, InvalidArgument):
                 yield _error(grpc.StatusCode.INVALID_ARGUMENT, request.message)
@@ -91,7 +91,7 @@ class Reflection:
         try:
             file = self._pool.FindFileContainingSymbol(symbol)
         except KeyError:
-            # Methods are symbols too, but that search passes over them.
+            # That search doesn't find methods.
             file = self._pool.FindMethodByName(symbol).containing_service.file
         return self._files(file)
 
@@ -110,7 +110,7 @@ class Reflection:
         )
 
     def _files(self, file: FileDescriptor) -> ServerReflectionResponse:
-        """The file, and behind it all that it imports."""
+        """The file, then everything that it imports."""
         found: dict[str, FileDescriptor] = {}
         waiting = [file]
         while waiting:
@@ -134,7 +134,7 @@ def _error(code: grpc.StatusCode, message: str) -> ServerReflectionResponse:
 
 
 def _with_json_names(file: FileDescriptor) -> FileDescriptorProto:
-    """A file as protoc describes it. Generated Python code leaves out each json_name that follows from the name."""
+    """A file as protoc describes it. Generated Python code omits each json_name that follows from the name."""
     described = FileDescriptorProto()
     file.CopyToProto(described)
     for extension in described.extension:

@@ -1,8 +1,8 @@
-"""OAuth2 access tokens: JWTs (RFC 7519, RFC 9068) that one configured issuer has signed.
+"""OAuth2 access tokens: JWTs (RFC 7519, RFC 9068) signed by one configured issuer.
 
-PyJWT does the cryptography and compares issuer and audience. The times are compared here,
-with the clock of the ledger. Which algorithms are good, and where the keys are, nobody but
-the settings says: what a token's header tells about that (`jku`, `jwk`, `x5u`) is not read.
+PyJWT verifies the signature, the issuer and the audience. The times are checked here, against
+the clock of the ledger. Only the settings determine the algorithms and the source of the keys:
+the headers `jku`, `jwk` and `x5u` of a token are ignored.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from server.transport.signing_keys import NoSuchKey, SigningKeys
 log = structlog.get_logger(__name__)
 
 TYPES = ("jwt", "at+jwt", "application/at+jwt")
-"""What a header may say that a token is, in lower case. It may also say nothing."""
+"""The valid values of the header `typ`, in lower case. It may be missing."""
 
 _BASE64URL = re.compile(r"[A-Za-z0-9_-]*", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
 class TokenRules:
-    """Which tokens are good, and where in them it says for what."""
+    """Which tokens are valid, and which claims hold the tenant, the scopes and the account."""
 
     issuer: str
     audience: str
@@ -46,15 +46,15 @@ class TokenRules:
     account_claim: str | None
     """The name of the claim with the id of the account to which a token is bound; None if none is ever bound."""
     clock_skew: Instant
-    """How far the issuer's clock may be from ours."""
+    """Maximum difference between the issuer's clock and the ledger's, in microseconds."""
 
 
 class _Refused(Exception):
-    """Why a token is not good, in fixed words for the log."""
+    """Why a token is invalid, in fixed words for the log."""
 
 
 class AccessTokens:
-    """Finds whom an access token lets in."""
+    """Authenticates access tokens."""
 
     def __init__(self, rules: TokenRules, keys: SigningKeys, store: CredentialStore, clock: Clock) -> None:
         self._rules = rules
@@ -63,14 +63,14 @@ class AccessTokens:
         self._clock = clock
 
     async def open(self, token: str) -> Opened:
-        """Checks a token. Raises CredentialInvalid, and ServiceUnavailable while its issuer's keys can't be had.
+        """Verifies a token. Raises CredentialInvalid, or ServiceUnavailable if the issuer's keys can't be fetched.
 
-        The caller is not told what is wrong; the log is, where it takes what is for debugging.
+        The reason is logged at level debug and not sent to the caller.
         """
         try:
             return await self._open(token)
         except (PyJWTError, NoSuchKey, _Refused) as error:
-            # PyJWT's own words repeat what the caller sent.
+            # Messages of PyJWT contain parts of the token.
             problem = type(error).__name__ if isinstance(error, PyJWTError) else str(error)
             log.debug("access token refused", problem=problem)
             raise CredentialInvalid from None
@@ -90,7 +90,7 @@ class AccessTokens:
         return Opened(caller, expire_time)
 
     def _read_header(self, token: str) -> tuple[str, str | None]:
-        """By which algorithm and with which key a token says that it is signed."""
+        """The algorithm and the key id that a token names."""
         header = jwt.get_unverified_header(token)
         algorithm = header.get("alg")
         if algorithm not in self._rules.algorithms:
@@ -121,7 +121,7 @@ class AccessTokens:
         )
 
     def _check_times(self, claims: Mapping[str, Any]) -> Instant:
-        """Before when a token is good, the skew of clocks included."""
+        """When a token expires, with the allowed clock skew."""
         now, skew = self._clock(), self._rules.clock_skew
         expire_time = _read_time(claims, "exp") + skew
         if now >= expire_time:
@@ -138,7 +138,7 @@ class AccessTokens:
         return tenant
 
     def _read_account(self, claims: Mapping[str, Any]) -> str | None:
-        """The account to which a token is bound. To be good for all it has to say so; silence could be an oversight."""
+        """The account to which a token is bound; None for all, which the claim must say: it may be missing by mistake."""
         if self._rules.account_claim is None:
             return None
         account_id = _read_text(claims, self._rules.account_claim)
@@ -160,14 +160,14 @@ def _read_time(claims: Mapping[str, Any], name: str) -> Instant:
 
 def _read_text(claims: Mapping[str, Any], name: str) -> str:
     value = claims.get(name)
-    # Half a surrogate pair, a NUL and the like are in no name, and no database takes them.
+    # Databases reject NUL and lone surrogates.
     if not isinstance(value, str) or not value or not value.isprintable():
         raise _Refused(f"{name} is missing, or is no text")
     return value
 
 
 def _read_scopes(value: object) -> frozenset[str]:
-    """Daybook's among the scopes of a token: words with spaces between them, or a list. The others are not ours."""
+    """The scopes of Daybook in a claim, which is a list or text with spaces; other scopes are ignored."""
     match value:
         case None:
             words: list[object] = []
@@ -181,5 +181,5 @@ def _read_scopes(value: object) -> frozenset[str]:
 
 
 def _credential_id(tenant: TenantRecord, subject: str) -> str:
-    """Who holds a token, whichever of their tokens it is. No API key has an id like this."""
+    """The id of a token's subject, the same for all of its tokens. No API key has such an id."""
     return f"oauth2:{hashlib.sha256(f'{tenant.number} {subject}'.encode()).hexdigest()[:32]}"

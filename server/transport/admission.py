@@ -1,13 +1,11 @@
-"""Admission: how many calls may be under way at once in this process, and how credentials share them.
+"""Admission control: limits the concurrent calls of this process, and shares them among credentials.
 
-A call is admitted by its headers, before its body is read. The places are divided by one
-rule: a credential may hold at most as many as are free. So a credential that calls alone
-gets half of them, two credentials a third each, and one more finds room beside any number
-of others that take all they may.
+A call is admitted by its headers, before its body is read. A credential may hold at most as
+many places as are free: a lone credential gets half of them, two get a third each, and a new
+credential always finds room.
 
-A call for which there is no place waits a while for one, and is then refused. While it
-waits, its client can't retry it: aggressive retries slow down, and take no time from the
-calls that were admitted.
+A call without a place waits for one for a limited time, and is then refused. Its client can't
+retry while it waits, so aggressive retries take no time from admitted calls.
 """
 
 from __future__ import annotations
@@ -21,27 +19,27 @@ from typing import Any
 from server.transport.deadlines import Deadlines
 
 WAITING_CALLS_MAX = 5000
-"""How many calls wait for a place. Beyond it a call is refused at once."""
+"""Maximum number of calls that wait for a place. Further calls are refused immediately."""
 
 
 class Admission:
-    """Counts the calls under way, in total and of each credential. For one event loop."""
+    """Counts running calls, in total and of each credential. For one event loop."""
 
     def __init__(self, places: int, wait_seconds: float = 0, waiting_max: int = WAITING_CALLS_MAX) -> None:
-        """`places` is how many calls may be under way together, at least 1; `wait_seconds` may be 0."""
+        """`places` is the maximum number of running calls, at least 1; `wait_seconds` may be 0."""
         self.places = places
         self.under_way = 0
         self.refused = 0
-        """How many calls were refused so far."""
+        """The number of calls refused so far."""
         self._wait_seconds = wait_seconds
         self._waiting_max = waiting_max
         self.waiting = 0
         self._held: dict[str, int] = {}
-        # The calls that wait, by their credentials; the credential whose turn is next stands first.
+        # The queue of each credential. The first credential is next.
         self._queues: dict[str, dict[asyncio.Future[bool], None]] = {}
 
     def enter(self, holder: str) -> bool:
-        """Takes a place for a call of a credential; False, taking none, if the call must wait."""
+        """Takes a place for a call of a credential. Returns False if the call must wait."""
         # No call overtakes an older one of the same credential.
         if holder in self._queues or not self._has_room(holder):
             return False
@@ -49,7 +47,7 @@ class Admission:
         return True
 
     async def wait(self, holder: str) -> bool:
-        """Takes a place as soon as there is one; False, taking none, if there is none in time."""
+        """Waits for a place and takes it. Returns False if none becomes free in time."""
         if not self._wait_seconds or self.waiting >= self._waiting_max:
             self.refused += 1
             return False
@@ -72,9 +70,9 @@ class Admission:
         return entered
 
     def hold(self, holder: str, bounds: Sequence[Deadlines]) -> None:
-        """Begins the time of the current task, which has a place, and gives the place back when the task ends.
+        """Starts the deadlines of the current task, which has a place, and frees the place when the task ends.
 
-        The task ends however the call does, also where its body never comes.
+        The task also ends if the body of its request never arrives.
         """
         task = asyncio.current_task()
         assert task is not None, "gRPC makes one for each call"
@@ -89,7 +87,7 @@ class Admission:
         task.add_done_callback(leave)
 
     def leave(self, holder: str) -> None:
-        """Gives the place of a call back, and to those that wait what is free now."""
+        """Frees the place of a call, and gives free places to waiting calls."""
         self.under_way -= 1
         held = self._held[holder] - 1
         if held:
@@ -105,7 +103,7 @@ class Admission:
                 turn.set_result(True)
 
     def end_waiting(self) -> None:
-        """Refuses all calls that wait, and from now on every call for which there is no place, at once."""
+        """Refuses all waiting calls. From now on a call without a place is refused immediately."""
         self._wait_seconds = 0
         for holder, queue in list(self._queues.items()):
             for turn in list(queue):
@@ -119,7 +117,7 @@ class Admission:
         self.under_way += 1
 
     def _with_room(self) -> Iterator[str]:
-        """The credentials of calls that wait and may have a place, each in turn, until none may."""
+        """The credentials whose next waiting call may take a place, in turn, until none may."""
         while True:
             holder = next(filter(self._has_room, self._queues), None)
             if holder is None:
@@ -133,7 +131,7 @@ class Admission:
             self._remove(holder, turn)
 
     def _remove(self, holder: str, turn: asyncio.Future[bool]) -> None:
-        """Takes a call out of its queue, unless it is out already."""
+        """Removes a call from its queue if it is still there."""
         queue = self._queues.get(holder, {})
         if turn not in queue:
             return
@@ -147,7 +145,7 @@ class Admission:
 class Admissions:
     """The admission of every call of a process.
 
-    Streams, which may take an hour, have places of their own and take none from short calls.
+    Streams, which may take an hour, have separate places.
     """
 
     calls: Admission

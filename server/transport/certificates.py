@@ -1,8 +1,7 @@
 """The server's certificate: read from files, and read again when they change.
 
-Whoever renews a certificate writes new files, and the next connection gets it; those that
-are open keep what they began with. Files that can't be used are told once, and what was
-read before stays in use until they can.
+New connections get a renewed certificate; open connections keep theirs. Unusable files are
+logged once, and the previous certificate stays in use.
 """
 
 from __future__ import annotations
@@ -25,21 +24,21 @@ _Stamp: TypeAlias = "Sequence[tuple[int, int, int] | None]"
 
 
 class CertificateUnusable(Exception):
-    """Why files can't be used, with the name of the setting. Never holds what is in them."""
+    """Why files can't be used, with the name of the setting. Never contains their content."""
 
 
 @dataclass(frozen=True, slots=True)
 class CertificateFiles:
-    """A certificate and its key, and who signs the certificates of those who connect, if anybody does."""
+    """A certificate, its key, and the authorities of client certificates, if clients need one."""
 
     prefix: str
-    """What the names of the settings begin with, for messages."""
+    """The prefix of the names of the settings, for messages."""
     certificate_file: str
     key_file: str
     client_ca_file: str = ""
 
     def require_complete(self) -> None:
-        """Raises CertificateUnusable, naming the setting that is missing, if one goes without another."""
+        """Raises CertificateUnusable, naming the missing setting, if one is set without another that it needs."""
         if self.certificate_file and not self.key_file:
             raise CertificateUnusable(f"{self.prefix}key_file is missing: {self.prefix}certificate_file is set")
         if self.key_file and not self.certificate_file:
@@ -48,7 +47,7 @@ class CertificateFiles:
             raise CertificateUnusable(f"{self.prefix}certificate_file is missing: {self.prefix}client_ca_file is set")
 
     def read(self) -> grpc.ServerCertificateConfiguration:
-        """What is in the files now. Raises CertificateUnusable if a server could not work with it."""
+        """Reads the files. Raises CertificateUnusable if a server can't use them."""
         chain = _read(f"{self.prefix}certificate_file", self.certificate_file)
         key = _read(f"{self.prefix}key_file", self.key_file)
         _require_pair(self.prefix, chain, key)
@@ -58,18 +57,18 @@ class CertificateFiles:
         return grpc.ssl_server_certificate_configuration([(key, chain)], authorities)
 
     def stamp(self) -> _Stamp:
-        """Something that is different once a file was written."""
+        """A value that changes whenever a file is written."""
         return [_stamp(file) for file in (self.certificate_file, self.key_file, self.client_ca_file) if file]
 
 
 class ServerCertificates:
-    """What the server shows to whoever connects, as it is in the files at that moment."""
+    """The certificate that the server presents at each handshake: the present content of the files."""
 
     def __init__(self, files: CertificateFiles) -> None:
         """Raises CertificateUnusable if the files can't be used."""
         self._files = files
         self._lock = threading.Lock()
-        # Before they are read: what is written in between is seen as a change.
+        # Taken before the files are read, so that a write in between counts as a change.
         self._stamp = files.stamp()
         self._initial = files.read()
 
@@ -77,12 +76,12 @@ class ServerCertificates:
         """For the port of a server."""
         return grpc.dynamic_ssl_server_credentials(
             self._initial,
-            self._fetch,  # type: ignore[arg-type]  # None is allowed: what is in use stays
+            self._fetch,  # type: ignore[arg-type]  # None is allowed: the certificate stays
             require_client_authentication=bool(self._files.client_ca_file),
         )
 
     def _fetch(self) -> grpc.ServerCertificateConfiguration | None:
-        """What is new; None if there is nothing new. gRPC asks before each handshake, in threads of its own."""
+        """The new certificate; None if it hasn't changed. gRPC calls this before each handshake, in its own threads."""
         with self._lock:
             stamp = self._files.stamp()
             if stamp == self._stamp:
@@ -99,15 +98,15 @@ class ServerCertificates:
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """How a client on the server's own machine connects: it knows the very certificate of the server."""
+    """How a client on the server's machine connects: it trusts exactly the certificate of the server."""
 
     credentials: grpc.ChannelCredentials
     name_option: tuple[str, str]
-    """Has gRPC verify the certificate for a name that is in it, for the client connects to an address."""
+    """Makes gRPC verify a name in the certificate, because the client connects to an address."""
 
     @classmethod
     def of(cls, certificate_file: str, client: CertificateFiles) -> Trust:
-        """Trusts what is in a file, and shows a certificate of its own if there is one. Raises CertificateUnusable."""
+        """Trusts the certificate in a file, and presents the client's if there is one. Raises CertificateUnusable."""
         content = _read("tls_certificate_file", certificate_file)
         name = _name_in(_certificates("tls_certificate_file", content)[0])
         client.require_complete()
@@ -121,7 +120,7 @@ class Trust:
 
 
 def _name_in(certificate: x509.Certificate) -> str:
-    """A name or an address for which a certificate is."""
+    """A host name or an address of a certificate."""
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
@@ -131,12 +130,12 @@ def _name_in(certificate: x509.Certificate) -> str:
         *map(str, names.get_values_for_type(x509.IPAddress)),
         *(str(each.value) for each in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)),
     ]
-    # Of a wildcard any one name.
+    # Any name matches a wildcard.
     return found[0].replace("*", "server") if found else "localhost"
 
 
 def read_authorities(setting: str, file: str) -> bytes:
-    """The certificates, PEM, of those who sign others. Raises CertificateUnusable."""
+    """The PEM certificates of authorities. Raises CertificateUnusable."""
     content = _read(setting, file)
     _certificates(setting, content)
     return content
@@ -162,9 +161,9 @@ def _require_pair(prefix: str, chain: bytes, key: bytes) -> None:
     try:
         public_key = load_pem_private_key(key, password=None).public_key()
     except TypeError:
-        raise CertificateUnusable(f"{prefix}key_file is locked by a password, which nobody could enter") from None
+        raise CertificateUnusable(f"{prefix}key_file has a password, which can't be entered") from None
     except Exception:
-        # Of several kinds, with words that might show what is in the file.
+        # Several exceptions, whose messages might contain parts of the file.
         raise CertificateUnusable(f"{prefix}key_file holds no private key in PEM") from None
     shape = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     if certificate.public_key().public_bytes(*shape) != public_key.public_bytes(*shape):

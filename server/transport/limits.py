@@ -1,8 +1,8 @@
-"""How often one credential may call: a token bucket for each.
+"""The rate limit: a token bucket for each credential.
 
-A bucket holds at most `burst` tokens, a call takes one, and they come back at a steady
-rate. What is kept of a bucket is one number, the moment at which it is full again (this
-is the generic cell rate algorithm); a bucket that nobody has is full.
+A bucket holds at most `burst` tokens, a call takes one, and tokens return at a steady rate.
+Only the time at which a bucket is full again is stored (generic cell rate algorithm); a
+missing bucket is full.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from server.ledger.errors import RateLimited
 from server.ledger.instants import Stopwatch
 
 BUCKETS_MAX = 100_000
-"""How many buckets are kept. Beyond it the one that was used longest ago is forgotten, and so is full."""
+"""Maximum number of stored buckets. Evicts the least recently used, which then counts as full."""
 
 _SECOND = 1_000_000_000
 
@@ -28,7 +28,7 @@ class RateLimiter:
         self._token_time = round(_SECOND / calls_per_second)
         self._capacity = burst * self._token_time
         self._stopwatch = stopwatch
-        # When each is full again, in nanoseconds of the stopwatch; the one that was used last stands last.
+        # When each is full again, in nanoseconds of the stopwatch; the most recently used is last.
         self._full_times: OrderedDict[str, int] = OrderedDict()
 
     def take(self, credential_id: str) -> None:

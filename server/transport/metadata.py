@@ -1,4 +1,4 @@
-"""Checks metadata, the JSON that a tenant keeps with a transaction or a company."""
+"""Validates metadata, the JSON that a tenant stores with a transaction or a company."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from server.transport.rest import echo
 
 METADATA_BYTES_MAX = 8192
 METADATA_NUMBER_MAX = 2**53 - 1
-"""The largest whole number that a double tells from its neighbours. A Struct has doubles only."""
+"""The largest integer that a double, the only number of a Struct, represents exactly."""
 METADATA_DEPTH_MAX = 20
-"""How many structs and lists may be inside each other. Each is up to three messages, and nobody's
-parser goes deeper than a hundred: one row that nobody can read would end every list with it."""
+"""Maximum nesting of structs and lists. Each is up to three nested messages, and parsers refuse more than 100:
+a deeper row would make every list with it unreadable."""
 METADATA_PATH_CHARACTERS_MAX = 256
-"""Of a path in metadata, as an error names it."""
+"""Maximum length of a path in an error."""
 
 
 def check_metadata(place: str, struct: Struct) -> None:
-    """Raises FieldInvalid, which names the key at fault, or all of the metadata where it is too large or too deep."""
+    """Raises FieldInvalid for an invalid key, or for all metadata if it is too large or too deep."""
     if struct.ByteSize() > METADATA_BYTES_MAX:
         raise FieldInvalid(place, f"must take at most {METADATA_BYTES_MAX} bytes")
     if any(_depth_of(value) >= METADATA_DEPTH_MAX for value in struct.fields.values()):
@@ -35,14 +35,14 @@ def _depth_of(value: Value) -> int:
 
 
 def _inner(place: str, key: str) -> str:
-    """The path of a key. One that is too long to be told ends at its beginning."""
+    """The path of a key, cut off if it is too long."""
     return f"{place}.{echo(key)}" if len(place) <= METADATA_PATH_CHARACTERS_MAX else place
 
 
 def _check_value(place: str, value: Value) -> None:
-    """Refuses what JSON lacks, since one such value would make every list with it impossible to print.
+    """Refuses values that JSON lacks: every list with such a value would fail to render.
 
-    A larger number than METADATA_NUMBER_MAX may have been rounded on its way here, which can't be told any more.
+    A number above METADATA_NUMBER_MAX may already have been rounded by the client.
     """
     match value.WhichOneof("kind"):
         case "number_value":

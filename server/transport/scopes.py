@@ -1,4 +1,4 @@
-"""What a credential must be good for to call a method: its contract says so."""
+"""The scopes that a method requires of a credential, as its contract declares them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from server.ledger.access import SUFFICIENT
 def declared_scopes(method: str) -> tuple[str, ...]:
     """The scopes of which any one opens a method, given as `package.Service/Method`.
 
-    A method that declares none, or one that nobody knows, is a mistake in its contract and
-    is not served.
+    Raises AssertionError if the method declares no scope or an unknown one.
     """
     options = Default().FindMethodByName(method.replace("/", ".")).GetOptions()
     scopes = tuple(options.Extensions[scope])

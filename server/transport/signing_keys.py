@@ -1,8 +1,8 @@
-"""The public keys of the issuer of access tokens: a JWK Set (RFC 7517), from a URL or out of a file.
+"""The public keys of the issuer of access tokens: a JWK Set (RFC 7517), from a URL or a file.
 
-What was fetched is kept. It is fetched anew when it is old, and when a token names a key
-that is not in it, but never more often than every few seconds, so that nobody can have us
-flood the issuer with made-up names. While the issuer is away, the last good set is used on.
+The set is cached. It is fetched again when it is old or when a token names a missing key, but
+at most once every FETCH_AGAIN_SECONDS, so that forged key ids can't flood the issuer. While the
+issuer is unavailable, the last valid set stays in use.
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ from server.transport.signing_algorithms import KEY_TYPES
 log = structlog.get_logger(__name__)
 
 FETCH_SECONDS_MAX = 5.0
-"""How long a fetch may take in all, and so how long a call may wait for one."""
+"""Maximum duration of a fetch, and so of a call's wait for one, in seconds."""
 FETCH_AGAIN_SECONDS = 10.0
-"""How long after a fetch nobody starts another, whatever came of it."""
+"""Minimum time between the starts of two fetches, in seconds, whether or not the first succeeded."""
 KEPT_SECONDS = 3600.0
-"""How long keys that are due are used on while the issuer is away. Few access tokens live longer."""
+"""How long keys are used after they are due while the issuer is unavailable, in seconds. Few tokens live longer."""
 SET_BYTES_MAX = 256 * 1024
 SET_KEYS_MAX = 100
 
 Fetch: TypeAlias = Callable[[], Awaitable[bytes]]
-"""Gets a JWK Set from where it is. Whatever it raises, it could not be had."""
+"""Fetches a JWK Set. Any exception means that the fetch failed."""
 
 
 class NotFetched(Exception):
-    """Why a JWK Set could not be had, in words for the log."""
+    """Why a JWK Set could not be fetched, for the log."""
 
 
 class NoSuchKey(Exception):
-    """The issuer has no such key, in words for the log."""
+    """Why no key of the issuer matches, for the log."""
 
 
 class SigningKeys:
-    """The keys of one issuer, as fresh as need be."""
+    """The keys of one issuer, fetched again when they are due."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class SigningKeys:
         refresh_seconds: float,
         stopwatch: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Keys are due after `refresh_seconds`; `stopwatch` gives seconds. Only `algorithms` find keys."""
+        """Keys are due after `refresh_seconds`; `stopwatch` gives seconds. Keys of other `algorithms` are ignored."""
         self._fetch = fetch
         self._algorithms = algorithms
         self._refresh_seconds = refresh_seconds
@@ -66,17 +66,17 @@ class SigningKeys:
         self._keys: Sequence[PyJWK] = ()
         self._asked_at = -math.inf
         self._fetched_at = -math.inf
-        """When the present keys were asked for; as _asked_at, if nothing went wrong since."""
+        """When the fetch of the present keys started. Equals _asked_at unless a later fetch failed."""
         self._fetching: asyncio.Task[None] | None = None
 
     async def find(self, algorithm: str, key_id: str | None) -> PyJWK:
-        """The one key of this id, or without an id the only one, that verifies what this algorithm signed.
+        """The key with this id, or the only key if the id is None, that verifies signatures of this algorithm.
 
-        Raises NoSuchKey if there is none or more than one, and ServiceUnavailable if nobody
-        knows, because the issuer is away.
+        Raises NoSuchKey if there is none or more than one, and ServiceUnavailable if the issuer
+        is unavailable and the key is not cached.
         """
         if self._age() >= self._refresh_seconds:
-            # The first to find the keys due waits for new ones. If they can't be had, nobody waits again.
+            # The first call after the keys are due waits for new ones. If the fetch fails, later calls don't wait.
             await self.refresh(wait=not self._is_away() or self._has_expired())
         found = self._matching(algorithm, key_id)
         if not found:
@@ -89,20 +89,20 @@ class SigningKeys:
         return found[0]
 
     async def refresh(self, *, wait: bool = True) -> None:
-        """Fetches the keys, unless that was just tried; joins a fetch that is under way. Never raises.
+        """Fetches the keys, unless a fetch started recently; joins a running fetch. Never raises.
 
-        Without `wait` the fetch goes on behind the caller's back.
+        Without `wait` the fetch runs in the background.
         """
         now = self._stopwatch()
         if self._fetching is None and now - self._asked_at >= FETCH_AGAIN_SECONDS:
             self._asked_at = now
             self._fetching = asyncio.create_task(self._replace())
         if wait and self._fetching is not None:
-            # A caller who goes away takes nobody else's keys along.
+            # A cancelled caller doesn't cancel the fetch, for which other callers may wait.
             await asyncio.shield(self._fetching)
 
     async def close(self) -> None:
-        """Ends a fetch that is under way."""
+        """Cancels a running fetch."""
         if self._fetching is not None:
             self._fetching.cancel()
             await asyncio.wait([self._fetching])
@@ -118,7 +118,7 @@ class SigningKeys:
                 content = await self._fetch()
             keys = read_keys(content, self._algorithms)
         except Exception as error:
-            # Of ours the words, which are fixed; of others' no more than what kind they are.
+            # Messages of other exceptions may hold what the issuer sent.
             problem = str(error) if isinstance(error, NotFetched) else type(error).__name__
             log.warning("signing keys not fetched", problem=problem)
         else:
@@ -152,8 +152,8 @@ async def signing_keys(
 ) -> AsyncIterator[SigningKeys]:
     """The keys at a URL or in a file, until the end of the block.
 
-    A file is looked at again every few seconds. Raises NotFetched if it holds no key that can
-    be used; an issuer may be away for now.
+    A file is read again every FETCH_AGAIN_SECONDS. Raises NotFetched if it holds no usable key;
+    an issuer at a URL may be unavailable at first.
     """
     remote = is_url(location)
     source = from_url(location) if remote else contextlib.nullcontext(from_file(Path(location)))
@@ -175,14 +175,14 @@ def is_url(location: str) -> bool:
 
 @contextlib.asynccontextmanager
 async def from_url(url: str) -> AsyncIterator[Fetch]:
-    """Fetches from a URL, and from nowhere else: redirects are not followed."""
+    """Fetches from a URL. Redirects are not followed."""
     client = httpx.AsyncClient(
         follow_redirects=False,
         timeout=FETCH_SECONDS_MAX,
-        # The environment may name authorities for TLS, and a proxy, which can't reach what is on this machine.
+        # The environment may name TLS authorities and a proxy, which can't reach servers on this machine.
         trust_env=url.startswith("https://"),
         mounts={"https://": None} if is_loopback(urlsplit(url).hostname or "") else None,
-        # Compressed, a few bytes could become very many.
+        # A small compressed answer could have a very large content.
         headers={"accept": "application/json", "accept-encoding": "identity", "user-agent": "daybook"},
     )
 
@@ -204,7 +204,7 @@ def from_file(path: Path) -> Fetch:
     """Reads a file."""
 
     def read() -> bytes:
-        # A pipe would never end.
+        # Reading a pipe might never end.
         if not path.is_file():
             raise NotFetched("there is no such file")
         with path.open("rb") as file:
@@ -224,10 +224,10 @@ def _require_size(count: int) -> None:
 
 
 def read_keys(content: bytes, algorithms: Sequence[str]) -> list[PyJWK]:
-    """The keys of a JWK Set that verify what one of the algorithms signed, once for each that they may be used with.
+    """The keys of a JWK Set for these algorithms; a key appears once for each algorithm that it can be used with.
 
-    What is of no use to us is left out, as RFC 7517 (5) has it; a set of nothing else revokes
-    all keys. Raises NotFetched for what is no JWK Set.
+    Other keys are ignored (RFC 7517, 5); a set without a usable key revokes all. Raises
+    NotFetched if the content is not a JWK Set.
     """
     try:
         jwk_set = json.loads(content)
@@ -242,7 +242,7 @@ def read_keys(content: bytes, algorithms: Sequence[str]) -> list[PyJWK]:
 
 
 def _is_for_signatures(jwk: dict[str, Any]) -> bool:
-    """Whether a key is a public one that its issuer signs with (RFC 7517, 4.2 and 4.3)."""
+    """Whether a key is public and for signatures (RFC 7517, 4.2 and 4.3)."""
     operations = jwk.get("key_ops", ["verify"])
     return jwk.get("use", "sig") == "sig" and isinstance(operations, list) and "verify" in operations and "d" not in jwk
 
@@ -252,7 +252,7 @@ def _read_key(jwk: dict[str, Any], algorithm: str) -> PyJWK | None:
         return None
     try:
         key = PyJWK(jwk, algorithm)
-        # This is where PyJWT compares the curve with the algorithm.
+        # PyJWT compares the curve with the algorithm here.
         key.Algorithm.prepare_key(key.key)
     except (PyJWTError, TypeError, ValueError):
         return None
