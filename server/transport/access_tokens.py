@@ -138,7 +138,7 @@ class AccessTokens:
         return tenant
 
     def _read_account(self, claims: Mapping[str, Any]) -> str | None:
-        """The account to which a token is bound; None for all, which the claim must say: it may be missing by mistake."""
+        """The account to which a token is bound; None for all accounts, which must be stated explicitly."""
         if self._rules.account_claim is None:
             return None
         account_id = _read_text(claims, self._rules.account_claim)

@@ -161,7 +161,7 @@ def _require_pair(prefix: str, chain: bytes, key: bytes) -> None:
     try:
         public_key = load_pem_private_key(key, password=None).public_key()
     except TypeError:
-        raise CertificateUnusable(f"{prefix}key_file has a password, which can't be entered") from None
+        raise CertificateUnusable(f"{prefix}key_file is locked by a password, which can't be entered") from None
     except Exception:
         # Several exceptions, whose messages might contain parts of the file.
         raise CertificateUnusable(f"{prefix}key_file holds no private key in PEM") from None
