@@ -250,7 +250,7 @@ def test_gateway_and_guide_know_every_facade_path(path: str) -> None:
     assert all(json.loads(body) for body in errors.values())
     mappers = [each for each in rules_for_paths(manager["local_reply_config"]) if is_matched(each, asked)]
     assert mappers
-    shown = [urlsplit(shlex.split(command)[-1]).path for command in guide.commands(1).values()]
+    shown = [urlsplit(shlex.split(command)[-1]).path for command in guide.commands(guide.Gateway(1)).values()]
     assert [each for each in shown if any(is_matched(rule, each) for rule in mappers)]
 
 

@@ -12,9 +12,10 @@ from server.book import system_clock
 from server.cli.options import DatabaseUrl, GatewayPort, read_settings
 from server.cli.running import run
 from server.cli.tenants import open_for
+from server.demo.guide import Gateway
 from server.ledger.access import DEFAULT_SCOPES
 from server.ledger.instants import parse as parse_instant
-from server.seed.guide import commands, what_to_try
+from server.seed.guide import what_to_try
 from server.seed.history import DAY
 from server.seed.load import HOT_ACCOUNT, ROWS_MAX, ROWS_MIN, Wish, load
 from server.usecases.api_keys import ApiKeyDraft
@@ -61,12 +62,7 @@ def seed(
                 (await book.api_keys.create(caller, ApiKeyDraft(DEFAULT_SCOPES, account, "seed", None, None)))[1]
                 for account in (None, HOT_ACCOUNT)
             ]
-        typer.echo(
-            what_to_try(
-                commands(
-                    settings.gateway_port, settings.gateway_host, key=keys[0], hot_key=keys[1], network=uid, until=end
-                )
-            )
-        )
+        gateway = Gateway(settings.gateway_port, settings.gateway_host)
+        typer.echo(what_to_try(gateway, key=keys[0], hot_key=keys[1], network=uid, until=end))
 
     run(work())

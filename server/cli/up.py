@@ -68,8 +68,7 @@ def _require_certificates(settings: Settings) -> None:
 
 def _print_what_to_try(settings: Settings) -> None:
     # Loaded only for the demo.
-    from server.demo.guide import what_to_try  # noqa: PLC0415
+    from server.demo.guide import Gateway, what_to_try  # noqa: PLC0415
 
-    typer.echo(
-        what_to_try(settings.gateway_port, settings.gateway_tls_certificate_file, gateway_host=settings.gateway_host)
-    )
+    gateway = Gateway(settings.gateway_port, settings.gateway_host, settings.gateway_tls_certificate_file)
+    typer.echo(what_to_try(gateway))

@@ -1,9 +1,10 @@
-"""What to try with the demo, as commands to paste."""
+"""Commands that show the demo, to paste into a shell."""
 
 from __future__ import annotations
 
 import shlex
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from server.demo import dreadnode, nebulablock, spacebring, teable
@@ -13,56 +14,43 @@ from server.transport.addresses import host_and_port, reachable
 LOOPBACK = "127.0.0.1"
 
 
-def rest_command(
-    gateway_port: int, key: str, path: str, *more: str, certificate_file: str = "", gateway_host: str = LOOPBACK
-) -> str:
-    """A command that asks for a path.
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """A gateway, for commands. With a certificate it serves TLS, and the commands trust it for `localhost`."""
 
-    With a certificate the gateway speaks TLS, and the command trusts it for `localhost`.
-    """
-    trust = ["--cacert", certificate_file] if certificate_file else []
-    url = f"{_origin(gateway_host, gateway_port, certificate_file)}{path}"
-    return shlex.join(["curl", "-sS", *trust, "-H", f"Authorization: Bearer {key}", *more, url])
+    port: int
+    host: str = LOOPBACK
+    certificate_file: str = ""
 
+    @property
+    def _origin(self) -> str:
+        if self.certificate_file:
+            return f"https://localhost:{self.port}"
+        return f"http://{host_and_port(reachable(self.host), self.port)}"
 
-def list_command(
-    gateway_port: int, key: str, account_id: str, *, certificate_file: str = "", gateway_host: str = LOOPBACK
-) -> str:
-    """A command that lists an account's transactions over gRPC; for TLS like `rest_command`."""
-    return shlex.join(
-        [
-            _buf(),
-            "curl",
-            "--protocol",
-            "grpc",
-            *(["--cacert", certificate_file] if certificate_file else ["--http2-prior-knowledge"]),
-            "-H",
-            f"Authorization: Bearer {key}",
-            "-d",
-            f'{{"parent": "accounts/{account_id}", "pageSize": 2}}',
-            f"{_origin(gateway_host, gateway_port, certificate_file)}/daybook.v1.Ledger/ListTransactions",
-        ]
-    )
+    @property
+    def _trust(self) -> list[str]:
+        return ["--cacert", self.certificate_file] if self.certificate_file else []
 
+    def rest(self, key: str, path: str, *more: str) -> str:
+        """A command that gets a path."""
+        header = f"Authorization: Bearer {key}"
+        return shlex.join(["curl", "-sS", *self._trust, "-H", header, *more, f"{self._origin}{path}"])
 
-def _origin(gateway_host: str, gateway_port: int, certificate_file: str) -> str:
-    if certificate_file:
-        return f"https://localhost:{gateway_port}"
-    return f"http://{host_and_port(reachable(gateway_host), gateway_port)}"
+    def list_transactions(self, key: str, account_id: str) -> str:
+        """A command that lists an account's transactions over gRPC."""
+        connection = self._trust or ["--http2-prior-knowledge"]
+        request = f'{{"parent": "accounts/{account_id}", "pageSize": 2}}'
+        header = f"Authorization: Bearer {key}"
+        url = f"{self._origin}/daybook.v1.Ledger/ListTransactions"
+        return shlex.join([_buf(), "curl", "--protocol", "grpc", *connection, "-H", header, "-d", request, url])
 
 
-def commands(gateway_port: int, certificate_file: str = "", *, gateway_host: str = LOOPBACK) -> dict[str, str]:
-    """A command for each way in, by what it shows."""
+def commands(gateway: Gateway) -> dict[str, str]:
+    """A command for each API, by its title."""
 
     def curl(key_id: str, path: str, *more: str) -> str:
-        return rest_command(
-            gateway_port,
-            f"{key_id}.{SECRET}",
-            path,
-            *more,
-            certificate_file=certificate_file,
-            gateway_host=gateway_host,
-        )
+        return gateway.rest(f"{key_id}.{SECRET}", path, *more)
 
     return {
         "Teable: what a space consumed": curl(
@@ -83,25 +71,23 @@ def commands(gateway_port: int, certificate_file: str = "", *, gateway_host: str
         "Native REST: the newest transactions": curl(
             dreadnode.KEY, f"/v1/accounts/{dreadnode.ORGANIZATION}/transactions?pageSize=2"
         ),
-        "Native gRPC, by reflection": list_command(
-            gateway_port,
-            f"{dreadnode.KEY}.{SECRET}",
-            dreadnode.ORGANIZATION,
-            certificate_file=certificate_file,
-            gateway_host=gateway_host,
-        ),
+        "Native gRPC, by reflection": gateway.list_transactions(f"{dreadnode.KEY}.{SECRET}", dreadnode.ORGANIZATION),
     }
 
 
-def what_to_try(gateway_port: int, certificate_file: str = "", *, gateway_host: str = LOOPBACK) -> str:
-    """All of them, to print."""
-    printed = commands(gateway_port, certificate_file, gateway_host=gateway_host)
-    parts = [f"# {title}\n{command}" for title, command in printed.items()]
-    return "\n\n".join(["", "Daybook is up, on demo data. Try, in another terminal:", *parts, "Ctrl-C stops it.", ""])
+def what_to_try(gateway: Gateway) -> str:
+    """The commands, to print."""
+    return printed("Daybook is up, on demo data. Try, in another terminal:", commands(gateway), "Ctrl-C stops it.")
+
+
+def printed(introduction: str, commands: dict[str, str], *end: str) -> str:
+    """Commands with their titles, to print."""
+    parts = [f"# {title}\n{command}" for title, command in commands.items()]
+    return "\n\n".join(["", introduction, *parts, *end, ""])
 
 
 def _buf() -> str:
-    """buf as installed beside this interpreter, relative to here where that is shorter."""
+    """The path of buf beside this interpreter, relative to the current directory if it is below that."""
     path = Path(sys.executable).parent / "buf"
     try:
         return str(path.relative_to(Path.cwd()))

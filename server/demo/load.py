@@ -1,4 +1,4 @@
-"""Tells the stories to an empty ledger."""
+"""Loads the stories into an empty ledger."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from server.usecases.transactions import NewTransaction, Transactions
 
 log = structlog.get_logger(__name__)
 
-SECRET = "public"  # noqa: S105  # the demo is for everybody
-"""The secret of every demo key: everybody may know it."""
+SECRET = "public"  # noqa: S105  # the demo is public
+"""The secret of every demo key."""
 STORIES = (teable.STORY, nebulablock.STORY, spacebring.STORY, dreadnode.STORY)
 
 _SEED = 20241010
-_NEVER_REPEATED = Request("", b"")
+_NO_REQUEST = Request("", b"")
 
 
 class _Clock:
-    """Shows the time at which the story is."""
+    """Shows the time of the event that is being posted."""
 
     now: Instant = 0
 
@@ -40,9 +40,9 @@ class _Clock:
 
 
 async def load(database_url: str) -> None:
-    """Puts the demo into an empty database; leaves a complete one alone.
+    """Loads the demo into an empty database; does nothing if the demo is complete.
 
-    Raises CannotStart for a database that holds anything else.
+    Raises CannotStart for a database with other data.
     """
     clock = _Clock()
     async with open_book(database_url, clock, Random(_SEED).randbytes) as book:
@@ -55,27 +55,27 @@ async def load(database_url: str) -> None:
                 "whose loading was interrupted"
             )
         for story in STORIES:
-            await _tell(book, clock, story)
+            await _load_story(book, clock, story)
             log.info("demo data loaded", tenant=story.slug, events=len(story.events) + len(story.movements))
 
 
-async def _happen(
+async def _post(
     transactions: Transactions, caller: Caller, event: Event | Refund | Transfer, named: dict[str, UUID]
 ) -> None:
     match event:
         case Event(account_id=account_id):
             draft, details = read_transaction(event.transaction)
-            body = await transactions.create(caller, NewTransaction(account_id, draft, details, _NEVER_REPEATED))
+            body = await transactions.create(caller, NewTransaction(account_id, draft, details, _NO_REQUEST))
             named[event.name] = UUID(Transaction.FromString(body).uid)
         case Refund(account_id=account_id, details=details):
             amount = money.parse(event.amount)
-            await transactions.refund(caller, account_id, named[event.charge], amount, details, _NEVER_REPEATED)
+            await transactions.refund(caller, account_id, named[event.charge], amount, details, _NO_REQUEST)
         case Transfer(source_id=source, destination_id=destination, details=details):
             amount = money.parse(event.amount)
-            await transactions.transfer(caller, source, destination, amount, details, _NEVER_REPEATED)
+            await transactions.transfer(caller, source, destination, amount, details, _NO_REQUEST)
 
 
-async def _tell(book: Book, clock: _Clock, story: Story) -> None:
+async def _load_story(book: Book, clock: _Clock, story: Story) -> None:
     clock.now = story.start
     tenant_number = await book.credentials.create_tenant(
         slug=story.slug, uid=story.uid, display_name=story.display_name, create_time=clock.now, demo=True
@@ -89,12 +89,12 @@ async def _tell(book: Book, clock: _Clock, story: Story) -> None:
             credit_limit=0,
             profile=read_profile(account),
         )
-        await book.accounts.create(caller, record, _NEVER_REPEATED, hour_anchor=story.start)
+        await book.accounts.create(caller, record, _NO_REQUEST, hour_anchor=story.start)
     named: dict[str, UUID] = {}
     for event in sorted([*story.events, *story.movements], key=lambda event: event.time):
         clock.now = event.time
-        await _happen(book.transactions, caller, event, named)
-    # What expired in accounts that nobody touched afterwards.
+        await _post(book.transactions, caller, event, named)
+    # Posts the expirations of accounts without later transactions.
     await book.expirations.sweep()
     for key_id, bound_to in story.keys.items():
         await book.credentials.create_api_key(

@@ -1,4 +1,4 @@
-"""Three users of a GPU cloud: the one of the documented example, one with more hours, and one in each season."""
+"""Three users of a GPU cloud: that of the documented example, one with many hours, and one with hours all year."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from daybook.v1.account_pb2 import Account
 from daybook.v1.transaction_pb2 import Transaction, Usage
 
-from server.demo.story import DAY, MINUTE, Event, Story, demo_uuid
+from server.demo.story import DAY, MINUTE, Event, Story, charge, demo_uuid, grant
 from server.ledger.instants import HOUR, parse
 
 DOCUMENTED_USER = "266"
@@ -23,11 +23,11 @@ _START = parse("2024-10-10T09:54:58Z")
 
 
 def _grant(amount: str) -> Transaction:
-    return Transaction(kind=Transaction.GRANT, category="purchase", amount=amount, description="Top-up by card")
+    return grant("purchase", amount, description="Top-up by card")
 
 
 def _use(category: str, amount: str, model: str) -> Transaction:
-    return Transaction(kind=Transaction.CHARGE, category=category, amount=f"-{amount}", usage=Usage(model=model))
+    return charge(category, f"-{amount}", usage=Usage(model=model))
 
 
 def _documented() -> Iterator[Event]:
@@ -50,16 +50,16 @@ def _busy() -> Iterator[Event]:
 
 
 def _seasons() -> Iterator[Event]:
-    """Hours in winter and in summer, and those in which New York puts its clocks back and forward."""
+    """Hours in winter and in summer, and those in which daylight saving time ends and begins in New York."""
     yield Event(_START, SEASONED_USER, _grant("100"))
     for time, category, amount in (
-        # The clocks go back at 06:00 UTC, from 2 to 1.
+        # It ends at 06:00 UTC: the clock goes from 2 to 1.
         ("2024-11-03T04:54:58Z", "computing", "0.1"),
         ("2024-11-03T05:54:57.999999Z", "serverless", "0.2"),
         ("2024-11-03T05:54:58Z", "computing", "1"),
         ("2024-11-03T07:54:57Z", "computing", "2"),
         ("2025-01-15T15:00:00Z", "serverless", "0.000001"),
-        # And forward at 07:00 UTC, from 2 to 3.
+        # It begins at 07:00 UTC: the clock goes from 2 to 3.
         ("2025-03-09T06:54:58Z", "computing", "4"),
         ("2025-07-04T16:00:00Z", "computing", "8.25"),
     ):

@@ -1,6 +1,6 @@
-"""A coworking network: two locations over a quarter, and before it the opening of a third.
+"""A coworking network: the opening of one location, and then a quarter of two others.
 
-The opening is where credits expire, come back, go to another account, fail and are called off.
+The opening has expirations, refunds, transfers, and charges that fail or are canceled.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from daybook.v1.account_pb2 import Account, Company, User
 from daybook.v1.transaction_pb2 import Booking, EventTicket, Order, Transaction
 from google.protobuf.struct_pb2 import Struct
 
-from server.demo.story import DAY, Event, Refund, Story, Transfer, demo_uuid
+from server.demo.story import DAY, Event, Refund, Story, Transfer, charge, demo_uuid, grant
 from server.ledger.instants import HOUR, Instant, parse, to_timestamp
 
 NETWORK = demo_uuid("network")
@@ -120,7 +120,7 @@ _ACCOUNTS = {
             delete_time=to_timestamp(parse("2024-07-31T16:00:00Z")),
         ),
     ),
-    # Of which nothing is known but where it stands.
+    # A company of which only the state of its address is set.
     STALL: Account(kind=Account.COMPANY, company=Company(business_address=Company.Address(state="Example Shore"))),
     MEMBERSHIP_LIGHTHOUSE: Account(kind=Account.MEMBERSHIP, display_name="Apprentice, lighthouse", user=_APPRENTICE),
 }
@@ -172,31 +172,23 @@ def _of_freelancer(time: Instant, transaction: Transaction) -> Event:
     return Event(time, MEMBERSHIP_OLD_TOWN, transaction)
 
 
-def _grant(category: str, amount: str, description: str, **fields: Any) -> Transaction:
-    return Transaction(kind=Transaction.GRANT, category=category, amount=amount, description=description, **fields)
-
-
-def _charge(category: str, amount: str, **fields: Any) -> Transaction:
-    return Transaction(kind=Transaction.CHARGE, category=category, amount=amount, **fields)
-
-
 def _opening() -> Iterator[Event]:
-    """The company of the lighthouse, and its apprentice, who only gets what the company gives."""
+    """The company of the lighthouse, and its apprentice, whose credits all come from the company."""
     for day, transaction in (
-        (0, _grant("subscription_renewal", "100", "June", expire_time=_END_OF_JUNE)),
-        (1, _grant("credit_package", "50", "50 credits", creator=_MAKER)),
-        (2, _charge("booking", "-20", creator=_MAKER, booking=_room(-1))),
-        (5, _charge("admin_charge", "-4", description="Broken cup", creator=_MANAGER)),
-        (7, _charge("event_ticket", "-8", creator=_MAKER, event_ticket=_evening(-1, _OPENING))),
-        (8, _charge("booking", "-500", state=Transaction.FAILED, description="Too few credits", booking=_room(-2))),
-        (9, _charge("event_ticket", "-8", state=Transaction.CANCELED, event_ticket=_evening(-2, _OPENING))),
-        (31, _charge("order", "-2.25", creator=_MAKER, order=_coffee(-1))),
-        (32, _charge("admin_charge", "-3", description="Lost key card", creator=_MANAGER)),
-        (34, _grant("credit_package", "7", "7 credits to be used first", expire_time=_FAR_AWAY)),
-        (35, _charge("admin_charge", "-9", description="Cleaning", creator=_MANAGER)),
-        (36, _grant("credit_package", "12.345678", "A gift", expire_time=_FAR_AWAY)),
-        (37, _charge("admin_charge", "-5000", state=Transaction.FAILED, description="Damages", creator=_MANAGER)),
-        (38, _grant("credit_package", "30", "Card declined", state=Transaction.FAILED)),
+        (0, grant("subscription_renewal", "100", description="June", expire_time=_END_OF_JUNE)),
+        (1, grant("credit_package", "50", description="50 credits", creator=_MAKER)),
+        (2, charge("booking", "-20", creator=_MAKER, booking=_room(-1))),
+        (5, charge("admin_charge", "-4", description="Broken cup", creator=_MANAGER)),
+        (7, charge("event_ticket", "-8", creator=_MAKER, event_ticket=_evening(-1, _OPENING))),
+        (8, charge("booking", "-500", state=Transaction.FAILED, description="Too few credits", booking=_room(-2))),
+        (9, charge("event_ticket", "-8", state=Transaction.CANCELED, event_ticket=_evening(-2, _OPENING))),
+        (31, charge("order", "-2.25", creator=_MAKER, order=_coffee(-1))),
+        (32, charge("admin_charge", "-3", description="Lost key card", creator=_MANAGER)),
+        (34, grant("credit_package", "7", description="7 credits to be used first", expire_time=_FAR_AWAY)),
+        (35, charge("admin_charge", "-9", description="Cleaning", creator=_MANAGER)),
+        (36, grant("credit_package", "12.345678", description="A gift", expire_time=_FAR_AWAY)),
+        (37, charge("admin_charge", "-5000", state=Transaction.FAILED, description="Damages", creator=_MANAGER)),
+        (38, grant("credit_package", "30", description="Card declined", state=Transaction.FAILED)),
     ):
         transaction.owner.CopyFrom(_MAKER)
         transaction.labels.update(_labels(LIGHTHOUSE, company=WORKSHOP))
@@ -204,25 +196,25 @@ def _opening() -> Iterator[Event]:
     for hours, transaction in _of_apprentice():
         transaction.owner.CopyFrom(_APPRENTICE)
         transaction.labels["membership"] = MEMBERSHIP_LIGHTHOUSE
-        # All but the first fall a few microseconds behind the whole second.
+        # All but the first are some microseconds after the whole second.
         yield Event(_OPENING + 11 * DAY + hours * HOUR + hours * 10, MEMBERSHIP_LIGHTHOUSE, transaction)
 
 
 def _of_apprentice() -> Iterator[tuple[int, Transaction]]:
-    """After how many hours, and what: of each subject only a part is known."""
+    """Charges with the hours after which they are posted. Their subjects have only some fields set."""
     bare_booking = Booking(id=demo_uuid("bare booking"), resource=Booking.Resource())
-    yield 0, _charge("booking", "-1.5", booking=bare_booking)
+    yield 0, charge("booking", "-1.5", booking=bare_booking)
     tea = Order(id=demo_uuid("bare order"), product=Order.Product(title="Tea"))
-    yield 25 * 24, _charge("order", "-1", order=tea)
+    yield 25 * 24, charge("order", "-1", order=tea)
     ticket = EventTicket(id=demo_uuid("bare ticket"))
     yield (
         26 * 24,
-        _charge("event_ticket", "-0.5", event_ticket=ticket, creator=_APPRENTICE, labels={"company": STALL}),
+        charge("event_ticket", "-0.5", event_ticket=ticket, creator=_APPRENTICE, labels={"company": STALL}),
     )
     desk = Booking.Resource
     for number, resource in enumerate((desk(id=demo_uuid("desk")), desk(title="Desk 7"))):
         booking = Booking(id=demo_uuid(f"booking part {number}"), resource=resource)
-        yield 28 * 24 + number, _charge("booking", "-0.5", booking=booking)
+        yield 28 * 24 + number, charge("booking", "-0.5", booking=booking)
     for number, (product, option) in enumerate(
         (
             (Order.Product(id=demo_uuid("tea")), Order.Option(id=demo_uuid("tea 500 g"))),
@@ -230,7 +222,7 @@ def _of_apprentice() -> Iterator[tuple[int, Transaction]]:
         )
     ):
         order = Order(id=demo_uuid(f"order part {number}"), product=product, option=option)
-        yield 29 * 24 + number, _charge("order", "-0.5", order=order)
+        yield 29 * 24 + number, charge("order", "-0.5", order=order)
     for number, event in enumerate(
         (
             EventTicket.Event(title="Tea at the lighthouse"),
@@ -239,11 +231,11 @@ def _of_apprentice() -> Iterator[tuple[int, Transaction]]:
         )
     ):
         ticket = EventTicket(id=demo_uuid(f"ticket part {number}"), event=event)
-        yield 30 * 24 + number, _charge("event_ticket", "-0.5", event_ticket=ticket)
+        yield 30 * 24 + number, charge("event_ticket", "-0.5", event_ticket=ticket)
 
 
 def _movements() -> Iterator[Refund | Transfer]:
-    """Of the opening: much of a booking is given back in two parts; the apprentice gets credits of both sorts."""
+    """Of the opening: two refunds of one booking, and transfers of expiring and permanent credits."""
     for day, amount in ((3, "5"), (4, "7.5")):
         details = Transaction(description=f"Refund of {amount}", creator=_MANAGER)
         yield Refund(_OPENING + day * DAY, WORKSHOP, "day 2", amount, details)
@@ -256,21 +248,21 @@ def _quarter() -> Iterator[Event]:
     for day in range(_DAYS):
         now = _START + day * DAY
         if day % 30 == 0:
-            yield _of_studio(now, _grant("subscription_renewal", "60", "Team plan"))
-            yield _of_freelancer(now, _grant("credit_package", "25", "25 credits"))
+            yield _of_studio(now, grant("subscription_renewal", "60", description="Team plan"))
+            yield _of_freelancer(now, grant("credit_package", "25", description="25 credits"))
         if day % 2 == 0:
-            booking = _charge("booking", "-2.5", creator=_MEMBER, booking=_room(day))
+            booking = charge("booking", "-2.5", creator=_MEMBER, booking=_room(day))
             yield _of_studio(now + 2 * HOUR, booking)
         if day % 5 == 1:
-            yield _of_freelancer(now + 3 * HOUR, _charge("order", "-1.75", order=_coffee(day)))
+            yield _of_freelancer(now + 3 * HOUR, charge("order", "-1.75", order=_coffee(day)))
         if day % 14 == 5:
-            ticket = _charge("event_ticket", "-4", creator=_MEMBER, event_ticket=_evening(day, now))
+            ticket = charge("event_ticket", "-4", creator=_MEMBER, event_ticket=_evening(day, now))
             yield _of_studio(now + 4 * HOUR, ticket)
         if day % 31 == 20:
-            key_card = _charge("admin_charge", "-3", description="Lost key card", creator=_MANAGER)
+            key_card = charge("admin_charge", "-3", description="Lost key card", creator=_MANAGER)
             key_card.labels.update(_labels(HARBOUR, company=STUDIO))
             yield Event(now + 5 * HOUR, STUDIO, key_card)
-    welcome = _grant("credit_package", "10", "Welcome")
+    welcome = grant("credit_package", "10", description="Welcome")
     welcome.creator.CopyFrom(_MANAGER)
     welcome.labels.update(_labels(OLD_TOWN, company=BUREAU))
     yield Event(_START + 40 * DAY, BUREAU, welcome)

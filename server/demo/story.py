@@ -1,8 +1,9 @@
-"""What a story is made of."""
+"""The parts of a story: the made-up history of one tenant."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
 from daybook.v1.account_pb2 import Account
@@ -16,43 +17,43 @@ DAY: Instant = 24 * HOUR
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that moved credits."""
+    """A transaction that is posted."""
 
     time: Instant
     account_id: str
     transaction: Transaction
     name: str = ""
-    """By which a refund finds it."""
+    """Refunds refer to it by this name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Refund:
-    """Credits that were given back."""
+    """A refund of a charge."""
 
     time: Instant
     account_id: str
     charge: str
-    """The name of the event."""
+    """The name of its event."""
     amount: str
     details: Transaction
-    """What the refund says of itself."""
+    """The fields of the refund that posting does not decide."""
 
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """Credits that went from one account to another."""
+    """A transfer from one account to another."""
 
     time: Instant
     source_id: str
     destination_id: str
     amount: str
     details: Transaction
-    """What both sides say."""
+    """The same fields, of both sides."""
 
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """A tenant of the demo: its accounts, its keys, and what happened."""
+    """A tenant of the demo: its accounts, its keys and its history."""
 
     slug: str
     display_name: str
@@ -60,13 +61,23 @@ class Story:
     start: Instant
     accounts: dict[str, Account]
     keys: dict[str, str | None]
-    """The ids of the tenant's keys, each with the account that it is bound to."""
+    """The ids of the tenant's keys, each with the account that it is bound to, if it is."""
     events: list[Event]
     movements: list[Refund | Transfer] = field(default_factory=list)
     narrow_keys: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Those of the keys that have other scopes than usual, with their scopes."""
+    """The keys whose scopes are not the default ones, with their scopes."""
+
+
+def grant(category: str, amount: str, **fields: Any) -> Transaction:
+    """A grant of an amount above 0."""
+    return Transaction(kind=Transaction.GRANT, category=category, amount=amount, **fields)
+
+
+def charge(category: str, amount: str, **fields: Any) -> Transaction:
+    """A charge of an amount below 0."""
+    return Transaction(kind=Transaction.CHARGE, category=category, amount=amount, **fields)
 
 
 def demo_uuid(name: str) -> str:
-    """A uuid for a thing of the demo, the same in every run."""
+    """A UUID for a named object of the demo, the same in every run."""
     return str(uuid5(NAMESPACE_URL, f"daybook:demo:{name}"))

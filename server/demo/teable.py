@@ -1,4 +1,4 @@
-"""A workspace that spends AI credits, from September to November 2024, and one where things are tried out."""
+"""A workspace that spends AI credits, from September to November 2024, and one with edge cases."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from daybook.v1.account_pb2 import Account, User
 from daybook.v1.transaction_pb2 import Transaction, Usage
 
-from server.demo.story import DAY, MINUTE, Event, Refund, Story, demo_uuid
+from server.demo.story import DAY, MINUTE, Event, Refund, Story, charge, demo_uuid, grant
 from server.ledger import money
 from server.ledger.instants import HOUR, parse
 
@@ -22,7 +22,7 @@ _DAYS = 91
 
 _DESIGNER = User(id="usrDesigner", name="Designer", photo_uri="https://example.com/avatars/designer.png")
 _ANALYST = User(id="usrAnalyst", name="Analyst")
-# What happens on a day: the hour, the source, what it is called, who did it, millionths.
+# The charges of a day: hour, source, description, creator, amount in millionths.
 _DAY_OF_WORK = (
     (1, "automation_ai_action", "Nightly summary", None, 1_250_000),
     (2, "ai_chat", "", _DESIGNER, 350_000),
@@ -36,32 +36,23 @@ _DAY_OF_WORK = (
 def _events() -> Iterator[Event]:
     for day in range(_DAYS):
         if day % 30 == 0:
-            bought = Transaction(
-                kind=Transaction.GRANT, category="purchase", amount="600", description="600 credits", creator=_DESIGNER
-            )
+            bought = grant("purchase", "600", description="600 credits", creator=_DESIGNER)
             yield Event(_START + day * DAY, SPACE, bought)
         for hour, source, name, user, cost in _DAY_OF_WORK:
             if source == "app_generation" and day % 7:
                 continue
-            # Longer answers on some days than on others.
+            # Amounts vary by the day.
             amount = cost + cost // 10 * (day % 4)
-            charge = Transaction(
-                kind=Transaction.CHARGE,
-                category=source,
-                amount=money.write(-amount),
-                description=name,
-                creator=user,
-                usage=Usage(model="example-large"),
-            )
-            yield Event(_START + day * DAY + hour * HOUR + day % 60 * MINUTE, SPACE, charge)
+            usage = Usage(model="example-large")
+            used = charge(source, money.write(-amount), description=name, creator=user, usage=usage)
+            yield Event(_START + day * DAY + hour * HOUR + day % 60 * MINUTE, SPACE, used)
 
 
 def _experiments() -> Iterator[Event]:
-    """At the edges: of a month, of an amount, of what is known of a user; and what came to nothing."""
+    """Edge cases of months, amounts and users, and charges that failed or were canceled."""
     stranger = User(id="usrStranger")
     author = User(id="usrAuthor", name="Zoë", surname="Šťastná", photo_uri="https://example.com/avatars/zo%C3%AB.png")
-    bought = Transaction(kind=Transaction.GRANT, category="purchase", amount="2000000")
-    yield Event(parse("2024-06-01T00:00:00Z"), LABORATORY, bought)
+    yield Event(parse("2024-06-01T00:00:00Z"), LABORATORY, grant("purchase", "2000000"))
     for time, source, amount, name, user, state in (
         ("2024-06-01T00:00:00Z", "ai_chat", "-0.000001", "", stranger, Transaction.SUCCEEDED),
         (
@@ -78,10 +69,8 @@ def _experiments() -> Iterator[Event]:
         ("2024-06-30T23:59:59.999999Z", "field_ai_generation", "-0.1", "Last of June", None, Transaction.SUCCEEDED),
         ("2024-07-01T00:00:00Z", "app_generation", "-0.3", "First of July", None, Transaction.SUCCEEDED),
     ):
-        charge = Transaction(
-            kind=Transaction.CHARGE, category=source, amount=amount, description=name, creator=user, state=state
-        )
-        yield Event(parse(time), LABORATORY, charge, name=name)
+        used = charge(source, amount, description=name, creator=user, state=state)
+        yield Event(parse(time), LABORATORY, used, name=name)
 
 
 STORY = Story(
