@@ -1,6 +1,5 @@
-"""Large made-up data: a tenant with as many transactions as one likes, to measure and to try things on.
+"""Generates large data for tests and measurements: a tenant with any number of transactions.
 
-The books are true: every row goes through the commands and the rules that a server posts
-with, and `daybook verify` finds nothing. Only the database is reached another way
-(`server/store/bulk.py`).
+The books are consistent: every row is made by the commands and rules of posting, and
+`daybook verify` finds nothing. Only the writing differs: see `server/store/bulk.py`.
 """

@@ -1,8 +1,7 @@
-"""What happened to a few accounts over the years, made up, and posted as a server would have posted it.
+"""Generates the history of a few accounts by the commands and rules of posting.
 
-The commands and the rules are the server's own, on a unit of work that nobody saves: what
-changed is handed over some thousand rows at a time, so memory doesn't grow with the
-transactions.
+They run on a unit of work that is never saved. Its rows are yielded in parts of some thousand,
+so that memory does not grow with the transactions.
 """
 
 from __future__ import annotations
@@ -30,25 +29,26 @@ from server.store.states import StoredState
 from server.store.units import Loaded, Rows, posted_rows, state_rows
 
 ROWS_AT_ONCE = 2000
-"""How many transactions are handed over at a time, about."""
+"""The number of transactions of a part, approximately."""
 VARIANT_BITS = 3
 PLACES = 1 << VARIANT_BITS
-"""How many places there are; things are told in as many ways, one for each."""
+"""The number of places. The details of each activity have as many variants."""
 DAY: Instant = 24 * HOUR
 YEAR: Instant = 365 * DAY
 
 
 class Account(NamedTuple):
-    """An account, and how many transactions it gets."""
+    """An account to generate."""
 
     number: int
     id: str
     credit_limit: Millionths
     rows: int
+    """The number of its transactions."""
 
 
 class Place(NamedTuple):
-    """Where something happens, for labels: three ids."""
+    """The ids for the labels of one variant."""
 
     location: str
     membership: str
@@ -56,7 +56,7 @@ class Place(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """What all accounts of a tenant share."""
+    """The parameters that all accounts of a tenant share."""
 
     random_seed: str
     tenant_number: int
@@ -67,18 +67,18 @@ class Setting(NamedTuple):
 
 
 class _Activity(NamedTuple):
-    """One thing that people do."""
+    """A kind of transaction to generate."""
 
     weight: int
-    """How often, of 256 times."""
+    """Its frequency, of 256."""
     kind: Kind
     category: str
     description: str
     state: State = Transaction.SUCCEEDED
     subject: str = ""
-    """Which subject the transaction has; "tokens" is a usage with a model, tokens and a price."""
+    """The subject of the transaction; "tokens" is a usage with a model, tokens and a price."""
     is_placed: bool = False
-    """Whether it carries labels."""
+    """Whether it has labels."""
 
     @property
     def is_usage(self) -> bool:
@@ -89,53 +89,53 @@ class _Activity(NamedTuple):
 _CHARGE, _GRANT = Transaction.CHARGE, Transaction.GRANT
 
 ACTIVITIES = (
-    # What Teable's list shows.
+    # For Teable's list.
     _Activity(32, _CHARGE, "ai_chat", "Chat"),
     _Activity(12, _CHARGE, "ai_generation", "Picture"),
     _Activity(10, _CHARGE, "field_ai_generation", "Translated titles"),
     _Activity(10, _CHARGE, "automation_ai_action", "Nightly summary"),
     _Activity(8, _CHARGE, "app_generation", "Stock tracker"),
-    # Nebula Block's.
+    # For Nebula Block's.
     _Activity(28, _CHARGE, "computing", "Virtual machine", subject="usage"),
     _Activity(22, _CHARGE, "serverless", "Endpoint", subject="usage"),
-    # Dreadnode's.
+    # For Dreadnode's.
     _Activity(28, _CHARGE, "inference", "Evaluation run", subject="tokens"),
     _Activity(10, _CHARGE, "usage", "Workspace"),
     _Activity(10, _CHARGE, "span_ingestion", "Traces"),
     _Activity(8, _CHARGE, "storage", "Artifacts"),
     _Activity(8, _CHARGE, "web_search", "Search"),
     _Activity(1, _GRANT, "purchase", "Bought online"),
-    # Spacebring's.
+    # For Spacebring's.
     _Activity(18, _CHARGE, "booking", "Meeting room", subject="booking", is_placed=True),
     _Activity(10, _CHARGE, "order", "Coffee", subject="order", is_placed=True),
     _Activity(6, _CHARGE, "event_ticket", "Workshop", subject="event_ticket", is_placed=True),
     _Activity(4, _CHARGE, "admin_charge", "Lost key card", is_placed=True),
     _Activity(1, _GRANT, "credit_package", "Package", is_placed=True),
     _Activity(1, _GRANT, "subscription_renewal", "Monthly plan", is_placed=True),
-    # What came to nothing.
+    # Failed and canceled ones.
     _Activity(4, _CHARGE, "booking", "Meeting room", Transaction.FAILED, "booking", is_placed=True),
     _Activity(3, _CHARGE, "ai_chat", "Chat", Transaction.FAILED),
     _Activity(2, _CHARGE, "storage", "Artifacts", Transaction.CANCELED),
-    # What puts things right, and across.
+    # Corrections and transfers.
     _Activity(4, Transaction.ADJUSTMENT, "admin_adjustment", "Put right"),
     _Activity(9, Transaction.REFUND, "refund", "Given back"),
     _Activity(7, Transaction.TRANSFER_OUT, "transfer", "Shared", is_placed=True),
 )
-_NEVER_REPEATED = Request("", b"")
+_NO_REQUEST = Request("", b"")
 _WHEEL = tuple(activity for activity in ACTIVITIES for _ in range(activity.weight))
 _WELCOME = _Activity(0, _GRANT, "signup_allocation", "Welcome credits")
 _REFILL = _Activity(0, _GRANT, "auto_refill", "Balance ran low")
 
 AMOUNTS: tuple[Millionths, ...] = tuple(round(10 * 1.03**step) * 1000 for step in range(256))
-"""What a charge may cost: from a hundredth of a credit to nearly twenty, small ones as often as large ones."""
+"""The amounts of charges: from a hundredth of a credit to nearly twenty, spaced evenly on a logarithmic scale."""
 PACKAGES: tuple[Millionths, ...] = (50 * ONE_CREDIT, 80 * ONE_CREDIT, 100 * ONE_CREDIT, 150 * ONE_CREDIT)
-"""What may be bought; less in all than is spent, so that accounts hold a few lots and not thousands."""
+"""The amounts of grants. They sum to less than charges take, so that accounts have few open lots."""
 
 _NEVER: Instant = 2**63
 
 
 class _Member:
-    """An account of a household, and how far its history has come."""
+    """An account of a household, and the progress of its history."""
 
     def __init__(self, account: Account, setting: Setting) -> None:
         self.number, self.id, self.rows = account.number, account.id, account.rows
@@ -143,31 +143,31 @@ class _Member:
             account.number, account.id, setting.tenant_number, account.credit_limit, setting.start
         )
         self.last_charge = 0
-        """The sequence of the newest charge; 0 if that was given back."""
+        """The sequence of the newest charge; 0 if that was refunded."""
         self.due: Instant = setting.start
-        """When the next transaction happens."""
+        """The time of the next transaction."""
         self._start = setting.start
         self._span = setting.end - setting.start
 
     def time(self, step: float) -> Instant:
-        """When a transaction happens, by its number from 0 on: they are spread evenly."""
+        """The time of a transaction, by its number from 0 on. Times are spread evenly."""
         return self._start + int(self._span * step / self.rows)
 
     def end_of_plan(self, now: Instant) -> Instant:
-        """When the credits of a monthly plan expire: so soon that some are left of them at times.
+        """The expire_time of a monthly plan: early enough that some plans expire with credits left.
 
-        Not after the account's last transaction, unless long after it, so that a server
-        finds nothing to expire.
+        Either before the account's last transaction or long after it, so that a server finds
+        nothing to expire.
         """
         end = now + min(max(self._span * 5 // self.rows, DAY), 30 * DAY)
         return end if end < self.time(self.rows - 2) else now + self._span + YEAR
 
 
 class Household:
-    """One or two accounts that share credits, so that their history is made up together."""
+    """One or two accounts with transfers between them, whose history is generated together."""
 
     def __init__(self, setting: Setting, accounts: Sequence[Account]) -> None:
-        # The same for the same accounts, whoever else there is.
+        # Independent of other households, so that the history depends on these accounts only.
         self._random = Random(f"{setting.random_seed}/{accounts[0].id}")
         self._members = [_Member(account, setting) for account in accounts]
         self._details = {each: _details(each, setting.places) for each in (*ACTIVITIES, _WELCOME, _REFILL)}
@@ -184,39 +184,39 @@ class Household:
         self._attempt = Attempt(self._unit)
 
     def history(self) -> Iterator[Rows]:
-        """All rows of the accounts, some at a time; last comes what their books came to."""
+        """All rows of the accounts, in parts. The last part has the final states."""
         while any(member.due < _NEVER for member in self._members):
             for _ in range(ROWS_AT_ONCE):
-                member = min(self._members, key=_due)
+                member = min(self._members, key=lambda each: each.due)
                 if member.due == _NEVER:
                     break
                 self._act(member)
             self._accept()
             self._keep_openers()
             yield posted_rows(self._unit.changes)
-            # Written once: no later change touches them.
+            # No later change updates these rows.
             self._unit.changes.posted.clear()
             self._unit.changes.answers.clear()
         yield state_rows(self._unit.changes)
 
     def _act(self, member: _Member) -> None:
-        """Lets the next thing happen."""
+        """Posts the next transaction."""
         now, state = member.due, member.state
         if past := _past(state, now):
             if past < member.rows - state.sequence:
                 member.state = self._attempt.state(member.number, now)
             else:
-                # Expirations must not take the account beyond its number of rows.
+                # Expirations must not exceed the account's number of rows.
                 now = state.last_create_time
         if not member.state.sequence:
             self._grant(member, _WELCOME, PACKAGES[0], now)
         else:
             while not self._try(member, now):
                 pass
-        self._go_on(member)
+        self._schedule(member)
 
     def _try(self, member: _Member, now: Instant) -> bool:
-        """Lets anything happen; tells whether that was possible."""
+        """Posts a random activity; gives whether that was possible."""
         bits = self._random.getrandbits(16)
         activity, amount = _WHEEL[bits & 255], AMOUNTS[bits >> 8]
         match activity.kind:
@@ -243,7 +243,7 @@ class Household:
         self._post(member, activity, draft, now, self._new_request())
 
     def _post(
-        self, member: _Member, activity: _Activity, draft: Draft, now: Instant, request: Request = _NEVER_REPEATED
+        self, member: _Member, activity: _Activity, draft: Draft, now: Instant, request: Request = _NO_REQUEST
     ) -> None:
         member.state, posted = posting.post(member.state, draft, now)
         details = self._details_of(activity)
@@ -251,7 +251,7 @@ class Household:
         self._attempt.remember(member.number, request, body, sequence=posted.sequence)
 
     def _refund(self, member: _Member, activity: _Activity, now: Instant) -> bool:
-        """Gives the newest charge back, all of it or half, unless that was done or it was handed over."""
+        """Refunds the newest charge, all of it or half, unless it is refunded already or its row was yielded."""
         self._accept()
         row = self._unit.changes.posted.get((member.number, member.last_charge))
         if row is None:
@@ -272,11 +272,11 @@ class Household:
         Refund(member.number, member.id, uid, amount, details, self._new_request()).run(self._attempt, now)
         self._charges.clear()
         member.last_charge = 0
-        self._look_again(member)
+        self._refresh(member)
         return True
 
     def _transfer(self, member: _Member, activity: _Activity, amount: Millionths, now: Instant) -> bool:
-        """Lets the smaller of two accounts give or take, if both have room for a transaction more."""
+        """Transfers between the two accounts, when the smaller is to act and both have rows left."""
         if member is self._members[0]:
             return False
         source, destination = self._members if self._random.getrandbits(1) else self._members[::-1]
@@ -290,16 +290,16 @@ class Household:
             self._attempt, now
         )
         for each in (source, destination):
-            self._look_again(each)
-            self._go_on(each)
+            self._refresh(each)
+            self._schedule(each)
         return True
 
-    def _look_again(self, member: _Member) -> None:
-        """Takes note of an account's state after a command."""
+    def _refresh(self, member: _Member) -> None:
+        """Reads an account's state after a command."""
         member.state = self._attempt.state(member.number, self._attempt.last_create_time(member.number))
 
-    def _go_on(self, member: _Member) -> None:
-        """Finds out when an account's next transaction happens."""
+    def _schedule(self, member: _Member) -> None:
+        """Sets the time of an account's next transaction."""
         step = member.state.sequence
         member.due = member.time(step + self._random.random()) if step < member.rows else _NEVER
 
@@ -314,7 +314,7 @@ class Household:
         self._attempt = Attempt(self._unit)
 
     def _keep_openers(self) -> None:
-        """Keeps what an expiration tells of where its credits came from, before that is handed over."""
+        """Keeps the bodies that later expirations need, before their rows are yielded."""
         rows = self._unit.changes.posted
         kept = {}
         for member in self._members:
@@ -326,18 +326,14 @@ class Household:
         self._openers.update(kept)
 
 
-def _due(member: _Member) -> Instant:
-    return member.due
-
-
 def _past(state: AccountState, now: Instant) -> int:
-    """How many expirations are to be posted."""
+    """The number of expirations that are due."""
     return sum(1 for lot in state.lots if lot.terms.are_past(now))
 
 
 @lru_cache(64)
 def _details(activity: _Activity, places: tuple[Place, ...]) -> list[bytes]:
-    """What a transaction says beside what posting decides, serialized, in as many ways as there are places."""
+    """The fields that posting does not decide, serialized: a variant for each place."""
     found = []
     for number, (location, membership, company) in enumerate(places):
         details = Transaction(

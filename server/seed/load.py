@@ -1,4 +1,4 @@
-"""Makes the data in processes of its own, and writes it as it comes."""
+"""Generates the data in worker processes, and writes it as it arrives."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ from server.store.units import Rows
 ROWS_MIN = 1000
 ROWS_MAX = 1_000_000_000
 ROWS_OF_AN_ACCOUNT = 1000
-"""How many transactions an account has on average."""
+"""The average number of transactions of an account."""
 ACCOUNTS_MAX = 100_000
 HOT_SHARE = 10
-"""One account has one of so many transactions."""
+"""The account `hot` has this fraction of all transactions, 1 / HOT_SHARE."""
 HOT_ACCOUNT = "hot"
 WORKERS_MAX = 4
 ROWS_OF_A_WORKER_MIN = 20_000
-"""For fewer transactions another process isn't worth its start."""
+"""The smallest number of transactions that is worth the start of another process."""
 
 _KINDS = (native.Account.SPACE, native.Account.USER, native.Account.ORGANIZATION)
 
 
 class Wish(NamedTuple):
-    """What is to be made."""
+    """The parameters of the data."""
 
     tenant: str
     """The slug of the tenant, which must not exist."""
@@ -54,14 +54,14 @@ class Wish(NamedTuple):
 
 
 Report: TypeAlias = Callable[[int, str], None]
-"""Is told how many transactions there are by now, and what is done next."""
+"""Receives the number of transactions written so far, and the name of the next step."""
 
 
 async def load(database_url: str, wish: Wish, report: Report) -> str:
-    """Makes a tenant with so many transactions; answers with the tenant's uid.
+    """Generates a tenant; gives its uid.
 
-    Everything or nothing: an interruption leaves the database as it was. Raises ValueError
-    for a tenant that exists, and where somebody else has SQLite's file open.
+    All or nothing: an interruption leaves the database unchanged. Raises ValueError if the
+    tenant exists, or if another process has SQLite's file open.
     """
     database = Database(database_url)
     try:
@@ -111,7 +111,7 @@ async def _load(bulk: BulkLoad, wish: Wish, report: Report) -> str:
 
 
 def row_counts(rows: int, accounts: int) -> list[int]:
-    """How many transactions each account gets: the first a tenth of them, the others by Zipf's law."""
+    """The number of transactions of each account: the first has a tenth, the others follow Zipf's law."""
     hot = rows // HOT_SHARE
     weights = [1 / rank for rank in range(2, accounts + 1)]
     total = sum(weights)
@@ -124,7 +124,7 @@ def _records(wish: Wish, random: Random, start: Instant) -> list[AccountRecord]:
     count = min(max(wish.rows // ROWS_OF_AN_ACCOUNT, 2 * PLACES), ACCOUNTS_MAX)
     records = []
     for number in range(count):
-        # Those that labels name as companies are such accounts.
+        # The label `company` names one of these accounts.
         is_company = number % 2 == 1 and number < 2 * PLACES
         account_id = HOT_ACCOUNT if number == 0 else _uuid(random) if is_company else f"account-{number}"
         records.append(
@@ -143,7 +143,7 @@ def _records(wish: Wish, random: Random, start: Instant) -> list[AccountRecord]:
 
 
 def _households(accounts: Sequence[Account]) -> list[list[Account]]:
-    """Each large account with a small one; the largest first."""
+    """Pairs each large account with a small one; the largest account comes first."""
     half = -(-len(accounts) // 2)
     return [
         [account, *accounts[len(accounts) - 1 - place : len(accounts) - place][: place < len(accounts) - half]]
@@ -157,11 +157,11 @@ def _uuid(random: Random) -> str:
 
 @contextmanager
 def _histories(setting: Setting, households: list[list[Account]]) -> Iterator[list[Connection]]:
-    """Processes that make up the households' histories, and the ends on which they come."""
+    """Starts processes that generate the histories; gives the receiving ends of their pipes."""
     context = get_context("spawn")
     rows = sum(account.rows for household in households for account in household)
     workers = min(os.cpu_count() or 1, WORKERS_MAX, -(-rows // ROWS_OF_A_WORKER_MIN))
-    shares = _shares(households, workers)
+    shares = _spread(households, workers)
     processes: list[SpawnProcess] = []
     connections: list[Connection] = []
     try:
@@ -169,13 +169,13 @@ def _histories(setting: Setting, households: list[list[Account]]) -> Iterator[li
             receiving, sending = context.Pipe(duplex=False)
             process = context.Process(target=_make, args=(sending, setting, share), daemon=True)
             process.start()
-            # This process's own copy: the end of theirs must be seen as the end.
+            # Closes this process's copy, so that the pipe ends when the worker does.
             sending.close()
             processes.append(process)
             connections.append(receiving)
         yield connections
     finally:
-        # First these: whoever still waits for them then sees the end.
+        # Ends the workers first: a thread that still waits for a pipe then sees its end.
         for process in processes:
             process.terminate()
             process.join()
@@ -183,8 +183,8 @@ def _histories(setting: Setting, households: list[list[Account]]) -> Iterator[li
             connection.close()
 
 
-def _shares(households: list[list[Account]], workers: int) -> list[list[list[Account]]]:
-    """The households, for each worker about as many rows."""
+def _spread(households: list[list[Account]], workers: int) -> list[list[list[Account]]]:
+    """Spreads the households over the workers, with about as many rows for each."""
     shares: list[list[list[Account]]] = [[] for _ in range(workers)]
     rows = [0] * workers
     for household in households:
@@ -195,8 +195,8 @@ def _shares(households: list[list[Account]], workers: int) -> list[list[list[Acc
 
 
 def _make(sending: Connection, setting: Setting, households: list[list[Account]]) -> None:
-    """The work of a process: histories one after another, and None when all is told."""
-    # Ctrl-C is for the process that writes; this one ends with it.
+    """Runs in a worker: sends the histories one after another, and then None."""
+    # Ctrl-C also reaches the parent, which then ends this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     gc.disable()
     with suppress(BrokenPipeError):
@@ -207,7 +207,7 @@ def _make(sending: Connection, setting: Setting, households: list[list[Account]]
 
 
 async def _received(connections: Sequence[Connection]) -> AsyncGenerator[Rows, None]:
-    """What the processes tell, in the order in which it comes."""
+    """The rows that the workers send, in the order of arrival."""
     open_ones = list(connections)
     while open_ones:
         ready = await asyncio.to_thread(wait, open_ones)
