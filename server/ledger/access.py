@@ -1,7 +1,7 @@
-"""Who is calling and what they may touch; what an API key is made of and how long it opens.
+"""Callers and their permissions; API keys and their validity.
 
-A key reads `{id}.{secret}`. Only a SHA-256 of the secret is stored: the secret is 256
-random bits, so there is nothing to guess that a slow hash would protect.
+A key has the form `{id}.{secret}`. Only a SHA-256 of the secret is stored. The secret is 256
+random bits, so a slow hash would add no protection.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from server.ledger.names import ALL_ACCOUNTS, RandomBytes, account_name
 from server.ledger.paging import ApiKeyKey
 
 ADMIN = "admin"
-"""The scope of those who run the ledger. It includes every other."""
+"""The scope of operators. It includes every other scope."""
 
 SUFFICIENT: Mapping[str, frozenset[str]] = {
     "transactions.readonly": frozenset({"transactions.readonly", "transactions", ADMIN}),
@@ -27,9 +27,9 @@ SUFFICIENT: Mapping[str, frozenset[str]] = {
     "accounts": frozenset({"accounts", ADMIN}),
     ADMIN: frozenset({ADMIN}),
 }
-"""Every scope, each with those that include it. protos/daybook/v1/scope.proto says what they mean."""
+"""Each scope, with the scopes that include it. protos/daybook/v1/scope.proto defines them."""
 DEFAULT_SCOPES = ("transactions", "accounts")
-"""Those of a key for which nobody chose any: everything but running the ledger."""
+"""The scopes of a key that is created without any: all but `admin`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,22 +40,22 @@ class Caller:
     tenant_uid: str
     credential_id: str
     account_id: str | None = None
-    """The account to which the credential is bound; None for all of the tenant."""
+    """The account to which the credential is bound; None for the whole tenant."""
     scopes: frozenset[str] = frozenset()
 
     def require_account(self, account_id: str) -> None:
-        """Raises AccountNotPermitted unless the caller may touch this account.
+        """Raises AccountNotPermitted unless the caller may access this account.
 
-        Said before anyone looks whether the account exists, so that a bound credential
-        learns nothing about its neighbours.
+        Checked before the account is read, so that a bound credential cannot learn which other
+        accounts exist.
         """
         if self.account_id is not None and self.account_id != account_id:
             raise AccountNotPermitted(account_name(account_id))
 
     def require_scope(self, scopes: Sequence[str], request: object = None) -> None:
-        """Raises ScopeMissing, for the first, unless the credential has one of the scopes or one that includes it.
+        """Raises ScopeMissing unless the credential has one of the scopes or one that includes it.
 
-        `request` is what the credential is needed for.
+        The error names the first scope and carries the request.
         """
         for scope in scopes:
             if not self.scopes.isdisjoint(SUFFICIENT.get(scope, ())):
@@ -63,12 +63,12 @@ class Caller:
         raise ScopeMissing(scopes[0], request)
 
     def require_grant(self, scopes: Collection[str]) -> None:
-        """Raises ScopeMissing for a scope that the caller can't hand out, since its own don't include it."""
+        """Raises ScopeMissing for a scope that the caller can't grant: its own scopes do not include it."""
         for scope in scopes:
             self.require_scope([scope])
 
     def require_tenant(self) -> None:
-        """Raises AccountNotPermitted unless the caller may touch all of its tenant."""
+        """Raises AccountNotPermitted unless the caller may access its whole tenant."""
         if self.account_id is not None:
             raise AccountNotPermitted(account_name(ALL_ACCOUNTS))
 
@@ -98,7 +98,7 @@ class ApiKeyRecord:
 
 @dataclass(frozen=True, slots=True)
 class NewApiKey:
-    """A key just made, or its new secret. The text is shown once and stored nowhere."""
+    """A new key, or a key with a new secret. The text is shown once and is not stored."""
 
     key_id: str
     text: str = field(repr=False)
@@ -106,7 +106,7 @@ class NewApiKey:
 
 
 def new_api_key(random_bytes: RandomBytes, key_id: str | None = None) -> NewApiKey:
-    """Makes an API key out of 80 random bits for the id, unless it has one, and 256 for the secret."""
+    """Makes a secret of 256 random bits, and an id of 80 unless the key has one."""
     if key_id is None:
         key_id = random_bytes(10).hex()
     secret = base64.urlsafe_b64encode(random_bytes(32)).decode().rstrip("=")
@@ -114,24 +114,24 @@ def new_api_key(random_bytes: RandomBytes, key_id: str | None = None) -> NewApiK
 
 
 def hash_secret(secret: str) -> bytes:
-    """What is stored of a secret."""
+    """The hash that is stored of a secret."""
     return hashlib.sha256(secret.encode()).digest()
 
 
 def is_active(revoke_time: Instant | None, expire_time: Instant | None, now: Instant) -> bool:
-    """Whether a key opens: until the very instant of its expiry, and never once it is revoked.
+    """Whether a key is valid: not revoked, and before its expire_time.
 
-    A revoke_time that is later than now was set by a clock that is ahead.
+    A revoke_time after `now` counts too: it was set by a clock that is ahead.
     """
     return revoke_time is None and (expire_time is None or now < expire_time)
 
 
 RETIRED_SECRETS_MAX = 4
-"""How many secrets of a key are good beside its newest."""
+"""The largest number of valid secrets of a key beside its newest."""
 
 
 class RetiredSecret(NamedTuple):
-    """A secret that a newer one has replaced, and until when it is good."""
+    """A secret that a newer one has replaced. It is valid until its expire_time."""
 
     secret_hash: bytes
     expire_time: Instant
@@ -140,11 +140,11 @@ class RetiredSecret(NamedTuple):
 def retire(
     secret_hash: bytes, older: Collection[RetiredSecret], *, now: Instant, until: Instant
 ) -> list[RetiredSecret]:
-    """Which secrets stay good, until when at most, as a key gets a new one in the place of `secret_hash`.
+    """The secrets that stay valid, until `until` at most, when a key's `secret_hash` is replaced.
 
-    Those that were retired before keep their time if it ends sooner. Beyond RETIRED_SECRETS_MAX
-    those go that end first.
+    Older ones keep an earlier expire_time. Of more than RETIRED_SECRETS_MAX the earliest to expire
+    are dropped.
     """
     shortened = [RetiredSecret(each.secret_hash, min(each.expire_time, until)) for each in older]
-    good = [each for each in (RetiredSecret(secret_hash, until), *shortened) if each.expire_time > now]
-    return sorted(good, key=lambda each: -each.expire_time)[:RETIRED_SECRETS_MAX]
+    valid = [each for each in (RetiredSecret(secret_hash, until), *shortened) if each.expire_time > now]
+    return sorted(valid, key=lambda each: -each.expire_time)[:RETIRED_SECRETS_MAX]

@@ -24,7 +24,7 @@ class AccountRecord:
     display_name: str
     credit_limit: Millionths
     profile: bytes
-    """A serialized Account that holds nothing but the profile."""
+    """A serialized Account with the profile only."""
     hour_anchor: Instant = 0
     create_time: Instant = 0
     update_time: Instant = 0
@@ -33,12 +33,12 @@ class AccountRecord:
 
     @property
     def etag(self) -> str:
-        """Changes with every field that a caller can set."""
+        """A hash of the fields that a caller can set."""
         content = repr((self.display_name, self.credit_limit, self.profile)).encode()
         return hashlib.sha256(content).hexdigest()[:16]
 
     def to_message(self) -> Account:
-        """The account as the contract has it."""
+        """The account as an API message."""
         message = Account.FromString(self.profile)
         message.name = account_name(self.id)
         message.number = self.number
@@ -53,7 +53,7 @@ class AccountRecord:
 
 
 class Holding(NamedTuple):
-    """An account and what it holds at an instant."""
+    """An account and its state at an instant."""
 
     account: AccountRecord
     state: AccountState

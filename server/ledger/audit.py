@@ -1,8 +1,8 @@
-"""Recomputes the books of an account from its transactions, and says where they part.
+"""Recomputes the books of an account from its transactions, and reports where the stored books differ.
 
-The transactions are read once, in order; memory doesn't grow with them. After a
-divergence the audit goes on from what is stored, so that one fault is told once and not
-again at every row behind it.
+The transactions are read once, in order; memory does not grow with them. After a divergence
+the audit continues from the stored value, so that one fault is reported once and not at every
+later row.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from server.ledger.usage import UsageWindow, add_usage
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A transaction as it is stored: the columns, and the bytes they were made from."""
+    """A transaction as it is stored: the serialized message, and the columns made from it."""
 
     sequence: int
     tenant_number: int
@@ -39,7 +39,7 @@ class Entry:
     amount: Millionths
     balance_after: Millionths
     labels: Mapping[str, str]
-    """Those that have a column."""
+    """The labels that have a column."""
     body: bytes
     allocations: bytes
     hash: bytes
@@ -47,7 +47,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Posted:
-    """What a request posted that has an id."""
+    """A transaction that was posted by a request with a request_id."""
 
     request_id: str
     sequence: int
@@ -57,7 +57,7 @@ class Posted:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What is kept as the answer of a request: a transaction, or bytes."""
+    """The stored answer to a request: the sequence of a transaction, or a serialized message."""
 
     sequence: int | None
     response: bytes
@@ -65,27 +65,27 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Where the books part."""
+    """A divergence of the stored books."""
 
     account_id: str
     sequence: int
-    """0 where the finding is about the account as a whole."""
+    """0 for a finding about the account as a whole."""
     subject: str
     expected: str
     found: str
 
 
 class AccountAudit:
-    """The audit of one account. Feed it every entry by `read`, then `finish`.
+    """The audit of one account. The caller passes every entry to `read`, then calls `finish`.
 
-    In between, whoever feeds it takes `opened_lots`, `closed_windows` and `posted` away and
-    compares them with what is stored, by `check_lots`, `check_windows` and `check_answers`.
+    In between, the caller empties `opened_lots`, `closed_windows` and `posted`, and passes them
+    with the stored rows to `check_lots`, `check_windows` and `check_answers`.
     """
 
     def __init__(self, account_id: str, tenant_number: int, hour_anchor: Instant, label_names: Iterable[str]) -> None:
         self.findings: list[Finding] = []
         self.opened_lots: list[Lot] = []
-        """As they were opened; their `remaining` means nothing here."""
+        """As they were opened; their `remaining` has no meaning here."""
         self.closed_windows: list[UsageWindow] = []
         self.posted: list[Posted] = []
         self._account_id = account_id
@@ -105,7 +105,7 @@ class AccountAudit:
         self._answers = 0
 
     def read(self, entry: Entry) -> None:
-        """Checks the next transaction against all that came before it."""
+        """Checks the next transaction against all earlier ones."""
         self._expect(entry.sequence, "sequence", self._sequence + 1, entry.sequence)
         expected_hash = chain(self._hash, entry.body, entry.allocations)
         self._expect(entry.sequence, "hash", expected_hash.hex(), entry.hash.hex())
@@ -126,38 +126,38 @@ class AccountAudit:
             self._add_usage(entry)
         if entry.kind == Transaction.REFUND:
             self._refunded += refund_print(message.refund_of.rpartition("/")[2], entry.amount)
-        # Who pays keeps the answer of a transfer.
+        # The answer to a transfer is stored with the source.
         if message.request_id and entry.kind != Transaction.TRANSFER_IN:
             self.posted.append(Posted(message.request_id, entry.sequence, entry.kind, entry.body))
 
     def check_lots(self, expected: Iterable[Lot], stored: Mapping[int, Lot]) -> None:
-        """Compares lots that were opened with those that are stored, by number."""
+        """Compares opened lots with the stored lots, by number."""
         for lot in expected:
             found = stored.get(lot.number)
             self._expect(lot.opened_by, f"lot {lot.number}", _describe(lot), _describe(found))
 
     def check_windows(self, expected: Iterable[UsageWindow], stored: Mapping[int, UsageWindow]) -> None:
-        """Compares hour windows with those that are stored, by number."""
+        """Compares hour windows with the stored ones, by number."""
         for window in expected:
             self._expect(0, f"window {window.number}", str(window), str(stored.get(window.number)))
 
     def check_answers(self, posted: Iterable[Posted], stored: Mapping[str, Answer]) -> None:
-        """Compares what requests posted with the answers that are kept, by request_id.
+        """Compares the transactions of requests with the stored answers, by request_id.
 
-        A repeated request gets what is kept, so a wrong answer would be as bad as a wrong row.
+        A repeated request gets the stored answer, so a wrong answer is as bad as a wrong row.
         """
         for each in posted:
             answer = stored.get(each.request_id, Answer(None, b""))
             subject = f"answer to request {each.request_id}"
             if each.kind == Transaction.TRANSFER_OUT:
-                is_kept = each.body in answer.response
-                self._expect(each.sequence, subject, "both sides", "both sides" if is_kept else "something else")
+                is_stored = each.body in answer.response
+                self._expect(each.sequence, subject, "both sides", "both sides" if is_stored else "something else")
             else:
                 self._answers += 1
                 self._expect(each.sequence, subject, each.sequence, answer.sequence)
 
     def check_refund(self, sequence: int, time: Instant, *, is_dated: bool) -> None:
-        """Notes a stored total of refunds whose time is not that of a refund of its charge."""
+        """Checks that the time of a stored total of refunds is that of a refund of its charge."""
         self._expect(
             sequence,
             "time of the last refund",
@@ -175,11 +175,12 @@ class AccountAudit:
         windows: int,
         answers: int,
     ) -> None:
-        """Compares the end with the account's stored state, and the sums with what is stored.
+        """Compares the computed state and totals with the stored ones.
 
-        `open_lots` is what remains of each stored lot that is open, by number, `refunded` the
-        sum of the refund_print of every stored total, `answers` the number of requests whose
-        answer is a transaction. Which lots are known in the state makes no difference.
+        `open_lots` has the remaining amount of each stored open lot, by number. `refunded` is the
+        sum of the refund_print of every stored total. `lots`, `windows` and `answers` are numbers
+        of stored rows, the last of requests that are answered with a transaction. The lots in the
+        state are not compared.
         """
         if self._window is not None:
             self.closed_windows.append(self._window)
@@ -242,7 +243,7 @@ class AccountAudit:
     def _check_name(self, entry: Entry, message: Transaction) -> None:
         named_id, _, uid = message.name.removeprefix("accounts/").partition("/transactions/")
         self._expect(entry.sequence, "uid in name", message.uid, uid)
-        # Told once: if the account was renamed, every transaction has the old name.
+        # Reported once: if the account was renamed, every transaction has the old name.
         if named_id != self._named_id:
             self._expect(entry.sequence, "account in name", self._named_id, named_id)
             self._named_id = named_id
@@ -284,7 +285,7 @@ class AccountAudit:
             self._expect(entry.sequence, f"remaining of lot {number}", within, money.write(lot.remaining))
         self._lots[number] = lot
         if lot.remaining <= 0:
-            # Only open lots are kept. A refund into a closed one begins at 0 again.
+            # Only open lots stay in memory. A refund into a closed lot begins at 0 again.
             del self._lots[number]
 
     def _add_usage(self, entry: Entry) -> None:
@@ -302,12 +303,11 @@ def _month(time: Instant) -> int | None:
 
 
 def refund_print(uid: str | None, amount: Millionths) -> int:
-    """A number that, summed over refunds, tells whether each charge got what its total says.
+    """A number for a sum over refunds that must equal the sum over stored totals.
 
-    The uid is the charge's; None for a total of no charge.
-
-    So the audit need not keep every charge in memory. Two errors would have to cancel each
-    other out in 64 bits of a hash.
+    The uid is the charge's; None for a total without a charge. The sum spares the audit from
+    keeping every charge in memory: two errors would have to cancel each other out in 64 bits of
+    a hash.
     """
     return amount * int.from_bytes(hashlib.sha256(str(uid).encode()).digest()[:8], "big")
 

@@ -1,4 +1,4 @@
-"""The bytes that are kept of a transaction, for good: its message, its allocations, its hash."""
+"""The stored form of a transaction: its message, its allocations and its hash. It never changes."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from server.ledger.posting import Posting
 
 
 def write_body(account_id: str, posted: Posting, details: Transaction, uid: str, request_id: str) -> bytes:
-    """The transaction as it is served: what posting decided, and the caller's details.
+    """The serialized transaction: the fields that posting decides, and the caller's details.
 
-    The details become the transaction, for a copy of them costs as much as all the rest
-    here. Every field that posting decides is written, so they can be written again.
+    The details become that message, because a copy costs as much as the rest of this function.
+    Every field that posting decides is overwritten, so the same details can be used again.
     """
     message = details
     kind, category, state, amount, sequence, create_time, balance_after, allocations, terms = posted
@@ -34,7 +34,7 @@ def write_body(account_id: str, posted: Posting, details: Transaction, uid: str,
     message.category = category
     message.state = state
     message.amount = text = money.write(amount)
-    # Nearly every transaction is of one kind only, and the text of an amount takes a while to make.
+    # Nearly every transaction is all expiring or all permanent, and formatting an amount is slow.
     message.expiring_amount = text if expiring == amount else money.write(expiring)
     message.permanent_amount = text if permanent == amount else money.write(permanent)
     message.balance_after = money.write(balance_after)
@@ -54,7 +54,7 @@ def write_allocations(allocations: Iterable[Allocation]) -> bytes:
         each.lot_number, each.amount, each.priority = lot_number, amount, priority
         if expire_time is not None:
             each.expire_time = expire_time
-    # It has no maps, so there is one way only to write it.
+    # A message without maps, so its serialization is deterministic.
     return message.SerializeToString()
 
 
@@ -71,7 +71,7 @@ def read_allocations(stored: bytes) -> tuple[Allocation, ...]:
 
 
 def with_allocations(account_id: str, body: bytes, stored: bytes) -> Transaction:
-    """A transaction in full view."""
+    """A transaction with its allocations (the view FULL)."""
     message = Transaction.FromString(body)
     for each in read_allocations(stored):
         shown = transaction_pb2.Allocation(amount=money.write(each.amount))
@@ -91,22 +91,21 @@ def label_of(body: bytes, name: str) -> str:
 def chain(previous_hash: bytes, body: bytes, allocations: bytes) -> bytes:
     """The hash of a transaction: SHA-256 over its predecessor's hash and its own stored bytes.
 
-    The length of the body stands between the two, so that no byte can move from one to the
-    other. The first transaction's predecessor has the empty hash.
+    The length of the body is hashed too, so that no byte can move between the body and the
+    allocations. The hash before the first transaction is empty.
     """
     return hashlib.sha256(b"%b%d:%b%b" % (previous_hash, len(body), body, allocations)).digest()
 
 
-# The tag of field 1, length-delimited: where list answers hold their transactions.
+# The tag of field 1, length-delimited: the repeated field of list responses.
 _FIELD_1_TAG = b"\x0a"
 LENGTHS_CACHED_MAX = 4096
 
 
 def join_messages(bodies: Sequence[bytes]) -> bytes:
-    """A message whose field 1 repeats these messages, put together from stored bytes.
+    """A serialized message whose field 1 repeats these serialized messages.
 
-    A fast path: each is serialized already, so nothing is parsed or written again, and no
-    step is taken for each.
+    Hot path: nothing is parsed or serialized again, and there is no Python loop over the bodies.
     """
     parts = [b""] * (2 * len(bodies))
     parts[::2] = map(_head, map(len, bodies))
@@ -116,7 +115,7 @@ def join_messages(bodies: Sequence[bytes]) -> bytes:
 
 @lru_cache(LENGTHS_CACHED_MAX)
 def _head(length: int) -> bytes:
-    """What stands before a message of so many bytes: the tag, and the length, seven bits a byte, the lowest first."""
+    """The prefix of an embedded message: the tag, and the length as a varint."""
     encoded = bytearray(_FIELD_1_TAG)
     while length > 0x7F:
         encoded.append(length & 0x7F | 0x80)

@@ -16,8 +16,8 @@
     └── Internal                 InternalFailure
 
 The second level is the status, the leaves are the reasons of daybook.v1.ErrorReason; a
-test holds the two together. Messages are for the caller: they name the field and never
-contain SQL, a path, a secret or a driver's words.
+test compares the two. Messages are for the caller: they name the field and never contain
+SQL, a path, a secret or a message of a driver.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ class SchemaTooNew(Exception):
 
 
 class DaybookError(Exception):
-    """A refusal that the caller is told about."""
+    """A refusal, for the caller."""
 
     reason: ClassVar[str]
     """The name of the value of daybook.v1.ErrorReason."""
     retry_seconds: float | None = None
-    """After how long a caller may try again, in seconds, where that is known."""
+    """The time after which the caller may retry, in seconds; None for no advice."""
 
     def __init__(self, message: str, **metadata: str) -> None:
         super().__init__(message)
@@ -60,7 +60,7 @@ class FieldInvalid(InvalidArgument):
 
 
 class FilterInvalid(InvalidArgument):
-    """The filter can't be read or asks for what no list offers."""
+    """The filter can't be parsed or is not supported by the list."""
 
     reason = "FILTER_INVALID"
 
@@ -84,7 +84,7 @@ class PageTokenMismatch(InvalidArgument):
 
 
 class Unauthenticated(DaybookError):
-    """Nobody knows who is calling."""
+    """The caller is not authenticated."""
 
 
 class CredentialMissing(Unauthenticated):
@@ -97,7 +97,7 @@ class CredentialMissing(Unauthenticated):
 
 
 class CredentialInvalid(Unauthenticated):
-    """The credential is malformed, unknown or not valid any more. Which, nobody is told."""
+    """The credential is malformed, unknown, expired or revoked. The error does not say which."""
 
     reason = "CREDENTIAL_INVALID"
 
@@ -106,7 +106,7 @@ class CredentialInvalid(Unauthenticated):
 
 
 class PermissionDenied(DaybookError):
-    """The caller is known and may not do this."""
+    """The caller is authenticated and may not do this."""
 
 
 class AccountNotPermitted(PermissionDenied):
@@ -135,11 +135,11 @@ class ScopeMissing(PermissionDenied):
     def __init__(self, scope: str, request: object = None) -> None:
         super().__init__(f"the credential lacks the scope {scope}", scope=scope)
         self.request = request
-        """What was refused, for a facade whose vendor says in the refusal what was asked for."""
+        """The refused request, for a facade whose errors quote it."""
 
 
 class NotFound(DaybookError):
-    """The tenant has no such thing."""
+    """The tenant has no such resource."""
 
 
 class AccountNotFound(NotFound):
@@ -170,7 +170,7 @@ class ApiKeyNotFound(NotFound):
 
 
 class AlreadyExists(DaybookError):
-    """What should be new is not."""
+    """The resource or the request_id exists already."""
 
 
 class AccountExists(AlreadyExists):
@@ -192,7 +192,7 @@ class RequestIdReused(AlreadyExists):
 
 
 class FailedPrecondition(DaybookError):
-    """The request is sound, but the ledger's present state forbids it."""
+    """The request is valid, but the present state of the ledger forbids it."""
 
 
 class InsufficientCredits(FailedPrecondition):
@@ -210,7 +210,7 @@ class InsufficientCredits(FailedPrecondition):
 
 
 class BalanceOutOfRange(FailedPrecondition):
-    """The balance would pass what an amount can say."""
+    """The balance would exceed the largest amount."""
 
     reason = "BALANCE_OUT_OF_RANGE"
 
@@ -219,7 +219,7 @@ class BalanceOutOfRange(FailedPrecondition):
 
 
 class TooManyLots(FailedPrecondition):
-    """One transaction would take from more lots than it may. In smaller amounts the credits can be taken at once."""
+    """One transaction would take from too many lots. The caller can take the credits in smaller amounts."""
 
     reason = "TOO_MANY_LOTS"
 
@@ -277,7 +277,7 @@ class NotStorable(FailedPrecondition):
 
 
 class Aborted(DaybookError):
-    """Somebody else was quicker."""
+    """A concurrent write came first."""
 
 
 class EtagMismatch(Aborted):
@@ -290,7 +290,7 @@ class EtagMismatch(Aborted):
 
 
 class ResourceExhausted(DaybookError):
-    """Too much at once."""
+    """A limit on load is reached."""
 
     retry_seconds: float
 
@@ -316,11 +316,11 @@ class RateLimited(ResourceExhausted):
 
 
 class DeadlineExceeded(DaybookError):
-    """Not in the time that a call may take."""
+    """The call exceeded its time limit."""
 
 
 class TimedOut(DeadlineExceeded):
-    """The call took longer than the server lets any call take. What it had posted by then stays."""
+    """The call exceeded the server's time limit. Transactions that it has posted stay."""
 
     reason = "TIMED_OUT"
 
@@ -329,7 +329,7 @@ class TimedOut(DeadlineExceeded):
 
 
 class Unimplemented(DaybookError):
-    """The API has nothing of this name."""
+    """The API has no such method."""
 
 
 class MethodUnknown(Unimplemented):
@@ -337,16 +337,16 @@ class MethodUnknown(Unimplemented):
 
     reason = "METHOD_UNKNOWN"
 
-    def __init__(self, method: str, known: str) -> None:
-        super().__init__(f"there is no method {method}; {known}", method=method)
+    def __init__(self, method: str, hint: str) -> None:
+        super().__init__(f"there is no method {method}; {hint}", method=method)
 
 
 class Unavailable(DaybookError):
-    """Not now; the same call may succeed later."""
+    """The same call may succeed later."""
 
 
 class ServiceUnavailable(Unavailable):
-    """The database or the keys of access tokens can't be had, or the server is shutting down."""
+    """The database or the keys of access tokens are unavailable, or the server is shutting down."""
 
     reason = "SERVICE_UNAVAILABLE"
 
@@ -357,7 +357,7 @@ class ServiceUnavailable(Unavailable):
 
 
 class ClockSkewed(Unavailable):
-    """The server's clock is too far from its reference to post by it."""
+    """The server's clock differs too much from its reference for posting."""
 
     reason = "CLOCK_SKEWED"
     retry_seconds = 5.0
@@ -371,11 +371,11 @@ class ClockSkewed(Unavailable):
 
 
 class Internal(DaybookError):
-    """Our fault."""
+    """A fault of the server."""
 
 
 class InternalFailure(Internal):
-    """Something failed that only the server's log explains."""
+    """An unexpected failure. The server's log has the details."""
 
     reason = "INTERNAL_FAILURE"
 

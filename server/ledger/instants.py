@@ -19,17 +19,17 @@ Instant: TypeAlias = int
 """Microseconds since 1970-01-01T00:00:00Z."""
 
 Clock: TypeAlias = Callable[[], Instant]
-"""Tells the present instant. Injected, so that a test or the demo can fix it."""
+"""Gives the present instant. Injected, so that a test or the demo can fix it."""
 
 Stopwatch: TypeAlias = Callable[[], int]
-"""Nanoseconds since some moment, whatever the clock on the wall is set to."""
+"""Nanoseconds since an arbitrary moment, independent of changes to the system clock."""
 
 SECOND: Instant = 1_000_000
 HOUR: Instant = 3600 * SECOND
 EARLIEST: Instant = -62_135_596_800 * SECOND
-"""0001-01-01T00:00:00Z. No Timestamp says less."""
+"""0001-01-01T00:00:00Z, the earliest Timestamp."""
 LATEST: Instant = 253_402_300_800 * SECOND - 1
-"""The last microsecond of the year 9999. No Timestamp says more."""
+"""The last microsecond of the year 9999, the latest Timestamp."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _DAY: Instant = 24 * HOUR
@@ -53,7 +53,7 @@ def to_datetime(instant: Instant) -> datetime:
 
 
 def from_timestamp(timestamp: Timestamp) -> Instant:
-    """The instant of a Timestamp; what is finer than a microsecond is cut off."""
+    """The instant of a Timestamp, truncated to microseconds."""
     return timestamp.seconds * SECOND + timestamp.nanos // 1000
 
 
@@ -71,19 +71,19 @@ def set_timestamp(timestamp: Timestamp, instant: Instant) -> None:
 
 
 def parse(text: str) -> Instant:
-    """Reads RFC 3339 with any offset. Raises ValueError, with words for the caller."""
+    """Parses RFC 3339 with any offset. Raises ValueError with a message for the caller."""
     problem = 'must be a date and time by RFC 3339, such as "2024-10-10T06:54:58Z"'
     if not _RFC_3339.fullmatch(text):
         raise ValueError(problem)
     try:
-        # Back and forth: an offset can lead out of the years that a datetime has.
+        # An offset can lead outside the years of a datetime, so the time is converted to UTC here.
         return from_datetime(datetime.fromisoformat(text.upper()).astimezone(UTC))
     except (ValueError, OverflowError) as error:
         raise ValueError(problem) from error
 
 
 def write_milliseconds(instant: Instant) -> str:
-    """An instant as `2024-10-10T06:54:58.000Z`; what is finer is cut off."""
+    """An instant as `2024-10-10T06:54:58.000Z`, truncated to milliseconds."""
     return to_datetime(instant).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 

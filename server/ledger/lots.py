@@ -1,8 +1,8 @@
-"""Lots: the parcels in which credits come, and the order in which they are spent.
+"""Lots: amounts of credits with common terms, and the order in which they are spent.
 
 Every grant opens a lot, permanent or expiring. A balance is the sum of an account's open
-lots, less what it owes on its credit limit. What owes is written as a lot too, number 0,
-so that every transaction is the sum of its allocations.
+lots, less its debt on the credit line. Debt is recorded as pseudo-lot 0, so that every
+transaction is the sum of its allocations.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from server.ledger.instants import Instant
 from server.ledger.money import Millionths
 
 CREDIT_LINE = 0
-"""The lot number of what an account owes: it goes below zero, as far as the credit limit."""
+"""The lot number of an account's debt. This pseudo-lot goes below 0, down to the credit limit."""
 
 NEVER: Instant = 2**63 - 1
 """Later than every expire_time."""
@@ -25,15 +25,15 @@ SpendingOrder: TypeAlias = tuple[int, Instant, int] | tuple[()]
 
 
 class Terms(NamedTuple):
-    """For how long credits are good, and how soon they are spent."""
+    """The expiry of credits, and their priority in spending."""
 
     expire_time: Instant | None = None
-    """From this instant on they are gone; None for credits that stay."""
+    """Credits are expired from this instant on; None for permanent credits."""
     priority: int = 0
     """Lots of a lower number are spent first."""
 
     def are_past(self, now: Instant) -> bool:
-        """Whether the credits are gone."""
+        """Whether the credits have expired."""
         expire_time = self.expire_time
         return expire_time is not None and expire_time <= now
 
@@ -42,7 +42,7 @@ PERMANENT = Terms()
 
 
 class Lot(NamedTuple):
-    """A parcel of credits of one account."""
+    """An amount of credits of one account that came together."""
 
     number: int
     """1, 2, 3 and so on in its account, in the order of opening."""
@@ -50,12 +50,12 @@ class Lot(NamedTuple):
     """The sequence of the transaction that opened it."""
     terms: Terms
     amount: Millionths
-    """What was put into it at its opening."""
+    """The amount at its opening."""
     remaining: Millionths
-    """What is left of it; never below 0. A refund can raise it again, up to amount."""
+    """The amount not yet spent, 0 or more. A refund can raise it again, up to `amount`."""
 
     def with_remaining(self, remaining: Millionths) -> Lot:
-        """The lot with so much left. Every posting needs one, and `_replace` is slow."""
+        """The lot with this remaining amount. Hot path: `_replace` is slow."""
         return Lot(self.number, self.opened_by, self.terms, self.amount, remaining)
 
     @property
@@ -66,13 +66,13 @@ class Lot(NamedTuple):
 
 
 class Allocation(NamedTuple):
-    """What one transaction moved in one lot: above 0 into it, below 0 out of it."""
+    """The change of one lot by one transaction: above 0 into it, below 0 out of it."""
 
     lot_number: int
-    """CREDIT_LINE for what was borrowed (below 0) or paid back (above 0)."""
+    """CREDIT_LINE for debt that was drawn (below 0) or paid back (above 0)."""
     amount: Millionths
     terms: Terms
-    """Those of the lot, so that a transaction can be read without it."""
+    """The terms of the lot, so that a transaction can be read without it."""
 
 
 def sort_lots(lots: Iterable[Lot]) -> tuple[Lot, ...]:
@@ -81,7 +81,7 @@ def sort_lots(lots: Iterable[Lot]) -> tuple[Lot, ...]:
 
 
 def insert(lots: list[Lot], lot: Lot) -> None:
-    """Puts a lot that holds something among open lots, in the order in which they are spent."""
+    """Inserts a lot that is not empty into open lots, in spending order."""
     insort(lots, lot, key=lambda each: each.spending_order)
 
 
@@ -94,10 +94,10 @@ def take_out(lots: list[Lot], number: int) -> Lot | None:
 
 
 def take(lots: tuple[Lot, ...], amount: Millionths) -> tuple[tuple[Lot, ...], list[Allocation]]:
-    """Takes an amount (above 0) out of sorted lots: what is left open, and what came from where.
+    """Takes an amount (above 0) out of sorted lots; gives the lots left open, and the allocations.
 
-    What the lots don't hold is borrowed from the credit line; whether that is allowed, the
-    caller decides.
+    The amount that the lots lack is drawn from the credit line; the caller decides whether that
+    is allowed.
     """
     allocations = []
     for place, lot in enumerate(lots):
@@ -113,9 +113,9 @@ def take(lots: tuple[Lot, ...], amount: Millionths) -> tuple[tuple[Lot, ...], li
 
 
 def parts(allocations: Iterable[Allocation]) -> tuple[Millionths, Millionths]:
-    """How much of a transaction moved credits with a date of expiry, and how much others.
+    """The parts of an amount that moved expiring and permanent credits.
 
-    What moved on the credit line counts as permanent.
+    The credit line counts as permanent.
     """
     expiring = permanent = 0
     for each in allocations:

@@ -11,7 +11,7 @@ from server.ledger.errors import FieldInvalid
 from server.ledger.instants import Instant
 
 RandomBytes: TypeAlias = Callable[[int], bytes]
-"""Gives so many random bytes. Injected, so that a test or the demo can fix them."""
+"""Gives this number of random bytes. Injected, so that a test or the demo can fix them."""
 
 RANDOM_BLOCK_BYTES = 1000
 
@@ -103,7 +103,7 @@ def parse_transaction_name(field: str, name: str) -> tuple[str, UUID]:
 
 
 def uid_text(stored: bytes) -> str:
-    """A stored uid as callers know it; of bytes that are none, their digits."""
+    """A stored uid as a canonical UUID; bytes of another length as hexadecimal digits."""
     digits = stored.hex()
     if len(digits) != 32:
         return digits
@@ -111,10 +111,9 @@ def uid_text(stored: bytes) -> str:
 
 
 def in_blocks(random_bytes: RandomBytes) -> RandomBytes:
-    """The same randomness, fetched a block at a time.
+    """The same randomness, read in blocks.
 
-    To ask the system for ten bytes costs as much as a third of a posting, and lets another
-    thread in.
+    A system call for ten bytes costs a third of a posting, and releases the GIL.
     """
     block = b""
 
@@ -131,8 +130,8 @@ def in_blocks(random_bytes: RandomBytes) -> RandomBytes:
 def uuid7(instant: Instant, random_bytes: RandomBytes) -> bytes:
     """A UUID of version 7 (RFC 9562, 5.7) for an instant, as it is stored.
 
-    Written here because the libraries draw time and randomness themselves, and both must
-    be injected for a ledger to be the same twice.
+    Implemented here because libraries read the clock and randomness themselves; both are
+    injected to make a ledger reproducible.
     """
     milliseconds = instant // 1000
     random = int.from_bytes(random_bytes(10), "big")
@@ -147,10 +146,10 @@ def uuid7(instant: Instant, random_bytes: RandomBytes) -> bytes:
 
 
 def post_time(uid: bytes, create_time: Instant) -> Instant:
-    """When a transaction was posted by the clock.
+    """The time of posting by the clock.
 
-    That is its create_time, unless it repeats one that was ahead of the clock. Its uid then
-    has the time of the clock, to the millisecond.
+    That is the create_time, unless it repeats one that was ahead of the clock. The uid then has
+    the time, to the millisecond.
     """
     milliseconds = int.from_bytes(uid[:6], "big")
     return 1000 * milliseconds if milliseconds < create_time // 1000 else create_time

@@ -93,7 +93,7 @@ class TransactionFilter:
 
 
 EVERYTHING = TransactionFilter()
-"""The filter that every transaction passes."""
+"""The filter that selects every transaction."""
 NEWEST_FIRST = Order()
 
 

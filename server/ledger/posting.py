@@ -1,12 +1,12 @@
 """The rules by which transactions are posted to an account.
 
-The values are named tuples because several are copied at every posting, which a frozen
-dataclass does at four times the price. The copies that every posting makes are spelled
-out, because `_replace` takes twice as long again.
+Each rule takes the state of an account and gives the state after it, with what was posted. A
+refusal is an exception and changes nothing. Callers post due expirations first (`expire_due`),
+so that no transaction uses an expired lot.
 
-Each takes the state of an account and gives the state after it together with what was
-posted; a refusal is an exception and changes nothing. Whoever posts first calls
-`expire_due`, so that nothing is ever posted on top of a lot that should be gone.
+Hot path: the values are named tuples, because copying a frozen dataclass takes four times as
+long. The copies that every posting makes are written out, because `_replace` takes twice as
+long.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Kind: TypeAlias = "Transaction.Kind.ValueType"
 State: TypeAlias = "Transaction.State.ValueType"
 
 LOTS_TAKEN_MAX = 1000
-"""How many lots one transaction may take from. An account may have any number of open lots."""
+"""The largest number of lots that one transaction takes from. An account may have any number of open lots."""
 
 
 class AccountState(NamedTuple):
@@ -55,9 +55,9 @@ class AccountState(NamedTuple):
     balance: Millionths = 0
     """The sum of the open lots less the debt."""
     debt: Millionths = 0
-    """What is owed on the credit limit, 0 or more. While there is a debt no lot is open."""
+    """The amount drawn from the credit line, 0 or more. An account with a debt has no open lot."""
     lots: tuple[Lot, ...] = ()
-    """The open lots that are known, in spending order. `edge` and `horizon` bound those that are not."""
+    """The open lots that are loaded, in spending order. `edge` and `horizon` bound the others."""
     lot_count: int = 0
     """The number of the newest lot."""
     sequence: int = 0
@@ -67,17 +67,17 @@ class AccountState(NamedTuple):
     import_time: Instant = 0
     """When history was last imported; 0 if never."""
     open_lot_count: int = 0
-    """The number of open lots, known or not."""
+    """The number of open lots, loaded or not."""
     expiring: Millionths = 0
-    """The sum of the open lots that have an expire_time, known or not."""
+    """The sum of the open lots that have an expire_time, loaded or not."""
     edge: SpendingOrder | None = None
-    """All open lots up to this place in spending order are known; None if all are."""
+    """All open lots up to this place in spending order are loaded; None if all are."""
     horizon: Instant = NEVER
-    """All open lots that expire before this instant are known."""
+    """All open lots that expire before this instant are loaded."""
 
     @property
     def available(self) -> Millionths:
-        """What a charge may take; no charge can take more than an amount can say."""
+        """The largest amount of a charge, at most the largest amount that can be represented."""
         return min(max(0, self.balance + self.credit_limit), money.LARGEST)
 
     def with_credits(
@@ -111,7 +111,7 @@ class AccountState(NamedTuple):
         )
 
     def with_next(self, create_time: Instant, window: UsageWindow | None) -> AccountState:
-        """The state with one more transaction counted, after which this is the newest window."""
+        """The state with one more transaction counted, and this newest window."""
         return AccountState(
             self.account_number,
             self.account_id,
@@ -132,21 +132,21 @@ class AccountState(NamedTuple):
             self.horizon,
         )
 
-    def with_known(self, lots: Iterable[Lot], edge: SpendingOrder | None, horizon: Instant) -> AccountState:
-        """The state with more of its open lots known; `lots` may name some that are known already."""
-        known = {lot.number for lot in self.lots}
-        fresh = (lot for lot in lots if lot.number not in known)
-        return self._replace(lots=sort_lots((*self.lots, *fresh)), edge=edge, horizon=horizon)
+    def with_loaded(self, lots: Iterable[Lot], edge: SpendingOrder | None, horizon: Instant) -> AccountState:
+        """The state with more open lots loaded. Lots that it already has stay as they are."""
+        loaded = {lot.number for lot in self.lots}
+        added = (lot for lot in lots if lot.number not in loaded)
+        return self._replace(lots=sort_lots((*self.lots, *added)), edge=edge, horizon=horizon)
 
     def lacks_lots(self, amount: Millionths) -> bool:
-        """Whether `withdraw` needs more lots to be known before it can take an amount, 0 or more."""
+        """Whether `withdraw` needs more lots to be loaded to take an amount, 0 or more."""
         if self.edge is None or not 0 < amount <= self.available:
             return False
         for count, lot in enumerate(self.lots):
             if lot.spending_order > self.edge:
                 return True
             if count == LOTS_TAKEN_MAX:
-                # Enough to refuse it.
+                # `withdraw` refuses an amount from more lots.
                 return False
             amount -= lot.remaining
             if amount <= 0:
@@ -154,7 +154,7 @@ class AccountState(NamedTuple):
         return True
 
     def at(self, now: Instant) -> AccountState:
-        """The state without the lots that have expired by now, whether or not that is posted. All lots are known."""
+        """The state without the lots that have expired, whether or not that is posted. All lots must be loaded."""
         gone = sum(lot.remaining for lot in self.lots if lot.terms.are_past(now))
         if not gone:
             return self
@@ -165,7 +165,7 @@ class AccountState(NamedTuple):
 
 
 class Draft(NamedTuple):
-    """A transaction that somebody wants posted."""
+    """A transaction to be posted."""
 
     kind: Kind
     category: str
@@ -173,9 +173,9 @@ class Draft(NamedTuple):
     state: State = Transaction.SUCCEEDED
     is_usage: bool = False
     expire_time: Instant | None = None
-    """When the credits that it brings expire."""
+    """When its credits expire."""
     time_to_live: Instant | None = None
-    """How long they live from the posting on, instead of expire_time."""
+    """The lifetime of its credits from the posting on, instead of expire_time."""
     priority: int = 0
 
 
@@ -190,9 +190,9 @@ class Posting(NamedTuple):
     create_time: Instant
     balance_after: Millionths
     allocations: tuple[Allocation, ...] = ()
-    """What moved in which lot; they sum to the amount, unless nothing moved."""
+    """The changes of lots. They sum to the amount, or are empty for a transaction that moves nothing."""
     terms: Terms = PERMANENT
-    """Those of the lot that a grant opened, or would have."""
+    """The terms of the lot that a grant opens, or would open if it had succeeded."""
 
 
 class Portion(NamedTuple):
@@ -218,11 +218,11 @@ def post(state: AccountState, draft: Draft, now: Instant) -> tuple[AccountState,
     """Posts a grant, a charge or an adjustment.
 
     Raises, in this order: FieldInvalid for an amount of the wrong sign or an expire_time that
-    is past, InsufficientCredits where credits are taken that are not there,
-    BalanceOutOfRange, TooManyLots where more than LOTS_TAKEN_MAX lots would be taken from.
+    is past, InsufficientCredits, BalanceOutOfRange, and TooManyLots if it would take from more
+    than LOTS_TAKEN_MAX lots.
 
-    `now` decides what is past and where a time_to_live begins. The create_time only keeps the
-    account's history in order: where the newest transaction is ahead of the clock, it is
+    Expirations are decided by `now`, and a time_to_live begins there. The create_time keeps the
+    account's history in order: if the newest transaction is ahead of `now`, its create_time is
     repeated.
     """
     check_sign(draft)
@@ -245,7 +245,7 @@ def post(state: AccountState, draft: Draft, now: Instant) -> tuple[AccountState,
 
 
 def record(state: AccountState, draft: Draft, now: Instant) -> tuple[AccountState, Posting]:
-    """Keeps a transaction that failed or was canceled, with all that it says: it moves nothing."""
+    """Records a transaction that failed or was canceled, with all of its fields. It moves no credits."""
     create_time = max(now, state.last_create_time)
     terms = _terms(draft, now)
     after = state.with_next(create_time, state.window)
@@ -255,12 +255,12 @@ def record(state: AccountState, draft: Draft, now: Instant) -> tuple[AccountStat
 
 
 def expire_due(state: AccountState, now: Instant) -> list[tuple[AccountState, Posting]]:
-    """Posts the expiration of every known lot that is past, each dated at its expire_time.
+    """Posts the expiration of every loaded lot that has expired, each dated at its expire_time.
 
-    Gives each posting with the state after it, the earliest first. An account whose newest
-    transaction is ahead of the clock loses nothing by that: only `now` counts.
+    Gives each posting with the state after it, the earliest first. Only `now` decides, so an
+    account whose newest transaction is ahead of the clock loses no credits early.
     """
-    # As Terms.are_past has it, but spelled out: every posting asks it of every lot.
+    # Terms.are_past, inlined: every posting evaluates it for every lot.
     due = [lot for lot in state.lots if lot.terms.expire_time is not None and lot.terms.expire_time <= now]
     if not due:
         return []
@@ -286,9 +286,8 @@ def expire_due(state: AccountState, now: Instant) -> list[tuple[AccountState, Po
 def withdraw(state: AccountState, amount: Millionths, *, borrow: bool = True) -> tuple[AccountState, list[Allocation]]:
     """Takes an amount (above 0) out of the lots, and the rest from the credit line.
 
-    Raises InsufficientCredits beyond the credit limit, or at once if nothing may be
-    borrowed; then BalanceOutOfRange, TooManyLots. The caller makes enough lots known first:
-    see `lacks_lots`.
+    Raises InsufficientCredits beyond the credit limit, or beyond the lots unless `borrow`; then
+    BalanceOutOfRange, TooManyLots. The caller loads enough lots first: see `lacks_lots`.
     """
     available = state.available if borrow else max(0, state.balance)
     if amount > available:
@@ -296,7 +295,7 @@ def withdraw(state: AccountState, amount: Millionths, *, borrow: bool = True) ->
             account_name(state.account_id), available_amount=money.write(available), amount=money.write(-amount)
         )
     lots, allocations = take(state.lots, amount)
-    # Only the last can be it.
+    # Only the last allocation can be of the credit line.
     borrowed = -allocations[-1].amount if allocations[-1].lot_number == CREDIT_LINE else 0
     after = state.with_credits(
         lots,
@@ -312,12 +311,12 @@ def withdraw(state: AccountState, amount: Millionths, *, borrow: bool = True) ->
         largest = sum(lot.remaining for lot in state.lots[:LOTS_TAKEN_MAX])
         raise TooManyLots(account_name(state.account_id), lot_limit=LOTS_TAKEN_MAX, largest_amount=money.write(largest))
     if state.edge is not None and (borrowed or state.lots[lots_taken - 1].spending_order > state.edge):
-        raise RuntimeError("lots that are spent earlier are not known")
+        raise RuntimeError("lots that are spent earlier are not loaded")
     return after, allocations
 
 
 def put(state: AccountState, portions: Iterable[Portion]) -> tuple[AccountState, list[Allocation]]:
-    """Brings credits in. They pay back what is owed first; the rest goes into lots.
+    """Adds credits. They pay back the debt first; the rest goes into lots.
 
     Raises BalanceOutOfRange.
     """
@@ -339,7 +338,7 @@ def put(state: AccountState, portions: Iterable[Portion]) -> tuple[AccountState,
             open_lot_count += 1
             lot = Lot(lot_count, state.sequence + 1, portion.terms, rest, rest)
         else:
-            # It may be open and not known.
+            # The lot may be open and not loaded.
             lot = take_out(lots, portion.lot.number) or portion.lot
             open_lot_count += 0 if lot.remaining else 1
             lot = lot.with_remaining(lot.remaining + rest)
@@ -369,7 +368,7 @@ def posted(
 ) -> tuple[AccountState, Posting]:
     """Counts a transaction whose credits have moved already.
 
-    `window` is the newest one after it, if that isn't the one of before.
+    `window` is the newest window after it; None leaves the state's window.
     """
     after = state.with_next(create_time, window or state.window)
     return after, Posting(

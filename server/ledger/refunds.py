@@ -1,4 +1,4 @@
-"""The rules by which a charge is given back."""
+"""The rules by which a charge is refunded."""
 
 from __future__ import annotations
 
@@ -57,16 +57,15 @@ class StoredCharge:
 def refund(
     state: AccountState, charge: Charge, amount: Millionths | None, now: Instant
 ) -> tuple[AccountState, Posting]:
-    """Gives back an amount (above 0) of a charge, or all that is left of it.
+    """Refunds an amount (above 0) of a charge, or all of it that is not refunded yet.
 
-    It goes back to the lots it came from, the last taken first: what remains is as if
-    only the rest had been charged. Credits of a lot that has expired meanwhile come back in
-    a new lot that lives as long as the old one had left when the charge took from it: the
-    customer has what they had, no more and no less. What had been borrowed comes back
-    permanent. All of it pays back debts first, as every credit does.
+    Credits go back to their lots, in reverse order, so that the state is as if only the rest had
+    been charged. If a lot has expired meanwhile, its credits come back in a new lot, with the
+    lifetime that the old lot had left at the charge. Borrowed credits come back as permanent
+    ones. A refund pays back debt first, as every credit does.
 
-    Raises, in this order: NotRefundable for anything but a charge that succeeded,
-    RefundExceedsCharge, and what `put` raises.
+    Raises, in this order: NotRefundable unless the transaction is a charge that succeeded,
+    RefundExceedsCharge, and the errors of `put`.
     """
     if charge.kind != Transaction.CHARGE or charge.state != Transaction.SUCCEEDED:
         raise NotRefundable(charge.name)

@@ -1,4 +1,4 @@
-"""The rules by which credits go from one account to another."""
+"""The rules of transfers between accounts."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ def transfer(
 ) -> tuple[tuple[AccountState, Posting], tuple[AccountState, Posting]]:
     """Moves an amount (above 0); gives the outgoing and the incoming side.
 
-    The source spends as a charge does, except that nothing can be borrowed to be given
-    away. The destination gets the credits on the terms that they had: one lot for each
-    expire_time and priority among them. Each side has the create_time that keeps its own
-    account in order, whatever the other account's is.
+    The source spends as a charge does, but without its credit line. The destination gets the
+    credits with their terms: one lot for each expire_time and priority. Each side has the
+    create_time that keeps its own account in order; the two may differ.
 
-    Raises what `withdraw` and `put` raise.
+    Raises the errors of `withdraw` and `put`.
     """
     source, taken = withdraw(source, amount, borrow=False)
     # Spending order puts lots of equal terms next to each other.

@@ -1,4 +1,4 @@
-"""Hour windows: what an account used in each of its hours."""
+"""Hour windows: the usage of an account in each of its hours."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ USAGE_CATEGORIES = ("computing", "serverless")
 
 
 class UsageWindow(NamedTuple):
-    """What an account used in one of its hours. Hours without usage have no window."""
+    """The usage of an account in one of its hours. Hours without usage have no window."""
 
     number: int
-    """1 for the account's first window, without a gap."""
+    """1, 2, 3 and so on in the account, without gaps."""
     start: Instant
     computing: Millionths = 0
     serverless: Millionths = 0
 
     @property
     def total(self) -> Millionths:
-        """All that was used in the hour."""
+        """The whole usage of the hour."""
         return self.computing + self.serverless
 
 
 def add_usage(
     newest: UsageWindow | None, hour_anchor: Instant, category: str, used: Millionths, time: Instant
 ) -> UsageWindow | None:
-    """The newest window after a charge of usage; the same as before for other categories."""
+    """The newest window after a charge of usage; unchanged for other categories."""
     if category not in USAGE_CATEGORIES:
         return newest
     start = window_start(hour_anchor, time)

@@ -33,7 +33,7 @@ LOTS_EXPIRED_MAX = 1000
 
 @dataclass(slots=True)
 class Unit:
-    """What was loaded, and what the accepted attempts have changed since."""
+    """The loaded rows, and the changes of the accepted attempts."""
 
     loaded: Loaded
     random_bytes: RandomBytes
@@ -147,7 +147,7 @@ class Attempt:
             if (number, lot.number) not in self._changes.lots and (number, lot.number) not in self._unit.changes.lots
         ]
         self._unit.loaded.lots.update({(number, lot.number): lot for lot in unchanged})
-        state = state.with_known(unchanged, edge, horizon)
+        state = state.with_loaded(unchanged, edge, horizon)
         for states in (self._changes.states, self._unit.changes.states, self._unit.loaded.states):
             if number in states:
                 states[number] = StoredState(state, states[number].last_hash)

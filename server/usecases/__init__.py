@@ -1,1 +1,1 @@
-"""What can be done, one class per resource: authorise, load, apply the rule, save."""
+"""The use cases, one class per resource: authorise, load, apply the rules, save."""

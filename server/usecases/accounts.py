@@ -18,10 +18,10 @@ from server.store.accounts import AccountStore
 
 
 class Accounts:
-    """Creates, reads and updates accounts, and reads what they hold."""
+    """Creates, reads and updates accounts, and reads their credits."""
 
     def __init__(self, store: AccountStore, clock: Clock, checked_clock: Clock) -> None:
-        """The clock for reads, and the one for what is stored, which may raise ClockSkewed."""
+        """`clock` is for reads; `checked_clock`, which may raise ClockSkewed, for times that are stored."""
         self._store = store
         self._clock = clock
         self._checked_clock = checked_clock
@@ -78,7 +78,7 @@ class Accounts:
         return await self._store.update(caller.tenant_number, account_id, checked_change, request)
 
     async def balance(self, caller: Caller, account_id: str) -> tuple[AccountState, Instant]:
-        """What an account holds, without its lots, and the time of the reading. Raises AccountNotFound."""
+        """The state of an account, without its lots, and the time of the read. Raises AccountNotFound."""
         caller.require_account(account_id)
         now = self._clock()
         found = await self._store.holdings(caller.tenant_number, [account_id], now)

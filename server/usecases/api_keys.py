@@ -1,4 +1,4 @@
-"""What can be done with API keys."""
+"""The use cases of API keys."""
 
 from __future__ import annotations
 
@@ -15,22 +15,21 @@ from server.store.credentials import CredentialStore
 
 @dataclass(frozen=True, slots=True)
 class ApiKeyDraft:
-    """A key to be made."""
+    """A key to be created."""
 
     scopes: tuple[str, ...]
     account_id: str | None = None
-    """The account to bind it to; None for all of the tenant."""
+    """The account to bind it to; None for the whole tenant."""
     display_name: str = ""
     expire_time: Instant | None = None
     time_to_live: Instant | None = None
-    """How long it is good from its making on, instead of expire_time."""
+    """Its validity from its creation on, instead of expire_time."""
 
 
 class ApiKeys:
-    """Makes, lists, revokes and rotates the API keys of a tenant.
+    """Creates, lists, revokes and rotates the API keys of a tenant.
 
-    Every method is for callers who may touch all of their tenant, and raises
-    AccountNotPermitted for others.
+    Every method raises AccountNotPermitted for a caller that is bound to one account.
     """
 
     def __init__(
@@ -41,7 +40,7 @@ class ApiKeys:
         checked_clock: Clock,
         random_bytes: RandomBytes,
     ) -> None:
-        """The clock for revoking, which always works, and the one for the rest, which may raise ClockSkewed."""
+        """`clock` is for revoking, which must always work; `checked_clock` may raise ClockSkewed."""
         self._store = store
         self._accounts = accounts
         self._clock = clock
@@ -49,10 +48,10 @@ class ApiKeys:
         self._random_bytes = random_bytes
 
     async def create(self, caller: Caller, draft: ApiKeyDraft) -> tuple[ApiKeyRecord, str]:
-        """Makes a key; answers with it and with its text, which can't be had again.
+        """Creates a key; gives it with its text, which is not stored.
 
-        Raises ScopeMissing for a scope that the caller's own don't include, FieldInvalid for
-        an expire_time that is not in the future, AccountNotFound.
+        Raises ScopeMissing for a scope that the caller's scopes do not include, FieldInvalid for
+        an expire_time that is not in the future, and AccountNotFound.
         """
         caller.require_tenant()
         caller.require_grant(draft.scopes)
@@ -90,21 +89,21 @@ class ApiKeys:
         return record, key.text
 
     async def list(self, caller: Caller, after: ApiKeyKey | None, limit: int) -> Page[ApiKeyRecord, ApiKeyKey]:
-        """A page of the tenant's keys, newest first, behind `after`."""
+        """A page of the tenant's keys after the key `after`, newest first."""
         caller.require_tenant()
         rows = await self._store.api_key_page(caller.tenant_number, after, limit + 1)
         return Page.of(rows, limit, key=lambda row: row.key)
 
     async def revoke(self, caller: Caller, key_id: str) -> ApiKeyRecord:
-        """Revokes a key; one that is revoked already stays as it is. Raises ApiKeyNotFound."""
+        """Revokes a key; a revoked key keeps its revoke_time. Raises ApiKeyNotFound."""
         caller.require_tenant()
         return await self._store.revoke_api_key(caller.tenant_number, key_id, self._clock())
 
     async def rotate(self, caller: Caller, key_id: str, grace_period: Instant) -> tuple[ApiKeyRecord, str]:
-        """Gives a key a new secret; answers with the key and its new text, which can't be had again.
+        """Gives a key a new secret; gives the key with its new text, which is not stored.
 
-        Its secrets of before stay good for the grace period at most. Raises ApiKeyNotFound,
-        ApiKeyInactive, and ScopeMissing for a key that can do what the caller can't.
+        Its earlier secrets stay valid for at most the grace period. Raises ApiKeyNotFound,
+        ApiKeyInactive, and ScopeMissing for a key with scopes that the caller lacks.
         """
         caller.require_tenant()
         now = self._checked_clock()

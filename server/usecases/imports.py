@@ -1,4 +1,4 @@
-"""Imports of history: while one part is being posted, the next comes in."""
+"""Imports of history: while one part is being posted, the next is received."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from server.store.accounts import AccountStore
 from server.usecases.transactions import NewTransaction
 
 PART_ITEMS_MAX = 2000
-"""Once so many items wait for the part that is being posted, no more messages are taken in."""
+"""The number of items to receive while a part is being posted; at this bound the import waits for that part."""
 PART_BYTES_MAX = 4 * 1024 * 1024
 """The same bound in bytes of messages."""
 
@@ -31,7 +31,7 @@ class HistoryMessage(NamedTuple):
     """A message of an import."""
 
     items: Sequence[PastTransaction | DaybookError]
-    """A refused item is an error, and the last one."""
+    """An item that is refused is an error, and the last one."""
     byte_count: int
 
 
@@ -53,7 +53,7 @@ class Imports:
                 await running.add(message)
             return await running.finish()
         except DaybookError:
-            # A message that can't be read comes after those before it.
+            # The error is about this message. A refusal of an earlier message takes precedence.
             await running.finish()
             raise
         finally:
@@ -73,7 +73,7 @@ class _RunningImport:
         self._total = ImportOutcome(0, 0)
 
     async def add(self, message: HistoryMessage) -> None:
-        """Takes a message in. Raises the refusal that ends the import."""
+        """Adds a message. Raises the refusal that ends the import."""
         self._items += message.items
         self._byte_count += message.byte_count
         is_full = len(self._items) >= PART_ITEMS_MAX or self._byte_count >= PART_BYTES_MAX

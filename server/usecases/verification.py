@@ -1,4 +1,4 @@
-"""Proves the books."""
+"""The use cases of audits."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from server.store.books import AccountKey, Books, BookStore
 from server.store.tables import LABELS
 
 UNDER_WAY_MAX = 2
-"""How many verifications callers may have under way: each keeps a connection that others could read with."""
+"""The largest number of concurrent verifications by callers: each keeps a database connection checked out."""
 
 Thing = TypeVar("Thing")
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a verification has come."""
+    """The progress of a verification."""
 
     accounts: int = 0
     transactions: int = 0
@@ -31,7 +31,7 @@ class Progress:
 
 
 class Verification:
-    """Recomputes books and tells each divergence."""
+    """Recomputes books and yields each divergence."""
 
     def __init__(self, accounts: AccountStore, store: BookStore) -> None:
         self._accounts = accounts
@@ -41,7 +41,7 @@ class Verification:
     async def verify(self, caller: Caller, account_id: str | None) -> AsyncGenerator[Finding | Progress, None]:
         """Verifies an account of the caller's tenant, or all of them if it is None.
 
-        Raises AccountNotFound, and TooBusy while others verify.
+        Raises AccountNotFound, and TooBusy if UNDER_WAY_MAX verifications run.
         """
         if account_id is None:
             caller.require_tenant()
@@ -61,7 +61,7 @@ class Verification:
             self._under_way -= 1
 
     async def verify_all(self, tenant_number: int | None) -> AsyncGenerator[Finding | Progress, None]:
-        """Verifies a tenant, or everybody if it is None. The last event is a Progress that is done."""
+        """Verifies a tenant, or all tenants for None. The last event is a Progress that is done."""
         progress = Progress()
         last_number = 0
         async with aclosing(self._store.accounts(tenant_number)) as keys:
@@ -87,9 +87,9 @@ class Verification:
         yield replace(progress, is_done=True)
 
     async def _orphans(self, after: int, before: int | None) -> AsyncGenerator[Finding, None]:
-        """What there is of accounts that there are not, between two account numbers.
+        """Orphaned rows between two account numbers: their account is missing.
 
-        Numbers are given out without gaps, or with few, so this rarely asks the database.
+        Account numbers have few gaps, so this rarely reads the database.
         """
         while before is None or after + 1 < before:
             orphan = await self._store.orphan(after, before)
@@ -99,7 +99,7 @@ class Verification:
             after = orphan
 
     async def counts(self) -> tuple[int, int]:
-        """How many accounts and transactions there are to verify."""
+        """The numbers of accounts and transactions of all tenants."""
         return await self._store.counts(None)
 
     async def _verify(self, key: AccountKey, before: Progress) -> AsyncGenerator[Finding | Progress, None]:
@@ -137,7 +137,7 @@ class Verification:
 
 
 async def _compare(audit: AccountAudit, books: Books) -> None:
-    """Compares the lots, windows and answers that the audit is through with."""
+    """Compares the lots, windows and answers that the audit has computed with the stored ones."""
     if opened := _drained(audit.opened_lots):
         audit.check_lots(opened, await books.lots(opened[0].number, opened[-1].number))
     if closed := _drained(audit.closed_windows):

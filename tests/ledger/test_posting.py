@@ -499,7 +499,7 @@ def test_what_is_known_makes_no_difference(
             reached = 1 + sum(each.spending_order <= part.edge for each in stored if part.edge is not None)
             edge = stored[reached - 1].spending_order if reached < len(stored) else None
             touched = [each for each in stored[:reached] if part.edge is None or each.spending_order > part.edge]
-            part = part.with_known(touched, edge, part.horizon)
+            part = part.with_loaded(touched, edge, part.horizon)
         try:
             whole, expected = post(whole, draft, NOW)
         except DaybookError as refusal:
@@ -521,7 +521,7 @@ def test_a_lot_behind_the_edge_does_not_count() -> None:
     assert state.lacks_lots(11)
     with pytest.raises(RuntimeError):
         withdraw(state, 11)
-    state = state.with_known(THREE_LOTS, None, state.horizon)
+    state = state.with_loaded(THREE_LOTS, None, state.horizon)
     assert moved(withdraw(state, 31)[1]) == [(3, -10), (2, -10), (1, -10), (4, -1)]
 
 
