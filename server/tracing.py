@@ -1,8 +1,7 @@
 """OpenTelemetry traces: a span for each call, for the database work in it, and for each group of the poster.
 
-Nothing imports this unless there is a collector to send spans to. Spans wait in a bounded
-queue that a thread sends from; what doesn't fit in it is dropped, and no call ever waits
-for a collector.
+Imported only if a collector is configured. A thread exports spans from a bounded queue; spans
+are dropped when it is full, so no call waits for a collector.
 """
 
 from __future__ import annotations
@@ -35,10 +34,10 @@ SERVICE = "daybook"
 SPANS_WAITING_MAX = 2048
 SPANS_AT_ONCE = 512
 SEND_MILLISECONDS = 1000
-"""How long a span waits for others to be sent with, at most."""
+"""Longest delay of a span for its batch, in milliseconds."""
 EXPORT_SECONDS_MAX = 5.0
 FLUSH_SECONDS_MAX = 5.0
-"""How long a stop waits for the spans that were not sent yet."""
+"""Timeout of the export of the remaining spans at shutdown, in seconds."""
 ATTRIBUTE_CHARACTERS_MAX = 1000
 LINKS_MAX = 128
 
@@ -53,7 +52,7 @@ _FAULTS_OF_THE_SERVER = frozenset(
         grpc.StatusCode.DATA_LOSS,
     }
 )
-"""With these the span of a server failed; the other statuses tell of a caller's mistake. So the conventions have it."""
+"""Statuses with which a server span is an error, by the semantic conventions of OpenTelemetry."""
 _propagator = TraceContextTextMapPropagator()
 
 
@@ -65,7 +64,7 @@ class Tracing:
         self.database: DatabaseTracer = _DatabaseSpans(tracer)
 
     def of_method(self, method: str) -> Trace:
-        """A span for each call of a method, below the one that the caller names in `traceparent`."""
+        """A span for each call of a method, a child of the span in the header `traceparent`."""
         service, _, short_name = method.partition("/")
         attributes = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": short_name}
 
@@ -73,7 +72,7 @@ class Tracing:
             carrier = {name: value for name, value in metadata if name in _TRACE_HEADERS and isinstance(value, str)}
             parent = _propagator.extract(carrier, contexts.Context())
             span = self._tracer.start_span(method, parent, SpanKind.SERVER, attributes)
-            # Current until the end of the call's task, in which nothing else happens.
+            # Stays current until the call's task ends; the task does nothing else.
             contexts.attach(set_span_in_context(span, parent))
 
             def end(code: grpc.StatusCode, reason: str) -> None:
@@ -89,7 +88,7 @@ class Tracing:
         return trace
 
     def of_poster(self, inner: PosterObserver) -> PosterObserver:
-        """A span for each group of calls, and all that the inner observer does."""
+        """A span for each group of calls; also calls the inner observer."""
         return _PosterSpans(self._tracer, inner)
 
 
@@ -97,8 +96,8 @@ class Tracing:
 async def tracing(endpoint: str, ratio: float) -> AsyncIterator[Tracing]:
     """Sends spans to a collector (OTLP over gRPC, `http://host:port`) until the end of the block.
 
-    Of the calls whose caller doesn't say whether they are traced, `ratio` are. At the end
-    what waits is sent, for a bounded time; no collector keeps a server from stopping.
+    Samples the fraction `ratio` of the calls without a sampling decision of the caller. At the
+    end the remaining spans are exported within FLUSH_SECONDS_MAX.
     """
     provider = TracerProvider(
         ParentBased(TraceIdRatioBased(ratio)),
@@ -123,7 +122,7 @@ async def tracing(endpoint: str, ratio: float) -> AsyncIterator[Tracing]:
     try:
         yield Tracing(provider.get_tracer(SERVICE, version("daybook")))
     finally:
-        # A thread that nobody waits for at the end of the process, if it takes too long.
+        # A daemon thread, so that a slow collector does not delay the end of the process.
         flush = threading.Thread(target=provider.shutdown, name="flush traces", daemon=True)
         flush.start()
         await asyncio.to_thread(flush.join, FLUSH_SECONDS_MAX)
@@ -138,7 +137,7 @@ def add_trace_ids(_logger: WrappedLogger, _method: str, line: EventDict) -> Even
 
 
 class _DatabaseSpans(DatabaseTracer):
-    """Spans for what a traced call or group does; none for what the server does of itself."""
+    """Spans for the database work of a traced call or group; none for background work."""
 
     def __init__(self, tracer: Tracer) -> None:
         self._tracer = tracer
@@ -150,7 +149,7 @@ class _DatabaseSpans(DatabaseTracer):
 
     def statement(self, system: str, text: str) -> Callable[[BaseException | None], None]:
         if not get_current_span().is_recording():
-            return _not_told
+            return _untraced
         operation = text.lstrip().partition(" ")[0].upper()
         attributes = {
             "db.system.name": system,
@@ -180,9 +179,9 @@ class _PosterSpans(PosterObserver):
 
     @contextmanager
     def posting(self, origins: Sequence[Span | None]) -> Iterator[None]:
-        """The span of the group is part of the trace of its first call, and linked with all.
+        """The span of the group belongs to the trace of its first call, and is linked with all calls.
 
-        What was in the line before there were traces has no origin.
+        Commands that were queued before tracing started have no origin.
         """
         calls = [origin for origin in origins if origin is not None and origin.is_recording()]
         with self._inner.posting(origins):
@@ -203,28 +202,28 @@ class _PosterSpans(PosterObserver):
 
 @contextmanager
 def _current(span: Span) -> Iterator[None]:
-    """Makes a span the current one until the end of the block, which is its end too.
+    """Makes a span the current one until the end of the block, and then ends it.
 
-    What was current before is put back by its value: a stream that nobody reads to its end
-    is closed in another task, where OpenTelemetry's tokens mean nothing.
+    The previous context is restored by its value: an abandoned stream is closed in another
+    task, where OpenTelemetry's tokens are not valid.
     """
-    before = contexts.get_current()
-    contexts.attach(set_span_in_context(span, before))
+    previous = contexts.get_current()
+    contexts.attach(set_span_in_context(span, previous))
     try:
         yield
     except BaseException as failure:
         _fail(span, failure)
         raise
     finally:
-        contexts.attach(before)
+        contexts.attach(previous)
         span.end()
 
 
 def _fail(span: Span, failure: BaseException) -> None:
-    """Marks a span as failed, by the kind of the failure alone: its text may tell values."""
+    """Sets a span's status to failed, with the type of the error only: its text may quote values."""
     span.set_attribute("error.type", type(failure).__name__)
     span.set_status(Status(StatusCode.ERROR))
 
 
-def _not_told(_failure: BaseException | None) -> None:
-    """For a statement that has no span."""
+def _untraced(_failure: BaseException | None) -> None:
+    """The end of a statement without a span."""

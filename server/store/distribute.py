@@ -10,22 +10,22 @@ from server.store.tables import COPIED, DISTRIBUTED, DISTRIBUTION_COLUMN
 
 
 async def distribute(database: Database) -> list[str]:
-    """Distributes the big tables by account and copies the small ones; gives the names of those tables.
+    """Distributes the big tables by account and copies the small ones; gives the names of the tables changed.
 
-    Leaves tables alone that are distributed already, so it may be repeated. All or nothing.
+    Skips tables that are distributed already, so it may be repeated. All or nothing.
     Raises ValueError for a database that can't be distributed.
     """
     if not isinstance(database.primary, PostgreSQL):
         problem = "only PostgreSQL can be distributed, with the extension citus; this database is SQLite"
-        raise ValueError(problem)  # noqa: TRY004  # a wrong setting, no wrong type
+        raise ValueError(problem)  # noqa: TRY004  # a wrong setting, not a wrong type
 
     def work(connection: Connection) -> list[str]:
         if connection.scalar(text("SELECT 1 FROM pg_extension WHERE extname = 'citus'")) is None:
             raise ValueError("the database has no extension citus; nothing was distributed")
-        # Waits for processes that distribute or migrate.
+        # Waits for other processes that distribute or migrate.
         connection.execute(select(func.pg_advisory_xact_lock(MIGRATION_LOCK)))
         connection.execute(ONE_CONNECTION_PER_NODE)
-        # Citus also keeps local tables in its catalogue.
+        # The catalogue of Citus has local tables too.
         rows = connection.execute(
             text("SELECT table_name::text FROM citus_tables WHERE citus_table_type IN ('distributed', 'reference')")
         )
@@ -42,7 +42,7 @@ def _calls() -> dict[str, str]:
     """The function call of each table, in the order of the calls."""
     calls = {table.name: f"create_reference_table('{table.name}')" for table in COPIED}
     for table in DISTRIBUTED:
-        # All rows of an account on one node, whatever their table: joins and commits stay there.
+        # All rows of an account are on one node, in every table: joins and commits stay there.
         group = "none" if table is DISTRIBUTED[0] else DISTRIBUTED[0].name
         calls[table.name] = (
             f"create_distributed_table('{table.name}', '{DISTRIBUTION_COLUMN}', colocate_with => '{group}')"

@@ -1,4 +1,4 @@
-"""Long lists of keys, in parts that one statement can take."""
+"""Splits lists of keys into parts for one statement each."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from itertools import islice
 from typing import TypeVar
 
 KEYS_AT_ONCE_MAX = 512
-"""How many keys one statement takes; engines bound the parameters of a statement."""
+"""The number of keys of one statement; engines bound its parameters."""
 
 Key = TypeVar("Key")
 

@@ -1,4 +1,4 @@
-"""The open lots of an account that has many: as many as a posting needs, in the order in which it needs them."""
+"""Reads open lots of an account that has many: only those that a posting needs, in spending order."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from server.store.tables import lots, transactions
 
 
 class OpenLots:
-    """Reads open lots, of an account that is locked, and what opened them. Every read is bounded."""
+    """Reads open lots of a locked account, and the transactions that opened them. Every read is bounded."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -31,7 +31,7 @@ class OpenLots:
         return [to_lot(*row) for row in self._connection.execute(EXPIRED, parameters)]
 
     def next_expire_time(self, account_number: int, now: Instant) -> Instant:
-        """When the first lot expires after this instant; NEVER if none does."""
+        """The first expire_time after this instant; NEVER if there is none."""
         parameters = {"account_number": account_number, "now": now}
         found: Instant | None = self._connection.execute(NEXT_EXPIRE_TIME, parameters).scalar_one()
         return NEVER if found is None else found
@@ -51,7 +51,7 @@ def load_bodies(connection: Connection, keys: Collection[tuple[int, int]]) -> di
     return bodies
 
 
-# In the words of the indexes lots_open and lots_expiring, so that each is a walk along one of them.
+# Written like the indexes lots_open and lots_expiring, so that each statement walks one of them.
 _is_of_account = (lots.c.account_number == bindparam("account_number")) & has_remaining
 _now: BindParameter[Instant] = bindparam("now")
 _some = select(*LOT_COLUMNS).where(_is_of_account).limit(bindparam("limit"))

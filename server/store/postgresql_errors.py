@@ -1,4 +1,4 @@
-"""What an error of PostgreSQL means: for the caller, and for the session in which it came."""
+"""The meaning of errors of PostgreSQL, for the caller and for the session."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ log = structlog.get_logger(__name__)
 
 
 class Meaning(Enum):
-    """What an error of PostgreSQL means."""
+    """The meaning of an error of PostgreSQL."""
 
     CONFLICT = auto()
-    """Another writer got in the way: the work is done again."""
+    """A conflict with another writer: the work is retried."""
     BUSY = auto()
-    """UNAVAILABLE: the server lacks a resource at the moment, or took too long. The session is sound."""
+    """UNAVAILABLE: the server lacks a resource at the moment, or timed out. The session is usable."""
     DISCONNECTED = auto()
-    """UNAVAILABLE: the session is ending, or is in the wrong state. It is replaced."""
+    """UNAVAILABLE: the session is ending or in the wrong state. It is replaced."""
     WRONG_SERVER = auto()
-    """UNAVAILABLE: the server can't write, so every session of this process is with the wrong server."""
+    """UNAVAILABLE: the server can't write. Every session of this process is replaced."""
     NOT_STORABLE = auto()
     """FAILED_PRECONDITION: the database can't hold a value of the request."""
     UNEXPECTED = auto()
-    """INTERNAL: a fault of this program, or of the schema; the log has the SQLSTATE."""
+    """INTERNAL: a fault of this program or of the schema. The log has the SQLSTATE."""
 
 
 MEANINGS: Mapping[str, Meaning] = {
@@ -45,7 +45,7 @@ MEANINGS: Mapping[str, Meaning] = {
     # The slower of two writers of one new row gets this; its retry finds the row.
     "23505": Meaning.CONFLICT,  # unique violation
     "24": Meaning.DISCONNECTED,  # invalid cursor state
-    # The session is in a transaction where it should be in none, or the other way round, or was ended for it.
+    # The session is in a transaction that it should not be in, or in none, or was ended for that.
     "25": Meaning.DISCONNECTED,  # invalid transaction state
     "25006": Meaning.WRONG_SERVER,  # read-only transaction: a standby, or default_transaction_read_only
     # A pooler gave the session, and its prepared statements, to another client.
@@ -85,19 +85,19 @@ def sqlstate_of(error: BaseException) -> str:
 
 
 def _is_about_node(error: BaseException, sqlstate: str) -> bool:
-    """Whether the server reports that it lost a Citus node and undid the transaction. Its own session goes on.
+    """Whether the server reports that it lost a Citus node and rolled back. Its own session continues.
 
-    An error that ends the session is FATAL.
+    An error that ends the session has the severity FATAL.
     """
     return sqlstate.startswith("08") and getattr(driver_error(error), "severity_en", None) == "ERROR"
 
 
 def leaves_session_sound(error: BaseException) -> bool:
-    """Whether a session of PostgreSQL can be used by others after this error.
+    """Whether a session of PostgreSQL can be reused after this error.
 
-    Only if the server has answered, and the error is about the statement alone; or if the error
-    was raised between statements, by this program. After anything else the server may still be
-    at the statement, or in a transaction that the driver does not know of.
+    Only if the server sent the error and it is about the statement alone, or if this program
+    raised it between statements. After any other error the server may still run the statement, or
+    be in a transaction that the driver does not track.
     """
     if isinstance(error, DaybookError | Conflict | ReplicaUnfit):
         return True
@@ -108,7 +108,7 @@ def leaves_session_sound(error: BaseException) -> bool:
 
 
 def translate(error: Exception) -> Exception:
-    """The error that callers see in place of one of PostgreSQL or its driver; other errors as they are."""
+    """The error for callers in place of one of PostgreSQL or its driver; other errors as they are."""
     driver = driver_error(error)
     sqlstate = sqlstate_of(error)
     if not sqlstate:

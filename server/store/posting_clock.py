@@ -1,7 +1,7 @@
-"""The clock by which transactions are posted: this machine's, as long as a reference agrees with it.
+"""The clock for postings: the system clock, as long as it agrees with a reference.
 
-A create_time can't be taken back, and a wrong time expires credits. So a machine whose clock
-jumps must not post until it is right again.
+A create_time can't be taken back, and a wrong time expires credits. So a server whose clock
+jumps must not post until the clock is right again.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ log = structlog.get_logger(__name__)
 CHECK_SECONDS = 2.0
 """Time between two checks, in seconds."""
 ANSWER_SECONDS_MAX = 2.0
-"""How long the database may take to tell its time, in seconds."""
+"""Timeout of a read of the database's clock, in seconds."""
 SETTLE_SECONDS = 60
-"""How long a clock without a second opinion must run evenly after a jump to be believed, in seconds."""
+"""How long the clock of a SQLite server must run evenly after a jump to be trusted, in seconds."""
 _CLOCK = Query(select(func.clock_timestamp()))
 
 
 def boot_stopwatch() -> int:
-    """Nanoseconds since some moment; where the system can tell, also those for which the machine was suspended."""
+    """Nanoseconds since an arbitrary moment. On Linux they include the time for which the machine was suspended."""
     if sys.platform == "linux":
         return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
     return time.monotonic_ns()
 
 
 class PostingClock:
-    """Tells the time for postings, or raises ClockSkewed.
+    """Gives the time for postings, or raises ClockSkewed.
 
-    The reference is a time plus what a stopwatch has counted since, so it doesn't follow a
-    clock that is set. On PostgreSQL it is the database's time, which all servers share, asked
-    for every CHECK_SECONDS. SQLite has no clock of its own: there the reference is this
-    machine's clock at the last check that found it right. A clock that jumped and then ran
-    evenly for SETTLE_SECONDS was corrected by an operator or by NTP, and becomes the reference.
+    The reference is a time plus the stopwatch's count since, so it does not follow changes to the
+    system clock. On PostgreSQL it is the database's time, which all servers share, read every
+    CHECK_SECONDS. SQLite has no clock of its own: the reference is the system clock at the last
+    check that found it right. A clock that jumped and then ran evenly for SETTLE_SECONDS was
+    corrected by an operator or by NTP, and becomes the reference.
     """
 
     def __init__(self, database: Database, clock: Clock, stopwatch: Stopwatch, skew_max: Instant) -> None:
@@ -55,15 +55,15 @@ class PostingClock:
         self._stopwatch = stopwatch
         self._skew_max = skew_max
         self._reference_start = clock() - self._elapsed()
-        """What the reference was when the stopwatch was at 0."""
+        """The reference at 0 on the stopwatch."""
         self._has_reference = not database.primary.has_clock
-        """Whether the reference is more than a guess: on PostgreSQL not before the database has told its time."""
+        """Whether there is a reference: on PostgreSQL only once the database's clock was read."""
         self._jump: tuple[Instant, Instant] | None = None
-        """Of a clock that is off on SQLite: the skew, and what the stopwatch had counted when it was first seen."""
+        """After a jump on SQLite: the skew, and the stopwatch when it was first measured."""
         self._was_right = True
 
     def __call__(self) -> Instant:
-        """The time of this machine's clock. Raises ClockSkewed if that is too far from the reference.
+        """The time of the system clock. Raises ClockSkewed if that is too far from the reference.
 
         Raises ServiceUnavailable while there is no reference.
         """
@@ -77,12 +77,12 @@ class PostingClock:
 
     @property
     def skew(self) -> Instant:
-        """How far the clock is ahead of the reference; below 0 if it is behind."""
+        """The time by which the clock is ahead of the reference; below 0 if it is behind."""
         return self._clock() - self._reference_start - self._elapsed()
 
     @property
     def is_right(self) -> bool:
-        """Whether transactions can be posted by it."""
+        """Whether the clock can be used for postings."""
         return self._has_reference and abs(self.skew) <= self._skew_max
 
     @contextlib.asynccontextmanager
@@ -93,7 +93,7 @@ class PostingClock:
             yield
 
     async def check(self) -> None:
-        """Brings the reference up to date, and logs when the clock starts or stops being off."""
+        """Updates the reference, and logs when the clock becomes wrong or right."""
         if self._database.primary.has_clock:
             await self._ask_database()
         else:
@@ -122,14 +122,14 @@ class PostingClock:
         sent = self._elapsed()
         try:
             async with asyncio.timeout(ANSWER_SECONDS_MAX):
-                ((told,),) = await self._database.primary.fetch(_CLOCK, {})
+                ((database_time,),) = await self._database.primary.fetch(_CLOCK, {})
         except (DaybookError, TimeoutError):
-            # Until it answers again, the stopwatch carries on from its last answer.
+            # The stopwatch continues from the last answer.
             return
         round_trip = self._elapsed() - sent
-        # The database read its clock somewhere within the round trip: a longer one leaves that too uncertain.
+        # The database read its clock at some point of the round trip: a long one is too imprecise.
         if round_trip <= self._skew_max:
-            self._reference_start = from_datetime(told) - sent - round_trip // 2
+            self._reference_start = from_datetime(database_time) - sent - round_trip // 2
             self._has_reference = True
 
     def _elapsed(self) -> Instant:

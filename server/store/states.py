@@ -1,4 +1,4 @@
-"""The states of accounts: all that the next posting depends on."""
+"""The states of accounts: everything that the next posting depends on."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from server.store.tables import account_states, accounts, lots, usage_windows
 
 QUERIES_CACHED_MAX = 256
 WHOLE_LOTS_MAX = 64
-"""How many open lots an account may have for all of them to be loaded with its state."""
+"""The largest number of open lots that are loaded with the state of an account."""
 
 
 class StoredState(NamedTuple):
-    """The state of an account, and the end of its chain."""
+    """The state of an account, and the newest hash of its chain."""
 
     state: AccountState
     last_hash: bytes
@@ -51,14 +51,14 @@ LOT_COLUMNS = (
 
 
 def to_lot(number: int, opened_by: int, expire_time: Instant | None, priority: int, amount: int, remaining: int) -> Lot:
-    """A lot out of LOT_COLUMNS."""
+    """A lot from the values of LOT_COLUMNS."""
     return Lot(number, opened_by, Terms(expire_time, priority), amount, remaining)
 
 
 def load_states(connection: Connection, account_numbers: Collection[int]) -> dict[int, StoredState]:
-    """The states of those of the accounts that exist, by number.
+    """The states of the accounts that exist, by number.
 
-    Of an account with more than WHOLE_LOTS_MAX open lots none is known; see server/store/open_lots.py.
+    No lots are loaded of an account with more than WHOLE_LOTS_MAX; see server/store/open_lots.py.
     """
     rows = connection.execute(STATES, {"numbers": sorted(account_numbers), "whole_lots_max": WHOLE_LOTS_MAX}).all()
     whole = [row.account_number for row in rows if 0 < row.open_lot_count <= WHOLE_LOTS_MAX]
@@ -79,9 +79,9 @@ def load_states(connection: Connection, account_numbers: Collection[int]) -> dic
 
 @lru_cache(QUERIES_CACHED_MAX)
 def holdings_query(count: int, *more: ColumnElement[Any]) -> Query:
-    """What `count` accounts hold: rows for `to_holding`, each followed by more columns.
+    """The credits of `count` accounts: rows for `to_holding`, each followed by more columns.
 
-    The parameters are those of `account_parameters`, and `now`: lots that have expired by then are not counted.
+    The parameters are those of `account_parameters` and `now`. Expired lots are not counted.
     """
     numbers: Numbers = [bindparam(name) for name in account_parameters(range(count))]
     expired = _of_lots(_sum_of(lots.c.remaining), numbers, lots.c.expire_time <= bindparam("now"))
@@ -101,7 +101,7 @@ def to_holding(row: Sequence[Any]) -> AccountState:
 
 
 has_remaining = lots.c.remaining > literal_column("0")
-"""A 0 that SQLite reads for itself: a partial index is of no use to a statement whose 0 is a parameter."""
+"""The 0 is literal, because SQLite does not use a partial index for a condition with a parameter."""
 # A server of an older version, during a rollout, posts without keeping these columns.
 _is_counted = account_states.c.counted_sequence == account_states.c.sequence
 
@@ -177,7 +177,7 @@ STATES = _states(
 OPEN_LOTS = (
     select(lots.c.account_number, *LOT_COLUMNS)
     .where(lots.c.account_number.in_(_numbers), has_remaining)
-    # By itself it would take the primary key, and go through all lots that an account ever had.
+    # Without the hint SQLite walks the primary key, over all lots that an account ever had.
     .with_hint(lots, "INDEXED BY lots_open", "sqlite")
 )
 
@@ -185,7 +185,7 @@ OPEN_LOTS = (
 def _to_state(
     row: Sequence[Any], *, lots: tuple[Lot, ...], edge: SpendingOrder | None, horizon: Instant
 ) -> StoredState:
-    """A state out of the columns of `_states`."""
+    """A state from the columns of `_states`."""
     (
         account_number,
         account_id,
@@ -214,7 +214,7 @@ def _to_state(
         lots=lots,
         lot_count=lot_count,
         sequence=sequence,
-        # The column can't say "never": history may go back before 1970.
+        # The column has 0 before the first transaction, but history may go back before 1970.
         last_create_time=last_create_time if sequence else EARLIEST,
         window=UsageWindow(*window) if window[0] is not None else None,
         import_time=import_time,
