@@ -70,7 +70,10 @@ async def held_up(book: Book) -> AsyncIterator[None]:
             pool = database.primary.writer.pool
             assert isinstance(pool, QueuePool)
             # A caller that waits for a connection must not time out before the test ends.
-            stack.enter_context(pytest.MonkeyPatch.context()).setattr(pool, "_timeout", 60)
+            patch = stack.enter_context(pytest.MonkeyPatch.context())
+            patch.setattr(pool, "_timeout", 60)
+            # Streaming reads leave one connection to transactions; here they take that one too.
+            patch.setattr(database.primary, "_stream_places", asyncio.Semaphore(pool.size()))
             for _ in range(pool.size()):
                 await stack.enter_async_context(database.primary.snapshot())
         yield
