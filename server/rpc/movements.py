@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from daybook.v1.ledger_service_pb2 import RefundTransactionRequest, TransferCreditsRequest
 from daybook.v1.transaction_pb2 import Transaction
+from google.protobuf.message import Message
 
 from server.ledger.errors import FieldInvalid
 from server.ledger.names import parse_account_name, parse_transaction_name
 from server.transport.auth import current_caller
 from server.transport.calls import Context
-from server.transport.validation import identify, read_details, read_positive_amount, read_request_id
+from server.transport.validation import DETAILS, identify, read_details, read_positive_amount, read_request_id
 from server.usecases.transactions import Transactions
 
 
@@ -23,12 +24,7 @@ class MovementMethods:
         request_id = read_request_id(request)
         account_id, uid = parse_transaction_name("name", request.name)
         amount = read_positive_amount("amount", request.amount) if request.amount else None
-        given = Transaction(
-            description=request.description,
-            creator=request.creator if request.HasField("creator") else None,
-            metadata=request.metadata if request.HasField("metadata") else None,
-        )
-        details = read_details("", given)
+        details = _read_details(request)
         key = identify("RefundTransaction", request, request_id)
         return await self._transactions.refund(current_caller(), account_id, uid, amount, details, key)
 
@@ -40,12 +36,12 @@ class MovementMethods:
         if source == destination:
             raise FieldInvalid("destination", "must be another account than name")
         amount = read_positive_amount("amount", request.amount)
-        given = Transaction(
-            description=request.description,
-            creator=request.creator if request.HasField("creator") else None,
-            labels=request.labels,
-            metadata=request.metadata if request.HasField("metadata") else None,
-        )
-        details = read_details("", given)
+        details = _read_details(request)
         key = identify("TransferCredits", request, request_id)
         return await self._transactions.transfer(current_caller(), source, destination, amount, details, key)
+
+
+def _read_details(request: Message) -> Transaction:
+    """The fields of a request that a transaction has too, and that posting stores unchanged."""
+    given = {field.name: value for field, value in request.ListFields() if field.name in DETAILS}
+    return read_details("", Transaction(**given))
