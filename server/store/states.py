@@ -186,41 +186,10 @@ def _to_state(
     row: Sequence[Any], *, lots: tuple[Lot, ...], edge: SpendingOrder | None, horizon: Instant
 ) -> StoredState:
     """A state from the columns of `_states`."""
-    (
-        account_number,
-        account_id,
-        tenant_number,
-        credit_limit,
-        hour_anchor,
-        balance,
-        debt,
-        lot_count,
-        sequence,
-        last_create_time,
-        import_time,
-        last_hash,
-        open_lot_count,
-        expiring,
-        *window,
-    ) = row
-    state = AccountState(
-        account_number=account_number,
-        account_id=account_id,
-        tenant_number=tenant_number,
-        credit_limit=credit_limit,
-        hour_anchor=hour_anchor,
-        balance=balance,
-        debt=debt,
-        lots=lots,
-        lot_count=lot_count,
-        sequence=sequence,
-        # The column has 0 before the first transaction, but history may go back before 1970.
-        last_create_time=last_create_time if sequence else EARLIEST,
-        window=UsageWindow(*window) if window[0] is not None else None,
-        import_time=import_time,
-        open_lot_count=open_lot_count,
-        expiring=expiring,
-        edge=edge,
-        horizon=horizon,
-    )
-    return StoredState(state, bytes(last_hash))
+    *first, lot_count, sequence, last_create_time, import_time, last_hash, open_lot_count, expiring = row[:-4]
+    window = UsageWindow(*row[-4:]) if row[-1] is not None else None
+    # The column has 0 before the first transaction, but history may go back before 1970.
+    newest = last_create_time if sequence else EARLIEST
+    # The fields in their order; `first` are those up to the debt.
+    fields = (*first, lots, lot_count, sequence, newest, window, import_time, open_lot_count, expiring, edge, horizon)
+    return StoredState(AccountState._make(fields), bytes(last_hash))
