@@ -37,15 +37,18 @@ class FirstPages:
         if database.primary.has_round_trips:
             self._read_head = DataLoader(self._read_heads)
 
+    @staticmethod
+    def has(query: TransactionList) -> bool:
+        """Whether a list is of the kind that is cached."""
+        first = TransactionList(query.tenant_number, query.account_number, EVERYTHING, NEWEST_FIRST, None, query.limit)
+        return query.account_number is not None and query == first
+
     async def page(
         self, query: TransactionList, read: Callable[[TransactionList], Awaitable[Page[TransactionRow, TransactionKey]]]
     ) -> Page[TransactionRow, TransactionKey]:
-        """The page of a list, from the cache if it is such a first page, else as `read` reads it."""
+        """The page, from the cache or as `read` reads it."""
         number = query.account_number
-        if number is None or query != TransactionList(
-            query.tenant_number, number, EVERYTHING, NEWEST_FIRST, None, query.limit
-        ):
-            return await read(query)
+        assert number is not None, "`has` says so"
         head = await self._read_head(number)
         kept = self._pages.get((number, query.limit))
         if kept is not None and kept[0] == head:

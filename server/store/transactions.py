@@ -102,7 +102,9 @@ class TransactionStore:
         A filter that no index serves makes it read at most ROWS_READ_MAX rows, so it may have fewer
         rows than the limit, or none, and still a next page.
         """
-        return await self._first_pages.page(query, self._read)
+        if self._first_pages.has(query):
+            return await self._first_pages.page(query, self._read)
+        return await self._read(query)
 
     async def _read(self, query: TransactionList) -> Page[TransactionRow, TransactionKey]:
         page = await self._read_rows(query)
