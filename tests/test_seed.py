@@ -305,7 +305,7 @@ def test_database_in_use(tmp_path: Path) -> None:
     on_book(url, count)
     with closing(sqlite3.connect(tmp_path / "daybook.db")) as other:
         other.execute("SELECT count(*) FROM tenants").fetchall()
-        with pytest.raises(ValueError, match="somebody else has the database open"):
+        with pytest.raises(ValueError, match="another process has the database open"):
             load_now(url)
     assert on_book(url, count) == 0
 

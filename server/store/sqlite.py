@@ -330,4 +330,4 @@ async def _set_journal(connection: AsyncConnection, mode: str) -> None:
     except sqlite3.OperationalError:
         found = None
     if str(found).upper() != mode:
-        raise ValueError("somebody else has the database open: stop the servers that use it first")
+        raise ValueError("another process has the database open: stop the servers that use it first")

@@ -158,7 +158,7 @@ async def test_session_that_is_lost_before_its_read_begins(database: Database, t
 
 
 async def test_read_of_a_closed_database(database_url: str) -> None:
-    """It is refused, and opens no connection that nobody would close."""
+    """It is refused, and opens no connection, which would stay open."""
     database = Database(database_url, SHORT)
     await migrate(database)
     await database.close()
