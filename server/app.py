@@ -10,18 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import structlog
-from daybook.facades.dreadnode.v1.credits_service_pb2_grpc import add_CreditsServicer_to_server
-from daybook.facades.nebulablock.v1.users_service_pb2_grpc import add_UsersServicer_to_server
-from daybook.facades.paged.v1.statements_service_pb2_grpc import add_StatementsServicer_to_server
-from daybook.facades.spacebring.v1.transactions_service_pb2_grpc import add_TransactionsServicer_to_server
-from daybook.facades.teable.v1.billing_service_pb2_grpc import add_BillingServicer_to_server
 from daybook.v1.admin_service_pb2_grpc import add_AdminServicer_to_server
 from daybook.v1.ledger_service_pb2_grpc import add_LedgerServicer_to_server
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from server.book import Book, check_demo
 from server.config import CannotStart, Settings
-from server.facades import dreadnode, nebulablock, paged, spacebring, teable
+from server.facades import Parts, all_facades
 from server.ledger.instants import SECOND, Stopwatch
 from server.rpc.admin import Admin
 from server.rpc.ledger import Ledger
@@ -51,13 +46,7 @@ ANSWER_BYTES_MAX = 4 * 1024 * 1024
 PENDING_CALLS_MAX = 20_000
 """Calls that gRPC queues before they are admitted or refused. Each takes about 10 KiB."""
 
-FACADES = {
-    teable.SERVICE: teable.render_error,
-    nebulablock.SERVICE: nebulablock.render_error,
-    spacebring.SERVICE: spacebring.render_error,
-    dreadnode.SERVICE: dreadnode.render_error,
-    paged.SERVICE: paged.render_error,
-}
+FACADES = {facade.VENDOR.service: facade.render_error for facade in all_facades()}
 """Renders errors, by the service of each facade."""
 LEDGER = "daybook.v1.Ledger"
 SERVICES = (LEDGER, "daybook.v1.Admin", *FACADES)
@@ -230,11 +219,9 @@ def _add_services(
     sizes = Sizes(settings.page_size_max, settings.batch_size_max)
     add_LedgerServicer_to_server(Ledger(book.accounts, book.transactions, page_tokens, sizes), handlers)
     add_AdminServicer_to_server(Admin(book.imports, book.verification, book.api_keys, page_tokens, sizes), handlers)
-    add_BillingServicer_to_server(teable.Billing(book.transactions, page_tokens), handlers)
-    add_UsersServicer_to_server(nebulablock.Users(book.usage), handlers)
-    add_TransactionsServicer_to_server(spacebring.CreditsTransactions(book.transactions, page_tokens), handlers)
-    add_CreditsServicer_to_server(dreadnode.Credits(book.transactions, book.accounts), handlers)
-    add_StatementsServicer_to_server(paged.Statements(book.transactions), handlers)
+    parts = Parts(book.accounts, book.transactions, book.usage, page_tokens)
+    for facade in all_facades():
+        facade.add_to_server(handlers, parts)
     health_pb2_grpc.add_HealthServicer_to_server(health, handlers)
     add_reflection_to_server((*SERVICES, *OPEN_SERVICES), handlers)
 

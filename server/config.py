@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
@@ -15,6 +16,7 @@ from server.transport.token_keys import parse_token_keys
 from server.transport.validation import BATCH_SIZE_MAX, PAGE_SIZE_MAX, TEXT_CHARACTERS_MAX
 
 CALLS_PER_SECOND_MIN = 0.001
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[A-Za-z0-9.-]+(:[0-9]{1,5})?")
 
 
 class CannotStart(Exception):
@@ -228,6 +230,16 @@ class Settings(BaseSettings):
     gateway_rate_limit_burst: int = Field(
         default=20_000, ge=1, le=10_000_000, description="Burst of the gateway's rate limit, in requests."
     )
+    gateway_cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=("*",),
+        description="Origins whose pages may call through a browser, like https://app.example.com; `*` is any origin.",
+    )
+    gateway_trusted_proxies: int = Field(
+        default=0,
+        ge=0,
+        le=100,
+        description="Number of proxies before the gateway whose X-Forwarded-For and X-Forwarded-Proto it believes.",
+    )
     oauth2_issuer: str = Field(
         default="", description="Issuer of access tokens, as in their `iss`; without it no access token is accepted."
     )
@@ -308,10 +320,18 @@ class Settings(BaseSettings):
             raise ValueError(f"Input should be 0, or at least {CALLS_PER_SECOND_MIN}")
         return value
 
-    @field_validator("oauth2_algorithms", mode="before")
+    @field_validator("oauth2_algorithms", "gateway_cors_origins", mode="before")
     @classmethod
     def _is_a_list(cls, value: object) -> object:
         return value.replace(",", " ").split() if isinstance(value, str) else value
+
+    @field_validator("gateway_cors_origins")
+    @classmethod
+    def _are_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for each in value:
+            if each != "*" and _ORIGIN.fullmatch(each) is None:
+                raise ValueError("must be `*` or origins like https://app.example.com, without a path")
+        return value
 
     @field_validator("oauth2_algorithms")
     @classmethod

@@ -24,6 +24,8 @@ from google.protobuf.struct_pb2 import Struct
 from protos import generate
 from server.app import FACADES, SERVICES
 from server.demo import guide
+from server.gateway.configuration import committed, render
+from server.gateway.contracts import read_contracts
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -140,30 +142,11 @@ def test_gateway_serves_every_service() -> None:
     assert set(services_in(yaml.safe_load((ROOT / "envoy.yaml").read_text()))) == contracts == set(SERVICES)
 
 
-def transcoders_in(part: Any) -> Iterator[dict[str, Any]]:
-    """Every configuration of a transcoder in a part of envoy.yaml."""
-    if isinstance(part, dict) and "proto_descriptor" in part:
-        yield part
-    for value in part.values() if isinstance(part, dict) else part if isinstance(part, list) else ():
-        yield from transcoders_in(value)
-
-
-def test_no_query_says_other_than_the_path() -> None:
-    """What a path binds, the transcoder of its service ignores in a query, in both spellings that it takes."""
-    for transcoder in transcoders_in(yaml.safe_load((ROOT / "envoy.yaml").read_text())):
-        packages = {service.rpartition(".")[0] for service in transcoder["services"]}
-        contracts = "".join(
-            contract.read_text()
-            for package in packages
-            for contract in (ROOT / "protos" / package.replace(".", "/")).glob("*.proto")
-        )
-        paths = re.findall(r'(?:get|post|patch|put|delete): "(/[^"]+)"', contracts)
-        bound = {name for path in paths for name in re.findall(r"\{([a-z_.]+)", path)}
-        spellings = bound | {re.sub(r"_([a-z])", lambda letter: letter[1].upper(), name) for name in bound}
-        assert set(transcoder["ignored_query_parameters"]) == spellings != set()
-        # Lua has them too, to undo escapes in them.
-        (known,) = re.findall(r'local BOUND = "(.*)"', (ROOT / "envoy.yaml").read_text())
-        assert spellings <= set(known.split())
+def test_envoy_yaml_is_fresh() -> None:
+    """It is what `make gen` writes, and says so."""
+    text = (ROOT / "envoy.yaml").read_text()
+    assert text == render(committed())
+    assert "make gen" in text.partition("\n")[0]
 
 
 def body_fields(message: Descriptor, before: str = "") -> Iterator[tuple[str, FieldDescriptor]]:
@@ -177,9 +160,8 @@ def body_fields(message: Descriptor, before: str = "") -> Iterator[tuple[str, Fi
 
 def test_gateway_tells_all_keys_of_a_body() -> None:
     """Lua leaves out only what is inside of free maps, and has room for every key that a body can have."""
-    lua = (ROOT / "envoy.yaml").read_text()
-    (names,) = re.findall(r"local FREE = \{(.*)\}", lua)
-    free = set(re.findall(r"(\w+) = true", names))
+    lua = (ROOT / "server/gateway/lua/body_keys.lua").read_text()
+    free = set(read_contracts().free_fields)
     (room,) = re.findall(r"local KEYS_BYTES_MAX = (\d+)", lua)
     services = (ledger_service_pb2, admin_service_pb2)
     for method in (
@@ -246,8 +228,8 @@ def test_gateway_and_guide_know_every_facade_path(path: str) -> None:
     asked = re.sub(r"\{[^}]+\}", "x", path)
     route = next(each for each in host["routes"] if "grpc" not in each["match"] and is_matched(each["match"], asked))
     errors = route["metadata"]["filter_metadata"]["envoy.filters.http.lua"]["errors"]
-    assert {"500", "504"} <= errors.keys()
-    assert all(json.loads(body) for body in errors.values())
+    assert errors.keys() == {"500", "503", "504"}
+    assert all(json.loads(each["body"]) for each in errors.values())
     mappers = [each for each in rules_for_paths(manager["local_reply_config"]) if is_matched(each, asked)]
     assert mappers
     shown = [urlsplit(shlex.split(command)[-1]).path for command in guide.commands(guide.Gateway(1)).values()]

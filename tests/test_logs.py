@@ -20,7 +20,7 @@ import pytest
 from daybook.v1.ledger_service_pb2 import GetAccountRequest, ListAccountsRequest, ListTransactionsRequest
 from daybook.v1.ledger_service_pb2_grpc import LedgerStub
 
-from server.gateway import JSON_LINES, _envoy
+from server.gateway.envoy import JSON_LINES, envoy_path
 from server.ledger.access import new_api_key
 from server.logs import without_secrets
 from tests.support.ledgers import create_key
@@ -298,7 +298,7 @@ def test_envoy_speaks_the_same_format(tmp_path: Path) -> None:
     (tmp_path / "envoy.yaml").write_text('node: {"no such \\"thing": 1}')
     flags = ("--disable-hot-restart", "--log-level", "error", "--log-format", JSON_LINES)
     result = subprocess.run(
-        [_envoy(), "--config-path", str(tmp_path / "envoy.yaml"), *flags],
+        [envoy_path(), "--config-path", str(tmp_path / "envoy.yaml"), *flags],
         capture_output=True,
         text=True,
         timeout=SECONDS_MAX,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import socket
 import threading
 import time
@@ -24,10 +23,11 @@ from server import tracing
 from server.app import serving
 from server.book import Book
 from server.config import Settings, collector_address
-from server.gateway import render_configuration
+from server.gateway.configuration import write_deployment
 from server.transport.addresses import NO_PROXY
 from tests.support.callers import Client, Server
 from tests.support.databases import held_up
+from tests.support.gateways import http_manager
 from tests.support.markers import only_sqlite
 from tests.support.otel_collector import collecting
 
@@ -210,15 +210,16 @@ def test_endpoint_is_host_and_port(endpoint: str, address: tuple[str, int] | Non
         assert Settings(otlp_endpoint=endpoint).otlp_endpoint == endpoint
 
 
-def test_document_has_what_the_gateway_does() -> None:
-    """Whoever runs Envoy by themselves finds in docs/operating.md what `daybook up` adds to envoy.yaml."""
-    text = (Path(__file__).resolve().parents[1] / "docs" / "operating.md").read_text()
-    section = text.partition("### Traces\n")[2].partition("\n### ")[0]
-    blocks = re.findall(r"(?:^    .*\n)+", section, re.MULTILINE)
-    tracing_part, clusters = (yaml.safe_load(block) for block in blocks)
-    added = render_configuration(Settings(otlp_endpoint="http://127.0.0.1:4317"))["static_resources"]
-    manager = added["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
-    assert manager["tracing"] == tracing_part["tracing"]
-    assert added["clusters"][1:] == clusters
-    assert "`use_request_id_for_trace_sampling: false`" in section
+def test_gateway_elsewhere_traces_too(tmp_path: Path) -> None:
+    """`daybook gateway-config` sends Envoy's spans to the collector of the settings, like `daybook up`."""
+    settings = Settings(otlp_endpoint="http://collector:4317", trace_ratio=0.5)
+    write_deployment(settings, tmp_path, [("server-1", 50051)])
+    written = yaml.safe_load((tmp_path / "envoy.yaml").read_text())
+    manager = http_manager(written)
+    assert manager["tracing"]["random_sampling"] == {"value": 50}
     assert manager["request_id_extension"]["typed_config"]["use_request_id_for_trace_sampling"] is False
+    (locality,) = written["static_resources"]["clusters"][1]["load_assignment"]["endpoints"]
+    assert locality["lb_endpoints"][0]["endpoint"]["address"]["socket_address"] == {
+        "address": "collector",
+        "port_value": 4317,
+    }

@@ -30,7 +30,7 @@ COMMANDS: Mapping[str, Command] = {
     "up": Command("up", "Serves gRPC, and REST through Envoy, until SIGINT or SIGTERM."),
     "health": Command("health", "Checks whether the server on this machine can answer calls. Exits with 1 if not."),
     "gateway-config": Command(
-        "deployment", "Writes envoy.yaml and its descriptor set for a gateway that runs elsewhere."
+        "deployment", "Writes envoy.yaml and the files that it names, for a gateway that runs elsewhere."
     ),
     "migrate": Command("database", "Creates the database, or migrates it to the schema of this version."),
     "verify": Command("database", "Recomputes the books and prints each divergence. Exits with 1 if there is one."),

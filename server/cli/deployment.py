@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
+from server.cli.options import read_settings, with_options
 from server.cli.running import failing_in_one_line
-from server.gateway import write_deployment
+from server.gateway.configuration import write_deployment
 
 app = typer.Typer()
 
@@ -22,12 +23,19 @@ def _read_server(text: str) -> tuple[str, int]:
 
 
 @app.command()
+@with_options("gateway_host", "gateway_port", "gateway_admin_port", "otlp_endpoint")
 def gateway_config(
+    *,
     folder: Annotated[Path, typer.Argument(help="Folder to write to; the gateway must find it under the same path.")],
     server: Annotated[list[str], typer.Option(help="Name or address, and port, of a server; may be repeated.")],
+    **flags: object,
 ) -> None:
-    """Writes envoy.yaml and its descriptor set for a gateway that runs elsewhere."""
+    """Writes envoy.yaml and the files that it names, for a gateway that runs elsewhere.
+
+    It goes by the settings of the gateway: addresses, certificates, the rate limit and traces.
+    Without gateway_host it listens on every address.
+    """
     servers = [_read_server(each) for each in server]
     with failing_in_one_line():
-        write_deployment(folder, servers)
+        write_deployment(read_settings(**flags), folder, servers)
     typer.echo(f"wrote {folder / 'envoy.yaml'}")

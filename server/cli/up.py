@@ -11,7 +11,7 @@ from server.cli.options import SERVER, read_settings, with_options
 from server.cli.running import first_of, run, unless, until_stopped
 from server.cli.serving import open_ledger, server
 from server.config import CannotStart, Settings
-from server.gateway import gateway, require_free_ports
+from server.gateway.envoy import gateway, require_free_ports
 from server.transport.addresses import is_loopback
 
 app = typer.Typer()

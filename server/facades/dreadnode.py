@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from daybook.facades.dreadnode.v1.credits_service_pb2 import (
     CreditTransaction,
     GetCreditBalanceRequest,
@@ -9,9 +11,10 @@ from daybook.facades.dreadnode.v1.credits_service_pb2 import (
     ListCreditTransactionsRequest,
     ListCreditTransactionsResponse,
 )
-from daybook.facades.dreadnode.v1.credits_service_pb2_grpc import CreditsServicer
+from daybook.facades.dreadnode.v1.credits_service_pb2_grpc import CreditsServicer, add_CreditsServicer_to_server
 from daybook.v1.transaction_pb2 import Transaction, Usage
 
+from server.facades import Parts
 from server.ledger import instants, money
 from server.ledger.errors import (
     AccountNotFound,
@@ -24,13 +27,13 @@ from server.ledger.paging import TransactionFilter
 from server.ledger.posting import Kind
 from server.transport.auth import current_caller
 from server.transport.calls import Context
-from server.transport.errors import RestError, http_status_of, plain_message
+from server.transport.errors import http_status_of, plain_message
 from server.transport.rendered import keep_rendered
 from server.transport.rest import echo, number_or_null, read_integer, text_or_null
 from server.usecases.accounts import Accounts
 from server.usecases.transactions import Transactions
-
-SERVICE = "daybook.facades.dreadnode.v1.Credits"
+from server.vendors.dreadnode import VENDOR
+from server.vendors.vendor import Refusal
 
 TYPES: dict[tuple[Kind, str], str] = {
     (Transaction.GRANT, "purchase"): "purchase",
@@ -47,19 +50,6 @@ TYPES: dict[tuple[Kind, str], str] = {
 """Which of Dreadnode's types a kind and a category are. What is not here is not listed."""
 LIMIT_DEFAULT = 50
 LIMIT_MAX = 100
-
-_ERROR_TYPES = {
-    400: "invalid_request_error",
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    409: "already_exists_error",
-    422: "validation_error",
-    429: "rate_limit_error",
-    500: "app_error",
-    502: "bad_gateway_error",
-    504: "gateway_timeout_error",
-}
 
 
 class Credits(CreditsServicer):
@@ -90,6 +80,11 @@ class Credits(CreditsServicer):
         state, _ = await self._accounts.balance(current_caller(), request.org)
         balance = state.balance // money.ONE_CREDIT
         return GetCreditBalanceResponse(balance=balance, is_low_balance=balance <= 0, auto_refill_enabled=False)
+
+
+def add_to_server(server: Any, parts: Parts) -> None:
+    """Adds the servicer."""
+    add_CreditsServicer_to_server(Credits(parts.transactions, parts.accounts), server)
 
 
 def _parse(request: ListCreditTransactionsRequest) -> tuple[TransactionFilter, int]:
@@ -138,10 +133,10 @@ def _cost(usage: Usage) -> float | None:
     return money.to_number(money.parse(usage.cost_usd)) if usage.HasField("cost_usd") else None
 
 
-def render_error(error: DaybookError) -> RestError:
+def render_error(error: DaybookError) -> Refusal:
     """An error in the canonical envelope `{code, detail, type}`, with `errors` for a parameter."""
     status, detail = http_status_of(error), plain_message(error)
-    body: dict[str, object] = {}
+    more: dict[str, object] = {}
     match error:
         case Unauthenticated():
             detail = "Authentication failed"
@@ -152,8 +147,5 @@ def render_error(error: DaybookError) -> RestError:
         case FieldInvalid():
             status = 422
             place = "path" if error.field == "org" else "query"
-            body["errors"] = [{"loc": [place, error.field], "msg": error.problem, "type": "value_error"}]
-    if status == 503:
-        # The page has no 503; the nearest that it has is 502.
-        status = 502
-    return RestError(status, {"code": status, "detail": detail, "type": _ERROR_TYPES[status], **body})
+            more["errors"] = [{"loc": [place, error.field], "msg": error.problem, "type": "value_error"}]
+    return VENDOR.refuse(status, detail, **more)

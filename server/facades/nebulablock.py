@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
 from zoneinfo import ZoneInfo
 
 from daybook.facades.nebulablock.v1.users_service_pb2 import GetCreditsHistoryRequest, GetCreditsHistoryResponse
-from daybook.facades.nebulablock.v1.users_service_pb2_grpc import UsersServicer
+from daybook.facades.nebulablock.v1.users_service_pb2_grpc import UsersServicer, add_UsersServicer_to_server
 
+from server.facades import Parts
 from server.ledger import money
 from server.ledger.bodies import join_messages
 from server.ledger.errors import AccountNotPermitted, DaybookError, FieldInvalid
@@ -15,12 +17,12 @@ from server.ledger.money import Millionths
 from server.ledger.names import ALL_ACCOUNTS, account_name
 from server.transport.auth import current_caller
 from server.transport.calls import Context
-from server.transport.errors import RestError, http_status_of, plain_message
+from server.transport.errors import http_status_of, plain_message
 from server.transport.rendered import keep_rendered
 from server.transport.rest import read_integer
 from server.usecases.usage import Usage
-
-SERVICE = "daybook.facades.nebulablock.v1.Users"
+from server.vendors.nebulablock import VENDOR
+from server.vendors.vendor import Refusal
 
 LIMIT_DEFAULT = 20
 LIMIT_MAX = 100
@@ -58,6 +60,11 @@ class Users(UsersServicer):
         return join_messages([data]) + _SUCCESS
 
 
+def add_to_server(server: Any, parts: Parts) -> None:
+    """Adds the servicer."""
+    add_UsersServicer_to_server(Users(parts.usage), server)
+
+
 def _parse(request: GetCreditsHistoryRequest) -> tuple[int, int]:
     limit = read_integer(request.limit) if request.HasField("limit") else LIMIT_DEFAULT
     if limit is None or not 1 <= limit <= LIMIT_MAX:
@@ -93,7 +100,7 @@ def _render_time(instant: Instant) -> str:
     return f"EST {write_wall_time(instant, _NEW_YORK)}"
 
 
-def render_error(error: DaybookError) -> RestError:
+def render_error(error: DaybookError) -> Refusal:
     """An error as `{data: null, message, status: "failed"}`."""
     match error:
         case AccountNotPermitted():
@@ -102,4 +109,4 @@ def render_error(error: DaybookError) -> RestError:
             message = f"{error.field} {error.problem}"
         case _:
             message = plain_message(error)
-    return RestError(http_status_of(error), {"data": None, "message": message, "status": "failed"})
+    return VENDOR.refuse(http_status_of(error), message)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import Any
 from urllib.parse import unquote
 
 from daybook.facades.paged.v1.statements_service_pb2 import (
@@ -9,21 +10,22 @@ from daybook.facades.paged.v1.statements_service_pb2 import (
     ListAccountTransactionsRequest,
     ListAccountTransactionsResponse,
 )
-from daybook.facades.paged.v1.statements_service_pb2_grpc import StatementsServicer
+from daybook.facades.paged.v1.statements_service_pb2_grpc import StatementsServicer, add_StatementsServicer_to_server
 from daybook.v1.transaction_pb2 import Transaction
 from google.protobuf.struct_pb2 import Value
 
+from server.facades import Parts
 from server.ledger import instants
 from server.ledger.errors import DaybookError, FieldInvalid, InvalidArgument
 from server.transport.auth import current_caller
 from server.transport.calls import Context
-from server.transport.errors import RestError, http_status_of, plain_message
+from server.transport.errors import http_status_of, plain_message
 from server.transport.query_names import TARGET_HEADER
 from server.transport.rendered import keep_rendered
 from server.transport.rest import null, read_integer, text_or_null
 from server.usecases.transactions import Transactions
-
-SERVICE = "daybook.facades.paged.v1.Statements"
+from server.vendors.paged import VENDOR
+from server.vendors.vendor import Refusal
 
 PAGE_SIZE_DEFAULT = 20
 PAGE_SIZE_MAX = 100
@@ -61,6 +63,11 @@ class Statements(StatementsServicer):
         )
         # Serialized messages concatenate to one that has the fields of all.
         return b"".join([beside.SerializeToString(), *(_render(row.body) for row in rows)])
+
+
+def add_to_server(server: Any, parts: Parts) -> None:
+    """Adds the servicer."""
+    add_StatementsServicer_to_server(Statements(parts.transactions), server)
 
 
 def _parse(request: ListAccountTransactionsRequest) -> tuple[int, int]:
@@ -104,11 +111,10 @@ def _render(body: bytes) -> bytes:
     return ListAccountTransactionsResponse(results=[shown]).SerializeToString()
 
 
-def render_error(error: DaybookError) -> RestError:
+def render_error(error: DaybookError) -> Refusal:
     """An error as `{detail}`, with `field` for a parameter. A page that is not there is 404."""
-    status, body = http_status_of(error), {"detail": plain_message(error)}
-    if isinstance(error, InvalidArgument):
-        body["field"] = error.field
-        if error.field == "page":
-            status, body["detail"] = 404, f"Invalid page: {error.problem}"
-    return RestError(status, body)
+    if not isinstance(error, InvalidArgument):
+        return VENDOR.refuse(http_status_of(error), plain_message(error))
+    if error.field == "page":
+        return VENDOR.refuse(404, f"Invalid page: {error.problem}", field=error.field)
+    return VENDOR.refuse(http_status_of(error), plain_message(error), field=error.field)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from daybook.facades.spacebring.v1 import transactions_service_pb2 as spacebring
-from daybook.facades.spacebring.v1.transactions_service_pb2_grpc import TransactionsServicer
+from daybook.facades.spacebring.v1.transactions_service_pb2_grpc import (
+    TransactionsServicer,
+    add_TransactionsServicer_to_server,
+)
 from daybook.v1 import account_pb2 as native
 from daybook.v1.transaction_pb2 import Booking, EventTicket, Order, Transaction
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from server.facades import Parts
 from server.ledger import instants, money
 from server.ledger.accounts import Holding
 from server.ledger.bodies import join_messages
@@ -29,13 +33,14 @@ from server.ledger.refunds import RefundTotal
 from server.transport.auth import Scheme, authentication
 from server.transport.call_metadata import call_metadata
 from server.transport.calls import Context
-from server.transport.errors import RestError, http_status_of, plain_message
+from server.transport.errors import http_status_of, plain_message
 from server.transport.page_tokens import Listing, PageTokens
 from server.transport.rendered import keep_rendered
 from server.transport.rest import is_uuid, read_integer
 from server.usecases.transactions import NetworkPage, Transactions
+from server.vendors.spacebring import VENDOR
+from server.vendors.vendor import Refusal
 
-SERVICE = "daybook.facades.spacebring.v1.Transactions"
 NETWORK_HEADER = "spacebring-network-id"
 
 LIMIT_DEFAULT = 25
@@ -73,17 +78,6 @@ _STATUSES = {
     Transaction.CANCELED: "canceled",
 }
 
-_ERROR_TYPES = {
-    400: "invalidParams",
-    401: "unauthorized",
-    403: "forbidden",
-    404: "notFound",
-    429: "tooManyRequests",
-    500: "internalError",
-    503: "internalError",
-    504: "internalError",
-}
-
 
 class CreditsTransactions(TransactionsServicer):
     """Lists the movements of the credits of a network."""
@@ -99,12 +93,17 @@ class CreditsTransactions(TransactionsServicer):
         caller = authentication.get().caller
         _check_network()
         wanted, limit = _parse(request)
-        listing = Listing.of(f"{SERVICE}/GetCreditsTransactions", caller, request, ("next_page_token", "limit"))
+        listing = Listing.of(f"{VENDOR.service}/GetCreditsTransactions", caller, request, ("next_page_token", "limit"))
         after = self._page_tokens.open(listing, request.next_page_token, TransactionKey)
         page = _render_page(await self._transactions.list_network(caller, wanted, after, limit))
         token = None if page.next_key is None else self._page_tokens.seal(listing, page.next_key)
         rest = spacebring.GetCreditsTransactionsResponse(next_page_token=token).SerializeToString()
         return join_messages([body for _, body in page.rows]) + rest
+
+
+def add_to_server(server: Any, parts: Parts) -> None:
+    """Adds the servicer."""
+    add_TransactionsServicer_to_server(CreditsTransactions(parts.transactions, parts.page_tokens), server)
 
 
 def _check_network() -> None:
@@ -335,9 +334,8 @@ def _render_company(
     return spacebring.CreditsTransaction(company=shown).SerializeToString()
 
 
-def render_error(error: DaybookError) -> RestError:
+def render_error(error: DaybookError) -> Refusal:
     """An error as `{message, type}`."""
-    status = http_status_of(error)
     match error:
         case InvalidArgument():
             message = f"{error.field} {error.problem}"
@@ -345,4 +343,4 @@ def render_error(error: DaybookError) -> RestError:
             message = "the credential is not for the whole network"
         case _:
             message = plain_message(error)
-    return RestError(status, {"message": message, "type": _ERROR_TYPES[status]})
+    return VENDOR.refuse(http_status_of(error), message)

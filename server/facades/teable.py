@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from daybook.facades.teable.v1.billing_service_pb2 import (
     GetSpaceCreditHistoryRequest,
     GetSpaceCreditHistoryResponse,
 )
-from daybook.facades.teable.v1.billing_service_pb2_grpc import BillingServicer
+from daybook.facades.teable.v1.billing_service_pb2_grpc import BillingServicer, add_BillingServicer_to_server
 from daybook.v1.account_pb2 import User
 from daybook.v1.transaction_pb2 import Transaction
 from google.protobuf.struct_pb2 import Struct, Value
 
+from server.facades import Parts
 from server.ledger import money
 from server.ledger.errors import (
     AccountNotFound,
@@ -27,13 +30,13 @@ from server.ledger.paging import Order, OrderField, TransactionFilter, Transacti
 from server.ledger.posting import Kind
 from server.transport.auth import current_caller
 from server.transport.calls import Context
-from server.transport.errors import RestError, http_status_of, plain_message
+from server.transport.errors import http_status_of, plain_message
 from server.transport.page_tokens import Listing, PageTokens
 from server.transport.rendered import keep_rendered
 from server.transport.rest import echo, null, read_integer, text_or_null
 from server.usecases.transactions import Transactions
-
-SERVICE = "daybook.facades.teable.v1.Billing"
+from server.vendors.teable import VENDOR
+from server.vendors.vendor import Refusal
 
 TYPES: dict[tuple[Kind, str], str] = {
     (Transaction.CHARGE, "automation_ai_action"): "automation_ai_action",
@@ -48,18 +51,6 @@ ORDERS = ("asc", "desc")
 TAKE_DEFAULT = 50
 TAKE_MAX = 100
 
-_CODES = {
-    400: "validation_error",
-    401: "unauthorized",
-    403: "restricted_resource",
-    404: "not_found",
-    409: "conflict",
-    429: "too_many_requests",
-    500: "internal_server_error",
-    503: "database_connection_unavailable",
-    504: "gateway_timeout",
-}
-
 
 class Billing(BillingServicer):
     """Lists the credits that a space consumed."""
@@ -73,7 +64,7 @@ class Billing(BillingServicer):
     ) -> bytes:
         """Parses, lists a page of the space's charges, renders."""
         caller = current_caller()
-        listing = Listing.of(f"{SERVICE}/GetSpaceCreditHistory", caller, request, ("cursor", "take"))
+        listing = Listing.of(f"{VENDOR.service}/GetSpaceCreditHistory", caller, request, ("cursor", "take"))
         try:
             wanted, order, take = _parse(request)
             after = self._page_tokens.open(listing, request.cursor, TransactionKey)
@@ -86,6 +77,11 @@ class Billing(BillingServicer):
         # Serialized messages concatenate to one that has the fields of all.
         rest = GetSpaceCreditHistoryResponse(next_cursor=cursor).SerializeToString()
         return b"".join([*(_render(row.body) for row in page.rows), rest])
+
+
+def add_to_server(server: Any, parts: Parts) -> None:
+    """Adds the servicer."""
+    add_BillingServicer_to_server(Billing(parts.transactions, parts.page_tokens), server)
 
 
 def _parse(request: GetSpaceCreditHistoryRequest) -> tuple[TransactionFilter, Order, int]:
@@ -153,7 +149,7 @@ def _render_user(user: User) -> Value:
     return Value(struct_value=Struct(fields=fields))
 
 
-def render_error(error: DaybookError) -> RestError:
+def render_error(error: DaybookError) -> Refusal:
     """An error as `{message, status, code}`. What is not the caller's is 403, as Teable has it."""
     status, message = http_status_of(error), plain_message(error)
     match error:
@@ -171,4 +167,4 @@ def render_error(error: DaybookError) -> RestError:
             message = 'Validation error: Invalid at "cursor"'
     if status == 401:
         message = "Unauthorized"
-    return RestError(status, {"message": message, "status": status, "code": _CODES[status]})
+    return VENDOR.refuse(status, message)

@@ -2,7 +2,7 @@
 
 Every error becomes a google.rpc.Status with one ErrorInfo, and a BadRequest where a field
 is at fault. A facade's errors also carry their finished REST body in trailing metadata;
-the gateway (envoy.yaml) puts it in the place of the status.
+the gateway puts it in the place of the status.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import asyncio
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import NoReturn, TypeAlias
 
 import grpc
@@ -35,6 +34,7 @@ from server.ledger.errors import (
     Unavailable,
     Unimplemented,
 )
+from server.vendors.vendor import MESSAGES, Refusal
 
 DOMAIN = "daybook"
 UNCERTAIN_SECONDS = 0.1
@@ -56,17 +56,7 @@ CODES: Mapping[type[DaybookError], grpc.StatusCode] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class RestError:
-    """An error as one vendor's clients know it."""
-
-    status: int
-    """The HTTP status."""
-    body: Mapping[str, object]
-    """Printed as JSON."""
-
-
-RenderError: TypeAlias = Callable[[DaybookError], RestError]
+RenderError: TypeAlias = Callable[[DaybookError], Refusal]
 """Puts an error into a vendor's words."""
 
 
@@ -96,15 +86,8 @@ def http_status_of(error: DaybookError) -> int:
 
 def plain_message(error: DaybookError) -> str:
     """The message of a facade. Errors of the server have the same words as those of the gateway."""
-    match error:
-        case ResourceExhausted():
-            return "Too many requests"
-        case DeadlineExceeded():
-            return "The request took too long"
-        case Unavailable():
-            return "The service is unavailable"
-        case Internal():
-            return "Internal server error"
+    if isinstance(error, ResourceExhausted | DeadlineExceeded | Unavailable | Internal):
+        return MESSAGES[http_status_of(error)]
     return error.message
 
 

@@ -18,6 +18,7 @@ import httpx
 import pytest
 from daybook.v1.ledger_service_pb2 import GetAccountRequest
 
+from server.vendors.vendor import MALFORMED
 from tests.support.callers import credential, ledger_stub
 from tests.support.demo import ACCOUNT, LISTS, NATIVE, TRANSACTIONS, Target
 from tests.support.gateways import OriginIn, gateway_before
@@ -129,12 +130,11 @@ def test_small_answer_is_not_compressed(gateway: Daybook) -> None:
 
 
 def test_large_refusal_is_compressed_whole(gateway: Daybook) -> None:
-    """What Lua rewrites is rewritten before it is compressed."""
-    target = Target(f"{ACCOUNT}?{'colour' * 300}=red", "demo-dreadnode", 400)
+    """A refusal of the gateway is compressed like any answer."""
+    target = Target(f"/v1/accounts?pageSize={'x' * 2000}", "demo-dreadnode", 400)
     plain, small = target.send(gateway), target.send(gateway, **{"accept-encoding": "gzip"})
     assert (small.status, small.header("content-encoding")) == (400, "gzip")
     assert gzip.decompress(small.body) == plain.body
-    assert reason_of(small.json())[2] == ["colour" * 300]
 
 
 def test_grpc_is_left_alone(gateway: Daybook) -> None:
@@ -189,8 +189,8 @@ def test_page_may_read_that_a_method_is_not_allowed(gateway: Daybook) -> None:
 
 
 @pytest.mark.parametrize("name", APIS)
-def test_parameter_that_comes_twice_is_named(gateway: Daybook, name: str) -> None:
-    """A parameter with two values is refused by the name that the vendor's page gives it."""
+def test_parameter_that_comes_twice_is_refused(gateway: Daybook, name: str) -> None:
+    """A parameter with two values is refused in the vendor's words."""
     api: Api = APIS[name]
     for parameter in api.parameters:
         # The page knows no plain createDate, and Dreadnode's types may be several.
@@ -200,17 +200,7 @@ def test_parameter_that_comes_twice_is_named(gateway: Daybook, name: str) -> Non
         answer = ask(gateway, api, target)
         require_sound(api, target, answer)
         assert answer.status in (400, 422)
-        shown = parameter.replace("%5B", "[").replace("%5D", "]")
-        assert f'"{shown}"' in str(list(texts(answer.json())))
-
-
-def texts(value: Json) -> Iterator[str]:
-    """The texts in JSON."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, list | dict):
-        for each in value.values() if isinstance(value, dict) else value:
-            yield from texts(each)
+        assert MALFORMED in str(answer.json())
 
 
 @pytest.mark.parametrize(
@@ -374,15 +364,6 @@ def test_unknown_transfer_encoding(gateway: Daybook) -> None:
     assert reason_of(body)[0] == "FIELD_INVALID"
 
 
-def test_value_that_reads_like_a_message(gateway: Daybook) -> None:
-    """A value is told back whole, and what comes behind it is still not told."""
-    answer = send(gateway.origin, "/v1/accounts?pageSize=x%20for%20type%20y", headers=NATIVE)
-    assert answer.status == 400
-    assert b"x for type y" in answer.body
-    assert b"INT32" not in answer.body
-    assert reason_of(answer.json())[2] in (["page_size"], ["pageSize"])
-
-
 def test_body_is_waited_for(gateway: Daybook) -> None:
     """A client that asks before it sends a body is told to go on."""
     body = json.dumps({"kind": "NOTHING"}).encode()
@@ -395,7 +376,7 @@ def test_body_is_waited_for(gateway: Daybook) -> None:
         connection.sendall(body)
         status, answer = Reader(connection).read("POST", "/v1/accounts")
     assert status == 400
-    assert reason_of(read_json(answer.decode()))[2] == ["account.kind"]
+    assert reason_of(read_json(answer.decode()))[2] == ["request"]
 
 
 UNREADABLE = {
@@ -488,24 +469,14 @@ def test_grpc_is_told_nothing_of_the_network(origin_in: OriginIn) -> None:
 @pytest.mark.parametrize(
     ("allowed", "origins"),
     [
-        ([{"exact": "https://app.example.com"}], ["https://app.example.com"]),
-        (
-            [{"safe_regex": {"regex": r"https://[a-z0-9-]+\.example\.com"}}],
-            ["https://app.example.com", "https://x.example.com"],
-        ),
-        ([], []),
+        ("https://app.example.com", ["https://app.example.com"]),
+        ("https://app.example.com,https://x.example.com", ["https://app.example.com", "https://x.example.com"]),
+        ("", []),
     ],
 )
-def test_origins_can_be_narrowed(gateway: Daybook, tmp_path: Path, allowed: list[object], origins: list[str]) -> None:
-    """As docs/operating.md tells; a page of another origin gets no CORS headers, asked beforehand or not."""
-
-    def narrow(configuration: dict[str, Any]) -> None:
-        (listener,) = configuration["static_resources"]["listeners"]
-        (manager,) = listener["filter_chains"][0]["filters"]
-        (host,) = manager["typed_config"]["route_config"]["virtual_hosts"]
-        host["typed_per_filter_config"]["envoy.filters.http.cors"]["allow_origin_string_match"] = allowed
-
-    with gateway_before(tmp_path, gateway.ports.server, narrow) as narrowed:
+def test_origins_can_be_narrowed(gateway: Daybook, tmp_path: Path, allowed: str, origins: list[str]) -> None:
+    """By a setting; a page of another origin gets no CORS headers, asked beforehand or not."""
+    with gateway_before(tmp_path, gateway.ports.server, gateway_cors_origins=allowed) as narrowed:
         for origin in ("https://app.example.com", "https://x.example.com", "https://app.example.com.evil.com", "null"):
             asked = {"origin": origin, "access-control-request-method": "GET"}
             beforehand = send(narrowed, ACCOUNT, method="OPTIONS", headers=asked)

@@ -14,9 +14,9 @@ import pytest
 import yaml
 
 from server.config import Settings
-from server.gateway import CONFIGURATION, render_configuration
+from tests.support.gateways import configuration_of
 from tests.support.http_client import Answer, problems_of_any_answer, send
-from tests.support.processes import Daybook
+from tests.support.processes import ROOT, Daybook
 
 CREDENTIAL = {"authorization": "Bearer demo-dreadnode.public"}
 ACCOUNT = "/v1/accounts/example"
@@ -113,17 +113,17 @@ def filters_of(configuration: dict[str, Any]) -> dict[str, Any]:
 def test_rate_of_the_gateway_is_a_setting() -> None:
     """`daybook up` limits all callers together as its settings say; 0 a second is no limit."""
     settings = Settings(gateway_rate_limit_requests_per_second=7, gateway_rate_limit_burst=9)
-    limit = filters_of(render_configuration(settings))["local_ratelimit"]
+    limit = filters_of(configuration_of(settings))["local_ratelimit"]
     assert limit["token_bucket"] == {"max_tokens": 9, "tokens_per_fill": 7, "fill_interval": "1s"}
     assert limit["filter_enforced"] == limit["filter_enabled"] == {"default_value": {"numerator": 100}}
-    unlimited = filters_of(render_configuration(Settings(gateway_rate_limit_requests_per_second=0)))["local_ratelimit"]
+    unlimited = filters_of(configuration_of(Settings(gateway_rate_limit_requests_per_second=0)))["local_ratelimit"]
     assert unlimited["filter_enforced"] == {"default_value": {"numerator": 0}}
 
 
 def test_rate_of_the_gateway_is_by_default_that_of_its_file() -> None:
     """Envoy by itself, with the project's file, limits as `daybook up` does."""
     defaults = {name: field.default for name, field in Settings.model_fields.items()}
-    bucket = filters_of(yaml.safe_load(CONFIGURATION.read_text()))["local_ratelimit"]["token_bucket"]
+    bucket = filters_of(yaml.safe_load((ROOT / "envoy.yaml").read_text()))["local_ratelimit"]["token_bucket"]
     assert bucket == {
         "max_tokens": defaults["gateway_rate_limit_burst"],
         "tokens_per_fill": defaults["gateway_rate_limit_requests_per_second"],
@@ -135,4 +135,4 @@ def test_rate_of_the_gateway_is_by_default_that_of_its_file() -> None:
 def test_body_is_no_larger_than_a_message(bytes_max: int, body: int) -> None:
     """Where the server takes less than the gateway would, it is the gateway that refuses, in words of HTTP."""
     settings = Settings(message_bytes_max=bytes_max)
-    assert filters_of(render_configuration(settings))["buffer"]["max_request_bytes"] == body
+    assert filters_of(configuration_of(settings))["buffer"]["max_request_bytes"] == body

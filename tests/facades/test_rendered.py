@@ -34,6 +34,7 @@ from server.caching import ENTRY_BYTES, ByteLRU
 from server.facades import dreadnode, nebulablock, paged, spacebring, teable
 from server.transport import rendered
 from server.transport.rendered import keep_rendered
+from server.vendors.nebulablock import VENDOR as NEBULA_BLOCK
 from tests.support.callers import Client, Server
 from tests.support.clock import Clock
 
@@ -70,7 +71,7 @@ async def pages(client: Client, bound: Client, network: str) -> Pages:
     """The first page of every facade: that of the caller's hours by who is bound to the account."""
     found: Pages = {}
     for method, (request, answer) in REQUESTS.items():
-        caller = bound if method.startswith(nebulablock.SERVICE) else client
+        caller = bound if method.startswith(NEBULA_BLOCK.service) else client
         # A method that answers with one message looks no different on the wire.
         call: Any = caller.channel.unary_stream(f"/{method}")
         metadata = (*caller.metadata, (spacebring.NETWORK_HEADER, network))
@@ -149,7 +150,7 @@ async def test_kept_rows_show_every_change(
         assert kept != before
         before = kept
     assert all(before.values())
-    assert len(before[f"{nebulablock.SERVICE}/GetCreditsHistory"][0].data.credit_history) == 2  # type: ignore[attr-defined]
+    assert len(before[f"{NEBULA_BLOCK.service}/GetCreditsHistory"][0].data.credit_history) == 2  # type: ignore[attr-defined]
 
 
 def test_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,14 +17,13 @@ from typing import Any
 
 import grpc
 import pytest
-import yaml
 from hpack import Encoder
 from hyperframe.frame import Frame, HeadersFrame, RstStreamFrame, SettingsFrame
 
 from server.config import Settings
-from server.gateway import render_configuration, render_secrets
+from server.gateway.configuration import write_secrets
 from tests.support.certificates import Authority
-from tests.support.gateways import gateway_before, http_manager
+from tests.support.gateways import configuration_of, gateway_before, http_manager
 from tests.support.processes import Ports
 from tests.support.waiting import SECONDS_MAX
 
@@ -241,11 +240,10 @@ def test_handshake_that_never_ends(authority: Authority, tmp_path: Path) -> None
     )
 
     def with_tls(configuration: dict[str, Any]) -> None:
-        (listener,) = render_configuration(settings, tmp_path)["static_resources"]["listeners"]
+        (listener,) = configuration_of(settings, tmp_path)["static_resources"]["listeners"]
         shorten(listener["filter_chains"][0], "transport_socket_connect_timeout")
         configuration["static_resources"]["listeners"].append(listener)
 
-    for name, secret in render_secrets(settings).items():
-        (tmp_path / name).write_text(yaml.safe_dump(secret))
+    write_secrets(settings, tmp_path)
     with gateway_before(tmp_path, port, with_tls), socket.create_connection(("127.0.0.1", port), SECONDS_MAX) as silent:
         assert rest_of(silent) == b""

@@ -78,10 +78,10 @@ from server.app import FACADES, SERVICES, serving
 from server.book import Book, open_book
 from server.config import Settings
 from server.facades.spacebring import NETWORK_HEADER
-from server.facades.spacebring import SERVICE as SPACEBRING
 from server.ledger.instants import SECOND
 from server.store.tables import metadata as schema
 from server.transport.validation import CHARACTERS_MAX
+from server.vendors import spacebring
 from tests.support.callers import Client, Server
 from tests.support.clock import NOON, Clock
 from tests.support.gateways import gateway_before
@@ -491,7 +491,7 @@ def send_rest(world: World, request: RestRequest, headers: dict[str, str]) -> An
 def headers_of(method: str, caller: Caller) -> Iterator[dict[str, str]]:
     """With what headers a caller asks: where one of them names a tenant, also with the stranger's."""
     credential = {"authorization": f"Bearer {caller.key}"}
-    if not method.startswith(SPACEBRING):
+    if not method.startswith(spacebring.VENDOR.service):
         yield credential
         return
     for network in (caller.own.network, caller.theirs.network):

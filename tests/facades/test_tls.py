@@ -15,15 +15,15 @@ from typing import Any
 import grpc
 import httpx
 import pytest
-import yaml
 from daybook.v1.ledger_service_pb2 import GetBalanceRequest
 
 from server.config import Settings
-from server.gateway import _envoy, render_configuration, render_secrets
+from server.gateway.configuration import write_secrets
+from server.gateway.envoy import envoy_path
 from tests.support import curl
 from tests.support.callers import credential, ledger_stub
 from tests.support.certificates import Authority, Pair, connect, handshake, served_serial
-from tests.support.gateways import gateway_before
+from tests.support.gateways import configuration_of, gateway_before
 from tests.support.http_client import read_json, send
 from tests.support.processes import (
     BIN,
@@ -167,11 +167,10 @@ def test_gateway_verifies_the_server(
     )
 
     def with_tls(configuration: dict[str, Any]) -> None:
-        resources = render_configuration(settings, tmp_path)["static_resources"]
+        resources = configuration_of(settings, tmp_path)["static_resources"]
         configuration["static_resources"]["clusters"] = resources["clusters"]
 
-    for file, secret in render_secrets(settings).items():
-        (tmp_path / file).write_text(yaml.safe_dump(secret))
+    write_secrets(settings, tmp_path)
     with gateway_before(tmp_path, settings.port, with_tls) as origin:
         # A server that is not healthy is asked all the same, and so is one that is not known to be yet.
         wait_until(lambda: send(origin, BALANCE, headers=CREDENTIAL).status == status, "the answer that is due")
@@ -236,58 +235,43 @@ def test_printed_commands_trust_the_certificate(secured: Secured, tmp_path: Path
 
 
 @contextmanager
-def stock_envoy(folder: Path, change: dict[str, Any]) -> Iterator[tuple[int, int]]:
-    """Envoy with envoy.yaml as it stands but for ports and folders; gives the ports without and with TLS.
-
-    `change` goes into its cluster. Whatever is under /etc/daybook is in the folder.
-    """
-    ports = Ports.free()
-    text = (ROOT / "envoy.yaml").read_text()
-    for port, other in ((8080, ports.gateway), (8443, ports.server), (9901, ports.admin)):
-        assert text.count(f"port_value: {port}}}") == 1
-        text = text.replace(f"port_value: {port}}}", f"port_value: {other}}}").replace("0.0.0.0", "127.0.0.1")  # noqa: S104  # what is replaced
-    configuration = yaml.safe_load(text)
-    configuration["static_resources"]["clusters"][0].update(change)
-    (folder / "envoy.yaml").write_text(yaml.safe_dump(configuration))
-    (folder / "gen").symlink_to(ROOT / "gen")
-    (folder / "server").mkdir()
-    secrets = (ROOT / "server/gateway_tls.yaml").read_text().replace("/etc/daybook", str(folder))
-    (folder / "server/gateway_tls.yaml").write_text(secrets)
-    (folder / "gateway").mkdir()
-    command = [_envoy(), "-c", "envoy.yaml", "--disable-hot-restart", "--log-level", "warning"]
+def envoy_in(folder: Path, configuration: str) -> Iterator[None]:
+    """Envoy in a folder, until the end of the block; what it prints is in the file `output`."""
+    command = [envoy_path(), "-c", configuration, "--disable-hot-restart", "--log-level", "warning"]
     with (folder / "output").open("wb") as output:
         process = subprocess.Popen(command, cwd=folder, stdout=output, stderr=output)
-
-    def answers() -> bool:
-        assert process.poll() is None, (folder / "output").read_text()
-        try:
-            return send(f"http://127.0.0.1:{ports.gateway}", "/healthz").status == 200
-        except OSError:
-            return False
-
     try:
-        wait_until(answers, "the gateway finds the server")
-        yield ports.gateway, ports.server
+        yield
+        assert process.poll() is None, (folder / "output").read_text()
     finally:
         process.terminate()
         process.wait(SECONDS_MAX)
 
 
-def test_envoy_yaml_by_itself(secured: Secured, authority: Authority, tmp_path: Path) -> None:
-    """envoy.yaml starts without certificates and takes them up; the documented part finds a server with mutual TLS."""
-    for name, file in {
-        "server-ca.crt": authority.file,
-        "client.crt": secured.client.certificate,
-        "client.key": secured.client.key,
-    }.items():
-        (tmp_path / name).symlink_to(file)
-    (snippet,) = snippets("yaml")
-    change = yaml.safe_load(snippet.replace("/etc/daybook", str(tmp_path)))
-    address = {"socket_address": {"address": "127.0.0.1", "port_value": secured.daybook.ports.server}}
-    endpoints = [{"lb_endpoints": [{"endpoint": {"address": address}}]}]
-    change["load_assignment"] = {"cluster_name": "daybook", "endpoints": endpoints}
-    with stock_envoy(tmp_path, change) as (plain, tls):
-        assert send(f"http://127.0.0.1:{plain}", BALANCE, headers=CREDENTIAL).status == 200
+def answers(origin: str, path: str = "/readyz", **options: Any) -> bool:
+    """Whether a gateway answers with 200."""
+    try:
+        return send(origin, path, **options).status == 200
+    except OSError:
+        return False
+
+
+def test_envoy_yaml_by_itself(authority: Authority, tmp_path: Path) -> None:
+    """envoy.yaml starts without certificates, and takes them up."""
+    ports = Ports.free()
+    text = (ROOT / "envoy.yaml").read_text().replace("0.0.0.0", "127.0.0.1")  # noqa: S104  # what is replaced
+    for port, other in ((8080, ports.gateway), (8443, ports.server), (9901, ports.admin)):
+        assert text.count(f"port_value: {port}") == 1
+        text = text.replace(f"port_value: {port}", f"port_value: {other}")
+    (tmp_path / "envoy.yaml").write_text(text)
+    (tmp_path / "gen").symlink_to(ROOT / "gen")
+    (tmp_path / "server" / "gateway").mkdir(parents=True)
+    secrets = (ROOT / "server/gateway/tls.yaml").read_text().replace("/etc/daybook", str(tmp_path))
+    (tmp_path / "server/gateway/tls.yaml").write_text(secrets)
+    (tmp_path / "gateway").mkdir()
+    with envoy_in(tmp_path, "envoy.yaml"):
+        wait_until(lambda: answers(f"http://127.0.0.1:{ports.gateway}", "/healthz"), "the gateway works")
+        tls = ports.server
         with pytest.raises((ssl.SSLError, ConnectionResetError)):
             connect(tls, authority)
         pair = authority.issue("late")
@@ -300,11 +284,44 @@ def test_envoy_yaml_by_itself(secured: Secured, authority: Authority, tmp_path: 
                 return False
 
         wait_until(shows_it, "the certificate is taken up")
-        with httpx.Client(verify=trusting(authority), http2=True, headers=CREDENTIAL) as client:
-            answer = client.get(f"https://localhost:{tls}{BALANCE}")
-        assert (answer.status_code, answer.http_version) == (200, "HTTP/2")
         assert handshake(tls, authority, ssl.TLSVersion.TLSv1_2) == "TLSv1.2"
         with pytest.raises(ssl.SSLError, match="PROTOCOL_VERSION"):
             handshake(tls, authority, ssl.TLSVersion.TLSv1_1)
     said = (tmp_path / "output").read_text()
     assert [line for line in said.splitlines() if "Invalid path" in line and "tls.crt" in line]
+
+
+def test_gateway_elsewhere_speaks_tls(secured: Secured, authority: Authority, tmp_path: Path) -> None:
+    """What `daybook gateway-config` writes speaks TLS, and finds a server with mutual TLS."""
+    ports = Ports.free()
+    settings = {
+        "DAYBOOK_GATEWAY_TLS_CERTIFICATE_FILE": str(secured.gateway.certificate),
+        "DAYBOOK_GATEWAY_TLS_KEY_FILE": str(secured.gateway.key),
+        "DAYBOOK_GATEWAY_SERVER_CA_FILE": str(authority.file),
+        "DAYBOOK_GATEWAY_SERVER_NAME": "localhost",
+        "DAYBOOK_GATEWAY_CLIENT_CERTIFICATE_FILE": str(secured.client.certificate),
+        "DAYBOOK_GATEWAY_CLIENT_KEY_FILE": str(secured.client.key),
+    }
+    places = ["--gateway-host", "127.0.0.1", "--gateway-port", str(ports.gateway)]
+    places += ["--gateway-admin-port", str(ports.admin)]
+    server = f"localhost:{secured.daybook.ports.server}"
+    written = run("gateway-config", ".", "--server", server, *places, folder=tmp_path, settings=settings)
+    assert written.returncode == 0, written.stderr
+    with envoy_in(tmp_path, "envoy.yaml"), httpx.Client(verify=trusting(authority), http2=True) as client:
+
+        def is_ready() -> bool:
+            try:
+                return client.get(f"https://localhost:{ports.gateway}/readyz").status_code == 200
+            except httpx.TransportError:
+                return False
+
+        wait_until(is_ready, "the gateway finds the server")
+        answer = client.get(f"https://localhost:{ports.gateway}{BALANCE}", headers=CREDENTIAL)
+    assert (answer.status_code, answer.http_version) == (200, "HTTP/2")
+
+
+def test_gateway_elsewhere_must_know_its_servers_by_name(authority: Authority, tmp_path: Path) -> None:
+    """Without the name in their certificate it could verify no server."""
+    settings = {"DAYBOOK_GATEWAY_SERVER_CA_FILE": str(authority.file)}
+    result = run("gateway-config", ".", "--server", "server-1:50051", folder=tmp_path, settings=settings)
+    require_refusal(result, "gateway_server_ca_file needs gateway_server_name")

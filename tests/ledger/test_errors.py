@@ -49,7 +49,7 @@ def status_class(leaf: type[DaybookError]) -> type[DaybookError]:
 def test_reasons_and_leaves_are_one_to_one() -> None:
     """Each reason of the contract is used by exactly one leaf or by the gateway alone, and there is no other."""
     of_leaves = [leaf.reason for leaf in LEAVES]
-    of_gateway = set(re.findall(r"reason: ([A-Z_]+)", (ROOT / "envoy.yaml").read_text()))
+    of_gateway = set(re.findall(r'"reason": "([A-Z_]+)"', (ROOT / "envoy.yaml").read_text()))
     assert sorted([*of_leaves, *of_gateway.difference(of_leaves)]) == sorted(REASONS)
 
 

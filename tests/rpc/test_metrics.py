@@ -27,7 +27,7 @@ from server import metrics
 from server.app import SERVICES, serving
 from server.book import Book, open_book
 from server.config import CannotStart, Settings
-from server.gateway import require_free_ports
+from server.gateway.envoy import require_free_ports
 from server.ledger.instants import SECOND, to_timestamp
 from server.ledger.names import RandomBytes
 from server.store.failures import Conflict

@@ -13,7 +13,8 @@ from typing import Any, TypeAlias
 import yaml
 
 from server.config import Settings
-from server.gateway import _envoy, render_configuration
+from server.gateway.configuration import of_settings, render
+from server.gateway.envoy import envoy_path
 from tests.support.http_client import send
 from tests.support.processes import Daybook, Ports, copy_database, sqlite_url
 from tests.support.waiting import SECONDS_MAX, wait_until
@@ -117,6 +118,12 @@ def _changed(demo: Daybook, folder: Path, statements: str, settings: Mapping[str
         daybook.kill()
 
 
+def configuration_of(settings: Settings, secrets: Path = Path()) -> dict[str, Any]:
+    """What `daybook up` gives to Envoy; the files of its certificates are in the folder `secrets`."""
+    configuration: dict[str, Any] = yaml.safe_load(render(of_settings(settings, secrets)))
+    return configuration
+
+
 def http_manager(configuration: dict[str, Any]) -> Any:
     """The HTTP connection manager of envoy.yaml."""
     return configuration["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
@@ -132,14 +139,23 @@ def gateway_before(
     server_port: int,
     change: Callable[[dict[str, Any]], None] = _unchanged,
     ports: Ports | None = None,
+    **settings: Any,
 ) -> Iterator[str]:
-    """An Envoy with the project's configuration and one change to it, in front of the server at a port."""
+    """An Envoy in front of the server at a port, with settings and one change to its configuration."""
     ports = ports or Ports.free()
-    settings = Settings(port=server_port, gateway_port=ports.gateway, gateway_admin_port=ports.admin)
-    configuration = render_configuration(settings)
+    configuration = configuration_of(
+        Settings(port=server_port, gateway_port=ports.gateway, gateway_admin_port=ports.admin, **settings)
+    )
     change(configuration)
     (folder / "envoy.yaml").write_text(yaml.safe_dump(configuration))
-    command = [_envoy(), "--config-path", str(folder / "envoy.yaml"), "--disable-hot-restart", "--log-level", "error"]
+    command = [
+        envoy_path(),
+        "--config-path",
+        str(folder / "envoy.yaml"),
+        "--disable-hot-restart",
+        "--log-level",
+        "error",
+    ]
     with (folder / "output").open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output)
     origin = f"http://127.0.0.1:{ports.gateway}"

@@ -1,0 +1,18 @@
+"""How each documented API words a refusal: one table per vendor.
+
+A facade renders its errors by its table, and the gateway what it refuses itself, so that both
+say the same.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pkgutil import iter_modules
+
+from server.vendors.vendor import Vendor
+
+
+def all_vendors() -> tuple[Vendor, ...]:
+    """The table of every vendor, ordered by name."""
+    names = sorted(each.name for each in iter_modules(__path__) if each.name != "vendor")
+    return tuple(import_module(f"{__name__}.{name}").VENDOR for name in names)
