@@ -1,4 +1,4 @@
-"""Generates everything in gen/ from the contracts in this folder.
+"""Generates everything in gen/ from the contracts in this folder, and from what server/protos keeps to itself.
 
 `make gen` runs it as `python protos/generate.py`. A change that would break a client of
 the committed contracts is refused unless `--allow-breaking` is given, so that breaking
@@ -18,6 +18,8 @@ from importlib.metadata import distribution
 from pathlib import Path
 
 PROTOS = Path(__file__).resolve().parent
+# Messages that only the server reads; kept apart so that no client generates them.
+INTERNAL_PROTOS = PROTOS.parent / "server" / "protos"
 GEN = PROTOS.parent / "gen"
 DESCRIPTORS = "descriptors.binpb"
 
@@ -26,21 +28,25 @@ DESCRIPTORS = "descriptors.binpb"
 ERROR_DETAIL_TYPES = ("google/rpc/error_details.proto", "google/rpc/status.proto")
 
 
-def contracts() -> list[str]:
-    """Every contract, as a path relative to this folder, in a fixed order."""
-    return sorted(str(path.relative_to(PROTOS)) for path in PROTOS.rglob("*.proto"))
+def files_in(folder: Path) -> list[str]:
+    """Every proto file under a folder, as a path relative to it, in a fixed order."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*.proto"))
+
+
+def google_types() -> Path:
+    """The folder with the contracts of Google that ours import."""
+    return Path(str(distribution("googleapis-common-protos").locate_file("")))
 
 
 def run_protoc(*arguments: str) -> None:
-    """Runs the protoc of grpcio-tools over the contracts; raises if it fails."""
-    google_types = distribution("googleapis-common-protos").locate_file("")
+    """Runs the protoc of grpcio-tools over proto files; raises if it fails."""
     well_known_types = distribution("grpcio-tools").locate_file("grpc_tools/_proto")
     subprocess.run(
         [
             sys.executable,
             "-m",
             "grpc_tools.protoc",
-            *(f"-I{folder}" for folder in (PROTOS, google_types, well_known_types)),
+            *(f"-I{folder}" for folder in (PROTOS, INTERNAL_PROTOS, google_types(), well_known_types)),
             *arguments,
         ],
         check=True,
@@ -58,7 +64,7 @@ def write_descriptors(path: Path, *, source_info: bool = False) -> None:
         f"--descriptor_set_out={path}",
         "--include_imports",
         *(["--include_source_info"] if source_info else []),
-        *contracts(),
+        *files_in(PROTOS),
         *ERROR_DETAIL_TYPES,
     )
 
@@ -71,14 +77,16 @@ def generate(out: Path) -> None:
         f"--grpc_python_out={out}",
         f"--mypy_out=quiet:{out}",
         f"--mypy_grpc_out=quiet,only_async:{out}",
-        *contracts(),
+        *files_in(PROTOS),
+        *files_in(INTERNAL_PROTOS),
     )
-    for contract in contracts():
-        if "service " in (PROTOS / contract).read_text():
-            continue
-        # grpcio-tools writes an empty stub for a contract without a service.
-        for ending in (".py", ".pyi"):
-            (out / contract.replace(".proto", f"_pb2_grpc{ending}")).unlink(missing_ok=True)
+    for folder in (PROTOS, INTERNAL_PROTOS):
+        for file in files_in(folder):
+            if "\nservice " in (folder / file).read_text():
+                continue
+            # grpcio-tools writes an empty stub for a file without a service.
+            for ending in (".py", ".pyi"):
+                (out / file.replace(".proto", f"_pb2_grpc{ending}")).unlink(missing_ok=True)
     write_descriptors(out / DESCRIPTORS)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import grpc
 import pytest
 import yaml
-from daybook.v1.admin_service_pb2 import VerifyLedgerRequest
+from daybook.v1.admin_service_pb2 import VerifyAccountsRequest
 from daybook.v1.ledger_service_pb2 import CreateTransactionRequest, GetAccountRequest
 from daybook.v1.transaction_pb2 import Transaction
 from pydantic import ValidationError
@@ -103,14 +103,16 @@ async def test_stream_that_nobody_reads_to_its_end_leaves_no_span_behind(
     book: Book, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A call that is given up in the middle of a stream has its span, and all below it ends without complaint."""
-    trace_id, method = uuid.uuid4().hex, "daybook.v1.Admin/VerifyLedger"
+    trace_id, method = uuid.uuid4().hex, "daybook.v1.Admin/VerifyAccounts"
     with collecting() as (collector, endpoint):
         async with (
             serving(book, Settings(port=0, otlp_endpoint=endpoint)) as port,
             grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
         ):
             client = await a_client(book, channel)
-            call = client.admin.VerifyLedger(VerifyLedgerRequest(), metadata=(*client.metadata, traceparent(trace_id)))
+            call = client.admin.VerifyAccounts(
+                VerifyAccountsRequest(), metadata=(*client.metadata, traceparent(trace_id))
+            )
             await call.read()
             call.cancel()
             spans = await asyncio.to_thread(collector.spans, trace_id, method, "database snapshot")

@@ -45,7 +45,7 @@ class AccountRecord:
         message.kind = self.kind
         message.display_name = self.display_name
         message.credit_limit = money.write(self.credit_limit)
-        message.hour_anchor.CopyFrom(to_timestamp(self.hour_anchor))
+        message.hour_anchor_time.CopyFrom(to_timestamp(self.hour_anchor))
         message.create_time.CopyFrom(to_timestamp(self.create_time))
         message.update_time.CopyFrom(to_timestamp(self.update_time))
         message.etag = self.etag

@@ -40,7 +40,7 @@ from server.transport.validation import (
 from server.usecases.accounts import Accounts
 
 UPDATABLE = ("display_name", "user", "company", "credit_limit")
-FIXED = ("number", "kind", "hour_anchor", "create_time")
+FIXED = ("number", "kind", "hour_anchor_time", "create_time")
 """What an update may repeat, but not change."""
 
 
@@ -69,7 +69,7 @@ class AccountMethods:
         if account.kind not in Account.Kind.values()[1:]:
             raise FieldInvalid("account.kind", f"must be one of {', '.join(Account.Kind.keys()[1:])}")
         check_account(account)
-        hour_anchor = from_timestamp(account.hour_anchor) if account.HasField("hour_anchor") else None
+        hour_anchor = from_timestamp(account.hour_anchor_time) if account.HasField("hour_anchor_time") else None
         draft = AccountRecord(
             id=request.account_id,
             kind=account.kind,
@@ -130,7 +130,7 @@ class AccountMethods:
             permanent_amount=money.write(state.balance - state.expiring),
             available_amount=money.write(state.available),
             sequence=state.sequence,
-            as_of_time=to_timestamp(as_of),
+            read_time=to_timestamp(as_of),
         )
 
 

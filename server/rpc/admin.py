@@ -8,8 +8,8 @@ from contextlib import aclosing
 from daybook.v1.admin_service_pb2 import (
     ImportTransactionsRequest,
     ImportTransactionsResponse,
-    VerifyLedgerRequest,
-    VerifyLedgerResponse,
+    VerifyAccountsRequest,
+    VerifyAccountsResponse,
 )
 from daybook.v1.admin_service_pb2_grpc import AdminServicer
 
@@ -27,7 +27,7 @@ from server.usecases.verification import Progress, Verification
 
 
 class Admin(ApiKeyMethods, AdminServicer):
-    """ImportTransactions, VerifyLedger, and the methods of API keys."""
+    """ImportTransactions, VerifyAccounts, and the methods of API keys."""
 
     def __init__(
         self,
@@ -51,9 +51,9 @@ class Admin(ApiKeyMethods, AdminServicer):
             total = await self._imports.import_history(current_caller(), messages)
         return ImportTransactionsResponse(imported_count=total.imported, skipped_count=total.skipped)
 
-    async def VerifyLedger(
-        self, request: VerifyLedgerRequest, context: Context
-    ) -> AsyncGenerator[VerifyLedgerResponse, None]:
+    async def VerifyAccounts(
+        self, request: VerifyAccountsRequest, context: Context
+    ) -> AsyncGenerator[VerifyAccountsResponse, None]:
         """Parses the account, verifies, streams findings and progress."""
         account_id = parse_account_name("account", request.account) if request.account else None
         async with aclosing(self._verification.verify(current_caller(), account_id)) as events:
@@ -61,10 +61,10 @@ class Admin(ApiKeyMethods, AdminServicer):
                 yield _render(event)
 
 
-def _render(event: Finding | Progress) -> VerifyLedgerResponse:
+def _render(event: Finding | Progress) -> VerifyAccountsResponse:
     if isinstance(event, Finding):
-        return VerifyLedgerResponse(
-            finding=VerifyLedgerResponse.Finding(
+        return VerifyAccountsResponse(
+            finding=VerifyAccountsResponse.Finding(
                 account=account_name(event.account_id),
                 sequence=event.sequence,
                 subject=event.subject,
@@ -72,8 +72,8 @@ def _render(event: Finding | Progress) -> VerifyLedgerResponse:
                 found=event.found,
             )
         )
-    return VerifyLedgerResponse(
-        progress=VerifyLedgerResponse.Progress(
+    return VerifyAccountsResponse(
+        progress=VerifyAccountsResponse.Progress(
             account_count=event.accounts,
             transaction_count=event.transactions,
             finding_count=event.findings,

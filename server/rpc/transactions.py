@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from daybook.v1.ledger_service_pb2 import (
     TRANSACTION_VIEW_FULL,
     BatchCreateTransactionsRequest,
-    BulkCreateTransactionsRequest,
-    BulkCreateTransactionsResponse,
     CreateTransactionRequest,
     GetTransactionRequest,
     ListTransactionsRequest,
     ListTransactionsResponse,
+    SubmitTransactionsRequest,
+    SubmitTransactionsResponse,
     TransactionView,
 )
 from daybook.v1.transaction_pb2 import Transaction
@@ -33,7 +33,7 @@ BATCH_BYTES_MAX = 2 * 1024 * 1024
 
 
 class TransactionMethods:
-    """CreateTransaction, BatchCreateTransactions, BulkCreateTransactions, GetTransaction, ListTransactions."""
+    """CreateTransaction, BatchCreateTransactions, SubmitTransactions, GetTransaction, ListTransactions."""
 
     _transactions: Transactions
     _page_tokens: PageTokens
@@ -59,9 +59,9 @@ class TransactionMethods:
         key = identify("BatchCreateTransactions", request, request_id)
         return await self._transactions.create_batch(current_caller(), new, key)
 
-    async def BulkCreateTransactions(
-        self, request: BulkCreateTransactionsRequest, context: Context
-    ) -> BulkCreateTransactionsResponse:
+    async def SubmitTransactions(
+        self, request: SubmitTransactionsRequest, context: Context
+    ) -> SubmitTransactionsResponse:
         """Parses the transactions, posts each by itself, tells what became of each."""
         results: list[bytes | DaybookError] = []
         new: dict[int, NewTransaction] = {}
@@ -74,7 +74,7 @@ class TransactionMethods:
         outcomes = await self._transactions.create_each(current_caller(), list(new.values()))
         for index, outcome in zip(new, outcomes, strict=True):
             results[index] = outcome
-        return BulkCreateTransactionsResponse(results=[_render_result(result) for result in results])
+        return SubmitTransactionsResponse(results=[_render_result(result) for result in results])
 
     async def GetTransaction(self, request: GetTransactionRequest, context: Context) -> bytes | Transaction:
         """Parses the name, answers with the transaction's stored bytes, in full view with its allocations."""
@@ -140,7 +140,7 @@ def _with_parent(parent: str, request: CreateTransactionRequest) -> CreateTransa
     return filled
 
 
-def _render_result(result: bytes | DaybookError) -> BulkCreateTransactionsResponse.Result:
+def _render_result(result: bytes | DaybookError) -> SubmitTransactionsResponse.Result:
     if isinstance(result, DaybookError):
-        return BulkCreateTransactionsResponse.Result(error=to_status(result))
-    return BulkCreateTransactionsResponse.Result(transaction=Transaction.FromString(result))
+        return SubmitTransactionsResponse.Result(error=to_status(result))
+    return SubmitTransactionsResponse.Result(transaction=Transaction.FromString(result))

@@ -27,7 +27,7 @@ VALUES_MAX = 10_000
 """Maximum number of values among which an unknown field is searched for its path."""
 
 # The fields with their own bounds and errors; the bound of every other text is TEXT_CHARACTERS_MAX.
-# A field of a resource may have a lower bound, which its validation checks: in a bulk request that
+# A field of a resource may have a lower bound, which its validation checks: in a SubmitTransactionsRequest that
 # concerns one item alone.
 FILTER = "daybook.v1.ListTransactionsRequest.filter"
 PAGE_TOKENS = frozenset(

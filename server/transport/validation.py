@@ -293,7 +293,7 @@ def read_scopes(field: str, scopes: Iterable[str]) -> tuple[str, ...]:
 def check_account(account: Account) -> None:
     """Checks the fields of an account that a caller can set."""
     settable = Account(display_name=account.display_name)
-    for name in ("hour_anchor", "user", "company"):
+    for name in ("hour_anchor_time", "user", "company"):
         if account.HasField(name):
             getattr(settable, name).CopyFrom(getattr(account, name))
     check_content("account", settable)

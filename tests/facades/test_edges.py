@@ -238,9 +238,9 @@ async def post_everything(client: Client, clock: Clock, end: End) -> None:
         display_name=end.character * 255,
         company=company,
         credit_limit=end.credit_limit,
-        hour_anchor=end.hour_anchor,
+        hour_anchor_time=end.hour_anchor,
     )
-    await client.create_account("peer", hour_anchor=end.time)
+    await client.create_account("peer", hour_anchor_time=end.time)
     details = Transaction(labels={"company": end.account_id})
     for name in DETAILS - set(SUBJECTS):
         end.fill_field(details, name)

@@ -176,7 +176,7 @@ REQUIRED_PATHS = [
         # An update keeps it, and a batch gives its requests its own.
         ("UpdateAccount", "account.kind"),
         ("BatchCreateTransactions", "requests.parent"),
-        ("BulkCreateTransactions", "requests.parent"),
+        ("SubmitTransactions", "requests.parent"),
     }
 ]
 
@@ -192,7 +192,7 @@ def test_required_field_is_called_missing(world: World, method: str, path: Path)
         inside = inside[each.json_name]
         inside = inside[0] if each.is_repeated else inside
     del inside[path[-1].json_name]
-    if method == "BulkCreateTransactions" and path[0].name == "requests":
+    if method == "SubmitTransactions" and path[0].name == "requests":
         # The transactions of it are refused one by one.
         answer = world.rest_answer(method, request)
         assert "is required" in answer.body.decode()

@@ -158,7 +158,7 @@ PREFLIGHT = {"origin": "https://app.example.com", "access-control-request-header
 
 @pytest.mark.parametrize(
     ("path", "method"),
-    [(ACCOUNT, "PATCH"), (TRANSACTIONS, "POST"), (f"{ACCOUNT}:transfer", "POST"), ("/v1/accounts", "GET")],
+    [(ACCOUNT, "PATCH"), (TRANSACTIONS, "POST"), (f"{ACCOUNT}:transferCredits", "POST"), ("/v1/accounts", "GET")],
 )
 def test_preflight_of_native_path(gateway: Daybook, path: str, method: str) -> None:
     """A page may use each method of the native API, also at a path that has only some."""

@@ -184,7 +184,7 @@ def test_nebulablock_hours_of_now(gateway: Daybook, native: NativeCaller) -> Non
     key = create_key(gateway, "demo-nebulablock")
     anchor = Timestamp()
     anchor.FromJsonString("2020-01-01T00:17:42Z")
-    user = native.create_account(key, Account.USER, hour_anchor=anchor)
+    user = native.create_account(key, Account.USER, hour_anchor_time=anchor)
     bound = create_key(gateway, "demo-nebulablock", "--account", user)
     native.post(key, user, Transaction.GRANT, "computing", "5")
     native.post(key, user, Transaction.CHARGE, "computing", "-1")

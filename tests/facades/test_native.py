@@ -81,7 +81,7 @@ def test_account_is_created_and_read(rest: Rest) -> None:
         [created.pop("createTime"), created.pop("updateTime")],
         created.pop("etag"),
     )
-    hour_anchor = created.pop("hourAnchor")
+    hour_anchor = created.pop("hourAnchorTime")
     assert created == {
         "name": f"accounts/{account_id}",
         "kind": "USER",
@@ -101,7 +101,7 @@ def test_account_is_created_and_read(rest: Rest) -> None:
         "createTime": times[0],
         "updateTime": times[1],
         "etag": etag,
-        "hourAnchor": hour_anchor,
+        "hourAnchorTime": hour_anchor,
     }
     accounts = rest.call("GET", "/v1/accounts?pageSize=1000")["accounts"]
     assert isinstance(accounts, list)
@@ -166,8 +166,8 @@ def test_transaction_is_posted_and_read(rest: Rest) -> None:
         "nextPageToken": "",
     }
     balance = rest.call("GET", f"/v1/accounts/{account}/balance")
-    as_of_time = balance.pop("asOfTime")
-    assert str(as_of_time) >= str(create_time)
+    read_time = balance.pop("readTime")
+    assert str(read_time) >= str(create_time)
     assert balance == {
         "name": f"accounts/{account}/balance",
         "amount": "7.5",

@@ -42,7 +42,7 @@ class Upstream(grpc.GenericRpcHandler):
         """The handler of a method."""
         method = handler_call_details.method.rpartition("/")[2]
         return {
-            "VerifyLedger": grpc.unary_stream_rpc_method_handler(self.flood),
+            "VerifyAccounts": grpc.unary_stream_rpc_method_handler(self.flood),
             "ImportTransactions": grpc.stream_unary_rpc_method_handler(self.swallow),
         }.get(method, grpc.unary_unary_rpc_method_handler(lambda _request, _context: b""))
 
@@ -223,7 +223,7 @@ def test_streams_of_grpc_that_stall(slowed: Slowed) -> None:
         sending.set()
         assert slowed.upstream.ended.wait(SECONDS_MAX / 4)
         slowed.upstream.ended.clear()
-        download: Any = channel.unary_stream("/daybook.v1.Admin/VerifyLedger")
+        download: Any = channel.unary_stream("/daybook.v1.Admin/VerifyAccounts")
         unread = download(b"")
         assert next(unread)
         assert slowed.upstream.ended.wait(SECONDS_MAX / 4)

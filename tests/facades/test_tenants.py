@@ -44,12 +44,11 @@ from daybook.v1.admin_service_pb2 import (
     ListApiKeysRequest,
     RevokeApiKeyRequest,
     RotateApiKeyRequest,
-    VerifyLedgerRequest,
+    VerifyAccountsRequest,
 )
 from daybook.v1.api_key_pb2 import ApiKey
 from daybook.v1.ledger_service_pb2 import (
     BatchCreateTransactionsRequest,
-    BulkCreateTransactionsRequest,
     CreateAccountRequest,
     CreateTransactionRequest,
     GetAccountRequest,
@@ -59,6 +58,7 @@ from daybook.v1.ledger_service_pb2 import (
     ListLotsRequest,
     ListTransactionsRequest,
     RefundTransactionRequest,
+    SubmitTransactionsRequest,
     TransferCreditsRequest,
     UpdateAccountRequest,
 )
@@ -295,9 +295,7 @@ def base_requests(own: Names) -> dict[str, Requests]:
         f"{ledger}/BatchCreateTransactions": [
             BatchCreateTransactionsRequest(parent="accounts/-", requests=[created, created])
         ],
-        f"{ledger}/BulkCreateTransactions": [
-            BulkCreateTransactionsRequest(parent="accounts/-", requests=[created, created])
-        ],
+        f"{ledger}/SubmitTransactions": [SubmitTransactionsRequest(parent="accounts/-", requests=[created, created])],
         f"{ledger}/RefundTransaction": [RefundTransactionRequest(name=own.charge, amount="0.01")],
         f"{ledger}/TransferCredits": [
             TransferCreditsRequest(name=parent, destination=f"accounts/{own.other}", amount="0.01")
@@ -315,7 +313,7 @@ def base_requests(own: Names) -> dict[str, Requests]:
                 ]
             )
         ],
-        f"{admin}/VerifyLedger": [VerifyLedgerRequest()],
+        f"{admin}/VerifyAccounts": [VerifyAccountsRequest()],
         f"{admin}/CreateApiKey": [CreateApiKeyRequest(api_key=ApiKey(scopes=["accounts"], account=parent))],
         f"{admin}/ListApiKeys": [ListApiKeysRequest()],
         f"{admin}/RevokeApiKey": [RevokeApiKeyRequest(name=own.api_key)],
@@ -603,7 +601,7 @@ async def test_the_stranger_sees_what_nobody_else_does(worlds: tuple[World, Worl
         table = base_requests(caller.theirs)
         for name, method in methods().items():
             for rule in bindings(method):
-                if rule.WhichOneof("pattern") != "get" or method.name == "VerifyLedger":
+                if rule.WhichOneof("pattern") != "get" or method.name == "VerifyAccounts":
                     continue
                 key = caller.theirs.key_string if method.name == "GetCreditsHistory" else stranger.key
                 request = transcode(rule, table[name][0])

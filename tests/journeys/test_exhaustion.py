@@ -12,7 +12,7 @@ import grpc
 import psutil
 import pytest
 import pytest_asyncio
-from daybook.v1.ledger_service_pb2 import BulkCreateTransactionsResponse
+from daybook.v1.ledger_service_pb2 import SubmitTransactionsResponse
 from daybook.v1.transaction_pb2 import Transaction
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
 from google.protobuf.descriptor_pool import Default
@@ -107,7 +107,7 @@ def _texts(
 
 
 async def _refusal_of(client: Client, method: MethodDescriptor, request: bytes) -> Refusal:
-    """How a request is refused, or a stream of this one alone, or the only part of a bulk request."""
+    """How a request is refused, or a stream of this one alone, or the only part of a SubmitTransactionsRequest."""
     name = f"/{method.containing_service.full_name}/{method.name}"
     # The stubs tell the type of a request by its serializer, and there is none.
     channel: Any = client.channel
@@ -122,7 +122,7 @@ async def _refusal_of(client: Client, method: MethodDescriptor, request: bytes) 
             await channel.unary_stream(name)(request, metadata=client.metadata).read()
         else:
             answer = cast("bytes", await channel.unary_unary(name)(request, metadata=client.metadata))
-            (result,) = BulkCreateTransactionsResponse.FromString(answer).results
+            (result,) = SubmitTransactionsResponse.FromString(answer).results
             return read_status(result.error)
     except grpc.aio.AioRpcError as error:
         return read_refusal(error)
@@ -156,7 +156,7 @@ async def test_texts_of_a_mebibyte_leave_nothing_behind(daybook: tuple[Daybook, 
 
 async def test_many_tiny_elements(client: Client) -> None:
     """Four MiB of empty parts are refused for their number, or without a credential for that."""
-    call: Any = client.channel.unary_unary("/daybook.v1.Ledger/BulkCreateTransactions", request_serializer=bytes)
+    call: Any = client.channel.unary_unary("/daybook.v1.Ledger/SubmitTransactions", request_serializer=bytes)
     # Field 1, the parent, and field 2, the requests.
     request = b"\x0a\x0aaccounts/-" + b"\x12\x00" * (2 * MEBIBYTE - 100)
     for metadata, code, fields in (

@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 import pytest
 import pytest_asyncio
-from daybook.v1.ledger_service_pb2 import BulkCreateTransactionsResponse
+from daybook.v1.ledger_service_pb2 import SubmitTransactionsResponse
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message_factory import GetMessageClass
@@ -94,7 +94,7 @@ ROWS: dict[str, Row] = {
         {**IN_ACME, "requests": [{**IN_ACME, "transaction": TRANSACTION}]},
         *ACCOUNT_ONLY,
     ),
-    "daybook.v1.Ledger.BulkCreateTransactions": Row(
+    "daybook.v1.Ledger.SubmitTransactions": Row(
         POSTS,
         "transactions",
         {**IN_ACME, "requests": [{**IN_ACME, "transaction": TRANSACTION}]},
@@ -127,7 +127,7 @@ ROWS: dict[str, Row] = {
         READS_EITHER, "accounts.readonly", {"name": "accounts/acme/balance"}, *ACCOUNT_ONLY
     ),
     "daybook.v1.Admin.ImportTransactions": Row(RUNS_THE_LEDGER, "admin", {"items": [ITEM]}, *ACCOUNT_ONLY),
-    "daybook.v1.Admin.VerifyLedger": Row(RUNS_THE_LEDGER, "admin", {}, *WHOLE_ONLY),
+    "daybook.v1.Admin.VerifyAccounts": Row(RUNS_THE_LEDGER, "admin", {}, *WHOLE_ONLY),
     "daybook.v1.Admin.CreateApiKey": Row(
         RUNS_THE_LEDGER, "admin", {"apiKey": {"scopes": ["transactions.readonly"]}}, *WHOLE_ONLY
     ),
@@ -335,7 +335,7 @@ async def outcome_of(channel: grpc.aio.Channel, method: MethodDescriptor, kind: 
             assert refusal.message == f"the credential lacks the scope {refusal.metadata['scope']}"
             return f"{SCOPE} {refusal.metadata['scope']}"
         return refusal.reason
-    if isinstance(answer, BulkCreateTransactionsResponse) and answer.results[0].HasField("error"):
+    if isinstance(answer, SubmitTransactionsResponse) and answer.results[0].HasField("error"):
         return f"{OK} {read_status(answer.results[0].error).reason}"
     return OK
 

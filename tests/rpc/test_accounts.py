@@ -80,7 +80,7 @@ async def test_new_account(client: Client) -> None:
         kind=Account.COMPANY,
         display_name="Acme Ltd",
         credit_limit="5.5",
-        hour_anchor=to_timestamp(NOON),
+        hour_anchor_time=to_timestamp(NOON),
         create_time=to_timestamp(NOON),
         update_time=to_timestamp(NOON),
         etag=created.etag,
@@ -222,7 +222,7 @@ async def test_account_is_sent_back_as_it_was_read(client: Client, clock: Clock,
     [
         {"number": 9},
         {"kind": Account.COMPANY},
-        {"hour_anchor": Timestamp()},
+        {"hour_anchor_time": Timestamp()},
         {"create_time": Timestamp(seconds=1)},
     ],
     ids=lambda given: next(iter(given)),
@@ -317,10 +317,10 @@ async def test_lowered_credit_limit(client: Client) -> None:
 async def test_hour_anchor(client: Client, clock: Clock, hour_anchor: Timestamp | None, kept: Timestamp) -> None:
     """An anchor is kept to the second, 1970 included; unset it is the second of creation."""
     clock.advance(0.75)
-    created = await client.create_account("acme", hour_anchor=hour_anchor)
-    assert created.HasField("hour_anchor")
-    assert created.hour_anchor == kept
-    assert (await get(client, "acme")).hour_anchor == kept
+    created = await client.create_account("acme", hour_anchor_time=hour_anchor)
+    assert created.HasField("hour_anchor_time")
+    assert created.hour_anchor_time == kept
+    assert (await get(client, "acme")).hour_anchor_time == kept
 
 
 @pytest.mark.parametrize(
@@ -396,7 +396,7 @@ async def test_update_mask(
         "profile": getattr(after, profile) if profile else None,
     } == {**FEW, **changes}
     assert (after.name, after.number, after.kind) == (before.name, before.number, before.kind)
-    assert (after.create_time, after.hour_anchor) == (before.create_time, before.hour_anchor)
+    assert (after.create_time, after.hour_anchor_time) == (before.create_time, before.hour_anchor_time)
     assert after.update_time == (to_timestamp(clock.now) if changes else before.update_time)
     assert (after.etag != before.etag) == bool(changes)
     assert await get(client, "acme") == after
@@ -409,7 +409,7 @@ async def test_update_mask(
         (["name"], "update_mask"),
         (["kind"], "update_mask"),
         (["number"], "update_mask"),
-        (["hour_anchor"], "update_mask"),
+        (["hour_anchor_time"], "update_mask"),
         (["etag"], "update_mask"),
         (["profile"], "update_mask"),
         (["user.name"], "update_mask"),
@@ -499,7 +499,7 @@ async def test_new_balance(client: Client) -> None:
         permanent_amount="0",
         available_amount="2.5",
         sequence=0,
-        as_of_time=to_timestamp(NOON),
+        read_time=to_timestamp(NOON),
     )
 
 
@@ -515,16 +515,16 @@ async def test_balance(client: Client, clock: Clock) -> None:
     assert held.amount == held.permanent_amount == newest.balance_after == "-1.000001"
     assert held.available_amount == "1.499999"
     assert held.sequence == newest.sequence == 2
-    assert held.as_of_time == to_timestamp(clock.now)
+    assert held.read_time == to_timestamp(clock.now)
 
 
 async def test_balance_of_an_account_that_is_ahead(client: Client, clock: Clock) -> None:
-    """With a clock that went back, as_of_time is the clock's, by which credits expire."""
+    """With a clock that went back, read_time is the clock's, by which credits expire."""
     await client.create_account("acme")
     await client.post("acme", Transaction.GRANT, "10")
     clock.advance(-3600)
     held = await balance(client, "acme")
-    assert (held.amount, held.as_of_time) == ("10", to_timestamp(clock.now))
+    assert (held.amount, held.read_time) == ("10", to_timestamp(clock.now))
 
 
 IDS = ["B", "a", "b", "A", "a_", "a-", "a.", "aB", "ab", "Ab", "10", "9", "Zz", "z"]

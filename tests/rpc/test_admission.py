@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc
 import pytest
-from daybook.v1.admin_service_pb2 import ImportTransactionsRequest, VerifyLedgerRequest
+from daybook.v1.admin_service_pb2 import ImportTransactionsRequest, VerifyAccountsRequest
 from daybook.v1.ledger_service_pb2 import (
     CreateTransactionRequest,
     GetAccountRequest,
@@ -194,7 +194,7 @@ async def test_streams_and_calls_have_places_of_their_own(crowded: Crowded, clie
         assert (
             await refusal_of(client.admin.ImportTransactions(items(), metadata=client.metadata))
         ).verdict == TOO_BUSY
-        verify = client.admin.VerifyLedger(VerifyLedgerRequest(), metadata=client.metadata)
+        verify = client.admin.VerifyAccounts(VerifyAccountsRequest(), metadata=client.metadata)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await verify.read()
         assert read_refusal(caught.value).verdict == TOO_BUSY
@@ -238,7 +238,7 @@ async def test_every_place_comes_back(crowded: Crowded, client: Client, database
             client.ledger.GetBalance(GetBalanceRequest(name="accounts/nobody/balance"), metadata=client.metadata)
         )
         await refusal_of(client.ledger.GetBalance(GetBalanceRequest(name="accounts/acme/balance")))
-        verifying = client.admin.VerifyLedger(VerifyLedgerRequest(), metadata=client.metadata)
+        verifying = client.admin.VerifyAccounts(VerifyAccountsRequest(), metadata=client.metadata)
         await verifying.read()
         verifying.cancel()
         await until_under_way(crowded, 0)

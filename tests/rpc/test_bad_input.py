@@ -64,11 +64,11 @@ WRONG_ACCOUNTS: list[tuple[Message, str, str]] = [
     (CreateAccountRequest(account_id="new"), "account.kind", FIELD),
     (create(display_name="x" * 256), "account.display_name", FIELD),
     (create(display_name="a\0b"), "account.display_name", FIELD),
-    (create(hour_anchor=Timestamp(seconds=253_402_300_800)), "account.hour_anchor", FIELD),
-    (create(hour_anchor=Timestamp(seconds=-62_135_596_801)), "account.hour_anchor", FIELD),
-    (create(hour_anchor=Timestamp(nanos=1_000_000_000)), "account.hour_anchor", FIELD),
-    (create(hour_anchor=Timestamp(nanos=-1)), "account.hour_anchor", FIELD),
-    (create(hour_anchor=Timestamp(seconds=2**63 - 1)), "account.hour_anchor", FIELD),
+    (create(hour_anchor_time=Timestamp(seconds=253_402_300_800)), "account.hour_anchor_time", FIELD),
+    (create(hour_anchor_time=Timestamp(seconds=-62_135_596_801)), "account.hour_anchor_time", FIELD),
+    (create(hour_anchor_time=Timestamp(nanos=1_000_000_000)), "account.hour_anchor_time", FIELD),
+    (create(hour_anchor_time=Timestamp(nanos=-1)), "account.hour_anchor_time", FIELD),
+    (create(hour_anchor_time=Timestamp(seconds=2**63 - 1)), "account.hour_anchor_time", FIELD),
     (create(user=User()), "account.user.id", FIELD),
     (create(user=User(id="x" * 129)), "account.user.id", FIELD),
     (create(user=User(id="u", name="x" * 256)), "account.user.name", FIELD),
@@ -378,7 +378,7 @@ def random_accounts(draw: st.DrawFn) -> Account:
         kind=cast("Account.Kind.ValueType", draw(kinds)),
     )
     for name, strategy in {
-        "hour_anchor": timestamps,
+        "hour_anchor_time": timestamps,
         "user": users,
         "company": st.builds(Company, title=texts, metadata=structs, create_time=timestamps),
     }.items():

@@ -10,9 +10,9 @@ import pytest
 from daybook.v1.ledger_service_pb2 import (
     BatchCreateTransactionsRequest,
     BatchCreateTransactionsResponse,
-    BulkCreateTransactionsRequest,
-    BulkCreateTransactionsResponse,
     CreateTransactionRequest,
+    SubmitTransactionsRequest,
+    SubmitTransactionsResponse,
 )
 from daybook.v1.transaction_pb2 import Transaction
 from google.protobuf.duration_pb2 import Duration
@@ -48,15 +48,15 @@ async def batch(
     return list((await client.ledger.BatchCreateTransactions(request, metadata=client.metadata)).transactions)
 
 
-async def bulk(
+async def submit(
     client: Client, requests: Iterable[CreateTransactionRequest], *, parent: str = "accounts/acme"
-) -> list[BulkCreateTransactionsResponse.Result]:
+) -> list[SubmitTransactionsResponse.Result]:
     """Posts each of these by itself."""
-    request = BulkCreateTransactionsRequest(parent=parent, requests=requests)
-    return list((await client.ledger.BulkCreateTransactions(request, metadata=client.metadata)).results)
+    request = SubmitTransactionsRequest(parent=parent, requests=requests)
+    return list((await client.ledger.SubmitTransactions(request, metadata=client.metadata)).results)
 
 
-def told(result: BulkCreateTransactionsResponse.Result) -> tuple[str, ...]:
+def told(result: SubmitTransactionsResponse.Result) -> tuple[str, ...]:
     """What became of one of several: its balance_after, or its status and reason."""
     if result.WhichOneof("result") == "transaction":
         return (result.transaction.balance_after,)
@@ -290,11 +290,11 @@ async def test_concurrent_repetitions(client: Client) -> None:
     assert (await client.balance()).amount == "2"
 
 
-async def test_bulk(client: Client, admin: Client) -> None:
+async def test_submission(client: Client, admin: Client) -> None:
     """Each item has its own outcome, in the order of the request; a refusal stops none behind it."""
     for account_id in ("acme", "other"):
         await client.create_account(account_id)
-    results = await bulk(
+    results = await submit(
         client,
         [
             item(GRANT, "5", parent="accounts/acme"),
@@ -332,8 +332,8 @@ async def test_bulk(client: Client, admin: Client) -> None:
     assert await admin.verify() == []
 
 
-async def test_bulk_ids(client: Client, clock: Clock) -> None:
-    """The items of a bulk call have ids of their own: each is replayed, reused or new by itself."""
+async def test_submitted_ids(client: Client, clock: Clock) -> None:
+    """The items of one call have ids of their own: each is replayed, reused or new by itself."""
     await client.create_account("acme")
     single = await client.post("acme", GRANT, "5", request_id="one")
     requests = [
@@ -344,7 +344,7 @@ async def test_bulk_ids(client: Client, clock: Clock) -> None:
         item(CHARGE, "-100", request_id="three"),
     ]
     clock.advance(10)
-    results = await bulk(client, requests)
+    results = await submit(client, requests)
     assert results[0].transaction == single, "the same as by CreateTransaction"
     assert results[1] == results[2]
     assert [told(result) for result in results[1:]] == [
@@ -354,42 +354,42 @@ async def test_bulk_ids(client: Client, clock: Clock) -> None:
         INSUFFICIENT,
     ]
     clock.advance(10)
-    assert await bulk(client, requests) == results
+    assert await submit(client, requests) == results
     assert (await client.post("acme", GRANT, "6", request_id="two")) == results[1].transaction
     await client.post("acme", GRANT, "100")
-    assert told((await bulk(client, requests))[4]) == ("11",), "a refused item left its id free"
+    assert told((await submit(client, requests))[4]) == ("11",), "a refused item left its id free"
     assert len(await client.history()) == 4
 
 
 @pytest.mark.parametrize(
     ("request_message", "field"),
     [
-        (BulkCreateTransactionsRequest(parent="accounts/acme"), "requests"),
-        (BulkCreateTransactionsRequest(parent="accounts/acme", requests=[item()] * 1001), "requests"),
-        (BulkCreateTransactionsRequest(requests=[item()]), "parent"),
+        (SubmitTransactionsRequest(parent="accounts/acme"), "requests"),
+        (SubmitTransactionsRequest(parent="accounts/acme", requests=[item()] * 1001), "requests"),
+        (SubmitTransactionsRequest(requests=[item()]), "parent"),
         (
-            BulkCreateTransactionsRequest(parent="accounts/acme", requests=[item(), item(parent="accounts/other")]),
+            SubmitTransactionsRequest(parent="accounts/acme", requests=[item(), item(parent="accounts/other")]),
             "requests[1].parent",
         ),
     ],
     ids=["none", "1001", "no parent", "another parent"],
 )
 @only_sqlite
-async def test_malformed_bulk(client: Client, request_message: BulkCreateTransactionsRequest, field: str) -> None:
-    """A bulk call that is malformed as a whole is refused as a whole."""
+async def test_malformed_submission(client: Client, request_message: SubmitTransactionsRequest, field: str) -> None:
+    """A call that is malformed as a whole is refused as a whole."""
     for account_id in ("acme", "other"):
         await client.create_account(account_id)
-    refusal = await refusal_of(client.ledger.BulkCreateTransactions(request_message, metadata=client.metadata))
+    refusal = await refusal_of(client.ledger.SubmitTransactions(request_message, metadata=client.metadata))
     assert (*refusal.verdict, *refusal.fields) == ("INVALID_ARGUMENT", "FIELD_INVALID", field)
     assert await client.history("-") == []
 
 
-async def test_bulk_of_a_thousand(client: Client, admin: Client) -> None:
+async def test_submission_of_a_thousand(client: Client, admin: Client) -> None:
     """A thousand items are posted in their order, with gaps of none where some are refused."""
     await client.create_account("acme")
     # Of every three, the first gives 2, the second takes 1, the third asks for too much.
     kinds = [(GRANT, "2"), (CHARGE, "-1"), (CHARGE, "-1000")]
-    results = await bulk(client, [item(*kinds[n % 3]) for n in range(1000)])
+    results = await submit(client, [item(*kinds[n % 3]) for n in range(1000)])
     assert len(results) == 1000
     posted = [result.transaction for result in results if result.HasField("transaction")]
     assert [row.sequence for row in posted] == list(range(1, 668))
@@ -399,7 +399,7 @@ async def test_bulk_of_a_thousand(client: Client, admin: Client) -> None:
     assert await admin.verify() == []
 
 
-@pytest.mark.parametrize("method", ["BatchCreateTransactions", "BulkCreateTransactions"])
+@pytest.mark.parametrize("method", ["BatchCreateTransactions", "SubmitTransactions"])
 @only_sqlite
 async def test_answer_that_passes_the_size_of_a_message(client: Client, method: str) -> None:
     """A request that fits, but whose answer would not, is answered or posts nothing: never refused after the fact."""
@@ -439,7 +439,7 @@ async def test_bound_credential(server: Server, client: Client) -> None:
     refusal = await refusal_of(batch(bound, requests, parent="accounts/-"))
     assert (refusal.verdict, refusal.metadata["index"]) == (denied, "1")
     assert await client.history("-") == []
-    assert [told(result) for result in await bulk(bound, requests, parent="accounts/-")] == [("1",), denied]
+    assert [told(result) for result in await submit(bound, requests, parent="accounts/-")] == [("1",), denied]
     assert len(await batch(bound, requests[:1], parent="accounts/-")) == 1
     assert await client.history("other") == []
 

@@ -14,7 +14,7 @@ from typing import TypeAlias
 import asyncpg
 import grpc
 import pytest
-from daybook.v1.admin_service_pb2 import VerifyLedgerRequest, VerifyLedgerResponse
+from daybook.v1.admin_service_pb2 import VerifyAccountsRequest, VerifyAccountsResponse
 from daybook.v1.transaction_pb2 import Transaction
 
 from server.store import sqlite
@@ -31,7 +31,7 @@ FRAME_BYTES = 4096 + 24
 """A page in SQLite's log, with its header."""
 BUSY_SECONDS = 0.002
 
-Call: TypeAlias = "grpc.aio.UnaryStreamCall[VerifyLedgerRequest, VerifyLedgerResponse]"
+Call: TypeAlias = "grpc.aio.UnaryStreamCall[VerifyAccountsRequest, VerifyAccountsResponse]"
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +70,7 @@ async def break_off_verifications(server: Server, admin: Client, client: Client)
         await client.create_account(account_id)
     with server.book.database.traced(breaker):
         for number in range(ROUNDS):
-            call = admin.admin.VerifyLedger(VerifyLedgerRequest(), metadata=admin.metadata)
+            call = admin.admin.VerifyAccounts(VerifyAccountsRequest(), metadata=admin.metadata)
             breaker.break_off(call, 1 + number % STATEMENTS)
             with contextlib.suppress(asyncio.CancelledError):
                 async for _ in call:

@@ -90,7 +90,7 @@ async def test_an_account_that_is_ahead_heals(ahead: Client, admin: Client, cloc
     granted = await ahead.post("b", GRANT, "2", ttl={"seconds": 600})
     assert granted.expire_time == after(600)
     held = await ahead.balance("b")
-    assert (held.amount, held.expiring_amount, held.as_of_time) == ("10", "9", after(0))
+    assert (held.amount, held.expiring_amount, held.read_time) == ("10", "9", after(0))
     charge = await ahead.post("b", CHARGE, "-3")
     assert (charge.create_time, charge.balance_after) == (after(TWO_DAYS_SECONDS), "7")
     assert [lot.remaining_amount for lot in await ahead.lots("b")] == ["1", "6", "0"]
@@ -291,7 +291,7 @@ async def test_nothing_is_posted_by_a_clock_that_is_off(checked: Checked, jump_s
     with pytest.raises(ClockSkewed):
         await checked.server.book.expirations.sweep()
     held_now = await client.balance("a")
-    held_now.as_of_time.CopyFrom(held.as_of_time)
+    held_now.read_time.CopyFrom(held.read_time)
     assert (await client.history("-"), held_now) == (rows, held)
     await until_health_is(checked.server.channel, health_pb2.HealthCheckResponse.NOT_SERVING)
     # A secret that leaked can be shut out whatever the clock says.

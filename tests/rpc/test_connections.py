@@ -14,7 +14,7 @@ import grpc
 import pytest
 import pytest_asyncio
 import structlog
-from daybook.v1.admin_service_pb2 import VerifyLedgerRequest
+from daybook.v1.admin_service_pb2 import VerifyAccountsRequest
 from daybook.v1.ledger_service_pb2 import (
     BatchCreateTransactionsRequest,
     CreateTransactionRequest,
@@ -221,11 +221,13 @@ async def test_who_does_not_read_a_stream(shared_book: Book, monkeypatch: pytest
         monkeypatch.setattr(shared_book.verification, "verify_all", find_for_ever)
         with structlog.testing.capture_logs() as logs:
             async with peer(port) as slow:
-                ask(slow, client, "daybook.v1.Admin/VerifyLedger", VerifyLedgerRequest())
+                ask(slow, client, "daybook.v1.Admin/VerifyAccounts", VerifyAccountsRequest())
                 # It is there and answers; it only takes no more than what fits.
                 reading = asyncio.create_task(slow.goodbyes())
                 while not (
-                    ended := [entry for entry in logs if entry["event"] == "call" and "VerifyLedger" in entry["method"]]
+                    ended := [
+                        entry for entry in logs if entry["event"] == "call" and "VerifyAccounts" in entry["method"]
+                    ]
                 ):
                     await asyncio.sleep(MOMENT / 10)
                 assert not reading.done()

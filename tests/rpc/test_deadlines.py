@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import grpc
 import pytest
-from daybook.v1.admin_service_pb2 import ImportTransactionsRequest, VerifyLedgerRequest
+from daybook.v1.admin_service_pb2 import ImportTransactionsRequest, VerifyAccountsRequest
 from daybook.v1.ledger_service_pb2 import GetAccountRequest
 from daybook.v1.transaction_pb2 import Transaction
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -149,7 +149,7 @@ async def test_a_silent_answer_ends(hurried: Server, caller: Client) -> None:
     for _ in range(3):
         # Two may be under way: a third would be refused if they were still counted.
         async with no_reader_left(hurried.book):
-            call = caller.admin.VerifyLedger(VerifyLedgerRequest(), metadata=caller.metadata)
+            call = caller.admin.VerifyAccounts(VerifyAccountsRequest(), metadata=caller.metadata)
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await call.read()
         assert read_refusal(caught.value).verdict == TIMED_OUT

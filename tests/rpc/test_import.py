@@ -406,7 +406,9 @@ async def test_sweep_after_an_import(server: Server, admin: Client, clock: Clock
 
 async def test_hour_windows_are_those_of_the_time(server: Server, admin: Client) -> None:
     """Imported usage is summed in the hours in which it happened."""
-    account = await admin.create_account("acme", credit_limit="100", hour_anchor=to_timestamp(ago(500) + 90 * SECOND))
+    account = await admin.create_account(
+        "acme", credit_limit="100", hour_anchor_time=to_timestamp(ago(500) + 90 * SECOND)
+    )
     hour = 1 / 24
     await bring_in(
         admin,

@@ -20,7 +20,6 @@ from daybook.v1.account_pb2 import Account, Company
 from daybook.v1.admin_service_pb2 import ImportTransactionsRequest, ListApiKeysRequest
 from daybook.v1.ledger_service_pb2 import (
     BatchCreateTransactionsRequest,
-    BulkCreateTransactionsRequest,
     CreateAccountRequest,
     CreateTransactionRequest,
     GetAccountRequest,
@@ -28,6 +27,7 @@ from daybook.v1.ledger_service_pb2 import (
     ListAccountsRequest,
     ListLotsRequest,
     ListTransactionsRequest,
+    SubmitTransactionsRequest,
     TransferCreditsRequest,
 )
 from daybook.v1.transaction_pb2 import Transaction
@@ -168,9 +168,9 @@ async def test_size_of_a_batch(limited: Limited, count: int, verdict: str) -> No
     """A batch has 1 to batch_size_max requests, whichever sort of batch it is."""
     ledger, metadata = limited.client.ledger, limited.client.metadata
     batch = BatchCreateTransactionsRequest(parent="accounts/acme", requests=posting(count))
-    bulk = BulkCreateTransactionsRequest(parent="accounts/acme", requests=posting(count))
+    submitted = SubmitTransactionsRequest(parent="accounts/acme", requests=posting(count))
     assert await verdict_of(ledger.BatchCreateTransactions(batch, metadata=metadata)) == verdict
-    assert await verdict_of(ledger.BulkCreateTransactions(bulk, metadata=metadata)) == verdict
+    assert await verdict_of(ledger.SubmitTransactions(submitted, metadata=metadata)) == verdict
 
 
 @shares_a_server
@@ -309,8 +309,8 @@ async def test_what_is_deepest_can_be_read(shared_client: Client, in_lists: bool
         ),
         metadata=shared_client.metadata,
     )
-    bulk = BulkCreateTransactionsRequest(parent="accounts/acme", requests=posting(1, metadata=deepest))
-    answer = await shared_client.ledger.BulkCreateTransactions(bulk, metadata=shared_client.metadata)
+    submitted = SubmitTransactionsRequest(parent="accounts/acme", requests=posting(1, metadata=deepest))
+    answer = await shared_client.ledger.SubmitTransactions(submitted, metadata=shared_client.metadata)
     assert answer.results[0].transaction.metadata == deepest
     assert [row.metadata for row in await shared_client.history(account_id)] == [deepest] * 2
     accounts = await shared_client.ledger.ListAccounts(ListAccountsRequest(), metadata=shared_client.metadata)

@@ -357,7 +357,7 @@ async def test_expiry_is_true_at_once(server: Server, client: Client, admin: Cli
 
     async def held() -> tuple[str, str, str, str, Timestamp]:
         now = await client.balance()
-        return now.amount, now.expiring_amount, now.permanent_amount, now.available_amount, now.as_of_time
+        return now.amount, now.expiring_amount, now.permanent_amount, now.available_amount, now.read_time
 
     clock.advance(HOUR_SECONDS - 0.000001)
     assert await held() == ("70", "20", "50", "70", after(HOUR_SECONDS - 0.000001))

@@ -87,7 +87,7 @@ async def test_every_call_is_counted_by_method_and_status(measured: Measured, cl
         ("UNAUTHENTICATED", "daybook.v1.Ledger/GetAccount"): 1,
         ("OK", "daybook.v1.Ledger/ListTransactions"): 0,
         ("INVALID_ARGUMENT", "daybook.v1.Ledger/ListTransactions"): 2,
-        ("OK", "daybook.v1.Admin/VerifyLedger"): 1,
+        ("OK", "daybook.v1.Admin/VerifyAccounts"): 1,
     }
     assert found.of("daybook_rpc_duration_seconds_count") == counts
     for (code, method), count in counts.items():

@@ -10,11 +10,11 @@ from daybook.v1.account_pb2 import Account, User
 from daybook.v1.admin_service_pb2 import ImportTransactionsRequest
 from daybook.v1.ledger_service_pb2 import (
     BatchCreateTransactionsRequest,
-    BulkCreateTransactionsRequest,
     CreateAccountRequest,
     CreateTransactionRequest,
     GetAccountRequest,
     RefundTransactionRequest,
+    SubmitTransactionsRequest,
     TransferCreditsRequest,
     UpdateAccountRequest,
 )
@@ -417,11 +417,11 @@ async def test_a_malformed_id_is_named_before_other_faults(client: Client, reque
 
 @only_sqlite
 async def test_a_malformed_id_of_an_item_is_named_before_other_faults(server: Server) -> None:
-    """The same holds for a part of a bulk request and an item of an import."""
+    """The same holds for a part of a SubmitTransactionsRequest and an item of an import."""
     client = await server.client(await server.create_tenant("house"), scopes={"admin", "transactions"})
     part = CreateTransactionRequest(transaction=WORSE, request_id=BAD)
-    request = BulkCreateTransactionsRequest(parent="accounts/-", requests=[part])
-    (result,) = (await client.ledger.BulkCreateTransactions(request, metadata=client.metadata)).results
+    request = SubmitTransactionsRequest(parent="accounts/-", requests=[part])
+    (result,) = (await client.ledger.SubmitTransactions(request, metadata=client.metadata)).results
     assert read_status(result.error).fields == ("request_id",)
     item = ImportTransactionsRequest.Item(transaction=WORSE, request_id=BAD)
     imported = client.admin.ImportTransactions(

@@ -86,8 +86,8 @@ REQUESTS: list[tuple[str, Message]] = [
         ),
     ),
     (
-        "BulkCreateTransactions",
-        ledger.BulkCreateTransactionsRequest(
+        "SubmitTransactions",
+        ledger.SubmitTransactionsRequest(
             parent="accounts/acme", requests=[create(request_id="each"), create(Transaction(uid="mine"))]
         ),
     ),
@@ -106,7 +106,7 @@ REQUESTS: list[tuple[str, Message]] = [
     ("ListLots", ledger.ListLotsRequest(parent="accounts/acme", page_size=1)),
     ("GetBalance", ledger.GetBalanceRequest(name="accounts/acme/balance")),
     ("ImportTransactions", admin.ImportTransactionsRequest(items=[item("a"), item("b"), item("")])),
-    ("VerifyLedger", admin.VerifyLedgerRequest(account="accounts/acme")),
+    ("VerifyAccounts", admin.VerifyAccountsRequest(account="accounts/acme")),
     ("CreateApiKey", admin.CreateApiKeyRequest(api_key=ApiKey(scopes=["admin"], account="accounts/acme"))),
     ("ListApiKeys", admin.ListApiKeysRequest(page_size=1)),
     ("RevokeApiKey", admin.RevokeApiKeyRequest(name="apiKeys/nothing")),

@@ -14,10 +14,10 @@ from daybook.v1.account_pb2 import Account
 from daybook.v1.admin_service_pb2 import ImportTransactionsRequest
 from daybook.v1.ledger_service_pb2 import (
     BatchCreateTransactionsRequest,
-    BulkCreateTransactionsRequest,
     CreateAccountRequest,
     CreateTransactionRequest,
     RefundTransactionRequest,
+    SubmitTransactionsRequest,
     TransferCreditsRequest,
     UpdateAccountRequest,
 )
@@ -274,14 +274,14 @@ async def test_lost_answer(server: Server, admin: Client, clock: Clock, call: Ca
     assert await admin.verify() == []
 
 
-async def test_every_item_of_a_bulk_call(server: Server, admin: Client, clock: Clock) -> None:
-    """Where the database fails, each item of a bulk call says so for itself, and none of them is there."""
+async def test_every_item_of_a_submission(server: Server, admin: Client, clock: Clock) -> None:
+    """Where the database fails, each item of SubmitTransactions says so for itself, and none of them is there."""
     database = server.book.database
     await fill(admin, clock)
     before = await contents(database)
-    request = BulkCreateTransactionsRequest(parent="accounts/-", requests=[item(GRANT, "1"), item(GRANT, "x")])
+    request = SubmitTransactionsRequest(parent="accounts/-", requests=[item(GRANT, "1"), item(GRANT, "x")])
     with failing_at(database, 3):
-        answer = await admin.ledger.BulkCreateTransactions(request, metadata=admin.metadata)
+        answer = await admin.ledger.SubmitTransactions(request, metadata=admin.metadata)
     told = [read_status(result.error) for result in answer.results]
     assert [each.verdict for each in told] == [
         ("UNAVAILABLE", "SERVICE_UNAVAILABLE"),

@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 from daybook.v1.account_pb2 import Account, Balance
-from daybook.v1.admin_service_pb2 import VerifyLedgerRequest, VerifyLedgerResponse
+from daybook.v1.admin_service_pb2 import VerifyAccountsRequest, VerifyAccountsResponse
 from daybook.v1.admin_service_pb2_grpc import AdminStub
 from daybook.v1.ledger_service_pb2 import (
     TRANSACTION_VIEW_FULL,
@@ -110,9 +110,9 @@ class Client:
         request = ListLotsRequest(parent=f"accounts/{account_id}", page_size=1000)
         return list((await self.ledger.ListLots(request, metadata=self.metadata)).lots)
 
-    async def verify(self, account: str = "") -> list[VerifyLedgerResponse.Finding]:
-        """The findings of VerifyLedger. The caller needs the scope `admin`."""
-        call = self.admin.VerifyLedger(VerifyLedgerRequest(account=account), metadata=self.metadata)
+    async def verify(self, account: str = "") -> list[VerifyAccountsResponse.Finding]:
+        """The findings of VerifyAccounts. The caller needs the scope `admin`."""
+        call = self.admin.VerifyAccounts(VerifyAccountsRequest(account=account), metadata=self.metadata)
         events = [event async for event in call]
         findings = [event.finding for event in events if event.HasField("finding")]
         assert events[-1].progress.done, "the last message says that this is the end"

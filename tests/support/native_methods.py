@@ -151,7 +151,7 @@ class World:
                 return {"account": {"name": parent, "displayName": "new", "creditLimit": "3"}}
             case "CreateTransaction":
                 return item
-            case "BatchCreateTransactions" | "BulkCreateTransactions":
+            case "BatchCreateTransactions" | "SubmitTransactions":
                 return {"parent": parent, "requests": [{"transaction": transaction}]}
             case "RefundTransaction" | "GetTransaction":
                 return {"name": self.charge(parent)}
@@ -163,7 +163,7 @@ class World:
                 return {"name": f"{parent}/balance"}
             case "ImportTransactions":
                 return {"items": [{**item, "createTime": "2026-01-01T00:00:00Z", "parent": f"accounts/{self.empty()}"}]}
-            case "VerifyLedger":
+            case "VerifyAccounts":
                 return {"account": parent}
             case "CreateApiKey":
                 return {"apiKey": {"scopes": ["transactions"]}}

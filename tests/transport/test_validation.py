@@ -246,8 +246,8 @@ def test_times_are_of_the_calendar(place: Place, seconds: int, nanoseconds: int,
 @pytest.mark.parametrize("seconds", [-62_135_596_801, 253_402_300_800])
 def test_the_hour_anchor_is_of_the_calendar(seconds: int) -> None:
     """An hour anchor outside the calendar is refused by its name."""
-    account = Account(kind=Account.SPACE, hour_anchor=Timestamp(seconds=seconds))
-    assert problem_of(lambda: check_content("account", account)) == "account.hour_anchor"
+    account = Account(kind=Account.SPACE, hour_anchor_time=Timestamp(seconds=seconds))
+    assert problem_of(lambda: check_content("account", account)) == "account.hour_anchor_time"
 
 
 @pytest.mark.parametrize(

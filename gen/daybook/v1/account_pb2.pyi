@@ -71,7 +71,7 @@ class Account(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     DISPLAY_NAME_FIELD_NUMBER: _builtins.int
     CREDIT_LIMIT_FIELD_NUMBER: _builtins.int
-    HOUR_ANCHOR_FIELD_NUMBER: _builtins.int
+    HOUR_ANCHOR_TIME_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
@@ -99,7 +99,7 @@ class Account(_message.Message):
     between.
     """
     @_builtins.property
-    def hour_anchor(self) -> _timestamp_pb2.Timestamp:
+    def hour_anchor_time(self) -> _timestamp_pb2.Timestamp:
         """Where this account's hours begin. Usage is summed in windows of one hour that
         start at this instant plus or minus whole hours. Fractions of a second are cut
         off. Unset at creation means the create_time; fixed afterwards.
@@ -131,16 +131,16 @@ class Account(_message.Message):
         kind: Global___Account.Kind.ValueType = ...,
         display_name: _builtins.str = ...,
         credit_limit: _builtins.str = ...,
-        hour_anchor: _timestamp_pb2.Timestamp | None = ...,
+        hour_anchor_time: _timestamp_pb2.Timestamp | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
         user: Global___User | None = ...,
         company: Global___Company | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["company", b"company", "create_time", b"create_time", "hour_anchor", b"hour_anchor", "profile", b"profile", "update_time", b"update_time", "user", b"user"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["company", b"company", "create_time", b"create_time", "hour_anchor_time", b"hour_anchor_time", "profile", b"profile", "update_time", b"update_time", "user", b"user"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["company", b"company", "create_time", b"create_time", "credit_limit", b"credit_limit", "display_name", b"display_name", "etag", b"etag", "hour_anchor", b"hour_anchor", "kind", b"kind", "name", b"name", "number", b"number", "profile", b"profile", "update_time", b"update_time", "user", b"user"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["company", b"company", "create_time", b"create_time", "credit_limit", b"credit_limit", "display_name", b"display_name", "etag", b"etag", "hour_anchor_time", b"hour_anchor_time", "kind", b"kind", "name", b"name", "number", b"number", "profile", b"profile", "update_time", b"update_time", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_profile: _TypeAlias = _typing.Literal["user", "company"]  # noqa: Y015
     _WhichOneofArgType_profile: _TypeAlias = _typing.Literal["profile", b"profile"]  # noqa: Y015
@@ -334,7 +334,7 @@ class Balance(_message.Message):
     PERMANENT_AMOUNT_FIELD_NUMBER: _builtins.int
     AVAILABLE_AMOUNT_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
-    AS_OF_TIME_FIELD_NUMBER: _builtins.int
+    READ_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The resource name, `accounts/{account}/balance`."""
     amount: _builtins.str
@@ -354,7 +354,7 @@ class Balance(_message.Message):
     is none.
     """
     @_builtins.property
-    def as_of_time(self) -> _timestamp_pb2.Timestamp:
+    def read_time(self) -> _timestamp_pb2.Timestamp:
         """The instant for which the balance holds: what has expired by then is not part of it. It
         is the server's clock, so it is earlier than the create_time of the newest transaction if
         that was posted by a clock that was ahead.
@@ -369,11 +369,11 @@ class Balance(_message.Message):
         permanent_amount: _builtins.str = ...,
         available_amount: _builtins.str = ...,
         sequence: _builtins.int = ...,
-        as_of_time: _timestamp_pb2.Timestamp | None = ...,
+        read_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of_time", b"as_of_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["read_time", b"read_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "as_of_time", b"as_of_time", "available_amount", b"available_amount", "expiring_amount", b"expiring_amount", "name", b"name", "permanent_amount", b"permanent_amount", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "available_amount", b"available_amount", "expiring_amount", b"expiring_amount", "name", b"name", "permanent_amount", b"permanent_amount", "read_time", b"read_time", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -33,13 +33,14 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x64\x61ybook/v1/admin_service.proto\x12\ndaybook.v1\x1a\x18\x64\x61ybook/v1/api_key.proto\x1a\x16\x64\x61ybook/v1/scope.proto\x1a\x1c\x64\x61ybook/v1/transaction.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x17google/api/client.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"@\n\x13\x43reateApiKeyRequest\x12)\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x12.daybook.v1.ApiKeyB\x04\xe2\x41\x01\x02\"O\n\x14\x43reateApiKeyResponse\x12#\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x12.daybook.v1.ApiKey\x12\x12\n\nkey_string\x18\x02 \x01(\t\"G\n\x12ListApiKeysRequest\x12\x17\n\tpage_size\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"T\n\x13ListApiKeysResponse\x12$\n\x08\x61pi_keys\x18\x01 \x03(\x0b\x32\x12.daybook.v1.ApiKey\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"<\n\x13RevokeApiKeyRequest\x12%\n\x04name\x18\x01 \x01(\tB\x17\xe2\x41\x01\x02\xfa\x41\x10\n\x0e\x64\x61ybook/ApiKey\"s\n\x13RotateApiKeyRequest\x12%\n\x04name\x18\x01 \x01(\tB\x17\xe2\x41\x01\x02\xfa\x41\x10\n\x0e\x64\x61ybook/ApiKey\x12\x35\n\x0cgrace_period\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x01\"O\n\x14RotateApiKeyResponse\x12#\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x12.daybook.v1.ApiKey\x12\x12\n\nkey_string\x18\x02 \x01(\t\"\x80\x02\n\x19ImportTransactionsRequest\x12?\n\x05items\x18\x01 \x03(\x0b\x32*.daybook.v1.ImportTransactionsRequest.ItemB\x04\xe2\x41\x01\x02\x1a\xa1\x01\n\x04Item\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x32\n\x0btransaction\x18\x02 \x01(\x0b\x32\x17.daybook.v1.TransactionB\x04\xe2\x41\x01\x02\x12\x35\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x02\x12\x18\n\nrequest_id\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\"K\n\x1aImportTransactionsResponse\x12\x16\n\x0eimported_count\x18\x01 \x01(\x03\x12\x15\n\rskipped_count\x18\x02 \x01(\x03\",\n\x13VerifyLedgerRequest\x12\x15\n\x07\x61\x63\x63ount\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\"\xde\x02\n\x14VerifyLedgerResponse\x12;\n\x07\x66inding\x18\x01 \x01(\x0b\x32(.daybook.v1.VerifyLedgerResponse.FindingH\x00\x12=\n\x08progress\x18\x02 \x01(\x0b\x32).daybook.v1.VerifyLedgerResponse.ProgressH\x00\x1a^\n\x07\x46inding\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12\x0f\n\x07subject\x18\x03 \x01(\t\x12\x10\n\x08\x65xpected\x18\x04 \x01(\t\x12\r\n\x05\x66ound\x18\x05 \x01(\t\x1a\x61\n\x08Progress\x12\x15\n\raccount_count\x18\x01 \x01(\x03\x12\x19\n\x11transaction_count\x18\x02 \x01(\x03\x12\x15\n\rfinding_count\x18\x03 \x01(\x03\x12\x0c\n\x04\x64one\x18\x04 \x01(\x08\x42\x07\n\x05\x65vent2\xfd\x05\n\x05\x41\x64min\x12p\n\x12ImportTransactions\x12%.daybook.v1.ImportTransactionsRequest\x1a&.daybook.v1.ImportTransactionsResponse\"\t\x8a\xfa\x18\x05\x61\x64min(\x01\x12y\n\x0cVerifyLedger\x12\x1f.daybook.v1.VerifyLedgerRequest\x1a .daybook.v1.VerifyLedgerResponse\"$\x8a\xfa\x18\x05\x61\x64min\x82\xd3\xe4\x93\x02\x15\x12\x13/v1/accounts:verify0\x01\x12\x82\x01\n\x0c\x43reateApiKey\x12\x1f.daybook.v1.CreateApiKeyRequest\x1a .daybook.v1.CreateApiKeyResponse\"/\xda\x41\x07\x61pi_key\x8a\xfa\x18\x05\x61\x64min\x82\xd3\xe4\x93\x02\x16\"\x0b/v1/apiKeys:\x07\x61pi_key\x12l\n\x0bListApiKeys\x12\x1e.daybook.v1.ListApiKeysRequest\x1a\x1f.daybook.v1.ListApiKeysResponse\"\x1c\x8a\xfa\x18\x05\x61\x64min\x82\xd3\xe4\x93\x02\r\x12\x0b/v1/apiKeys\x12{\n\x0cRevokeApiKey\x12\x1f.daybook.v1.RevokeApiKeyRequest\x1a\x12.daybook.v1.ApiKey\"6\xda\x41\x04name\x8a\xfa\x18\x05\x61\x64min\x82\xd3\xe4\x93\x02 \"\x1b/v1/{name=apiKeys/*}:revoke:\x01*\x12\x96\x01\n\x0cRotateApiKey\x12\x1f.daybook.v1.RotateApiKeyRequest\x1a .daybook.v1.RotateApiKeyResponse\"C\xda\x41\x11name,grace_period\x8a\xfa\x18\x05\x61\x64min\x82\xd3\xe4\x93\x02 \"\x1b/v1/{name=apiKeys/*}:rotate:\x01*b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x64\x61ybook/v1/admin_service.proto\x12\ndaybook.v1\x1a\x18\x64\x61ybook/v1/api_key.proto\x1a\x16\x64\x61ybook/v1/scope.proto\x1a\x1c\x64\x61ybook/v1/transaction.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x17google/api/client.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"@\n\x13\x43reateApiKeyRequest\x12)\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x12.daybook.v1.ApiKeyB\x04\xe2\x41\x01\x02\"O\n\x14\x43reateApiKeyResponse\x12#\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x12.daybook.v1.ApiKey\x12\x12\n\nkey_string\x18\x02 \x01(\t\"G\n\x12ListApiKeysRequest\x12\x17\n\tpage_size\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"T\n\x13ListApiKeysResponse\x12$\n\x08\x61pi_keys\x18\x01 \x03(\x0b\x32\x12.daybook.v1.ApiKey\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"H\n\x13RevokeApiKeyRequest\x12\x31\n\x04name\x18\x01 \x01(\tB#\xe2\x41\x01\x02\xfa\x41\x1c\n\x1a\x64\x61ybook.example.com/ApiKey\"\x7f\n\x13RotateApiKeyRequest\x12\x31\n\x04name\x18\x01 \x01(\tB#\xe2\x41\x01\x02\xfa\x41\x1c\n\x1a\x64\x61ybook.example.com/ApiKey\x12\x35\n\x0cgrace_period\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x01\"O\n\x14RotateApiKeyResponse\x12#\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x12.daybook.v1.ApiKey\x12\x12\n\nkey_string\x18\x02 \x01(\t\"\xa4\x02\n\x19ImportTransactionsRequest\x12?\n\x05items\x18\x01 \x03(\x0b\x32*.daybook.v1.ImportTransactionsRequest.ItemB\x04\xe2\x41\x01\x02\x1a\xc5\x01\n\x04Item\x12\x38\n\x06parent\x18\x01 \x01(\tB(\xe2\x41\x01\x02\xfa\x41!\x12\x1f\x64\x61ybook.example.com/Transaction\x12\x32\n\x0btransaction\x18\x02 \x01(\x0b\x32\x17.daybook.v1.TransactionB\x04\xe2\x41\x01\x02\x12\x35\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x02\x12\x18\n\nrequest_id\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\"K\n\x1aImportTransactionsResponse\x12\x16\n\x0eimported_count\x18\x01 \x01(\x03\x12\x15\n\rskipped_count\x18\x02 \x01(\x03\"N\n\x15VerifyAccountsRequest\x12\x35\n\x07\x61\x63\x63ount\x18\x01 \x01(\tB$\xe2\x41\x01\x01\xfa\x41\x1d\n\x1b\x64\x61ybook.example.com/Account\"\x87\x03\n\x16VerifyAccountsResponse\x12=\n\x07\x66inding\x18\x01 \x01(\x0b\x32*.daybook.v1.VerifyAccountsResponse.FindingH\x00\x12?\n\x08progress\x18\x02 \x01(\x0b\x32+.daybook.v1.VerifyAccountsResponse.ProgressH\x00\x1a\x80\x01\n\x07\x46inding\x12\x31\n\x07\x61\x63\x63ount\x18\x01 \x01(\tB \xfa\x41\x1d\n\x1b\x64\x61ybook.example.com/Account\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12\x0f\n\x07subject\x18\x03 \x01(\t\x12\x10\n\x08\x65xpected\x18\x04 \x01(\t\x12\r\n\x05\x66ound\x18\x05 \x01(\t\x1a\x61\n\x08Progress\x12\x15\n\raccount_count\x18\x01 \x01(\x03\x12\x19\n\x11transaction_count\x18\x02 \x01(\x03\x12\x15\n\rfinding_count\x18\x03 \x01(\x03\x12\x0c\n\x04\x64one\x18\x04 \x01(\x08\x42\x07\n\x05\x65vent2\x9b\x06\n\x05\x41\x64min\x12p\n\x12ImportTransactions\x12%.daybook.v1.ImportTransactionsRequest\x1a&.daybook.v1.ImportTransactionsResponse\"\t\x8a\xfa\x18\x05\x61\x64min(\x01\x12\x7f\n\x0eVerifyAccounts\x12!.daybook.v1.VerifyAccountsRequest\x1a\".daybook.v1.VerifyAccountsResponse\"$\x8a\xfa\x18\x05\x61\x64min\x82\xd3\xe4\x93\x02\x15\x12\x13/v1/accounts:verify0\x01\x12\x82\x01\n\x0c\x43reateApiKey\x12\x1f.daybook.v1.CreateApiKeyRequest\x1a .daybook.v1.CreateApiKeyResponse\"/\xda\x41\x07\x61pi_key\x8a\xfa\x18\x05\x61\x64min\x82\xd3\xe4\x93\x02\x16\"\x0b/v1/apiKeys:\x07\x61pi_key\x12l\n\x0bListApiKeys\x12\x1e.daybook.v1.ListApiKeysRequest\x1a\x1f.daybook.v1.ListApiKeysResponse\"\x1c\x8a\xfa\x18\x05\x61\x64min\x82\xd3\xe4\x93\x02\r\x12\x0b/v1/apiKeys\x12{\n\x0cRevokeApiKey\x12\x1f.daybook.v1.RevokeApiKeyRequest\x1a\x12.daybook.v1.ApiKey\"6\xda\x41\x04name\x8a\xfa\x18\x05\x61\x64min\x82\xd3\xe4\x93\x02 \"\x1b/v1/{name=apiKeys/*}:revoke:\x01*\x12\x96\x01\n\x0cRotateApiKey\x12\x1f.daybook.v1.RotateApiKeyRequest\x1a .daybook.v1.RotateApiKeyResponse\"C\xda\x41\x11name,grace_period\x8a\xfa\x18\x05\x61\x64min\x82\xd3\xe4\x93\x02 \"\x1b/v1/{name=apiKeys/*}:rotate:\x01*\x1a\x16\xca\x41\x13\x64\x61ybook.example.comBg\n\x16\x63om.example.daybook.v1B\x11\x41\x64minServiceProtoP\x01Z+daybook.example.com/go/daybook/v1;daybookv1\xaa\x02\nDaybook.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'daybook.v1.admin_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\026com.example.daybook.v1B\021AdminServiceProtoP\001Z+daybook.example.com/go/daybook/v1;daybookv1\252\002\nDaybook.V1'
   _globals['_CREATEAPIKEYREQUEST'].fields_by_name['api_key']._loaded_options = None
   _globals['_CREATEAPIKEYREQUEST'].fields_by_name['api_key']._serialized_options = b'\342A\001\002'
   _globals['_LISTAPIKEYSREQUEST'].fields_by_name['page_size']._loaded_options = None
@@ -47,13 +48,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTAPIKEYSREQUEST'].fields_by_name['page_token']._loaded_options = None
   _globals['_LISTAPIKEYSREQUEST'].fields_by_name['page_token']._serialized_options = b'\342A\001\001'
   _globals['_REVOKEAPIKEYREQUEST'].fields_by_name['name']._loaded_options = None
-  _globals['_REVOKEAPIKEYREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\372A\020\n\016daybook/ApiKey'
+  _globals['_REVOKEAPIKEYREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\372A\034\n\032daybook.example.com/ApiKey'
   _globals['_ROTATEAPIKEYREQUEST'].fields_by_name['name']._loaded_options = None
-  _globals['_ROTATEAPIKEYREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\372A\020\n\016daybook/ApiKey'
+  _globals['_ROTATEAPIKEYREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\372A\034\n\032daybook.example.com/ApiKey'
   _globals['_ROTATEAPIKEYREQUEST'].fields_by_name['grace_period']._loaded_options = None
   _globals['_ROTATEAPIKEYREQUEST'].fields_by_name['grace_period']._serialized_options = b'\342A\001\001'
   _globals['_IMPORTTRANSACTIONSREQUEST_ITEM'].fields_by_name['parent']._loaded_options = None
-  _globals['_IMPORTTRANSACTIONSREQUEST_ITEM'].fields_by_name['parent']._serialized_options = b'\342A\001\002'
+  _globals['_IMPORTTRANSACTIONSREQUEST_ITEM'].fields_by_name['parent']._serialized_options = b'\342A\001\002\372A!\022\037daybook.example.com/Transaction'
   _globals['_IMPORTTRANSACTIONSREQUEST_ITEM'].fields_by_name['transaction']._loaded_options = None
   _globals['_IMPORTTRANSACTIONSREQUEST_ITEM'].fields_by_name['transaction']._serialized_options = b'\342A\001\002'
   _globals['_IMPORTTRANSACTIONSREQUEST_ITEM'].fields_by_name['create_time']._loaded_options = None
@@ -62,12 +63,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_IMPORTTRANSACTIONSREQUEST_ITEM'].fields_by_name['request_id']._serialized_options = b'\342A\001\001'
   _globals['_IMPORTTRANSACTIONSREQUEST'].fields_by_name['items']._loaded_options = None
   _globals['_IMPORTTRANSACTIONSREQUEST'].fields_by_name['items']._serialized_options = b'\342A\001\002'
-  _globals['_VERIFYLEDGERREQUEST'].fields_by_name['account']._loaded_options = None
-  _globals['_VERIFYLEDGERREQUEST'].fields_by_name['account']._serialized_options = b'\342A\001\001'
+  _globals['_VERIFYACCOUNTSREQUEST'].fields_by_name['account']._loaded_options = None
+  _globals['_VERIFYACCOUNTSREQUEST'].fields_by_name['account']._serialized_options = b'\342A\001\001\372A\035\n\033daybook.example.com/Account'
+  _globals['_VERIFYACCOUNTSRESPONSE_FINDING'].fields_by_name['account']._loaded_options = None
+  _globals['_VERIFYACCOUNTSRESPONSE_FINDING'].fields_by_name['account']._serialized_options = b'\372A\035\n\033daybook.example.com/Account'
+  _globals['_ADMIN']._loaded_options = None
+  _globals['_ADMIN']._serialized_options = b'\312A\023daybook.example.com'
   _globals['_ADMIN'].methods_by_name['ImportTransactions']._loaded_options = None
   _globals['_ADMIN'].methods_by_name['ImportTransactions']._serialized_options = b'\212\372\030\005admin'
-  _globals['_ADMIN'].methods_by_name['VerifyLedger']._loaded_options = None
-  _globals['_ADMIN'].methods_by_name['VerifyLedger']._serialized_options = b'\212\372\030\005admin\202\323\344\223\002\025\022\023/v1/accounts:verify'
+  _globals['_ADMIN'].methods_by_name['VerifyAccounts']._loaded_options = None
+  _globals['_ADMIN'].methods_by_name['VerifyAccounts']._serialized_options = b'\212\372\030\005admin\202\323\344\223\002\025\022\023/v1/accounts:verify'
   _globals['_ADMIN'].methods_by_name['CreateApiKey']._loaded_options = None
   _globals['_ADMIN'].methods_by_name['CreateApiKey']._serialized_options = b'\332A\007api_key\212\372\030\005admin\202\323\344\223\002\026\"\013/v1/apiKeys:\007api_key'
   _globals['_ADMIN'].methods_by_name['ListApiKeys']._loaded_options = None
@@ -85,25 +90,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTAPIKEYSRESPONSE']._serialized_start=526
   _globals['_LISTAPIKEYSRESPONSE']._serialized_end=610
   _globals['_REVOKEAPIKEYREQUEST']._serialized_start=612
-  _globals['_REVOKEAPIKEYREQUEST']._serialized_end=672
-  _globals['_ROTATEAPIKEYREQUEST']._serialized_start=674
-  _globals['_ROTATEAPIKEYREQUEST']._serialized_end=789
-  _globals['_ROTATEAPIKEYRESPONSE']._serialized_start=791
-  _globals['_ROTATEAPIKEYRESPONSE']._serialized_end=870
-  _globals['_IMPORTTRANSACTIONSREQUEST']._serialized_start=873
-  _globals['_IMPORTTRANSACTIONSREQUEST']._serialized_end=1129
-  _globals['_IMPORTTRANSACTIONSREQUEST_ITEM']._serialized_start=968
-  _globals['_IMPORTTRANSACTIONSREQUEST_ITEM']._serialized_end=1129
-  _globals['_IMPORTTRANSACTIONSRESPONSE']._serialized_start=1131
-  _globals['_IMPORTTRANSACTIONSRESPONSE']._serialized_end=1206
-  _globals['_VERIFYLEDGERREQUEST']._serialized_start=1208
-  _globals['_VERIFYLEDGERREQUEST']._serialized_end=1252
-  _globals['_VERIFYLEDGERRESPONSE']._serialized_start=1255
-  _globals['_VERIFYLEDGERRESPONSE']._serialized_end=1605
-  _globals['_VERIFYLEDGERRESPONSE_FINDING']._serialized_start=1403
-  _globals['_VERIFYLEDGERRESPONSE_FINDING']._serialized_end=1497
-  _globals['_VERIFYLEDGERRESPONSE_PROGRESS']._serialized_start=1499
-  _globals['_VERIFYLEDGERRESPONSE_PROGRESS']._serialized_end=1596
-  _globals['_ADMIN']._serialized_start=1608
-  _globals['_ADMIN']._serialized_end=2373
+  _globals['_REVOKEAPIKEYREQUEST']._serialized_end=684
+  _globals['_ROTATEAPIKEYREQUEST']._serialized_start=686
+  _globals['_ROTATEAPIKEYREQUEST']._serialized_end=813
+  _globals['_ROTATEAPIKEYRESPONSE']._serialized_start=815
+  _globals['_ROTATEAPIKEYRESPONSE']._serialized_end=894
+  _globals['_IMPORTTRANSACTIONSREQUEST']._serialized_start=897
+  _globals['_IMPORTTRANSACTIONSREQUEST']._serialized_end=1189
+  _globals['_IMPORTTRANSACTIONSREQUEST_ITEM']._serialized_start=992
+  _globals['_IMPORTTRANSACTIONSREQUEST_ITEM']._serialized_end=1189
+  _globals['_IMPORTTRANSACTIONSRESPONSE']._serialized_start=1191
+  _globals['_IMPORTTRANSACTIONSRESPONSE']._serialized_end=1266
+  _globals['_VERIFYACCOUNTSREQUEST']._serialized_start=1268
+  _globals['_VERIFYACCOUNTSREQUEST']._serialized_end=1346
+  _globals['_VERIFYACCOUNTSRESPONSE']._serialized_start=1349
+  _globals['_VERIFYACCOUNTSRESPONSE']._serialized_end=1740
+  _globals['_VERIFYACCOUNTSRESPONSE_FINDING']._serialized_start=1504
+  _globals['_VERIFYACCOUNTSRESPONSE_FINDING']._serialized_end=1632
+  _globals['_VERIFYACCOUNTSRESPONSE_PROGRESS']._serialized_start=1634
+  _globals['_VERIFYACCOUNTSRESPONSE_PROGRESS']._serialized_end=1731
+  _globals['_ADMIN']._serialized_start=1743
+  _globals['_ADMIN']._serialized_end=2538
 # @@protoc_insertion_point(module_scope)

@@ -227,7 +227,7 @@ class ImportTransactionsRequest(_message.Message):
         parent: _builtins.str
         """Its account, `accounts/{account}`, which must exist."""
         request_id: _builtins.str
-        """Makes the item safe to repeat; see CreateAccountRequest.request_id."""
+        """Makes the item safe to repeat; see Ledger."""
         @_builtins.property
         def transaction(self) -> _transaction_pb2.Transaction:
             """The transaction, as for CreateTransaction."""
@@ -256,7 +256,9 @@ class ImportTransactionsRequest(_message.Message):
     ITEMS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___ImportTransactionsRequest.Item]:
-        """At most 1,000 items, or less where this ledger is set so. A stream has as many messages as it takes."""
+        """At most 1,000 items, or less where this ledger is set so. A stream has as many messages as
+        it takes.
+        """
 
     def __init__(
         self,
@@ -298,7 +300,7 @@ class ImportTransactionsResponse(_message.Message):
 Global___ImportTransactionsResponse: _TypeAlias = ImportTransactionsResponse  # noqa: Y015
 
 @_typing.final
-class VerifyLedgerRequest(_message.Message):
+class VerifyAccountsRequest(_message.Message):
     """Asks for proof."""
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -317,10 +319,10 @@ class VerifyLedgerRequest(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___VerifyLedgerRequest: _TypeAlias = VerifyLedgerRequest  # noqa: Y015
+Global___VerifyAccountsRequest: _TypeAlias = VerifyAccountsRequest  # noqa: Y015
 
 @_typing.final
-class VerifyLedgerResponse(_message.Message):
+class VerifyAccountsResponse(_message.Message):
     """A divergence, or how far the proof has come."""
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -396,18 +398,18 @@ class VerifyLedgerResponse(_message.Message):
     FINDING_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def finding(self) -> Global___VerifyLedgerResponse.Finding:
+    def finding(self) -> Global___VerifyAccountsResponse.Finding:
         """A divergence."""
 
     @_builtins.property
-    def progress(self) -> Global___VerifyLedgerResponse.Progress:
+    def progress(self) -> Global___VerifyAccountsResponse.Progress:
         """How far it has come. The last message is one, with done."""
 
     def __init__(
         self,
         *,
-        finding: Global___VerifyLedgerResponse.Finding | None = ...,
-        progress: Global___VerifyLedgerResponse.Progress | None = ...,
+        finding: Global___VerifyAccountsResponse.Finding | None = ...,
+        progress: Global___VerifyAccountsResponse.Progress | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "finding", b"finding", "progress", b"progress"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -417,4 +419,4 @@ class VerifyLedgerResponse(_message.Message):
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
-Global___VerifyLedgerResponse: _TypeAlias = VerifyLedgerResponse  # noqa: Y015
+Global___VerifyAccountsResponse: _TypeAlias = VerifyAccountsResponse  # noqa: Y015

@@ -34,11 +34,11 @@ class AdminStub:
     SCOPE_MISSING. All else is as in Ledger.
 
     Keys are those of the tenant, and only a credential that is bound to no account may touch
-    them. None of their mutations takes a request_id: the answer to a repeated call would have
-    to hold the secret again, which is kept nowhere. Whoever missed an answer revokes the key
+    them. No method for keys takes a request_id: the answer to a repeated call would have
+    to hold the secret again, which is kept nowhere. A caller that missed an answer revokes the key
     that was never used, or rotates once more; revoking can be repeated as it is. So an
     `idempotency-key` gets INVALID_ARGUMENT with them, and with an import, whose items have
-    request_ids of their own.
+    a request_id each.
     """
 
     def __init__(self, channel):
@@ -52,10 +52,10 @@ class AdminStub:
                 request_serializer=daybook_dot_v1_dot_admin__service__pb2.ImportTransactionsRequest.SerializeToString,
                 response_deserializer=daybook_dot_v1_dot_admin__service__pb2.ImportTransactionsResponse.FromString,
                 _registered_method=True)
-        self.VerifyLedger = channel.unary_stream(
-                '/daybook.v1.Admin/VerifyLedger',
-                request_serializer=daybook_dot_v1_dot_admin__service__pb2.VerifyLedgerRequest.SerializeToString,
-                response_deserializer=daybook_dot_v1_dot_admin__service__pb2.VerifyLedgerResponse.FromString,
+        self.VerifyAccounts = channel.unary_stream(
+                '/daybook.v1.Admin/VerifyAccounts',
+                request_serializer=daybook_dot_v1_dot_admin__service__pb2.VerifyAccountsRequest.SerializeToString,
+                response_deserializer=daybook_dot_v1_dot_admin__service__pb2.VerifyAccountsResponse.FromString,
                 _registered_method=True)
         self.CreateApiKey = channel.unary_unary(
                 '/daybook.v1.Admin/CreateApiKey',
@@ -87,11 +87,11 @@ class AdminServicer:
     SCOPE_MISSING. All else is as in Ledger.
 
     Keys are those of the tenant, and only a credential that is bound to no account may touch
-    them. None of their mutations takes a request_id: the answer to a repeated call would have
-    to hold the secret again, which is kept nowhere. Whoever missed an answer revokes the key
+    them. No method for keys takes a request_id: the answer to a repeated call would have
+    to hold the secret again, which is kept nowhere. A caller that missed an answer revokes the key
     that was never used, or rotates once more; revoking can be repeated as it is. So an
     `idempotency-key` gets INVALID_ARGUMENT with them, and with an import, whose items have
-    request_ids of their own.
+    a request_id each.
     """
 
     def ImportTransactions(self, request_iterator, context):
@@ -106,10 +106,10 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def VerifyLedger(self, request, context):
-        """Recomputes the books of the tenant and streams each divergence, and now and then how far
-        it has come. Nothing is repaired. While two are under way a third is RESOURCE_EXHAUSTED,
-        reason TOO_BUSY.
+    def VerifyAccounts(self, request, context):
+        """Recomputes the books of the tenant's accounts and streams each divergence, and now and then
+        how far it has come. Nothing is repaired. While two are under way a third is
+        RESOURCE_EXHAUSTED, reason TOO_BUSY.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -165,10 +165,10 @@ def add_AdminServicer_to_server(servicer, server):
                     request_deserializer=daybook_dot_v1_dot_admin__service__pb2.ImportTransactionsRequest.FromString,
                     response_serializer=daybook_dot_v1_dot_admin__service__pb2.ImportTransactionsResponse.SerializeToString,
             ),
-            'VerifyLedger': grpc.unary_stream_rpc_method_handler(
-                    servicer.VerifyLedger,
-                    request_deserializer=daybook_dot_v1_dot_admin__service__pb2.VerifyLedgerRequest.FromString,
-                    response_serializer=daybook_dot_v1_dot_admin__service__pb2.VerifyLedgerResponse.SerializeToString,
+            'VerifyAccounts': grpc.unary_stream_rpc_method_handler(
+                    servicer.VerifyAccounts,
+                    request_deserializer=daybook_dot_v1_dot_admin__service__pb2.VerifyAccountsRequest.FromString,
+                    response_serializer=daybook_dot_v1_dot_admin__service__pb2.VerifyAccountsResponse.SerializeToString,
             ),
             'CreateApiKey': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateApiKey,
@@ -206,11 +206,11 @@ class Admin:
     SCOPE_MISSING. All else is as in Ledger.
 
     Keys are those of the tenant, and only a credential that is bound to no account may touch
-    them. None of their mutations takes a request_id: the answer to a repeated call would have
-    to hold the secret again, which is kept nowhere. Whoever missed an answer revokes the key
+    them. No method for keys takes a request_id: the answer to a repeated call would have
+    to hold the secret again, which is kept nowhere. A caller that missed an answer revokes the key
     that was never used, or rotates once more; revoking can be repeated as it is. So an
     `idempotency-key` gets INVALID_ARGUMENT with them, and with an import, whose items have
-    request_ids of their own.
+    a request_id each.
     """
 
     @staticmethod
@@ -241,7 +241,7 @@ class Admin:
             _registered_method=True)
 
     @staticmethod
-    def VerifyLedger(request,
+    def VerifyAccounts(request,
             target,
             options=(),
             channel_credentials=None,
@@ -254,9 +254,9 @@ class Admin:
         return grpc.experimental.unary_stream(
             request,
             target,
-            '/daybook.v1.Admin/VerifyLedger',
-            daybook_dot_v1_dot_admin__service__pb2.VerifyLedgerRequest.SerializeToString,
-            daybook_dot_v1_dot_admin__service__pb2.VerifyLedgerResponse.FromString,
+            '/daybook.v1.Admin/VerifyAccounts',
+            daybook_dot_v1_dot_admin__service__pb2.VerifyAccountsRequest.SerializeToString,
+            daybook_dot_v1_dot_admin__service__pb2.VerifyAccountsResponse.FromString,
             options,
             channel_credentials,
             insecure,

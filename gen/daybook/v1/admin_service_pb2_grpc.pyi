@@ -21,11 +21,11 @@ class AdminStub:
     SCOPE_MISSING. All else is as in Ledger.
 
     Keys are those of the tenant, and only a credential that is bound to no account may touch
-    them. None of their mutations takes a request_id: the answer to a repeated call would have
-    to hold the secret again, which is kept nowhere. Whoever missed an answer revokes the key
+    them. No method for keys takes a request_id: the answer to a repeated call would have
+    to hold the secret again, which is kept nowhere. A caller that missed an answer revokes the key
     that was never used, or rotates once more; revoking can be repeated as it is. So an
     `idempotency-key` gets INVALID_ARGUMENT with them, and with an import, whose items have
-    request_ids of their own.
+    a request_id each.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -37,10 +37,10 @@ class AdminStub:
     stay. A call that is repeated skips every item whose request_id was imported before,
     so an import that broke off goes on where it was.
     """
-    VerifyLedger: _aio.UnaryStreamMultiCallable[_admin_service_pb2.VerifyLedgerRequest, _admin_service_pb2.VerifyLedgerResponse]
-    """Recomputes the books of the tenant and streams each divergence, and now and then how far
-    it has come. Nothing is repaired. While two are under way a third is RESOURCE_EXHAUSTED,
-    reason TOO_BUSY.
+    VerifyAccounts: _aio.UnaryStreamMultiCallable[_admin_service_pb2.VerifyAccountsRequest, _admin_service_pb2.VerifyAccountsResponse]
+    """Recomputes the books of the tenant's accounts and streams each divergence, and now and then
+    how far it has come. Nothing is repaired. While two are under way a third is
+    RESOURCE_EXHAUSTED, reason TOO_BUSY.
     """
     CreateApiKey: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.CreateApiKeyRequest, _admin_service_pb2.CreateApiKeyResponse]
     """Makes an API key and shows it, this once.
@@ -77,11 +77,11 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
     SCOPE_MISSING. All else is as in Ledger.
 
     Keys are those of the tenant, and only a credential that is bound to no account may touch
-    them. None of their mutations takes a request_id: the answer to a repeated call would have
-    to hold the secret again, which is kept nowhere. Whoever missed an answer revokes the key
+    them. No method for keys takes a request_id: the answer to a repeated call would have
+    to hold the secret again, which is kept nowhere. A caller that missed an answer revokes the key
     that was never used, or rotates once more; revoking can be repeated as it is. So an
     `idempotency-key` gets INVALID_ARGUMENT with them, and with an import, whose items have
-    request_ids of their own.
+    a request_id each.
     """
 
     @_abc_1.abstractmethod
@@ -99,14 +99,14 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
-    def VerifyLedger(
+    def VerifyAccounts(
         self,
-        request: _admin_service_pb2.VerifyLedgerRequest,
-        context: _aio.ServicerContext[_admin_service_pb2.VerifyLedgerRequest, _abc.AsyncIterator[_admin_service_pb2.VerifyLedgerResponse]],
-    ) -> _abc.AsyncIterator[_admin_service_pb2.VerifyLedgerResponse]:
-        """Recomputes the books of the tenant and streams each divergence, and now and then how far
-        it has come. Nothing is repaired. While two are under way a third is RESOURCE_EXHAUSTED,
-        reason TOO_BUSY.
+        request: _admin_service_pb2.VerifyAccountsRequest,
+        context: _aio.ServicerContext[_admin_service_pb2.VerifyAccountsRequest, _abc.AsyncIterator[_admin_service_pb2.VerifyAccountsResponse]],
+    ) -> _abc.AsyncIterator[_admin_service_pb2.VerifyAccountsResponse]:
+        """Recomputes the books of the tenant's accounts and streams each divergence, and now and then
+        how far it has come. Nothing is repaired. While two are under way a third is
+        RESOURCE_EXHAUSTED, reason TOO_BUSY.
         """
 
     @_abc_1.abstractmethod

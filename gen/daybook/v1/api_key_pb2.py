@@ -28,13 +28,14 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x64\x61ybook/v1/api_key.proto\x12\ndaybook.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd1\x03\n\x06\x41piKey\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x1b\n\x0c\x64isplay_name\x18\x02 \x01(\tB\x05\xe2\x41\x02\x01\x05\x12\x15\n\x06scopes\x18\x03 \x03(\tB\x05\xe2\x41\x02\x02\x05\x12*\n\x07\x61\x63\x63ount\x18\x04 \x01(\tB\x19\xe2\x41\x02\x01\x05\xfa\x41\x11\n\x0f\x64\x61ybook/Account\x12\x35\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x37\n\x0b\x65xpire_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01H\x00\x12.\n\x03ttl\x18\x07 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x04H\x00\x12\x35\n\x0brevoke_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x37\n\rlast_use_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03:7\xea\x41\x34\n\x0e\x64\x61ybook/ApiKey\x12\x11\x61piKeys/{api_key}*\x07\x61piKeys2\x06\x61piKeyB\n\n\x08lifetimeb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x64\x61ybook/v1/api_key.proto\x12\ndaybook.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe9\x03\n\x06\x41piKey\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x1b\n\x0c\x64isplay_name\x18\x02 \x01(\tB\x05\xe2\x41\x02\x01\x05\x12\x15\n\x06scopes\x18\x03 \x03(\tB\x05\xe2\x41\x02\x02\x05\x12\x36\n\x07\x61\x63\x63ount\x18\x04 \x01(\tB%\xe2\x41\x02\x01\x05\xfa\x41\x1d\n\x1b\x64\x61ybook.example.com/Account\x12\x35\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x37\n\x0b\x65xpire_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01H\x00\x12.\n\x03ttl\x18\x07 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x04H\x00\x12\x35\n\x0brevoke_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x37\n\rlast_use_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03:C\xea\x41@\n\x1a\x64\x61ybook.example.com/ApiKey\x12\x11\x61piKeys/{api_key}*\x07\x61piKeys2\x06\x61piKeyB\n\n\x08lifetimeBa\n\x16\x63om.example.daybook.v1B\x0b\x41piKeyProtoP\x01Z+daybook.example.com/go/daybook/v1;daybookv1\xaa\x02\nDaybook.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'daybook.v1.api_key_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\026com.example.daybook.v1B\013ApiKeyProtoP\001Z+daybook.example.com/go/daybook/v1;daybookv1\252\002\nDaybook.V1'
   _globals['_APIKEY'].fields_by_name['name']._loaded_options = None
   _globals['_APIKEY'].fields_by_name['name']._serialized_options = b'\342A\001\010'
   _globals['_APIKEY'].fields_by_name['display_name']._loaded_options = None
@@ -42,7 +43,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_APIKEY'].fields_by_name['scopes']._loaded_options = None
   _globals['_APIKEY'].fields_by_name['scopes']._serialized_options = b'\342A\002\002\005'
   _globals['_APIKEY'].fields_by_name['account']._loaded_options = None
-  _globals['_APIKEY'].fields_by_name['account']._serialized_options = b'\342A\002\001\005\372A\021\n\017daybook/Account'
+  _globals['_APIKEY'].fields_by_name['account']._serialized_options = b'\342A\002\001\005\372A\035\n\033daybook.example.com/Account'
   _globals['_APIKEY'].fields_by_name['create_time']._loaded_options = None
   _globals['_APIKEY'].fields_by_name['create_time']._serialized_options = b'\342A\001\003'
   _globals['_APIKEY'].fields_by_name['expire_time']._loaded_options = None
@@ -54,7 +55,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_APIKEY'].fields_by_name['last_use_time']._loaded_options = None
   _globals['_APIKEY'].fields_by_name['last_use_time']._serialized_options = b'\342A\001\003'
   _globals['_APIKEY']._loaded_options = None
-  _globals['_APIKEY']._serialized_options = b'\352A4\n\016daybook/ApiKey\022\021apiKeys/{api_key}*\007apiKeys2\006apiKey'
+  _globals['_APIKEY']._serialized_options = b'\352A@\n\032daybook.example.com/ApiKey\022\021apiKeys/{api_key}*\007apiKeys2\006apiKey'
   _globals['_APIKEY']._serialized_start=166
-  _globals['_APIKEY']._serialized_end=631
+  _globals['_APIKEY']._serialized_end=655
 # @@protoc_insertion_point(module_scope)

@@ -160,7 +160,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     TOO_BUSY: _ErrorReason.ValueType  # 22
     """Too many calls are under way, in the server or with this credential, too many wait to be
-    posted, or as many verifications as may be are under way. Nothing was done. RetryInfo says when to try again. Status RESOURCE_EXHAUSTED.
+    posted, or as many verifications as may be are under way. Nothing was done. RetryInfo says
+    when to try again. Status RESOURCE_EXHAUSTED.
 
     Example: {"reason": "TOO_BUSY", "domain": "daybook"}
     """
@@ -373,7 +374,8 @@ Example: {"reason": "API_KEY_INACTIVE", "domain": "daybook", "metadata": {"api_k
 """
 TOO_BUSY: ErrorReason.ValueType  # 22
 """Too many calls are under way, in the server or with this credential, too many wait to be
-posted, or as many verifications as may be are under way. Nothing was done. RetryInfo says when to try again. Status RESOURCE_EXHAUSTED.
+posted, or as many verifications as may be are under way. Nothing was done. RetryInfo says
+when to try again. Status RESOURCE_EXHAUSTED.
 
 Example: {"reason": "TOO_BUSY", "domain": "daybook"}
 """

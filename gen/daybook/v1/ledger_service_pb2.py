@@ -34,13 +34,14 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x64\x61ybook/v1/ledger_service.proto\x12\ndaybook.v1\x1a\x18\x64\x61ybook/v1/account.proto\x1a\x16\x64\x61ybook/v1/scope.proto\x1a\x1c\x64\x61ybook/v1/transaction.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x17google/api/client.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a google/protobuf/field_mask.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x17google/rpc/status.proto\"v\n\x14\x43reateAccountRequest\x12*\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x13.daybook.v1.AccountB\x04\xe2\x41\x01\x02\x12\x18\n\naccount_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x18\n\nrequest_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\";\n\x11GetAccountRequest\x12&\n\x04name\x18\x01 \x01(\tB\x18\xe2\x41\x01\x02\xfa\x41\x11\n\x0f\x64\x61ybook/Account\"H\n\x13ListAccountsRequest\x12\x17\n\tpage_size\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"V\n\x14ListAccountsResponse\x12%\n\x08\x61\x63\x63ounts\x18\x01 \x03(\x0b\x32\x13.daybook.v1.Account\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x93\x01\n\x14UpdateAccountRequest\x12*\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x13.daybook.v1.AccountB\x04\xe2\x41\x01\x02\x12\x35\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"\xb5\x01\n\x18\x43reateTransactionRequest\x12,\n\x06parent\x18\x01 \x01(\tB\x1c\xe2\x41\x01\x02\xfa\x41\x15\x12\x13\x64\x61ybook/Transaction\x12\x32\n\x0btransaction\x18\x02 \x01(\x0b\x32\x17.daybook.v1.TransactionB\x04\xe2\x41\x01\x02\x12\x18\n\nrequest_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1d\n\x0frecord_declined\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\"\xa6\x01\n\x1e\x42\x61tchCreateTransactionsRequest\x12,\n\x06parent\x18\x01 \x01(\tB\x1c\xe2\x41\x01\x02\xfa\x41\x15\x12\x13\x64\x61ybook/Transaction\x12<\n\x08requests\x18\x02 \x03(\x0b\x32$.daybook.v1.CreateTransactionRequestB\x04\xe2\x41\x01\x02\x12\x18\n\nrequest_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"P\n\x1f\x42\x61tchCreateTransactionsResponse\x12-\n\x0ctransactions\x18\x01 \x03(\x0b\x32\x17.daybook.v1.Transaction\"\x8b\x01\n\x1d\x42ulkCreateTransactionsRequest\x12,\n\x06parent\x18\x01 \x01(\tB\x1c\xe2\x41\x01\x02\xfa\x41\x15\x12\x13\x64\x61ybook/Transaction\x12<\n\x08requests\x18\x02 \x03(\x0b\x32$.daybook.v1.CreateTransactionRequestB\x04\xe2\x41\x01\x02\"\xcd\x01\n\x1e\x42ulkCreateTransactionsResponse\x12\x42\n\x07results\x18\x01 \x03(\x0b\x32\x31.daybook.v1.BulkCreateTransactionsResponse.Result\x1ag\n\x06Result\x12.\n\x0btransaction\x18\x01 \x01(\x0b\x32\x17.daybook.v1.TransactionH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result\"\xeb\x01\n\x18RefundTransactionRequest\x12*\n\x04name\x18\x01 \x01(\tB\x1c\xe2\x41\x01\x02\xfa\x41\x15\n\x13\x64\x61ybook/Transaction\x12\x14\n\x06\x61mount\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x19\n\x0b\x64\x65scription\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\x12\'\n\x07\x63reator\x18\x05 \x01(\x0b\x32\x10.daybook.v1.UserB\x04\xe2\x41\x01\x01\x12/\n\x08metadata\x18\x06 \x01(\x0b\x32\x17.google.protobuf.StructB\x04\xe2\x41\x01\x01\"\x89\x03\n\x16TransferCreditsRequest\x12&\n\x04name\x18\x01 \x01(\tB\x18\xe2\x41\x01\x02\xfa\x41\x11\n\x0f\x64\x61ybook/Account\x12-\n\x0b\x64\x65stination\x18\x02 \x01(\tB\x18\xe2\x41\x01\x02\xfa\x41\x11\n\x0f\x64\x61ybook/Account\x12\x14\n\x06\x61mount\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\x12\x18\n\nrequest_id\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\x12\x19\n\x0b\x64\x65scription\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01\x12\'\n\x07\x63reator\x18\x06 \x01(\x0b\x32\x10.daybook.v1.UserB\x04\xe2\x41\x01\x01\x12\x44\n\x06labels\x18\x07 \x03(\x0b\x32..daybook.v1.TransferCreditsRequest.LabelsEntryB\x04\xe2\x41\x01\x01\x12/\n\x08metadata\x18\x08 \x01(\x0b\x32\x17.google.protobuf.StructB\x04\xe2\x41\x01\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"o\n\x17TransferCreditsResponse\x12)\n\x08outgoing\x18\x01 \x01(\x0b\x32\x17.daybook.v1.Transaction\x12)\n\x08incoming\x18\x02 \x01(\x0b\x32\x17.daybook.v1.Transaction\"t\n\x15GetTransactionRequest\x12*\n\x04name\x18\x01 \x01(\tB\x1c\xe2\x41\x01\x02\xfa\x41\x15\n\x13\x64\x61ybook/Transaction\x12/\n\x04view\x18\x02 \x01(\x0e\x32\x1b.daybook.v1.TransactionViewB\x04\xe2\x41\x01\x01\"\xa8\x01\n\x17ListTransactionsRequest\x12,\n\x06parent\x18\x01 \x01(\tB\x1c\xe2\x41\x01\x02\xfa\x41\x15\x12\x13\x64\x61ybook/Transaction\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x14\n\x06\x66ilter\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\x12\x16\n\x08order_by\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01\"b\n\x18ListTransactionsResponse\x12-\n\x0ctransactions\x18\x01 \x03(\x0b\x32\x17.daybook.v1.Transaction\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"j\n\x0fListLotsRequest\x12$\n\x06parent\x18\x01 \x01(\tB\x14\xe2\x41\x01\x02\xfa\x41\r\x12\x0b\x64\x61ybook/Lot\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"J\n\x10ListLotsResponse\x12\x1d\n\x04lots\x18\x01 \x03(\x0b\x32\x0f.daybook.v1.Lot\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\";\n\x11GetBalanceRequest\x12&\n\x04name\x18\x01 \x01(\tB\x18\xe2\x41\x01\x02\xfa\x41\x11\n\x0f\x64\x61ybook/Balance*j\n\x0fTransactionView\x12 \n\x1cTRANSACTION_VIEW_UNSPECIFIED\x10\x00\x12\x1a\n\x16TRANSACTION_VIEW_BASIC\x10\x01\x12\x19\n\x15TRANSACTION_VIEW_FULL\x10\x02\x32\xca\x10\n\x06Ledger\x12\x86\x01\n\rCreateAccount\x12 .daybook.v1.CreateAccountRequest\x1a\x13.daybook.v1.Account\">\xda\x41\x12\x61\x63\x63ount,account_id\x8a\xfa\x18\x08\x61\x63\x63ounts\x82\xd3\xe4\x93\x02\x17\"\x0c/v1/accounts:\x07\x61\x63\x63ount\x12{\n\nGetAccount\x12\x1d.daybook.v1.GetAccountRequest\x1a\x13.daybook.v1.Account\"9\xda\x41\x04name\x8a\xfa\x18\x11\x61\x63\x63ounts.readonly\x82\xd3\xe4\x93\x02\x17\x12\x15/v1/{name=accounts/*}\x12|\n\x0cListAccounts\x12\x1f.daybook.v1.ListAccountsRequest\x1a .daybook.v1.ListAccountsResponse\")\x8a\xfa\x18\x11\x61\x63\x63ounts.readonly\x82\xd3\xe4\x93\x02\x0e\x12\x0c/v1/accounts\x12\x98\x01\n\rUpdateAccount\x12 .daybook.v1.UpdateAccountRequest\x1a\x13.daybook.v1.Account\"P\xda\x41\x13\x61\x63\x63ount,update_mask\x8a\xfa\x18\x08\x61\x63\x63ounts\x82\xd3\xe4\x93\x02(2\x1d/v1/{account.name=accounts/*}:\x07\x61\x63\x63ount\x12\xb2\x01\n\x11\x43reateTransaction\x12$.daybook.v1.CreateTransactionRequest\x1a\x17.daybook.v1.Transaction\"^\xda\x41\x12parent,transaction\x8a\xfa\x18\x0ctransactions\x82\xd3\xe4\x93\x02\x33\"$/v1/{parent=accounts/*}/transactions:\x0btransaction\x12\xbf\x01\n\x17\x42\x61tchCreateTransactions\x12*.daybook.v1.BatchCreateTransactionsRequest\x1a+.daybook.v1.BatchCreateTransactionsResponse\"K\x8a\xfa\x18\x0ctransactions\x82\xd3\xe4\x93\x02\x35\"0/v1/{parent=accounts/*}/transactions:batchCreate:\x01*\x12\xbb\x01\n\x16\x42ulkCreateTransactions\x12).daybook.v1.BulkCreateTransactionsRequest\x1a*.daybook.v1.BulkCreateTransactionsResponse\"J\x8a\xfa\x18\x0ctransactions\x82\xd3\xe4\x93\x02\x34\"//v1/{parent=accounts/*}/transactions:bulkCreate:\x01*\x12\xa8\x01\n\x11RefundTransaction\x12$.daybook.v1.RefundTransactionRequest\x1a\x17.daybook.v1.Transaction\"T\xda\x41\x0bname,amount\x8a\xfa\x18\x0ctransactions\x82\xd3\xe4\x93\x02\x30\"+/v1/{name=accounts/*/transactions/*}:refund:\x01*\x12\xaf\x01\n\x0fTransferCredits\x12\".daybook.v1.TransferCreditsRequest\x1a#.daybook.v1.TransferCreditsResponse\"S\xda\x41\x17name,destination,amount\x8a\xfa\x18\x0ctransactions\x82\xd3\xe4\x93\x02#\"\x1e/v1/{name=accounts/*}:transfer:\x01*\x12\x9a\x01\n\x0eGetTransaction\x12!.daybook.v1.GetTransactionRequest\x1a\x17.daybook.v1.Transaction\"L\xda\x41\x04name\x8a\xfa\x18\x15transactions.readonly\x82\xd3\xe4\x93\x02&\x12$/v1/{name=accounts/*/transactions/*}\x12\xad\x01\n\x10ListTransactions\x12#.daybook.v1.ListTransactionsRequest\x1a$.daybook.v1.ListTransactionsResponse\"N\xda\x41\x06parent\x8a\xfa\x18\x15transactions.readonly\x82\xd3\xe4\x93\x02&\x12$/v1/{parent=accounts/*}/transactions\x12\xa2\x01\n\x08ListLots\x12\x1b.daybook.v1.ListLotsRequest\x1a\x1c.daybook.v1.ListLotsResponse\"[\xda\x41\x06parent\x8a\xfa\x18\x11\x61\x63\x63ounts.readonly\x8a\xfa\x18\x15transactions.readonly\x82\xd3\xe4\x93\x02\x1e\x12\x1c/v1/{parent=accounts/*}/lots\x12\x9c\x01\n\nGetBalance\x12\x1d.daybook.v1.GetBalanceRequest\x1a\x13.daybook.v1.Balance\"Z\xda\x41\x04name\x8a\xfa\x18\x11\x61\x63\x63ounts.readonly\x8a\xfa\x18\x15transactions.readonly\x82\xd3\xe4\x93\x02\x1f\x12\x1d/v1/{name=accounts/*/balance}b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x64\x61ybook/v1/ledger_service.proto\x12\ndaybook.v1\x1a\x18\x64\x61ybook/v1/account.proto\x1a\x16\x64\x61ybook/v1/scope.proto\x1a\x1c\x64\x61ybook/v1/transaction.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x17google/api/client.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a google/protobuf/field_mask.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x17google/rpc/status.proto\"v\n\x14\x43reateAccountRequest\x12*\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x13.daybook.v1.AccountB\x04\xe2\x41\x01\x02\x12\x18\n\naccount_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x18\n\nrequest_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"G\n\x11GetAccountRequest\x12\x32\n\x04name\x18\x01 \x01(\tB$\xe2\x41\x01\x02\xfa\x41\x1d\n\x1b\x64\x61ybook.example.com/Account\"H\n\x13ListAccountsRequest\x12\x17\n\tpage_size\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"V\n\x14ListAccountsResponse\x12%\n\x08\x61\x63\x63ounts\x18\x01 \x03(\x0b\x32\x13.daybook.v1.Account\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x93\x01\n\x14UpdateAccountRequest\x12*\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x13.daybook.v1.AccountB\x04\xe2\x41\x01\x02\x12\x35\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"\xc1\x01\n\x18\x43reateTransactionRequest\x12\x38\n\x06parent\x18\x01 \x01(\tB(\xe2\x41\x01\x02\xfa\x41!\x12\x1f\x64\x61ybook.example.com/Transaction\x12\x32\n\x0btransaction\x18\x02 \x01(\x0b\x32\x17.daybook.v1.TransactionB\x04\xe2\x41\x01\x02\x12\x18\n\nrequest_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1d\n\x0frecord_declined\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\"\xb2\x01\n\x1e\x42\x61tchCreateTransactionsRequest\x12\x38\n\x06parent\x18\x01 \x01(\tB(\xe2\x41\x01\x02\xfa\x41!\x12\x1f\x64\x61ybook.example.com/Transaction\x12<\n\x08requests\x18\x02 \x03(\x0b\x32$.daybook.v1.CreateTransactionRequestB\x04\xe2\x41\x01\x02\x12\x18\n\nrequest_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"P\n\x1f\x42\x61tchCreateTransactionsResponse\x12-\n\x0ctransactions\x18\x01 \x03(\x0b\x32\x17.daybook.v1.Transaction\"\x93\x01\n\x19SubmitTransactionsRequest\x12\x38\n\x06parent\x18\x01 \x01(\tB(\xe2\x41\x01\x02\xfa\x41!\x12\x1f\x64\x61ybook.example.com/Transaction\x12<\n\x08requests\x18\x02 \x03(\x0b\x32$.daybook.v1.CreateTransactionRequestB\x04\xe2\x41\x01\x02\"\xc5\x01\n\x1aSubmitTransactionsResponse\x12>\n\x07results\x18\x01 \x03(\x0b\x32-.daybook.v1.SubmitTransactionsResponse.Result\x1ag\n\x06Result\x12.\n\x0btransaction\x18\x01 \x01(\x0b\x32\x17.daybook.v1.TransactionH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result\"\xf7\x01\n\x18RefundTransactionRequest\x12\x36\n\x04name\x18\x01 \x01(\tB(\xe2\x41\x01\x02\xfa\x41!\n\x1f\x64\x61ybook.example.com/Transaction\x12\x14\n\x06\x61mount\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x19\n\x0b\x64\x65scription\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\x12\'\n\x07\x63reator\x18\x05 \x01(\x0b\x32\x10.daybook.v1.UserB\x04\xe2\x41\x01\x01\x12/\n\x08metadata\x18\x06 \x01(\x0b\x32\x17.google.protobuf.StructB\x04\xe2\x41\x01\x01\"\xa1\x03\n\x16TransferCreditsRequest\x12\x32\n\x04name\x18\x01 \x01(\tB$\xe2\x41\x01\x02\xfa\x41\x1d\n\x1b\x64\x61ybook.example.com/Account\x12\x39\n\x0b\x64\x65stination\x18\x02 \x01(\tB$\xe2\x41\x01\x02\xfa\x41\x1d\n\x1b\x64\x61ybook.example.com/Account\x12\x14\n\x06\x61mount\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\x12\x18\n\nrequest_id\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\x12\x19\n\x0b\x64\x65scription\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01\x12\'\n\x07\x63reator\x18\x06 \x01(\x0b\x32\x10.daybook.v1.UserB\x04\xe2\x41\x01\x01\x12\x44\n\x06labels\x18\x07 \x03(\x0b\x32..daybook.v1.TransferCreditsRequest.LabelsEntryB\x04\xe2\x41\x01\x01\x12/\n\x08metadata\x18\x08 \x01(\x0b\x32\x17.google.protobuf.StructB\x04\xe2\x41\x01\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"o\n\x17TransferCreditsResponse\x12)\n\x08outgoing\x18\x01 \x01(\x0b\x32\x17.daybook.v1.Transaction\x12)\n\x08incoming\x18\x02 \x01(\x0b\x32\x17.daybook.v1.Transaction\"\x80\x01\n\x15GetTransactionRequest\x12\x36\n\x04name\x18\x01 \x01(\tB(\xe2\x41\x01\x02\xfa\x41!\n\x1f\x64\x61ybook.example.com/Transaction\x12/\n\x04view\x18\x02 \x01(\x0e\x32\x1b.daybook.v1.TransactionViewB\x04\xe2\x41\x01\x01\"\xba\x01\n\x17ListTransactionsRequest\x12\x38\n\x06parent\x18\x01 \x01(\tB(\xe2\x41\x01\x02\xfa\x41!\x12\x1f\x64\x61ybook.example.com/Transaction\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x14\n\x06\x66ilter\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\x12\x16\n\x08order_by\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01J\x04\x08\x06\x10\x07\"b\n\x18ListTransactionsResponse\x12-\n\x0ctransactions\x18\x01 \x03(\x0b\x32\x17.daybook.v1.Transaction\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"v\n\x0fListLotsRequest\x12\x30\n\x06parent\x18\x01 \x01(\tB \xe2\x41\x01\x02\xfa\x41\x19\x12\x17\x64\x61ybook.example.com/Lot\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"J\n\x10ListLotsResponse\x12\x1d\n\x04lots\x18\x01 \x03(\x0b\x32\x0f.daybook.v1.Lot\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"G\n\x11GetBalanceRequest\x12\x32\n\x04name\x18\x01 \x01(\tB$\xe2\x41\x01\x02\xfa\x41\x1d\n\x1b\x64\x61ybook.example.com/Balance*j\n\x0fTransactionView\x12 \n\x1cTRANSACTION_VIEW_UNSPECIFIED\x10\x00\x12\x1a\n\x16TRANSACTION_VIEW_BASIC\x10\x01\x12\x19\n\x15TRANSACTION_VIEW_FULL\x10\x02\x32\xd9\x10\n\x06Ledger\x12\x86\x01\n\rCreateAccount\x12 .daybook.v1.CreateAccountRequest\x1a\x13.daybook.v1.Account\">\xda\x41\x12\x61\x63\x63ount,account_id\x8a\xfa\x18\x08\x61\x63\x63ounts\x82\xd3\xe4\x93\x02\x17\"\x0c/v1/accounts:\x07\x61\x63\x63ount\x12{\n\nGetAccount\x12\x1d.daybook.v1.GetAccountRequest\x1a\x13.daybook.v1.Account\"9\xda\x41\x04name\x8a\xfa\x18\x11\x61\x63\x63ounts.readonly\x82\xd3\xe4\x93\x02\x17\x12\x15/v1/{name=accounts/*}\x12|\n\x0cListAccounts\x12\x1f.daybook.v1.ListAccountsRequest\x1a .daybook.v1.ListAccountsResponse\")\x8a\xfa\x18\x11\x61\x63\x63ounts.readonly\x82\xd3\xe4\x93\x02\x0e\x12\x0c/v1/accounts\x12\x98\x01\n\rUpdateAccount\x12 .daybook.v1.UpdateAccountRequest\x1a\x13.daybook.v1.Account\"P\xda\x41\x13\x61\x63\x63ount,update_mask\x8a\xfa\x18\x08\x61\x63\x63ounts\x82\xd3\xe4\x93\x02(2\x1d/v1/{account.name=accounts/*}:\x07\x61\x63\x63ount\x12\xb2\x01\n\x11\x43reateTransaction\x12$.daybook.v1.CreateTransactionRequest\x1a\x17.daybook.v1.Transaction\"^\xda\x41\x12parent,transaction\x8a\xfa\x18\x0ctransactions\x82\xd3\xe4\x93\x02\x33\"$/v1/{parent=accounts/*}/transactions:\x0btransaction\x12\xbf\x01\n\x17\x42\x61tchCreateTransactions\x12*.daybook.v1.BatchCreateTransactionsRequest\x1a+.daybook.v1.BatchCreateTransactionsResponse\"K\x8a\xfa\x18\x0ctransactions\x82\xd3\xe4\x93\x02\x35\"0/v1/{parent=accounts/*}/transactions:batchCreate:\x01*\x12\xab\x01\n\x12SubmitTransactions\x12%.daybook.v1.SubmitTransactionsRequest\x1a&.daybook.v1.SubmitTransactionsResponse\"F\x8a\xfa\x18\x0ctransactions\x82\xd3\xe4\x93\x02\x30\"+/v1/{parent=accounts/*}/transactions:submit:\x01*\x12\xa8\x01\n\x11RefundTransaction\x12$.daybook.v1.RefundTransactionRequest\x1a\x17.daybook.v1.Transaction\"T\xda\x41\x0bname,amount\x8a\xfa\x18\x0ctransactions\x82\xd3\xe4\x93\x02\x30\"+/v1/{name=accounts/*/transactions/*}:refund:\x01*\x12\xb6\x01\n\x0fTransferCredits\x12\".daybook.v1.TransferCreditsRequest\x1a#.daybook.v1.TransferCreditsResponse\"Z\xda\x41\x17name,destination,amount\x8a\xfa\x18\x0ctransactions\x82\xd3\xe4\x93\x02*\"%/v1/{name=accounts/*}:transferCredits:\x01*\x12\x9a\x01\n\x0eGetTransaction\x12!.daybook.v1.GetTransactionRequest\x1a\x17.daybook.v1.Transaction\"L\xda\x41\x04name\x8a\xfa\x18\x15transactions.readonly\x82\xd3\xe4\x93\x02&\x12$/v1/{name=accounts/*/transactions/*}\x12\xad\x01\n\x10ListTransactions\x12#.daybook.v1.ListTransactionsRequest\x1a$.daybook.v1.ListTransactionsResponse\"N\xda\x41\x06parent\x8a\xfa\x18\x15transactions.readonly\x82\xd3\xe4\x93\x02&\x12$/v1/{parent=accounts/*}/transactions\x12\xa2\x01\n\x08ListLots\x12\x1b.daybook.v1.ListLotsRequest\x1a\x1c.daybook.v1.ListLotsResponse\"[\xda\x41\x06parent\x8a\xfa\x18\x11\x61\x63\x63ounts.readonly\x8a\xfa\x18\x15transactions.readonly\x82\xd3\xe4\x93\x02\x1e\x12\x1c/v1/{parent=accounts/*}/lots\x12\x9c\x01\n\nGetBalance\x12\x1d.daybook.v1.GetBalanceRequest\x1a\x13.daybook.v1.Balance\"Z\xda\x41\x04name\x8a\xfa\x18\x11\x61\x63\x63ounts.readonly\x8a\xfa\x18\x15transactions.readonly\x82\xd3\xe4\x93\x02\x1f\x12\x1d/v1/{name=accounts/*/balance}\x1a\x16\xca\x41\x13\x64\x61ybook.example.comBh\n\x16\x63om.example.daybook.v1B\x12LedgerServiceProtoP\x01Z+daybook.example.com/go/daybook/v1;daybookv1\xaa\x02\nDaybook.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'daybook.v1.ledger_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\026com.example.daybook.v1B\022LedgerServiceProtoP\001Z+daybook.example.com/go/daybook/v1;daybookv1\252\002\nDaybook.V1'
   _globals['_CREATEACCOUNTREQUEST'].fields_by_name['account']._loaded_options = None
   _globals['_CREATEACCOUNTREQUEST'].fields_by_name['account']._serialized_options = b'\342A\001\002'
   _globals['_CREATEACCOUNTREQUEST'].fields_by_name['account_id']._loaded_options = None
@@ -48,7 +49,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATEACCOUNTREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_CREATEACCOUNTREQUEST'].fields_by_name['request_id']._serialized_options = b'\342A\001\001'
   _globals['_GETACCOUNTREQUEST'].fields_by_name['name']._loaded_options = None
-  _globals['_GETACCOUNTREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\372A\021\n\017daybook/Account'
+  _globals['_GETACCOUNTREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\372A\035\n\033daybook.example.com/Account'
   _globals['_LISTACCOUNTSREQUEST'].fields_by_name['page_size']._loaded_options = None
   _globals['_LISTACCOUNTSREQUEST'].fields_by_name['page_size']._serialized_options = b'\342A\001\001'
   _globals['_LISTACCOUNTSREQUEST'].fields_by_name['page_token']._loaded_options = None
@@ -60,7 +61,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UPDATEACCOUNTREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_UPDATEACCOUNTREQUEST'].fields_by_name['request_id']._serialized_options = b'\342A\001\001'
   _globals['_CREATETRANSACTIONREQUEST'].fields_by_name['parent']._loaded_options = None
-  _globals['_CREATETRANSACTIONREQUEST'].fields_by_name['parent']._serialized_options = b'\342A\001\002\372A\025\022\023daybook/Transaction'
+  _globals['_CREATETRANSACTIONREQUEST'].fields_by_name['parent']._serialized_options = b'\342A\001\002\372A!\022\037daybook.example.com/Transaction'
   _globals['_CREATETRANSACTIONREQUEST'].fields_by_name['transaction']._loaded_options = None
   _globals['_CREATETRANSACTIONREQUEST'].fields_by_name['transaction']._serialized_options = b'\342A\001\002'
   _globals['_CREATETRANSACTIONREQUEST'].fields_by_name['request_id']._loaded_options = None
@@ -68,17 +69,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATETRANSACTIONREQUEST'].fields_by_name['record_declined']._loaded_options = None
   _globals['_CREATETRANSACTIONREQUEST'].fields_by_name['record_declined']._serialized_options = b'\342A\001\001'
   _globals['_BATCHCREATETRANSACTIONSREQUEST'].fields_by_name['parent']._loaded_options = None
-  _globals['_BATCHCREATETRANSACTIONSREQUEST'].fields_by_name['parent']._serialized_options = b'\342A\001\002\372A\025\022\023daybook/Transaction'
+  _globals['_BATCHCREATETRANSACTIONSREQUEST'].fields_by_name['parent']._serialized_options = b'\342A\001\002\372A!\022\037daybook.example.com/Transaction'
   _globals['_BATCHCREATETRANSACTIONSREQUEST'].fields_by_name['requests']._loaded_options = None
   _globals['_BATCHCREATETRANSACTIONSREQUEST'].fields_by_name['requests']._serialized_options = b'\342A\001\002'
   _globals['_BATCHCREATETRANSACTIONSREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_BATCHCREATETRANSACTIONSREQUEST'].fields_by_name['request_id']._serialized_options = b'\342A\001\001'
-  _globals['_BULKCREATETRANSACTIONSREQUEST'].fields_by_name['parent']._loaded_options = None
-  _globals['_BULKCREATETRANSACTIONSREQUEST'].fields_by_name['parent']._serialized_options = b'\342A\001\002\372A\025\022\023daybook/Transaction'
-  _globals['_BULKCREATETRANSACTIONSREQUEST'].fields_by_name['requests']._loaded_options = None
-  _globals['_BULKCREATETRANSACTIONSREQUEST'].fields_by_name['requests']._serialized_options = b'\342A\001\002'
+  _globals['_SUBMITTRANSACTIONSREQUEST'].fields_by_name['parent']._loaded_options = None
+  _globals['_SUBMITTRANSACTIONSREQUEST'].fields_by_name['parent']._serialized_options = b'\342A\001\002\372A!\022\037daybook.example.com/Transaction'
+  _globals['_SUBMITTRANSACTIONSREQUEST'].fields_by_name['requests']._loaded_options = None
+  _globals['_SUBMITTRANSACTIONSREQUEST'].fields_by_name['requests']._serialized_options = b'\342A\001\002'
   _globals['_REFUNDTRANSACTIONREQUEST'].fields_by_name['name']._loaded_options = None
-  _globals['_REFUNDTRANSACTIONREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\372A\025\n\023daybook/Transaction'
+  _globals['_REFUNDTRANSACTIONREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\372A!\n\037daybook.example.com/Transaction'
   _globals['_REFUNDTRANSACTIONREQUEST'].fields_by_name['amount']._loaded_options = None
   _globals['_REFUNDTRANSACTIONREQUEST'].fields_by_name['amount']._serialized_options = b'\342A\001\001'
   _globals['_REFUNDTRANSACTIONREQUEST'].fields_by_name['request_id']._loaded_options = None
@@ -92,9 +93,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TRANSFERCREDITSREQUEST_LABELSENTRY']._loaded_options = None
   _globals['_TRANSFERCREDITSREQUEST_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_TRANSFERCREDITSREQUEST'].fields_by_name['name']._loaded_options = None
-  _globals['_TRANSFERCREDITSREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\372A\021\n\017daybook/Account'
+  _globals['_TRANSFERCREDITSREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\372A\035\n\033daybook.example.com/Account'
   _globals['_TRANSFERCREDITSREQUEST'].fields_by_name['destination']._loaded_options = None
-  _globals['_TRANSFERCREDITSREQUEST'].fields_by_name['destination']._serialized_options = b'\342A\001\002\372A\021\n\017daybook/Account'
+  _globals['_TRANSFERCREDITSREQUEST'].fields_by_name['destination']._serialized_options = b'\342A\001\002\372A\035\n\033daybook.example.com/Account'
   _globals['_TRANSFERCREDITSREQUEST'].fields_by_name['amount']._loaded_options = None
   _globals['_TRANSFERCREDITSREQUEST'].fields_by_name['amount']._serialized_options = b'\342A\001\002'
   _globals['_TRANSFERCREDITSREQUEST'].fields_by_name['request_id']._loaded_options = None
@@ -108,11 +109,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TRANSFERCREDITSREQUEST'].fields_by_name['metadata']._loaded_options = None
   _globals['_TRANSFERCREDITSREQUEST'].fields_by_name['metadata']._serialized_options = b'\342A\001\001'
   _globals['_GETTRANSACTIONREQUEST'].fields_by_name['name']._loaded_options = None
-  _globals['_GETTRANSACTIONREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\372A\025\n\023daybook/Transaction'
+  _globals['_GETTRANSACTIONREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\372A!\n\037daybook.example.com/Transaction'
   _globals['_GETTRANSACTIONREQUEST'].fields_by_name['view']._loaded_options = None
   _globals['_GETTRANSACTIONREQUEST'].fields_by_name['view']._serialized_options = b'\342A\001\001'
   _globals['_LISTTRANSACTIONSREQUEST'].fields_by_name['parent']._loaded_options = None
-  _globals['_LISTTRANSACTIONSREQUEST'].fields_by_name['parent']._serialized_options = b'\342A\001\002\372A\025\022\023daybook/Transaction'
+  _globals['_LISTTRANSACTIONSREQUEST'].fields_by_name['parent']._serialized_options = b'\342A\001\002\372A!\022\037daybook.example.com/Transaction'
   _globals['_LISTTRANSACTIONSREQUEST'].fields_by_name['page_size']._loaded_options = None
   _globals['_LISTTRANSACTIONSREQUEST'].fields_by_name['page_size']._serialized_options = b'\342A\001\001'
   _globals['_LISTTRANSACTIONSREQUEST'].fields_by_name['page_token']._loaded_options = None
@@ -122,13 +123,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTTRANSACTIONSREQUEST'].fields_by_name['order_by']._loaded_options = None
   _globals['_LISTTRANSACTIONSREQUEST'].fields_by_name['order_by']._serialized_options = b'\342A\001\001'
   _globals['_LISTLOTSREQUEST'].fields_by_name['parent']._loaded_options = None
-  _globals['_LISTLOTSREQUEST'].fields_by_name['parent']._serialized_options = b'\342A\001\002\372A\r\022\013daybook/Lot'
+  _globals['_LISTLOTSREQUEST'].fields_by_name['parent']._serialized_options = b'\342A\001\002\372A\031\022\027daybook.example.com/Lot'
   _globals['_LISTLOTSREQUEST'].fields_by_name['page_size']._loaded_options = None
   _globals['_LISTLOTSREQUEST'].fields_by_name['page_size']._serialized_options = b'\342A\001\001'
   _globals['_LISTLOTSREQUEST'].fields_by_name['page_token']._loaded_options = None
   _globals['_LISTLOTSREQUEST'].fields_by_name['page_token']._serialized_options = b'\342A\001\001'
   _globals['_GETBALANCEREQUEST'].fields_by_name['name']._loaded_options = None
-  _globals['_GETBALANCEREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\372A\021\n\017daybook/Balance'
+  _globals['_GETBALANCEREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\372A\035\n\033daybook.example.com/Balance'
+  _globals['_LEDGER']._loaded_options = None
+  _globals['_LEDGER']._serialized_options = b'\312A\023daybook.example.com'
   _globals['_LEDGER'].methods_by_name['CreateAccount']._loaded_options = None
   _globals['_LEDGER'].methods_by_name['CreateAccount']._serialized_options = b'\332A\022account,account_id\212\372\030\010accounts\202\323\344\223\002\027\"\014/v1/accounts:\007account'
   _globals['_LEDGER'].methods_by_name['GetAccount']._loaded_options = None
@@ -141,12 +144,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LEDGER'].methods_by_name['CreateTransaction']._serialized_options = b'\332A\022parent,transaction\212\372\030\014transactions\202\323\344\223\0023\"$/v1/{parent=accounts/*}/transactions:\013transaction'
   _globals['_LEDGER'].methods_by_name['BatchCreateTransactions']._loaded_options = None
   _globals['_LEDGER'].methods_by_name['BatchCreateTransactions']._serialized_options = b'\212\372\030\014transactions\202\323\344\223\0025\"0/v1/{parent=accounts/*}/transactions:batchCreate:\001*'
-  _globals['_LEDGER'].methods_by_name['BulkCreateTransactions']._loaded_options = None
-  _globals['_LEDGER'].methods_by_name['BulkCreateTransactions']._serialized_options = b'\212\372\030\014transactions\202\323\344\223\0024\"//v1/{parent=accounts/*}/transactions:bulkCreate:\001*'
+  _globals['_LEDGER'].methods_by_name['SubmitTransactions']._loaded_options = None
+  _globals['_LEDGER'].methods_by_name['SubmitTransactions']._serialized_options = b'\212\372\030\014transactions\202\323\344\223\0020\"+/v1/{parent=accounts/*}/transactions:submit:\001*'
   _globals['_LEDGER'].methods_by_name['RefundTransaction']._loaded_options = None
   _globals['_LEDGER'].methods_by_name['RefundTransaction']._serialized_options = b'\332A\013name,amount\212\372\030\014transactions\202\323\344\223\0020\"+/v1/{name=accounts/*/transactions/*}:refund:\001*'
   _globals['_LEDGER'].methods_by_name['TransferCredits']._loaded_options = None
-  _globals['_LEDGER'].methods_by_name['TransferCredits']._serialized_options = b'\332A\027name,destination,amount\212\372\030\014transactions\202\323\344\223\002#\"\036/v1/{name=accounts/*}:transfer:\001*'
+  _globals['_LEDGER'].methods_by_name['TransferCredits']._serialized_options = b'\332A\027name,destination,amount\212\372\030\014transactions\202\323\344\223\002*\"%/v1/{name=accounts/*}:transferCredits:\001*'
   _globals['_LEDGER'].methods_by_name['GetTransaction']._loaded_options = None
   _globals['_LEDGER'].methods_by_name['GetTransaction']._serialized_options = b'\332A\004name\212\372\030\025transactions.readonly\202\323\344\223\002&\022$/v1/{name=accounts/*/transactions/*}'
   _globals['_LEDGER'].methods_by_name['ListTransactions']._loaded_options = None
@@ -155,50 +158,50 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LEDGER'].methods_by_name['ListLots']._serialized_options = b'\332A\006parent\212\372\030\021accounts.readonly\212\372\030\025transactions.readonly\202\323\344\223\002\036\022\034/v1/{parent=accounts/*}/lots'
   _globals['_LEDGER'].methods_by_name['GetBalance']._loaded_options = None
   _globals['_LEDGER'].methods_by_name['GetBalance']._serialized_options = b'\332A\004name\212\372\030\021accounts.readonly\212\372\030\025transactions.readonly\202\323\344\223\002\037\022\035/v1/{name=accounts/*/balance}'
-  _globals['_TRANSACTIONVIEW']._serialized_start=2990
-  _globals['_TRANSACTIONVIEW']._serialized_end=3096
+  _globals['_TRANSACTIONVIEW']._serialized_start=3117
+  _globals['_TRANSACTIONVIEW']._serialized_end=3223
   _globals['_CREATEACCOUNTREQUEST']._serialized_start=331
   _globals['_CREATEACCOUNTREQUEST']._serialized_end=449
   _globals['_GETACCOUNTREQUEST']._serialized_start=451
-  _globals['_GETACCOUNTREQUEST']._serialized_end=510
-  _globals['_LISTACCOUNTSREQUEST']._serialized_start=512
-  _globals['_LISTACCOUNTSREQUEST']._serialized_end=584
-  _globals['_LISTACCOUNTSRESPONSE']._serialized_start=586
-  _globals['_LISTACCOUNTSRESPONSE']._serialized_end=672
-  _globals['_UPDATEACCOUNTREQUEST']._serialized_start=675
-  _globals['_UPDATEACCOUNTREQUEST']._serialized_end=822
-  _globals['_CREATETRANSACTIONREQUEST']._serialized_start=825
-  _globals['_CREATETRANSACTIONREQUEST']._serialized_end=1006
-  _globals['_BATCHCREATETRANSACTIONSREQUEST']._serialized_start=1009
-  _globals['_BATCHCREATETRANSACTIONSREQUEST']._serialized_end=1175
-  _globals['_BATCHCREATETRANSACTIONSRESPONSE']._serialized_start=1177
-  _globals['_BATCHCREATETRANSACTIONSRESPONSE']._serialized_end=1257
-  _globals['_BULKCREATETRANSACTIONSREQUEST']._serialized_start=1260
-  _globals['_BULKCREATETRANSACTIONSREQUEST']._serialized_end=1399
-  _globals['_BULKCREATETRANSACTIONSRESPONSE']._serialized_start=1402
-  _globals['_BULKCREATETRANSACTIONSRESPONSE']._serialized_end=1607
-  _globals['_BULKCREATETRANSACTIONSRESPONSE_RESULT']._serialized_start=1504
-  _globals['_BULKCREATETRANSACTIONSRESPONSE_RESULT']._serialized_end=1607
-  _globals['_REFUNDTRANSACTIONREQUEST']._serialized_start=1610
-  _globals['_REFUNDTRANSACTIONREQUEST']._serialized_end=1845
-  _globals['_TRANSFERCREDITSREQUEST']._serialized_start=1848
-  _globals['_TRANSFERCREDITSREQUEST']._serialized_end=2241
-  _globals['_TRANSFERCREDITSREQUEST_LABELSENTRY']._serialized_start=2196
-  _globals['_TRANSFERCREDITSREQUEST_LABELSENTRY']._serialized_end=2241
-  _globals['_TRANSFERCREDITSRESPONSE']._serialized_start=2243
-  _globals['_TRANSFERCREDITSRESPONSE']._serialized_end=2354
-  _globals['_GETTRANSACTIONREQUEST']._serialized_start=2356
-  _globals['_GETTRANSACTIONREQUEST']._serialized_end=2472
-  _globals['_LISTTRANSACTIONSREQUEST']._serialized_start=2475
-  _globals['_LISTTRANSACTIONSREQUEST']._serialized_end=2643
-  _globals['_LISTTRANSACTIONSRESPONSE']._serialized_start=2645
-  _globals['_LISTTRANSACTIONSRESPONSE']._serialized_end=2743
-  _globals['_LISTLOTSREQUEST']._serialized_start=2745
-  _globals['_LISTLOTSREQUEST']._serialized_end=2851
-  _globals['_LISTLOTSRESPONSE']._serialized_start=2853
-  _globals['_LISTLOTSRESPONSE']._serialized_end=2927
-  _globals['_GETBALANCEREQUEST']._serialized_start=2929
-  _globals['_GETBALANCEREQUEST']._serialized_end=2988
-  _globals['_LEDGER']._serialized_start=3099
-  _globals['_LEDGER']._serialized_end=5221
+  _globals['_GETACCOUNTREQUEST']._serialized_end=522
+  _globals['_LISTACCOUNTSREQUEST']._serialized_start=524
+  _globals['_LISTACCOUNTSREQUEST']._serialized_end=596
+  _globals['_LISTACCOUNTSRESPONSE']._serialized_start=598
+  _globals['_LISTACCOUNTSRESPONSE']._serialized_end=684
+  _globals['_UPDATEACCOUNTREQUEST']._serialized_start=687
+  _globals['_UPDATEACCOUNTREQUEST']._serialized_end=834
+  _globals['_CREATETRANSACTIONREQUEST']._serialized_start=837
+  _globals['_CREATETRANSACTIONREQUEST']._serialized_end=1030
+  _globals['_BATCHCREATETRANSACTIONSREQUEST']._serialized_start=1033
+  _globals['_BATCHCREATETRANSACTIONSREQUEST']._serialized_end=1211
+  _globals['_BATCHCREATETRANSACTIONSRESPONSE']._serialized_start=1213
+  _globals['_BATCHCREATETRANSACTIONSRESPONSE']._serialized_end=1293
+  _globals['_SUBMITTRANSACTIONSREQUEST']._serialized_start=1296
+  _globals['_SUBMITTRANSACTIONSREQUEST']._serialized_end=1443
+  _globals['_SUBMITTRANSACTIONSRESPONSE']._serialized_start=1446
+  _globals['_SUBMITTRANSACTIONSRESPONSE']._serialized_end=1643
+  _globals['_SUBMITTRANSACTIONSRESPONSE_RESULT']._serialized_start=1540
+  _globals['_SUBMITTRANSACTIONSRESPONSE_RESULT']._serialized_end=1643
+  _globals['_REFUNDTRANSACTIONREQUEST']._serialized_start=1646
+  _globals['_REFUNDTRANSACTIONREQUEST']._serialized_end=1893
+  _globals['_TRANSFERCREDITSREQUEST']._serialized_start=1896
+  _globals['_TRANSFERCREDITSREQUEST']._serialized_end=2313
+  _globals['_TRANSFERCREDITSREQUEST_LABELSENTRY']._serialized_start=2268
+  _globals['_TRANSFERCREDITSREQUEST_LABELSENTRY']._serialized_end=2313
+  _globals['_TRANSFERCREDITSRESPONSE']._serialized_start=2315
+  _globals['_TRANSFERCREDITSRESPONSE']._serialized_end=2426
+  _globals['_GETTRANSACTIONREQUEST']._serialized_start=2429
+  _globals['_GETTRANSACTIONREQUEST']._serialized_end=2557
+  _globals['_LISTTRANSACTIONSREQUEST']._serialized_start=2560
+  _globals['_LISTTRANSACTIONSREQUEST']._serialized_end=2746
+  _globals['_LISTTRANSACTIONSRESPONSE']._serialized_start=2748
+  _globals['_LISTTRANSACTIONSRESPONSE']._serialized_end=2846
+  _globals['_LISTLOTSREQUEST']._serialized_start=2848
+  _globals['_LISTLOTSREQUEST']._serialized_end=2966
+  _globals['_LISTLOTSRESPONSE']._serialized_start=2968
+  _globals['_LISTLOTSRESPONSE']._serialized_end=3042
+  _globals['_GETBALANCEREQUEST']._serialized_start=3044
+  _globals['_GETBALANCEREQUEST']._serialized_end=3115
+  _globals['_LEDGER']._serialized_start=3226
+  _globals['_LEDGER']._serialized_end=5363
 # @@protoc_insertion_point(module_scope)

@@ -62,11 +62,7 @@ class CreateAccountRequest(_message.Message):
     it may look like. Required: a ledger's accounts are the accounts of something.
     """
     request_id: _builtins.str
-    """Makes the call safe to repeat: at most 128 printable ASCII characters, unique per
-    account. The same id with the same request gets the first answer again; with
-    another request ALREADY_EXISTS, reason REQUEST_ID_REUSED. A refused call does not
-    use the id up.
-    """
+    """Makes the call safe to repeat; see Ledger."""
     @_builtins.property
     def account(self) -> _account_pb2.Account:
         """The account to create. Its name, its etag and its fields that are output only must be unset."""
@@ -174,11 +170,11 @@ class UpdateAccountRequest(_message.Message):
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Makes the call safe to repeat; see CreateAccountRequest.request_id."""
+    """Makes the call safe to repeat; see Ledger."""
     @_builtins.property
     def account(self) -> _account_pb2.Account:
         """The account: its name says which, the fields of update_mask say what. Without a mask, or with
-        `*`, all of an account can be sent back as it was read: a number, kind, hour_anchor or
+        `*`, all of an account can be sent back as it was read: a number, kind, hour_anchor_time or
         create_time that differs from the account's gets INVALID_ARGUMENT, and update_time is
         ignored, for it is as old as the caller's copy. With another mask only its fields are read.
         """
@@ -218,7 +214,7 @@ class CreateTransactionRequest(_message.Message):
     parent: _builtins.str
     """The account, `accounts/{account}`."""
     request_id: _builtins.str
-    """Makes the call safe to repeat; see CreateAccountRequest.request_id."""
+    """Makes the call safe to repeat; see Ledger."""
     record_declined: _builtins.bool
     """Keeps a charge that lacks credits for the record: instead of refusing it with
     INSUFFICIENT_CREDITS, the call succeeds with a transaction in state FAILED, and that is
@@ -227,7 +223,7 @@ class CreateTransactionRequest(_message.Message):
     @_builtins.property
     def transaction(self) -> _transaction_pb2.Transaction:
         """What to post. Its name and its fields that are output only must be unset; its request_id,
-        above all, belongs into this request.
+        above all, belongs in this request.
         """
 
     def __init__(
@@ -258,13 +254,12 @@ class BatchCreateTransactionsRequest(_message.Message):
     parent: _builtins.str
     """The account, `accounts/{account}`, or `accounts/-` if they belong to several."""
     request_id: _builtins.str
-    """Makes the call safe to repeat; see CreateAccountRequest.request_id. It belongs to the
-    account of the first transaction.
-    """
+    """Makes the call safe to repeat; see Ledger. It belongs to the account of the first transaction."""
     @_builtins.property
     def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___CreateTransactionRequest]:
-        """What to post: 1 to 1,000, or less where this ledger is set so, of at most 2 MiB together. The parent of each must be this request's, unless that is
-        `accounts/-`, or empty for the same. Their request_id must be empty.
+        """What to post: 1 to 1,000, or less where this ledger is set so, of at most 2 MiB together.
+        The parent of each must be this request's, unless that is `accounts/-`, or empty for the
+        same. Their request_id must be empty.
         """
 
     def __init__(
@@ -307,7 +302,7 @@ class BatchCreateTransactionsResponse(_message.Message):
 Global___BatchCreateTransactionsResponse: _TypeAlias = BatchCreateTransactionsResponse  # noqa: Y015
 
 @_typing.final
-class BulkCreateTransactionsRequest(_message.Message):
+class SubmitTransactionsRequest(_message.Message):
     """Asks for transactions to be posted, each by itself."""
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -318,8 +313,9 @@ class BulkCreateTransactionsRequest(_message.Message):
     """The account, `accounts/{account}`, or `accounts/-` if they belong to several."""
     @_builtins.property
     def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___CreateTransactionRequest]:
-        """What to post: 1 to 1,000, or less where this ledger is set so, of at most 2 MiB together. The parent of each must be this request's, unless that is
-        `accounts/-`, or empty for the same. Each may have a request_id of its own.
+        """What to post: 1 to 1,000, or less where this ledger is set so, of at most 2 MiB together.
+        The parent of each must be this request's, unless that is `accounts/-`, or empty for the
+        same. Each may have a request_id of its own.
         """
 
     def __init__(
@@ -334,10 +330,10 @@ class BulkCreateTransactionsRequest(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___BulkCreateTransactionsRequest: _TypeAlias = BulkCreateTransactionsRequest  # noqa: Y015
+Global___SubmitTransactionsRequest: _TypeAlias = SubmitTransactionsRequest  # noqa: Y015
 
 @_typing.final
-class BulkCreateTransactionsResponse(_message.Message):
+class SubmitTransactionsResponse(_message.Message):
     """What became of each transaction."""
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -374,13 +370,13 @@ class BulkCreateTransactionsResponse(_message.Message):
 
     RESULTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___BulkCreateTransactionsResponse.Result]:
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___SubmitTransactionsResponse.Result]:
         """One for each request, in the same order."""
 
     def __init__(
         self,
         *,
-        results: _abc.Iterable[Global___BulkCreateTransactionsResponse.Result] | None = ...,
+        results: _abc.Iterable[Global___SubmitTransactionsResponse.Result] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -388,7 +384,7 @@ class BulkCreateTransactionsResponse(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___BulkCreateTransactionsResponse: _TypeAlias = BulkCreateTransactionsResponse  # noqa: Y015
+Global___SubmitTransactionsResponse: _TypeAlias = SubmitTransactionsResponse  # noqa: Y015
 
 @_typing.final
 class RefundTransactionRequest(_message.Message):
@@ -409,7 +405,7 @@ class RefundTransactionRequest(_message.Message):
     left of the charge.
     """
     request_id: _builtins.str
-    """Makes the call safe to repeat; see CreateAccountRequest.request_id."""
+    """Makes the call safe to repeat; see Ledger."""
     description: _builtins.str
     """A memo, as in Transaction.description."""
     @_builtins.property
@@ -479,9 +475,7 @@ class TransferCreditsRequest(_message.Message):
     amount: _builtins.str
     """How much, in credits, above 0, written like Transaction.amount."""
     request_id: _builtins.str
-    """Makes the call safe to repeat; see CreateAccountRequest.request_id. It belongs to the
-    account that gives.
-    """
+    """Makes the call safe to repeat; see Ledger. It belongs to the account that gives."""
     description: _builtins.str
     """A memo, as in Transaction.description, for both sides."""
     @_builtins.property
@@ -615,9 +609,10 @@ class ListTransactionsRequest(_message.Message):
     states, all 7 and all 3 of them where none are given.
     """
     order_by: _builtins.str
-    """`create_time` (or `createTime`) or `amount` (of one account only), ascending, with or without
-    ` asc` behind it, or descending with ` desc`. Empty means `create_time desc`. Rows that are equal in it come in
-    the order of their accounts' numbers and their sequence, in the same direction.
+    """`create_time` (or `createTime`) or `amount` (of one account only), ascending, with or
+    without ` asc` behind it, or descending with ` desc`. Empty means `create_time desc`. Rows
+    that are equal in it come in the order of their accounts' numbers and their sequence, in the
+    same direction.
     """
     def __init__(
         self,

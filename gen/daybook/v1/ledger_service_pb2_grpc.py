@@ -41,11 +41,15 @@ class LedgerStub:
     Every error carries one google.rpc.ErrorInfo with domain `daybook` and a reason of
     ErrorReason; INVALID_ARGUMENT also a google.rpc.BadRequest that names the fields.
 
-    A call whose request has a request_id can be repeated: it is done once. The metadata
-    `idempotency-key`, over REST the header `Idempotency-Key`, sets the same: 1 to 128 printable
-    ASCII characters, taken as they are. If both are given they must be equal. Methods that
-    change data but have no request_id refuse the key with INVALID_ARGUMENT; methods that only
-    read ignore it.
+    Every method that changes data takes a request_id (AIP-155) in its request, and a call that
+    has one can be repeated: it is done once. A request_id has 1 to 128 printable ASCII characters,
+    taken as they are, so that a UUID does and so does an invoice's number. It belongs to the account
+    that the call changes, and is good for ever: the same id with the same request gets the
+    first answer again; with another request ALREADY_EXISTS, reason REQUEST_ID_REUSED. A refused call
+    does not use the id up. The metadata `idempotency-key`, over REST the header
+    `Idempotency-Key`, sets the same; if both are given they must be equal. SubmitTransactions takes
+    a request_id in each of its requests instead, and refuses the key with INVALID_ARGUMENT; methods
+    that only read ignore it.
 
     Unknown, repeated and misplaced input is refused with INVALID_ARGUMENT: a field that this
     version of the contract lacks; an output-only field, or the name, in a resource to be
@@ -90,10 +94,10 @@ class LedgerStub:
                 request_serializer=daybook_dot_v1_dot_ledger__service__pb2.BatchCreateTransactionsRequest.SerializeToString,
                 response_deserializer=daybook_dot_v1_dot_ledger__service__pb2.BatchCreateTransactionsResponse.FromString,
                 _registered_method=True)
-        self.BulkCreateTransactions = channel.unary_unary(
-                '/daybook.v1.Ledger/BulkCreateTransactions',
-                request_serializer=daybook_dot_v1_dot_ledger__service__pb2.BulkCreateTransactionsRequest.SerializeToString,
-                response_deserializer=daybook_dot_v1_dot_ledger__service__pb2.BulkCreateTransactionsResponse.FromString,
+        self.SubmitTransactions = channel.unary_unary(
+                '/daybook.v1.Ledger/SubmitTransactions',
+                request_serializer=daybook_dot_v1_dot_ledger__service__pb2.SubmitTransactionsRequest.SerializeToString,
+                response_deserializer=daybook_dot_v1_dot_ledger__service__pb2.SubmitTransactionsResponse.FromString,
                 _registered_method=True)
         self.RefundTransaction = channel.unary_unary(
                 '/daybook.v1.Ledger/RefundTransaction',
@@ -141,11 +145,15 @@ class LedgerServicer:
     Every error carries one google.rpc.ErrorInfo with domain `daybook` and a reason of
     ErrorReason; INVALID_ARGUMENT also a google.rpc.BadRequest that names the fields.
 
-    A call whose request has a request_id can be repeated: it is done once. The metadata
-    `idempotency-key`, over REST the header `Idempotency-Key`, sets the same: 1 to 128 printable
-    ASCII characters, taken as they are. If both are given they must be equal. Methods that
-    change data but have no request_id refuse the key with INVALID_ARGUMENT; methods that only
-    read ignore it.
+    Every method that changes data takes a request_id (AIP-155) in its request, and a call that
+    has one can be repeated: it is done once. A request_id has 1 to 128 printable ASCII characters,
+    taken as they are, so that a UUID does and so does an invoice's number. It belongs to the account
+    that the call changes, and is good for ever: the same id with the same request gets the
+    first answer again; with another request ALREADY_EXISTS, reason REQUEST_ID_REUSED. A refused call
+    does not use the id up. The metadata `idempotency-key`, over REST the header
+    `Idempotency-Key`, sets the same; if both are given they must be equal. SubmitTransactions takes
+    a request_id in each of its requests instead, and refuses the key with INVALID_ARGUMENT; methods
+    that only read ignore it.
 
     Unknown, repeated and misplaced input is refused with INVALID_ARGUMENT: a field that this
     version of the contract lacks; an output-only field, or the name, in a resource to be
@@ -207,7 +215,7 @@ class LedgerServicer:
         raise NotImplementedError('Method not implemented!')
 
     def BatchCreateTransactions(self, request, context):
-        """Posts up to 1,000 transactions, all or none.
+        """Posts up to 1,000 transactions, all or none (AIP-233). SubmitTransactions posts each by itself.
 
         They are posted in the order in which they are given. If one is refused, the call is
         refused with its error, whose field begins with `requests[i].`, or whose metadata has
@@ -217,10 +225,11 @@ class LedgerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def BulkCreateTransactions(self, request, context):
-        """Posts up to 1,000 transactions, each by itself: what is refused doesn't stop the others.
+    def SubmitTransactions(self, request, context):
+        """Posts up to 1,000 transactions, each by itself, as that many calls of CreateTransaction would:
+        one that is refused doesn't stop the others. BatchCreateTransactions posts all or none.
 
-        The call succeeds unless it is malformed as a whole; each answer says what became of
+        The call succeeds unless it is malformed as a whole; each result says what became of
         its transaction.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -326,10 +335,10 @@ def add_LedgerServicer_to_server(servicer, server):
                     request_deserializer=daybook_dot_v1_dot_ledger__service__pb2.BatchCreateTransactionsRequest.FromString,
                     response_serializer=daybook_dot_v1_dot_ledger__service__pb2.BatchCreateTransactionsResponse.SerializeToString,
             ),
-            'BulkCreateTransactions': grpc.unary_unary_rpc_method_handler(
-                    servicer.BulkCreateTransactions,
-                    request_deserializer=daybook_dot_v1_dot_ledger__service__pb2.BulkCreateTransactionsRequest.FromString,
-                    response_serializer=daybook_dot_v1_dot_ledger__service__pb2.BulkCreateTransactionsResponse.SerializeToString,
+            'SubmitTransactions': grpc.unary_unary_rpc_method_handler(
+                    servicer.SubmitTransactions,
+                    request_deserializer=daybook_dot_v1_dot_ledger__service__pb2.SubmitTransactionsRequest.FromString,
+                    response_serializer=daybook_dot_v1_dot_ledger__service__pb2.SubmitTransactionsResponse.SerializeToString,
             ),
             'RefundTransaction': grpc.unary_unary_rpc_method_handler(
                     servicer.RefundTransaction,
@@ -383,11 +392,15 @@ class Ledger:
     Every error carries one google.rpc.ErrorInfo with domain `daybook` and a reason of
     ErrorReason; INVALID_ARGUMENT also a google.rpc.BadRequest that names the fields.
 
-    A call whose request has a request_id can be repeated: it is done once. The metadata
-    `idempotency-key`, over REST the header `Idempotency-Key`, sets the same: 1 to 128 printable
-    ASCII characters, taken as they are. If both are given they must be equal. Methods that
-    change data but have no request_id refuse the key with INVALID_ARGUMENT; methods that only
-    read ignore it.
+    Every method that changes data takes a request_id (AIP-155) in its request, and a call that
+    has one can be repeated: it is done once. A request_id has 1 to 128 printable ASCII characters,
+    taken as they are, so that a UUID does and so does an invoice's number. It belongs to the account
+    that the call changes, and is good for ever: the same id with the same request gets the
+    first answer again; with another request ALREADY_EXISTS, reason REQUEST_ID_REUSED. A refused call
+    does not use the id up. The metadata `idempotency-key`, over REST the header
+    `Idempotency-Key`, sets the same; if both are given they must be equal. SubmitTransactions takes
+    a request_id in each of its requests instead, and refuses the key with INVALID_ARGUMENT; methods
+    that only read ignore it.
 
     Unknown, repeated and misplaced input is refused with INVALID_ARGUMENT: a field that this
     version of the contract lacks; an output-only field, or the name, in a resource to be
@@ -559,7 +572,7 @@ class Ledger:
             _registered_method=True)
 
     @staticmethod
-    def BulkCreateTransactions(request,
+    def SubmitTransactions(request,
             target,
             options=(),
             channel_credentials=None,
@@ -572,9 +585,9 @@ class Ledger:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/daybook.v1.Ledger/BulkCreateTransactions',
-            daybook_dot_v1_dot_ledger__service__pb2.BulkCreateTransactionsRequest.SerializeToString,
-            daybook_dot_v1_dot_ledger__service__pb2.BulkCreateTransactionsResponse.FromString,
+            '/daybook.v1.Ledger/SubmitTransactions',
+            daybook_dot_v1_dot_ledger__service__pb2.SubmitTransactionsRequest.SerializeToString,
+            daybook_dot_v1_dot_ledger__service__pb2.SubmitTransactionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -28,11 +28,15 @@ class LedgerStub:
     Every error carries one google.rpc.ErrorInfo with domain `daybook` and a reason of
     ErrorReason; INVALID_ARGUMENT also a google.rpc.BadRequest that names the fields.
 
-    A call whose request has a request_id can be repeated: it is done once. The metadata
-    `idempotency-key`, over REST the header `Idempotency-Key`, sets the same: 1 to 128 printable
-    ASCII characters, taken as they are. If both are given they must be equal. Methods that
-    change data but have no request_id refuse the key with INVALID_ARGUMENT; methods that only
-    read ignore it.
+    Every method that changes data takes a request_id (AIP-155) in its request, and a call that
+    has one can be repeated: it is done once. A request_id has 1 to 128 printable ASCII characters,
+    taken as they are, so that a UUID does and so does an invoice's number. It belongs to the account
+    that the call changes, and is good for ever: the same id with the same request gets the
+    first answer again; with another request ALREADY_EXISTS, reason REQUEST_ID_REUSED. A refused call
+    does not use the id up. The metadata `idempotency-key`, over REST the header
+    `Idempotency-Key`, sets the same; if both are given they must be equal. SubmitTransactions takes
+    a request_id in each of its requests instead, and refuses the key with INVALID_ARGUMENT; methods
+    that only read ignore it.
 
     Unknown, repeated and misplaced input is refused with INVALID_ARGUMENT: a field that this
     version of the contract lacks; an output-only field, or the name, in a resource to be
@@ -73,16 +77,17 @@ class LedgerStub:
     transaction is on disk.
     """
     BatchCreateTransactions: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.BatchCreateTransactionsRequest, _ledger_service_pb2.BatchCreateTransactionsResponse]
-    """Posts up to 1,000 transactions, all or none.
+    """Posts up to 1,000 transactions, all or none (AIP-233). SubmitTransactions posts each by itself.
 
     They are posted in the order in which they are given. If one is refused, the call is
     refused with its error, whose field begins with `requests[i].`, or whose metadata has
     its `index`.
     """
-    BulkCreateTransactions: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.BulkCreateTransactionsRequest, _ledger_service_pb2.BulkCreateTransactionsResponse]
-    """Posts up to 1,000 transactions, each by itself: what is refused doesn't stop the others.
+    SubmitTransactions: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.SubmitTransactionsRequest, _ledger_service_pb2.SubmitTransactionsResponse]
+    """Posts up to 1,000 transactions, each by itself, as that many calls of CreateTransaction would:
+    one that is refused doesn't stop the others. BatchCreateTransactions posts all or none.
 
-    The call succeeds unless it is malformed as a whole; each answer says what became of
+    The call succeeds unless it is malformed as a whole; each result says what became of
     its transaction.
     """
     RefundTransaction: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.RefundTransactionRequest, _transaction_pb2.Transaction]
@@ -140,11 +145,15 @@ class LedgerServicer(metaclass=_abc_1.ABCMeta):
     Every error carries one google.rpc.ErrorInfo with domain `daybook` and a reason of
     ErrorReason; INVALID_ARGUMENT also a google.rpc.BadRequest that names the fields.
 
-    A call whose request has a request_id can be repeated: it is done once. The metadata
-    `idempotency-key`, over REST the header `Idempotency-Key`, sets the same: 1 to 128 printable
-    ASCII characters, taken as they are. If both are given they must be equal. Methods that
-    change data but have no request_id refuse the key with INVALID_ARGUMENT; methods that only
-    read ignore it.
+    Every method that changes data takes a request_id (AIP-155) in its request, and a call that
+    has one can be repeated: it is done once. A request_id has 1 to 128 printable ASCII characters,
+    taken as they are, so that a UUID does and so does an invoice's number. It belongs to the account
+    that the call changes, and is good for ever: the same id with the same request gets the
+    first answer again; with another request ALREADY_EXISTS, reason REQUEST_ID_REUSED. A refused call
+    does not use the id up. The metadata `idempotency-key`, over REST the header
+    `Idempotency-Key`, sets the same; if both are given they must be equal. SubmitTransactions takes
+    a request_id in each of its requests instead, and refuses the key with INVALID_ARGUMENT; methods
+    that only read ignore it.
 
     Unknown, repeated and misplaced input is refused with INVALID_ARGUMENT: a field that this
     version of the contract lacks; an output-only field, or the name, in a resource to be
@@ -219,7 +228,7 @@ class LedgerServicer(metaclass=_abc_1.ABCMeta):
         request: _ledger_service_pb2.BatchCreateTransactionsRequest,
         context: _aio.ServicerContext[_ledger_service_pb2.BatchCreateTransactionsRequest, _abc.Awaitable[_ledger_service_pb2.BatchCreateTransactionsResponse]],
     ) -> _abc.Awaitable[_ledger_service_pb2.BatchCreateTransactionsResponse]:
-        """Posts up to 1,000 transactions, all or none.
+        """Posts up to 1,000 transactions, all or none (AIP-233). SubmitTransactions posts each by itself.
 
         They are posted in the order in which they are given. If one is refused, the call is
         refused with its error, whose field begins with `requests[i].`, or whose metadata has
@@ -227,14 +236,15 @@ class LedgerServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
-    def BulkCreateTransactions(
+    def SubmitTransactions(
         self,
-        request: _ledger_service_pb2.BulkCreateTransactionsRequest,
-        context: _aio.ServicerContext[_ledger_service_pb2.BulkCreateTransactionsRequest, _abc.Awaitable[_ledger_service_pb2.BulkCreateTransactionsResponse]],
-    ) -> _abc.Awaitable[_ledger_service_pb2.BulkCreateTransactionsResponse]:
-        """Posts up to 1,000 transactions, each by itself: what is refused doesn't stop the others.
+        request: _ledger_service_pb2.SubmitTransactionsRequest,
+        context: _aio.ServicerContext[_ledger_service_pb2.SubmitTransactionsRequest, _abc.Awaitable[_ledger_service_pb2.SubmitTransactionsResponse]],
+    ) -> _abc.Awaitable[_ledger_service_pb2.SubmitTransactionsResponse]:
+        """Posts up to 1,000 transactions, each by itself, as that many calls of CreateTransaction would:
+        one that is refused doesn't stop the others. BatchCreateTransactions posts all or none.
 
-        The call succeeds unless it is malformed as a whole; each answer says what became of
+        The call succeeds unless it is malformed as a whole; each result says what became of
         its transaction.
         """
 

@@ -30,13 +30,14 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x64\x61ybook/v1/transaction.proto\x12\ndaybook.v1\x1a\x18\x64\x61ybook/v1/account.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x82\x0b\n\x0bTransaction\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x11\n\x03uid\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x16\n\x08sequence\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x30\n\x04kind\x18\x05 \x01(\x0e\x32\x1c.daybook.v1.Transaction.KindB\x04\xe2\x41\x01\x02\x12\x16\n\x08\x63\x61tegory\x18\x06 \x01(\tB\x04\xe2\x41\x01\x02\x12\x32\n\x05state\x18\x07 \x01(\x0e\x32\x1d.daybook.v1.Transaction.StateB\x04\xe2\x41\x01\x01\x12\x14\n\x06\x61mount\x18\x08 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1d\n\x0f\x65xpiring_amount\x18\t \x01(\tB\x04\xe2\x41\x01\x03\x12\x1e\n\x10permanent_amount\x18\n \x01(\tB\x04\xe2\x41\x01\x03\x12\x1b\n\rbalance_after\x18\x0b \x01(\tB\x04\xe2\x41\x01\x03\x12\x19\n\x0b\x64\x65scription\x18\x0c \x01(\tB\x04\xe2\x41\x01\x01\x12%\n\x05owner\x18\r \x01(\x0b\x32\x10.daybook.v1.UserB\x04\xe2\x41\x01\x01\x12\'\n\x07\x63reator\x18\x0e \x01(\x0b\x32\x10.daybook.v1.UserB\x04\xe2\x41\x01\x01\x12\x39\n\x06labels\x18\x0f \x03(\x0b\x32#.daybook.v1.Transaction.LabelsEntryB\x04\xe2\x41\x01\x01\x12\x19\n\x0breceipt_uri\x18\x10 \x01(\tB\x04\xe2\x41\x01\x01\x12/\n\x08metadata\x18\x11 \x01(\x0b\x32\x17.google.protobuf.StructB\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x12 \x01(\tB\x04\xe2\x41\x01\x03\x12\x17\n\trefund_of\x18\x13 \x01(\tB\x04\xe2\x41\x01\x03\x12\x1b\n\rtransfer_peer\x18\x14 \x01(\tB\x04\xe2\x41\x01\x03\x12\x31\n\x0b\x61llocations\x18\x15 \x03(\x0b\x32\x16.daybook.v1.AllocationB\x04\xe2\x41\x01\x03\x12\x37\n\x0b\x65xpire_time\x18\x16 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01H\x00\x12.\n\x03ttl\x18\x17 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x04H\x00\x12\x16\n\x08priority\x18\x18 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12&\n\x07\x62ooking\x18\x1e \x01(\x0b\x32\x13.daybook.v1.BookingH\x01\x12\"\n\x05order\x18\x1f \x01(\x0b\x32\x11.daybook.v1.OrderH\x01\x12/\n\x0c\x65vent_ticket\x18  \x01(\x0b\x32\x17.daybook.v1.EventTicketH\x01\x12\"\n\x05usage\x18! \x01(\x0b\x32\x11.daybook.v1.UsageH\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x82\x01\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\t\n\x05GRANT\x10\x01\x12\n\n\x06\x43HARGE\x10\x02\x12\n\n\x06REFUND\x10\x03\x12\x0f\n\x0bTRANSFER_IN\x10\x04\x12\x10\n\x0cTRANSFER_OUT\x10\x05\x12\x0e\n\nEXPIRATION\x10\x06\x12\x0e\n\nADJUSTMENT\x10\x07\"G\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\r\n\tSUCCEEDED\x10\x01\x12\n\n\x06\x46\x41ILED\x10\x02\x12\x0c\n\x08\x43\x41NCELED\x10\x03:b\xea\x41_\n\x13\x64\x61ybook/Transaction\x12-accounts/{account}/transactions/{transaction}*\x0ctransactions2\x0btransactionB\n\n\x08lifetimeB\t\n\x07subject\"Z\n\nAllocation\x12\x0b\n\x03lot\x18\x01 \x01(\t\x12\x0e\n\x06\x61mount\x18\x02 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xf2\x01\n\x03Lot\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x16\n\x08sequence\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x14\n\x06\x61mount\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\x12\x1e\n\x10remaining_amount\x18\x04 \x01(\tB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x16\n\x08priority\x18\x06 \x01(\x05\x42\x04\xe2\x41\x01\x03::\xea\x41\x37\n\x0b\x64\x61ybook/Lot\x12\x1d\x61\x63\x63ounts/{account}/lots/{lot}*\x04lots2\x03lot\"\x84\x01\n\x07\x42ooking\x12\x10\n\x02id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x34\n\x08resource\x18\x02 \x01(\x0b\x32\x1c.daybook.v1.Booking.ResourceB\x04\xe2\x41\x01\x01\x1a\x31\n\x08Resource\x12\x10\n\x02id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x13\n\x05title\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"\xdd\x01\n\x05Order\x12\x10\n\x02id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x30\n\x07product\x18\x02 \x01(\x0b\x32\x19.daybook.v1.Order.ProductB\x04\xe2\x41\x01\x01\x12.\n\x06option\x18\x03 \x01(\x0b\x32\x18.daybook.v1.Order.OptionB\x04\xe2\x41\x01\x01\x1a\x30\n\x07Product\x12\x10\n\x02id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x13\n\x05title\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x1a.\n\x06Option\x12\x10\n\x02id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x12\n\x04name\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"\xa5\x02\n\x0b\x45ventTicket\x12\x10\n\x02id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x35\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\x12\x32\n\x05\x65vent\x18\x03 \x01(\x0b\x32\x1d.daybook.v1.EventTicket.EventB\x04\xe2\x41\x01\x01\x1a\x98\x01\n\x05\x45vent\x12\x10\n\x02id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x13\n\x05title\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x34\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\x12\x32\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\"\xac\x01\n\x05Usage\x12\x13\n\x05model\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1f\n\x0cinput_tokens\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12 \n\routput_tokens\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x01H\x01\x88\x01\x01\x12\x1b\n\x08\x63ost_usd\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01H\x02\x88\x01\x01\x42\x0f\n\r_input_tokensB\x10\n\x0e_output_tokensB\x0b\n\t_cost_usdb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x64\x61ybook/v1/transaction.proto\x12\ndaybook.v1\x1a\x18\x64\x61ybook/v1/account.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdc\x0b\n\x0bTransaction\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x11\n\x03uid\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x16\n\x08sequence\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x30\n\x04kind\x18\x05 \x01(\x0e\x32\x1c.daybook.v1.Transaction.KindB\x04\xe2\x41\x01\x02\x12\x16\n\x08\x63\x61tegory\x18\x06 \x01(\tB\x04\xe2\x41\x01\x02\x12\x32\n\x05state\x18\x07 \x01(\x0e\x32\x1d.daybook.v1.Transaction.StateB\x04\xe2\x41\x01\x01\x12\x14\n\x06\x61mount\x18\x08 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1d\n\x0f\x65xpiring_amount\x18\t \x01(\tB\x04\xe2\x41\x01\x03\x12\x1e\n\x10permanent_amount\x18\n \x01(\tB\x04\xe2\x41\x01\x03\x12\x1b\n\rbalance_after\x18\x0b \x01(\tB\x04\xe2\x41\x01\x03\x12\x19\n\x0b\x64\x65scription\x18\x0c \x01(\tB\x04\xe2\x41\x01\x01\x12%\n\x05owner\x18\r \x01(\x0b\x32\x10.daybook.v1.UserB\x04\xe2\x41\x01\x01\x12\'\n\x07\x63reator\x18\x0e \x01(\x0b\x32\x10.daybook.v1.UserB\x04\xe2\x41\x01\x01\x12\x39\n\x06labels\x18\x0f \x03(\x0b\x32#.daybook.v1.Transaction.LabelsEntryB\x04\xe2\x41\x01\x01\x12\x19\n\x0breceipt_uri\x18\x10 \x01(\tB\x04\xe2\x41\x01\x01\x12/\n\x08metadata\x18\x11 \x01(\x0b\x32\x17.google.protobuf.StructB\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x12 \x01(\tB\x04\xe2\x41\x01\x03\x12;\n\trefund_of\x18\x13 \x01(\tB(\xe2\x41\x01\x03\xfa\x41!\n\x1f\x64\x61ybook.example.com/Transaction\x12?\n\rtransfer_peer\x18\x14 \x01(\tB(\xe2\x41\x01\x03\xfa\x41!\n\x1f\x64\x61ybook.example.com/Transaction\x12\x31\n\x0b\x61llocations\x18\x15 \x03(\x0b\x32\x16.daybook.v1.AllocationB\x04\xe2\x41\x01\x03\x12\x37\n\x0b\x65xpire_time\x18\x16 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01H\x00\x12.\n\x03ttl\x18\x17 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x04H\x00\x12\x16\n\x08priority\x18\x18 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12&\n\x07\x62ooking\x18\x1e \x01(\x0b\x32\x13.daybook.v1.BookingH\x01\x12\"\n\x05order\x18\x1f \x01(\x0b\x32\x11.daybook.v1.OrderH\x01\x12/\n\x0c\x65vent_ticket\x18  \x01(\x0b\x32\x17.daybook.v1.EventTicketH\x01\x12\"\n\x05usage\x18! \x01(\x0b\x32\x11.daybook.v1.UsageH\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x82\x01\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\t\n\x05GRANT\x10\x01\x12\n\n\x06\x43HARGE\x10\x02\x12\n\n\x06REFUND\x10\x03\x12\x0f\n\x0bTRANSFER_IN\x10\x04\x12\x10\n\x0cTRANSFER_OUT\x10\x05\x12\x0e\n\nEXPIRATION\x10\x06\x12\x0e\n\nADJUSTMENT\x10\x07\"G\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\r\n\tSUCCEEDED\x10\x01\x12\n\n\x06\x46\x41ILED\x10\x02\x12\x0c\n\x08\x43\x41NCELED\x10\x03:n\xea\x41k\n\x1f\x64\x61ybook.example.com/Transaction\x12-accounts/{account}/transactions/{transaction}*\x0ctransactions2\x0btransactionB\n\n\x08lifetimeB\t\n\x07subjectJ\x04\x08\x19\x10\x1e\"\x88\x01\n\nAllocation\x12-\n\x03lot\x18\x01 \x01(\tB \xe2\x41\x01\x03\xfa\x41\x19\n\x17\x64\x61ybook.example.com/Lot\x12\x14\n\x06\x61mount\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\"\xfe\x01\n\x03Lot\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x16\n\x08sequence\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x14\n\x06\x61mount\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\x12\x1e\n\x10remaining_amount\x18\x04 \x01(\tB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x16\n\x08priority\x18\x06 \x01(\x05\x42\x04\xe2\x41\x01\x03:F\xea\x41\x43\n\x17\x64\x61ybook.example.com/Lot\x12\x1d\x61\x63\x63ounts/{account}/lots/{lot}*\x04lots2\x03lot\"\x84\x01\n\x07\x42ooking\x12\x10\n\x02id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x34\n\x08resource\x18\x02 \x01(\x0b\x32\x1c.daybook.v1.Booking.ResourceB\x04\xe2\x41\x01\x01\x1a\x31\n\x08Resource\x12\x10\n\x02id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x13\n\x05title\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"\xdd\x01\n\x05Order\x12\x10\n\x02id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x30\n\x07product\x18\x02 \x01(\x0b\x32\x19.daybook.v1.Order.ProductB\x04\xe2\x41\x01\x01\x12.\n\x06option\x18\x03 \x01(\x0b\x32\x18.daybook.v1.Order.OptionB\x04\xe2\x41\x01\x01\x1a\x30\n\x07Product\x12\x10\n\x02id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x13\n\x05title\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x1a.\n\x06Option\x12\x10\n\x02id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x12\n\x04name\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"\xa5\x02\n\x0b\x45ventTicket\x12\x10\n\x02id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x35\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\x12\x32\n\x05\x65vent\x18\x03 \x01(\x0b\x32\x1d.daybook.v1.EventTicket.EventB\x04\xe2\x41\x01\x01\x1a\x98\x01\n\x05\x45vent\x12\x10\n\x02id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x13\n\x05title\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x34\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\x12\x32\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\"\xac\x01\n\x05Usage\x12\x13\n\x05model\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1f\n\x0cinput_tokens\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12 \n\routput_tokens\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x01H\x01\x88\x01\x01\x12\x1b\n\x08\x63ost_usd\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01H\x02\x88\x01\x01\x42\x0f\n\r_input_tokensB\x10\n\x0e_output_tokensB\x0b\n\t_cost_usdBf\n\x16\x63om.example.daybook.v1B\x10TransactionProtoP\x01Z+daybook.example.com/go/daybook/v1;daybookv1\xaa\x02\nDaybook.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'daybook.v1.transaction_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\026com.example.daybook.v1B\020TransactionProtoP\001Z+daybook.example.com/go/daybook/v1;daybookv1\252\002\nDaybook.V1'
   _globals['_TRANSACTION_LABELSENTRY']._loaded_options = None
   _globals['_TRANSACTION_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_TRANSACTION'].fields_by_name['name']._loaded_options = None
@@ -76,9 +77,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TRANSACTION'].fields_by_name['request_id']._loaded_options = None
   _globals['_TRANSACTION'].fields_by_name['request_id']._serialized_options = b'\342A\001\003'
   _globals['_TRANSACTION'].fields_by_name['refund_of']._loaded_options = None
-  _globals['_TRANSACTION'].fields_by_name['refund_of']._serialized_options = b'\342A\001\003'
+  _globals['_TRANSACTION'].fields_by_name['refund_of']._serialized_options = b'\342A\001\003\372A!\n\037daybook.example.com/Transaction'
   _globals['_TRANSACTION'].fields_by_name['transfer_peer']._loaded_options = None
-  _globals['_TRANSACTION'].fields_by_name['transfer_peer']._serialized_options = b'\342A\001\003'
+  _globals['_TRANSACTION'].fields_by_name['transfer_peer']._serialized_options = b'\342A\001\003\372A!\n\037daybook.example.com/Transaction'
   _globals['_TRANSACTION'].fields_by_name['allocations']._loaded_options = None
   _globals['_TRANSACTION'].fields_by_name['allocations']._serialized_options = b'\342A\001\003'
   _globals['_TRANSACTION'].fields_by_name['expire_time']._loaded_options = None
@@ -88,7 +89,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TRANSACTION'].fields_by_name['priority']._loaded_options = None
   _globals['_TRANSACTION'].fields_by_name['priority']._serialized_options = b'\342A\001\001'
   _globals['_TRANSACTION']._loaded_options = None
-  _globals['_TRANSACTION']._serialized_options = b'\352A_\n\023daybook/Transaction\022-accounts/{account}/transactions/{transaction}*\014transactions2\013transaction'
+  _globals['_TRANSACTION']._serialized_options = b'\352Ak\n\037daybook.example.com/Transaction\022-accounts/{account}/transactions/{transaction}*\014transactions2\013transaction'
+  _globals['_ALLOCATION'].fields_by_name['lot']._loaded_options = None
+  _globals['_ALLOCATION'].fields_by_name['lot']._serialized_options = b'\342A\001\003\372A\031\n\027daybook.example.com/Lot'
+  _globals['_ALLOCATION'].fields_by_name['amount']._loaded_options = None
+  _globals['_ALLOCATION'].fields_by_name['amount']._serialized_options = b'\342A\001\003'
+  _globals['_ALLOCATION'].fields_by_name['expire_time']._loaded_options = None
+  _globals['_ALLOCATION'].fields_by_name['expire_time']._serialized_options = b'\342A\001\003'
   _globals['_LOT'].fields_by_name['name']._loaded_options = None
   _globals['_LOT'].fields_by_name['name']._serialized_options = b'\342A\001\010'
   _globals['_LOT'].fields_by_name['sequence']._loaded_options = None
@@ -102,7 +109,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LOT'].fields_by_name['priority']._loaded_options = None
   _globals['_LOT'].fields_by_name['priority']._serialized_options = b'\342A\001\003'
   _globals['_LOT']._loaded_options = None
-  _globals['_LOT']._serialized_options = b'\352A7\n\013daybook/Lot\022\035accounts/{account}/lots/{lot}*\004lots2\003lot'
+  _globals['_LOT']._serialized_options = b'\352AC\n\027daybook.example.com/Lot\022\035accounts/{account}/lots/{lot}*\004lots2\003lot'
   _globals['_BOOKING_RESOURCE'].fields_by_name['id']._loaded_options = None
   _globals['_BOOKING_RESOURCE'].fields_by_name['id']._serialized_options = b'\342A\001\001'
   _globals['_BOOKING_RESOURCE'].fields_by_name['title']._loaded_options = None
@@ -148,31 +155,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_USAGE'].fields_by_name['cost_usd']._loaded_options = None
   _globals['_USAGE'].fields_by_name['cost_usd']._serialized_options = b'\342A\001\001'
   _globals['_TRANSACTION']._serialized_start=226
-  _globals['_TRANSACTION']._serialized_end=1636
-  _globals['_TRANSACTION_LABELSENTRY']._serialized_start=1262
-  _globals['_TRANSACTION_LABELSENTRY']._serialized_end=1307
-  _globals['_TRANSACTION_KIND']._serialized_start=1310
-  _globals['_TRANSACTION_KIND']._serialized_end=1440
-  _globals['_TRANSACTION_STATE']._serialized_start=1442
-  _globals['_TRANSACTION_STATE']._serialized_end=1513
-  _globals['_ALLOCATION']._serialized_start=1638
-  _globals['_ALLOCATION']._serialized_end=1728
-  _globals['_LOT']._serialized_start=1731
-  _globals['_LOT']._serialized_end=1973
-  _globals['_BOOKING']._serialized_start=1976
-  _globals['_BOOKING']._serialized_end=2108
-  _globals['_BOOKING_RESOURCE']._serialized_start=2059
-  _globals['_BOOKING_RESOURCE']._serialized_end=2108
-  _globals['_ORDER']._serialized_start=2111
-  _globals['_ORDER']._serialized_end=2332
-  _globals['_ORDER_PRODUCT']._serialized_start=2236
-  _globals['_ORDER_PRODUCT']._serialized_end=2284
-  _globals['_ORDER_OPTION']._serialized_start=2286
-  _globals['_ORDER_OPTION']._serialized_end=2332
-  _globals['_EVENTTICKET']._serialized_start=2335
-  _globals['_EVENTTICKET']._serialized_end=2628
-  _globals['_EVENTTICKET_EVENT']._serialized_start=2476
-  _globals['_EVENTTICKET_EVENT']._serialized_end=2628
-  _globals['_USAGE']._serialized_start=2631
-  _globals['_USAGE']._serialized_end=2803
+  _globals['_TRANSACTION']._serialized_end=1726
+  _globals['_TRANSACTION_LABELSENTRY']._serialized_start=1334
+  _globals['_TRANSACTION_LABELSENTRY']._serialized_end=1379
+  _globals['_TRANSACTION_KIND']._serialized_start=1382
+  _globals['_TRANSACTION_KIND']._serialized_end=1512
+  _globals['_TRANSACTION_STATE']._serialized_start=1514
+  _globals['_TRANSACTION_STATE']._serialized_end=1585
+  _globals['_ALLOCATION']._serialized_start=1729
+  _globals['_ALLOCATION']._serialized_end=1865
+  _globals['_LOT']._serialized_start=1868
+  _globals['_LOT']._serialized_end=2122
+  _globals['_BOOKING']._serialized_start=2125
+  _globals['_BOOKING']._serialized_end=2257
+  _globals['_BOOKING_RESOURCE']._serialized_start=2208
+  _globals['_BOOKING_RESOURCE']._serialized_end=2257
+  _globals['_ORDER']._serialized_start=2260
+  _globals['_ORDER']._serialized_end=2481
+  _globals['_ORDER_PRODUCT']._serialized_start=2385
+  _globals['_ORDER_PRODUCT']._serialized_end=2433
+  _globals['_ORDER_OPTION']._serialized_start=2435
+  _globals['_ORDER_OPTION']._serialized_end=2481
+  _globals['_EVENTTICKET']._serialized_start=2484
+  _globals['_EVENTTICKET']._serialized_end=2777
+  _globals['_EVENTTICKET_EVENT']._serialized_start=2625
+  _globals['_EVENTTICKET_EVENT']._serialized_end=2777
+  _globals['_USAGE']._serialized_start=2780
+  _globals['_USAGE']._serialized_end=2952
 # @@protoc_insertion_point(module_scope)

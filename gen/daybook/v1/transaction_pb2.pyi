@@ -257,8 +257,8 @@ class Transaction(_message.Message):
 
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration:
-        """They are gone so long after the posting, by the server's clock: from one second to 36,525 days
-        (100 years). Answers have the expire_time that came of it.
+        """They are gone so long after the posting, by the server's clock: from one second to 36,525
+        days (100 years). Answers have the expire_time that came of it.
         """
 
     @_builtins.property

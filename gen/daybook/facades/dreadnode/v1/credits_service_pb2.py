@@ -24,30 +24,43 @@ _sym_db = _symbol_database.Default()
 
 from daybook.v1 import scope_pb2 as daybook_dot_v1_dot_scope__pb2
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
+from google.api import client_pb2 as google_dot_api_dot_client__pb2
+from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n2daybook/facades/dreadnode/v1/credits_service.proto\x12\x1c\x64\x61ybook.facades.dreadnode.v1\x1a\x16\x64\x61ybook/v1/scope.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1cgoogle/protobuf/struct.proto\"v\n\x1dListCreditTransactionsRequest\x12\x0b\n\x03org\x18\x01 \x01(\t\x12\x12\n\x05limit\x18\x02 \x01(\tH\x00\x88\x01\x01\x12*\n\x10transaction_type\x18\x03 \x03(\tR\x10transaction_typeB\x08\n\x06_limit\"&\n\x17GetCreditBalanceRequest\x12\x0b\n\x03org\x18\x01 \x01(\t\"\x85\x01\n\x18GetCreditBalanceResponse\x12\x0f\n\x07\x62\x61lance\x18\x01 \x01(\x01\x12&\n\x0eis_low_balance\x18\x02 \x01(\x08R\x0eis_low_balance\x12\x30\n\x13\x61uto_refill_enabled\x18\x03 \x01(\x08R\x13\x61uto_refill_enabled\"g\n\x1eListCreditTransactionsResponse\x12\x45\n\x0ctransactions\x18\x01 \x03(\x0b\x32/.daybook.facades.dreadnode.v1.CreditTransaction\"\xb3\x03\n\x11\x43reditTransaction\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06\x61mount\x18\x02 \x01(\x01\x12\x1e\n\ncreated_at\x18\x03 \x01(\tR\ncreated_at\x12*\n\x10transaction_type\x18\x04 \x01(\tR\x10transaction_type\x12 \n\x0bhas_receipt\x18\x05 \x01(\x08R\x0bhas_receipt\x12+\n\x0b\x64\x65scription\x18\x06 \x01(\x0b\x32\x16.google.protobuf.Value\x12\x46\n\x12inference_cost_usd\x18\x07 \x01(\x0b\x32\x16.google.protobuf.ValueR\x12inference_cost_usd\x12:\n\x0cinput_tokens\x18\x08 \x01(\x0b\x32\x16.google.protobuf.ValueR\x0cinput_tokens\x12<\n\routput_tokens\x18\t \x01(\x0b\x32\x16.google.protobuf.ValueR\routput_tokens\x12%\n\x05model\x18\n \x01(\x0b\x32\x16.google.protobuf.Value2\xfe\x03\n\x07\x43redits\x12\x83\x02\n\x16ListCreditTransactions\x12;.daybook.facades.dreadnode.v1.ListCreditTransactionsRequest\x1a<.daybook.facades.dreadnode.v1.ListCreditTransactionsResponse\"n\x8a\xfa\x18\x15transactions.readonly\x82\xd3\xe4\x93\x02O\x12&/api/v1/org/{org}/credits/transactionsZ%\x12#/api/org/{org}/credits/transactions\x12\xec\x01\n\x10GetCreditBalance\x12\x35.daybook.facades.dreadnode.v1.GetCreditBalanceRequest\x1a\x36.daybook.facades.dreadnode.v1.GetCreditBalanceResponse\"i\x8a\xfa\x18\x11\x61\x63\x63ounts.readonly\x8a\xfa\x18\x15transactions.readonly\x82\xd3\xe4\x93\x02\x35\x12\x19/api/v1/org/{org}/creditsZ\x18\x12\x16/api/org/{org}/creditsb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n2daybook/facades/dreadnode/v1/credits_service.proto\x12\x1c\x64\x61ybook.facades.dreadnode.v1\x1a\x16\x64\x61ybook/v1/scope.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x17google/api/client.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1cgoogle/protobuf/struct.proto\"\x88\x01\n\x1dListCreditTransactionsRequest\x12\x11\n\x03org\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x18\n\x05limit\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x30\n\x10transaction_type\x18\x03 \x03(\tB\x04\xe2\x41\x01\x01R\x10transaction_typeB\x08\n\x06_limit\",\n\x17GetCreditBalanceRequest\x12\x11\n\x03org\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\x85\x01\n\x18GetCreditBalanceResponse\x12\x0f\n\x07\x62\x61lance\x18\x01 \x01(\x01\x12&\n\x0eis_low_balance\x18\x02 \x01(\x08R\x0eis_low_balance\x12\x30\n\x13\x61uto_refill_enabled\x18\x03 \x01(\x08R\x13\x61uto_refill_enabled\"g\n\x1eListCreditTransactionsResponse\x12\x45\n\x0ctransactions\x18\x01 \x03(\x0b\x32/.daybook.facades.dreadnode.v1.CreditTransaction\"\xb3\x03\n\x11\x43reditTransaction\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06\x61mount\x18\x02 \x01(\x01\x12\x1e\n\ncreated_at\x18\x03 \x01(\tR\ncreated_at\x12*\n\x10transaction_type\x18\x04 \x01(\tR\x10transaction_type\x12 \n\x0bhas_receipt\x18\x05 \x01(\x08R\x0bhas_receipt\x12+\n\x0b\x64\x65scription\x18\x06 \x01(\x0b\x32\x16.google.protobuf.Value\x12\x46\n\x12inference_cost_usd\x18\x07 \x01(\x0b\x32\x16.google.protobuf.ValueR\x12inference_cost_usd\x12:\n\x0cinput_tokens\x18\x08 \x01(\x0b\x32\x16.google.protobuf.ValueR\x0cinput_tokens\x12<\n\routput_tokens\x18\t \x01(\x0b\x32\x16.google.protobuf.ValueR\routput_tokens\x12%\n\x05model\x18\n \x01(\x0b\x32\x16.google.protobuf.Value2\x96\x04\n\x07\x43redits\x12\x83\x02\n\x16ListCreditTransactions\x12;.daybook.facades.dreadnode.v1.ListCreditTransactionsRequest\x1a<.daybook.facades.dreadnode.v1.ListCreditTransactionsResponse\"n\x8a\xfa\x18\x15transactions.readonly\x82\xd3\xe4\x93\x02O\x12&/api/v1/org/{org}/credits/transactionsZ%\x12#/api/org/{org}/credits/transactions\x12\xec\x01\n\x10GetCreditBalance\x12\x35.daybook.facades.dreadnode.v1.GetCreditBalanceRequest\x1a\x36.daybook.facades.dreadnode.v1.GetCreditBalanceResponse\"i\x8a\xfa\x18\x11\x61\x63\x63ounts.readonly\x8a\xfa\x18\x15transactions.readonly\x82\xd3\xe4\x93\x02\x35\x12\x19/api/v1/org/{org}/creditsZ\x18\x12\x16/api/org/{org}/credits\x1a\x16\xca\x41\x13\x64\x61ybook.example.comB\xa1\x01\n(com.example.daybook.facades.dreadnode.v1B\x13\x43reditsServiceProtoP\x01Z?daybook.example.com/go/daybook/facades/dreadnode/v1;dreadnodev1\xaa\x02\x1c\x44\x61ybook.Facades.Dreadnode.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'daybook.facades.dreadnode.v1.credits_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n(com.example.daybook.facades.dreadnode.v1B\023CreditsServiceProtoP\001Z?daybook.example.com/go/daybook/facades/dreadnode/v1;dreadnodev1\252\002\034Daybook.Facades.Dreadnode.V1'
+  _globals['_LISTCREDITTRANSACTIONSREQUEST'].fields_by_name['org']._loaded_options = None
+  _globals['_LISTCREDITTRANSACTIONSREQUEST'].fields_by_name['org']._serialized_options = b'\342A\001\002'
+  _globals['_LISTCREDITTRANSACTIONSREQUEST'].fields_by_name['limit']._loaded_options = None
+  _globals['_LISTCREDITTRANSACTIONSREQUEST'].fields_by_name['limit']._serialized_options = b'\342A\001\001'
+  _globals['_LISTCREDITTRANSACTIONSREQUEST'].fields_by_name['transaction_type']._loaded_options = None
+  _globals['_LISTCREDITTRANSACTIONSREQUEST'].fields_by_name['transaction_type']._serialized_options = b'\342A\001\001'
+  _globals['_GETCREDITBALANCEREQUEST'].fields_by_name['org']._loaded_options = None
+  _globals['_GETCREDITBALANCEREQUEST'].fields_by_name['org']._serialized_options = b'\342A\001\002'
+  _globals['_CREDITS']._loaded_options = None
+  _globals['_CREDITS']._serialized_options = b'\312A\023daybook.example.com'
   _globals['_CREDITS'].methods_by_name['ListCreditTransactions']._loaded_options = None
   _globals['_CREDITS'].methods_by_name['ListCreditTransactions']._serialized_options = b'\212\372\030\025transactions.readonly\202\323\344\223\002O\022&/api/v1/org/{org}/credits/transactionsZ%\022#/api/org/{org}/credits/transactions'
   _globals['_CREDITS'].methods_by_name['GetCreditBalance']._loaded_options = None
   _globals['_CREDITS'].methods_by_name['GetCreditBalance']._serialized_options = b'\212\372\030\021accounts.readonly\212\372\030\025transactions.readonly\202\323\344\223\0025\022\031/api/v1/org/{org}/creditsZ\030\022\026/api/org/{org}/credits'
-  _globals['_LISTCREDITTRANSACTIONSREQUEST']._serialized_start=168
-  _globals['_LISTCREDITTRANSACTIONSREQUEST']._serialized_end=286
-  _globals['_GETCREDITBALANCEREQUEST']._serialized_start=288
-  _globals['_GETCREDITBALANCEREQUEST']._serialized_end=326
-  _globals['_GETCREDITBALANCERESPONSE']._serialized_start=329
-  _globals['_GETCREDITBALANCERESPONSE']._serialized_end=462
-  _globals['_LISTCREDITTRANSACTIONSRESPONSE']._serialized_start=464
-  _globals['_LISTCREDITTRANSACTIONSRESPONSE']._serialized_end=567
-  _globals['_CREDITTRANSACTION']._serialized_start=570
-  _globals['_CREDITTRANSACTION']._serialized_end=1005
-  _globals['_CREDITS']._serialized_start=1008
-  _globals['_CREDITS']._serialized_end=1518
+  _globals['_LISTCREDITTRANSACTIONSREQUEST']._serialized_start=227
+  _globals['_LISTCREDITTRANSACTIONSREQUEST']._serialized_end=363
+  _globals['_GETCREDITBALANCEREQUEST']._serialized_start=365
+  _globals['_GETCREDITBALANCEREQUEST']._serialized_end=409
+  _globals['_GETCREDITBALANCERESPONSE']._serialized_start=412
+  _globals['_GETCREDITBALANCERESPONSE']._serialized_end=545
+  _globals['_LISTCREDITTRANSACTIONSRESPONSE']._serialized_start=547
+  _globals['_LISTCREDITTRANSACTIONSRESPONSE']._serialized_end=650
+  _globals['_CREDITTRANSACTION']._serialized_start=653
+  _globals['_CREDITTRANSACTION']._serialized_end=1088
+  _globals['_CREDITS']._serialized_start=1091
+  _globals['_CREDITS']._serialized_end=1625
 # @@protoc_insertion_point(module_scope)

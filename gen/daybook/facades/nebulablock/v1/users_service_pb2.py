@@ -24,25 +24,34 @@ _sym_db = _symbol_database.Default()
 
 from daybook.v1 import scope_pb2 as daybook_dot_v1_dot_scope__pb2
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
+from google.api import client_pb2 as google_dot_api_dot_client__pb2
+from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n2daybook/facades/nebulablock/v1/users_service.proto\x12\x1e\x64\x61ybook.facades.nebulablock.v1\x1a\x16\x64\x61ybook/v1/scope.proto\x1a\x1cgoogle/api/annotations.proto\"X\n\x18GetCreditsHistoryRequest\x12\x12\n\x05limit\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x13\n\x06offset\x18\x02 \x01(\tH\x01\x88\x01\x01\x42\x08\n\x06_limitB\t\n\x07_offset\"\xbd\x04\n\x19GetCreditsHistoryResponse\x12L\n\x04\x64\x61ta\x18\x01 \x01(\x0b\x32>.daybook.facades.nebulablock.v1.GetCreditsHistoryResponse.Data\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0e\n\x06status\x18\x03 \x01(\t\x1a\xd6\x01\n\rCreditHistory\x12\x18\n\x07user_id\x18\x01 \x01(\x01R\x07user_id\x12*\n\x10\x63omputing_amount\x18\x02 \x01(\x01R\x10\x63omputing_amount\x12,\n\x11serverless_amount\x18\x03 \x01(\x01R\x11serverless_amount\x12 \n\x0b\x63reate_time\x18\x04 \x01(\tR\x0b\x63reate_time\x12 \n\x0bupdate_time\x18\x05 \x01(\tR\x0bupdate_time\x12\r\n\x05total\x18\x06 \x01(\x01\x1a\xd7\x01\n\x04\x44\x61ta\x12&\n\x0e\x63redit_balance\x18\x01 \x01(\x01R\x0e\x63redit_balance\x12o\n\x0e\x63redit_history\x18\x02 \x03(\x0b\x32G.daybook.facades.nebulablock.v1.GetCreditsHistoryResponse.CreditHistoryR\x0e\x63redit_history\x12\x36\n\x16total_credit_histories\x18\x03 \x01(\x05R\x16total_credit_histories2\xec\x01\n\x05Users\x12\xe2\x01\n\x11GetCreditsHistory\x12\x38.daybook.facades.nebulablock.v1.GetCreditsHistoryRequest\x1a\x39.daybook.facades.nebulablock.v1.GetCreditsHistoryResponse\"X\x8a\xfa\x18\x15transactions.readonly\x82\xd3\xe4\x93\x02\x39\x12\x16/users/credits/historyZ\x1f\x12\x1d/api/v1/users/credits/historyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n2daybook/facades/nebulablock/v1/users_service.proto\x12\x1e\x64\x61ybook.facades.nebulablock.v1\x1a\x16\x64\x61ybook/v1/scope.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x17google/api/client.proto\x1a\x1fgoogle/api/field_behavior.proto\"d\n\x18GetCreditsHistoryRequest\x12\x18\n\x05limit\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x19\n\x06offset\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01H\x01\x88\x01\x01\x42\x08\n\x06_limitB\t\n\x07_offset\"\xbd\x04\n\x19GetCreditsHistoryResponse\x12L\n\x04\x64\x61ta\x18\x01 \x01(\x0b\x32>.daybook.facades.nebulablock.v1.GetCreditsHistoryResponse.Data\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0e\n\x06status\x18\x03 \x01(\t\x1a\xd6\x01\n\rCreditHistory\x12\x18\n\x07user_id\x18\x01 \x01(\x01R\x07user_id\x12*\n\x10\x63omputing_amount\x18\x02 \x01(\x01R\x10\x63omputing_amount\x12,\n\x11serverless_amount\x18\x03 \x01(\x01R\x11serverless_amount\x12 \n\x0b\x63reate_time\x18\x04 \x01(\tR\x0b\x63reate_time\x12 \n\x0bupdate_time\x18\x05 \x01(\tR\x0bupdate_time\x12\r\n\x05total\x18\x06 \x01(\x01\x1a\xd7\x01\n\x04\x44\x61ta\x12&\n\x0e\x63redit_balance\x18\x01 \x01(\x01R\x0e\x63redit_balance\x12o\n\x0e\x63redit_history\x18\x02 \x03(\x0b\x32G.daybook.facades.nebulablock.v1.GetCreditsHistoryResponse.CreditHistoryR\x0e\x63redit_history\x12\x36\n\x16total_credit_histories\x18\x03 \x01(\x05R\x16total_credit_histories2\x84\x02\n\x05Users\x12\xe2\x01\n\x11GetCreditsHistory\x12\x38.daybook.facades.nebulablock.v1.GetCreditsHistoryRequest\x1a\x39.daybook.facades.nebulablock.v1.GetCreditsHistoryResponse\"X\x8a\xfa\x18\x15transactions.readonly\x82\xd3\xe4\x93\x02\x39\x12\x16/users/credits/historyZ\x1f\x12\x1d/api/v1/users/credits/history\x1a\x16\xca\x41\x13\x64\x61ybook.example.comB\xa7\x01\n*com.example.daybook.facades.nebulablock.v1B\x11UsersServiceProtoP\x01ZCdaybook.example.com/go/daybook/facades/nebulablock/v1;nebulablockv1\xaa\x02\x1e\x44\x61ybook.Facades.NebulaBlock.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'daybook.facades.nebulablock.v1.users_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n*com.example.daybook.facades.nebulablock.v1B\021UsersServiceProtoP\001ZCdaybook.example.com/go/daybook/facades/nebulablock/v1;nebulablockv1\252\002\036Daybook.Facades.NebulaBlock.V1'
+  _globals['_GETCREDITSHISTORYREQUEST'].fields_by_name['limit']._loaded_options = None
+  _globals['_GETCREDITSHISTORYREQUEST'].fields_by_name['limit']._serialized_options = b'\342A\001\001'
+  _globals['_GETCREDITSHISTORYREQUEST'].fields_by_name['offset']._loaded_options = None
+  _globals['_GETCREDITSHISTORYREQUEST'].fields_by_name['offset']._serialized_options = b'\342A\001\001'
+  _globals['_USERS']._loaded_options = None
+  _globals['_USERS']._serialized_options = b'\312A\023daybook.example.com'
   _globals['_USERS'].methods_by_name['GetCreditsHistory']._loaded_options = None
   _globals['_USERS'].methods_by_name['GetCreditsHistory']._serialized_options = b'\212\372\030\025transactions.readonly\202\323\344\223\0029\022\026/users/credits/historyZ\037\022\035/api/v1/users/credits/history'
-  _globals['_GETCREDITSHISTORYREQUEST']._serialized_start=140
-  _globals['_GETCREDITSHISTORYREQUEST']._serialized_end=228
-  _globals['_GETCREDITSHISTORYRESPONSE']._serialized_start=231
-  _globals['_GETCREDITSHISTORYRESPONSE']._serialized_end=804
-  _globals['_GETCREDITSHISTORYRESPONSE_CREDITHISTORY']._serialized_start=372
-  _globals['_GETCREDITSHISTORYRESPONSE_CREDITHISTORY']._serialized_end=586
-  _globals['_GETCREDITSHISTORYRESPONSE_DATA']._serialized_start=589
-  _globals['_GETCREDITSHISTORYRESPONSE_DATA']._serialized_end=804
-  _globals['_USERS']._serialized_start=807
-  _globals['_USERS']._serialized_end=1043
+  _globals['_GETCREDITSHISTORYREQUEST']._serialized_start=198
+  _globals['_GETCREDITSHISTORYREQUEST']._serialized_end=298
+  _globals['_GETCREDITSHISTORYRESPONSE']._serialized_start=301
+  _globals['_GETCREDITSHISTORYRESPONSE']._serialized_end=874
+  _globals['_GETCREDITSHISTORYRESPONSE_CREDITHISTORY']._serialized_start=442
+  _globals['_GETCREDITSHISTORYRESPONSE_CREDITHISTORY']._serialized_end=656
+  _globals['_GETCREDITSHISTORYRESPONSE_DATA']._serialized_start=659
+  _globals['_GETCREDITSHISTORYRESPONSE_DATA']._serialized_end=874
+  _globals['_USERS']._serialized_start=877
+  _globals['_USERS']._serialized_end=1137
 # @@protoc_insertion_point(module_scope)

@@ -24,24 +24,35 @@ _sym_db = _symbol_database.Default()
 
 from daybook.v1 import scope_pb2 as daybook_dot_v1_dot_scope__pb2
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
+from google.api import client_pb2 as google_dot_api_dot_client__pb2
+from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n1daybook/facades/paged/v1/statements_service.proto\x12\x18\x64\x61ybook.facades.paged.v1\x1a\x16\x64\x61ybook/v1/scope.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1cgoogle/protobuf/struct.proto\"~\n\x1eListAccountTransactionsRequest\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\t\x12\x11\n\x04page\x18\x02 \x01(\tH\x00\x88\x01\x01\x12!\n\tpage_size\x18\x03 \x01(\tH\x01R\tpage_size\x88\x01\x01\x42\x07\n\x05_pageB\x0c\n\n_page_size\"\xbf\x01\n\x1fListAccountTransactionsResponse\x12\r\n\x05\x63ount\x18\x01 \x01(\x01\x12$\n\x04next\x18\x02 \x01(\x0b\x32\x16.google.protobuf.Value\x12(\n\x08previous\x18\x03 \x01(\x0b\x32\x16.google.protobuf.Value\x12=\n\x07results\x18\x04 \x03(\x0b\x32,.daybook.facades.paged.v1.AccountTransaction\"\xaf\x01\n\x12\x41\x63\x63ountTransaction\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x63reated\x18\x02 \x01(\t\x12\x0c\n\x04type\x18\x03 \x01(\t\x12\x10\n\x08\x63\x61tegory\x18\x04 \x01(\t\x12\x0e\n\x06status\x18\x05 \x01(\t\x12\x0e\n\x06\x61mount\x18\x06 \x01(\t\x12\x0f\n\x07\x62\x61lance\x18\x07 \x01(\t\x12+\n\x0b\x64\x65scription\x18\x08 \x01(\x0b\x32\x16.google.protobuf.Value2\xec\x01\n\nStatements\x12\xdd\x01\n\x17ListAccountTransactions\x12\x38.daybook.facades.paged.v1.ListAccountTransactionsRequest\x1a\x39.daybook.facades.paged.v1.ListAccountTransactionsResponse\"M\x8a\xfa\x18\x15transactions.readonly\x82\xd3\xe4\x93\x02.\x12,/api/billing/accounts/{account}/transactionsb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n1daybook/facades/paged/v1/statements_service.proto\x12\x18\x64\x61ybook.facades.paged.v1\x1a\x16\x64\x61ybook/v1/scope.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x17google/api/client.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1cgoogle/protobuf/struct.proto\"\x90\x01\n\x1eListAccountTransactionsRequest\x12\x15\n\x07\x61\x63\x63ount\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x17\n\x04page\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\'\n\tpage_size\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01H\x01R\tpage_size\x88\x01\x01\x42\x07\n\x05_pageB\x0c\n\n_page_size\"\xbf\x01\n\x1fListAccountTransactionsResponse\x12\r\n\x05\x63ount\x18\x01 \x01(\x01\x12$\n\x04next\x18\x02 \x01(\x0b\x32\x16.google.protobuf.Value\x12(\n\x08previous\x18\x03 \x01(\x0b\x32\x16.google.protobuf.Value\x12=\n\x07results\x18\x04 \x03(\x0b\x32,.daybook.facades.paged.v1.AccountTransaction\"\xaf\x01\n\x12\x41\x63\x63ountTransaction\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x63reated\x18\x02 \x01(\t\x12\x0c\n\x04type\x18\x03 \x01(\t\x12\x10\n\x08\x63\x61tegory\x18\x04 \x01(\t\x12\x0e\n\x06status\x18\x05 \x01(\t\x12\x0e\n\x06\x61mount\x18\x06 \x01(\t\x12\x0f\n\x07\x62\x61lance\x18\x07 \x01(\t\x12+\n\x0b\x64\x65scription\x18\x08 \x01(\x0b\x32\x16.google.protobuf.Value2\x84\x02\n\nStatements\x12\xdd\x01\n\x17ListAccountTransactions\x12\x38.daybook.facades.paged.v1.ListAccountTransactionsRequest\x1a\x39.daybook.facades.paged.v1.ListAccountTransactionsResponse\"M\x8a\xfa\x18\x15transactions.readonly\x82\xd3\xe4\x93\x02.\x12,/api/billing/accounts/{account}/transactions\x1a\x16\xca\x41\x13\x64\x61ybook.example.comB\x94\x01\n$com.example.daybook.facades.paged.v1B\x16StatementsServiceProtoP\x01Z7daybook.example.com/go/daybook/facades/paged/v1;pagedv1\xaa\x02\x18\x44\x61ybook.Facades.Paged.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'daybook.facades.paged.v1.statements_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n$com.example.daybook.facades.paged.v1B\026StatementsServiceProtoP\001Z7daybook.example.com/go/daybook/facades/paged/v1;pagedv1\252\002\030Daybook.Facades.Paged.V1'
+  _globals['_LISTACCOUNTTRANSACTIONSREQUEST'].fields_by_name['account']._loaded_options = None
+  _globals['_LISTACCOUNTTRANSACTIONSREQUEST'].fields_by_name['account']._serialized_options = b'\342A\001\002'
+  _globals['_LISTACCOUNTTRANSACTIONSREQUEST'].fields_by_name['page']._loaded_options = None
+  _globals['_LISTACCOUNTTRANSACTIONSREQUEST'].fields_by_name['page']._serialized_options = b'\342A\001\001'
+  _globals['_LISTACCOUNTTRANSACTIONSREQUEST'].fields_by_name['page_size']._loaded_options = None
+  _globals['_LISTACCOUNTTRANSACTIONSREQUEST'].fields_by_name['page_size']._serialized_options = b'\342A\001\001'
+  _globals['_STATEMENTS']._loaded_options = None
+  _globals['_STATEMENTS']._serialized_options = b'\312A\023daybook.example.com'
   _globals['_STATEMENTS'].methods_by_name['ListAccountTransactions']._loaded_options = None
   _globals['_STATEMENTS'].methods_by_name['ListAccountTransactions']._serialized_options = b'\212\372\030\025transactions.readonly\202\323\344\223\002.\022,/api/billing/accounts/{account}/transactions'
-  _globals['_LISTACCOUNTTRANSACTIONSREQUEST']._serialized_start=163
-  _globals['_LISTACCOUNTTRANSACTIONSREQUEST']._serialized_end=289
-  _globals['_LISTACCOUNTTRANSACTIONSRESPONSE']._serialized_start=292
-  _globals['_LISTACCOUNTTRANSACTIONSRESPONSE']._serialized_end=483
-  _globals['_ACCOUNTTRANSACTION']._serialized_start=486
-  _globals['_ACCOUNTTRANSACTION']._serialized_end=661
-  _globals['_STATEMENTS']._serialized_start=664
-  _globals['_STATEMENTS']._serialized_end=900
+  _globals['_LISTACCOUNTTRANSACTIONSREQUEST']._serialized_start=222
+  _globals['_LISTACCOUNTTRANSACTIONSREQUEST']._serialized_end=366
+  _globals['_LISTACCOUNTTRANSACTIONSRESPONSE']._serialized_start=369
+  _globals['_LISTACCOUNTTRANSACTIONSRESPONSE']._serialized_end=560
+  _globals['_ACCOUNTTRANSACTION']._serialized_start=563
+  _globals['_ACCOUNTTRANSACTION']._serialized_end=738
+  _globals['_STATEMENTS']._serialized_start=741
+  _globals['_STATEMENTS']._serialized_end=1001
 # @@protoc_insertion_point(module_scope)

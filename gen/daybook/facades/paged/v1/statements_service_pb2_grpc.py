@@ -53,8 +53,8 @@ class StatementsServicer:
     def ListAccountTransactions(self, request, context):
         """Lists all transactions of an account, newest first.
 
-        401 without a valid credential, 403 for a credential that lacks the scope or is
-        bound to another account, 404 for an unknown account and for a page that is not there, 400 for a bad
+        401 without a valid credential, 403 for a credential that lacks the scope or is bound to
+        another account, 404 for an unknown account and for a page that is not there, 400 for a bad
         page_size.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -24,8 +24,8 @@ class StatementsStub:
     ListAccountTransactions: _aio.UnaryUnaryMultiCallable[_statements_service_pb2.ListAccountTransactionsRequest, _statements_service_pb2.ListAccountTransactionsResponse]
     """Lists all transactions of an account, newest first.
 
-    401 without a valid credential, 403 for a credential that lacks the scope or is
-    bound to another account, 404 for an unknown account and for a page that is not there, 400 for a bad
+    401 without a valid credential, 403 for a credential that lacks the scope or is bound to
+    another account, 404 for an unknown account and for a page that is not there, 400 for a bad
     page_size.
     """
 
@@ -43,8 +43,8 @@ class StatementsServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_statements_service_pb2.ListAccountTransactionsResponse]:
         """Lists all transactions of an account, newest first.
 
-        401 without a valid credential, 403 for a credential that lacks the scope or is
-        bound to another account, 404 for an unknown account and for a page that is not there, 400 for a bad
+        401 without a valid credential, 403 for a credential that lacks the scope or is bound to
+        another account, 404 for an unknown account and for a page that is not there, 400 for a bad
         page_size.
         """
 

@@ -24,24 +24,43 @@ _sym_db = _symbol_database.Default()
 
 from daybook.v1 import scope_pb2 as daybook_dot_v1_dot_scope__pb2
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
+from google.api import client_pb2 as google_dot_api_dot_client__pb2
+from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n/daybook/facades/teable/v1/billing_service.proto\x12\x19\x64\x61ybook.facades.teable.v1\x1a\x16\x64\x61ybook/v1/scope.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1cgoogle/protobuf/struct.proto\"\x94\x02\n\x1cGetSpaceCreditHistoryRequest\x12\x19\n\x08space_id\x18\x01 \x01(\tR\x07spaceId\x12\x12\n\x05month\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x13\n\x06\x63ursor\x18\x03 \x01(\tH\x01\x88\x01\x01\x12\x11\n\x04take\x18\x04 \x01(\tH\x02\x88\x01\x01\x12$\n\x0bsource_type\x18\x05 \x01(\tH\x03R\nsourceType\x88\x01\x01\x12\x1e\n\x08order_by\x18\x06 \x01(\tH\x04R\x07orderBy\x88\x01\x01\x12\x12\n\x05order\x18\x07 \x01(\tH\x05\x88\x01\x01\x42\x08\n\x06_monthB\t\n\x07_cursorB\x07\n\x05_takeB\x0e\n\x0c_source_typeB\x0b\n\t_order_byB\x08\n\x06_order\"\xf3\x02\n\x1dGetSpaceCreditHistoryResponse\x12M\n\x04\x64\x61ta\x18\x01 \x03(\x0b\x32?.daybook.facades.teable.v1.GetSpaceCreditHistoryResponse.Record\x12\x37\n\x0bnext_cursor\x18\x02 \x01(\x0b\x32\x16.google.protobuf.ValueR\nnextCursor\x1a\xc9\x01\n\x06Record\x12\n\n\x02id\x18\x01 \x01(\t\x12\x1f\n\x0bsource_type\x18\x02 \x01(\tR\nsourceType\x12\x0e\n\x06\x61mount\x18\x03 \x01(\x01\x12!\n\x0c\x63reated_time\x18\x04 \x01(\tR\x0b\x63reatedTime\x12\x39\n\x0c\x64isplay_name\x18\x05 \x01(\x0b\x32\x16.google.protobuf.ValueR\x0b\x64isplayName\x12$\n\x04user\x18\x06 \x01(\x0b\x32\x16.google.protobuf.Value2\x91\x02\n\x07\x42illing\x12\x85\x02\n\x15GetSpaceCreditHistory\x12\x37.daybook.facades.teable.v1.GetSpaceCreditHistoryRequest\x1a\x38.daybook.facades.teable.v1.GetSpaceCreditHistoryResponse\"y\x8a\xfa\x18\x15transactions.readonly\x82\xd3\xe4\x93\x02Z\x12,/api/space/{space_id}/billing/credit-historyZ*\x12(/space/{space_id}/billing/credit-historyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n/daybook/facades/teable/v1/billing_service.proto\x12\x19\x64\x61ybook.facades.teable.v1\x1a\x16\x64\x61ybook/v1/scope.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x17google/api/client.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1cgoogle/protobuf/struct.proto\"\xbe\x02\n\x1cGetSpaceCreditHistoryRequest\x12\x1f\n\x08space_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02R\x07spaceId\x12\x18\n\x05month\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02H\x00\x88\x01\x01\x12\x19\n\x06\x63ursor\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01H\x01\x88\x01\x01\x12\x17\n\x04take\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01H\x02\x88\x01\x01\x12*\n\x0bsource_type\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01H\x03R\nsourceType\x88\x01\x01\x12$\n\x08order_by\x18\x06 \x01(\tB\x04\xe2\x41\x01\x01H\x04R\x07orderBy\x88\x01\x01\x12\x18\n\x05order\x18\x07 \x01(\tB\x04\xe2\x41\x01\x01H\x05\x88\x01\x01\x42\x08\n\x06_monthB\t\n\x07_cursorB\x07\n\x05_takeB\x0e\n\x0c_source_typeB\x0b\n\t_order_byB\x08\n\x06_order\"\xf3\x02\n\x1dGetSpaceCreditHistoryResponse\x12M\n\x04\x64\x61ta\x18\x01 \x03(\x0b\x32?.daybook.facades.teable.v1.GetSpaceCreditHistoryResponse.Record\x12\x37\n\x0bnext_cursor\x18\x02 \x01(\x0b\x32\x16.google.protobuf.ValueR\nnextCursor\x1a\xc9\x01\n\x06Record\x12\n\n\x02id\x18\x01 \x01(\t\x12\x1f\n\x0bsource_type\x18\x02 \x01(\tR\nsourceType\x12\x0e\n\x06\x61mount\x18\x03 \x01(\x01\x12!\n\x0c\x63reated_time\x18\x04 \x01(\tR\x0b\x63reatedTime\x12\x39\n\x0c\x64isplay_name\x18\x05 \x01(\x0b\x32\x16.google.protobuf.ValueR\x0b\x64isplayName\x12$\n\x04user\x18\x06 \x01(\x0b\x32\x16.google.protobuf.Value2\xa9\x02\n\x07\x42illing\x12\x85\x02\n\x15GetSpaceCreditHistory\x12\x37.daybook.facades.teable.v1.GetSpaceCreditHistoryRequest\x1a\x38.daybook.facades.teable.v1.GetSpaceCreditHistoryResponse\"y\x8a\xfa\x18\x15transactions.readonly\x82\xd3\xe4\x93\x02Z\x12,/api/space/{space_id}/billing/credit-historyZ*\x12(/space/{space_id}/billing/credit-history\x1a\x16\xca\x41\x13\x64\x61ybook.example.comB\x95\x01\n%com.example.daybook.facades.teable.v1B\x13\x42illingServiceProtoP\x01Z9daybook.example.com/go/daybook/facades/teable/v1;teablev1\xaa\x02\x19\x44\x61ybook.Facades.Teable.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'daybook.facades.teable.v1.billing_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n%com.example.daybook.facades.teable.v1B\023BillingServiceProtoP\001Z9daybook.example.com/go/daybook/facades/teable/v1;teablev1\252\002\031Daybook.Facades.Teable.V1'
+  _globals['_GETSPACECREDITHISTORYREQUEST'].fields_by_name['space_id']._loaded_options = None
+  _globals['_GETSPACECREDITHISTORYREQUEST'].fields_by_name['space_id']._serialized_options = b'\342A\001\002'
+  _globals['_GETSPACECREDITHISTORYREQUEST'].fields_by_name['month']._loaded_options = None
+  _globals['_GETSPACECREDITHISTORYREQUEST'].fields_by_name['month']._serialized_options = b'\342A\001\002'
+  _globals['_GETSPACECREDITHISTORYREQUEST'].fields_by_name['cursor']._loaded_options = None
+  _globals['_GETSPACECREDITHISTORYREQUEST'].fields_by_name['cursor']._serialized_options = b'\342A\001\001'
+  _globals['_GETSPACECREDITHISTORYREQUEST'].fields_by_name['take']._loaded_options = None
+  _globals['_GETSPACECREDITHISTORYREQUEST'].fields_by_name['take']._serialized_options = b'\342A\001\001'
+  _globals['_GETSPACECREDITHISTORYREQUEST'].fields_by_name['source_type']._loaded_options = None
+  _globals['_GETSPACECREDITHISTORYREQUEST'].fields_by_name['source_type']._serialized_options = b'\342A\001\001'
+  _globals['_GETSPACECREDITHISTORYREQUEST'].fields_by_name['order_by']._loaded_options = None
+  _globals['_GETSPACECREDITHISTORYREQUEST'].fields_by_name['order_by']._serialized_options = b'\342A\001\001'
+  _globals['_GETSPACECREDITHISTORYREQUEST'].fields_by_name['order']._loaded_options = None
+  _globals['_GETSPACECREDITHISTORYREQUEST'].fields_by_name['order']._serialized_options = b'\342A\001\001'
+  _globals['_BILLING']._loaded_options = None
+  _globals['_BILLING']._serialized_options = b'\312A\023daybook.example.com'
   _globals['_BILLING'].methods_by_name['GetSpaceCreditHistory']._loaded_options = None
   _globals['_BILLING'].methods_by_name['GetSpaceCreditHistory']._serialized_options = b'\212\372\030\025transactions.readonly\202\323\344\223\002Z\022,/api/space/{space_id}/billing/credit-historyZ*\022(/space/{space_id}/billing/credit-history'
-  _globals['_GETSPACECREDITHISTORYREQUEST']._serialized_start=163
-  _globals['_GETSPACECREDITHISTORYREQUEST']._serialized_end=439
-  _globals['_GETSPACECREDITHISTORYRESPONSE']._serialized_start=442
-  _globals['_GETSPACECREDITHISTORYRESPONSE']._serialized_end=813
-  _globals['_GETSPACECREDITHISTORYRESPONSE_RECORD']._serialized_start=612
-  _globals['_GETSPACECREDITHISTORYRESPONSE_RECORD']._serialized_end=813
-  _globals['_BILLING']._serialized_start=816
-  _globals['_BILLING']._serialized_end=1089
+  _globals['_GETSPACECREDITHISTORYREQUEST']._serialized_start=221
+  _globals['_GETSPACECREDITHISTORYREQUEST']._serialized_end=539
+  _globals['_GETSPACECREDITHISTORYRESPONSE']._serialized_start=542
+  _globals['_GETSPACECREDITHISTORYRESPONSE']._serialized_end=913
+  _globals['_GETSPACECREDITHISTORYRESPONSE_RECORD']._serialized_start=712
+  _globals['_GETSPACECREDITHISTORYRESPONSE_RECORD']._serialized_end=913
+  _globals['_BILLING']._serialized_start=916
+  _globals['_BILLING']._serialized_end=1213
 # @@protoc_insertion_point(module_scope)
