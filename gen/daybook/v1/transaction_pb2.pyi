@@ -200,9 +200,13 @@ class Transaction(_message.Message):
     sets the request's.
     """
     refund_of: _builtins.str
-    """The name of the transaction that this one refunds. Empty unless kind is REFUND."""
+    """The transaction that this one refunds, `accounts/{account}/transactions/{transaction}`. Empty
+    unless kind is REFUND.
+    """
     transfer_peer: _builtins.str
-    """The name of the other side. Empty unless kind is TRANSFER_IN or TRANSFER_OUT."""
+    """The other side, `accounts/{account}/transactions/{transaction}`. Empty unless kind is
+    TRANSFER_IN or TRANSFER_OUT.
+    """
     priority: _builtins.int
     """How soon the credits that the transaction brings are spent: lots of a lower number go
     first, then those that expire first (permanent ones last), then the oldest. From
