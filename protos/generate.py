@@ -1,6 +1,7 @@
-"""Generates everything in gen/ from the contracts in this folder, and from what server/protos keeps to itself.
+"""Generates everything in gen/ from the contracts in this folder and the server's own messages in server/protos.
 
-`make gen` runs it as `python protos/generate.py`. A change that would break a client of
+It also copies the contracts of Google that ours import into googleapis/, so that protoc, buf and other tools
+need nothing but this folder. `make gen` runs it as `python protos/generate.py`. A change that would break a client of
 the committed contracts is refused unless `--allow-breaking` is given, so that breaking
 one is always a decision. tests/test_house.py runs it into an empty folder to prove
 that what is committed is fresh.
@@ -18,24 +19,34 @@ from importlib.metadata import distribution
 from pathlib import Path
 
 PROTOS = Path(__file__).resolve().parent
-# Messages that only the server reads; kept apart so that no client generates them.
+# Messages that only the server reads: no client generates them.
 INTERNAL_PROTOS = PROTOS.parent / "server" / "protos"
 GEN = PROTOS.parent / "gen"
 DESCRIPTORS = "descriptors.binpb"
 
+GOOGLE_PROTOS = PROTOS / "googleapis"
 # Not imported by any contract, but Envoy must know the types that errors carry in
 # google.rpc.Status.details, or it answers an error with an empty body.
 ERROR_DETAIL_TYPES = ("google/rpc/error_details.proto", "google/rpc/status.proto")
+IMPORTED_TYPES = (
+    "google/api/annotations.proto",
+    "google/api/client.proto",
+    "google/api/field_behavior.proto",
+    "google/api/http.proto",
+    "google/api/launch_stage.proto",
+    "google/api/resource.proto",
+)
 
 
 def files_in(folder: Path) -> list[str]:
-    """Every proto file under a folder, as a path relative to it, in a fixed order."""
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*.proto"))
+    """Every proto file of Daybook under a folder, as a path relative to it, in a fixed order."""
+    return sorted(str(path.relative_to(folder)) for path in (folder / "daybook").rglob("*.proto"))
 
 
-def google_types() -> Path:
-    """The folder with the contracts of Google that ours import."""
-    return Path(str(distribution("googleapis-common-protos").locate_file("")))
+def google_types() -> dict[str, bytes]:
+    """The content of each contract of Google that belongs in googleapis/, by its path there."""
+    package = distribution("googleapis-common-protos")
+    return {name: Path(str(package.locate_file(name))).read_bytes() for name in (*IMPORTED_TYPES, *ERROR_DETAIL_TYPES)}
 
 
 def run_protoc(*arguments: str) -> None:
@@ -46,7 +57,7 @@ def run_protoc(*arguments: str) -> None:
             sys.executable,
             "-m",
             "grpc_tools.protoc",
-            *(f"-I{folder}" for folder in (PROTOS, INTERNAL_PROTOS, google_types(), well_known_types)),
+            *(f"-I{folder}" for folder in (PROTOS, GOOGLE_PROTOS, INTERNAL_PROTOS, well_known_types)),
             *arguments,
         ],
         check=True,
@@ -91,9 +102,9 @@ def generate(out: Path) -> None:
 
 
 def buf(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs buf with the rules of buf.yaml; its findings are the lines of stdout."""
+    """Runs buf; its findings are the lines of stdout."""
     return subprocess.run(
-        [str(Path(sys.executable).parent / "buf"), *arguments, "--config", str(PROTOS / "buf.yaml")],
+        [str(Path(sys.executable).parent / "buf"), *arguments],
         capture_output=True,
         text=True,
         check=False,
@@ -102,7 +113,8 @@ def buf(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def breaking_changes(new: Path, old: Path) -> str:
     """What in the descriptor set `new` would break a client of `old`; empty if nothing."""
-    result = buf("breaking", str(new), "--against", str(old), "--against-config", str(PROTOS / "buf.yaml"))
+    rules = str(PROTOS / "buf.yaml")
+    result = buf("breaking", str(new), "--against", str(old), "--config", rules, "--against-config", rules)
     return result.stdout + result.stderr
 
 
@@ -112,6 +124,9 @@ def main() -> None:
     parser.add_argument("--allow-breaking", action="store_true", help="accept a change that breaks clients")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
+        for name, content in google_types().items():
+            (GOOGLE_PROTOS / name).parent.mkdir(parents=True, exist_ok=True)
+            (GOOGLE_PROTOS / name).write_bytes(content)
         fresh = Path(folder) / "gen"
         generate(fresh)
         committed = GEN / DESCRIPTORS

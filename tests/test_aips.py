@@ -471,8 +471,8 @@ def test_resource_names_have_their_type(described: FileDescriptorSet) -> None:
 
 def test_lines_are_wrapped() -> None:
     """No line of a contract is longer than a line of code may be."""
-    for path in generate.PROTOS.rglob("*.proto"):
-        assert [line for line in path.read_text().splitlines() if len(line) > 120] == [], path
+    for path in generate.files_in(generate.PROTOS):
+        assert [line for line in (generate.PROTOS / path).read_text().splitlines() if len(line) > 120] == []
 
 
 BAD = """

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -62,6 +64,7 @@ def test_generated_code_is_fresh(tmp_path: Path) -> None:
     assert fresh.keys() == committed.keys()
     stale = [name for name in fresh if fresh[name] != committed[name]]
     assert not stale, "run `make gen`"
+    assert files_under(generate.GOOGLE_PROTOS) == generate.google_types(), "run `make gen`"
 
 
 def files_under(folder: Path) -> dict[str, bytes]:
@@ -73,11 +76,12 @@ def files_under(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_contracts_pass_buf_lint(tmp_path: Path) -> None:
-    """Every element of a contract follows the rules of buf.yaml and has a comment."""
-    generate.write_descriptors(tmp_path / "contracts.binpb", source_info=True)
-    result = generate.buf("lint", str(tmp_path / "contracts.binpb"))
-    assert result.returncode == 0, result.stdout + result.stderr
+@pytest.mark.parametrize("folder", [generate.PROTOS, generate.INTERNAL_PROTOS], ids=["contracts", "internal"])
+def test_contracts_build_and_pass_buf_lint(folder: Path) -> None:
+    """Each folder is a module that builds by itself; every element follows the rules of its buf.yaml."""
+    for command in (("build", str(folder), "--output", os.devnull), ("lint", str(folder))):
+        result = generate.buf(*command)
+        assert result.returncode == 0, result.stdout + result.stderr
 
 
 def test_contracts_break_no_client(tmp_path: Path) -> None:
@@ -106,14 +110,12 @@ def test_a_breaking_change_is_noticed(tmp_path: Path) -> None:
 
 def test_an_uncommented_field_is_noticed(tmp_path: Path) -> None:
     """A field that lost its comment is refused."""
-    generate.write_descriptors(tmp_path / "contracts.binpb", source_info=True)
-    descriptors = FileDescriptorSet.FromString((tmp_path / "contracts.binpb").read_bytes())
-    (accounts,) = [file for file in descriptors.file if file.name == "daybook/v1/account.proto"]
-    # Message 0, its field 0: Account.name.
-    (name,) = [location for location in accounts.source_code_info.location if location.path == [4, 0, 2, 0]]
-    name.ClearField("leading_comments")
-    (tmp_path / "bare.binpb").write_bytes(descriptors.SerializeToString())
-    assert 'Field "name" should have a non-empty comment' in generate.buf("lint", str(tmp_path / "bare.binpb")).stdout
+    shutil.copytree(generate.PROTOS, tmp_path / "protos")
+    contract = tmp_path / "protos/daybook/v1/ledger_service.proto"
+    comment = "  // The lots of this page.\n"
+    assert comment in contract.read_text()
+    contract.write_text(contract.read_text().replace(comment, ""))
+    assert 'Field "lots" should have a non-empty comment' in generate.buf("lint", str(tmp_path / "protos")).stdout
 
 
 def test_descriptors_hold_the_types_of_error_details() -> None:
