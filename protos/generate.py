@@ -18,6 +18,9 @@ import tempfile
 from importlib.metadata import distribution
 from pathlib import Path
 
+from google.api.annotations_pb2 import http
+from google.protobuf.descriptor_pb2 import FileDescriptorSet
+
 PROTOS = Path(__file__).resolve().parent
 # Messages that only the server reads: no client generates them.
 INTERNAL_PROTOS = PROTOS.parent / "server" / "protos"
@@ -99,6 +102,14 @@ def generate(out: Path) -> None:
             for ending in (".py", ".pyi"):
                 (out / file.replace(".proto", f"_pb2_grpc{ending}")).unlink(missing_ok=True)
     write_descriptors(out / DESCRIPTORS)
+    descriptors = FileDescriptorSet.FromString((out / DESCRIPTORS).read_bytes())
+    for service in (service for file in descriptors.file for service in file.service):
+        for method in service.method:
+            rule = method.options.Extensions[http]
+            # Envoy doesn't start with one; its Lua filter unwraps the body instead.
+            for binding in (rule, *rule.additional_bindings):
+                binding.ClearField("response_body")
+    (out / DESCRIPTORS).write_bytes(descriptors.SerializeToString(deterministic=True))
 
 
 def buf(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -23,6 +23,7 @@ from tests.support.certificates import Authority
 from tests.support.clock import Clock
 from tests.support.databases import PostgreSQL, ReusedDatabase, create_distributed_tables, create_tables, run_apart
 from tests.support.sharding_monitor import Statements, monitor
+from tests.support.toolchains import MISSING
 
 # A busy machine must not fail a test: no deadline.
 settings.register_profile("daybook", deadline=None)
@@ -44,6 +45,11 @@ def pytest_runtest_call() -> Iterator[None]:
     yield
     broken = _statements.take_broken()
     assert not broken, "\n".join(broken)
+
+
+def pytest_report_header() -> str:
+    """Names the toolchains that are not installed, whose generated clients are therefore not tried."""
+    return f"generated clients not tried: {', '.join(sorted(MISSING)) or 'none'}"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,15 +23,22 @@ from grpc_reflection.v1alpha.reflection_pb2 import (
     ServerReflectionResponse,
 )
 
+from protos import generate
 from server.app import SERVICES
 from server.transport.calls import OPEN_SERVICES
 from tests.support.callers import Server
 from tests.support.markers import shares_a_server
 
-CONTRACTS = FileDescriptorSet.FromString(
-    (Path(__file__).resolve().parents[2] / "gen" / "descriptors.binpb").read_bytes()
-).file
-OURS = [file for file in CONTRACTS if file.package.startswith("daybook.")]
+
+def describe() -> list[FileDescriptorProto]:
+    """The contracts as protoc describes them now."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "contracts.binpb"
+        generate.write_descriptors(path)
+        return list(FileDescriptorSet.FromString(path.read_bytes()).file)
+
+
+OURS = [file for file in describe() if file.package.startswith("daybook.")]
 OPTIONS = "google.protobuf.MethodOptions"
 HTTP_RULE = 72295728
 """The number of the extension google.api.http."""

@@ -60,8 +60,8 @@ class CreditsServicer:
     """
 
     def ListCreditTransactions(self, request, context):
-        """Lists recent credit transactions of an organization, newest first. Over REST it is a
-        bare array: the gateway takes it out of the answer.
+        """Lists recent credit transactions of an organization, newest first. Over REST the answer is the
+        bare array of them.
 
         401 without a valid credential, 403 for a credential that lacks the scope or is
         bound to another account, 404 for an unknown organization, 422 for a bad parameter.

@@ -24,8 +24,8 @@ class CreditsStub:
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListCreditTransactions: _aio.UnaryUnaryMultiCallable[_credits_service_pb2.ListCreditTransactionsRequest, _credits_service_pb2.ListCreditTransactionsResponse]
-    """Lists recent credit transactions of an organization, newest first. Over REST it is a
-    bare array: the gateway takes it out of the answer.
+    """Lists recent credit transactions of an organization, newest first. Over REST the answer is the
+    bare array of them.
 
     401 without a valid credential, 403 for a credential that lacks the scope or is
     bound to another account, 404 for an unknown organization, 422 for a bad parameter.
@@ -51,8 +51,8 @@ class CreditsServicer(metaclass=_abc_1.ABCMeta):
         request: _credits_service_pb2.ListCreditTransactionsRequest,
         context: _aio.ServicerContext[_credits_service_pb2.ListCreditTransactionsRequest, _abc.Awaitable[_credits_service_pb2.ListCreditTransactionsResponse]],
     ) -> _abc.Awaitable[_credits_service_pb2.ListCreditTransactionsResponse]:
-        """Lists recent credit transactions of an organization, newest first. Over REST it is a
-        bare array: the gateway takes it out of the answer.
+        """Lists recent credit transactions of an organization, newest first. Over REST the answer is the
+        bare array of them.
 
         401 without a valid credential, 403 for a credential that lacks the scope or is
         bound to another account, 404 for an unknown organization, 422 for a bad parameter.

@@ -1,0 +1,340 @@
+"""The programs and commands of docs/clients.md, as they stand, are compiled from the contracts and call the demo.
+
+What needs a toolchain that this machine lacks isn't collected; pytest's header names it. Where there is one, its
+package registry is needed too. The versions of libraries are in the folders of clients/.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from daybook.v1.ledger_service_pb2 import ListTransactionsRequest
+from google.api.annotations_pb2 import http
+
+from protos import generate
+from server.demo import dreadnode, nebulablock, spacebring, teable
+from server.demo.load import SECRET
+from tests.support.callers import NativeCaller, credential
+from tests.support.demo import DREADNODE
+from tests.support.http_client import send
+from tests.support.methods import METHODS
+from tests.support.processes import BIN, Daybook, free_port
+from tests.support.toolchains import with_tools
+from tests.support.waiting import wait_until
+
+ROOT = Path(__file__).resolve().parents[2]
+GUIDE = (ROOT / "docs" / "clients.md").read_text()
+PINS = Path(__file__).parent / "clients"
+BUILD_SECONDS_MAX = 600
+"""A deadline that compiling on a busy machine, with nothing cached, does not reach."""
+
+pytestmark = pytest.mark.long
+
+
+def blocks(language: str) -> list[str]:
+    """The programs of the guide in a language."""
+    found = re.findall(rf"^```{language}\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL)
+    assert found
+    return found
+
+
+def line(start: str) -> str:
+    """The command of the guide that begins like this."""
+    (found,) = re.findall(rf"^    ({re.escape(start)}.*)$", GUIDE, re.MULTILINE)
+    return str(found)
+
+
+def run(command: str | list[str], folder: Path, **settings: str) -> str:
+    """Runs a command, by a shell if it is one text; returns what it prints, and fails unless it ends well."""
+    path = os.pathsep.join(filter(None, (settings.pop("PATH", ""), str(BIN), os.environ["PATH"])))
+    result = subprocess.run(
+        ["sh", "-c", command] if isinstance(command, str) else command,
+        cwd=folder,
+        env={**os.environ, **settings, "PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=BUILD_SECONDS_MAX,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder that looks like a checkout with nothing but contracts, and an empty folder `gen`."""
+    (tmp_path / "gen").mkdir()
+    (tmp_path / "protos").symlink_to(generate.PROTOS)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def newest(native: NativeCaller) -> list[str]:
+    """What every program must print: the newest two transactions, each with its amount."""
+    request = ListTransactionsRequest(parent=f"accounts/{dreadnode.ORGANIZATION}", page_size=2)
+    page = native.ledger.ListTransactions(request, metadata=credential(DREADNODE))
+    return [f"{each.name} {each.amount}" for each in page.transactions]
+
+
+@pytest.fixture(scope="session")
+def go_programs(gateway: Daybook, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Go module with all that protos/buf.gen.yaml generates, and the programs `client` and `gateway` in bin/."""
+    module = tmp_path_factory.mktemp("shop")
+    for name in ("go.mod", "go.sum"):
+        shutil.copyfile(PINS / "go" / name, module / name)
+    run("go install tool", module, GOBIN=str(module / "bin"))
+    run(line("cd protos && buf generate").replace("../../shop", str(module)), ROOT, PATH=str(module / "bin"))
+    for name, program in zip(("client", "gateway"), blocks("go"), strict=True):
+        (module / name).mkdir()
+        (module / name / "main.go").write_text(directed_at(gateway, program))
+    run("go vet ./... && go build -o bin/ ./client ./gateway", module)
+    assert run("gofmt -l client gateway", module) == ""
+    return module
+
+
+def directed_at(gateway: Daybook, text: str) -> str:
+    """A program or command with the server of the tests for the reader's."""
+    assert "127.0.0.1:50051" in text
+    return text.replace("127.0.0.1:50051", f"127.0.0.1:{gateway.ports.server}")
+
+
+def with_python(gateway: Daybook, folder: Path) -> str:
+    """grpcio with the code of grpcio-tools."""
+    run(line("python -m grpc_tools.protoc"), folder)
+    (program,) = blocks("python")
+    (folder / "client.py").write_text(directed_at(gateway, program))
+    # Not the generated code of this project.
+    return run([sys.executable, "-S", "client.py"], folder, PYTHONPATH=os.pathsep.join(("gen", *site_packages())))
+
+
+def site_packages() -> list[str]:
+    """Where libraries are installed; -S leaves out what else an environment adds, such as gen/ of this project."""
+    return [path for path in sys.path if path.endswith("site-packages")]
+
+
+def with_proto_loader(gateway: Daybook, folder: Path) -> str:
+    """Node without generated code."""
+    install_npm(folder)
+    (program,) = blocks("js")
+    (folder / "client.cjs").write_text(directed_at(gateway, program))
+    return run(["node", "client.cjs"], folder)
+
+
+def with_typescript(gateway: Daybook, folder: Path) -> str:
+    """Connect's client with gRPC as its transport."""
+    install_npm(folder)
+    run(line("PATH=$PWD/node_modules/.bin:$PATH buf generate"), folder)
+    (program,) = blocks("ts")
+    (folder / "client.ts").write_text(directed_at(gateway, program))
+    options = ["--strict", "--skipLibCheck", "--module", "nodenext", "--target", "es2022"]
+    run(["node_modules/.bin/tsc", *options, "client.ts"], folder)
+    return run(["node", "client.js"], folder)
+
+
+def install_npm(folder: Path) -> None:
+    """Installs the pinned packages."""
+    for name in ("package.json", "package-lock.json"):
+        shutil.copyfile(PINS / "typescript" / name, folder / name)
+    run("npm ci --silent --no-audit --no-fund", folder)
+
+
+def with_java(gateway: Daybook, folder: Path) -> str:
+    """grpc-java with the stubs of its plugin."""
+    run(line("protoc -I protos"), folder)
+    (program,) = blocks("java")
+    (folder / "Client.java").write_text(directed_at(gateway, program))
+    compile_java(folder)
+    return run(["java", "-cp", "classes:lib/*", "Client"], folder)
+
+
+def compile_java(folder: Path) -> None:
+    """Compiles every class in the folder."""
+    shutil.copyfile(PINS / "java" / "pom.xml", folder / "pom.xml")
+    run("mvn --quiet --batch-mode dependency:copy-dependencies -DoutputDirectory=lib", folder)
+    run("javac -cp 'lib/*' -d classes $(find . -name '*.java')", folder)
+
+
+def with_command(name: str) -> Callable[[Daybook, Path], str]:
+    """The command of the guide that lists with this tool."""
+
+    def call(gateway: Daybook, folder: Path) -> str:
+        (command,) = [each for each in blocks("sh") if each.startswith(name) and "describe" not in each]
+        page = json.loads(run(directed_at(gateway, command), folder))
+        return "".join(f"{each['name']} {each['amount']}\n" for each in page["transactions"])
+
+    return call
+
+
+CLIENTS: dict[str, tuple[Callable[[Daybook, Path], str], tuple[str, ...]]] = {
+    "python": (with_python, ()),
+    "buf-curl": (with_command("buf curl"), ()),
+    "grpcurl": (with_command("grpcurl"), ("grpcurl",)),
+    "typescript": (with_typescript, ("typescript",)),
+    "proto-loader": (with_proto_loader, ("typescript",)),
+    "java": (with_java, ("java-stubs",)),
+}
+
+
+@pytest.mark.parametrize("client", [name for name, (_, needs) in CLIENTS.items() if with_tools(*needs)])
+def test_client_lists(gateway: Daybook, newest: list[str], folder: Path, client: str) -> None:
+    """A client that is made from the contracts alone, as the guide says, lists what the server lists."""
+    call, _ = CLIENTS[client]
+    assert call(gateway, folder).splitlines() == newest
+
+
+PROTOC_OUTPUTS = ("cpp", "csharp", "java", "kotlin", "objc", "php", "pyi", "python", "ruby")
+
+
+@pytest.mark.parametrize("language", PROTOC_OUTPUTS)
+def test_protoc_generates(folder: Path, language: str) -> None:
+    """protoc generates every language that it knows, without a word."""
+    files = [str(generate.PROTOS / name) for name in generate.files_in(generate.PROTOS)]
+    include = [f"-I{generate.PROTOS}", f"-I{generate.GOOGLE_PROTOS}"]
+    result = subprocess.run(
+        [str(BIN / "protoc"), *include, f"--{language}_out=gen", *files],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (result.returncode, result.stdout + result.stderr) == (0, "")
+    made = {str(path.relative_to(folder / "gen")) for path in (folder / "gen").rglob("*") if path.is_file()}
+    assert len(made) >= len(files)
+    if language == "java":
+        assert "com/example/daybook/v1/Transaction.java" in made
+        assert not [name for name in made if "OuterClass" in name]
+    if language == "csharp":
+        # All of its files are beside each other: only the namespace tells them apart.
+        assert "namespace Daybook.V1 {" in (folder / "gen" / "Transaction.cs").read_text()
+
+
+if with_tools("java"):
+
+    def test_java_messages_compile(folder: Path) -> None:
+        """The messages of every contract compile with the libraries that their users have."""
+        files = " ".join(f"protos/{name}" for name in generate.files_in(generate.PROTOS))
+        run(f"protoc -I protos -I protos/googleapis --java_out=gen {files}", folder)
+        compile_java(folder)
+        assert (folder / "classes/com/example/daybook/facades/teable/v1/GetSpaceCreditHistoryResponse.class").is_file()
+
+
+if with_tools("grpcurl"):
+
+    def test_grpcurl_describes_a_method(gateway: Daybook, folder: Path) -> None:
+        """A method is found by its name, with its path over REST."""
+        (command,) = [each for each in blocks("sh") if "describe" in each]
+        described = run(directed_at(gateway, command), folder)
+        assert "rpc ListTransactions" in described
+        assert "/v1/{parent=accounts/*}/transactions" in described
+
+
+if with_tools("ghz"):
+
+    def test_ghz_finds_a_method(gateway: Daybook, folder: Path) -> None:
+        """A load generator needs no files either, and all of its calls succeed."""
+        (command,) = [each for each in blocks("sh") if each.startswith("ghz")]
+        report = json.loads(run(f"{directed_at(gateway, command).rstrip()} --format json", folder))
+        assert report["statusCodeDistribution"] == {"OK": 100}
+
+
+NATIVE, TEABLE = f"{dreadnode.KEY}.{SECRET}", f"{teable.KEY}.{SECRET}"
+NEBULABLOCK, SPACEBRING = f"{nebulablock.DOCUMENTED_KEY}.{SECRET}", f"{spacebring.KEY}.{SECRET}"
+ORGANIZATION = dreadnode.ORGANIZATION
+TARGETS = {
+    "/v1/accounts?pageSize=2": NATIVE,
+    f"/v1/accounts/{ORGANIZATION}": NATIVE,
+    f"/v1/accounts/{ORGANIZATION}/balance": NATIVE,
+    f"/v1/accounts/{ORGANIZATION}/lots": NATIVE,
+    f"/v1/accounts/{ORGANIZATION}/transactions?page_size=3&orderBy=amount&filter=kind%3DCHARGE": NATIVE,
+    "/v1/accounts/nobody": NATIVE,
+    "/v1/accounts?pageSize=-1": NATIVE,
+    "/v1/apiKeys": NATIVE,
+    f"/api/v1/org/{ORGANIZATION}/credits": NATIVE,
+    f"/api/v1/org/{ORGANIZATION}/credits/transactions?limit=2&transaction_type=usage&transaction_type=storage": NATIVE,
+    f"/api/org/{ORGANIZATION}/credits/transactions?limit=1": NATIVE,
+    f"/api/billing/accounts/{ORGANIZATION}/transactions?page_size=2&page=2": NATIVE,
+    "/api/space/spcExampleStudio/billing/credit-history?month=2024-10&take=3": TEABLE,
+    "/users/credits/history?limit=2&offset=0": NEBULABLOCK,
+    "/transactions/credits/v1?limit=3&createDate%5Bgte%5D=2024-10-22T14:00:00Z": SPACEBRING,
+}
+VOLATILE = frozenset(("nextPageToken", "nextCursor", "readTime"))
+"""Sealed anew for each answer, or the time of it."""
+
+if with_tools("go"):
+
+    def test_go_client_lists(go_programs: Path, newest: list[str]) -> None:
+        """A client that is made from the contracts alone, as the guide says, lists what the server lists."""
+        assert run([str(go_programs / "bin" / "client")], go_programs).splitlines() == newest
+
+    @pytest.fixture(scope="module")
+    def go_gateway(go_programs: Path) -> Iterator[str]:
+        """The origin of a running grpc-gateway."""
+        port = free_port()
+        source = go_programs / "gateway" / "main.go"
+        source.write_text(source.read_text().replace("127.0.0.1:8090", f"127.0.0.1:{port}"))
+        run("go build -o bin/ ./gateway", go_programs)
+        origin = f"http://127.0.0.1:{port}"
+        with subprocess.Popen([str(go_programs / "bin" / "gateway")]) as process:
+            try:
+                wait_until(lambda: is_listening(origin), "the grpc-gateway listens")
+                yield origin
+            finally:
+                process.terminate()
+
+    @pytest.mark.parametrize("target", TARGETS)
+    def test_go_gateway_serves_what_envoy_serves(gateway: Daybook, go_gateway: str, target: str) -> None:
+        """A grpc-gateway that is generated from the contracts answers every API like Envoy."""
+        headers = {"authorization": f"Bearer {TARGETS[target]}", "spacebring-network-id": spacebring.NETWORK}
+        envoy, go = (send(origin, target, headers=headers) for origin in (gateway.origin, go_gateway))
+        assert go.status == envoy.status
+        assert stable(go.body) == stable(envoy.body.replace(gateway.origin.encode(), b""))
+
+    def test_go_gateway_replays_a_mutation(gateway: Daybook, go_gateway: str, native: NativeCaller) -> None:
+        """A body is read, and an idempotency key passed on: Envoy replays what the grpc-gateway posted."""
+        account_id = native.create_account(NATIVE)
+        headers = {"authorization": f"Bearer {NATIVE}", "idempotency-key": "grant-1"}
+        body = b'{"kind": "GRANT", "category": "purchase", "amount": "2.5"}'
+        target = f"/v1/accounts/{account_id}/transactions"
+        go, envoy = (
+            send(origin, target, method="POST", headers={**headers, "content-type": "application/json"}, body=body)
+            for origin in (go_gateway, gateway.origin)
+        )
+        assert go.status == 200, go.body
+        assert stable(go.body) == stable(envoy.body)
+
+    def test_openapi_document_has_every_path(go_programs: Path) -> None:
+        """The OpenAPI document that comes with the grpc-gateway describes all that has a path."""
+        document = json.loads((go_programs / "gen" / "apidocs.swagger.json").read_text())
+        described = [each["operationId"] for path in document["paths"].values() for each in path.values()]
+        expected = {
+            f"{method.containing_service.name}_{method.name}"
+            for method in METHODS
+            if method.containing_service is not None and method.GetOptions().Extensions[http].WhichOneof("pattern")
+        }
+        assert {re.sub(r"\d+$", "", each) for each in described} == expected
+
+
+def is_listening(origin: str) -> bool:
+    """Whether something answers there."""
+    try:
+        send(origin, "/")
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
+def stable(body: bytes) -> object:
+    """A body without what differs from answer to answer."""
+
+    def without_volatile(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        return {name: value for name, value in pairs if name not in VOLATILE}
+
+    return json.loads(body, object_pairs_hook=without_volatile)
