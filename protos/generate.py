@@ -17,9 +17,11 @@ import sys
 import tempfile
 from importlib.metadata import distribution
 from pathlib import Path
+from typing import Any
 
-from google.api.annotations_pb2 import http
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
+from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.message_factory import GetMessageClass
 
 PROTOS = Path(__file__).resolve().parent
 # Messages that only the server reads: no client generates them.
@@ -102,14 +104,22 @@ def generate(out: Path) -> None:
             for ending in (".py", ".pyi"):
                 (out / file.replace(".proto", f"_pb2_grpc{ending}")).unlink(missing_ok=True)
     write_descriptors(out / DESCRIPTORS)
-    descriptors = FileDescriptorSet.FromString((out / DESCRIPTORS).read_bytes())
-    for service in (service for file in descriptors.file for service in file.service):
-        for method in service.method:
-            rule = method.options.Extensions[http]
-            # Envoy doesn't start with one; its Lua filter unwraps the body instead.
-            for binding in (rule, *rule.additional_bindings):
-                binding.ClearField("response_body")
-    (out / DESCRIPTORS).write_bytes(descriptors.SerializeToString(deterministic=True))
+    (out / DESCRIPTORS).write_bytes(without_response_bodies((out / DESCRIPTORS).read_bytes()))
+
+
+def without_response_bodies(descriptors: bytes) -> bytes:
+    """A descriptor set for Envoy, which doesn't start with a response_body; its Lua filter unwraps the answer."""
+    # A pool of its own knows the same extensions in every process, so that the bytes are the same.
+    pool = DescriptorPool()
+    for file in FileDescriptorSet.FromString(descriptors).file:
+        pool.AddSerializedFile(file.SerializeToString())
+    read: Any = GetMessageClass(pool.FindMessageTypeByName("google.protobuf.FileDescriptorSet")).FromString(descriptors)
+    for method in (method for file in read.file for service in file.service for method in service.method):
+        rule = method.options.Extensions[pool.FindExtensionByName("google.api.http")]
+        for binding in (rule, *rule.additional_bindings):
+            binding.ClearField("response_body")
+    written: bytes = read.SerializeToString(deterministic=True)
+    return written
 
 
 def buf(*arguments: str) -> subprocess.CompletedProcess[str]:

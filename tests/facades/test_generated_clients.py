@@ -20,6 +20,7 @@ from daybook.v1.ledger_service_pb2 import ListTransactionsRequest
 from google.api.annotations_pb2 import http
 
 from protos import generate
+from server.app import SERVICES
 from server.demo import dreadnode, nebulablock, spacebring, teable
 from server.demo.load import SECRET
 from tests.support.callers import NativeCaller, credential
@@ -188,6 +189,12 @@ def test_client_lists(gateway: Daybook, newest: list[str], folder: Path, client:
     """A client that is made from the contracts alone, as the guide says, lists what the server lists."""
     call, _ = CLIENTS[client]
     assert call(gateway, folder).splitlines() == newest
+
+
+def test_guide_registers_every_service() -> None:
+    """The grpc-gateway of the guide serves all that the contracts have."""
+    registered = re.findall(r"(\w+)\.Register(\w+)Handler\b", GUIDE)
+    assert sorted(registered) == sorted((full_name.split(".")[-3], full_name.split(".")[-1]) for full_name in SERVICES)
 
 
 PROTOC_OUTPUTS = ("cpp", "csharp", "java", "kotlin", "objc", "php", "pyi", "python", "ruby")
