@@ -55,7 +55,7 @@ class CreateApiKeyResponse(_message.Message):
     API_KEY_FIELD_NUMBER: _builtins.int
     KEY_STRING_FIELD_NUMBER: _builtins.int
     key_string: _builtins.str
-    """What its holder sends, `{id}.{secret}`. It can't be shown again."""
+    """The credential that the key's holder sends, `{id}.{secret}`. No other answer has it."""
     @_builtins.property
     def api_key(self) -> _api_key_pb2.ApiKey:
         """The key."""
@@ -164,7 +164,7 @@ class RotateApiKeyRequest(_message.Message):
     """The key, `apiKeys/{api_key}`."""
     @_builtins.property
     def grace_period(self) -> _duration_pb2.Duration:
-        """How long the secret of before is still good: from 0 to 30 days. Unset means 0."""
+        """How long the previous secret stays valid: from 0 to 30 days. Unset means 0."""
 
     def __init__(
         self,
@@ -189,7 +189,9 @@ class RotateApiKeyResponse(_message.Message):
     API_KEY_FIELD_NUMBER: _builtins.int
     KEY_STRING_FIELD_NUMBER: _builtins.int
     key_string: _builtins.str
-    """What its holder sends from now on, `{id}.{secret}`. It can't be shown again."""
+    """The credential that the key's holder sends from now on, `{id}.{secret}`. No other answer has
+    it.
+    """
     @_builtins.property
     def api_key(self) -> _api_key_pb2.ApiKey:
         """The key."""
@@ -301,7 +303,7 @@ Global___ImportTransactionsResponse: _TypeAlias = ImportTransactionsResponse  # 
 
 @_typing.final
 class VerifyAccountsRequest(_message.Message):
-    """Asks for proof."""
+    """Asks for a verification."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -323,13 +325,13 @@ Global___VerifyAccountsRequest: _TypeAlias = VerifyAccountsRequest  # noqa: Y015
 
 @_typing.final
 class VerifyAccountsResponse(_message.Message):
-    """A divergence, or how far the proof has come."""
+    """A divergence, or the progress."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
     class Finding(_message.Message):
-        """Where the books part."""
+        """A place where the books diverge from what they should say."""
 
         DESCRIPTOR: _descriptor.Descriptor
 
@@ -365,7 +367,7 @@ class VerifyAccountsResponse(_message.Message):
 
     @_typing.final
     class Progress(_message.Message):
-        """How far it has come."""
+        """The progress of the verification."""
 
         DESCRIPTOR: _descriptor.Descriptor
 
@@ -403,7 +405,7 @@ class VerifyAccountsResponse(_message.Message):
 
     @_builtins.property
     def progress(self) -> Global___VerifyAccountsResponse.Progress:
-        """How far it has come. The last message is one, with done."""
+        """The progress. The last message is one, with done."""
 
     def __init__(
         self,

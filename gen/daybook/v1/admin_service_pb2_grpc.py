@@ -27,14 +27,13 @@ if _version_not_supported:
 
 
 class AdminStub:
-    """What only those may do who run the ledger: bring history in, prove the books, and hand out
-    keys.
+    """Administers the ledger of a tenant: imports history, verifies the books and manages API keys.
 
     Every call needs a credential with the scope `admin`; without it PERMISSION_DENIED, reason
     SCOPE_MISSING. All else is as in Ledger.
 
-    Keys are those of the tenant, and only a credential that is bound to no account may touch
-    them. No method for keys takes a request_id: the answer to a repeated call would have
+    The methods for API keys are about the tenant's keys, and need a credential that is bound to no
+    account. None of them takes a request_id: the answer to a repeated call would have
     to hold the secret again, which is kept nowhere. A caller that missed an answer revokes the key
     that was never used, or rotates once more; revoking can be repeated as it is. So an
     `idempotency-key` gets INVALID_ARGUMENT with them, and with an import, whose items have
@@ -80,14 +79,13 @@ class AdminStub:
 
 
 class AdminServicer:
-    """What only those may do who run the ledger: bring history in, prove the books, and hand out
-    keys.
+    """Administers the ledger of a tenant: imports history, verifies the books and manages API keys.
 
     Every call needs a credential with the scope `admin`; without it PERMISSION_DENIED, reason
     SCOPE_MISSING. All else is as in Ledger.
 
-    Keys are those of the tenant, and only a credential that is bound to no account may touch
-    them. No method for keys takes a request_id: the answer to a repeated call would have
+    The methods for API keys are about the tenant's keys, and need a credential that is bound to no
+    account. None of them takes a request_id: the answer to a repeated call would have
     to hold the secret again, which is kept nowhere. A caller that missed an answer revokes the key
     that was never used, or rotates once more; revoking can be repeated as it is. So an
     `idempotency-key` gets INVALID_ARGUMENT with them, and with an import, whose items have
@@ -107,8 +105,8 @@ class AdminServicer:
         raise NotImplementedError('Method not implemented!')
 
     def VerifyAccounts(self, request, context):
-        """Recomputes the books of the tenant's accounts and streams each divergence, and now and then
-        how far it has come. Nothing is repaired. While two are under way a third is
+        """Recomputes the books of the tenant's accounts. Streams each divergence and, at intervals, the
+        progress; repairs nothing. While two verifications are under way a third gets
         RESOURCE_EXHAUSTED, reason TOO_BUSY.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -116,7 +114,7 @@ class AdminServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CreateApiKey(self, request, context):
-        """Makes an API key and shows it, this once.
+        """Creates an API key. Only this answer has its secret.
 
         NOT_FOUND if it is to be bound to an account that the tenant lacks; PERMISSION_DENIED,
         reason SCOPE_MISSING, for a scope that the caller's own don't include.
@@ -127,15 +125,15 @@ class AdminServicer:
 
     def ListApiKeys(self, request, context):
         """Lists the API keys of the tenant, newest first, those that are revoked or have expired
-        included. Nobody sees a secret again.
+        included. It shows no secret.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RevokeApiKey(self, request, context):
-        """Revokes an API key, for good, also the one that calls. Within five seconds every process
-        refuses it.
+        """Revokes an API key for good, also the one that makes the call. Every process refuses it within
+        five seconds.
 
         NOT_FOUND if the tenant has no such key. A key that is revoked already stays as it is.
         """
@@ -144,11 +142,12 @@ class AdminServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RotateApiKey(self, request, context):
-        """Gives an API key a new secret and shows it, this once. The id, and all else, stays.
+        """Replaces the secret of an API key. Only this answer has the new one. The id and all else stay.
 
-        The secret of before, and every older one that is still in a grace period, is good until
-        the end of this one's grace period at most; without one all are refused within five seconds. At
-        most four are kept: a further rotation drops the one whose period ends first.
+        The previous secret, and each older one that is still in its grace period, stays valid until
+        the end of the new grace period at most; without a grace period all are refused within five
+        seconds. At most four old secrets are kept: a further rotation drops the one whose period
+        ends first.
 
         NOT_FOUND if the tenant has no such key; FAILED_PRECONDITION, reason API_KEY_INACTIVE,
         if it is revoked or has expired.
@@ -199,14 +198,13 @@ def add_AdminServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Admin:
-    """What only those may do who run the ledger: bring history in, prove the books, and hand out
-    keys.
+    """Administers the ledger of a tenant: imports history, verifies the books and manages API keys.
 
     Every call needs a credential with the scope `admin`; without it PERMISSION_DENIED, reason
     SCOPE_MISSING. All else is as in Ledger.
 
-    Keys are those of the tenant, and only a credential that is bound to no account may touch
-    them. No method for keys takes a request_id: the answer to a repeated call would have
+    The methods for API keys are about the tenant's keys, and need a credential that is bound to no
+    account. None of them takes a request_id: the answer to a repeated call would have
     to hold the secret again, which is kept nowhere. A caller that missed an answer revokes the key
     that was never used, or rotates once more; revoking can be repeated as it is. So an
     `idempotency-key` gets INVALID_ARGUMENT with them, and with an import, whose items have

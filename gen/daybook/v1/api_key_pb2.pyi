@@ -49,7 +49,7 @@ class ApiKey(_message.Message):
     """
     @_builtins.property
     def scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """What the key is good for; scope.proto lists the scopes. At least one, each once."""
+        """The scopes of the key, of those that scope.proto lists. At least one, each once."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
@@ -73,8 +73,8 @@ class ApiKey(_message.Message):
 
     @_builtins.property
     def last_use_time(self) -> _timestamp_pb2.Timestamp:
-        """When the key was last let in, whatever became of the call. Up to a minute late; unset
-        for a key that never was.
+        """When a call last authenticated with the key, whether or not it succeeded. Up to a minute late;
+        unset for a key that was never used.
         """
 
     def __init__(

@@ -100,7 +100,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     {"request_id": "invoice-7"}}
     """
     ETAG_MISMATCH: _ErrorReason.ValueType  # 13
-    """Somebody else wrote the account since the etag was read. Status ABORTED.
+    """Another call has written the account since the etag was read. Status ABORTED.
 
     Example: {"reason": "ETAG_MISMATCH", "domain": "daybook", "metadata": {"account":
     "accounts/acme"}}
@@ -314,7 +314,7 @@ Example: {"reason": "REQUEST_ID_REUSED", "domain": "daybook", "metadata":
 {"request_id": "invoice-7"}}
 """
 ETAG_MISMATCH: ErrorReason.ValueType  # 13
-"""Somebody else wrote the account since the etag was read. Status ABORTED.
+"""Another call has written the account since the etag was read. Status ABORTED.
 
 Example: {"reason": "ETAG_MISMATCH", "domain": "daybook", "metadata": {"account":
 "accounts/acme"}}

@@ -21,7 +21,7 @@ class LedgerStub:
     KEY`, `x-api-key: KEY`, or `authorization: Basic base64(id:secret)`; or, where the
     server has an issuer, an OAuth2 access token in `authorization: Bearer TOKEN`. Without a
     valid one a call gets UNAUTHENTICATED. A credential belongs to one tenant and sees nothing
-    of another: what is not there and what is somebody else's are both NOT_FOUND. A
+    of another: a missing resource and another tenant's are both NOT_FOUND. A
     credential that is bound to one account gets PERMISSION_DENIED for everything else, and so
     does one without a scope that its method declares; see scope.proto.
 
@@ -84,7 +84,7 @@ class LedgerStub:
     its `index`.
     """
     SubmitTransactions: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.SubmitTransactionsRequest, _ledger_service_pb2.SubmitTransactionsResponse]
-    """Posts up to 1,000 transactions, each by itself, as that many calls of CreateTransaction would:
+    """Posts up to 1,000 transactions, each by itself, like as many calls of CreateTransaction:
     one that is refused doesn't stop the others. BatchCreateTransactions posts all or none.
 
     The call succeeds unless it is malformed as a whole; each result says what became of
@@ -138,7 +138,7 @@ class LedgerServicer(metaclass=_abc_1.ABCMeta):
     KEY`, `x-api-key: KEY`, or `authorization: Basic base64(id:secret)`; or, where the
     server has an issuer, an OAuth2 access token in `authorization: Bearer TOKEN`. Without a
     valid one a call gets UNAUTHENTICATED. A credential belongs to one tenant and sees nothing
-    of another: what is not there and what is somebody else's are both NOT_FOUND. A
+    of another: a missing resource and another tenant's are both NOT_FOUND. A
     credential that is bound to one account gets PERMISSION_DENIED for everything else, and so
     does one without a scope that its method declares; see scope.proto.
 
@@ -241,7 +241,7 @@ class LedgerServicer(metaclass=_abc_1.ABCMeta):
         request: _ledger_service_pb2.SubmitTransactionsRequest,
         context: _aio.ServicerContext[_ledger_service_pb2.SubmitTransactionsRequest, _abc.Awaitable[_ledger_service_pb2.SubmitTransactionsResponse]],
     ) -> _abc.Awaitable[_ledger_service_pb2.SubmitTransactionsResponse]:
-        """Posts up to 1,000 transactions, each by itself, as that many calls of CreateTransaction would:
+        """Posts up to 1,000 transactions, each by itself, like as many calls of CreateTransaction:
         one that is refused doesn't stop the others. BatchCreateTransactions posts all or none.
 
         The call succeeds unless it is malformed as a whole; each result says what became of

@@ -22,7 +22,7 @@ it. Required for every method: one that declares none is not served.
 - `accounts`: also create and update accounts; includes `accounts.readonly`.
 - `admin`: run the ledger; includes all of the above.
 
-A scope says what may be done; to whom it may be done says the credential's tenant, and
-the account that it is bound to, if it is bound to one. Without a scope that opens the
-method a call gets PERMISSION_DENIED, reason SCOPE_MISSING.
+A scope says what a credential may do; its tenant, and the account to which it is bound, if
+any, say where. Without a scope that opens the method a call gets PERMISSION_DENIED, reason
+SCOPE_MISSING.
 """
