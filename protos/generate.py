@@ -114,10 +114,12 @@ def without_response_bodies(descriptors: bytes) -> bytes:
     for file in FileDescriptorSet.FromString(descriptors).file:
         pool.AddSerializedFile(file.SerializeToString())
     read: Any = GetMessageClass(pool.FindMessageTypeByName("google.protobuf.FileDescriptorSet")).FromString(descriptors)
+    path = pool.FindExtensionByName("google.api.http")
     for method in (method for file in read.file for service in file.service for method in service.method):
-        rule = method.options.Extensions[pool.FindExtensionByName("google.api.http")]
-        for binding in (rule, *rule.additional_bindings):
-            binding.ClearField("response_body")
+        if method.options.HasExtension(path):
+            rule = method.options.Extensions[path]
+            for binding in (rule, *rule.additional_bindings):
+                binding.ClearField("response_body")
     written: bytes = read.SerializeToString(deterministic=True)
     return written
 

@@ -92,7 +92,7 @@ def _routes(rules: Iterable[HttpRule]) -> Sequence[Route]:
 
 
 def _pattern(path: str) -> str:
-    """A regular expression of the path: `/v1/{name=accounts/*}:transfer` as `/v1/accounts/[^/:]+:transfer`."""
+    """A regular expression of the path: `/v1/{name=apiKeys/*}:revoke` as `/v1/apiKeys/[^/:]+:revoke`."""
     plain = _VARIABLE.sub(lambda variable: variable[2] or "*", path)
     # A colon ends the last segment, behind which the verb of a custom method comes.
     return re.escape(plain).replace(r"\*/", "[^/]+/").replace(r"\*", "[^/:]+")
