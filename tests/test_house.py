@@ -19,6 +19,7 @@ import pytest
 import yaml
 from daybook.v1 import admin_service_pb2, ledger_service_pb2
 from daybook.v1.error_reason_pb2 import ErrorReason
+from google.api.annotations_pb2 import http
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from google.protobuf.struct_pb2 import Struct
@@ -28,6 +29,8 @@ from server.app import FACADES, SERVICES
 from server.demo import guide
 from server.gateway.configuration import committed, render
 from server.gateway.contracts import read_contracts
+from server.vendors import all_vendors
+from tests.support.methods import METHODS
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -236,6 +239,17 @@ def test_gateway_and_guide_know_every_facade_path(path: str) -> None:
     assert mappers
     shown = [urlsplit(shlex.split(command)[-1]).path for command in guide.commands(guide.Gateway(1)).values()]
     assert [each for each in shown if any(is_matched(rule, each) for rule in mappers)]
+
+
+def test_bare_arrays_are_those_of_the_contracts() -> None:
+    """Envoy unwraps each answer that has a response_body in its contract, by the table of its vendor, and no other."""
+    arrays = [entry for vendor in all_vendors() for entry in vendor.arrays.items()]
+    rules = [method.GetOptions().Extensions[http] for method in METHODS]
+    for binding in (each for rule in rules for each in (rule, *rule.additional_bindings)):
+        path = re.sub(r"\{[^}]+\}", "x", binding.get)
+        assert [name for regex, name in arrays if re.fullmatch(regex, path)] == (
+            [binding.response_body] if binding.response_body else []
+        )
 
 
 @pytest.mark.parametrize("reason", ERROR_REASONS)
