@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from urllib.parse import urlencode
 
 import grpc
 from daybook.v1.ledger_service_pb2 import ListTransactionsRequest, ListTransactionsResponse
+from google.api import annotations_pb2
+from google.protobuf.descriptor_pool import Default
 from google.protobuf.message import Message
 
 from bench.load import CLIENTS, STREAMS, LoadFailed, framed_size, h2load
@@ -102,6 +106,19 @@ def list_call(key: str, account_id: str, page_token: str = "", page_size: int = 
     """The native list of an account."""
     request = ListTransactionsRequest(parent=f"accounts/{account_id}", page_size=page_size, page_token=page_token)
     return Call.of(LIST, request, key=key)
+
+
+def rest_path(call: Call) -> str:
+    """Path and query of a call over REST, by the google.api.http option of its method."""
+    method = Default().FindMethodByName(call.method.replace("/", "."))
+    path, query = method.GetOptions().Extensions[annotations_pb2.http].get, {}
+    for field, value in call.requests[0].ListFields():
+        bound, found = re.subn(rf"\{{{field.name}(=[^}}]*)?}}", str(value), path)
+        if found:
+            path = bound
+        else:
+            query[field.json_name] = value
+    return f"{path}?{urlencode(query)}" if query else path
 
 
 def read_page(answer: bytes, rows: int = PAGE_SIZE) -> ListTransactionsResponse:

@@ -62,6 +62,16 @@ class Server:
         """The resident memory of the process, without its children."""
         return int(psutil.Process(self.process.pid).memory_info().rss)
 
+    @property
+    def processor_seconds(self) -> tuple[float, float]:
+        """The processor time so far, user and system: of its gateway, and of all its other processes."""
+        seconds = {True: 0.0, False: 0.0}
+        main = psutil.Process(self.process.pid)
+        for each in (main, *main.children(recursive=True)):
+            times = each.cpu_times()
+            seconds[each.name() == "envoy"] += times.user + times.system
+        return seconds[True], seconds[False]
+
 
 def free_ports(count: int) -> list[int]:
     """Free ports on loopback."""

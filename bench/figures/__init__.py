@@ -33,4 +33,8 @@ FIGURES: Mapping[int, Figure] = {
     12: Figure("Memory of a worker", memory.measure),
     13: Figure("From the start to the first answer", starting.measure),
     14: Figure("Import of history on SQLite", importing.measure),
+    15: Figure("Second page over REST, to FastAPI", rest.second_page),
+    16: Figure("List over REST on SQLite, to gRPC", rest.to_grpc),
+    17: Figure("Each facade's page over REST on SQLite, to FastAPI", rest.facades),
+    18: Figure("Processor time of a page over REST on SQLite", rest.processor_time),
 }
