@@ -231,7 +231,7 @@ def retriable_methods() -> dict[str, bool]:
     (rule,) = host["retry_policy"]["retriable_request_headers"]
     assert rule["name"] == ":path"
     pattern = rule["string_match"]["safe_regex"]["regex"]
-    assert not [each for each in host["routes"] if "retry_policy" in each["route"]]
+    assert not [each for each in host["routes"] if "retry_policy" in each.get("route", {})]
     return {path: re.fullmatch(pattern, path) is not None for path in methods()}
 
 

@@ -72,7 +72,7 @@ def slow(_demo: Daybook, folder: Path) -> Iterator[str]:
         # The silent server accepts no connection: health checks would fill its backlog.
         del configuration["static_resources"]["clusters"][0]["health_checks"]
         for each in http_manager(configuration)["route_config"]["virtual_hosts"][0]["routes"]:
-            if "idle_timeout" in each["route"]:
+            if "idle_timeout" in each.get("route", {}):
                 each["route"].update(timeout="0.5s", idle_timeout="0.5s")
 
     with (

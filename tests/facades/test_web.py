@@ -1,0 +1,147 @@
+"""gRPC-Web and Connect through the gateway: for pages in a browser, and for `buf curl` by its default protocol."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import pytest
+from daybook.v1.ledger_service_pb2 import ListTransactionsRequest, ListTransactionsResponse
+
+from server.demo import dreadnode
+from server.demo.load import SECRET
+from tests.support.gateways import away
+from tests.support.http_client import Answer, send
+from tests.support.processes import BIN, Daybook, run, sqlite_url
+
+PROTOCOLS = ("grpcweb", "connect")
+KEY = f"{dreadnode.KEY}.{SECRET}"
+LIST = "/daybook.v1.Ledger/ListTransactions"
+ACCOUNT = f"accounts/{dreadnode.ORGANIZATION}"
+CREDENTIAL = {"authorization": f"Bearer {KEY}"}
+CONNECT = {"content-type": "application/proto", "connect-protocol-version": "1"}
+GRPC_WEB = {"content-type": "application/grpc-web+proto", "x-grpc-web": "1"}
+
+Curl = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture(params=PROTOCOLS)
+def curl(request: pytest.FixtureRequest, gateway: Daybook) -> Curl:
+    """`buf curl` by a protocol, with a key; its exit status, and what it prints."""
+
+    def call(method: str, body: object, key: str = KEY) -> tuple[int, str]:
+        flags = ["--protocol", request.param, "-H", f"authorization: Bearer {key}", "-d", json.dumps(body)]
+        command = [str(BIN / "buf"), "curl", *flags, f"{gateway.origin}/{method}"]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        return result.returncode, result.stdout or result.stderr
+
+    return call
+
+
+def test_buf_curl_lists(curl: Curl) -> None:
+    """By reflection, which streams both ways, without a schema."""
+    status, printed = curl("daybook.v1.Ledger/ListTransactions", {"parent": ACCOUNT, "pageSize": 2})
+    assert status == 0, printed
+    assert [each["name"].startswith(ACCOUNT) for each in json.loads(printed)["transactions"]] == [True, True]
+
+
+def test_buf_curl_reads_a_stream(curl: Curl, gateway: Daybook) -> None:
+    """The server's stream of a verification comes to its end."""
+    database = sqlite_url(gateway.folder / "daybook.db")
+    made = run(
+        "keys",
+        "create",
+        "--tenant",
+        "demo-dreadnode",
+        "--scope",
+        "admin",
+        "--database-url",
+        database,
+        folder=gateway.folder,
+    )
+    assert made.returncode == 0, made.stderr
+    status, printed = curl("daybook.v1.Admin/VerifyAccounts", {}, made.stdout.split()[-1])
+    assert status == 0, printed
+    assert printed.count("{") > 0
+
+
+def test_error_has_its_details(curl: Curl) -> None:
+    """As a caller of gRPC gets them."""
+    status, printed = curl("daybook.v1.Ledger/ListTransactions", {"parent": "accounts/nobody"})
+    assert status != 0
+    error = json.loads(printed)
+    assert (error["code"], error["message"]) == ("not_found", "accounts/nobody is not found")
+    assert error["details"][0]["type"].endswith("google.rpc.ErrorInfo")
+
+
+def ask(origin: str, path: str, body: bytes, **headers: str) -> Answer:
+    """A POST as a page makes it."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    origin_of_page = {"origin": "https://app.example.com"}
+    return send(origin, path, method="POST", body=body, headers={**CREDENTIAL, **origin_of_page, **named})
+
+
+def framed(message: bytes) -> bytes:
+    """A message of gRPC, without compression."""
+    return b"\0" + len(message).to_bytes(4) + message
+
+
+def test_page_calls_from_another_origin(gateway: Daybook) -> None:
+    """What a browser needs to hand out an answer of gRPC-Web: CORS, and sight of the status."""
+    request = ListTransactionsRequest(parent=ACCOUNT, page_size=1).SerializeToString()
+    answer = ask(gateway.origin, LIST, framed(request), **GRPC_WEB)
+    assert answer.status == 200
+    assert answer.header("access-control-allow-origin") == "https://app.example.com"
+    assert "grpc-status" in (answer.header("access-control-expose-headers") or "")
+    length = int.from_bytes(answer.body[1:5])
+    assert len(ListTransactionsResponse.FromString(answer.body[5 : 5 + length]).transactions) == 1
+    # The trailers are the last frame.
+    assert answer.body[5 + length] == 0x80
+    assert b"grpc-status:0" in answer.body[5 + length :]
+
+
+def test_message_of_connect_is_bare(gateway: Daybook) -> None:
+    """A unary answer of Connect is the message alone."""
+    request = ListTransactionsRequest(parent=ACCOUNT, page_size=1).SerializeToString()
+    answer = ask(gateway.origin, LIST, request, **CONNECT)
+    assert (answer.status, answer.header("content-type")) == (200, "application/proto")
+    assert len(ListTransactionsResponse.FromString(answer.body).transactions) == 1
+
+
+@pytest.mark.parametrize("protocol", [CONNECT, GRPC_WEB], ids=PROTOCOLS[::-1])
+def test_unknown_method_is_told(gateway: Daybook, protocol: dict[str, str]) -> None:
+    """In the form of the protocol, with the methods that there are."""
+    answer = ask(gateway.origin, "/daybook.v1.Ledger/Nothing", framed(b""), **protocol)
+    told = answer.body + (answer.header("grpc-message") or "").encode()
+    assert b"there is no method daybook.v1.Ledger/Nothing; daybook.v1.Ledger has " in told
+
+
+def test_server_that_is_away_is_told(gateway: Daybook, tmp_path: Path) -> None:
+    """What the gateway refuses itself: gRPC-Web has a status; a client of Connect goes by that of HTTP."""
+    with away(gateway, tmp_path) as origin:
+        connect = ask(origin, LIST, b"", **CONNECT)
+        web = ask(origin, LIST, framed(b""), **GRPC_WEB)
+    assert (connect.status, connect.body) == (503, b"The service is unavailable")
+    assert web.header("grpc-status") == str(grpc.StatusCode.UNAVAILABLE.value[0])
+    assert web.header("grpc-message") == "The service is unavailable"
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "application/connect+json; charset=utf-8"])
+def test_json_of_connect_is_refused(gateway: Daybook, content_type: str) -> None:
+    """In the form of Connect's errors, with what to use instead."""
+    answer = ask(gateway.origin, LIST, b"{}", content_type=content_type, connect_protocol_version="1")
+    assert answer.status == 415
+    assert answer.json() == {
+        "code": "unimplemented",
+        "message": "Connect's JSON is not served: use its binary format (application/proto), or REST",
+    }
+
+
+def test_path_of_grpc_without_a_protocol_is_not_found(gateway: Daybook) -> None:
+    """A POST of JSON that is none of these protocols is answered as any unknown path."""
+    answer = ask(gateway.origin, LIST, b"{}", content_type="application/json")
+    assert answer.status == 404
+    assert answer.json()["message"] == f"POST {LIST} is not found"  # type: ignore[index,call-overload]
