@@ -137,10 +137,10 @@ def _values(
 ) -> Iterator[tuple[_Path, FieldDescriptor, Any]]:
     """Each value of a message, at any depth, with its path and the field that bounds it.
 
-    Reads the first values of a list or a map only, up to one more than a valid request may have:
-    validation refuses a longer one.
+    Reads the first values of a list or a map only, as many as a valid request may have: validation
+    refuses a longer one.
     """
-    entries_max = 1 + (BATCH_SIZE_MAX if outer is None else LABELS_MAX)
+    entries_max = BATCH_SIZE_MAX if outer is None else LABELS_MAX
     for field, value in message.ListFields():
         found: Iterable[tuple[str | int | None, FieldDescriptor, Any]]
         if not field.is_repeated:

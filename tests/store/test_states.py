@@ -1,0 +1,53 @@
+"""States of accounts: what one unit of work saves, the next one loads."""
+
+from __future__ import annotations
+
+from server.book import Book
+from server.ledger.instants import EARLIEST, HOUR
+from server.ledger.lots import Lot, Terms
+from server.ledger.posting import AccountState
+from server.ledger.usage import UsageWindow
+from server.store.states import StoredState, account_parameters, holdings_query, load_states, to_holding
+from server.store.units import Changes, Loaded, save
+from tests.support.account_states import NOW
+from tests.support.callers import Client
+
+LOTS = (Lot(3, 21, Terms(NOW + HOUR, 1), 900, 70), Lot(2, 20, Terms(None, 4), 800, 60))
+
+
+async def test_a_saved_state_is_loaded_as_it_was(book: Book, client: Client) -> None:
+    """Each field has a value of its own, so that no two can be confused."""
+    account = await client.create_account("acme", credit_limit="0.000005", hour_anchor_time={"seconds": 6})
+    tenant_number = await book.credentials.tenant_number("house")
+    assert tenant_number is not None
+    state = AccountState(
+        account_number=account.number,
+        account_id="acme",
+        tenant_number=tenant_number,
+        credit_limit=5,
+        hour_anchor=6_000_000,
+        balance=130,
+        debt=8,
+        lots=LOTS,
+        lot_count=9,
+        sequence=22,
+        last_create_time=NOW,
+        window=UsageWindow(11, NOW - HOUR, 12, 13),
+        import_time=14,
+        open_lot_count=2,
+        expiring=70,
+    )
+    stored = StoredState(state, b"hash")
+    number = account.number
+    changes = Changes(states={number: stored}, lots={(number, lot.number): lot for lot in LOTS})
+    assert state.window is not None
+    changes.windows[number, state.window.number] = state.window
+    (new,) = (await book.database.transact(lambda connection: load_states(connection, [number]))).values()
+    await book.database.transact(lambda connection: save(connection, Loaded(states={number: new}), changes))
+
+    assert await book.database.transact(lambda connection: load_states(connection, [number])) == {number: stored}
+    for now, expired in ((NOW, 0), (NOW + HOUR, 70)):
+        (row,) = await book.database.lists.fetch(holdings_query(1), account_parameters([number]) | {"now": now})
+        assert to_holding(row) == state._replace(
+            lots=(), edge=(), horizon=EARLIEST, balance=130 - expired, expiring=70 - expired
+        )
