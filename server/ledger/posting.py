@@ -80,58 +80,6 @@ class AccountState(NamedTuple):
         """The largest amount of a charge, at most the largest amount that can be represented."""
         return min(max(0, self.balance + self.credit_limit), money.LARGEST)
 
-    def with_credits(
-        self,
-        lots: tuple[Lot, ...],
-        debt: Millionths,
-        balance: Millionths,
-        lot_count: int,
-        open_lot_count: int,
-        expiring: Millionths,
-    ) -> AccountState:
-        """The state with these credits in it."""
-        return AccountState(
-            self.account_number,
-            self.account_id,
-            self.tenant_number,
-            self.credit_limit,
-            self.hour_anchor,
-            balance,
-            debt,
-            lots,
-            lot_count,
-            self.sequence,
-            self.last_create_time,
-            self.window,
-            self.import_time,
-            open_lot_count,
-            expiring,
-            self.edge,
-            self.horizon,
-        )
-
-    def with_next(self, create_time: Instant, window: UsageWindow | None) -> AccountState:
-        """The state with one more transaction counted, and this newest window."""
-        return AccountState(
-            self.account_number,
-            self.account_id,
-            self.tenant_number,
-            self.credit_limit,
-            self.hour_anchor,
-            self.balance,
-            self.debt,
-            self.lots,
-            self.lot_count,
-            self.sequence + 1,
-            create_time,
-            window,
-            self.import_time,
-            self.open_lot_count,
-            self.expiring,
-            self.edge,
-            self.horizon,
-        )
-
     def with_loaded(self, lots: Iterable[Lot], edge: SpendingOrder | None, horizon: Instant) -> AccountState:
         """The state with more open lots loaded. Lots that it already has stay as they are."""
         loaded = {lot.number for lot in self.lots}
@@ -248,7 +196,7 @@ def record(state: AccountState, draft: Draft, now: Instant) -> tuple[AccountStat
     """Records a transaction that failed or was canceled, with all of its fields. It moves no credits."""
     create_time = max(now, state.last_create_time)
     terms = _terms(draft, now)
-    after = state.with_next(create_time, state.window)
+    after = _count(state, create_time, state.window)
     return after, Posting(
         draft.kind, draft.category, draft.state, draft.amount, after.sequence, create_time, after.balance, (), terms
     )
@@ -269,13 +217,11 @@ def expire_due(state: AccountState, now: Instant) -> list[tuple[AccountState, Po
         assert lot.terms.expire_time is not None
         create_time = max(lot.terms.expire_time, state.last_create_time)
         left = tuple(other for other in state.lots if other.number != lot.number)
-        state = state.with_credits(
-            left,
-            state.debt,
-            state.balance - lot.remaining,
-            state.lot_count,
-            state.open_lot_count - 1,
-            state.expiring - lot.remaining,
+        state = state._replace(
+            lots=left,
+            balance=state.balance - lot.remaining,
+            open_lot_count=state.open_lot_count - 1,
+            expiring=state.expiring - lot.remaining,
         )
         allocation = Allocation(lot.number, -lot.remaining, lot.terms)
         state, posting = posted(state, Transaction.EXPIRATION, "expiration", -lot.remaining, create_time, [allocation])
@@ -297,13 +243,12 @@ def withdraw(state: AccountState, amount: Millionths, *, borrow: bool = True) ->
     lots, allocations = take(state.lots, amount)
     # Only the last allocation can be of the credit line.
     borrowed = -allocations[-1].amount if allocations[-1].lot_number == CREDIT_LINE else 0
-    after = state.with_credits(
-        lots,
-        state.debt + borrowed,
-        state.balance - amount,
-        state.lot_count,
-        state.open_lot_count - (len(state.lots) - len(lots)),
-        state.expiring + parts(allocations)[0],
+    after = state._replace(
+        lots=lots,
+        debt=state.debt + borrowed,
+        balance=state.balance - amount,
+        open_lot_count=state.open_lot_count - (len(state.lots) - len(lots)),
+        expiring=state.expiring + parts(allocations)[0],
     )
     _check_range(after)
     lots_taken = len(allocations) - (1 if borrowed else 0)
@@ -344,13 +289,13 @@ def put(state: AccountState, portions: Iterable[Portion]) -> tuple[AccountState,
             lot = lot.with_remaining(lot.remaining + rest)
         insert(lots, lot)
         allocations.append(Allocation(lot.number, rest, lot.terms))
-    after = state.with_credits(
-        tuple(lots),
-        debt,
-        state.balance + brought,
-        lot_count,
-        open_lot_count,
-        state.expiring + parts(allocations)[0],
+    after = state._replace(
+        lots=tuple(lots),
+        debt=debt,
+        balance=state.balance + brought,
+        lot_count=lot_count,
+        open_lot_count=open_lot_count,
+        expiring=state.expiring + parts(allocations)[0],
     )
     _check_range(after)
     return after, allocations
@@ -370,7 +315,7 @@ def posted(
 
     `window` is the newest window after it; None leaves the state's window.
     """
-    after = state.with_next(create_time, window or state.window)
+    after = _count(state, create_time, window or state.window)
     return after, Posting(
         kind,
         category,
@@ -382,6 +327,11 @@ def posted(
         tuple(allocations),
         terms,
     )
+
+
+def _count(state: AccountState, create_time: Instant, window: UsageWindow | None) -> AccountState:
+    """The state with one more transaction, and this newest window."""
+    return state._replace(sequence=state.sequence + 1, last_create_time=create_time, window=window)
 
 
 def _terms(draft: Draft, now: Instant) -> Terms:
