@@ -86,7 +86,7 @@ async def serving(
             authenticator,
             limiter,
             FACADES,
-            _call_bounds(settings),
+            CallBounds(settings.call_seconds_max, settings.stream_seconds_max, settings.stream_idle_seconds_max),
             admissions,
             observation,
             settings.text_characters_max,
@@ -133,8 +133,7 @@ async def _observed(book: Book, settings: Settings, admissions: Admissions) -> A
             # Loaded only if metrics are served.
             from server.metrics import Metrics  # noqa: PLC0415
 
-            metrics = Metrics(book.poster, book.database, book.credentials, book.expirations, book.posting_clock)
-            metrics.show(admissions)
+            metrics = Metrics(book, admissions)
             try:
                 port = stack.enter_context(metrics.served(settings.metrics_host, settings.metrics_port))
             except OSError as error:
@@ -290,10 +289,6 @@ def _certificates(settings: Settings) -> ServerCertificates | None:
     from server.tls import server_certificates  # noqa: PLC0415
 
     return server_certificates(settings)
-
-
-def _call_bounds(settings: Settings) -> CallBounds:
-    return CallBounds(settings.call_seconds_max, settings.stream_seconds_max, settings.stream_idle_seconds_max)
 
 
 def _connection_bounds(settings: Settings) -> Sequence[tuple[str, int]]:

@@ -26,14 +26,11 @@ from prometheus_client import CollectorRegistry, Counter, GCCollector, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from server.book import Book
 from server.ledger.instants import EARLIEST, SECOND
-from server.posting.poster import QUEUE_LENGTH_MAX, Poster, PosterObserver
-from server.store.credentials import CredentialStore
-from server.store.database import Database
-from server.store.posting_clock import PostingClock
+from server.posting.poster import QUEUE_LENGTH_MAX, PosterObserver
 from server.transport.admission import Admissions
 from server.transport.observation import Measure
-from server.usecases.expirations import Expirations
 
 log = structlog.get_logger(__name__)
 
@@ -52,20 +49,13 @@ POLL_SECONDS = 0.1
 class Metrics:
     """The metrics of one server process."""
 
-    def __init__(
-        self,
-        poster: Poster,
-        database: Database,
-        credentials: CredentialStore,
-        expirations: Expirations,
-        posting_clock: PostingClock | None = None,
-    ) -> None:
+    def __init__(self, book: Book, admissions: Admissions) -> None:
         # The `_created` series would double the number of series.
         prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         GCCollector(registry=self.registry)
-        self.registry.register(_State(poster, database, credentials, expirations, posting_clock))
+        self.registry.register(_State(book, admissions))
         self._calls = Histogram(
             "daybook_rpc_duration_seconds",
             "Duration of calls, by method and status.",
@@ -77,10 +67,6 @@ class Metrics:
             "daybook_rpc_refusals", "Refused and failed calls, by reason.", ("reason",), registry=self.registry
         )
         self.poster = _PosterMetrics(self.registry)
-
-    def show(self, admissions: Admissions) -> None:
-        """Adds the metrics of admission."""
-        self.registry.register(_UnderWay(admissions))
 
     def of_method(self, method: str) -> Measure:
         """Measures the calls of a method."""
@@ -148,40 +134,35 @@ class _PosterMetrics(PosterObserver):
 class _State(Collector):
     """Reads the state of the server's parts at each scrape."""
 
-    def __init__(
-        self,
-        poster: Poster,
-        database: Database,
-        credentials: CredentialStore,
-        expirations: Expirations,
-        posting_clock: PostingClock | None,
-    ) -> None:
-        self._poster = poster
-        self._database = database
-        self._credentials = credentials
-        self._expirations = expirations
-        self._posting_clock = posting_clock
+    def __init__(self, book: Book, admissions: Admissions) -> None:
+        self._book = book
+        self._admissions = admissions
 
     def collect(self) -> Iterator[Metric]:
+        yield from self._of_book()
+        yield from self._of_admission()
+
+    def _of_book(self) -> Iterator[Metric]:
+        book, poster, database = self._book, self._book.poster, self._book.database
         yield _gauge(
             "daybook_info", "Always 1; the label is the version that runs.", {version("daybook"): 1}, "version"
         )
-        yield _gauge("daybook_poster_line_calls", "Length of the posting queue, in calls.", self._poster.queue_length)
+        yield _gauge("daybook_poster_line_calls", "Length of the posting queue, in calls.", poster.queue_length)
         yield _gauge(
             "daybook_poster_line_limit_calls", "Largest length of the posting queue, in calls.", QUEUE_LENGTH_MAX
         )
-        sizes = {pool: use.size for pool, use in self._database.pools.items()}
+        sizes = {pool: use.size for pool, use in database.pools.items()}
         yield _gauge("daybook_database_connections_limit", "Largest number of connections of a pool.", sizes, "pool")
-        in_use = {pool: use.in_use for pool, use in self._database.pools.items()}
+        in_use = {pool: use.in_use for pool, use in database.pools.items()}
         yield _gauge("daybook_database_connections_in_use", "Connections that are checked out.", in_use, "pool")
-        waiting = {pool: use.waiting for pool, use in self._database.pools.items()}
+        waiting = {pool: use.waiting for pool, use in database.pools.items()}
         yield _gauge("daybook_database_connections_waiting", "Waiters for a connection.", waiting, "pool")
         yield _counter(
             "daybook_database_conflicts",
             "Database transactions repeated after a conflict with another writer.",
-            self._database.conflict_count,
+            database.conflict_count,
         )
-        replica = self._database.replica
+        replica = database.replica
         yield _counter(
             "daybook_database_list_reads",
             "Reads of lists with a replica configured, by the server that answered.",
@@ -193,12 +174,12 @@ class _State(Collector):
         yield _counter(
             "daybook_api_key_lookups",
             "API keys looked up in the database because they were not cached.",
-            self._credentials.lookup_count,
+            book.credentials.lookup_count,
         )
         yield _counter(
-            "daybook_expired_lots", "Lots whose expiration was posted by a sweep.", self._expirations.lot_count
+            "daybook_expired_lots", "Lots whose expiration was posted by a sweep.", book.expirations.lot_count
         )
-        last_sweep, clock, newest = self._expirations.last_sweep, self._posting_clock, self._poster.newest_create_time
+        last_sweep, clock, newest = book.expirations.last_sweep, book.posting_clock, poster.newest_create_time
         yield _gauge(
             "daybook_last_sweep_timestamp_seconds",
             "Start of the last completed sweep for expired lots.",
@@ -215,14 +196,7 @@ class _State(Collector):
             newest / SECOND if newest > EARLIEST else None,
         )
 
-
-class _UnderWay(Collector):
-    """Reads the state of admission at each scrape."""
-
-    def __init__(self, admissions: Admissions) -> None:
-        self._admissions = admissions
-
-    def collect(self) -> Iterator[Metric]:
+    def _of_admission(self) -> Iterator[Metric]:
         admissions = (("call", self._admissions.calls), ("stream", self._admissions.streams))
         under_way = {kind: admission.under_way for kind, admission in admissions}
         yield _gauge("daybook_rpc_under_way_calls", "Running calls.", under_way, "kind")
