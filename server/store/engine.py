@@ -82,10 +82,6 @@ class Reader(ABC):
     async def fetch(self, query: Query, parameters: Mapping[str, object]) -> Rows:
         """The rows of a query."""
 
-    @abstractmethod
-    async def fetch_snapshot(self, queries: Sequence[Query], parameters: Mapping[str, object]) -> list[Rows]:
-        """The rows of each query, all of one snapshot of the database."""
-
 
 class Engine(Reader):
     """A database: bounded reads, streaming reads and transactions, each over connections of its own.

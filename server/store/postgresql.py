@@ -169,11 +169,6 @@ class PostgreSQL(Engine):
         with self.using("read", "read"):
             return await self.run(lambda session: self.fetch_by(session, query, parameters))
 
-    async def fetch_snapshot(self, queries: Sequence[Query], parameters: Mapping[str, object]) -> list[Rows]:
-        """The rows of each query, all of one snapshot of the database."""
-        with self.using("read", "snapshot"):
-            return await self.run(lambda session: self.fetch_snapshot_by(session, queries, parameters))
-
     async def fetch_by(self, session: Any, query: Query, parameters: Mapping[str, object]) -> Rows:
         """The rows of a query, read in a session."""
         compiled = query.compiled(self.dialect)
@@ -185,13 +180,6 @@ class PostgreSQL(Engine):
             raise
         end(None)
         return rows
-
-    async def fetch_snapshot_by(
-        self, session: Any, queries: Sequence[Query], parameters: Mapping[str, object]
-    ) -> list[Rows]:
-        """The rows of each query, read in a session, all of one snapshot."""
-        async with session.transaction(isolation="repeatable_read", readonly=True):
-            return [await self.fetch_by(session, query, parameters) for query in queries]
 
     async def run(self, work: Callable[[Any], Awaitable[Result]]) -> Result:
         """Does a bounded read in a session of asyncpg. Raises what the driver raises.

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from sqlalchemy.engine import URL
 from server.background import repeating
 from server.ledger.errors import ServiceUnavailable
 from server.store.data_loader import DataLoader
-from server.store.engine import DatabaseLimits, Reader, Result, Rows
+from server.store.engine import DatabaseLimits, Reader, Rows
 from server.store.failures import ReplicaUnfit, driver_error
 from server.store.postgresql import PostgreSQL
 from server.store.query import Query
@@ -98,40 +98,24 @@ class Replica(Reader):
         return self._stopwatch() - self._complete_at
 
     async def fetch(self, query: Query, parameters: Mapping[str, object]) -> Rows:
-        """The rows of a query."""
-        try:
-            return await self._serve("read", lambda session: self.server.fetch_by(session, query, parameters))
-        except ReplicaUnfit:
-            return await self._primary.fetch(query, parameters)
+        """The rows of a query, from the standby or the primary."""
 
-    async def fetch_snapshot(self, queries: Sequence[Query], parameters: Mapping[str, object]) -> list[Rows]:
-        """The rows of each query, all of one snapshot of the database."""
-        try:
-            return await self._serve(
-                "snapshot", lambda session: self.server.fetch_snapshot_by(session, queries, parameters)
-            )
-        except ReplicaUnfit:
-            return await self._primary.fetch_snapshot(queries, parameters)
-
-    async def _serve(self, name: str, read: Callable[[Any], Awaitable[Result]]) -> Result:
-        """Reads from the standby. Raises ReplicaUnfit, and ServiceUnavailable if the primary can't be asked."""
-
-        async def work(session: Any) -> Result:
+        async def work(session: Any) -> Rows:
             if not self._is_used:
                 # That was found out while this read waited for a connection.
                 raise ReplicaUnfit
             await self._reach(session, committed)
-            return await read(session)
+            return await self.server.fetch_by(session, query, parameters)
 
         try:
             committed = await self._committed()
-            with self.server.using("read", name), self._leaving():
-                result = await self.server.run(work)
+            with self.server.using("read", "read"), self._leaving():
+                rows = await self.server.run(work)
         except ReplicaUnfit:
             self.reads["primary"] += 1
-            raise
+            return await self._primary.fetch(query, parameters)
         self.reads["replica"] += 1
-        return result
+        return rows
 
     async def _committed(self) -> int:
         """How far the primary's log is on disk. Raises ReplicaUnfit, and ServiceUnavailable."""

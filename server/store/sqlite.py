@@ -124,27 +124,15 @@ class SQLite(Engine):
     async def fetch(self, query: Query, parameters: Mapping[str, object]) -> Rows:
         """The rows of a query."""
         with self.tracer.work("read"), self.translated():
-            return self._fetch(query, parameters)
-
-    async def fetch_snapshot(self, queries: Sequence[Query], parameters: Mapping[str, object]) -> list[Rows]:
-        """The rows of each query, all of one snapshot of the database."""
-        with self.tracer.work("snapshot"), self.translated():
-            self.reader.execute("BEGIN")
+            compiled = query.compiled(self.dialect)
+            end = self.tracer.statement("sqlite", compiled.text)
             try:
-                return [self._fetch(query, parameters) for query in queries]
-            finally:
-                self.reader.execute("COMMIT")
-
-    def _fetch(self, query: Query, parameters: Mapping[str, object]) -> Rows:
-        compiled = query.compiled(self.dialect)
-        end = self.tracer.statement("sqlite", compiled.text)
-        try:
-            rows = self.reader.execute(compiled.text, compiled.values(parameters)).fetchall()
-        except BaseException as failure:
-            end(failure)
-            raise
-        end(None)
-        return rows
+                rows = self.reader.execute(compiled.text, compiled.values(parameters)).fetchall()
+            except BaseException as failure:
+                end(failure)
+                raise
+            end(None)
+            return rows
 
     @asynccontextmanager
     async def snapshot(self) -> AsyncIterator[AsyncConnection]:

@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import BigInteger, Select, bindparam, column, select, values
+from sqlalchemy import BigInteger, BindParameter, Select, bindparam, column, select, values
 
 from server.caching import ByteLRU
 from server.ledger.instants import Instant
@@ -85,16 +85,20 @@ class TransactionStore:
     ) -> tuple[AccountState, list[UsageWindow], int]:
         """An account's state without its lots, a page of its hour windows, newest first, and their total.
 
-        All three are of one snapshot; credits that have expired by `now` are not in the state. Numbers of
+        All three are of one moment; credits that have expired by `now` are not in the state. Numbers of
         windows have no gaps, so any offset costs the same.
         """
-        parameters = {"account_number": account_number, "offset": min(offset, _OFFSET_MAX), "limit": limit}
-        rows, (row,) = await self._database.lists.fetch_snapshot(
-            (_WINDOWS, holdings_query(1)),
-            parameters | account_parameters([account_number]) | {"now": now},
-        )
+        parameters = {**account_parameters([account_number]), "now": now}
+        (row,) = await self._database.lists.fetch(holdings_query(1), parameters)
         state = to_holding(row)
-        return state, [UsageWindow(*row) for row in rows], state.window.number if state.window else 0
+        if state.window is None:
+            return state, [], 0
+        total = state.window.number
+        last = total - min(offset, _OFFSET_MAX)
+        numbers = {"account_number": account_number, "last": last, "limit": limit}
+        rows = await self._database.lists.fetch(_WINDOWS, numbers)
+        # Needs no snapshot of both reads: only the newest window changes, and the state has it.
+        return state, [state.window if row[0] == total else UsageWindow(*row) for row in rows], total
 
     async def list(self, query: TransactionList) -> Page[TransactionRow, TransactionKey]:
         """A page of a list.
@@ -166,16 +170,15 @@ _SLICE = Query(slice_statement())
 
 
 def windows_statement() -> Select[Any]:
-    """At most `limit` hour windows of an account after the `offset` newest ones."""
+    """At most `limit` hour windows of an account up to the number `last`."""
     columns = usage_windows.c
-    newest = account_states.c.window_number - bindparam("offset", type_=BigInteger)
+    last: BindParameter[int] = bindparam("last", type_=BigInteger)
     return (
         select(*columns["number", "start", "computing", "serverless"])
-        .join(account_states, account_states.c.account_number == columns.account_number)
         .where(
-            account_states.c.account_number == bindparam("account_number"),
-            columns.number <= newest,
-            columns.number > newest - bindparam("limit", type_=BigInteger),
+            columns.account_number == bindparam("account_number"),
+            columns.number <= last,
+            columns.number > last - bindparam("limit", type_=BigInteger),
         )
         .order_by(columns.number.desc())
     )

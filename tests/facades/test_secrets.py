@@ -240,7 +240,7 @@ async def test_a_database_that_lets_nobody_in(postgresql: PostgreSQL) -> None:
         assert PASSWORD not in str(caught.value)
         database, anything = Database(url), Query(sqlalchemy.text("SELECT 1"))
         primary = database.primary
-        for read in (primary.fetch(anything, {}), primary.fetch_snapshot([anything], {}), primary.transact(str)):
+        for read in (primary.fetch(anything, {}), primary.transact(str)):
             with pytest.raises(ServiceUnavailable):
                 await read
         await database.close()

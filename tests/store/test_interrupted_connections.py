@@ -66,7 +66,7 @@ class Proxied:
         await self.book.transactions.list(self.caller, "acme", TransactionFilter(), None, 2)
 
     async def usage(self) -> None:
-        """Several reads of one state, by Engine.fetch_snapshot."""
+        """Two reads, of the state and of the hour windows."""
         await self.book.usage.history(self.caller, "acme", 0, 2)
 
     async def balance(self) -> None:
@@ -144,12 +144,10 @@ async def proxied(server: Server, client: Client, clock: Clock) -> AsyncIterator
 async def check_sound(proxied: Proxied, number: int) -> None:
     """The next operations succeed, and no session stays in a transaction.
 
-    A transaction that was left open is told first by what begins one; the other operations
-    take turns, by the number.
+    `write` fails in a transaction that was left open; the other operations take turns, by the number.
     """
-    begins = (Proxied.usage, Proxied.write)
     async with asyncio.timeout(PATIENCE_SECONDS):
-        for operation in (begins[number % 2], begins[1 - number % 2], OPERATIONS[number % len(OPERATIONS)]):
+        for operation in (Proxied.usage, Proxied.write, OPERATIONS[number % len(OPERATIONS)]):
             await operation(proxied)
     # The poster may still be at the command of a caller that left.
     async with asyncio.timeout(PATIENCE_SECONDS):

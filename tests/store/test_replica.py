@@ -7,7 +7,7 @@ import contextlib
 import re
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -42,6 +42,7 @@ from server.store.engine import DatabaseLimits, DatabaseUrlInvalid, Rows
 from server.store.failures import ReplicaUnfit
 from server.store.query import Query
 from server.store.replica import COMMITTED, Replica
+from server.transport.admission import Admission, Admissions
 from tests.support.callers import Client, Server
 from tests.support.cancellation import ISOLATION, check_no_transaction, give_up_at_every_step
 from tests.support.clock import Clock
@@ -464,11 +465,7 @@ async def test_reads_that_are_given_up(house: House, standby: Standby) -> None:
 
     async with database.replica_watched():
         await check()
-        for read in (
-            partial(database.lists.fetch, ISOLATION, {}),
-            partial(database.lists.fetch_snapshot, [ISOLATION], {}),
-        ):
-            assert await give_up_at_every_step(read, check) > 1
+        assert await give_up_at_every_step(partial(database.lists.fetch, ISOLATION, {}), check) > 1
     assert standing_by.reads["replica"] > standing_by.reads["primary"]
     await database.close()
 
@@ -482,11 +479,8 @@ async def test_reads_that_are_given_up_at_every_message(house: House, standby: S
         async with proxy.listening():
             url = house.here.book.database.url.render_as_string()
             database = Database(url, replace(LIMITS, connections=1), proxy.url("replicated"))
-            for read in (
-                partial(database.lists.fetch, ISOLATION, {}),
-                partial(database.lists.fetch_snapshot, [ISOLATION, ISOLATION], {}),
-            ):
-                assert await give_up_at_every_message(proxy, database, read) > 5
+            read = partial(database.lists.fetch, ISOLATION, {})
+            assert await give_up_at_every_message(proxy, database, read) > 5
             await database.close()
 
 
@@ -516,7 +510,6 @@ async def give_up_at_every_message(
             proxy.release()
             await asyncio.wait([task])
             await check_no_transaction(database.lists)
-            assert await database.lists.fetch_snapshot([ISOLATION], {}) == [[("repeatable read",)]]
             assert standing_by._is_used, "it was the standby that answered"
     raise AssertionError("it never ends")
 
@@ -566,9 +559,6 @@ async def test_a_standby_that_has_more_than_the_primary(house: House) -> None:
         async def fetch(self, query: Query, parameters: Mapping[str, object]) -> Rows:
             return [(committed - 1,)] if query is COMMITTED else await primary.fetch(query, parameters)
 
-        async def fetch_snapshot(self, queries: Sequence[Query], parameters: Mapping[str, object]) -> list[Rows]:
-            return await primary.fetch_snapshot(queries, parameters)
-
     of_this_primary, of_another = (Replica(standing_by, each, 5) for each in (primary, WithLess()))
     await of_this_primary.check()
     assert of_this_primary._is_used
@@ -581,7 +571,7 @@ async def test_a_standby_that_has_more_than_the_primary(house: House) -> None:
 async def test_metrics_of_the_replica(house: House, standby: Standby) -> None:
     """Reads by who served them, how far the replica is behind, and its connections."""
     book = house.here.book
-    metrics = Metrics(book.poster, book.database, book.credentials, book.expirations)
+    metrics = Metrics(book, Admissions(Admission(1), Admission(1)))
 
     def scrape() -> dict[tuple[str, str], float]:
         families = text_string_to_metric_families(generate_latest(metrics.registry).decode())

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import pytest
+from daybook.v1.transaction_pb2 import Transaction, Usage
+
 from server.book import Book
 from server.ledger.instants import EARLIEST, HOUR
 from server.ledger.lots import Lot, Terms
 from server.ledger.posting import AccountState
 from server.ledger.usage import UsageWindow
+from server.store.engine import Rows
+from server.store.query import Query
 from server.store.states import StoredState, account_parameters, holdings_query, load_states, to_holding
+from server.store.transactions import TransactionStore
 from server.store.units import Changes, Loaded, save
 from tests.support.account_states import NOW
 from tests.support.callers import Client
+from tests.support.clock import Clock
 
 LOTS = (Lot(3, 21, Terms(NOW + HOUR, 1), 900, 70), Lot(2, 20, Terms(None, 4), 800, 60))
 
@@ -51,3 +60,33 @@ async def test_a_saved_state_is_loaded_as_it_was(book: Book, client: Client) -> 
         assert to_holding(row) == state._replace(
             lots=(), edge=(), horizon=EARLIEST, balance=130 - expired, expiring=70 - expired
         )
+
+
+async def test_a_balance_and_its_usage_are_of_one_moment(
+    book: Book, client: Client, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Usage that is posted between the reads of the state and of the windows shows in neither."""
+    account = await client.create_account("acme", credit_limit="100")
+
+    async def use() -> None:
+        await client.post("acme", Transaction.CHARGE, "-1", category="computing", usage=Usage())
+
+    await use()
+    clock.advance(3600)
+    await use()
+    now, lists = clock(), book.database.lists
+    fetch = lists.fetch
+
+    async def fetch_and_use(query: Query, parameters: Mapping[str, object]) -> Rows:
+        monkeypatch.undo()
+        rows = await fetch(query, parameters)
+        await use()
+        clock.advance(3600)
+        await use()
+        return rows
+
+    monkeypatch.setattr(lists, "fetch", fetch_and_use)
+    state, windows, total = await TransactionStore(book.database).windows(account.number, 0, 10, now)
+    assert state.balance == -2_000_000
+    assert [(window.number, window.total) for window in windows] == [(2, 1_000_000), (1, 1_000_000)]
+    assert total == 2
