@@ -63,17 +63,13 @@ class TransactionMethods:
         self, request: SubmitTransactionsRequest, context: Context
     ) -> SubmitTransactionsResponse:
         """Parses the transactions, posts each by itself, tells what became of each."""
-        results: list[bytes | DaybookError] = []
-        new: dict[int, NewTransaction] = {}
-        for index, each in enumerate(_batch(request.parent, request.requests, self._sizes.batch_size_max)):
+        new: list[NewTransaction | DaybookError] = []
+        for each in _batch(request.parent, request.requests, self._sizes.batch_size_max):
             try:
-                new[index] = _parse(each)
-                results.append(b"")
+                new.append(_parse(each))
             except DaybookError as error:
-                results.append(error)
-        outcomes = await self._transactions.create_each(current_caller(), list(new.values()))
-        for index, outcome in zip(new, outcomes, strict=True):
-            results[index] = outcome
+                new.append(error)
+        results = await self._transactions.create_each(current_caller(), new)
         return SubmitTransactionsResponse(results=[_render_result(result) for result in results])
 
     async def GetTransaction(self, request: GetTransactionRequest, context: Context) -> bytes | Transaction:

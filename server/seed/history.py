@@ -16,17 +16,16 @@ from daybook.v1.account_pb2 import User
 from daybook.v1.transaction_pb2 import Transaction, Usage
 
 from server.ledger import posting
-from server.ledger.bodies import read_allocations
 from server.ledger.idempotency import Request
 from server.ledger.instants import HOUR, Instant
 from server.ledger.money import ONE_CREDIT, Millionths
-from server.ledger.names import in_blocks, transaction_name
+from server.ledger.names import in_blocks
 from server.ledger.posting import AccountState, Draft, Kind, State
-from server.ledger.refunds import Charge, StoredCharge
+from server.ledger.refunds import StoredCharge
 from server.posting.commands import Refund, Transfer
 from server.posting.unit import Attempt, Unit
 from server.store.states import StoredState
-from server.store.units import Loaded, Rows, posted_rows, state_rows
+from server.store.units import Loaded, Rows, posted_rows, state_rows, to_charge
 
 ROWS_AT_ONCE = 2000
 """The number of transactions of a part, approximately."""
@@ -257,16 +256,7 @@ class Household:
         if row is None:
             return False
         uid = UUID(bytes=row.uid)
-        charge = Charge(
-            name=transaction_name(member.id, uid),
-            kind=row.kind,
-            state=row.state,
-            amount=row.amount,
-            post_time=row.create_time,
-            allocations=read_allocations(row.allocations),
-            lots={},
-        )
-        self._charges[member.number, uid] = StoredCharge(row.sequence, charge, row.body)
+        self._charges[member.number, uid] = to_charge(member.id, row)
         amount = -row.amount // 2 if row.uid[-1] & 1 else None
         details = Transaction(description=activity.description)
         Refund(member.number, member.id, uid, amount, details, self._new_request()).run(self._attempt, now)

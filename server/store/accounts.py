@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import asdict, fields, replace
-from typing import Any
 
-from sqlalchemy import Connection, Select, bindparam, insert, not_, select, update
+from sqlalchemy import Connection, bindparam, insert, not_, select, update
 
 from server.caching import ByteLRU
 from server.ledger.accounts import AccountRecord, Holding
@@ -25,11 +24,10 @@ NUMBERS_BYTES_MAX = 16_777_216
 """The largest size of the cache of account numbers: about 50,000 accounts."""
 
 _COLUMNS = tuple(accounts.c[field.name] for field in fields(AccountRecord))
-_ACCOUNT = Query(
-    select(*_COLUMNS).where(
-        accounts.c.tenant_number == bindparam("tenant_number"), accounts.c.id == bindparam("account_id")
-    )
+_SELECT_ACCOUNT = select(*_COLUMNS).where(
+    accounts.c.tenant_number == bindparam("tenant_number"), accounts.c.id == bindparam("account_id")
 )
+_ACCOUNT = Query(_SELECT_ACCOUNT)
 
 
 class AccountStore:
@@ -186,8 +184,6 @@ def new_account_row(tenant_number: int, record: AccountRecord) -> dict[str, obje
 
 
 def _find(connection: Connection, tenant_number: int, account_id: str, *, lock: bool = False) -> AccountRecord | None:
-    statement: Select[*tuple[Any, ...]] = select(*_COLUMNS).where(
-        accounts.c.tenant_number == tenant_number, accounts.c.id == account_id
-    )
-    row = connection.execute(statement.with_for_update() if lock else statement).one_or_none()
+    statement = _SELECT_ACCOUNT.with_for_update() if lock else _SELECT_ACCOUNT
+    row = connection.execute(statement, {"tenant_number": tenant_number, "account_id": account_id}).one_or_none()
     return None if row is None else AccountRecord(*row)

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 from uuid import UUID
 
 from sqlalchemy import Connection, Table, insert, select
@@ -19,7 +19,7 @@ from server.ledger.idempotency import Answer, AnswerKey
 from server.ledger.instants import Instant
 from server.ledger.lots import CREDIT_LINE, Lot
 from server.ledger.money import Millionths
-from server.ledger.names import post_time, transaction_name
+from server.ledger.names import post_time, transaction_name, uid_text
 from server.ledger.posting import Kind, State
 from server.ledger.refunds import Charge, RefundTotal, StoredCharge
 from server.ledger.usage import UsageWindow
@@ -152,18 +152,22 @@ def _load_charges(connection: Connection, keys: Collection[tuple[int, UUID]]) ->
         stored_keys = [(number, uid.bytes) for number, uid in some]
         key = transactions.c["account_number", "uid"]
         for row in connection.execute(engine_of(connection).with_keys(statement, key, stored_keys)):
-            uid = UUID(bytes=bytes(row.uid))
-            charge = Charge(
-                name=transaction_name(row.id, uid),
-                kind=row.kind,
-                state=row.state,
-                amount=row.amount,
-                post_time=post_time(bytes(row.uid), row.create_time),
-                allocations=read_allocations(row.allocations),
-                lots={},
-            )
-            charges[row.account_number, uid] = StoredCharge(row.sequence, charge, bytes(row.body))
+            charges[row.account_number, UUID(bytes=row.uid)] = to_charge(row.id, row)
     return charges
+
+
+def to_charge(account_id: str, row: Any) -> StoredCharge:
+    """A transaction to be refunded, without its lots and its refunds, from its row."""
+    charge = Charge(
+        name=transaction_name(account_id, uid_text(row.uid)),
+        kind=row.kind,
+        state=row.state,
+        amount=row.amount,
+        post_time=post_time(row.uid, row.create_time),
+        allocations=read_allocations(row.allocations),
+        lots={},
+    )
+    return StoredCharge(row.sequence, charge, row.body)
 
 
 def _load_lots(

@@ -91,8 +91,10 @@ class Transactions:
                 raise of_item(error, index) from None
         return await self._poster.submit(BatchCreate(items[0].account_number, items, request))
 
-    async def create_each(self, caller: Caller, new: Sequence[NewTransaction]) -> list[bytes | DaybookError]:
-        """Posts each of these by itself; answers with each one's transaction or refusal."""
+    async def create_each(
+        self, caller: Caller, new: Sequence[NewTransaction | DaybookError]
+    ) -> list[bytes | DaybookError]:
+        """Posts each of these by itself, unless it is refused already; answers with its transaction or refusal."""
 
         async def outcome(item: Create | DaybookError) -> bytes | DaybookError:
             if isinstance(item, DaybookError):
@@ -105,7 +107,7 @@ class Transactions:
         items: list[Create | DaybookError] = []
         for each in new:
             try:
-                items.append(await self._command(caller, each))
+                items.append(each if isinstance(each, DaybookError) else await self._command(caller, each))
             except DaybookError as error:
                 items.append(error)
         # All are queued, in their order, before the first is awaited.
