@@ -7,9 +7,12 @@ import re
 from pathlib import Path
 
 import pytest
+import typer
 from pydantic import SecretStr
+from typer.testing import CliRunner
 
-from server.cli import serving, up
+from server.cli import options, serving, up
+from server.cli.options import read_settings, with_options
 from server.config import Settings
 from tests.support.identity_provider import AUDIENCE, NAME
 
@@ -54,6 +57,30 @@ def test_every_flag_is_named() -> None:
         if name in Settings.model_fields
     }
     assert set(re.findall(r"`(--[a-z-]+)`", SECTION)) == flags
+
+
+def test_flags_override_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command gets the value of each option in the type of its setting; 0 and an empty text are values too."""
+    for name, value in (("HOST", "::1"), ("PORT", "7000"), ("METRICS_PORT", "9000"), ("OAUTH2_AUDIENCE", "all")):
+        monkeypatch.setenv(f"DAYBOOK_{name}", value)
+    # Logging is configured once for a process, and pytest has done that.
+    monkeypatch.setattr(options, "configure_logs", lambda _settings: None)
+    received: list[tuple[dict[str, object], Settings]] = []
+    app = typer.Typer()
+
+    @app.command()
+    @with_options("host", "port", "metrics_port", "shutdown_grace_seconds", "oauth2_audience")
+    def command(**flags: object) -> None:
+        received.append((flags, read_settings(**flags)))
+
+    given = ("--port", "0", "--metrics-port", "0", "--shutdown-grace-seconds", "0.5", "--oauth2-audience", "")
+    assert CliRunner().invoke(app, given).exit_code == 0
+    ((flags, settings),) = received
+    typed = {"port": 0, "metrics_port": 0, "shutdown_grace_seconds": 0.5, "oauth2_audience": ""}
+    assert flags == {"host": None, **typed}
+    assert {name: getattr(settings, name) for name in flags} == {"host": "::1", **typed}
+    assert CliRunner().invoke(app, ("--port", "0.5")).exit_code == 2
+    assert CliRunner().invoke(app, ("--shutdown-grace-seconds", "-1")).exit_code == 2
 
 
 @pytest.mark.parametrize(
