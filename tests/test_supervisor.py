@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from server import supervisor
 from server.config import CannotStart, Settings
-from server.supervisor import FAILURES_MAX, PAUSE_SECONDS_MIN, Workers
+from server.supervisor import FAILURES_MAX, Workers
 from tests.support.processes import Daybook, Ports, free_range, require_gone, sqlite_url
 from tests.support.waiting import wait_until
 
@@ -85,8 +85,12 @@ def workers(script: str, count: int = 1, **more: str) -> Workers:
 
 
 @pytest.mark.parametrize(("script", "told"), [("exit 3", "exit code 3"), ("kill -9 $$", "signal SIGKILL")])
-async def test_worker_that_cannot_start_is_given_up(script: str, told: str, tmp_path: Path) -> None:
+async def test_worker_that_cannot_start_is_given_up(
+    script: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One that ends at its start is started so many times, with longer and longer pauses, and then given up."""
+    pause = 0.02
+    monkeypatch.setattr(supervisor, "PAUSE_SECONDS_MIN", pause)
     started = tmp_path / "started"
     some = workers(f'date +%s.%N >> "{started}"; {script}')
     some.start()
@@ -96,7 +100,7 @@ async def test_worker_that_cannot_start_is_given_up(script: str, told: str, tmp_
     times = [float(line) for line in started.read_text().splitlines()]
     assert len(times) == FAILURES_MAX
     for number, (earlier, later) in enumerate(pairwise(times)):
-        assert later - earlier >= PAUSE_SECONDS_MIN * 2**number
+        assert later - earlier >= pause * 2**number
 
 
 @pytest.mark.parametrize("code", [os.EX_TEMPFAIL, os.EX_PROTOCOL])

@@ -174,6 +174,9 @@ async def silent() -> AsyncIterator[str]:
 async def test_collector_that_is_silent_holds_nobody_up(silent: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """More spans than can wait are made in no time, and the stop is not kept waiting for longer than it should be."""
     monkeypatch.setattr(tracing, "FLUSH_SECONDS_MAX", 0.3)
+    # The exporter's thread goes on after the stop until it gives up, a batch after the other.
+    monkeypatch.setattr(tracing, "EXPORT_SECONDS_MAX", 1.0)
+    monkeypatch.setattr(tracing, "SPANS_WAITING_MAX", 2 * tracing.SPANS_AT_ONCE)
     started = time.monotonic()
     async with tracing.tracing(silent, 1) as traces:
         trace = traces.of_method("daybook.v1.Ledger/GetAccount")

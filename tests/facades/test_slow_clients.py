@@ -27,7 +27,7 @@ from tests.support.gateways import configuration_of, gateway_before, http_manage
 from tests.support.processes import Ports
 from tests.support.waiting import SECONDS_MAX
 
-MOMENT = 0.5
+MOMENT = 0.3
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 

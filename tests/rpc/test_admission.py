@@ -319,7 +319,7 @@ async def test_a_body_that_never_comes_keeps_no_place(book: Book) -> None:
         yield b""
 
     metrics_port = free_port()
-    settings = Settings(port=0, metrics_port=metrics_port, shutdown_grace_seconds=1, call_seconds_max=3)
+    settings = Settings(port=0, metrics_port=metrics_port, shutdown_grace_seconds=1, call_seconds_max=1)
     async with serving(book, settings) as port, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         stalled: Any = channel.stream_unary(CREATE)(body())
         async with asyncio.timeout(60):

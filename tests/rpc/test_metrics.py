@@ -139,7 +139,7 @@ async def test_waiting_and_given_up_calls_show(measured: Measured, client: Clien
         assert waiting.one("daybook_poster_line_calls") == 0
         assert waiting.one("daybook_database_connections_in_use", pool=pool) == pools[pool].size
         given_up = client.ledger.CreateTransaction(grant, metadata=client.metadata)
-        too_late = client.ledger.CreateTransaction(grant, metadata=client.metadata, timeout=3)
+        too_late = client.ledger.CreateTransaction(grant, metadata=client.metadata, timeout=1)
         await measured.until(lambda found: found.one("daybook_poster_line_calls") == 2)
         given_up.cancel()
         with pytest.raises(grpc.aio.AioRpcError, match="DEADLINE_EXCEEDED"):
