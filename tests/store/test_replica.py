@@ -209,7 +209,7 @@ LISTS: dict[Callable[[Reader], Awaitable[object]], int] = {
     Reader.accounts: 1,
     Reader.lots: 1,
     Reader.slice_and_refunds: 3,
-    Reader.usage: 1,
+    Reader.usage: 2,
 }
 """Every kind of list, and how many reads it takes."""
 
