@@ -112,9 +112,12 @@ def go_programs(gateway: Daybook, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def directed_at(gateway: Daybook, text: str) -> str:
-    """A program or command with the server of the tests for the reader's."""
-    assert "127.0.0.1:50051" in text
-    return text.replace("127.0.0.1:50051", f"127.0.0.1:{gateway.ports.server}")
+    """A program or command with the server and the gateway of the tests for the reader's."""
+    assert "127.0.0.1:50051" in text or "127.0.0.1:8080" in text
+    ports = {"127.0.0.1:50051": gateway.ports.server, "127.0.0.1:8080": gateway.ports.gateway}
+    for reader, port in ports.items():
+        text = text.replace(reader, f"127.0.0.1:{port}")
+    return text
 
 
 def with_python(gateway: Daybook, folder: Path) -> str:
@@ -140,14 +143,22 @@ def with_proto_loader(gateway: Daybook, folder: Path) -> str:
 
 
 def with_typescript(gateway: Daybook, folder: Path) -> str:
-    """Connect's client with gRPC as its transport."""
+    """Connect's client with gRPC as its transport, and with those that a page in a browser has."""
     install_npm(folder)
     run(line("PATH=$PWD/node_modules/.bin:$PATH buf generate"), folder)
     (program,) = blocks("ts")
-    (folder / "client.ts").write_text(directed_at(gateway, program))
+    (grpc_transport,) = re.findall(r"createGrpcTransport\(.*? \}\)", program)
+    programs = {"client": program}
+    for name, transport in re.findall(r"^- `(create(?:GrpcWeb|Connect)Transport)(\(.*? \}\))`", GUIDE, re.MULTILINE):
+        call = f"{name}{transport}".replace("{ ", '{ httpVersion: "1.1", ')
+        programs[name] = program.replace(grpc_transport, call).replace("{ createGrpcTransport }", f"{{ {name} }}")
+    assert len(programs) == 3
+    for name, text in programs.items():
+        (folder / f"{name}.ts").write_text(directed_at(gateway, text))
     options = ["--strict", "--skipLibCheck", "--module", "nodenext", "--target", "es2022"]
-    run(["node_modules/.bin/tsc", *options, "client.ts"], folder)
-    return run(["node", "client.js"], folder)
+    run(["node_modules/.bin/tsc", *options, *(f"{name}.ts" for name in programs)], folder)
+    (printed,) = {run(["node", f"{name}.js"], folder) for name in programs}
+    return printed
 
 
 def install_npm(folder: Path) -> None:
@@ -185,7 +196,8 @@ def with_command(name: str) -> Callable[[Daybook, Path], str]:
 
 CLIENTS: dict[str, tuple[Callable[[Daybook, Path], str], tuple[str, ...]]] = {
     "python": (with_python, ()),
-    "buf-curl": (with_command("buf curl"), ()),
+    "buf-curl-grpc": (with_command("buf curl --protocol grpc"), ()),
+    "buf-curl-connect": (with_command("buf curl -H"), ()),
     "grpcurl": (with_command("grpcurl"), ("grpcurl",)),
     "typescript": (with_typescript, ("typescript",)),
     "proto-loader": (with_proto_loader, ("typescript",)),
