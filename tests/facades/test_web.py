@@ -10,6 +10,7 @@ from pathlib import Path
 import grpc
 import pytest
 from daybook.v1.ledger_service_pb2 import ListTransactionsRequest, ListTransactionsResponse
+from daybook.v1.ledger_service_pb2_grpc import LedgerStub
 
 from server.demo import dreadnode
 from server.demo.load import SECRET
@@ -129,7 +130,9 @@ def test_server_that_is_away_is_told(gateway: Daybook, tmp_path: Path) -> None:
     assert web.header("grpc-message") == "The service is unavailable"
 
 
-@pytest.mark.parametrize("content_type", ["application/json", "application/connect+json; charset=utf-8"])
+@pytest.mark.parametrize(
+    "content_type", ["application/json", "application/connect+json; charset=utf-8", "Application/JSON", "text/plain"]
+)
 def test_json_of_connect_is_refused(gateway: Daybook, content_type: str) -> None:
     """In the form of Connect's errors, with what to use instead."""
     answer = ask(gateway.origin, LIST, b"{}", content_type=content_type, connect_protocol_version="1")
@@ -145,3 +148,39 @@ def test_path_of_grpc_without_a_protocol_is_not_found(gateway: Daybook) -> None:
     answer = ask(gateway.origin, LIST, b"{}", content_type="application/json")
     assert answer.status == 404
     assert answer.json()["message"] == f"POST {LIST} is not found"  # type: ignore[index,call-overload]
+
+
+REST = f"/v1/{ACCOUNT}/transactions?pageSize=1"
+OF_CONNECT = "&connect=v1&encoding=json&message=%7B%7D"
+"""What makes a GET of Connect."""
+
+
+@pytest.mark.parametrize(
+    "content_type", ["application/grpc-web", "application/grpc-web-text", "application/connect+proto"]
+)
+@pytest.mark.parametrize("method", ["GET", "PATCH"])
+def test_rest_stays_rest(gateway: Daybook, method: str, content_type: str) -> None:
+    """Only a POST is a call of gRPC-Web or Connect: what claims to be one is answered as any request of REST."""
+    path, body = (REST, b"") if method == "GET" else ("/v1/accounts/nobody", b'{"displayName": "Nobody"}')
+    claims = {"content-type": content_type, "connect-protocol-version": "1", "accept": content_type}
+    plain = send(gateway.origin, path, method=method, body=body, headers=CREDENTIAL)
+    answer = send(gateway.origin, path, method=method, body=body, headers={**CREDENTIAL, **claims})
+    assert (answer.status, answer.header("content-type")) == (plain.status, "application/json")
+    assert answer.json().keys() == plain.json().keys()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("path", "status"), [(REST, 400), (f"{LIST}?", 404)])
+def test_get_of_connect_is_none(gateway: Daybook, path: str, status: int) -> None:
+    """Its query makes no POST of a GET, whose answer would name another method and another request."""
+    answer = send(gateway.origin, path + OF_CONNECT, headers=CREDENTIAL)
+    assert answer.status == status
+    expected = f"GET {LIST} is not found" if status == 404 else "connect"
+    assert expected in answer.json()["message"]  # type: ignore[index,call-overload,operator]
+
+
+async def test_native_call_is_no_call_of_connect(gateway: Daybook) -> None:
+    """gRPC that names a version of Connect, as a proxy between both may do, is gRPC."""
+    metadata = (("authorization", f"Bearer {KEY}"), ("connect-protocol-version", "1"))
+    async with grpc.aio.insecure_channel(gateway.origin.removeprefix("http://")) as channel:
+        answer = await LedgerStub(channel).ListTransactions(ListTransactionsRequest(parent=ACCOUNT), metadata=metadata)
+    assert answer.transactions
