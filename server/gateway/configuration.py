@@ -30,6 +30,16 @@ _REQUEST_BYTES = 1_048_576
 """Largest body of a REST request, in bytes."""
 _ANY_HOST = "0.0.0.0"  # noqa: S104  # inside a container, or behind a firewall
 _TLS_TYPES = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3"
+_NEEDED_ELSEWHERE = (
+    ("gateway_tls_certificate_file", "gateway_tls_key_file"),
+    ("gateway_tls_key_file", "gateway_tls_certificate_file"),
+    ("gateway_client_certificate_file", "gateway_client_key_file"),
+    ("gateway_client_key_file", "gateway_client_certificate_file"),
+    ("gateway_client_certificate_file", "gateway_server_ca_file"),
+    # The name in the servers' certificates.
+    ("gateway_server_ca_file", "gateway_server_name"),
+)
+"""Settings of a gateway that runs elsewhere, each with one that it needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +119,7 @@ def committed() -> Gateway:
 
 
 def of_settings(settings: Settings, secrets: Path = Path()) -> Gateway:
-    """The gateway of `daybook up`. The files of `render_secrets` must be in the folder before Envoy starts."""
+    """The gateway of `daybook up`. The files of `write_secrets` must be in the folder before Envoy starts."""
     host = resolved(reachable(settings.host))
     return _gateway(
         settings,
@@ -125,16 +135,20 @@ def write_deployment(settings: Settings, folder: Path, servers: Sequence[Address
 
     `servers` have names or addresses. The gateway must find the folder under the same path, and
     the certificates under the paths of the settings. It listens on every address unless the
-    settings say otherwise. Raises CannotStart if it would verify the servers without a name.
+    settings say otherwise. Raises CannotStart, naming the setting, if one lacks another that it
+    needs, or if the gateway's host is a name.
     """
-    if settings.gateway_server_ca_file and not settings.gateway_server_name:
-        raise CannotStart("gateway_server_ca_file needs gateway_server_name, the name in the servers' certificates")
+    for given, needed in _NEEDED_ELSEWHERE:
+        if getattr(settings, given) and not getattr(settings, needed):
+            raise CannotStart(f"{needed} is missing: {given} is set")
+    host = settings.gateway_host if "gateway_host" in settings.model_fields_set else _ANY_HOST
+    if not _is_ip_address(host):
+        raise CannotStart("gateway_host must be an address, for a gateway that runs elsewhere")
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     descriptors = folder / DESCRIPTORS.name
     shutil.copyfile(DESCRIPTORS, descriptors)
     write_secrets(settings, folder)
-    host = settings.gateway_host if "gateway_host" in settings.model_fields_set else _ANY_HOST
     gateway = _gateway(
         settings,
         listeners=[_listener(settings, host, folder)],

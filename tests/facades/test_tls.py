@@ -320,8 +320,33 @@ def test_gateway_elsewhere_speaks_tls(secured: Secured, authority: Authority, tm
     assert (answer.status_code, answer.http_version) == (200, "HTTP/2")
 
 
-def test_gateway_elsewhere_must_know_its_servers_by_name(authority: Authority, tmp_path: Path) -> None:
-    """Without the name in their certificate it could verify no server."""
-    settings = {"DAYBOOK_GATEWAY_SERVER_CA_FILE": str(authority.file)}
+@pytest.mark.parametrize(
+    ("given", "missing"),
+    [
+        ("gateway_tls_certificate_file", "gateway_tls_key_file"),
+        ("gateway_tls_key_file", "gateway_tls_certificate_file"),
+        ("gateway_client_certificate_file", "gateway_client_key_file"),
+        ("gateway_server_ca_file", "gateway_server_name"),
+    ],
+)
+def test_gateway_elsewhere_needs_what_belongs_together(tmp_path: Path, given: str, missing: str) -> None:
+    """What Envoy would look for at no path, and the name without which it could verify no server."""
+    settings = {f"DAYBOOK_{given.upper()}": "/etc/daybook/file.pem"}
     result = run("gateway-config", ".", "--server", "server-1:50051", folder=tmp_path, settings=settings)
-    require_refusal(result, "gateway_server_ca_file needs gateway_server_name")
+    require_refusal(result, f"{missing} is missing: {given} is set")
+    assert not list(tmp_path.iterdir())
+
+
+def test_gateway_elsewhere_presents_its_certificate_over_tls_only(tmp_path: Path) -> None:
+    """A certificate for the servers is no use, and no protection, without TLS to them."""
+    settings = {f"DAYBOOK_GATEWAY_CLIENT_{each}_FILE": "/etc/daybook/file.pem" for each in ("CERTIFICATE", "KEY")}
+    result = run("gateway-config", ".", "--server", "server-1:50051", folder=tmp_path, settings=settings)
+    require_refusal(result, "gateway_server_ca_file is missing: gateway_client_certificate_file is set")
+
+
+def test_gateway_elsewhere_listens_at_an_address(tmp_path: Path) -> None:
+    """Envoy resolves no name to listen at, and this machine knows no other's names."""
+    result = run(
+        "gateway-config", ".", "--server", "server-1:50051", "--gateway-host", "localhost", folder=tmp_path, settings={}
+    )
+    require_refusal(result, "gateway_host must be an address, for a gateway that runs elsewhere")
