@@ -16,7 +16,7 @@ from server.transport.token_keys import parse_token_keys
 from server.transport.validation import BATCH_SIZE_MAX, PAGE_SIZE_MAX, TEXT_CHARACTERS_MAX
 
 CALLS_PER_SECOND_MIN = 0.001
-_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[A-Za-z0-9.-]+(:[0-9]{1,5})?")
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
 
 
 class CannotStart(Exception):
@@ -98,7 +98,7 @@ class Settings(BaseSettings):
         le=65535,
         description="Private port of the first of several workers; the others use the next ports.",
     )
-    gateway_host: str = Field(default="127.0.0.1", description="Listen address of the Envoy that `daybook up` runs.")
+    gateway_host: str = Field(default="127.0.0.1", description="Listen address of the gateway.")
     gateway_port: int = Field(default=8080, ge=1, le=65535, description="Port of the gateway.")
     gateway_admin_port: int = Field(
         default=9901, ge=1, le=65535, description="Port of Envoy's admin page, on loopback."

@@ -127,6 +127,11 @@ GOOD_SETTINGS = {"oauth2_issuer": NAME, "oauth2_audience": AUDIENCE, "oauth2_jwk
         ("oauth2_clock_skew_seconds", "301"),
         ("oauth2_jwks_refresh_seconds", "9"),
         ("oauth2_jwks_refresh_seconds", "86401"),
+        ("gateway_cors_origins", "https://app.example.com/"),
+        ("gateway_cors_origins", "https://app.example.com, app.example.com"),
+        ("gateway_cors_origins", "https://*.example.com"),
+        ("gateway_cors_origins", 'https://a"}]'),
+        ("gateway_cors_origins", "https://App.example.com"),
     ],
 )
 def test_settings_that_are_refused(monkeypatch: pytest.MonkeyPatch, setting: str, value: str) -> None:
@@ -134,6 +139,13 @@ def test_settings_that_are_refused(monkeypatch: pytest.MonkeyPatch, setting: str
     monkeypatch.setenv(f"DAYBOOK_{setting.upper()}", value)
     with pytest.raises(ValueError, match=setting):
         Settings(**{name: given for name, given in GOOD_SETTINGS.items() if name != setting})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("origin", ["https://app.example.com", "http://127.0.0.1:3000", "http://[::1]:3000"])
+def test_origin_is_what_a_browser_sends(monkeypatch: pytest.MonkeyPatch, origin: str) -> None:
+    """An address of IPv6 in brackets too; never capital letters, which a browser makes small."""
+    monkeypatch.setenv("DAYBOOK_GATEWAY_CORS_ORIGINS", origin)
+    assert Settings().gateway_cors_origins == (origin,)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import json
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -88,7 +89,7 @@ def render(gateway: Gateway) -> str:
         keep_trailing_newline=True,
         autoescape=False,  # noqa: S701  # YAML is no HTML; values of settings go through the filter json
     )
-    environment.filters["json"] = json.dumps
+    environment.filters["json"] = partial(json.dumps, ensure_ascii=False)
     template = environment.from_string((FOLDER / "template.yaml").read_text())
     return template.render(
         gateway=gateway,
@@ -157,7 +158,7 @@ def write_deployment(settings: Settings, folder: Path, servers: Sequence[Address
         secrets=folder,
         resolves_names=True,
     )
-    (folder / "envoy.yaml").write_text(render(gateway))
+    (folder / "envoy.yaml").write_text(render(gateway), encoding="utf-8")
 
 
 def _gateway(
@@ -200,7 +201,9 @@ def write_secrets(settings: Settings, folder: Path) -> None:
     for name, secret in _secrets(settings).items():
         resource = {"@type": f"{_TLS_TYPES}.Secret", "name": name, **secret}
         # JSON is YAML.
-        (folder / f"{name}.yaml").write_text(json.dumps({"resources": [resource]}))
+        (folder / f"{name}.yaml").write_text(
+            json.dumps({"resources": [resource]}, ensure_ascii=False), encoding="utf-8"
+        )
 
 
 def _secrets(settings: Settings) -> dict[str, dict[str, Any]]:

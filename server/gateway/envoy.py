@@ -93,7 +93,7 @@ async def gateway(settings: Settings) -> AsyncIterator[Gateway]:
     """
     with tempfile.TemporaryDirectory(prefix="daybook-") as folder:
         configuration = Path(folder) / "envoy.yaml"
-        configuration.write_text(render(of_settings(settings, Path(folder))))
+        configuration.write_text(render(of_settings(settings, Path(folder))), encoding="utf-8")
         write_secrets(settings, Path(folder))
         process = await asyncio.create_subprocess_exec(
             envoy_path(),

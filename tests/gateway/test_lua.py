@@ -203,6 +203,22 @@ def test_error_is_in_the_words_of_its_vendor(
     assert (handle.header(":status"), handle.held_body.text) == shown
 
 
+@pytest.mark.parametrize(
+    ("status", "text", "shown"),
+    [
+        ("200", b'{"transactions":[{"id":1},{"id":2}]}', b'[{"id":1},{"id":2}]'),
+        ("200", b'{"transactions":[]}', b"[]"),
+        ("200", b"", b""),
+        # An error is no array.
+        ("404", b'{"detail":"Not found"}', b'{"detail":"Not found"}'),
+    ],
+)
+def test_array_is_all_of_an_answer(status: str, text: bytes, shown: bytes) -> None:
+    """Where the route names the field that holds it."""
+    handle = answered(REST, status, text, {"array": "transactions"})
+    assert handle.held_body == Body(shown)
+
+
 def test_challenge_goes_with_401() -> None:
     """The vendor's own, else Bearer; and one that is there stays."""
     assert answered(REST, "401", b"", {"challenge": "Basic"}).header("www-authenticate") == "Basic"
