@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ import yaml
 
 from server import app
 from server.config import Settings
-from server.facades import dreadnode, nebulablock, paged, spacebring, teable
+from server.facades import all_facades, nebulablock
 from server.ledger import access, paging, posting
 from server.posting import poster
 from server.rpc import transactions
@@ -23,6 +24,24 @@ from server.usecases import verification
 ROOT = Path(__file__).parents[1]
 Row: TypeAlias = tuple[str, str, str, str]
 
+OF_FACADES = {"OFFSET_MAX", "NUMERIC_ID_DIGITS_MAX"}
+"""The bounds of facades that are not about a page."""
+
+
+def bounds_in(source: str) -> set[str]:
+    """The names of the bounds that a module defines."""
+    return set(re.findall(r"^([A-Z][A-Z_]*_MAX)\b.* = ", source, re.MULTILINE))
+
+
+def page_sizes() -> dict[str, int]:
+    """How many rows a page of each facade has at most, by the name of the facade's constant."""
+    return {
+        f"{facade.VENDOR.name}.{name}": getattr(facade, name)
+        for facade in all_facades()
+        for name in sorted(bounds_in(inspect.getsource(facade)) - OF_FACADES)  # type: ignore[arg-type]  # is a module
+    }
+
+
 CONSTANTS: Mapping[str, Mapping[str, int]] = {
     "an answer": {"ANSWER_BYTES_MAX": app.ANSWER_BYTES_MAX},
     "rows of a page": {"PAGE_SIZE_MAX": validation.PAGE_SIZE_MAX},
@@ -31,11 +50,7 @@ CONSTANTS: Mapping[str, Mapping[str, int]] = {
     "rows read for a page whose filter no index serves": {"ROWS_READ_MAX": list_statements.ROWS_READ_MAX},
     "combinations of category, kind and state of which a list is merged": {"WALKS_MAX": list_statements.WALKS_MAX},
     "rows of a page together": {"PAGE_BYTES_MAX": paging.PAGE_BYTES_MAX},
-    "rows of a page of a documented API": {
-        "LIMIT_MAX": max(dreadnode.LIMIT_MAX, nebulablock.LIMIT_MAX, spacebring.LIMIT_MAX),
-        "TAKE_MAX": teable.TAKE_MAX,
-        "PAGE_SIZE_MAX": paged.PAGE_SIZE_MAX,
-    },
+    "rows of a page of a documented API": page_sizes(),
     "calls that gRPC holds for a server process": {"PENDING_CALLS_MAX": app.PENDING_CALLS_MAX},
     "calls that wait for a place": {"WAITING_CALLS_MAX": admission.WAITING_CALLS_MAX},
     "calls that wait to be posted": {"QUEUE_LENGTH_MAX": poster.QUEUE_LENGTH_MAX},
@@ -156,8 +171,8 @@ def test_every_constant_is_somewhere() -> None:
     found: set[str] = set()
     for file in (ROOT / "server").rglob("*.py"):
         if not {"demo", "seed"} & set(file.parts):
-            found |= set(re.findall(r"^([A-Z][A-Z_]*_MAX)\b.* = ", file.read_text(), re.MULTILINE))
-    tabled = {name for constants in CONSTANTS.values() for name in constants}
+            found |= bounds_in(file.read_text())
+    tabled = {name.rpartition(".")[2] for constants in CONSTANTS.values() for name in constants}
     assert found == tabled | OF_OURS | OF_ANSWERS.keys()
 
 

@@ -8,61 +8,29 @@ from functools import partial
 from typing import Any
 
 import pytest
-from daybook.facades.dreadnode.v1.credits_service_pb2 import (
-    ListCreditTransactionsRequest,
-    ListCreditTransactionsResponse,
-)
-from daybook.facades.nebulablock.v1.users_service_pb2 import GetCreditsHistoryRequest, GetCreditsHistoryResponse
-from daybook.facades.paged.v1.statements_service_pb2 import (
-    ListAccountTransactionsRequest,
-    ListAccountTransactionsResponse,
-)
-from daybook.facades.spacebring.v1.transactions_service_pb2 import (
-    GetCreditsTransactionsRequest,
-    GetCreditsTransactionsResponse,
-)
-from daybook.facades.teable.v1.billing_service_pb2 import GetSpaceCreditHistoryRequest, GetSpaceCreditHistoryResponse
 from daybook.v1.account_pb2 import Account, Company, User
 from daybook.v1.ledger_service_pb2 import RefundTransactionRequest, TransferCreditsRequest, UpdateAccountRequest
 from daybook.v1.transaction_pb2 import Booking, EventTicket, Order, Transaction, Usage
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
 from google.protobuf.struct_pb2 import Struct
 
-from server.app import FACADES
 from server.caching import ENTRY_BYTES, ByteLRU
-from server.facades import dreadnode, nebulablock, paged, spacebring, teable
+from server.facades import all_facades
+from server.facades.spacebring import NETWORK_HEADER
 from server.transport import rendered
 from server.transport.rendered import keep_rendered
 from server.vendors.nebulablock import VENDOR as NEBULA_BLOCK
 from tests.support.callers import Client, Server
 from tests.support.clock import Clock
+from tests.support.methods import facade_requests
 
 COMPANY = str(uuid.uuid5(uuid.NAMESPACE_URL, "daybook:test:company"))
-KEPT = (dreadnode, nebulablock, paged, spacebring, teable)
-"""The facades; the results of their function `_render` are cached."""
-REQUESTS: dict[str, tuple[Message, type[Message]]] = {
-    "daybook.facades.teable.v1.Billing/GetSpaceCreditHistory": (
-        GetSpaceCreditHistoryRequest(space_id=COMPANY, month="2024-10", take="100"),
-        GetSpaceCreditHistoryResponse,
-    ),
-    "daybook.facades.nebulablock.v1.Users/GetCreditsHistory": (
-        GetCreditsHistoryRequest(limit="100"),
-        GetCreditsHistoryResponse,
-    ),
-    "daybook.facades.spacebring.v1.Transactions/GetCreditsTransactions": (
-        GetCreditsTransactionsRequest(limit="100"),
-        GetCreditsTransactionsResponse,
-    ),
-    "daybook.facades.dreadnode.v1.Credits/ListCreditTransactions": (
-        ListCreditTransactionsRequest(org=COMPANY, limit="100"),
-        ListCreditTransactionsResponse,
-    ),
-    "daybook.facades.paged.v1.Statements/ListAccountTransactions": (
-        ListAccountTransactionsRequest(account=COMPANY, page_size="100"),
-        ListAccountTransactionsResponse,
-    ),
-}
+KEPT = [
+    (facade, name) for facade in all_facades() for name, each in vars(facade).items() if hasattr(each, "__wrapped__")
+]
+"""The functions whose results are cached: each by its module and its name."""
 
 Pages = dict[str, list[Message]]
 
@@ -70,13 +38,14 @@ Pages = dict[str, list[Message]]
 async def pages(client: Client, bound: Client, network: str) -> Pages:
     """The first page of every facade: that of the caller's hours by who is bound to the account."""
     found: Pages = {}
-    for method, (request, answer) in REQUESTS.items():
-        caller = bound if method.startswith(NEBULA_BLOCK.service) else client
+    for method, request in facade_requests(COMPANY):
+        service, answer = method.containing_service.full_name, GetMessageClass(method.output_type)
+        caller = bound if service == NEBULA_BLOCK.service else client
         # A method that answers with one message looks no different on the wire.
-        call: Any = caller.channel.unary_stream(f"/{method}")
-        metadata = (*caller.metadata, (spacebring.NETWORK_HEADER, network))
+        call: Any = caller.channel.unary_stream(f"/{service}/{method.name}")
+        metadata = (*caller.metadata, (NETWORK_HEADER, network))
         messages = call(request.SerializeToString(), metadata=metadata)
-        found[method] = [answer.FromString(each) async for each in messages]
+        found[method.full_name] = [answer.FromString(each) async for each in messages]
     return found
 
 
@@ -84,7 +53,6 @@ async def test_kept_rows_show_every_change(
     client: Client, server: Server, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever happens, a page of rows that are kept is the page that is rendered from nothing."""
-    assert {method.partition("/")[0] for method in REQUESTS} == FACADES.keys()
     tenant_number = await server.book.credentials.tenant_number("house")
     assert tenant_number is not None
     network = str(uuid.uuid5(uuid.NAMESPACE_URL, "house"))
@@ -143,14 +111,14 @@ async def test_kept_rows_show_every_change(
         await change()
         kept = await pages(client, bound, network)
         with monkeypatch.context() as patch:
-            for facade in KEPT:
-                patch.setattr(facade, "_render", facade._render.__wrapped__)
+            for facade, name in KEPT:
+                patch.setattr(facade, name, getattr(facade, name).__wrapped__)
             anew = await pages(client, bound, network)
         assert kept == anew
         assert kept != before
         before = kept
     assert all(before.values())
-    assert len(before[f"{NEBULA_BLOCK.service}/GetCreditsHistory"][0].data.credit_history) == 2  # type: ignore[attr-defined]
+    assert len(before[f"{NEBULA_BLOCK.service}.GetCreditsHistory"][0].data.credit_history) == 2  # type: ignore[attr-defined]
 
 
 def test_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:

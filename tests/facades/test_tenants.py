@@ -32,11 +32,6 @@ from uuid import NAMESPACE_URL, uuid5
 import grpc
 import pytest
 import pytest_asyncio
-from daybook.facades.dreadnode.v1.credits_service_pb2 import GetCreditBalanceRequest, ListCreditTransactionsRequest
-from daybook.facades.nebulablock.v1.users_service_pb2 import GetCreditsHistoryRequest
-from daybook.facades.paged.v1.statements_service_pb2 import ListAccountTransactionsRequest
-from daybook.facades.spacebring.v1.transactions_service_pb2 import GetCreditsTransactionsRequest
-from daybook.facades.teable.v1.billing_service_pb2 import GetSpaceCreditHistoryRequest
 from daybook.v1.account_pb2 import Account, Company, User
 from daybook.v1.admin_service_pb2 import (
     CreateApiKeyRequest,
@@ -86,6 +81,7 @@ from tests.support.callers import Client, Server
 from tests.support.clock import NOON, Clock
 from tests.support.gateways import gateway_before
 from tests.support.http_client import send
+from tests.support.methods import facade_requests
 
 Requests: TypeAlias = Sequence[Message]
 """What is sent in one call: one message, or several where the method takes a stream."""
@@ -318,18 +314,10 @@ def base_requests(own: Names) -> dict[str, Requests]:
         f"{admin}/ListApiKeys": [ListApiKeysRequest()],
         f"{admin}/RevokeApiKey": [RevokeApiKeyRequest(name=own.api_key)],
         f"{admin}/RotateApiKey": [RotateApiKeyRequest(name=own.api_key)],
-        "daybook.facades.teable.v1.Billing/GetSpaceCreditHistory": [
-            GetSpaceCreditHistoryRequest(space_id=own.account, month="2024-10")
-        ],
-        "daybook.facades.nebulablock.v1.Users/GetCreditsHistory": [GetCreditsHistoryRequest(limit="5")],
-        "daybook.facades.spacebring.v1.Transactions/GetCreditsTransactions": [
-            GetCreditsTransactionsRequest(limit="100")
-        ],
-        "daybook.facades.dreadnode.v1.Credits/ListCreditTransactions": [ListCreditTransactionsRequest(org=own.account)],
-        "daybook.facades.dreadnode.v1.Credits/GetCreditBalance": [GetCreditBalanceRequest(org=own.account)],
-        "daybook.facades.paged.v1.Statements/ListAccountTransactions": [
-            ListAccountTransactionsRequest(account=own.account)
-        ],
+        **{
+            f"{method.containing_service.full_name}/{method.name}": [request]
+            for method, request in facade_requests(own.account)
+        },
     }
 
 

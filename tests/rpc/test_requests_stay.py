@@ -7,11 +7,6 @@ from typing import Any, cast
 
 import grpc
 import pytest
-from daybook.facades.dreadnode.v1.credits_service_pb2 import GetCreditBalanceRequest, ListCreditTransactionsRequest
-from daybook.facades.nebulablock.v1.users_service_pb2 import GetCreditsHistoryRequest
-from daybook.facades.paged.v1.statements_service_pb2 import ListAccountTransactionsRequest
-from daybook.facades.spacebring.v1.transactions_service_pb2 import GetCreditsTransactionsRequest
-from daybook.facades.teable.v1.billing_service_pb2 import GetSpaceCreditHistoryRequest
 from daybook.v1 import admin_service_pb2 as admin
 from daybook.v1 import ledger_service_pb2 as ledger
 from daybook.v1.account_pb2 import Account, Company, User
@@ -30,6 +25,7 @@ from server.transport.parsing import parser
 from tests.support.callers import Client, Server
 from tests.support.clock import NOON
 from tests.support.markers import only_sqlite
+from tests.support.methods import facade_requests
 
 METADATA = Struct()
 METADATA["key"] = "value"
@@ -111,12 +107,7 @@ REQUESTS: list[tuple[str, Message]] = [
     ("ListApiKeys", admin.ListApiKeysRequest(page_size=1)),
     ("RevokeApiKey", admin.RevokeApiKeyRequest(name="apiKeys/nothing")),
     ("RotateApiKey", admin.RotateApiKeyRequest(name="apiKeys/nothing")),
-    ("GetSpaceCreditHistory", GetSpaceCreditHistoryRequest(space_id="acme", month="2024-10", take="1")),
-    ("GetCreditsHistory", GetCreditsHistoryRequest(limit="1")),
-    ("GetCreditsTransactions", GetCreditsTransactionsRequest(limit="1", location_ref="x")),
-    ("ListCreditTransactions", ListCreditTransactionsRequest(org="acme", limit="1")),
-    ("GetCreditBalance", GetCreditBalanceRequest(org="acme")),
-    ("ListAccountTransactions", ListAccountTransactionsRequest(account="acme", page="1", page_size="1")),
+    *((method.name, request) for optional in ("", "1") for method, request in facade_requests("acme", optional)),
 ]
 """Requests that are taken, and some that are refused on the way."""
 

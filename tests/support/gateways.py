@@ -15,6 +15,7 @@ import yaml
 from server.config import Settings
 from server.gateway.configuration import of_settings, render
 from server.gateway.envoy import envoy_path
+from server.vendors import all_vendors
 from tests.support.http_client import send
 from tests.support.processes import Daybook, Ports, copy_database, sqlite_url
 from tests.support.waiting import SECONDS_MAX, wait_until
@@ -29,15 +30,17 @@ OriginIn: TypeAlias = Callable[[str], str]
 def limited(demo: Daybook, folder: Path) -> Iterator[str]:
     """A server that lets each key call twice, and then once in a thousand seconds.
 
-    It has one key more than the demo, so that the exchanges of two vendors share none.
+    A facade that has no key `demo-<vendor>` in the demo gets one, so that the exchanges of two vendors share none.
     """
     another_key = """
         CREATE TEMPORARY TABLE copy AS SELECT * FROM api_keys WHERE id = 'demo-dreadnode';
-        UPDATE copy SET id = 'demo-paged';
-        INSERT INTO api_keys SELECT * FROM copy;
+        UPDATE copy SET id = 'demo-<vendor>';
+        INSERT OR IGNORE INTO api_keys SELECT * FROM copy;
+        DROP TABLE copy;
     """
+    keys = "".join(another_key.replace("<vendor>", each.service.split(".")[2]) for each in all_vendors())
     settings = {"DAYBOOK_RATE_LIMIT_CALLS_PER_SECOND": "0.001", "DAYBOOK_RATE_LIMIT_BURST": "2"}
-    with _changed(demo, folder, another_key, settings) as origin:
+    with _changed(demo, folder, keys, settings) as origin:
         yield origin
 
 

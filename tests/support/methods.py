@@ -2,12 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+from google.api.field_behavior_pb2 import REQUIRED, field_behavior
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.descriptor_pool import Default
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
 
-from server.app import SERVICES
+from server.app import FACADES, SERVICES
 
 METHODS: list[MethodDescriptor] = [
     method for service in SERVICES for method in Default().FindServiceByName(service).methods
 ]
 """Every method that the server serves, out of the contracts themselves."""
+
+_REQUIRED_VALUES = {"month": "2024-10"}
+"""Required fields of facades that name no account."""
+
+
+def facade_requests(account_id: str, optional: str = "") -> Iterator[tuple[MethodDescriptor, Message]]:
+    """A request about an account for each method of the facades.
+
+    Every parameter that is not required is the text `optional`, or absent if that is empty.
+    """
+    for method in METHODS:
+        if method.containing_service.full_name in FACADES:
+            request = GetMessageClass(method.input_type)()
+            for field in method.input_type.fields:
+                if REQUIRED in field.GetOptions().Extensions[field_behavior]:
+                    setattr(request, field.name, _REQUIRED_VALUES.get(field.name, account_id))
+                elif optional and field.is_repeated:
+                    getattr(request, field.name).append(optional)
+                elif optional:
+                    setattr(request, field.name, optional)
+            yield method, request
