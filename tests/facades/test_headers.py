@@ -42,7 +42,7 @@ SPELLINGS: dict[str, Callable[[str], str]] = {
     "with the other underscore": lambda name: name[::-1].replace("-", "_", 1)[::-1],
 }
 LEAKS = tuple((name, "1") for name in ("x-envoy-anything", "x-envoy-upstream-service-time", "x-error-anything"))
-TARGETS = {vendor: target for vendor, (target, _) in PATHS.items()} | {"native": "/v1/accounts/example"}
+TARGETS = PATHS | {"native": "/v1/accounts/example"}
 
 
 class Upstream(grpc.GenericRpcHandler):

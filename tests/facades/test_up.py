@@ -25,6 +25,7 @@ from daybook.v1.ledger_service_pb2 import (
 )
 from daybook.v1.transaction_pb2 import Transaction
 
+from server.demo import guide
 from tests.support import curl
 from tests.support.callers import credential, ledger_stub
 from tests.support.command_line import invoke, printed
@@ -43,15 +44,7 @@ from tests.support.processes import (
 )
 from tests.support.waiting import wait_until
 
-TITLES = {
-    "Teable: what a space consumed",
-    "Nebula Block: the documented example",
-    "Spacebring: the transactions of a network",
-    "Dreadnode: the transactions of an organization",
-    "Paged: an account's transactions by page number",
-    "Native REST: the newest transactions",
-    "Native gRPC, by reflection",
-}
+TITLES = guide.commands(guide.Gateway(1)).keys()
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 Start = Callable[..., Daybook]
 
