@@ -32,9 +32,10 @@ lint: setup ## Formats the code and runs the linters.
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-gen: setup ## Regenerates gen/ and envoy.yaml; ALLOW_BREAKING=1 lets a change break clients.
+gen: setup ## Regenerates gen/, envoy.yaml and the tables of docs/; ALLOW_BREAKING=1 lets a change break clients.
 	$(BIN)/python protos/generate.py $(if $(ALLOW_BREAKING),--allow-breaking)
 	$(BIN)/python -m server.gateway.configuration
+	$(BIN)/python -m docs.generate
 
 bench: setup .venv/installed-bench ## Measures speed and memory; BENCH='--quick' only tries it. Needs h2load and wrk.
 	$(BIN)/python -m bench $(BENCH)

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 import yaml
 
 from server.cli import app
 from server.config import Settings
 from server.gateway.envoy import envoy_path
+from tests.support.command_line import require_command
 from tests.support.processes import ROOT
 
 FOLDER = ROOT / "docs" / "deploy"
@@ -35,14 +35,6 @@ def instructions() -> list[tuple[str, str]]:
 def of_kind(kind: str) -> list[str]:
     """The arguments of each instruction of a kind."""
     return [arguments for name, arguments in instructions() if name == kind]
-
-
-def require_command(*arguments: str) -> None:
-    """Fails unless the `daybook` command takes these arguments. Runs nothing."""
-    group: Any = typer.main.get_command(app)
-    context = group.make_context("daybook", list(arguments))
-    name, command, rest = group.resolve_command(context, [*context._protected_args, *context.args])
-    command.make_context(name, rest, parent=context)
 
 
 def test_dockerfile_copies_what_there_is() -> None:

@@ -1,62 +1,17 @@
-"""Settings: their table in the documentation, and those of access tokens that go together or can't be right."""
+"""Settings: flags override the environment; settings of access tokens that belong together or are invalid."""
 
 from __future__ import annotations
 
-import inspect
-import re
-from pathlib import Path
-
 import pytest
 import typer
-from pydantic import SecretStr
 from typer.testing import CliRunner
 
-from server.cli import options, serving, up
+from server.cli import options
 from server.cli.options import read_settings, with_options
 from server.config import Settings
 from tests.support.identity_provider import AUDIENCE, NAME
 
 LOOPBACK = "http://127.0.0.1:9/jwks"
-SECTION = (
-    (Path(__file__).parents[1] / "docs/operating.md").read_text().partition("## Settings\n")[2].partition("\n##")[0]
-)
-
-
-def shown(default: object) -> str:
-    """A default as the table has it."""
-    match default:
-        case None | "":
-            return ""
-        case SecretStr():
-            return shown(default.get_secret_value())
-        case float():
-            return f"`{default:g}`"
-        case tuple():
-            return f"`{' '.join(default)}`"
-    return f"`{default}`"
-
-
-def test_table_has_every_setting() -> None:
-    """Each setting has a row with its default, which begins with its description."""
-    rows = re.findall(r"^\| `(\w+)` \| .+? \| (.*?) \| (.+) \|$", SECTION, re.MULTILINE)
-    assert [(name, default) for name, default, _ in rows] == [
-        (name, shown(field.default)) for name, field in Settings.model_fields.items()
-    ]
-    for name, _, meaning in rows:
-        description = Settings.model_fields[name].description
-        assert description is not None
-        assert meaning.startswith(description)
-
-
-def test_every_flag_is_named() -> None:
-    """The text above the table names each setting that is also a flag."""
-    flags = {
-        f"--{name.replace('_', '-')}"
-        for command in (serving.serve, up.up)
-        for name in inspect.signature(command).parameters
-        if name in Settings.model_fields
-    }
-    assert set(re.findall(r"`(--[a-z-]+)`", SECTION)) == flags
 
 
 def test_flags_override_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

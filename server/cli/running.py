@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 
 @contextlib.contextmanager
 def failing_in_one_line() -> Iterator[None]:
-    """Turns an error that the operator can fix into one line and an exit code of docs/operating.md.
+    """Turns an error that the operator can fix into one line and an exit code of docs/reference/commands.md.
 
     These are errors in arguments, settings, files, folders and ports. Any other exception is
     a defect and keeps its traceback.

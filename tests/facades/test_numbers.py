@@ -135,6 +135,14 @@ def test_dreadnode(gateway: Daybook, native: NativeCaller) -> None:
 
 @pytest.mark.parametrize("vendor", ["teable", "nebulablock", "spacebring", "dreadnode", "paged"])
 def test_pages_say_what_a_number_holds(vendor: str) -> None:
-    """Each facade's page has a section with the bound."""
+    """Each facade's page has a section with the bound, and links to the rules of printing."""
     section = (ROOT / f"docs/facades/{vendor}.md").read_text().partition("## Numbers\n")[2].partition("\n## ")[0]
-    assert "2^53" in section if vendor == "paged" else "999,999,999.999999" in section
+    if vendor == "paged":
+        assert "2^53" in section
+        return
+    assert "999,999,999.999999" in section
+    assert "(../http.md#json-numbers)" in section
+    rules = (ROOT / "docs/http.md").read_text().partition("## JSON numbers\n")[2].partition("\n## ")[0]
+    assert {f"`{printed}`" for printed in ("33333333333.333332", "1000000000000", "1e-06")} <= set(
+        re.findall(r"`[^`]+`", rules)
+    )

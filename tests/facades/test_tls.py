@@ -42,7 +42,7 @@ from tests.support.waiting import SECONDS_MAX, wait_until
 KEY = "demo-dreadnode.public"
 CREDENTIAL = {"authorization": f"Bearer {KEY}"}
 BALANCE = "/v1/accounts/example/balance"
-SECTION = (ROOT / "docs/operating.md").read_text().partition("\n## TLS\n")[2].partition("\n## ")[0]
+PAGE = (ROOT / "docs/operate/tls.md").read_text()
 
 
 @dataclass(frozen=True)
@@ -188,8 +188,8 @@ def test_unusable_certificate_ends_the_start(tmp_path: Path, command: str) -> No
 
 
 def snippets(language: str) -> list[str]:
-    """What docs/operating.md shows of TLS, in a language."""
-    return re.findall(rf"(?s)```{language}\n(.*?)```", SECTION)
+    """The code blocks of docs/operate/tls.md in a language."""
+    return re.findall(rf"(?s)```{language}\n(.*?)```", PAGE)
 
 
 def run_shell(command: str, folder: Path) -> str:
@@ -212,7 +212,7 @@ def run_shell(command: str, folder: Path) -> str:
 
 @pytest.mark.parametrize("number", [1, 2], ids=["through the gateway", "past it"])
 def test_documented_commands_work(secured: Secured, authority: Authority, tmp_path: Path, number: int) -> None:
-    """The commands of docs/operating.md, with the files in this folder and the ports of this test."""
+    """The commands of docs/operate/tls.md, with the files in this folder and the ports of this test."""
     ports = secured.daybook.ports
     for name, file in {
         "tls.crt": secured.gateway.certificate,

@@ -4,7 +4,7 @@ Others are held where they are made: the lengths of all texts, the sizes of meta
 number of labels in tests/transport/test_validation.py, page tokens in
 tests/transport/test_page_tokens.py, rates in tests/transport/test_limits.py, the line of the
 poster in tests/store/test_poster.py, batches in test_batches.py. Those of the gateway are in
-tests/facades/test_limits.py. docs/operating.md has a table of them all.
+tests/facades/test_limits.py. docs/reference/limits.md has a table of them all.
 """
 
 from __future__ import annotations

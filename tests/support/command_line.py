@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner, Result
 
 from server import cli
@@ -26,3 +28,15 @@ def printed(database_url: str, *arguments: str) -> str:
     result = invoke(*arguments, "--database-url", database_url)
     assert (result.exit_code, result.stderr) == (0, ""), result.output
     return result.stdout.removesuffix("\n")
+
+
+def require_command(*arguments: str) -> None:
+    """Fails unless the `daybook` command takes these arguments. Runs nothing."""
+    group: Any = typer.main.get_command(cli.app)
+    while True:
+        context = group.make_context("daybook", list(arguments))
+        name, command, rest = group.resolve_command(context, [*context._protected_args, *context.args])
+        if not hasattr(command, "commands"):
+            command.make_context(name, rest, parent=context)
+            return
+        group, arguments = command, tuple(rest)

@@ -25,7 +25,8 @@ def install(folder: Path) -> None:
 def main() -> None:
     """Sends the request and prints the body of the answer."""
     parser = argparse.ArgumentParser(prog="curl", add_help=False, allow_abbrev=False)
-    parser.add_argument("-X", "--request", default="GET")
+    parser.add_argument("-X", "--request")
+    parser.add_argument("-d", "--data")
     parser.add_argument("-H", "--header", action="append", default=[])
     parser.add_argument("-s", "--silent", action="store_true")
     parser.add_argument("-S", "--show-error", action="store_true")
@@ -45,11 +46,18 @@ def main() -> None:
     else:
         assert place.scheme == "http"
         connection = http.client.HTTPConnection(place.netloc)
-    connection.putrequest(arguments.request, f"{place.path}?{place.query}", skip_accept_encoding=True)
+    body = None if arguments.data is None else arguments.data.encode()
+    connection.putrequest(
+        arguments.request or ("GET" if body is None else "POST"),
+        f"{place.path}?{place.query}",
+        skip_accept_encoding=True,
+    )
     for header in ("User-Agent: curl/8.0.0", "Accept: */*", *arguments.header):
         name, _, value = header.partition(":")
         connection.putheader(name, value.strip())
-    connection.endheaders()
+    if body is not None:
+        connection.putheader("Content-Length", str(len(body)))
+    connection.endheaders(body)
     sys.stdout.buffer.write(connection.getresponse().read())
 
 

@@ -104,7 +104,7 @@ async def outcome(keys: SigningKeys, key: Key) -> str:
 
 
 def test_bounds() -> None:
-    """What is promised in docs/operating.md."""
+    """What is promised in docs/operate/access-tokens.md."""
     assert (FETCH_SECONDS_MAX, FETCH_AGAIN_SECONDS, KEPT_SECONDS) == (5, 10, 3600)
     assert (SET_BYTES_MAX, SET_KEYS_MAX) == (262_144, 100)
 

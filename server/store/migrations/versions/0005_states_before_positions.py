@@ -1,7 +1,7 @@
 """Lists of categories walk the transactions of one state, so that they pass over none of the others.
 
 The indexes have new names. So an operator can build them beforehand while servers of the
-version before go on (docs/operating.md has the statements), and this takes an instant.
+version before go on (docs/operate/upgrades.md has the statements), and this takes an instant.
 Else it builds them itself: in PostgreSQL nobody reads or writes transactions meanwhile, in
 SQLite nobody writes.
 """

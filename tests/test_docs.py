@@ -1,0 +1,244 @@
+"""The documentation: fresh tables, links that lead somewhere, examples that parse, and plain English."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from daybook.v1.error_reason_pb2 import ErrorReason
+
+from docs import generate
+from server.config import Settings
+from server.transport import admission
+from tests.support.command_line import require_command
+from tests.support.methods import METHODS
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [*sorted(ROOT.glob("*.md")), *generate.pages()]
+REFERENCE = ROOT / "docs/reference"
+SENTENCE_WORDS_MAX = 40
+
+# What hides the subject of a sentence, private words for terms of the field, and passives without an actor.
+BANNED = re.compile(
+    r"\b([Ww]hoever|[Nn]obody|[Ss]omebody|Who|who (asks|is beyond|connects)|whom)\b"
+    r"|\b(of before|of ours|in no circles|hangs? together|as a rule|a look|the look|in the line|for want of)\b"
+    r"|\b(reckon\w*|is sent away|(is|are) (told|asked for)|will do|what is no|(is|are) no number)\b"
+)
+
+# Constants that no caller can reach: caches, waits, retries, and how much of an input is repeated in an answer.
+INTERNAL = {
+    "ANSWER_SECONDS_MAX",
+    "ATTRIBUTE_CHARACTERS_MAX",
+    "BUCKETS_MAX",
+    "CHARACTERS_MAX",
+    "CONFIGURED_KEYS_MAX",
+    "CREDENTIALS_CACHED_MAX",
+    "EACH_SECONDS_MAX",
+    "ECHOED_CHARACTERS_MAX",
+    "END_SECONDS_MAX",
+    "ENTRY_BYTES_MAX",
+    "EXPORT_SECONDS_MAX",
+    "FAILURES_MAX",
+    "FETCH_SECONDS_MAX",
+    "FILTERS_BYTES_MAX",
+    "FLUSH_SECONDS_MAX",
+    "GROUP_TRANSACTIONS_MAX",
+    "HOLDERS_CACHED_MAX",
+    "KEYS_AT_ONCE_MAX",
+    "KEYS_MAX",
+    "KEY_CACHED_SECONDS_MAX",
+    "LEFT_SECONDS_MAX",
+    "LENGTHS_CACHED_MAX",
+    "LINKS_MAX",
+    "LOG_PAGES_MAX",
+    "LOTS_EXPIRED_MAX",
+    "METADATA_PATH_CHARACTERS_MAX",
+    "NUMBERS_BYTES_MAX",
+    "NUMERIC_ID_DIGITS_MAX",
+    "PAGES_BYTES_MAX",
+    "PART_BYTES_MAX",
+    "PART_ITEMS_MAX",
+    "PAUSE_SECONDS_MAX",
+    "QUERIES_BYTES_MAX",
+    "QUERIES_CACHED_MAX",
+    "READ_LOCK_SECONDS_MAX",
+    "RENDERED_BYTES_MAX",
+    "REPLICA_SECONDS_MAX",
+    "ROWS_PER_STATEMENT_MAX",
+    "SCRAPERS_MAX",
+    "SCRAPE_SECONDS_MAX",
+    "SET_BYTES_MAX",
+    "SET_KEYS_MAX",
+    "SPANS_WAITING_MAX",
+    "START_SECONDS_MAX",
+    "STATEMENTS_CACHED_MAX",
+    "STATEMENT_BYTES_CACHED_MAX",
+    "STOP_SECONDS_MAX",
+    "TOKEN_KEYS_MAX",
+    "TRIES_MAX",
+    "WAIT_SECONDS_MAX",
+    "WHOLE_LOTS_MAX",
+}
+
+
+def by_path(page: Path) -> str:
+    """The id of a case."""
+    return str(page.relative_to(ROOT))
+
+
+def without_code(text: str) -> str:
+    """A page without code blocks and comments."""
+    text = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+    return re.sub(r"<!--.*?-->", "", re.sub(r"^(    .*\n)+", "\n", text, flags=re.MULTILINE), flags=re.DOTALL)
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that a forge gives the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", without_code(page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def targets(page: Path) -> Iterator[tuple[Path, str]]:
+    """The file and the anchor of each link of a page into the project."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", without_code(page.read_text())):
+        if not re.match(r"https?:", target):
+            file, _, anchor = target.partition("#")
+            yield (page.parent / file).resolve() if file else page, anchor
+
+
+@pytest.mark.parametrize("page", generate.pages(), ids=by_path)
+def test_tables_are_fresh(page: Path) -> None:
+    """The generated tables of a page are what `make gen` writes."""
+    assert page.read_text() == generate.generated(page.read_text()), "run `make gen`"
+
+
+@pytest.mark.parametrize(
+    ("page", "names"),
+    [
+        ("reference/settings.md", Settings.model_fields.keys()),
+        ("reference/methods.md", {method.name for method in METHODS}),
+        ("errors.md", set(ErrorReason.keys()[1:])),
+    ],
+)
+def test_tables_are_complete(page: str, names: set[str]) -> None:
+    """The generator leaves out no setting, no method and no reason."""
+    block = generate.BLOCK.search((ROOT / "docs" / page).read_text())
+    assert block is not None
+    assert set(re.findall(r"^\| `(\w+)` \|", block[0], re.MULTILINE)) == names
+
+
+def test_every_limit_is_in_the_table() -> None:
+    """The table of limits has each setting that is a limit, and each constant that a caller can reach."""
+    sources = {each for _, rows in generate.LIMITS for row in rows for each in (row.source, *row.equal)}
+    assert sources & Settings.model_fields.keys() == {
+        name for name in Settings.model_fields if name.endswith("_max") or "rate_limit" in name
+    }
+    files = [file for file in (ROOT / "server").rglob("*.py") if not {"demo", "seed"} & set(file.parts)]
+    constants = {
+        name for file in files for name in re.findall(r"^([A-Z][A-Z_]*_MAX)\b.* = ", file.read_text(), re.MULTILINE)
+    }
+    assert constants == {each.rpartition(".")[2] for each in sources if each.endswith("_MAX")} | INTERNAL
+    assert {each.removeprefix("gateway: ") for each in sources if " " in each} == generate.gateway_limits().keys()
+
+
+def test_limits_fit_together() -> None:
+    """The gateway's limits and the server's leave the refusal to the side that can explain it."""
+    gateway, defaults = generate.gateway_limits(), Settings.model_fields
+    (least,) = [each.ge for each in defaults["metadata_bytes_max"].metadata if hasattr(each, "ge")]
+    # gRPC counts 32 bytes more for each header (RFC 9113, 6.5.2).
+    assert least > gateway["headers"] * 1024 + 32 * gateway["header count"]
+    # The server refuses, because it knows whose calls they are.
+    running = defaults["calls_under_way_max"].default + defaults["streams_under_way_max"].default
+    assert gateway["requests"] > running + admission.WAITING_CALLS_MAX
+    # The server refuses a stream on a full connection, and counts each for a moment longer than Envoy.
+    (cluster,) = yaml.safe_load((ROOT / "envoy.yaml").read_text())["static_resources"]["clusters"]
+    (protocol,) = cluster["typed_extension_protocol_options"].values()
+    streams = protocol["explicit_http_config"]["http2_protocol_options"]["max_concurrent_streams"]
+    assert 2 * streams <= defaults["concurrent_streams_max"].default
+
+
+@pytest.mark.parametrize("page", PAGES, ids=by_path)
+def test_links_lead_somewhere(page: Path) -> None:
+    """Each link names a file of the project, and a heading of it."""
+    dead = [
+        f"{file.name}#{anchor}"
+        for file, anchor in targets(page)
+        if not file.exists() or (anchor and anchor not in anchors(file))
+    ]
+    assert not dead
+
+
+def test_every_page_is_in_the_index() -> None:
+    """docs/README.md links to every page, except the later decisions, which the architecture links to."""
+    linked = {file for page in ("docs/README.md", "docs/architecture.md") for file, _ in targets(ROOT / page)}
+    assert not [by_path(page) for page in generate.pages() if page not in linked and page.name != "README.md"]
+
+
+def test_code_names_pages_that_exist() -> None:
+    """Each page that code, tests and contracts mention is there."""
+    files = [
+        file
+        for folder in ("server", "tests", "protos", "bench", ".ci")
+        for file in (ROOT / folder).rglob("*")
+        if file.suffix in {".py", ".proto", ".yaml", ".lua", ".md"}
+    ]
+    gone = [
+        f"{file.relative_to(ROOT)}: {name}"
+        for file in [*files, ROOT / "Makefile", ROOT / "envoy.yaml"]
+        for name in re.findall(r"\bdocs/[\w./-]+\.md\b", file.read_text())
+        if not (ROOT / name).exists()
+    ]
+    assert not gone
+
+
+@pytest.mark.parametrize("page", PAGES, ids=by_path)
+def test_examples_parse(page: Path) -> None:
+    """Blocks of JSON and YAML parse, and `daybook` takes the arguments of each command that a page shows."""
+    text = page.read_text()
+    for language, block in re.findall(r"(?s)```(json|yaml)\n(.*?)```", text):
+        (json.loads if language == "json" else yaml.safe_load)(block)
+    shown = [line for block in re.findall(r"(?s)```(?:text|sh)\n(.*?)```", text) for line in block.splitlines()]
+    shown += [line for line in text.splitlines() if line.startswith("    ")]
+    for line in (each.strip().removeprefix(".venv/bin/") for each in shown):
+        if line.startswith("daybook ") and "[" not in line and page.name != "commands.md":
+            require_command(*shlex.split(line)[1:])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=by_path)
+def test_changes_in_examples_have_a_key(page: Path) -> None:
+    """A reader who copies a mutation over REST copies the header that makes it safe to repeat."""
+    for line in page.read_text().splitlines():
+        if "curl" in line and " -d " in line and "/v1/" in line:
+            assert "Idempotency-Key" in line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=by_path)
+def test_words(page: Path) -> None:
+    """No word is used that has a better one in the glossary or the field. Generated tables are the code's words."""
+    text = " ".join(without_code(generate.BLOCK.sub("", page.read_text())).split())
+    assert not [match[0] for match in BANNED.finditer(text)]
+
+
+def sentences(text: str) -> Iterator[str]:
+    """The sentences of a page; a cell of a table and an item of a list end one."""
+    text = re.sub(r"\]\([^)\s]*\)", "]", re.sub(r"`[^`]*`", "code", without_code(text)))
+    for part in re.split(r"\n\s*\n|\n\s*(?:[-*]|\d+\.) |\||<br>|(?m:^#+ .*$)", text):
+        yield from re.split(r"(?<=[.:?!])\s", " ".join(part.split()))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=by_path)
+def test_sentences_are_short(page: Path) -> None:
+    """No sentence has more than 40 words."""
+    assert not [each for each in sentences(page.read_text()) if len(each.split()) > SENTENCE_WORDS_MAX]
+
+
+def test_rules_notice() -> None:
+    """The rules above find what they are about."""
+    text = "Whoever asks is told. Keys of before | a | " + "word " * 41 + "\n"
+    assert [match[0] for match in BANNED.finditer(text)] == ["Whoever", "is told", "of before"]
+    assert max(len(each.split()) for each in sentences(text)) == 41
