@@ -242,3 +242,52 @@ def test_rules_notice() -> None:
     text = "Whoever asks is told. Keys of before | a | " + "word " * 41 + "\n"
     assert [match[0] for match in BANNED.finditer(text)] == ["Whoever", "is told", "of before"]
     assert max(len(each.split()) for each in sentences(text)) == 41
+
+
+def quoted() -> Iterator[tuple[str, str]]:
+    """Every text between backticks in the documentation, without generated tables, with its page."""
+    for page in PAGES:
+        text = generate.BLOCK.sub("", without_code(page.read_text()))
+        yield from ((by_path(page), each) for each in re.findall(r"`([^`\n]+)`", text) if page.name != "CHANGELOG.md")
+
+
+SETTING = re.compile(
+    r"DAYBOOK_[A-Z_0-9]+|(database|gateway|oauth2|tls|token_keys|rate_limit|keepalive|worker|otlp)_[a-z_]*[a-z]"
+    r"|[a-z_]+_max"
+)
+
+
+def test_settings_that_pages_name_exist() -> None:
+    """Each name of a setting or of its variable in a page is one of Settings. Vendors have words like these."""
+    named = {(page, each) for page, each in quoted() if SETTING.fullmatch(each) and "facades" not in page}
+    assert named
+    assert not {each for each in named if each[1].removeprefix("DAYBOOK_").lower() not in Settings.model_fields}
+
+
+def test_metrics_that_pages_name_exist() -> None:
+    """Each metric in a page, with the suffix of its series, is in the table of metrics."""
+    table = set(re.findall(r"^\| `(\w+)` \|", (REFERENCE / "metrics.md").read_text(), re.MULTILINE))
+    named = {(page, name) for page, each in quoted() for name in re.findall(r"\bdaybook_\w+", each)}
+    assert named
+    assert not {(page, name) for page, name in named if re.sub(r"_(bucket|count|sum)$", "", name) not in table}
+
+
+def test_files_that_pages_name_exist() -> None:
+    """Each path of the project in a page is there; `<vendor>` and `NNNN_name` stand for any name."""
+    paths = {(page, each) for page, each in quoted() if re.match(r"(server|tests|protos|docs|bench|\.ci)/", each)}
+    assert paths
+    patterns = {each: re.sub(r"<\w+>|NNNN_name", "*", each[1].rstrip("/")) for each in paths}
+    assert not [each for each, pattern in patterns.items() if not list(ROOT.glob(pattern))]
+
+
+def test_events_that_pages_name_exist() -> None:
+    """Each event of the log and each span that a page of operators names is in the code."""
+    source = "".join(file.read_text() for file in (ROOT / "server").rglob("*.py"))
+    events = {
+        (page, each)
+        for page, each in quoted()
+        if page.startswith("docs/operate/")
+        and re.fullmatch(r"(?!make |daybook |database (?:read|snapshot|write)$)[a-z]+( [a-z]+)+", each)
+    }
+    assert events
+    assert not {(page, each) for page, each in events if f'"{each}"' not in source}
