@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 import yaml
 from daybook.v1.error_reason_pb2 import ErrorReason
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.schema import CreateIndex
 
 from docs import generate
 from server.config import Settings
+from server.store.tables import transactions
 from server.transport import admission
 from tests.support.command_line import require_command
 from tests.support.methods import METHODS
@@ -207,6 +210,16 @@ def test_examples_parse(page: Path) -> None:
     for line in (each.strip().removeprefix(".venv/bin/") for each in shown):
         if line.startswith("daybook ") and "[" not in line and page.name != "commands.md":
             require_command(*shlex.split(line)[1:])
+
+
+def test_indexes_that_are_built_beforehand_are_those_of_the_schema() -> None:
+    """Each statement in the page of upgrades builds the index that its migration looks for."""
+    (block,) = re.findall(r"(?s)```sql\n(.*?)```", (ROOT / "docs/operate/upgrades.md").read_text())
+    shown = {" ".join(each.split()) for each in re.sub(r"--.*", "", block).split(";") if each.strip()}
+    compiled = (CreateIndex(index).compile(dialect=postgresql.dialect()) for index in transactions.indexes)
+    built = {" ".join(str(each).split()).replace("INDEX ", "INDEX CONCURRENTLY ", 1) for each in compiled}
+    assert len(shown) == 6
+    assert shown <= built
 
 
 @pytest.mark.parametrize("page", PAGES, ids=by_path)
