@@ -80,8 +80,8 @@ def download(command: str, folder: Path) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder that looks like a checkout with nothing but contracts, and an empty folder `gen`."""
-    (tmp_path / "gen").mkdir()
+    """A folder that looks like a checkout with nothing but contracts, and an empty folder `client`."""
+    (tmp_path / "client").mkdir()
     (tmp_path / "protos").symlink_to(generate.PROTOS)
     return tmp_path
 
@@ -126,7 +126,7 @@ def with_python(gateway: Daybook, folder: Path) -> str:
     (program,) = blocks("python")
     (folder / "client.py").write_text(directed_at(gateway, program))
     # Not the generated code of this project.
-    return run([sys.executable, "-S", "client.py"], folder, PYTHONPATH=os.pathsep.join(("gen", *site_packages())))
+    return run([sys.executable, "-S", "client.py"], folder, PYTHONPATH=os.pathsep.join(("client", *site_packages())))
 
 
 def site_packages() -> list[str]:
@@ -227,21 +227,21 @@ def test_protoc_generates(folder: Path, language: str) -> None:
     files = [str(generate.PROTOS / name) for name in generate.files_in(generate.PROTOS)]
     include = [f"-I{generate.PROTOS}", f"-I{generate.GOOGLE_PROTOS}"]
     result = subprocess.run(
-        [str(BIN / "protoc"), *include, f"--{language}_out=gen", *files],
+        [str(BIN / "protoc"), *include, f"--{language}_out=client", *files],
         cwd=folder,
         capture_output=True,
         text=True,
         check=False,
     )
     assert (result.returncode, result.stdout + result.stderr) == (0, "")
-    made = {str(path.relative_to(folder / "gen")) for path in (folder / "gen").rglob("*") if path.is_file()}
+    made = {str(path.relative_to(folder / "client")) for path in (folder / "client").rglob("*") if path.is_file()}
     assert len(made) >= len(files)
     if language == "java":
         assert "com/example/daybook/v1/Transaction.java" in made
         assert not [name for name in made if "OuterClass" in name]
     if language == "csharp":
         # All of its files are beside each other: only the namespace tells them apart.
-        assert "namespace Daybook.V1 {" in (folder / "gen" / "Transaction.cs").read_text()
+        assert "namespace Daybook.V1 {" in (folder / "client" / "Transaction.cs").read_text()
 
 
 if with_tools("java"):
@@ -249,7 +249,7 @@ if with_tools("java"):
     def test_java_messages_compile(folder: Path) -> None:
         """The messages of every contract compile with the libraries that their users have."""
         files = " ".join(f"protos/{name}" for name in generate.files_in(generate.PROTOS))
-        run(f"protoc -I protos -I protos/googleapis --java_out=gen {files}", folder)
+        run(f"protoc -I protos -I protos/googleapis --java_out=client {files}", folder)
         compile_java(folder)
         assert (folder / "classes/com/example/daybook/facades/teable/v1/GetSpaceCreditHistoryResponse.class").is_file()
 
