@@ -16,7 +16,7 @@ from server.cli import app
 from server.config import Settings
 from server.gateway.envoy import envoy_path
 from tests.support.command_line import require_command
-from tests.support.processes import ROOT
+from tests.support.processes import ROOT, run
 
 FOLDER = ROOT / "docs" / "deploy"
 COMPOSE: dict[str, Any] = yaml.safe_load((FOLDER / "compose.yaml").read_text())
@@ -147,14 +147,14 @@ def test_services_name_each_other() -> None:
     assert [each.partition(":")[0] for each in command if each.endswith(f":{Settings().port}")] == servers
 
 
-def test_gateway_takes_its_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_gateway_takes_its_configuration(tmp_path: Path) -> None:
     """What the init service writes, with its own arguments, is valid for Envoy and names the servers."""
     name, folder, *rest = SERVICES["gateway-config"]["command"]
     assert SERVICES["gateway"]["command"] == ["envoy", "--config-path", f"{folder}/envoy.yaml"]
     mounted = {service: SERVICES[service]["volumes"][0].split(":")[:2] for service in ("gateway", "gateway-config")}
     assert list(mounted.values()) == [["gateway", folder]] * 2
-    app([name, str(tmp_path), *rest], standalone_mode=False)
-    assert "envoy.yaml" in capsys.readouterr().out
+    result = run(name, str(tmp_path), *rest, folder=tmp_path)
+    assert (result.returncode, "envoy.yaml" in result.stdout) == (0, True), result.stderr
     written: dict[str, Any] = yaml.safe_load((tmp_path / "envoy.yaml").read_text())
     original: dict[str, Any] = yaml.safe_load((ROOT / "envoy.yaml").read_text())
     (cluster,) = written["static_resources"]["clusters"]
