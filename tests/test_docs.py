@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from daybook.v1.error_reason_pb2 import ErrorReason
-from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.schema import CreateIndex
 
 from docs import generate
@@ -217,7 +217,8 @@ def test_indexes_that_are_built_beforehand_are_those_of_the_schema() -> None:
     """Each statement in the page of upgrades builds the index that its migration looks for."""
     (block,) = re.findall(r"(?s)```sql\n(.*?)```", (ROOT / "docs/operate/upgrades.md").read_text())
     shown = {" ".join(each.split()) for each in re.sub(r"--.*", "", block).split(";") if each.strip()}
-    compiled = (CreateIndex(index).compile(dialect=postgresql.dialect()) for index in transactions.indexes)
+    dialect = PGDialect()  # type: ignore[no-untyped-call]  # SQLAlchemy's constructor has no types
+    compiled = (CreateIndex(index).compile(dialect=dialect) for index in transactions.indexes)
     built = {" ".join(str(each).split()).replace("INDEX ", "INDEX CONCURRENTLY ", 1) for each in compiled}
     assert len(shown) == 6
     assert shown <= built
