@@ -14,10 +14,10 @@ MESSAGES: Mapping[int, str] = {
     503: "The service is unavailable",
     504: "The request took too long",
 }
-"""What every vendor's clients are told with a status, unless the error says more."""
+"""The message for each status, unless the error has a better one."""
 
 MALFORMED = "A parameter is malformed or given more than once"
-"""What every vendor's clients are told of a request that the gateway can't translate."""
+"""The message for a request that the gateway can't translate."""
 
 RenderBody = Callable[[int, str, str], Mapping[str, object]]
 """Makes an error's body, a JSON object, of its HTTP status, its message and the vendor's word for the status."""

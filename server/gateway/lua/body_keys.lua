@@ -21,10 +21,9 @@ local function unescaped(code)
   return string.char(tonumber(code, 16))
 end
 
--- Collects the keys of JSON in `found`. Fails where it is none, also where
--- the transcoder reads it: single quotes, keys without quotes, commas at
--- the end. Nobody else is served meanwhile, so it reads each byte once and
--- each key of a place once, and ends as soon as there are too many.
+-- Collects the keys of JSON in `found`. Fails if the text isn't JSON, also where the transcoder
+-- accepts it: single quotes, keys without quotes, trailing commas. It blocks every other request
+-- of its thread, so it reads each byte and each key once, and ends when there are too many keys.
 local function collect(text, found)
   local position, bytes, places = 1, 0, {}
   local read
