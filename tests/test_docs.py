@@ -20,18 +20,12 @@ from server.store.tables import transactions
 from server.transport import admission
 from tests.support.command_line import require_command
 from tests.support.methods import METHODS
+from tests.support.words import BANNED
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *generate.pages()]
 REFERENCE = ROOT / "docs/reference"
 SENTENCE_WORDS_MAX = 40
-
-# What hides the subject of a sentence, private words for terms of the field, and passives without an actor.
-BANNED = re.compile(
-    r"\b([Ww]hoever|[Nn]obody|[Ss]omebody|Who|who (asks|is beyond|connects)|whom)\b"
-    r"|\b(of before|of ours|in no circles|hangs? together|as a rule|a look|the look|in the line|for want of)\b"
-    r"|\b(reckon\w*|is sent away|(is|are) (told|asked for)|will do|what is no|(is|are) no number)\b"
-)
 
 # Constants that no caller can reach: caches, waits, retries, and how much of an input is repeated in an answer.
 INTERNAL = {
