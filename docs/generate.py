@@ -66,11 +66,11 @@ LIMITS: Sequence[tuple[str, Sequence[Limit]]] = (
     (
         "Calls and connections",
         (
-            Limit("Running calls of a server process", "calls", "calls_under_way_max", "waits for admission"),
+            Limit("Running calls of a server process", "calls", "calls_in_flight_max", "waits for admission"),
             Limit(
                 "Running imports and verifications of a server process",
                 "streams",
-                "streams_under_way_max",
+                "streams_in_flight_max",
                 "`TOO_BUSY` at once",
             ),
             Limit("Wait for admission", "s", "admission_seconds_max", "`TOO_BUSY`, 429 over REST"),
@@ -97,7 +97,7 @@ LIMITS: Sequence[tuple[str, Sequence[Limit]]] = (
             ),
             Limit("Running requests of a gateway", "requests", "gateway: requests", "429"),
             Limit("Length of the posting queue", "calls", "posting.poster.QUEUE_LENGTH_MAX", "`TOO_BUSY`"),
-            Limit("Running verifications", "", "usecases.verification.UNDER_WAY_MAX", "`TOO_BUSY`"),
+            Limit("Running verifications", "", "usecases.verification.IN_FLIGHT_MAX", "`TOO_BUSY`"),
         ),
     ),
     (

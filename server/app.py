@@ -70,8 +70,8 @@ async def serving(
     certificates = _certificates(settings)
     await check_demo(book, settings.host)
     admissions = Admissions(
-        Admission(settings.calls_under_way_max, settings.admission_seconds_max),
-        Admission(settings.streams_under_way_max),
+        Admission(settings.calls_in_flight_max, settings.admission_seconds_max),
+        Admission(settings.streams_in_flight_max),
     )
     async with (
         _token_keys(book, settings) as token_keys,
@@ -117,7 +117,7 @@ async def only_alive(settings: Settings) -> AsyncIterator[None]:
     server.add_generic_rpc_handlers((NotYet(FACADES),))
     port = _listen(server, settings.host, settings.port, _certificates(settings))
     await server.start()
-    log.info("migrating; answering health alone", host=settings.host, port=port)
+    log.info("migration started", host=settings.host, port=port)
     try:
         yield
     finally:
@@ -139,7 +139,7 @@ async def _observed(book: Book, settings: Settings, admissions: Admissions) -> A
             except OSError as error:
                 address = host_and_port(settings.metrics_host, settings.metrics_port)
                 raise CannotStart(f"can't listen on {address} for metrics: {reason_of(error)}") from None
-            log.info("metrics", host=settings.metrics_host, port=port)
+            log.info("metrics enabled", host=settings.metrics_host, port=port)
             stack.enter_context(book.poster.observed(metrics.poster))
             measuring = metrics.of_method
         if settings.otlp_endpoint is not None:

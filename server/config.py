@@ -183,13 +183,13 @@ class Settings(BaseSettings):
     concurrent_streams_max: int = Field(
         default=1000, ge=1, le=100_000, description="Most concurrent calls on one connection."
     )
-    calls_under_way_max: int = Field(
+    calls_in_flight_max: int = Field(
         default=1000,
         ge=1,
         le=100_000,
         description="Most concurrent calls of one server process; one credential gets at most as many as are free.",
     )
-    streams_under_way_max: int = Field(
+    streams_in_flight_max: int = Field(
         default=100,
         ge=1,
         le=100_000,

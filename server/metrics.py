@@ -147,9 +147,9 @@ class _State(Collector):
         yield _gauge(
             "daybook_info", "Always 1; the label is the version that runs.", {version("daybook"): 1}, "version"
         )
-        yield _gauge("daybook_poster_line_calls", "Length of the posting queue, in calls.", poster.queue_length)
+        yield _gauge("daybook_poster_queue_calls", "Length of the posting queue, in calls.", poster.queue_length)
         yield _gauge(
-            "daybook_poster_line_limit_calls", "Largest length of the posting queue, in calls.", QUEUE_LENGTH_MAX
+            "daybook_poster_queue_limit_calls", "Largest length of the posting queue, in calls.", QUEUE_LENGTH_MAX
         )
         sizes = {pool: use.size for pool, use in database.pools.items()}
         yield _gauge("daybook_database_connections_limit", "Largest number of connections of a pool.", sizes, "pool")
@@ -198,14 +198,12 @@ class _State(Collector):
 
     def _of_admission(self) -> Iterator[Metric]:
         admissions = (("call", self._admissions.calls), ("stream", self._admissions.streams))
-        under_way = {kind: admission.under_way for kind, admission in admissions}
-        yield _gauge("daybook_rpc_under_way_calls", "Running calls.", under_way, "kind")
+        in_flight = {kind: admission.in_flight for kind, admission in admissions}
+        yield _gauge("daybook_rpc_in_flight_calls", "Running calls.", in_flight, "kind")
         places = {kind: admission.places for kind, admission in admissions}
-        yield _gauge("daybook_rpc_under_way_limit_calls", "Most running calls.", places, "kind")
+        yield _gauge("daybook_rpc_in_flight_limit_calls", "Most running calls.", places, "kind")
         refused = {kind: admission.refused for kind, admission in admissions}
-        yield _counter(
-            "daybook_rpc_not_admitted_calls", "Calls refused because too many were running.", refused, "kind"
-        )
+        yield _counter("daybook_rpc_rejected_calls", "Calls refused because too many were running.", refused, "kind")
         yield _gauge("daybook_rpc_waiting_calls", "Calls that wait for admission.", self._admissions.calls.waiting)
 
 

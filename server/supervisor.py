@@ -134,7 +134,7 @@ async def supervising(settings: Settings, flags: Mapping[str, object]) -> AsyncI
             held.enter_context(_held_port(settings.host, each)) for each in (settings.port, *settings.worker_ports)
         ]
         workers = Workers(settings, _environment({**flags, "port": port}))
-        log.info("supervising", workers=settings.workers, port=port, worker_ports=settings.worker_ports)
+        log.info("starting workers", workers=settings.workers, port=port, worker_ports=settings.worker_ports)
         workers.start()
         try:
             yield workers

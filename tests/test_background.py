@@ -51,7 +51,7 @@ async def test_the_first_run_follows_after_the_interval() -> None:
 
 
 @pytest.mark.parametrize("error", [None, KeyError("of the block"), asyncio.CancelledError()])
-async def test_a_run_under_way_has_ended_when_the_block_has(error: BaseException | None) -> None:
+async def test_a_run_in_flight_ends_before_the_block(error: BaseException | None) -> None:
     """A run is cancelled and its cleanup awaited, however the block ends; what the block raises is raised on."""
     started, cleaned_up = asyncio.Event(), False
 

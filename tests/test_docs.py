@@ -150,7 +150,7 @@ def test_limits_fit_together() -> None:
     # gRPC counts 32 bytes more for each header (RFC 9113, 6.5.2).
     assert least > gateway["headers"] * 1024 + 32 * gateway["header count"]
     # The server refuses, because it knows whose calls they are.
-    running = defaults["calls_under_way_max"].default + defaults["streams_under_way_max"].default
+    running = defaults["calls_in_flight_max"].default + defaults["streams_in_flight_max"].default
     assert gateway["requests"] > running + admission.WAITING_CALLS_MAX
     # The server refuses a stream on a full connection, and counts each for a moment longer than Envoy.
     (cluster,) = yaml.safe_load((ROOT / "envoy.yaml").read_text())["static_resources"]["clusters"]

@@ -49,7 +49,7 @@ class Logged:
         def found() -> list[Line]:
             return [line for line in self.lines if ids.items() <= line.items()]
 
-        wait_until(lambda: [line["event"] for line in found()][-1:] == ["call"], f"the line of {ids}")
+        wait_until(lambda: [line["event"] for line in found()][-1:] == ["call finished"], f"the line of {ids}")
         return found()
 
     async def call(self, method: str, request: Any, *metadata: tuple[str, str]) -> grpc.StatusCode:
@@ -98,7 +98,7 @@ async def test_line_of_a_call_names_its_request(logged: Logged) -> None:
     assert line.pop("seconds") > 0
     assert line.pop("timestamp").endswith("Z")
     assert line == {
-        "event": "call",
+        "event": "call finished",
         "level": "debug",
         "method": "daybook.v1.Ledger/GetAccount",
         "code": "NOT_FOUND",
@@ -151,7 +151,7 @@ async def test_failure_is_told_once_with_its_request(logged: Logged) -> None:
     assert [(line["level"], line["event"]) for line in lines] == [
         ("warning", "database unavailable"),
         ("warning", "call failed"),
-        ("debug", "call"),
+        ("debug", "call finished"),
     ]
     assert lines[1]["reason"] == "SERVICE_UNAVAILABLE"
     assert lines[1]["code"] == lines[2]["code"] == "UNAVAILABLE"

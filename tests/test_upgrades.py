@@ -89,7 +89,7 @@ async def test_start_during_another_migration(database_url: str, tmp_path: Path)
     ports = Ports.free()
     address = f"127.0.0.1:{ports.server}"
     flags = ("serve", "--port", str(ports.server), "--database-url", database_url)
-    waiting = "waiting for another process that migrates"
+    waiting = "waiting for migration lock"
     async with migrating(database_url):
         ended = Daybook.start(*flags, folder=tmp_path / "ended", ports=ports)
         try:

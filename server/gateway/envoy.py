@@ -76,7 +76,7 @@ class Gateway:
                 name = server_name(self.settings)
                 doubt = f"; is the server's certificate for {name}, and did gateway_server_ca_file sign it?"
             raise CannotStart(f"the gateway was not ready within {START_SECONDS_MAX:.0f} seconds{doubt}") from None
-        log.info("gateway", host=self.settings.gateway_host, port=self.settings.gateway_port)
+        log.info("gateway started", host=self.settings.gateway_host, port=self.settings.gateway_port)
 
 
 def _threads() -> int:

@@ -196,7 +196,7 @@ class Poster:
                 outcomes = await self._database.transact(run)
         except Exception as error:
             if not isinstance(error, DaybookError):
-                log.exception("group failed", calls=len(group))
+                log.exception("group commit failed", calls=len(group))
             if may_be_committed:
                 # To post these again could post them twice. Callers repeat them by their request ids.
                 outcomes = [ServiceUnavailable()] * len(group)
@@ -279,8 +279,5 @@ class Poster:
         newest = max((stored.state.last_create_time for stored in unit.loaded.states.values()), default=EARLIEST)
         ahead = now + AHEAD_SECONDS * SECOND
         if self.newest_create_time <= ahead < newest:
-            log.warning(
-                "an account's newest transaction is ahead of the clock: its new ones repeat that create_time",
-                ahead_seconds=(newest - now) / SECOND,
-            )
+            log.warning("account ahead of clock", ahead_seconds=(newest - now) / SECOND)
         self.newest_create_time = max(newest, self.newest_create_time)

@@ -23,7 +23,7 @@ class DataLoader(Generic[Key, Value]):
     def __init__(self, read: Callable[[Collection[Key]], Awaitable[Mapping[Key, Value]]]) -> None:
         """`read` gives the values of a batch of keys."""
         self._read = read
-        self._under_way: asyncio.Task[Mapping[Key, Value]] | None = None
+        self._in_flight: asyncio.Task[Mapping[Key, Value]] | None = None
         self._next: tuple[list[Key], asyncio.Task[Mapping[Key, Value]]] | None = None
 
     async def __call__(self, key: Key) -> Value:
@@ -37,7 +37,7 @@ class DataLoader(Generic[Key, Value]):
         return (await asyncio.shield(values))[key]
 
     async def _run(self, keys: Sequence[Key]) -> Mapping[Key, Value]:
-        if self._under_way is not None:
-            await asyncio.wait([self._under_way], timeout=WAIT_SECONDS_MAX)
-        self._next, self._under_way = None, asyncio.current_task()
+        if self._in_flight is not None:
+            await asyncio.wait([self._in_flight], timeout=WAIT_SECONDS_MAX)
+        self._next, self._in_flight = None, asyncio.current_task()
         return await self._read(set(keys))

@@ -68,7 +68,7 @@ class Database:
                 return await self.primary.transact(work)
             except Conflict:
                 self.conflict_count += 1
-                log.info("lost against another writer")
+                log.info("transaction conflict")
         raise ServiceUnavailable
 
     @property

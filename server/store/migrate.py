@@ -89,7 +89,7 @@ async def migrate(database: Database) -> None:
             return await database.primary.transact_unhurried(_upgrade)
         except Conflict:
             if waited_seconds % LOG_SECONDS < WAIT_SECONDS:
-                log.info("waiting for another process that migrates or writes to the database")
+                log.info("waiting for migration lock")
             await asyncio.sleep(WAIT_SECONDS)
             waited_seconds += WAIT_SECONDS
 

@@ -89,7 +89,7 @@ class PostingClock:
     async def checking(self) -> AsyncIterator[None]:
         """Checks the clock now, and then every CHECK_SECONDS until the end of the block."""
         await self.check()
-        async with repeating(self.check, CHECK_SECONDS, "clock not checked"):
+        async with repeating(self.check, CHECK_SECONDS, "clock check failed"):
             yield
 
     async def check(self) -> None:
@@ -101,9 +101,9 @@ class PostingClock:
         if self.is_right != self._was_right:
             self._was_right = not self._was_right
             if self._was_right:
-                log.info("clock is right again")
+                log.info("clock skew within limit")
             else:
-                log.error("clock is off: nothing is posted until it is right", skew_seconds=self.skew / SECOND)
+                log.error("clock skew too large", skew_seconds=self.skew / SECOND)
 
     def _follow_clock(self) -> None:
         skew, elapsed = self.skew, self._elapsed()
@@ -114,7 +114,7 @@ class PostingClock:
         elif self._jump is None or abs(skew - self._jump[0]) > self._skew_max:
             self._jump = (skew, elapsed)
         elif elapsed - self._jump[1] >= SETTLE_SECONDS * SECOND:
-            log.warning("clock was set, and has run evenly since", skew_seconds=skew / SECOND)
+            log.warning("clock step accepted", skew_seconds=skew / SECOND)
             self._reference_start += skew
             self._jump = None
 

@@ -130,7 +130,7 @@ class Replica(Reader):
     @contextlib.asynccontextmanager
     async def watched(self) -> AsyncIterator[None]:
         """Checks every WATCH_SECONDS until the end of the block whether the replica can serve; unused before."""
-        async with repeating(self._watch, WATCH_SECONDS, "watch of the replica failed", at_once=True):
+        async with repeating(self._watch, WATCH_SECONDS, "replica check failed", at_once=True):
             yield
 
     async def _watch(self) -> None:
@@ -157,7 +157,7 @@ class Replica(Reader):
         self._lag_seconds = self._stopwatch() - self._complete_at
         if not self._is_used:
             self._is_used = True
-            log.info("replica is used")
+            log.info("replica enabled")
 
     @contextlib.contextmanager
     def _leaving(self) -> Iterator[None]:
@@ -174,7 +174,7 @@ class Replica(Reader):
             reason = str(driver) or type(driver).__name__
             if self._is_used is not False:
                 self._is_used = False
-                log.warning("replica is not used", reason=reason)
+                log.warning("replica disabled", reason=reason)
             raise ReplicaUnfit(reason) from error
 
     async def _reach(self, session: Any, committed: int) -> None:

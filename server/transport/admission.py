@@ -28,7 +28,7 @@ class Admission:
     def __init__(self, places: int, wait_seconds: float = 0, waiting_max: int = WAITING_CALLS_MAX) -> None:
         """`places` is the maximum number of running calls, at least 1; `wait_seconds` may be 0."""
         self.places = places
-        self.under_way = 0
+        self.in_flight = 0
         self.refused = 0
         """The number of calls refused so far."""
         self._wait_seconds = wait_seconds
@@ -88,7 +88,7 @@ class Admission:
 
     def leave(self, holder: str) -> None:
         """Frees the place of a call, and gives free places to waiting calls."""
-        self.under_way -= 1
+        self.in_flight -= 1
         held = self._held[holder] - 1
         if held:
             self._held[holder] = held
@@ -110,11 +110,11 @@ class Admission:
                 self._refuse(holder, turn)
 
     def _has_room(self, holder: str) -> bool:
-        return self._held.get(holder, 0) < self.places - self.under_way
+        return self._held.get(holder, 0) < self.places - self.in_flight
 
     def _take(self, holder: str) -> None:
         self._held[holder] = self._held.get(holder, 0) + 1
-        self.under_way += 1
+        self.in_flight += 1
 
     def _with_room(self) -> Iterator[str]:
         """The credentials whose next waiting call may take a place, in turn, until none may."""

@@ -361,7 +361,7 @@ class CallHandler(grpc.GenericRpcHandler):
                     call.code = code_of_cancellation(context)
                     return
                 call.work.uncancel()
-                log.warning("call took too long", method=name)
+                log.warning("call timed out", method=name)
                 refusal: DaybookError = TimedOut()
             case DaybookError():
                 refusal = error

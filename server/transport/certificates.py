@@ -90,7 +90,7 @@ class ServerCertificates:
             try:
                 changed = self._files.read()
             except CertificateUnusable as error:
-                log.warning("certificate not reloaded", problem=str(error))
+                log.warning("certificate reload failed", problem=str(error))
                 return None
             log.info("certificate reloaded")
             return changed

@@ -60,6 +60,6 @@ class MethodObserver:
         if self.measure is not None:
             self.measure(code, reason, seconds)
         if self.is_logged:
-            log.debug("call", method=self.method, code=code.name, seconds=seconds)
+            log.debug("call finished", method=self.method, code=code.name, seconds=seconds)
         if end_trace is not None:
             end_trace(code, reason)

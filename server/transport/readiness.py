@@ -81,15 +81,15 @@ async def watched_health(health: Health, services: Sequence[str], check: Check) 
         for service in services:
             await health.set(service, _SERVING if is_ready else _NOT_SERVING)
         if not is_ready:
-            log.warning("not ready: the database is away, read-only or not migrated, or the clock is off")
+            log.warning("not ready", hint="database unavailable, read-only or not migrated, or clock skew too large")
         elif was_ready is not None:
-            log.info("ready again")
+            log.info("ready")
         was_ready = is_ready
 
     await health.set("", _SERVING)
     await update()
     try:
-        async with repeating(update, CHECK_SECONDS, "readiness not known"):
+        async with repeating(update, CHECK_SECONDS, "readiness check failed"):
             yield
     finally:
         await health.enter_graceful_shutdown()
@@ -102,7 +102,7 @@ async def _is_ready(check: Check) -> bool:
     except (DaybookError, TimeoutError):
         return False
     except Exception:
-        log.exception("readiness not known")
+        log.exception("readiness check failed")
         return False
 
 

@@ -120,11 +120,11 @@ class SigningKeys:
         except Exception as error:
             # Messages of other exceptions may hold what the issuer sent.
             problem = str(error) if isinstance(error, NotFetched) else type(error).__name__
-            log.warning("signing keys not fetched", problem=problem)
+            log.warning("signing key fetch failed", problem=problem)
         else:
             self._keys, self._fetched_at = keys, asked_at
             if not keys:
-                log.warning("the issuer has no signing key that can be used")
+                log.warning("no usable signing key")
         finally:
             self._fetching = None
 

@@ -116,5 +116,5 @@ async def refreshed_token_keys(store: CredentialStore, clock: Clock) -> AsyncIte
     async def refresh() -> None:
         keys.replace(await store.token_keys())
 
-    async with repeating(refresh, REFRESH_SECONDS, "keys of page tokens not refreshed"):
+    async with repeating(refresh, REFRESH_SECONDS, "page token key refresh failed"):
         yield keys

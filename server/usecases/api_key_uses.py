@@ -13,7 +13,7 @@ FLUSH_SECONDS = 30.0
 """Time between two writes, in seconds. A listed last_use_time is late by at most a little more."""
 KEYS_MAX = 10_000
 """Maximum number of keys collected between two writes; a use of a further key is not recorded."""
-_FAILURE = "uses of keys not written"
+_FAILURE = "key use flush failed"
 
 
 class ApiKeyUses:

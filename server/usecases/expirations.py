@@ -58,4 +58,4 @@ class Expirations:
 
     async def _sweep_and_log(self) -> None:
         if lots := await self.sweep():
-            log.info("expired", lots=lots)
+            log.info("expirations posted", lots=lots)

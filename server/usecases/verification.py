@@ -14,7 +14,7 @@ from server.store.accounts import AccountStore
 from server.store.books import AccountKey, Books, BookStore
 from server.store.tables import LABELS
 
-UNDER_WAY_MAX = 2
+IN_FLIGHT_MAX = 2
 """The largest number of concurrent verifications by callers: each keeps a database connection checked out."""
 
 Thing = TypeVar("Thing")
@@ -36,12 +36,12 @@ class Verification:
     def __init__(self, accounts: AccountStore, store: BookStore) -> None:
         self._accounts = accounts
         self._store = store
-        self._under_way = 0
+        self._in_flight = 0
 
     async def verify(self, caller: Caller, account_id: str | None) -> AsyncGenerator[Finding | Progress, None]:
         """Verifies an account of the caller's tenant, or all of them if it is None.
 
-        Raises AccountNotFound, and TooBusy if UNDER_WAY_MAX verifications run.
+        Raises AccountNotFound, and TooBusy if IN_FLIGHT_MAX verifications run.
         """
         if account_id is None:
             caller.require_tenant()
@@ -50,15 +50,15 @@ class Verification:
             caller.require_account(account_id)
             number = await self._accounts.number(caller.tenant_number, account_id)
             verifying = self._verify(AccountKey(number, account_id, caller.tenant_number), Progress())
-        if self._under_way >= UNDER_WAY_MAX:
+        if self._in_flight >= IN_FLIGHT_MAX:
             raise TooBusy
-        self._under_way += 1
+        self._in_flight += 1
         try:
             async with aclosing(verifying) as events:
                 async for event in events:
                     yield event
         finally:
-            self._under_way -= 1
+            self._in_flight -= 1
 
     async def verify_all(self, tenant_number: int | None) -> AsyncGenerator[Finding | Progress, None]:
         """Verifies a tenant, or all tenants for None. The last event is a Progress that is done."""

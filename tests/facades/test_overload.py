@@ -45,7 +45,7 @@ def full(gateway: Daybook, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     folder, ports = tmp_path_factory.mktemp("full"), Ports.free()
     copy_database(gateway.folder / "daybook.db", folder / "daybook.db")
     settings = {
-        "DAYBOOK_CALLS_UNDER_WAY_MAX": "1",
+        "DAYBOOK_CALLS_IN_FLIGHT_MAX": "1",
         "DAYBOOK_CALL_SECONDS_MAX": "600",
         "DAYBOOK_ADMISSION_SECONDS_MAX": "0",
     }

@@ -42,7 +42,7 @@ def daybook(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Daybook,
     flags = (*ports.flags, "--log-level", "debug", "--log-format", "json")
     daybook = Daybook.start("up", "--database-url", url, *flags, folder=folder, ports=ports)
     try:
-        daybook.wait_for('"event": "gateway"')
+        daybook.wait_for('"event": "gateway started"')
         yield daybook, key
     finally:
         daybook.kill()
@@ -91,9 +91,9 @@ def call_with_each(port: int, headers: list[Header]) -> list[str]:
     outcomes: dict[int, str] = {}
     with socket.create_connection(("127.0.0.1", port), SECONDS_MAX) as wire:
         connection.initiate_connection()
-        waiting, under_way, order = list(reversed(headers)), set[int](), list[int]()
-        while waiting or under_way:
-            while waiting and len(under_way) < _STREAMS:
+        waiting, in_flight, order = list(reversed(headers)), set[int](), list[int]()
+        while waiting or in_flight:
+            while waiting and len(in_flight) < _STREAMS:
                 stream = connection.get_next_available_stream_id()
                 connection.send_headers(
                     stream,
@@ -108,7 +108,7 @@ def call_with_each(port: int, headers: list[Header]) -> list[str]:
                     ],
                 )
                 connection.send_data(stream, frame, end_stream=True)
-                under_way.add(stream)
+                in_flight.add(stream)
                 order.append(stream)
             wire.sendall(connection.data_to_send())
             received = wire.recv(65_536)
@@ -121,7 +121,7 @@ def call_with_each(port: int, headers: list[Header]) -> list[str]:
                 elif isinstance(event, h2.events.DataReceived):
                     connection.acknowledge_received_data(event.flow_controlled_length or 0, event.stream_id or 0)
                 elif isinstance(event, h2.events.StreamEnded | h2.events.StreamReset):
-                    under_way.discard(event.stream_id or 0)
+                    in_flight.discard(event.stream_id or 0)
     return [outcomes.get(stream, "") for stream in order]
 
 

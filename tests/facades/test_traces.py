@@ -70,7 +70,7 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traced]:
             ports=ports,
         )
         try:
-            daybook.wait_for('"event": "gateway"')
+            daybook.wait_for('"event": "gateway started"')
             with grpc.insecure_channel(f"127.0.0.1:{ports.gateway}") as channel:
                 ledger_stub(channel).CreateAccount(
                     CreateAccountRequest(account_id="acme", account=Account(kind=Account.USER)),
@@ -186,7 +186,7 @@ def test_caller_may_ask_for_no_spans(traced: Traced) -> None:
     traced.collector.spans(later, "ingress", "daybook.v1.Ledger/GetAccount")
     assert untraced not in traced.collector.trace_ids
     (line,) = traced.lines(untraced)
-    assert (line["event"], line["method"]) == ("call", "daybook.v1.Ledger/GetAccount")
+    assert (line["event"], line["method"]) == ("call finished", "daybook.v1.Ledger/GetAccount")
 
 
 def test_lines_of_a_call_name_its_request_and_span(traced: Traced) -> None:

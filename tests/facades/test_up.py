@@ -157,7 +157,7 @@ def test_taken_port_of_serve_is_named(tmp_path: Path, empty_database: Path) -> N
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_signal_lets_a_call_under_way_finish(start: Start, demo_database: Path, number: signal.Signals) -> None:
+def test_signal_lets_a_call_in_flight_finish(start: Start, demo_database: Path, number: signal.Signals) -> None:
     """A call that came before the signal gets its answer; then all ends with code 0."""
     daybook = start_up(start, demo_database)
     with (
@@ -171,7 +171,7 @@ def test_signal_lets_a_call_under_way_finish(start: Start, demo_database: Path, 
         call = ledger.CreateTransaction.future(
             CreateTransactionRequest(parent="accounts/example", transaction=grant), metadata=metadata
         )
-        wait_until(lambda: calls_under_way(daybook) == 1, "the gateway passes the call on")
+        wait_until(lambda: calls_in_flight(daybook) == 1, "the gateway passes the call on")
         # It uses the same connections, so once this is answered the server has the posting.
         ledger.GetAccount(GetAccountRequest(name="accounts/example"), metadata=metadata)
         family = daybook.family()
@@ -190,7 +190,7 @@ def test_signal_lets_a_call_under_way_finish(start: Start, demo_database: Path, 
     assert "Traceback" not in daybook.stderr
 
 
-def calls_under_way(daybook: Daybook) -> int:
+def calls_in_flight(daybook: Daybook) -> int:
     """How many calls the gateway has passed on and had no answer to, health checks apart."""
     admin = f"http://127.0.0.1:{daybook.ports.admin}"
     stats = send(admin, "/stats?filter=cluster.daybook.upstream_rq_active$").body.decode()

@@ -84,7 +84,7 @@ def test_processes_that_start_at_once_migrate_once(database_url: str) -> None:
             each.wait()
     assert [each.returncode for each in processes] == [0] * 4
     for printed, errors in ends:
-        lines = [line for line in (printed + errors).splitlines() if b"waiting for another process" not in line]
+        lines = [line for line in (printed + errors).splitlines() if b"waiting for migration lock" not in line]
         assert not lines
 
 

@@ -44,7 +44,7 @@ from server.store.tables import (
     transactions,
     usage_windows,
 )
-from server.usecases.verification import UNDER_WAY_MAX, Progress
+from server.usecases.verification import IN_FLIGHT_MAX, Progress
 from tests.support.callers import Client, Server
 from tests.support.clock import NOON, Clock
 from tests.support.databases import PostgreSQL, writing
@@ -515,14 +515,14 @@ async def test_few_verify_at_once(book: Book) -> None:
     await book.accounts.create(
         caller, AccountRecord("acme", Account.SPACE, "", 0, b""), Request("", b""), hour_anchor=0
     )
-    under_way = [book.verification.verify(caller, None) for _ in range(UNDER_WAY_MAX)]
-    for each in under_way:
+    in_flight = [book.verification.verify(caller, None) for _ in range(IN_FLIGHT_MAX)]
+    for each in in_flight:
         await anext(each)
     with pytest.raises(TooBusy):
         await anext(book.verification.verify(caller, None))
-    await under_way.pop().aclose()
+    await in_flight.pop().aclose()
     assert [event async for event in book.verification.verify(caller, "acme")] == [Progress(1, is_done=True)]
-    await under_way.pop().aclose()
+    await in_flight.pop().aclose()
 
 
 async def test_long_books(server: Server, client: Client, admin: Client, clock: Clock) -> None:

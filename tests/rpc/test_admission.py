@@ -54,8 +54,8 @@ async def crowded(book: Book) -> AsyncIterator[Crowded]:
         port=0,
         metrics_port=metrics_port,
         shutdown_grace_seconds=1,
-        calls_under_way_max=PLACES,
-        streams_under_way_max=STREAM_PLACES,
+        calls_in_flight_max=PLACES,
+        streams_in_flight_max=STREAM_PLACES,
         admission_seconds_max=0,
     )
     async with serving(book, settings) as port, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -80,9 +80,9 @@ async def another(crowded: Crowded) -> Client:
     return client
 
 
-async def until_under_way(crowded: Crowded, calls: int, kind: str = "call") -> None:
+async def until_in_flight(crowded: Crowded, calls: int, kind: str = "call") -> None:
     """Returns when so many calls are under way."""
-    await crowded.until(lambda found: found.one("daybook_rpc_under_way_calls", kind=kind) == calls)
+    await crowded.until(lambda found: found.one("daybook_rpc_in_flight_calls", kind=kind) == calls)
 
 
 def start_posts(client: Client, count: int) -> list[asyncio.Task[Transaction]]:
@@ -99,7 +99,7 @@ async def test_a_key_gets_its_share_and_others_theirs(
     async with asyncio.timeout(60):
         async with held_writer(database_url):
             posts = start_posts(client, SHARE)
-            await until_under_way(crowded, SHARE)
+            await until_in_flight(crowded, SHARE)
             for call in (
                 client.ledger.ListTransactions(
                     ListTransactionsRequest(parent="accounts/acme"), metadata=client.metadata
@@ -116,7 +116,7 @@ async def test_a_key_gets_its_share_and_others_theirs(
             listing = ListTransactionsRequest(parent="accounts/acme")
             assert len((await other.ledger.ListTransactions(listing, metadata=other.metadata)).transactions) == 1
             posts += start_posts(other, 1)
-            await until_under_way(crowded, SHARE + 1)
+            await until_in_flight(crowded, SHARE + 1)
             health: Any = health_pb2_grpc.HealthStub(crowded.server.channel)
             checked = await health.Check(health_pb2.HealthCheckRequest(service="daybook.v1.Ledger"))
             assert checked.status == health_pb2.HealthCheckResponse.SERVING
@@ -124,9 +124,9 @@ async def test_a_key_gets_its_share_and_others_theirs(
         posted = await asyncio.gather(*posts)
     assert sorted(row.sequence for row in posted) == list(range(2, SHARE + 3))
     assert (await client.balance()).amount == str(SHARE + 2)
-    found = await crowded.until(lambda found: found.one("daybook_rpc_under_way_calls", kind="call") == 0)
-    assert found.one("daybook_rpc_under_way_limit_calls", kind="call") == PLACES
-    assert found.one("daybook_rpc_not_admitted_calls_total", kind="call") == 2
+    found = await crowded.until(lambda found: found.one("daybook_rpc_in_flight_calls", kind="call") == 0)
+    assert found.one("daybook_rpc_in_flight_limit_calls", kind="call") == PLACES
+    assert found.one("daybook_rpc_rejected_calls_total", kind="call") == 2
     assert found.one("daybook_rpc_refusals_total", reason="TOO_BUSY") == 2
     assert await admin.verify() == []
 
@@ -149,7 +149,7 @@ async def test_a_call_is_refused_before_its_body_comes(crowded: Crowded, client:
     async with asyncio.timeout(60):
         async with held_writer(database_url):
             posts = start_posts(client, SHARE)
-            await until_under_way(crowded, SHARE)
+            await until_in_flight(crowded, SHARE)
             upload: Any = crowded.server.channel.stream_unary(CREATE)
             assert (await refusal_of(upload(body(), metadata=client.metadata))).verdict == TOO_BUSY
         await asyncio.gather(*posts)
@@ -170,13 +170,13 @@ async def test_unknown_credentials_share_one_share(crowded: Crowded, client: Cli
             asyncio.create_task(refusal_of(upload(body(), metadata=(("authorization", f"Bearer made-up-{number}.x"),))))
             for number in range(PLACES)
         ]
-        await until_under_way(crowded, SHARE)
-        await crowded.until(lambda found: found.one("daybook_rpc_not_admitted_calls_total", kind="call") == SHARE)
+        await until_in_flight(crowded, SHARE)
+        await crowded.until(lambda found: found.one("daybook_rpc_rejected_calls_total", kind="call") == SHARE)
         assert (await client.balance()).amount == "1"
         release.set()
         verdicts = [refusal.verdict for refusal in await asyncio.gather(*calls)]
     assert sorted(verdicts) == sorted([TOO_BUSY] * SHARE + [("UNAUTHENTICATED", "CREDENTIAL_INVALID")] * SHARE)
-    await until_under_way(crowded, 0)
+    await until_in_flight(crowded, 0)
 
 
 @only_sqlite
@@ -190,7 +190,7 @@ async def test_streams_and_calls_have_places_of_their_own(crowded: Crowded, clie
 
     async with asyncio.timeout(60):
         stream = client.admin.ImportTransactions(items(), metadata=client.metadata)
-        await until_under_way(crowded, 1, "stream")
+        await until_in_flight(crowded, 1, "stream")
         assert (
             await refusal_of(client.admin.ImportTransactions(items(), metadata=client.metadata))
         ).verdict == TOO_BUSY
@@ -200,9 +200,9 @@ async def test_streams_and_calls_have_places_of_their_own(crowded: Crowded, clie
         assert read_refusal(caught.value).verdict == TOO_BUSY
         assert (await client.balance()).amount == "1"
         stream.cancel()
-        await until_under_way(crowded, 0, "stream")
+        await until_in_flight(crowded, 0, "stream")
         assert await client.verify() == []
-        await until_under_way(crowded, 0, "stream")
+        await until_in_flight(crowded, 0, "stream")
 
 
 @pytest.mark.one_server
@@ -212,21 +212,21 @@ async def test_every_place_comes_back(crowded: Crowded, client: Client, database
     async with asyncio.timeout(60):
         async with held_writer(database_url):
             cancelled = start_posts(client, SHARE)
-            await until_under_way(crowded, SHARE)
+            await until_in_flight(crowded, SHARE)
             for post in cancelled:
                 post.cancel()
-            await until_under_way(crowded, 0)
+            await until_in_flight(crowded, 0)
             grant = Transaction(kind=Transaction.GRANT, amount="1", category="test")
             posting = CreateTransactionRequest(parent="accounts/acme", transaction=grant)
             late = client.ledger.CreateTransaction(posting, metadata=client.metadata, timeout=0.2)
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await late
             assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-            await until_under_way(crowded, 0)
+            await until_in_flight(crowded, 0)
             async with grpc.aio.insecure_channel(address, options=OWN_CONNECTION) as lost:
                 dropped = start_posts(Client(lost, client.key), SHARE)
-                await until_under_way(crowded, SHARE)
-            await until_under_way(crowded, 0)
+                await until_in_flight(crowded, SHARE)
+            await until_in_flight(crowded, 0)
             await asyncio.wait(dropped)
         for bad in (b"\xff", b"\x0a\x01\xff"):
             with pytest.raises(grpc.aio.AioRpcError):
@@ -241,8 +241,8 @@ async def test_every_place_comes_back(crowded: Crowded, client: Client, database
         verifying = client.admin.VerifyAccounts(VerifyAccountsRequest(), metadata=client.metadata)
         await verifying.read()
         verifying.cancel()
-        await until_under_way(crowded, 0)
-        await until_under_way(crowded, 0, "stream")
+        await until_in_flight(crowded, 0)
+        await until_in_flight(crowded, 0, "stream")
         # All of them can be taken again.
         assert [post.sequence > 1 for post in await asyncio.gather(*start_posts(client, SHARE))] == [True] * SHARE
 
@@ -250,7 +250,7 @@ async def test_every_place_comes_back(crowded: Crowded, client: Client, database
 @pytest.mark.one_server
 async def test_calls_wait_for_a_place(book: Book, database_url: str) -> None:
     """More calls than places are all served, one after the other, and one that is malformed gets its own refusal."""
-    settings = Settings(port=0, shutdown_grace_seconds=1, calls_under_way_max=4, admission_seconds_max=60)
+    settings = Settings(port=0, shutdown_grace_seconds=1, calls_in_flight_max=4, admission_seconds_max=60)
     async with serving(book, settings) as port, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         server = Server(book, channel)
         client = await server.client(await server.create_tenant("house"))
@@ -269,7 +269,7 @@ async def test_calls_wait_for_a_place(book: Book, database_url: str) -> None:
 @pytest.mark.one_server
 async def test_a_call_waits_only_so_long(book: Book, database_url: str) -> None:
     """Without a place in time a call is refused, and its request_id is not used up."""
-    settings = Settings(port=0, shutdown_grace_seconds=1, calls_under_way_max=2, admission_seconds_max=0.1)
+    settings = Settings(port=0, shutdown_grace_seconds=1, calls_in_flight_max=2, admission_seconds_max=0.1)
     async with serving(book, settings) as port, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         server = Server(book, channel)
         client = await server.client(await server.create_tenant("house"))
@@ -293,7 +293,7 @@ async def test_a_call_waits_only_so_long(book: Book, database_url: str) -> None:
 async def test_thousands_at_once_are_ours(book: Book) -> None:
     """gRPC refuses no call by itself, though thousands wait until the server looks at them."""
     calls, connections = 4000, 4
-    settings = Settings(port=0, shutdown_grace_seconds=1, calls_under_way_max=4 * calls)
+    settings = Settings(port=0, shutdown_grace_seconds=1, calls_in_flight_max=4 * calls)
     async with AsyncExitStack() as stack:
         port = await stack.enter_async_context(serving(book, settings))
         channels = [
@@ -324,6 +324,6 @@ async def test_a_body_that_never_comes_keeps_no_place(book: Book) -> None:
         stalled: Any = channel.stream_unary(CREATE)(body())
         async with asyncio.timeout(60):
             crowded = Crowded(Server(book, channel), metrics_port, port)
-            await until_under_way(crowded, 1)
-            await until_under_way(crowded, 0)
+            await until_in_flight(crowded, 1)
+            await until_in_flight(crowded, 0)
         stalled.cancel()

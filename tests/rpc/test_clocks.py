@@ -109,7 +109,7 @@ async def test_an_account_that_is_ahead_is_logged(ahead: Client, clock: Clock) -
     """The log tells once, and by how much, that an account is ahead; again only after the clock has passed it."""
 
     def told(logs: list[Any]) -> list[float]:
-        return [line["ahead_seconds"] for line in logs if line["event"].startswith("an account's newest transaction")]
+        return [line["ahead_seconds"] for line in logs if line["event"] == "account ahead of clock"]
 
     with capture_logs() as logs:
         await ahead.post("a", GRANT, "1")

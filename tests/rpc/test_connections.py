@@ -226,7 +226,9 @@ async def test_who_does_not_read_a_stream(shared_book: Book, monkeypatch: pytest
                 reading = asyncio.create_task(slow.goodbyes())
                 while not (
                     ended := [
-                        entry for entry in logs if entry["event"] == "call" and "VerifyAccounts" in entry["method"]
+                        entry
+                        for entry in logs
+                        if entry["event"] == "call finished" and "VerifyAccounts" in entry["method"]
                     ]
                 ):
                     await asyncio.sleep(MOMENT / 10)

@@ -189,7 +189,7 @@ async def test_size_of_a_message_of_an_import(limited: Limited, count: int, verd
 
 
 @shares_a_server
-async def test_calls_under_way(limited: Limited) -> None:
+async def test_calls_in_flight(limited: Limited) -> None:
     """Of a connection's calls so many run as concurrent_streams_max says; the next one waits until one has ended."""
     async with grpc.aio.insecure_channel(f"127.0.0.1:{limited.port}", options=OWN_CONNECTION) as channel:
         crowd = Client(channel, limited.client.key)

@@ -136,11 +136,11 @@ async def test_waiting_and_given_up_calls_show(measured: Measured, client: Clien
     async with held_up(measured.server.book):
         answered = client.ledger.CreateTransaction(grant, metadata=client.metadata)
         waiting = await measured.until(lambda found: found.one("daybook_database_connections_waiting", pool=pool) == 1)
-        assert waiting.one("daybook_poster_line_calls") == 0
+        assert waiting.one("daybook_poster_queue_calls") == 0
         assert waiting.one("daybook_database_connections_in_use", pool=pool) == pools[pool].size
         given_up = client.ledger.CreateTransaction(grant, metadata=client.metadata)
         too_late = client.ledger.CreateTransaction(grant, metadata=client.metadata, timeout=1)
-        await measured.until(lambda found: found.one("daybook_poster_line_calls") == 2)
+        await measured.until(lambda found: found.one("daybook_poster_queue_calls") == 2)
         given_up.cancel()
         with pytest.raises(grpc.aio.AioRpcError, match="DEADLINE_EXCEEDED"):
             await too_late
@@ -159,7 +159,7 @@ async def test_waiting_and_given_up_calls_show(measured: Measured, client: Clien
     assert found.one("daybook_poster_group_calls_sum") == 4
     assert found.one("daybook_poster_group_calls_bucket", le="1.0") == 2
     assert found.one("daybook_poster_group_duration_seconds_count") == 3
-    assert found.one("daybook_poster_line_calls") == 0
+    assert found.one("daybook_poster_queue_calls") == 0
     for name in ("in_use", "waiting"):
         assert not any(found.of(f"daybook_database_connections_{name}").values())
     assert found.of("daybook_database_connections_limit") == {
@@ -180,7 +180,7 @@ async def test_full_line_and_broken_group_are_counted(
         await measured.until(lambda found: found.one("daybook_database_connections_waiting", pool="write") == 1)
         monkeypatch.setattr(poster._queue, "_maxsize", 1)
         second = asyncio.create_task(client.post("acme", Transaction.GRANT, "1"))
-        await measured.until(lambda found: found.one("daybook_poster_line_calls") == 1)
+        await measured.until(lambda found: found.one("daybook_poster_queue_calls") == 1)
         assert (await refusal_of(client.post("acme", Transaction.GRANT, "1"))).reason == "TOO_BUSY"
     await asyncio.gather(first, second)
     assert (await measured.scrape()).one("daybook_poster_refused_calls_total") == 1

@@ -283,7 +283,7 @@ async def test_a_standby_that_is_behind_is_not_waited_for(house: House, standby:
         # It is looked at several times, and its log has it once.
         await until(lambda: (replica_of(house.here).lag_seconds or 0) > 1.5)
     told = [(each["event"], each.get("reason")) for each in logs if "replica" in each["event"]]
-    assert Counter(told) == {("replica is not used", "is behind"): len({house.here, house.there})}
+    assert Counter(told) == {("replica disabled", "is behind"): len({house.here, house.there})}
     await until_used(house.here, house.there)
     with reads(house.here) as found:
         await list_page(house.client)
@@ -542,7 +542,7 @@ async def test_what_is_no_standby_of_the_primary(house: House, standby: Standby,
             assert found is not None
             with capture_logs() as logs, pytest.raises(ReplicaUnfit):
                 await found.check()
-            assert [(each["event"], each["reason"]) for each in logs] == [("replica is not used", problem)]
+            assert [(each["event"], each["reason"]) for each in logs] == [("replica disabled", problem)]
             # Lists are served all the same.
             assert (await book.transactions.slice(house.caller, "acme", 0, 1))[1] > 0
 
@@ -637,4 +637,4 @@ async def test_a_standby_that_is_promoted(house: House, standby: Standby) -> Non
         with reads(house.here) as found:
             assert len((await list_page(house.client, page_size=1))[0]) == 1
     assert set(found) == {"primary"}
-    assert {"is no standby"} <= {each["reason"] for each in logs if each["event"] == "replica is not used"}
+    assert {"is no standby"} <= {each["reason"] for each in logs if each["event"] == "replica disabled"}

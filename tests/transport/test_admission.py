@@ -16,7 +16,7 @@ def test_a_credential_alone_gets_half(places: int, most: int) -> None:
     """A credential that calls alone gets half of all places, and at least one."""
     admission = Admission(places)
     assert [admission.enter("a") for _ in range(places)] == [True] * most + [False] * (places - most)
-    assert admission.under_way == most
+    assert admission.in_flight == most
 
 
 def test_another_finds_room() -> None:
@@ -36,7 +36,7 @@ def test_places_come_back() -> None:
     assert [admission.enter(holder) for holder in "cc"] == [True, False]
     for holder in "abc":
         admission.leave(holder)
-    assert admission.under_way == 0
+    assert admission.in_flight == 0
     assert admission.enter("a")
 
 
@@ -54,7 +54,7 @@ def test_counts(places: int, steps: list[tuple[str, bool]]) -> None:
         elif held[holder]:
             admission.leave(holder)
             held[holder] -= 1
-        assert admission.under_way == sum(held.values()) <= places
+        assert admission.in_flight == sum(held.values()) <= places
 
 
 async def waiting_at(admission: Admission, holders: str) -> list[asyncio.Task[bool]]:
@@ -80,7 +80,7 @@ async def test_a_place_goes_to_those_that_wait() -> None:
     for holder in "aab":
         admission.leave(holder)
     assert await asyncio.gather(*calls) == [True] * 4
-    assert (admission.under_way, admission.waiting, admission.refused) == (2, 0, 0)
+    assert (admission.in_flight, admission.waiting, admission.refused) == (2, 0, 0)
 
 
 async def test_a_wait_has_an_end() -> None:
@@ -94,7 +94,7 @@ async def test_a_wait_has_an_end() -> None:
         assert not admission.enter("b")
         async with asyncio.timeout(30):
             assert await admission.wait("b") is False
-        assert (admission.under_way, admission.waiting, admission.refused) == (1, 0, 1)
+        assert (admission.in_flight, admission.waiting, admission.refused) == (1, 0, 1)
         admission.leave("a")
         assert admission.enter("b")
 
@@ -106,12 +106,12 @@ async def test_a_call_that_is_cancelled_takes_no_place() -> None:
     first, second, third = await waiting_at(admission, "bcd")
     first.cancel()
     await asyncio.wait([first])
-    assert (admission.under_way, admission.waiting) == (1, 2)
+    assert (admission.in_flight, admission.waiting) == (1, 2)
     admission.leave("a")
     # It has its place, and doesn't know yet.
     second.cancel()
     assert await third is True
-    assert (second.cancelled(), admission.under_way, admission.waiting) == (True, 1, 0)
+    assert (second.cancelled(), admission.in_flight, admission.waiting) == (True, 1, 0)
 
 
 async def test_a_place_passes_over_a_call_that_is_being_cancelled() -> None:
@@ -125,7 +125,7 @@ async def test_a_place_passes_over_a_call_that_is_being_cancelled() -> None:
     assert first.cancelled()
     admission.leave("a")
     admission.leave("a")
-    assert (admission.under_way, admission.waiting) == (0, 0)
+    assert (admission.in_flight, admission.waiting) == (0, 0)
     assert [admission.enter("a") for _ in range(3)] == [True, True, False]
 
 
@@ -137,4 +137,4 @@ async def test_a_stop_waits_for_no_place() -> None:
     admission.end_waiting()
     assert await asyncio.gather(*calls) == [False] * 4
     assert await admission.wait("c") is False
-    assert (admission.under_way, admission.waiting, admission.refused) == (1, 0, 5)
+    assert (admission.in_flight, admission.waiting, admission.refused) == (1, 0, 5)
