@@ -1,10 +1,9 @@
-"""Generates everything in gen/ from the contracts in this folder and the server's own messages in server/protos.
+"""Generates gen/ from the contracts in this folder and the internal messages in server/protos.
 
-It also copies the contracts of Google that ours import into googleapis/, so that protoc, buf and other tools
-need nothing but this folder. `make gen` runs it as `python protos/generate.py`. A change that would break a client of
-the committed contracts is refused unless `--allow-breaking` is given, so that breaking
-one is always a decision. tests/test_house.py runs it into an empty folder to prove
-that what is committed is fresh.
+Also copies the imported contracts of Google into googleapis/, so that protoc, buf and other tools need only this
+folder. `make gen` runs it as `python protos/generate.py`. Exits with an error if a change would break clients of the
+committed contracts, unless `--allow-breaking` is given. tests/test_house.py runs it into an empty folder to prove that
+the committed files are up to date.
 """
 
 from __future__ import annotations
@@ -24,14 +23,14 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
 
 PROTOS = Path(__file__).resolve().parent
-# Messages that only the server reads: no client generates them.
+# Messages that only the server uses; clients don't generate code for them.
 INTERNAL_PROTOS = PROTOS.parent / "server" / "protos"
 GEN = PROTOS.parent / "gen"
 DESCRIPTORS = "descriptors.binpb"
 
 GOOGLE_PROTOS = PROTOS / "googleapis"
-# Not imported by any contract, but Envoy must know the types that errors carry in
-# google.rpc.Status.details, or it answers an error with an empty body.
+# No contract imports these types, but Envoy needs all types in google.rpc.Status.details: otherwise it translates an
+# error into an empty body.
 ERROR_DETAIL_TYPES = ("google/rpc/error_details.proto", "google/rpc/status.proto")
 IMPORTED_TYPES = (
     "google/api/annotations.proto",
@@ -44,18 +43,18 @@ IMPORTED_TYPES = (
 
 
 def files_in(folder: Path) -> list[str]:
-    """Every proto file of Daybook under a folder, as a path relative to it, in a fixed order."""
+    """Returns the paths of Daybook's proto files under a folder, relative to it and sorted."""
     return sorted(str(path.relative_to(folder)) for path in (folder / "daybook").rglob("*.proto"))
 
 
 def google_types() -> dict[str, bytes]:
-    """The content of each contract of Google that belongs in googleapis/, by its path there."""
+    """Returns the content of each file in googleapis/ by its path there."""
     package = distribution("googleapis-common-protos")
     return {name: Path(str(package.locate_file(name))).read_bytes() for name in (*IMPORTED_TYPES, *ERROR_DETAIL_TYPES)}
 
 
 def run_protoc(*arguments: str) -> None:
-    """Runs the protoc of grpcio-tools over proto files; raises if it fails."""
+    """Runs the protoc of grpcio-tools. Raises CalledProcessError if it fails."""
     well_known_types = distribution("grpcio-tools").locate_file("grpc_tools/_proto")
     subprocess.run(
         [
@@ -66,15 +65,15 @@ def run_protoc(*arguments: str) -> None:
             *arguments,
         ],
         check=True,
-        # The plugins of mypy-protobuf lie beside the interpreter.
+        # The plugins of mypy-protobuf are in the interpreter's folder.
         env={**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
     )
 
 
 def write_descriptors(path: Path, *, source_info: bool = False) -> None:
-    """Writes the contracts and all they import as a FileDescriptorSet.
+    """Writes the contracts and their imports as a FileDescriptorSet.
 
-    buf needs source_info, which carries the comments; Envoy doesn't.
+    source_info adds the comments, which buf needs and Envoy does not.
     """
     run_protoc(
         f"--descriptor_set_out={path}",
@@ -86,7 +85,7 @@ def write_descriptors(path: Path, *, source_info: bool = False) -> None:
 
 
 def generate(out: Path) -> None:
-    """Writes messages, stubs, their types and the descriptor set into an empty `out`."""
+    """Writes messages, stubs, type stubs and the descriptor set into the empty folder `out`."""
     out.mkdir(parents=True, exist_ok=True)
     run_protoc(
         f"--python_out={out}",
@@ -100,7 +99,7 @@ def generate(out: Path) -> None:
         for file in files_in(folder):
             if "\nservice " in (folder / file).read_text():
                 continue
-            # grpcio-tools writes an empty stub for a file without a service.
+            # grpcio-tools writes an empty module for a file without a service.
             for ending in (".py", ".pyi"):
                 (out / file.replace(".proto", f"_pb2_grpc{ending}")).unlink(missing_ok=True)
     write_descriptors(out / DESCRIPTORS)
@@ -108,8 +107,9 @@ def generate(out: Path) -> None:
 
 
 def without_response_bodies(descriptors: bytes) -> bytes:
-    """A descriptor set for Envoy, which doesn't start with a response_body; its Lua filter unwraps the answer."""
-    # A pool of its own knows the same extensions in every process, so that the bytes are the same.
+    """Removes every response_body from a descriptor set: Envoy doesn't start with one. Its Lua filter unwraps the body.
+    """
+    # A separate pool has the same extensions in every process, so the bytes are reproducible.
     pool = DescriptorPool()
     for file in FileDescriptorSet.FromString(descriptors).file:
         pool.AddSerializedFile(file.SerializeToString())
@@ -125,7 +125,7 @@ def without_response_bodies(descriptors: bytes) -> bytes:
 
 
 def buf(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs buf; its findings are the lines of stdout."""
+    """Runs buf, which prints its findings to stdout, one per line."""
     return subprocess.run(
         [str(Path(sys.executable).parent / "buf"), *arguments],
         capture_output=True,
@@ -135,14 +135,14 @@ def buf(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def breaking_changes(new: Path, old: Path) -> str:
-    """What in the descriptor set `new` would break a client of `old`; empty if nothing."""
+    """Returns the changes from the descriptor set `old` to `new` that break clients; empty if there are none."""
     rules = str(PROTOS / "buf.yaml")
     result = buf("breaking", str(new), "--against", str(old), "--config", rules, "--against-config", rules)
     return result.stdout + result.stderr
 
 
 def main() -> None:
-    """Regenerates gen/, unless that would break a client unasked."""
+    """Regenerates gen/, unless that would break clients."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--allow-breaking", action="store_true", help="accept a change that breaks clients")
     arguments = parser.parse_args()
@@ -156,7 +156,7 @@ def main() -> None:
         if committed.exists() and not arguments.allow_breaking:
             found = breaking_changes(fresh / DESCRIPTORS, committed)
             if found:
-                sys.exit(f"{found}This breaks clients. If it must be: --allow-breaking")
+                sys.exit(f"{found}This breaks clients. To do it anyway, use --allow-breaking")
         shutil.rmtree(GEN, ignore_errors=True)
         shutil.copytree(fresh, GEN)
 

@@ -21,8 +21,8 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Account(_message.Message):
-    """Something that holds credits: a space, a user, a company. An account belongs
-    to one tenant, the tenant of the credential that created it, for good.
+    """An account holds credits, for example of a space, a user or a company. It belongs to one tenant,
+    the tenant of the credential that created it. The tenant never changes.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -34,7 +34,7 @@ class Account(_message.Message):
     class _KindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Account._Kind.ValueType], _builtins.type):
         DESCRIPTOR: _descriptor.EnumDescriptor
         KIND_UNSPECIFIED: Account._Kind.ValueType  # 0
-        """Not given. A request with it gets INVALID_ARGUMENT."""
+        """Not specified. A request with this value gets INVALID_ARGUMENT."""
         SPACE: Account._Kind.ValueType  # 1
         """A workspace that several people share."""
         USER: Account._Kind.ValueType  # 2
@@ -49,10 +49,10 @@ class Account(_message.Message):
         """None of the above."""
 
     class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
-        """What an account stands for. It changes nothing about how credits move."""
+        """The kind of entity that an account represents. It does not affect how credits move."""
 
     KIND_UNSPECIFIED: Account.Kind.ValueType  # 0
-    """Not given. A request with it gets INVALID_ARGUMENT."""
+    """Not specified. A request with this value gets INVALID_ARGUMENT."""
     SPACE: Account.Kind.ValueType  # 1
     """A workspace that several people share."""
     USER: Account.Kind.ValueType  # 2
@@ -78,31 +78,31 @@ class Account(_message.Message):
     USER_FIELD_NUMBER: _builtins.int
     COMPANY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """The resource name, `accounts/{account}`. The last segment is the id chosen at
-    creation: 1 to 128 characters out of letters, digits, `_`, `.` and `-`, the
-    first a letter or a digit; unique in the tenant, case-sensitive.
+    """The resource name, `accounts/{account}`. The last segment is the account's id, chosen at
+    creation: 1 to 128 letters, digits, `_`, `.` and `-`, of which the first is a letter or a
+    digit. The id is case-sensitive and unique in the tenant.
     """
     number: _builtins.int
-    """A positive number that Daybook assigns at creation, unique over all tenants."""
+    """A positive number that Daybook assigns at creation, unique across all tenants."""
     kind: Global___Account.Kind.ValueType
-    """What the account stands for. Required at creation, fixed afterwards."""
+    """The kind of entity that the account represents. Required at creation."""
     display_name: _builtins.str
-    """A name for people to read, at most 255 characters. May be empty."""
+    """The human-readable name, at most 255 characters. May be empty."""
     credit_limit: _builtins.str
-    """How far below zero the balance may go: an exact decimal in credits, written
-    like Transaction.amount, from 0 to 999999999999.999999. Empty means 0.
-    Lowering it never undoes what was charged; it only refuses further charges.
+    """How far below zero the balance may go: an exact decimal in credits, written like
+    Transaction.amount, from 0 to 999999999999.999999. Empty means 0. Lowering it does not undo
+    earlier charges; it only makes further charges fail.
     """
     etag: _builtins.str
-    """A checksum of the fields a caller can set. Sent back in UpdateAccount, it makes
-    the update fail with ABORTED, reason ETAG_MISMATCH, if someone else wrote in
-    between.
+    """A checksum of the fields that a caller can set. If UpdateAccount is called with an etag and
+    another call has changed the account since that etag was read, the update fails with ABORTED,
+    reason ETAG_MISMATCH.
     """
     @_builtins.property
     def hour_anchor_time(self) -> _timestamp_pb2.Timestamp:
-        """Where this account's hours begin. Usage is summed in windows of one hour that
-        start at this instant plus or minus whole hours. Fractions of a second are cut
-        off. Unset at creation means the create_time; fixed afterwards.
+        """The start of one of the account's hour windows; the other windows start whole hours before or
+        after it. Usage is summed per window. Fractions of a second are truncated. Defaults to the
+        create_time.
         """
 
     @_builtins.property
@@ -150,7 +150,7 @@ Global___Account: _TypeAlias = Account  # noqa: Y015
 
 @_typing.final
 class User(_message.Message):
-    """A person as Daybook's tenant knows them."""
+    """A person, described by the tenant."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -163,19 +163,19 @@ class User(_message.Message):
     ABOUT_FIELD_NUMBER: _builtins.int
     MEMBERSHIP_FIELD_NUMBER: _builtins.int
     id: _builtins.str
-    """The tenant's own id of the person, at most 128 characters. Required."""
+    """The tenant's own id of the person, at most 128 characters."""
     name: _builtins.str
-    """The given name, or the whole name where surname is empty; at most 255 characters."""
+    """The given name, or the full name if surname is empty; at most 255 characters."""
     surname: _builtins.str
     """The family name, at most 255 characters."""
     email: _builtins.str
-    """The address for mail, at most 255 characters. Not checked for form."""
+    """The email address, at most 255 characters. Its format is not validated."""
     phone_number: _builtins.str
-    """The telephone number, at most 64 characters. Not checked for form."""
+    """The telephone number, at most 64 characters. Its format is not validated."""
     photo_uri: _builtins.str
-    """Where a picture of the person is, at most 2,048 characters."""
+    """The URI of a picture of the person, at most 2,048 characters."""
     about: _builtins.str
-    """What the person says of themselves, at most 2,048 characters."""
+    """The person's description of themselves, at most 2,048 characters."""
     membership: _builtins.str
     """The tenant's own id of the membership through which the person acted, at most
     128 characters.
@@ -202,7 +202,7 @@ Global___User: _TypeAlias = User  # noqa: Y015
 
 @_typing.final
 class Company(_message.Message):
-    """A company as Daybook's tenant knows it."""
+    """A company, described by the tenant."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -229,7 +229,7 @@ class Company(_message.Message):
         postal_code: _builtins.str
         """The postal code, at most 32 characters."""
         country_code: _builtins.str
-        """The country, two capital letters by ISO 3166-1."""
+        """The ISO 3166-1 alpha-2 country code, in capital letters."""
         def __init__(
             self,
             *,
@@ -259,13 +259,13 @@ class Company(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     DELETE_TIME_FIELD_NUMBER: _builtins.int
     title: _builtins.str
-    """The name people use, at most 255 characters."""
+    """The name in everyday use, at most 255 characters."""
     legal_name: _builtins.str
-    """The name in the register, at most 255 characters."""
+    """The registered name, at most 255 characters."""
     tax_id: _builtins.str
-    """The number by which the tax office knows it, at most 64 characters."""
+    """The tax identification number, at most 64 characters."""
     billing_address: _builtins.str
-    """Where invoices go, as one text of at most 1,024 characters."""
+    """The address for invoices, as one text of at most 1,024 characters."""
     notes: _builtins.str
     """Remarks, at most 4,096 characters."""
     location: _builtins.str
@@ -273,26 +273,26 @@ class Company(_message.Message):
     subscription: _builtins.str
     """The tenant's own id of the subscription, at most 128 characters."""
     expiring_day_passes: _builtins.int
-    """How many day passes that expire the company has left. Zero or more."""
+    """The number of expiring day passes that the company has left. Zero or more."""
     @_builtins.property
     def business_address(self) -> Global___Company.Address:
-        """Where the company sits."""
+        """The address of the company's place of business."""
 
     @_builtins.property
     def metadata(self) -> _struct_pb2.Struct:
-        """Anything the tenant wants to keep, at most 8 KiB, 20 levels deep. Its numbers are doubles, from
-        -9,007,199,254,740,991 to 9,007,199,254,740,991: one beyond that may have been rounded on its
-        way and gets INVALID_ARGUMENT. Longer ones, and fractions with more than 15 digits, are kept
-        exactly as text.
+        """Arbitrary data of the tenant, at most 8 KiB and 20 levels deep. Numbers are doubles between
+        -9,007,199,254,740,991 and 9,007,199,254,740,991. A number outside this range gets
+        INVALID_ARGUMENT, because it may have been rounded in transit. Send larger numbers, and
+        fractions with more than 15 digits, as strings.
         """
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """When the tenant took the company on."""
+        """When the company became a customer of the tenant."""
 
     @_builtins.property
     def delete_time(self) -> _timestamp_pb2.Timestamp:
-        """When the tenant let the company go. Unset while it is active."""
+        """When the company stopped being a customer of the tenant. Unset while it is one."""
 
     def __init__(
         self,
@@ -322,8 +322,8 @@ Global___Company: _TypeAlias = Company  # noqa: Y015
 
 @_typing.final
 class Balance(_message.Message):
-    """What an account holds at one instant. Derived from the transactions; always in
-    agreement with the newest of them.
+    """The credits that an account holds at one instant. It is derived from the account's transactions
+    and always agrees with the newest of them.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -338,26 +338,24 @@ class Balance(_message.Message):
     name: _builtins.str
     """The resource name, `accounts/{account}/balance`."""
     amount: _builtins.str
-    """All credits of the account, in credits: negative where a credit limit is in
-    use. Written like Transaction.amount.
+    """The total balance, in credits, written like Transaction.amount. Negative if part of the credit
+    limit is in use.
     """
     expiring_amount: _builtins.str
-    """The part of amount that carries a date of expiry."""
+    """The part of amount that expires at some time."""
     permanent_amount: _builtins.str
-    """The part of amount that never expires. Negative where a credit limit is in use."""
+    """The part of amount that never expires. Negative if part of the credit limit is in use."""
     available_amount: _builtins.str
-    """What a charge may take now: amount plus the account's credit limit, never below 0
-    and never above 999999999999.999999.
+    """The largest amount that can be charged now: amount plus the account's credit limit, at least 0
+    and at most 999999999999.999999.
     """
     sequence: _builtins.int
-    """The sequence of the newest transaction that the balance includes. 0 while there
-    is none.
-    """
+    """The sequence of the newest transaction that the balance includes, or 0 if there is none."""
     @_builtins.property
     def read_time(self) -> _timestamp_pb2.Timestamp:
-        """The instant for which the balance holds: what has expired by then is not part of it. It
-        is the server's clock, so it is earlier than the create_time of the newest transaction if
-        that was posted by a clock that was ahead.
+        """The instant for which the balance holds, by the server's clock. Credits that have expired by
+        then are not included. It is earlier than the newest transaction's create_time if the clock of
+        the server that posted that transaction was ahead.
         """
 
     def __init__(

@@ -24,14 +24,14 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class CreateApiKeyRequest(_message.Message):
-    """Asks for a new API key."""
+    """Request message for CreateApiKey."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     API_KEY_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def api_key(self) -> _api_key_pb2.ApiKey:
-        """The key to make. Its name and its fields that are output only must be unset."""
+        """The key to create. Its name and output-only fields must be unset."""
 
     def __init__(
         self,
@@ -48,14 +48,14 @@ Global___CreateApiKeyRequest: _TypeAlias = CreateApiKeyRequest  # noqa: Y015
 
 @_typing.final
 class CreateApiKeyResponse(_message.Message):
-    """A new API key."""
+    """Response message for CreateApiKey."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     API_KEY_FIELD_NUMBER: _builtins.int
     KEY_STRING_FIELD_NUMBER: _builtins.int
     key_string: _builtins.str
-    """The credential that the key's holder sends, `{id}.{secret}`. No other answer has it."""
+    """The credential to send with calls, `{id}.{secret}`. No other response has it."""
     @_builtins.property
     def api_key(self) -> _api_key_pb2.ApiKey:
         """The key."""
@@ -76,18 +76,18 @@ Global___CreateApiKeyResponse: _TypeAlias = CreateApiKeyResponse  # noqa: Y015
 
 @_typing.final
 class ListApiKeysRequest(_message.Message):
-    """Asks for a page of API keys."""
+    """Request message for ListApiKeys."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """How many keys at most. 0 means 50; more than 1,000, or than this ledger is set to, means
-    that many; below 0 gets INVALID_ARGUMENT.
+    """The maximum number of keys to return. 0 means 50. Larger values than 1,000, or than the
+    server's configured limit, are reduced to it; negative values get INVALID_ARGUMENT.
     """
     page_token: _builtins.str
-    """The next_page_token of the page before. Empty for the first page."""
+    """The next_page_token of the previous page. Empty for the first page."""
     def __init__(
         self,
         *,
@@ -104,14 +104,14 @@ Global___ListApiKeysRequest: _TypeAlias = ListApiKeysRequest  # noqa: Y015
 
 @_typing.final
 class ListApiKeysResponse(_message.Message):
-    """A page of API keys."""
+    """Response message for ListApiKeys."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     API_KEYS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """What to send as page_token for the next page. Empty on the last page."""
+    """The page_token of the next page. Empty on the last page."""
     @_builtins.property
     def api_keys(self) -> _containers.RepeatedCompositeFieldContainer[_api_key_pb2.ApiKey]:
         """The keys of this page."""
@@ -132,7 +132,7 @@ Global___ListApiKeysResponse: _TypeAlias = ListApiKeysResponse  # noqa: Y015
 
 @_typing.final
 class RevokeApiKeyRequest(_message.Message):
-    """Asks for an API key to be refused from now on."""
+    """Request message for RevokeApiKey."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -154,7 +154,7 @@ Global___RevokeApiKeyRequest: _TypeAlias = RevokeApiKeyRequest  # noqa: Y015
 
 @_typing.final
 class RotateApiKeyRequest(_message.Message):
-    """Asks for a new secret."""
+    """Request message for RotateApiKey."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -182,16 +182,14 @@ Global___RotateApiKeyRequest: _TypeAlias = RotateApiKeyRequest  # noqa: Y015
 
 @_typing.final
 class RotateApiKeyResponse(_message.Message):
-    """An API key with a new secret."""
+    """Response message for RotateApiKey."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     API_KEY_FIELD_NUMBER: _builtins.int
     KEY_STRING_FIELD_NUMBER: _builtins.int
     key_string: _builtins.str
-    """The credential that the key's holder sends from now on, `{id}.{secret}`. No other answer has
-    it.
-    """
+    """The credential to send with calls from now on, `{id}.{secret}`. No other response has it."""
     @_builtins.property
     def api_key(self) -> _api_key_pb2.ApiKey:
         """The key."""
@@ -212,13 +210,13 @@ Global___RotateApiKeyResponse: _TypeAlias = RotateApiKeyResponse  # noqa: Y015
 
 @_typing.final
 class ImportTransactionsRequest(_message.Message):
-    """A piece of history."""
+    """Request message for ImportTransactions."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
     class Item(_message.Message):
-        """A transaction that happened."""
+        """A past transaction."""
 
         DESCRIPTOR: _descriptor.Descriptor
 
@@ -227,18 +225,17 @@ class ImportTransactionsRequest(_message.Message):
         CREATE_TIME_FIELD_NUMBER: _builtins.int
         REQUEST_ID_FIELD_NUMBER: _builtins.int
         parent: _builtins.str
-        """Its account, `accounts/{account}`, which must exist."""
+        """The account, `accounts/{account}`, which must exist."""
         request_id: _builtins.str
-        """Makes the item safe to repeat; see Ledger."""
+        """The idempotency key of the item; see Ledger."""
         @_builtins.property
         def transaction(self) -> _transaction_pb2.Transaction:
             """The transaction, as for CreateTransaction."""
 
         @_builtins.property
         def create_time(self) -> _timestamp_pb2.Timestamp:
-            """When it happened. Not in the future, and not before the newest transaction of its
-            account, also if that was posted by a clock that was ahead. Finer than a microsecond is
-            cut off.
+            """When the transaction happened. Must not be in the future, nor earlier than the create_time of
+            the account's newest transaction. Fractions of a microsecond are truncated.
             """
 
         def __init__(
@@ -258,8 +255,8 @@ class ImportTransactionsRequest(_message.Message):
     ITEMS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___ImportTransactionsRequest.Item]:
-        """At most 1,000 items, or less where this ledger is set so. A stream has as many messages as
-        it takes.
+        """The items to import: at most 1,000 per message, or the server's configured limit if that is
+        lower. A stream may have any number of messages.
         """
 
     def __init__(
@@ -277,16 +274,16 @@ Global___ImportTransactionsRequest: _TypeAlias = ImportTransactionsRequest  # no
 
 @_typing.final
 class ImportTransactionsResponse(_message.Message):
-    """What was imported."""
+    """Response message for ImportTransactions."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     IMPORTED_COUNT_FIELD_NUMBER: _builtins.int
     SKIPPED_COUNT_FIELD_NUMBER: _builtins.int
     imported_count: _builtins.int
-    """How many items were posted by this call."""
+    """The number of items that this call posted."""
     skipped_count: _builtins.int
-    """How many were skipped, for they had been imported before."""
+    """The number of items that were skipped because they were already imported."""
     def __init__(
         self,
         *,
@@ -303,13 +300,13 @@ Global___ImportTransactionsResponse: _TypeAlias = ImportTransactionsResponse  # 
 
 @_typing.final
 class VerifyAccountsRequest(_message.Message):
-    """Asks for a verification."""
+    """Request message for VerifyAccounts."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ACCOUNT_FIELD_NUMBER: _builtins.int
     account: _builtins.str
-    """`accounts/{account}` for one account; empty for all of the tenant."""
+    """`accounts/{account}` to verify one account; empty to verify all accounts of the tenant."""
     def __init__(
         self,
         *,
@@ -325,13 +322,13 @@ Global___VerifyAccountsRequest: _TypeAlias = VerifyAccountsRequest  # noqa: Y015
 
 @_typing.final
 class VerifyAccountsResponse(_message.Message):
-    """A divergence, or the progress."""
+    """Response message for VerifyAccounts."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
     class Finding(_message.Message):
-        """A place where the books diverge from what they should say."""
+        """A difference between the stored data and the expected data."""
 
         DESCRIPTOR: _descriptor.Descriptor
 
@@ -343,13 +340,15 @@ class VerifyAccountsResponse(_message.Message):
         account: _builtins.str
         """`accounts/{account}`."""
         sequence: _builtins.int
-        """The sequence of the transaction; 0 where the finding is about the account as a whole."""
+        """The sequence of the transaction; 0 if the finding concerns the account as a whole."""
         subject: _builtins.str
-        """What is wrong: `sequence`, `hash`, `balance_after`, `amount`, `lot`, `window`, ..."""
+        """The kind of data that differs: `sequence`, `hash`, `balance_after`, `amount`, `lot`,
+        `window`, ...
+        """
         expected: _builtins.str
-        """What the books should say."""
+        """The expected value."""
         found: _builtins.str
-        """What they say."""
+        """The stored value."""
         def __init__(
             self,
             *,
@@ -376,13 +375,13 @@ class VerifyAccountsResponse(_message.Message):
         FINDING_COUNT_FIELD_NUMBER: _builtins.int
         DONE_FIELD_NUMBER: _builtins.int
         account_count: _builtins.int
-        """How many accounts are done."""
+        """The number of accounts verified so far."""
         transaction_count: _builtins.int
-        """How many transactions are done."""
+        """The number of transactions verified so far."""
         finding_count: _builtins.int
-        """How many findings there were."""
+        """The number of findings so far."""
         done: _builtins.bool
-        """Whether this is the end."""
+        """Whether the verification is complete."""
         def __init__(
             self,
             *,
@@ -401,11 +400,11 @@ class VerifyAccountsResponse(_message.Message):
     PROGRESS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def finding(self) -> Global___VerifyAccountsResponse.Finding:
-        """A divergence."""
+        """A difference."""
 
     @_builtins.property
     def progress(self) -> Global___VerifyAccountsResponse.Progress:
-        """The progress. The last message is one, with done."""
+        """The progress. The last message of the stream is a progress with done set."""
 
     def __init__(
         self,

@@ -28,16 +28,13 @@ if _version_not_supported:
 
 class AdminStub:
     """Administers the ledger of a tenant: imports history, verifies the books and manages API keys.
-
-    Every call needs a credential with the scope `admin`; without it PERMISSION_DENIED, reason
-    SCOPE_MISSING. All else is as in Ledger.
-
-    The methods for API keys are about the tenant's keys, and need a credential that is bound to no
-    account. None of them takes a request_id: the answer to a repeated call would have
-    to hold the secret again, which is kept nowhere. A caller that missed an answer revokes the key
-    that was never used, or rotates once more; revoking can be repeated as it is. So an
-    `idempotency-key` gets INVALID_ARGUMENT with them, and with an import, whose items have
-    a request_id each.
+    Every call needs a credential with the scope `admin`, or gets PERMISSION_DENIED, reason
+    SCOPE_MISSING. See Ledger for credentials and errors. The methods for API keys manage the keys of
+    the tenant, and need a credential that is not bound to an account. They take no request_id,
+    because a repeated call would have to return the secret again, and secrets are not stored. A
+    caller that lost a response revokes the unused key, or rotates it again; RevokeApiKey is
+    idempotent. These methods reject an `idempotency-key` with INVALID_ARGUMENT. So does
+    ImportTransactions, whose items have a request_id each.
     """
 
     def __init__(self, channel):
@@ -80,77 +77,69 @@ class AdminStub:
 
 class AdminServicer:
     """Administers the ledger of a tenant: imports history, verifies the books and manages API keys.
-
-    Every call needs a credential with the scope `admin`; without it PERMISSION_DENIED, reason
-    SCOPE_MISSING. All else is as in Ledger.
-
-    The methods for API keys are about the tenant's keys, and need a credential that is bound to no
-    account. None of them takes a request_id: the answer to a repeated call would have
-    to hold the secret again, which is kept nowhere. A caller that missed an answer revokes the key
-    that was never used, or rotates once more; revoking can be repeated as it is. So an
-    `idempotency-key` gets INVALID_ARGUMENT with them, and with an import, whose items have
-    a request_id each.
+    Every call needs a credential with the scope `admin`, or gets PERMISSION_DENIED, reason
+    SCOPE_MISSING. See Ledger for credentials and errors. The methods for API keys manage the keys of
+    the tenant, and need a credential that is not bound to an account. They take no request_id,
+    because a repeated call would have to return the secret again, and secrets are not stored. A
+    caller that lost a response revokes the unused key, or rotates it again; RevokeApiKey is
+    idempotent. These methods reject an `idempotency-key` with INVALID_ARGUMENT. So does
+    ImportTransactions, whose items have a request_id each.
     """
 
     def ImportTransactions(self, request_iterator, context):
-        """Imports history with explicit times, in time order, with all the rules applied.
-
-        Items are committed in groups as they arrive. The first one that is refused ends the
-        call with its error, whose metadata has the item's `index` in the stream; those before it
-        stay. A call that is repeated skips every item whose request_id was imported before,
-        so an import that broke off goes on where it was.
+        """Imports past transactions with their times, in time order. All rules of posting apply. Items
+        are committed in groups as they arrive. The call ends at the first item that fails, with its
+        error, whose metadata has the `index` of the item in the stream; earlier items stay imported. A
+        repeated call skips every item whose request_id was already imported, so it resumes an
+        interrupted import.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def VerifyAccounts(self, request, context):
-        """Recomputes the books of the tenant's accounts. Streams each divergence and, at intervals, the
-        progress; repairs nothing. While two verifications are under way a third gets
-        RESOURCE_EXHAUSTED, reason TOO_BUSY.
+        """Recomputes the tenant's accounts and compares them with the stored data. Streams each
+        difference and, at intervals, the progress; repairs nothing. Returns RESOURCE_EXHAUSTED, reason
+        TOO_BUSY, if two verifications are already in progress.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CreateApiKey(self, request, context):
-        """Creates an API key. Only this answer has its secret.
-
-        NOT_FOUND if it is to be bound to an account that the tenant lacks; PERMISSION_DENIED,
-        reason SCOPE_MISSING, for a scope that the caller's own don't include.
+        """Creates an API key. Only this response has its secret. Returns NOT_FOUND if the tenant lacks
+        the account to which the key is bound, and PERMISSION_DENIED, reason SCOPE_MISSING, if the
+        caller's scopes don't include a scope of the key.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListApiKeys(self, request, context):
-        """Lists the API keys of the tenant, newest first, those that are revoked or have expired
-        included. It shows no secret.
+        """Lists the API keys of the tenant, newest first, including revoked and expired keys. Secrets are
+        not returned.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RevokeApiKey(self, request, context):
-        """Revokes an API key for good, also the one that makes the call. Every process refuses it within
-        five seconds.
-
-        NOT_FOUND if the tenant has no such key. A key that is revoked already stays as it is.
+        """Revokes an API key permanently. A key can revoke itself. Every server process rejects the key
+        within five seconds. Returns NOT_FOUND if the tenant has no such key. Has no effect on a key
+        that is already revoked.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RotateApiKey(self, request, context):
-        """Replaces the secret of an API key. Only this answer has the new one. The id and all else stay.
-
-        The previous secret, and each older one that is still in its grace period, stays valid until
-        the end of the new grace period at most; without a grace period all are refused within five
-        seconds. At most four old secrets are kept: a further rotation drops the one whose period
-        ends first.
-
-        NOT_FOUND if the tenant has no such key; FAILED_PRECONDITION, reason API_KEY_INACTIVE,
-        if it is revoked or has expired.
+        """Replaces the secret of an API key. Only this response has the new secret. The id and all other
+        fields stay the same. The previous secret stays valid until the end of the grace period. Older
+        secrets stay valid until the end of their own grace period or of this one, whichever is
+        earlier. Without a grace period all old secrets are rejected within five seconds. At most four
+        old secrets are stored: a further rotation drops the secret whose grace period ends first.
+        Returns NOT_FOUND if the tenant has no such key, and FAILED_PRECONDITION, reason
+        API_KEY_INACTIVE, if the key is revoked or has expired.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -199,16 +188,13 @@ def add_AdminServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class Admin:
     """Administers the ledger of a tenant: imports history, verifies the books and manages API keys.
-
-    Every call needs a credential with the scope `admin`; without it PERMISSION_DENIED, reason
-    SCOPE_MISSING. All else is as in Ledger.
-
-    The methods for API keys are about the tenant's keys, and need a credential that is bound to no
-    account. None of them takes a request_id: the answer to a repeated call would have
-    to hold the secret again, which is kept nowhere. A caller that missed an answer revokes the key
-    that was never used, or rotates once more; revoking can be repeated as it is. So an
-    `idempotency-key` gets INVALID_ARGUMENT with them, and with an import, whose items have
-    a request_id each.
+    Every call needs a credential with the scope `admin`, or gets PERMISSION_DENIED, reason
+    SCOPE_MISSING. See Ledger for credentials and errors. The methods for API keys manage the keys of
+    the tenant, and need a credential that is not bound to an account. They take no request_id,
+    because a repeated call would have to return the secret again, and secrets are not stored. A
+    caller that lost a response revokes the unused key, or rotates it again; RevokeApiKey is
+    idempotent. These methods reject an `idempotency-key` with INVALID_ARGUMENT. So does
+    ImportTransactions, whose items have a request_id each.
     """
 
     @staticmethod

@@ -22,8 +22,8 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class ApiKey(_message.Message):
-    """A credential for programs. It belongs to one tenant. Its secret is no part of it: that is
-    shown once, when it is made, and only its SHA-256 is kept.
+    """A credential for programs. It belongs to one tenant. The secret is not part of this message: it
+    is returned once, when it is created, and only its SHA-256 hash is stored.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -38,43 +38,43 @@ class ApiKey(_message.Message):
     REVOKE_TIME_FIELD_NUMBER: _builtins.int
     LAST_USE_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """The resource name, `apiKeys/{api_key}`. The last segment is the key's id, which
-    Daybook makes; it is the part of the key before the point, and no secret.
+    """The resource name, `apiKeys/{api_key}`. The last segment is the key's id, which Daybook
+    assigns. It is the part of the key string before the dot, and is not secret.
     """
     display_name: _builtins.str
-    """What the key is for, for people to read: at most 255 characters. May be empty."""
+    """A human-readable description of the key's purpose, at most 255 characters. May be empty."""
     account: _builtins.str
-    """The account to which the key is bound, `accounts/{account}`: it is refused for everything
-    else. Empty for a key that is good for all of the tenant.
+    """The account to which the key is bound, `accounts/{account}`. A bound key gets PERMISSION_DENIED
+    for everything else. Empty for a key that is valid for the whole tenant.
     """
     @_builtins.property
     def scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The scopes of the key, of those that scope.proto lists. At least one, each once."""
+        """The scopes of the key, without duplicates; at least one. See scope.proto for the list."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """When the key was made."""
+        """When the key was created."""
 
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """From this instant on it is refused. Must be in the future when the key is made. Finer than
-        a microsecond is cut off, here and in ttl.
+        """The instant at which the key expires. Must be in the future at creation. Fractions of a
+        microsecond are truncated, here and in ttl.
         """
 
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration:
-        """It is refused so long after the create_time: from one second to 36,525 days
-        (100 years). Answers have the expire_time that came of it.
+        """The time from create_time to expiry: from one second to 36,525 days (100 years). Responses
+        have the resulting expire_time instead.
         """
 
     @_builtins.property
     def revoke_time(self) -> _timestamp_pb2.Timestamp:
-        """When the key was revoked. Unset for a key that was not."""
+        """When the key was revoked. Unset if it was not."""
 
     @_builtins.property
     def last_use_time(self) -> _timestamp_pb2.Timestamp:
-        """When a call last authenticated with the key, whether or not it succeeded. Up to a minute late;
-        unset for a key that was never used.
+        """When a call was last authenticated with the key, whether or not the call succeeded. May lag by
+        up to a minute. Unset if the key was never used.
         """
 
     def __init__(

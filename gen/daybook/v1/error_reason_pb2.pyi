@@ -25,21 +25,22 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_UNSPECIFIED: _ErrorReason.ValueType  # 0
     """Never sent."""
     FIELD_INVALID: _ErrorReason.ValueType  # 1
-    """A field of the request is missing, malformed or out of bounds; the BadRequest
-    detail says which and why. Status INVALID_ARGUMENT.
+    """A field of the request is missing, malformed or out of bounds; the BadRequest detail names the
+    field and describes the error. Status INVALID_ARGUMENT.
 
     Example: {"reason": "FIELD_INVALID", "domain": "daybook", "metadata": {"field":
     "transaction.amount"}}
     """
     FILTER_INVALID: _ErrorReason.ValueType  # 2
-    """The filter can't be read, or asks for what no list offers. Status INVALID_ARGUMENT.
+    """The filter can't be parsed, or uses a feature that the list does not support. Status
+    INVALID_ARGUMENT.
 
     Example: {"reason": "FILTER_INVALID", "domain": "daybook", "metadata": {"field":
     "filter"}}
     """
     PAGE_TOKEN_INVALID: _ErrorReason.ValueType  # 3
-    """The page token was damaged, made up, or sealed with a key that is gone. Start again
-    from the first page. Status INVALID_ARGUMENT.
+    """The page token is damaged, forged, or sealed with a key that no longer exists. Start again from
+    the first page. Status INVALID_ARGUMENT.
 
     Example: {"reason": "PAGE_TOKEN_INVALID", "domain": "daybook", "metadata": {"field":
     "page_token"}}
@@ -57,50 +58,49 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Example: {"reason": "CREDENTIAL_MISSING", "domain": "daybook"}
     """
     CREDENTIAL_INVALID: _ErrorReason.ValueType  # 6
-    """The call carries a credential that is malformed, unknown or not valid any more.
-    Status UNAUTHENTICATED.
+    """The call carries a credential that is malformed, unknown, expired or revoked. Status
+    UNAUTHENTICATED.
 
     Example: {"reason": "CREDENTIAL_INVALID", "domain": "daybook"}
     """
     ACCOUNT_NOT_PERMITTED: _ErrorReason.ValueType  # 7
-    """The credential is bound to an account, and the call is about another account or
-    about all of them. Status PERMISSION_DENIED.
+    """The credential is bound to one account, and the call concerns another account or the whole
+    tenant. Status PERMISSION_DENIED.
 
     Example: {"reason": "ACCOUNT_NOT_PERMITTED", "domain": "daybook", "metadata":
     {"account": "accounts/acme"}}
     """
     TENANT_NOT_PERMITTED: _ErrorReason.ValueType  # 8
-    """The call names another tenant than its credential belongs to. Status
-    PERMISSION_DENIED.
+    """The call names a tenant that its credential does not belong to. Status PERMISSION_DENIED.
 
     Example: {"reason": "TENANT_NOT_PERMITTED", "domain": "daybook"}
     """
     ACCOUNT_NOT_FOUND: _ErrorReason.ValueType  # 9
-    """The tenant has no account of this name. Status NOT_FOUND.
+    """The tenant has no account with this name. Status NOT_FOUND.
 
     Example: {"reason": "ACCOUNT_NOT_FOUND", "domain": "daybook", "metadata": {"account":
     "accounts/acme"}}
     """
     TRANSACTION_NOT_FOUND: _ErrorReason.ValueType  # 10
-    """The account has no transaction of this name. Status NOT_FOUND.
+    """The account has no transaction with this name. Status NOT_FOUND.
 
     Example: {"reason": "TRANSACTION_NOT_FOUND", "domain": "daybook", "metadata":
     {"transaction": "accounts/acme/transactions/0192f3a4-5b6c-7d8e-9f01-23456789abcd"}}
     """
     ACCOUNT_EXISTS: _ErrorReason.ValueType  # 11
-    """The tenant already has an account of this id. Status ALREADY_EXISTS.
+    """The tenant already has an account with this id. Status ALREADY_EXISTS.
 
     Example: {"reason": "ACCOUNT_EXISTS", "domain": "daybook", "metadata": {"account":
     "accounts/acme"}}
     """
     REQUEST_ID_REUSED: _ErrorReason.ValueType  # 12
-    """The request_id was used before, with another request. Status ALREADY_EXISTS.
+    """The request_id was already used with a different request. Status ALREADY_EXISTS.
 
     Example: {"reason": "REQUEST_ID_REUSED", "domain": "daybook", "metadata":
     {"request_id": "invoice-7"}}
     """
     ETAG_MISMATCH: _ErrorReason.ValueType  # 13
-    """Another call has written the account since the etag was read. Status ABORTED.
+    """Another call has changed the account since the etag was read. Status ABORTED.
 
     Example: {"reason": "ETAG_MISMATCH", "domain": "daybook", "metadata": {"account":
     "accounts/acme"}}
@@ -112,42 +112,42 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     {"account": "accounts/acme", "available_amount": "3.5", "amount": "-4"}}
     """
     BALANCE_OUT_OF_RANGE: _ErrorReason.ValueType  # 15
-    """The balance would pass 999999999999.999999 credits in either direction, or the usage
-    of an hour would. Status FAILED_PRECONDITION.
+    """The absolute value of the balance, or the usage of an hour, would exceed 999999999999.999999
+    credits. Status FAILED_PRECONDITION.
 
     Example: {"reason": "BALANCE_OUT_OF_RANGE", "domain": "daybook", "metadata":
     {"account": "accounts/acme"}}
     """
     TOO_MANY_LOTS: _ErrorReason.ValueType  # 18
-    """A charge, a negative adjustment or a transfer would take credits from more than 1,000
-    lots. Smaller amounts can be taken at once, one after another: the next transaction may
-    take largest_amount. Nothing that adds credits is refused for the number of lots.
-    Status FAILED_PRECONDITION.
+    """A charge, a negative adjustment or a transfer would take credits from more than 1,000 lots.
+    Split it into smaller transactions: the next one can take up to largest_amount. Transactions
+    that add credits never fail for this reason. Status FAILED_PRECONDITION.
 
     Example: {"reason": "TOO_MANY_LOTS", "domain": "daybook", "metadata": {"account":
     "accounts/acme", "lot_limit": "1000", "largest_amount": "12.5"}}
     """
     NOT_REFUNDABLE: _ErrorReason.ValueType  # 19
-    """Only a charge that succeeded can be refunded. Status FAILED_PRECONDITION.
+    """The transaction is not a charge that succeeded; only those can be refunded. Status
+    FAILED_PRECONDITION.
 
     Example: {"reason": "NOT_REFUNDABLE", "domain": "daybook", "metadata": {"transaction":
     "accounts/acme/transactions/0192f3a4-5b6c-7d8e-9f01-23456789abcd"}}
     """
     REFUND_EXCEEDS_CHARGE: _ErrorReason.ValueType  # 20
-    """The refunds of a charge would together exceed it. Status FAILED_PRECONDITION.
+    """The sum of a charge's refunds would exceed the charge. Status FAILED_PRECONDITION.
 
     Example: {"reason": "REFUND_EXCEEDS_CHARGE", "domain": "daybook", "metadata":
     {"transaction": "accounts/acme/transactions/0192f3a4-5b6c-7d8e-9f01-23456789abcd",
     "refundable_amount": "1.5"}}
     """
     SCOPE_MISSING: _ErrorReason.ValueType  # 21
-    """The credential lacks the scope that the call needs, see scope.proto; of several that
-    would do the first is told. Status PERMISSION_DENIED.
+    """The credential lacks a scope that permits the method, see scope.proto. If several scopes permit
+    it, the metadata names the first. Status PERMISSION_DENIED.
 
     Example: {"reason": "SCOPE_MISSING", "domain": "daybook", "metadata": {"scope": "admin"}}
     """
     API_KEY_NOT_FOUND: _ErrorReason.ValueType  # 30
-    """The tenant has no API key of this name. Status NOT_FOUND.
+    """The tenant has no API key with this name. Status NOT_FOUND.
 
     Example: {"reason": "API_KEY_NOT_FOUND", "domain": "daybook", "metadata": {"api_key":
     "apiKeys/0011223344556677abcd"}}
@@ -159,101 +159,101 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     "apiKeys/0011223344556677abcd"}}
     """
     TOO_BUSY: _ErrorReason.ValueType  # 22
-    """Too many calls are under way, in the server or with this credential, too many wait to be
-    posted, or as many verifications as may be are under way. Nothing was done. RetryInfo says
-    when to try again. Status RESOURCE_EXHAUSTED.
+    """Too many calls are in progress in the server or with this credential, too many are queued for
+    posting, or too many verifications are in progress. The call had no effect. RetryInfo says when
+    to retry. Status RESOURCE_EXHAUSTED.
 
     Example: {"reason": "TOO_BUSY", "domain": "daybook"}
     """
     RATE_LIMITED: _ErrorReason.ValueType  # 23
-    """The credential called more often than it may. RetryInfo says when the next call is
-    let in. Status RESOURCE_EXHAUSTED.
+    """The credential exceeded its rate limit. RetryInfo says when to retry. Status
+    RESOURCE_EXHAUSTED.
 
     Example: {"reason": "RATE_LIMITED", "domain": "daybook"}
     """
     NOT_STORABLE: _ErrorReason.ValueType  # 60
-    """The database can't hold a value of the request: a text with characters that the
-    database's encoding lacks, or a number or a time out of its range. Nothing was stored.
-    Change the value, or have the operator use a database with encoding UTF8. Status
+    """The database can't store a value of the request: a text with characters that the database's
+    encoding lacks, or a number or a time outside the database's range. The call had no effect.
+    Change the value, or ask the operator for a database with the encoding UTF8. Status
     FAILED_PRECONDITION.
 
     Example: {"reason": "NOT_STORABLE", "domain": "daybook"}
     """
     SERVICE_UNAVAILABLE: _ErrorReason.ValueType  # 16
-    """The server can't reach its database, or has no keys to check an access token with, or is
-    shutting down; repeat the call later, with the same request_id. Status UNAVAILABLE.
+    """The server can't reach its database, has no keys to verify an access token, or is shutting
+    down. Retry later with the same request_id. Status UNAVAILABLE.
 
     Example: {"reason": "SERVICE_UNAVAILABLE", "domain": "daybook"}
     """
     CLOCK_SKEWED: _ErrorReason.ValueType  # 32
-    """The server's clock is too far from its reference, so it posts and creates nothing. The
-    call did nothing, but for items of an import that were posted before. RetryInfo says when
-    to try again, with the same request_id; an operator has to set the clock, unless time
-    synchronization does. Status UNAVAILABLE.
+    """The server's clock differs too much from its reference clock, so the server refuses to post and
+    to create. The call had no effect, except that an import keeps the items it has already posted.
+    RetryInfo says when to retry, with the same request_id. An operator must correct the clock,
+    unless time synchronization does. Status UNAVAILABLE.
 
     Example: {"reason": "CLOCK_SKEWED", "domain": "daybook"}
     """
     INTERNAL_FAILURE: _ErrorReason.ValueType  # 17
-    """Something failed that is not the caller's fault and that the server's log explains.
-    Status INTERNAL.
+    """An internal error, not caused by the caller. The server's log has the details. Status INTERNAL.
 
     Example: {"reason": "INTERNAL_FAILURE", "domain": "daybook"}
     """
     METHOD_NOT_FOUND: _ErrorReason.ValueType  # 40
-    """REST only, from the gateway: no method of the API has this path. Status NOT_FOUND.
+    """REST only, sent by the gateway: no method of the API has this path. Status NOT_FOUND.
 
     Example: {"reason": "METHOD_NOT_FOUND", "domain": "daybook"}
     """
     METHOD_NOT_ALLOWED: _ErrorReason.ValueType  # 41
-    """REST only, from the gateway: the path is known, but not with this HTTP method; the
-    header `allow` lists those that it has. Status UNIMPLEMENTED, HTTP 405.
+    """REST only, sent by the gateway: the path does not support this HTTP method; the header `allow`
+    lists the methods that it supports. Status UNIMPLEMENTED, HTTP 405.
 
     Example: {"reason": "METHOD_NOT_ALLOWED", "domain": "daybook"}
     """
     REQUEST_TOO_LARGE: _ErrorReason.ValueType  # 42
-    """REST only, from the gateway: a body of more than 1 MiB (HTTP 413), or headers of more
-    than 16 KiB (HTTP 431). Status RESOURCE_EXHAUSTED.
+    """REST only, sent by the gateway: the body exceeds 1 MiB (HTTP 413), or the headers exceed 16 KiB
+    (HTTP 431). Status RESOURCE_EXHAUSTED.
 
     Example: {"reason": "REQUEST_TOO_LARGE", "domain": "daybook"}
     """
     TIMED_OUT: _ErrorReason.ValueType  # 43
-    """The call took longer than the server or the gateway lets any call take (HTTP 504); it
-    may have had its effect all the same, so repeat it with the same request_id. Over
-    REST also: the request did not arrive in time (HTTP 408). Status DEADLINE_EXCEEDED.
+    """The call exceeded the time limit of the server or the gateway (HTTP 504). It may have taken
+    effect, so retry it with the same request_id. Over REST also: the request did not arrive in
+    time (HTTP 408). Status DEADLINE_EXCEEDED.
 
     Example: {"reason": "TIMED_OUT", "domain": "daybook"}
     """
     METHOD_UNKNOWN: _ErrorReason.ValueType  # 44
-    """gRPC only: the API has no method of this name; the message lists those that it has in the
-    same place. Status UNIMPLEMENTED.
+    """gRPC only: the API has no method with this name; the message lists the methods of the same
+    service, or the services. Status UNIMPLEMENTED.
 
     Example: {"reason": "METHOD_UNKNOWN", "domain": "daybook", "metadata": {"method": "daybook.v1.Ledger/GetAcount"}}
     """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
-    """Why a call was refused: the `reason` of the google.rpc.ErrorInfo that every error
-    carries, with the domain `daybook`. A reason never changes its meaning; new ones may
-    come. The examples show the ErrorInfo as JSON.
+    """The reasons why a call fails: the `reason` of the google.rpc.ErrorInfo that every error carries,
+    with the domain `daybook`. The meaning of a reason never changes; new reasons may be added. The
+    examples show the ErrorInfo as JSON.
     """
 
 ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
 """Never sent."""
 FIELD_INVALID: ErrorReason.ValueType  # 1
-"""A field of the request is missing, malformed or out of bounds; the BadRequest
-detail says which and why. Status INVALID_ARGUMENT.
+"""A field of the request is missing, malformed or out of bounds; the BadRequest detail names the
+field and describes the error. Status INVALID_ARGUMENT.
 
 Example: {"reason": "FIELD_INVALID", "domain": "daybook", "metadata": {"field":
 "transaction.amount"}}
 """
 FILTER_INVALID: ErrorReason.ValueType  # 2
-"""The filter can't be read, or asks for what no list offers. Status INVALID_ARGUMENT.
+"""The filter can't be parsed, or uses a feature that the list does not support. Status
+INVALID_ARGUMENT.
 
 Example: {"reason": "FILTER_INVALID", "domain": "daybook", "metadata": {"field":
 "filter"}}
 """
 PAGE_TOKEN_INVALID: ErrorReason.ValueType  # 3
-"""The page token was damaged, made up, or sealed with a key that is gone. Start again
-from the first page. Status INVALID_ARGUMENT.
+"""The page token is damaged, forged, or sealed with a key that no longer exists. Start again from
+the first page. Status INVALID_ARGUMENT.
 
 Example: {"reason": "PAGE_TOKEN_INVALID", "domain": "daybook", "metadata": {"field":
 "page_token"}}
@@ -271,50 +271,49 @@ CREDENTIAL_MISSING: ErrorReason.ValueType  # 5
 Example: {"reason": "CREDENTIAL_MISSING", "domain": "daybook"}
 """
 CREDENTIAL_INVALID: ErrorReason.ValueType  # 6
-"""The call carries a credential that is malformed, unknown or not valid any more.
-Status UNAUTHENTICATED.
+"""The call carries a credential that is malformed, unknown, expired or revoked. Status
+UNAUTHENTICATED.
 
 Example: {"reason": "CREDENTIAL_INVALID", "domain": "daybook"}
 """
 ACCOUNT_NOT_PERMITTED: ErrorReason.ValueType  # 7
-"""The credential is bound to an account, and the call is about another account or
-about all of them. Status PERMISSION_DENIED.
+"""The credential is bound to one account, and the call concerns another account or the whole
+tenant. Status PERMISSION_DENIED.
 
 Example: {"reason": "ACCOUNT_NOT_PERMITTED", "domain": "daybook", "metadata":
 {"account": "accounts/acme"}}
 """
 TENANT_NOT_PERMITTED: ErrorReason.ValueType  # 8
-"""The call names another tenant than its credential belongs to. Status
-PERMISSION_DENIED.
+"""The call names a tenant that its credential does not belong to. Status PERMISSION_DENIED.
 
 Example: {"reason": "TENANT_NOT_PERMITTED", "domain": "daybook"}
 """
 ACCOUNT_NOT_FOUND: ErrorReason.ValueType  # 9
-"""The tenant has no account of this name. Status NOT_FOUND.
+"""The tenant has no account with this name. Status NOT_FOUND.
 
 Example: {"reason": "ACCOUNT_NOT_FOUND", "domain": "daybook", "metadata": {"account":
 "accounts/acme"}}
 """
 TRANSACTION_NOT_FOUND: ErrorReason.ValueType  # 10
-"""The account has no transaction of this name. Status NOT_FOUND.
+"""The account has no transaction with this name. Status NOT_FOUND.
 
 Example: {"reason": "TRANSACTION_NOT_FOUND", "domain": "daybook", "metadata":
 {"transaction": "accounts/acme/transactions/0192f3a4-5b6c-7d8e-9f01-23456789abcd"}}
 """
 ACCOUNT_EXISTS: ErrorReason.ValueType  # 11
-"""The tenant already has an account of this id. Status ALREADY_EXISTS.
+"""The tenant already has an account with this id. Status ALREADY_EXISTS.
 
 Example: {"reason": "ACCOUNT_EXISTS", "domain": "daybook", "metadata": {"account":
 "accounts/acme"}}
 """
 REQUEST_ID_REUSED: ErrorReason.ValueType  # 12
-"""The request_id was used before, with another request. Status ALREADY_EXISTS.
+"""The request_id was already used with a different request. Status ALREADY_EXISTS.
 
 Example: {"reason": "REQUEST_ID_REUSED", "domain": "daybook", "metadata":
 {"request_id": "invoice-7"}}
 """
 ETAG_MISMATCH: ErrorReason.ValueType  # 13
-"""Another call has written the account since the etag was read. Status ABORTED.
+"""Another call has changed the account since the etag was read. Status ABORTED.
 
 Example: {"reason": "ETAG_MISMATCH", "domain": "daybook", "metadata": {"account":
 "accounts/acme"}}
@@ -326,42 +325,42 @@ Example: {"reason": "INSUFFICIENT_CREDITS", "domain": "daybook", "metadata":
 {"account": "accounts/acme", "available_amount": "3.5", "amount": "-4"}}
 """
 BALANCE_OUT_OF_RANGE: ErrorReason.ValueType  # 15
-"""The balance would pass 999999999999.999999 credits in either direction, or the usage
-of an hour would. Status FAILED_PRECONDITION.
+"""The absolute value of the balance, or the usage of an hour, would exceed 999999999999.999999
+credits. Status FAILED_PRECONDITION.
 
 Example: {"reason": "BALANCE_OUT_OF_RANGE", "domain": "daybook", "metadata":
 {"account": "accounts/acme"}}
 """
 TOO_MANY_LOTS: ErrorReason.ValueType  # 18
-"""A charge, a negative adjustment or a transfer would take credits from more than 1,000
-lots. Smaller amounts can be taken at once, one after another: the next transaction may
-take largest_amount. Nothing that adds credits is refused for the number of lots.
-Status FAILED_PRECONDITION.
+"""A charge, a negative adjustment or a transfer would take credits from more than 1,000 lots.
+Split it into smaller transactions: the next one can take up to largest_amount. Transactions
+that add credits never fail for this reason. Status FAILED_PRECONDITION.
 
 Example: {"reason": "TOO_MANY_LOTS", "domain": "daybook", "metadata": {"account":
 "accounts/acme", "lot_limit": "1000", "largest_amount": "12.5"}}
 """
 NOT_REFUNDABLE: ErrorReason.ValueType  # 19
-"""Only a charge that succeeded can be refunded. Status FAILED_PRECONDITION.
+"""The transaction is not a charge that succeeded; only those can be refunded. Status
+FAILED_PRECONDITION.
 
 Example: {"reason": "NOT_REFUNDABLE", "domain": "daybook", "metadata": {"transaction":
 "accounts/acme/transactions/0192f3a4-5b6c-7d8e-9f01-23456789abcd"}}
 """
 REFUND_EXCEEDS_CHARGE: ErrorReason.ValueType  # 20
-"""The refunds of a charge would together exceed it. Status FAILED_PRECONDITION.
+"""The sum of a charge's refunds would exceed the charge. Status FAILED_PRECONDITION.
 
 Example: {"reason": "REFUND_EXCEEDS_CHARGE", "domain": "daybook", "metadata":
 {"transaction": "accounts/acme/transactions/0192f3a4-5b6c-7d8e-9f01-23456789abcd",
 "refundable_amount": "1.5"}}
 """
 SCOPE_MISSING: ErrorReason.ValueType  # 21
-"""The credential lacks the scope that the call needs, see scope.proto; of several that
-would do the first is told. Status PERMISSION_DENIED.
+"""The credential lacks a scope that permits the method, see scope.proto. If several scopes permit
+it, the metadata names the first. Status PERMISSION_DENIED.
 
 Example: {"reason": "SCOPE_MISSING", "domain": "daybook", "metadata": {"scope": "admin"}}
 """
 API_KEY_NOT_FOUND: ErrorReason.ValueType  # 30
-"""The tenant has no API key of this name. Status NOT_FOUND.
+"""The tenant has no API key with this name. Status NOT_FOUND.
 
 Example: {"reason": "API_KEY_NOT_FOUND", "domain": "daybook", "metadata": {"api_key":
 "apiKeys/0011223344556677abcd"}}
@@ -373,73 +372,72 @@ Example: {"reason": "API_KEY_INACTIVE", "domain": "daybook", "metadata": {"api_k
 "apiKeys/0011223344556677abcd"}}
 """
 TOO_BUSY: ErrorReason.ValueType  # 22
-"""Too many calls are under way, in the server or with this credential, too many wait to be
-posted, or as many verifications as may be are under way. Nothing was done. RetryInfo says
-when to try again. Status RESOURCE_EXHAUSTED.
+"""Too many calls are in progress in the server or with this credential, too many are queued for
+posting, or too many verifications are in progress. The call had no effect. RetryInfo says when
+to retry. Status RESOURCE_EXHAUSTED.
 
 Example: {"reason": "TOO_BUSY", "domain": "daybook"}
 """
 RATE_LIMITED: ErrorReason.ValueType  # 23
-"""The credential called more often than it may. RetryInfo says when the next call is
-let in. Status RESOURCE_EXHAUSTED.
+"""The credential exceeded its rate limit. RetryInfo says when to retry. Status
+RESOURCE_EXHAUSTED.
 
 Example: {"reason": "RATE_LIMITED", "domain": "daybook"}
 """
 NOT_STORABLE: ErrorReason.ValueType  # 60
-"""The database can't hold a value of the request: a text with characters that the
-database's encoding lacks, or a number or a time out of its range. Nothing was stored.
-Change the value, or have the operator use a database with encoding UTF8. Status
+"""The database can't store a value of the request: a text with characters that the database's
+encoding lacks, or a number or a time outside the database's range. The call had no effect.
+Change the value, or ask the operator for a database with the encoding UTF8. Status
 FAILED_PRECONDITION.
 
 Example: {"reason": "NOT_STORABLE", "domain": "daybook"}
 """
 SERVICE_UNAVAILABLE: ErrorReason.ValueType  # 16
-"""The server can't reach its database, or has no keys to check an access token with, or is
-shutting down; repeat the call later, with the same request_id. Status UNAVAILABLE.
+"""The server can't reach its database, has no keys to verify an access token, or is shutting
+down. Retry later with the same request_id. Status UNAVAILABLE.
 
 Example: {"reason": "SERVICE_UNAVAILABLE", "domain": "daybook"}
 """
 CLOCK_SKEWED: ErrorReason.ValueType  # 32
-"""The server's clock is too far from its reference, so it posts and creates nothing. The
-call did nothing, but for items of an import that were posted before. RetryInfo says when
-to try again, with the same request_id; an operator has to set the clock, unless time
-synchronization does. Status UNAVAILABLE.
+"""The server's clock differs too much from its reference clock, so the server refuses to post and
+to create. The call had no effect, except that an import keeps the items it has already posted.
+RetryInfo says when to retry, with the same request_id. An operator must correct the clock,
+unless time synchronization does. Status UNAVAILABLE.
 
 Example: {"reason": "CLOCK_SKEWED", "domain": "daybook"}
 """
 INTERNAL_FAILURE: ErrorReason.ValueType  # 17
-"""Something failed that is not the caller's fault and that the server's log explains.
-Status INTERNAL.
+"""An internal error, not caused by the caller. The server's log has the details. Status INTERNAL.
 
 Example: {"reason": "INTERNAL_FAILURE", "domain": "daybook"}
 """
 METHOD_NOT_FOUND: ErrorReason.ValueType  # 40
-"""REST only, from the gateway: no method of the API has this path. Status NOT_FOUND.
+"""REST only, sent by the gateway: no method of the API has this path. Status NOT_FOUND.
 
 Example: {"reason": "METHOD_NOT_FOUND", "domain": "daybook"}
 """
 METHOD_NOT_ALLOWED: ErrorReason.ValueType  # 41
-"""REST only, from the gateway: the path is known, but not with this HTTP method; the
-header `allow` lists those that it has. Status UNIMPLEMENTED, HTTP 405.
+"""REST only, sent by the gateway: the path does not support this HTTP method; the header `allow`
+lists the methods that it supports. Status UNIMPLEMENTED, HTTP 405.
 
 Example: {"reason": "METHOD_NOT_ALLOWED", "domain": "daybook"}
 """
 REQUEST_TOO_LARGE: ErrorReason.ValueType  # 42
-"""REST only, from the gateway: a body of more than 1 MiB (HTTP 413), or headers of more
-than 16 KiB (HTTP 431). Status RESOURCE_EXHAUSTED.
+"""REST only, sent by the gateway: the body exceeds 1 MiB (HTTP 413), or the headers exceed 16 KiB
+(HTTP 431). Status RESOURCE_EXHAUSTED.
 
 Example: {"reason": "REQUEST_TOO_LARGE", "domain": "daybook"}
 """
 TIMED_OUT: ErrorReason.ValueType  # 43
-"""The call took longer than the server or the gateway lets any call take (HTTP 504); it
-may have had its effect all the same, so repeat it with the same request_id. Over
-REST also: the request did not arrive in time (HTTP 408). Status DEADLINE_EXCEEDED.
+"""The call exceeded the time limit of the server or the gateway (HTTP 504). It may have taken
+effect, so retry it with the same request_id. Over REST also: the request did not arrive in
+time (HTTP 408). Status DEADLINE_EXCEEDED.
 
 Example: {"reason": "TIMED_OUT", "domain": "daybook"}
 """
 METHOD_UNKNOWN: ErrorReason.ValueType  # 44
-"""gRPC only: the API has no method of this name; the message lists those that it has in the
-same place. Status UNIMPLEMENTED.
+"""gRPC only: the API has no method with this name; the message lists the methods of the same
+service, or the services. Status UNIMPLEMENTED.
 
 Example: {"reason": "METHOD_UNKNOWN", "domain": "daybook", "metadata": {"method": "daybook.v1.Ledger/GetAcount"}}
 """

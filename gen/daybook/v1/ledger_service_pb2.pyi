@@ -31,26 +31,26 @@ class _TransactionView:
 class _TransactionViewEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TransactionView.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     TRANSACTION_VIEW_UNSPECIFIED: _TransactionView.ValueType  # 0
-    """Not given: BASIC."""
+    """Not specified. Means BASIC."""
     TRANSACTION_VIEW_BASIC: _TransactionView.ValueType  # 1
-    """All but the allocations."""
+    """All fields except allocations."""
     TRANSACTION_VIEW_FULL: _TransactionView.ValueType  # 2
-    """Everything."""
+    """All fields."""
 
 class TransactionView(_TransactionView, metaclass=_TransactionViewEnumTypeWrapper):
-    """How much of a transaction an answer shows."""
+    """The parts of a transaction that a response contains."""
 
 TRANSACTION_VIEW_UNSPECIFIED: TransactionView.ValueType  # 0
-"""Not given: BASIC."""
+"""Not specified. Means BASIC."""
 TRANSACTION_VIEW_BASIC: TransactionView.ValueType  # 1
-"""All but the allocations."""
+"""All fields except allocations."""
 TRANSACTION_VIEW_FULL: TransactionView.ValueType  # 2
-"""Everything."""
+"""All fields."""
 Global___TransactionView: _TypeAlias = TransactionView  # noqa: Y015
 
 @_typing.final
 class CreateAccountRequest(_message.Message):
-    """Asks for a new account."""
+    """Request message for CreateAccount."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -58,14 +58,12 @@ class CreateAccountRequest(_message.Message):
     ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
-    """The id of the account, the last segment of its name. See Account.name for what
-    it may look like. Required: a ledger's accounts are the accounts of something.
-    """
+    """The id of the account, the last segment of its name. See Account.name for its format."""
     request_id: _builtins.str
-    """Makes the call safe to repeat; see Ledger."""
+    """The idempotency key of the call; see Ledger."""
     @_builtins.property
     def account(self) -> _account_pb2.Account:
-        """The account to create. Its name, its etag and its fields that are output only must be unset."""
+        """The account to create. Its name, etag and output-only fields must be unset."""
 
     def __init__(
         self,
@@ -84,7 +82,7 @@ Global___CreateAccountRequest: _TypeAlias = CreateAccountRequest  # noqa: Y015
 
 @_typing.final
 class GetAccountRequest(_message.Message):
-    """Asks for one account."""
+    """Request message for GetAccount."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -106,18 +104,18 @@ Global___GetAccountRequest: _TypeAlias = GetAccountRequest  # noqa: Y015
 
 @_typing.final
 class ListAccountsRequest(_message.Message):
-    """Asks for a page of accounts."""
+    """Request message for ListAccounts."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """How many accounts at most. 0 means 50; more than 1,000, or than this ledger is set to, means
-    that many; below 0 gets INVALID_ARGUMENT.
+    """The maximum number of accounts to return. 0 means 50. Larger values than 1,000, or than the
+    server's configured limit, are reduced to it; negative values get INVALID_ARGUMENT.
     """
     page_token: _builtins.str
-    """The next_page_token of the page before. Empty for the first page."""
+    """The next_page_token of the previous page. Empty for the first page."""
     def __init__(
         self,
         *,
@@ -134,14 +132,14 @@ Global___ListAccountsRequest: _TypeAlias = ListAccountsRequest  # noqa: Y015
 
 @_typing.final
 class ListAccountsResponse(_message.Message):
-    """A page of accounts."""
+    """Response message for ListAccounts."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ACCOUNTS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """What to send as page_token for the next page. Empty on the last page."""
+    """The page_token of the next page. Empty on the last page."""
     @_builtins.property
     def accounts(self) -> _containers.RepeatedCompositeFieldContainer[_account_pb2.Account]:
         """The accounts of this page."""
@@ -162,7 +160,7 @@ Global___ListAccountsResponse: _TypeAlias = ListAccountsResponse  # noqa: Y015
 
 @_typing.final
 class UpdateAccountRequest(_message.Message):
-    """Asks for a change to an account."""
+    """Request message for UpdateAccount."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -170,20 +168,21 @@ class UpdateAccountRequest(_message.Message):
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Makes the call safe to repeat; see Ledger."""
+    """The idempotency key of the call; see Ledger."""
     @_builtins.property
     def account(self) -> _account_pb2.Account:
-        """The account: its name says which, the fields of update_mask say what. Without a mask, or with
-        `*`, all of an account can be sent back as it was read: a number, kind, hour_anchor_time or
-        create_time that differs from the account's gets INVALID_ARGUMENT, and update_time is
-        ignored, for it is as old as the caller's copy. With another mask only its fields are read.
+        """The account to update, identified by its name, with the new values of the fields in
+        update_mask. Without a mask, or with `*`, an account can be sent back in full as it was read.
+        In that case a number, kind, hour_anchor_time or create_time that differs from the stored
+        account gets INVALID_ARGUMENT, and update_time is ignored. With any other mask all other fields
+        are ignored.
         """
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Which fields to write: `display_name`, `user`, `company`, `credit_limit`, or `*`
-        for all of these. Unset or empty means every one of these that is set in account. Any
-        other path gets INVALID_ARGUMENT.
+        """The fields to update: `display_name`, `user`, `company`, `credit_limit`, or `*` for all of
+        these. If unset or empty, the fields among these that are set in account. Any other path gets
+        INVALID_ARGUMENT.
         """
 
     def __init__(
@@ -203,7 +202,7 @@ Global___UpdateAccountRequest: _TypeAlias = UpdateAccountRequest  # noqa: Y015
 
 @_typing.final
 class CreateTransactionRequest(_message.Message):
-    """Asks for a transaction to be posted."""
+    """Request message for CreateTransaction."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -214,16 +213,16 @@ class CreateTransactionRequest(_message.Message):
     parent: _builtins.str
     """The account, `accounts/{account}`."""
     request_id: _builtins.str
-    """Makes the call safe to repeat; see Ledger."""
+    """The idempotency key of the call; see Ledger."""
     record_declined: _builtins.bool
-    """Keeps a charge that lacks credits for the record: instead of refusing it with
-    INSUFFICIENT_CREDITS, the call succeeds with a transaction in state FAILED, and that is
-    the answer to every repetition. Only with kind CHARGE.
+    """Whether to record a charge that fails for lack of credits. If true, the call returns a
+    transaction in state FAILED instead of the error INSUFFICIENT_CREDITS, and a repeated call
+    returns that transaction again. Only with kind CHARGE.
     """
     @_builtins.property
     def transaction(self) -> _transaction_pb2.Transaction:
-        """What to post. Its name and its fields that are output only must be unset; its request_id,
-        above all, belongs in this request.
+        """The transaction to post. Its name and output-only fields must be unset; set the request_id of
+        this request, not of the transaction.
         """
 
     def __init__(
@@ -244,7 +243,7 @@ Global___CreateTransactionRequest: _TypeAlias = CreateTransactionRequest  # noqa
 
 @_typing.final
 class BatchCreateTransactionsRequest(_message.Message):
-    """Asks for transactions to be posted, all or none."""
+    """Request message for BatchCreateTransactions."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -254,12 +253,14 @@ class BatchCreateTransactionsRequest(_message.Message):
     parent: _builtins.str
     """The account, `accounts/{account}`, or `accounts/-` if they belong to several."""
     request_id: _builtins.str
-    """Makes the call safe to repeat; see Ledger. It belongs to the account of the first transaction."""
+    """The idempotency key of the call; see Ledger. It is scoped to the account of the first
+    transaction.
+    """
     @_builtins.property
     def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___CreateTransactionRequest]:
-        """What to post: 1 to 1,000, or less where this ledger is set so, of at most 2 MiB together.
-        The parent of each must be this request's, unless that is `accounts/-`, or empty for the
-        same. Their request_id must be empty.
+        """The transactions to post: 1 to 1,000, or to the server's configured limit if that is lower, and
+        at most 2 MiB in total. The parent of each must be empty or equal the parent of this request,
+        unless that is `accounts/-`. Their request_id must be empty.
         """
 
     def __init__(
@@ -279,7 +280,7 @@ Global___BatchCreateTransactionsRequest: _TypeAlias = BatchCreateTransactionsReq
 
 @_typing.final
 class BatchCreateTransactionsResponse(_message.Message):
-    """What was posted."""
+    """Response message for BatchCreateTransactions."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -303,7 +304,7 @@ Global___BatchCreateTransactionsResponse: _TypeAlias = BatchCreateTransactionsRe
 
 @_typing.final
 class SubmitTransactionsRequest(_message.Message):
-    """Asks for transactions to be posted, each by itself."""
+    """Request message for SubmitTransactions."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -313,9 +314,9 @@ class SubmitTransactionsRequest(_message.Message):
     """The account, `accounts/{account}`, or `accounts/-` if they belong to several."""
     @_builtins.property
     def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___CreateTransactionRequest]:
-        """What to post: 1 to 1,000, or less where this ledger is set so, of at most 2 MiB together.
-        The parent of each must be this request's, unless that is `accounts/-`, or empty for the
-        same. Each may have a request_id of its own.
+        """The transactions to post: 1 to 1,000, or to the server's configured limit if that is lower, and
+        at most 2 MiB in total. The parent of each must be empty or equal the parent of this request,
+        unless that is `accounts/-`. Each may have its own request_id.
         """
 
     def __init__(
@@ -334,13 +335,13 @@ Global___SubmitTransactionsRequest: _TypeAlias = SubmitTransactionsRequest  # no
 
 @_typing.final
 class SubmitTransactionsResponse(_message.Message):
-    """What became of each transaction."""
+    """Response message for SubmitTransactions."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
     class Result(_message.Message):
-        """What became of one."""
+        """The outcome of one request."""
 
         DESCRIPTOR: _descriptor.Descriptor
 
@@ -348,11 +349,11 @@ class SubmitTransactionsResponse(_message.Message):
         ERROR_FIELD_NUMBER: _builtins.int
         @_builtins.property
         def transaction(self) -> _transaction_pb2.Transaction:
-            """It was posted."""
+            """The transaction that was posted."""
 
         @_builtins.property
         def error(self) -> _status_pb2.Status:
-            """It was refused, with the status that CreateTransaction would have had."""
+            """The error, the same that CreateTransaction would return."""
 
         def __init__(
             self,
@@ -371,7 +372,7 @@ class SubmitTransactionsResponse(_message.Message):
     RESULTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___SubmitTransactionsResponse.Result]:
-        """One for each request, in the same order."""
+        """The outcomes, in the order of the requests."""
 
     def __init__(
         self,
@@ -388,7 +389,7 @@ Global___SubmitTransactionsResponse: _TypeAlias = SubmitTransactionsResponse  # 
 
 @_typing.final
 class RefundTransactionRequest(_message.Message):
-    """Asks for a charge to be given back."""
+    """Request message for RefundTransaction."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -401,16 +402,16 @@ class RefundTransactionRequest(_message.Message):
     name: _builtins.str
     """The charge, `accounts/{account}/transactions/{transaction}`."""
     amount: _builtins.str
-    """How much, in credits, above 0, written like Transaction.amount. Empty for all that is
-    left of the charge.
+    """The amount to refund, in credits, above 0, written like Transaction.amount. If empty, refunds
+    the rest of the charge.
     """
     request_id: _builtins.str
-    """Makes the call safe to repeat; see Ledger."""
+    """The idempotency key of the call; see Ledger."""
     description: _builtins.str
-    """A memo, as in Transaction.description."""
+    """As in Transaction.description."""
     @_builtins.property
     def creator(self) -> _account_pb2.User:
-        """Who gives it back."""
+        """The person who makes the refund."""
 
     @_builtins.property
     def metadata(self) -> _struct_pb2.Struct:
@@ -436,7 +437,7 @@ Global___RefundTransactionRequest: _TypeAlias = RefundTransactionRequest  # noqa
 
 @_typing.final
 class TransferCreditsRequest(_message.Message):
-    """Asks for credits to be moved."""
+    """Request message for TransferCredits."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -469,26 +470,26 @@ class TransferCreditsRequest(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """The account that gives, `accounts/{account}`."""
+    """The source account, `accounts/{account}`."""
     destination: _builtins.str
-    """The account that gets, `accounts/{account}`. Another one than name."""
+    """The destination account, `accounts/{account}`. Must differ from name."""
     amount: _builtins.str
-    """How much, in credits, above 0, written like Transaction.amount."""
+    """The amount to move, in credits, above 0, written like Transaction.amount."""
     request_id: _builtins.str
-    """Makes the call safe to repeat; see Ledger. It belongs to the account that gives."""
+    """The idempotency key of the call; see Ledger. It is scoped to the source account."""
     description: _builtins.str
-    """A memo, as in Transaction.description, for both sides."""
+    """As in Transaction.description, for both transactions."""
     @_builtins.property
     def creator(self) -> _account_pb2.User:
-        """Who moves them."""
+        """The person who makes the transfer."""
 
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """As in Transaction.labels, for both sides."""
+        """As in Transaction.labels, for both transactions."""
 
     @_builtins.property
     def metadata(self) -> _struct_pb2.Struct:
-        """As in Transaction.metadata, for both sides."""
+        """As in Transaction.metadata, for both transactions."""
 
     def __init__(
         self,
@@ -512,7 +513,7 @@ Global___TransferCreditsRequest: _TypeAlias = TransferCreditsRequest  # noqa: Y0
 
 @_typing.final
 class TransferCreditsResponse(_message.Message):
-    """Both sides of a transfer."""
+    """Response message for TransferCredits."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -520,11 +521,11 @@ class TransferCreditsResponse(_message.Message):
     INCOMING_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def outgoing(self) -> _transaction_pb2.Transaction:
-        """The TRANSFER_OUT of the account that gave."""
+        """The TRANSFER_OUT transaction of the source account."""
 
     @_builtins.property
     def incoming(self) -> _transaction_pb2.Transaction:
-        """The TRANSFER_IN of the account that got."""
+        """The TRANSFER_IN transaction of the destination account."""
 
     def __init__(
         self,
@@ -542,7 +543,7 @@ Global___TransferCreditsResponse: _TypeAlias = TransferCreditsResponse  # noqa: 
 
 @_typing.final
 class GetTransactionRequest(_message.Message):
-    """Asks for one transaction."""
+    """Request message for GetTransaction."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -551,7 +552,7 @@ class GetTransactionRequest(_message.Message):
     name: _builtins.str
     """`accounts/{account}/transactions/{transaction}`."""
     view: Global___TransactionView.ValueType
-    """How much to show of it."""
+    """The parts of the transaction to return."""
     def __init__(
         self,
         *,
@@ -568,7 +569,7 @@ Global___GetTransactionRequest: _TypeAlias = GetTransactionRequest  # noqa: Y015
 
 @_typing.final
 class ListTransactionsRequest(_message.Message):
-    """Asks for a page of transactions."""
+    """Request message for ListTransactions."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -580,39 +581,36 @@ class ListTransactionsRequest(_message.Message):
     parent: _builtins.str
     """The account, `accounts/{account}`, or `accounts/-` for all accounts of the tenant."""
     page_size: _builtins.int
-    """How many transactions at most. 0 means 50; more than 1,000, or than this ledger is set to,
-    means that many; below 0 gets INVALID_ARGUMENT. May change from page to page. A page ends
-    early where its transactions take more than 2 MiB, and where the filter made it read 10,000
-    transactions: then it may even be empty. Only a page without a next_page_token is the
-    last one.
+    """The maximum number of transactions to return. 0 means 50. Larger values than 1,000, or than the
+    server's configured limit, are reduced to it; negative values get INVALID_ARGUMENT. May change
+    from page to page. A page has fewer transactions, or none, if it reaches 2 MiB, or if 10,000
+    transactions were read to apply the filter. Only a page without a next_page_token is the last
+    page.
     """
     page_token: _builtins.str
-    """The next_page_token of the page before. Empty for the first page. A token of
-    another method, parent, filter, order or tenant gets INVALID_ARGUMENT, reason
-    PAGE_TOKEN_MISMATCH; one that was damaged or made up reason PAGE_TOKEN_INVALID.
+    """The next_page_token of the previous page. Empty for the first page. A token of another method,
+    parent, filter, order or tenant gets INVALID_ARGUMENT, reason PAGE_TOKEN_MISMATCH; a damaged or
+    forged token gets reason PAGE_TOKEN_INVALID.
     """
     filter: _builtins.str
-    """Which transactions, by AIP-160: comparisons joined by AND. At most 2,048 characters.
+    """An AIP-160 filter: comparisons joined by AND. At most 2,048 characters.
 
     - `kind = CHARGE`, `category = "ai_chat"`, `state = SUCCEEDED`; several values
       as `(category = "ai_chat" OR category = "inference")`, at most 16;
     - `create_time >= "2024-10-01T00:00:00Z"` and with `>`, `<`, `<=`; also as `createTime`;
-    - `labels.location = "..."`, `labels.membership = "..."`, `labels.company = "..."`.
-
-    Each field may be given once, create_time once as a lower and once as an upper
-    bound. Anything else gets INVALID_ARGUMENT, reason FILTER_INVALID.
-
-    Pages are full, whatever there is to pass over, for a range of create_time, for
-    categories (of one account) with or without kinds and states, and for one label (of
-    `accounts/-`), in the order of create_time. Any other filter lets a page end early, see
-    page_size; and so do categories that make more than 64 combinations with the kinds and
-    states, all 7 and all 3 of them where none are given.
+    - `labels.location = "..."`, `labels.membership = "..."`, `labels.company = "..."`. Each field
+      may occur once; create_time may occur once as a lower and once as an upper bound. Any other
+      filter gets INVALID_ARGUMENT, reason FILTER_INVALID. Indexes serve these filters in full, if
+      the order is by create_time: a range of create_time; for one account, categories with or
+      without kinds and states, of at most 64 combinations (without kinds, all 7 count; without
+      states, all 3); for `accounts/-`, one label. With any other filter a page may have fewer
+      transactions than page_size, see there.
     """
     order_by: _builtins.str
-    """`create_time` (or `createTime`) or `amount` (of one account only), ascending, with or
-    without ` asc` behind it, or descending with ` desc`. Empty means `create_time desc`. Rows
-    that are equal in it come in the order of their accounts' numbers and their sequence, in the
-    same direction.
+    """`create_time` (or `createTime`) or, for one account only, `amount`; ascending, optionally
+    followed by ` asc`, or descending if followed by ` desc`. Empty means `create_time desc`. Ties
+    are ordered by the number of the account and the sequence of the transaction, in the same
+    direction.
     """
     def __init__(
         self,
@@ -633,18 +631,18 @@ Global___ListTransactionsRequest: _TypeAlias = ListTransactionsRequest  # noqa: 
 
 @_typing.final
 class ListTransactionsResponse(_message.Message):
-    """A page of transactions."""
+    """Response message for ListTransactions."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     TRANSACTIONS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """What to send as page_token for the next page. Empty on the last page, and only there."""
+    """The page_token of the next page. Empty only on the last page."""
     @_builtins.property
     def transactions(self) -> _containers.RepeatedCompositeFieldContainer[_transaction_pb2.Transaction]:
-        """The transactions of this page; there may be fewer than asked for, or none, and more
-        behind them.
+        """The transactions of this page. A page that is not the last may have fewer than page_size, or
+        none.
         """
 
     def __init__(
@@ -663,7 +661,7 @@ Global___ListTransactionsResponse: _TypeAlias = ListTransactionsResponse  # noqa
 
 @_typing.final
 class ListLotsRequest(_message.Message):
-    """Asks for a page of lots."""
+    """Request message for ListLots."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -673,11 +671,11 @@ class ListLotsRequest(_message.Message):
     parent: _builtins.str
     """The account, `accounts/{account}`."""
     page_size: _builtins.int
-    """How many lots at most. 0 means 50; more than 1,000, or than this ledger is set to, means
-    that many; below 0 gets INVALID_ARGUMENT.
+    """The maximum number of lots to return. 0 means 50. Larger values than 1,000, or than the
+    server's configured limit, are reduced to it; negative values get INVALID_ARGUMENT.
     """
     page_token: _builtins.str
-    """The next_page_token of the page before. Empty for the first page."""
+    """The next_page_token of the previous page. Empty for the first page."""
     def __init__(
         self,
         *,
@@ -695,14 +693,14 @@ Global___ListLotsRequest: _TypeAlias = ListLotsRequest  # noqa: Y015
 
 @_typing.final
 class ListLotsResponse(_message.Message):
-    """A page of lots."""
+    """Response message for ListLots."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     LOTS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """What to send as page_token for the next page. Empty on the last page."""
+    """The page_token of the next page. Empty on the last page."""
     @_builtins.property
     def lots(self) -> _containers.RepeatedCompositeFieldContainer[_transaction_pb2.Lot]:
         """The lots of this page."""
@@ -723,7 +721,7 @@ Global___ListLotsResponse: _TypeAlias = ListLotsResponse  # noqa: Y015
 
 @_typing.final
 class GetBalanceRequest(_message.Message):
-    """Asks for what an account holds."""
+    """Request message for GetBalance."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -28,34 +28,30 @@ if _version_not_supported:
 
 
 class LedgerStub:
-    """Records every movement of credits of every account and lists them.
+    """Posts transactions of credits to accounts, and lists them.
 
-    Every call needs a credential: an API key in the metadata `authorization: Bearer
-    KEY`, `x-api-key: KEY`, or `authorization: Basic base64(id:secret)`; or, where the
-    server has an issuer, an OAuth2 access token in `authorization: Bearer TOKEN`. Without a
-    valid one a call gets UNAUTHENTICATED. A credential belongs to one tenant and sees nothing
-    of another: a missing resource and another tenant's are both NOT_FOUND. A
-    credential that is bound to one account gets PERMISSION_DENIED for everything else, and so
-    does one without a scope that its method declares; see scope.proto.
-
-    Every error carries one google.rpc.ErrorInfo with domain `daybook` and a reason of
-    ErrorReason; INVALID_ARGUMENT also a google.rpc.BadRequest that names the fields.
-
-    Every method that changes data takes a request_id (AIP-155) in its request, and a call that
-    has one can be repeated: it is done once. A request_id has 1 to 128 printable ASCII characters,
-    taken as they are, so that a UUID does and so does an invoice's number. It belongs to the account
-    that the call changes, and is good for ever: the same id with the same request gets the
-    first answer again; with another request ALREADY_EXISTS, reason REQUEST_ID_REUSED. A refused call
-    does not use the id up. The metadata `idempotency-key`, over REST the header
-    `Idempotency-Key`, sets the same; if both are given they must be equal. SubmitTransactions takes
-    a request_id in each of its requests instead, and refuses the key with INVALID_ARGUMENT; methods
-    that only read ignore it.
-
-    Unknown, repeated and misplaced input is refused with INVALID_ARGUMENT: a field that this
-    version of the contract lacks; an output-only field, or the name, in a resource to be
-    created; and over REST also a key that one object of a body has twice, a parameter that is
-    given twice, without a value or in the body too, and one that the path binds. UpdateAccount
-    ignores update_time, and fields outside its mask.
+    Every call needs a credential: an API key in the metadata `authorization: Bearer KEY`,
+    `x-api-key: KEY`, or `authorization: Basic base64(id:secret)`; or, if the server is configured
+    with an issuer, an OAuth2 access token in `authorization: Bearer TOKEN`. Without a valid
+    credential a call gets UNAUTHENTICATED. A credential belongs to one tenant and can't see other
+    tenants: their resources are NOT_FOUND, like missing ones. A credential that is bound to one
+    account gets PERMISSION_DENIED for everything else, and so does a credential without a scope that
+    permits the method; see scope.proto. Every error carries one google.rpc.ErrorInfo with the domain
+    `daybook` and a reason of ErrorReason. INVALID_ARGUMENT also carries a google.rpc.BadRequest that
+    names the fields. Every method that changes data takes an idempotency key, the request_id
+    (AIP-155) of its request: a call with a request_id takes effect at most once, however often it is
+    repeated. A request_id has 1 to 128 printable ASCII characters, compared exactly, for example a
+    UUID or an invoice number. It is scoped to the account that the call changes, and never expires.
+    The same request_id with the same request gets the first response again; with a different request
+    it gets ALREADY_EXISTS, reason REQUEST_ID_REUSED. A call that fails does not use up its
+    request_id. The metadata `idempotency-key`, over REST the header `Idempotency-Key`, also sets the
+    request_id; if both are given they must be equal. SubmitTransactions takes a request_id in each
+    of its requests instead, and rejects an `idempotency-key` with INVALID_ARGUMENT; methods that
+    only read ignore it. Unknown, duplicate and misplaced input gets INVALID_ARGUMENT: a field that
+    this version of the API lacks, and an output-only field or the name of a resource in a request
+    that creates it. Over REST also: a duplicate key in an object of the body, and a query parameter
+    that is repeated, has no value, or is also set by the body or the path. UpdateAccount ignores
+    update_time and fields outside its mask.
     """
 
     def __init__(self, channel):
@@ -132,171 +128,151 @@ class LedgerStub:
 
 
 class LedgerServicer:
-    """Records every movement of credits of every account and lists them.
+    """Posts transactions of credits to accounts, and lists them.
 
-    Every call needs a credential: an API key in the metadata `authorization: Bearer
-    KEY`, `x-api-key: KEY`, or `authorization: Basic base64(id:secret)`; or, where the
-    server has an issuer, an OAuth2 access token in `authorization: Bearer TOKEN`. Without a
-    valid one a call gets UNAUTHENTICATED. A credential belongs to one tenant and sees nothing
-    of another: a missing resource and another tenant's are both NOT_FOUND. A
-    credential that is bound to one account gets PERMISSION_DENIED for everything else, and so
-    does one without a scope that its method declares; see scope.proto.
-
-    Every error carries one google.rpc.ErrorInfo with domain `daybook` and a reason of
-    ErrorReason; INVALID_ARGUMENT also a google.rpc.BadRequest that names the fields.
-
-    Every method that changes data takes a request_id (AIP-155) in its request, and a call that
-    has one can be repeated: it is done once. A request_id has 1 to 128 printable ASCII characters,
-    taken as they are, so that a UUID does and so does an invoice's number. It belongs to the account
-    that the call changes, and is good for ever: the same id with the same request gets the
-    first answer again; with another request ALREADY_EXISTS, reason REQUEST_ID_REUSED. A refused call
-    does not use the id up. The metadata `idempotency-key`, over REST the header
-    `Idempotency-Key`, sets the same; if both are given they must be equal. SubmitTransactions takes
-    a request_id in each of its requests instead, and refuses the key with INVALID_ARGUMENT; methods
-    that only read ignore it.
-
-    Unknown, repeated and misplaced input is refused with INVALID_ARGUMENT: a field that this
-    version of the contract lacks; an output-only field, or the name, in a resource to be
-    created; and over REST also a key that one object of a body has twice, a parameter that is
-    given twice, without a value or in the body too, and one that the path binds. UpdateAccount
-    ignores update_time, and fields outside its mask.
+    Every call needs a credential: an API key in the metadata `authorization: Bearer KEY`,
+    `x-api-key: KEY`, or `authorization: Basic base64(id:secret)`; or, if the server is configured
+    with an issuer, an OAuth2 access token in `authorization: Bearer TOKEN`. Without a valid
+    credential a call gets UNAUTHENTICATED. A credential belongs to one tenant and can't see other
+    tenants: their resources are NOT_FOUND, like missing ones. A credential that is bound to one
+    account gets PERMISSION_DENIED for everything else, and so does a credential without a scope that
+    permits the method; see scope.proto. Every error carries one google.rpc.ErrorInfo with the domain
+    `daybook` and a reason of ErrorReason. INVALID_ARGUMENT also carries a google.rpc.BadRequest that
+    names the fields. Every method that changes data takes an idempotency key, the request_id
+    (AIP-155) of its request: a call with a request_id takes effect at most once, however often it is
+    repeated. A request_id has 1 to 128 printable ASCII characters, compared exactly, for example a
+    UUID or an invoice number. It is scoped to the account that the call changes, and never expires.
+    The same request_id with the same request gets the first response again; with a different request
+    it gets ALREADY_EXISTS, reason REQUEST_ID_REUSED. A call that fails does not use up its
+    request_id. The metadata `idempotency-key`, over REST the header `Idempotency-Key`, also sets the
+    request_id; if both are given they must be equal. SubmitTransactions takes a request_id in each
+    of its requests instead, and rejects an `idempotency-key` with INVALID_ARGUMENT; methods that
+    only read ignore it. Unknown, duplicate and misplaced input gets INVALID_ARGUMENT: a field that
+    this version of the API lacks, and an output-only field or the name of a resource in a request
+    that creates it. Over REST also: a duplicate key in an object of the body, and a query parameter
+    that is repeated, has no value, or is also set by the body or the path. UpdateAccount ignores
+    update_time and fields outside its mask.
     """
 
     def CreateAccount(self, request, context):
-        """Creates an account with a balance of 0.
-
-        ALREADY_EXISTS if the tenant has an account with this id.
+        """Creates an account with a balance of 0. Returns ALREADY_EXISTS if the tenant already has an
+        account with this id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetAccount(self, request, context):
-        """Gets one account. NOT_FOUND if the tenant has none of this name.
+        """Gets one account. Returns NOT_FOUND if the tenant has no account with this name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListAccounts(self, request, context):
-        """Lists the accounts of the tenant in ascending order of their id.
+        """Lists the accounts of the tenant in ascending order of their ids.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UpdateAccount(self, request, context):
-        """Updates an account's display name, profile or credit limit.
-
-        NOT_FOUND if the tenant has none of this name; ABORTED if etag is given and
-        stale. An update that changes nothing succeeds and leaves update_time alone.
+        """Updates an account's display name, profile or credit limit. Returns NOT_FOUND if the tenant has
+        no account with this name, and ABORTED if an etag is given and is stale. An update that changes
+        nothing succeeds and does not change update_time.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CreateTransaction(self, request, context):
-        """Posts a grant, a charge or an adjustment to an account.
-
-        A grant opens a lot, permanent or expiring. A charge takes from the lots in the order
-        that Transaction.priority describes, and borrows the rest on the credit limit. Credits
-        that come in pay back what was borrowed first. An expired lot is never spent: its
-        EXPIRATION is posted first, dated at its expire_time, or at the account's newest
-        create_time if that is later.
-
-        NOT_FOUND if the tenant has no such account; FAILED_PRECONDITION, reason
-        INSUFFICIENT_CREDITS, if the balance would go below minus the credit limit, reason
-        BALANCE_OUT_OF_RANGE if it would pass what an amount can say, and reason TOO_MANY_LOTS
-        if it would take from more than 1,000 lots. The answer leaves only after the
-        transaction is on disk.
+        """Posts a grant, a charge or an adjustment to an account. A grant opens a lot, permanent or
+        expiring. A charge takes credits from the lots in the order that Transaction.priority
+        describes, and borrows the rest within the credit limit. Added credits first repay debt. An
+        expired lot is never spent: its EXPIRATION is posted first, with the lot's expire_time as its
+        create_time, or with the account's newest create_time if that is later. Returns NOT_FOUND if
+        the tenant has no such account. Returns FAILED_PRECONDITION with reason INSUFFICIENT_CREDITS if
+        the balance would go below minus the credit limit, BALANCE_OUT_OF_RANGE if the balance would
+        exceed the range of an amount, and TOO_MANY_LOTS if the transaction would take credits from
+        more than 1,000 lots. The response is sent after the transaction is durably committed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def BatchCreateTransactions(self, request, context):
-        """Posts up to 1,000 transactions, all or none (AIP-233). SubmitTransactions posts each by itself.
-
-        They are posted in the order in which they are given. If one is refused, the call is
-        refused with its error, whose field begins with `requests[i].`, or whose metadata has
-        its `index`.
+        """Posts up to 1,000 transactions atomically (AIP-233). SubmitTransactions posts each
+        independently. The transactions are posted in the order of the requests. If one fails, the call
+        fails with its error. The field in the error begins with `requests[i].`, or its metadata has
+        the `index`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SubmitTransactions(self, request, context):
-        """Posts up to 1,000 transactions, each by itself, like as many calls of CreateTransaction:
-        one that is refused doesn't stop the others. BatchCreateTransactions posts all or none.
-
-        The call succeeds unless it is malformed as a whole; each result says what became of
-        its transaction.
+        """Posts up to 1,000 transactions, each independently, like separate calls of CreateTransaction:
+        if one fails, the others are still posted. BatchCreateTransactions posts atomically. The call
+        succeeds unless the request itself is invalid; each result has the outcome of its transaction.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RefundTransaction(self, request, context):
-        """Gives back a charge, in full or in part, any number of times, up to its amount.
-
-        The credits go back to the lots they came from, the last taken first, so that what
-        remains is as if only the rest had been charged. What came from a lot that has expired
-        meanwhile comes back in a new lot that lives as long as the old one had left at the time of
-        the charge. What had been borrowed comes back permanent. All of it pays back a debt
-        first. Answers with the REFUND; its category is `refund`; owner, labels and a subject
-        other than usage are the charge's.
-
-        NOT_FOUND if there is no such transaction; FAILED_PRECONDITION, reason NOT_REFUNDABLE
-        for anything but a CHARGE that SUCCEEDED, reason REFUND_EXCEEDS_CHARGE beyond its amount.
+        """Refunds a charge in full or in part. A charge can be refunded any number of times, up to its
+        amount. The credits return to the lots they came from, in reverse order, as if only the rest
+        had been charged. Credits from a lot that has expired since the charge return in a new lot,
+        with the lifetime that the old lot had left at the time of the charge. Credits that had been
+        borrowed return in a permanent lot. Refunded credits first repay debt. Returns the REFUND
+        transaction. Its category is `refund`; its owner, its labels, and its subject unless that is
+        usage, are copied from the charge. Returns NOT_FOUND if there is no such transaction. Returns
+        FAILED_PRECONDITION with reason NOT_REFUNDABLE if the transaction is not a CHARGE that
+        SUCCEEDED, and REFUND_EXCEEDS_CHARGE if the refunds would exceed the charge.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def TransferCredits(self, request, context):
-        """Moves credits from one account to another of the same tenant, both sides at once.
-
-        They are taken as a charge takes them, except that nothing is borrowed, and arrive on
-        the terms they had: in one lot for each expire_time and priority. The two transactions
-        name each other as transfer_peer; their category is `transfer`. Each has a create_time
-        of its own, which never decreases within its account.
-
-        NOT_FOUND if the tenant lacks either account; FAILED_PRECONDITION, reason
-        INSUFFICIENT_CREDITS, if the source holds less, and reason TOO_MANY_LOTS if it would
-        take from more than 1,000 lots.
+        """Moves credits atomically from one account to another of the same tenant. Credits are taken in
+        the same order as by a charge, but none are borrowed. They keep their expire_time and priority:
+        the destination gets one lot for each combination of the two. The transactions of the two
+        accounts refer to each other by transfer_peer; their category is `transfer`. Each has its own
+        create_time, which never decreases within its account. Returns NOT_FOUND if the tenant lacks
+        either account. Returns FAILED_PRECONDITION with reason INSUFFICIENT_CREDITS if the source
+        holds less than amount, and TOO_MANY_LOTS if the transfer would take credits from more than
+        1,000 lots.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetTransaction(self, request, context):
-        """Gets one transaction. NOT_FOUND if the account has none of this name.
+        """Gets one transaction. Returns NOT_FOUND if the account has no transaction with this name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListTransactions(self, request, context):
-        """Lists the transactions of an account, or of all accounts of the tenant, newest
-        first unless order_by says otherwise.
-
-        Reading all pages gives every transaction that existed when the first page was
-        read exactly once, also while others are being posted.
+        """Lists the transactions of an account, or of all accounts of the tenant, newest first unless
+        order_by says otherwise. Reading all pages returns every transaction that existed when the
+        first page was read exactly once, even while others are being posted.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListLots(self, request, context):
-        """Lists the lots of an account in the order of their opening, spent and expired ones
-        included.
+        """Lists the lots of an account in the order of their opening, including spent and expired lots.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetBalance(self, request, context):
-        """Gets what an account holds now. NOT_FOUND if the tenant has no such account.
+        """Gets the current balance of an account. Returns NOT_FOUND if the tenant has no such account.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -379,34 +355,30 @@ def add_LedgerServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Ledger:
-    """Records every movement of credits of every account and lists them.
+    """Posts transactions of credits to accounts, and lists them.
 
-    Every call needs a credential: an API key in the metadata `authorization: Bearer
-    KEY`, `x-api-key: KEY`, or `authorization: Basic base64(id:secret)`; or, where the
-    server has an issuer, an OAuth2 access token in `authorization: Bearer TOKEN`. Without a
-    valid one a call gets UNAUTHENTICATED. A credential belongs to one tenant and sees nothing
-    of another: a missing resource and another tenant's are both NOT_FOUND. A
-    credential that is bound to one account gets PERMISSION_DENIED for everything else, and so
-    does one without a scope that its method declares; see scope.proto.
-
-    Every error carries one google.rpc.ErrorInfo with domain `daybook` and a reason of
-    ErrorReason; INVALID_ARGUMENT also a google.rpc.BadRequest that names the fields.
-
-    Every method that changes data takes a request_id (AIP-155) in its request, and a call that
-    has one can be repeated: it is done once. A request_id has 1 to 128 printable ASCII characters,
-    taken as they are, so that a UUID does and so does an invoice's number. It belongs to the account
-    that the call changes, and is good for ever: the same id with the same request gets the
-    first answer again; with another request ALREADY_EXISTS, reason REQUEST_ID_REUSED. A refused call
-    does not use the id up. The metadata `idempotency-key`, over REST the header
-    `Idempotency-Key`, sets the same; if both are given they must be equal. SubmitTransactions takes
-    a request_id in each of its requests instead, and refuses the key with INVALID_ARGUMENT; methods
-    that only read ignore it.
-
-    Unknown, repeated and misplaced input is refused with INVALID_ARGUMENT: a field that this
-    version of the contract lacks; an output-only field, or the name, in a resource to be
-    created; and over REST also a key that one object of a body has twice, a parameter that is
-    given twice, without a value or in the body too, and one that the path binds. UpdateAccount
-    ignores update_time, and fields outside its mask.
+    Every call needs a credential: an API key in the metadata `authorization: Bearer KEY`,
+    `x-api-key: KEY`, or `authorization: Basic base64(id:secret)`; or, if the server is configured
+    with an issuer, an OAuth2 access token in `authorization: Bearer TOKEN`. Without a valid
+    credential a call gets UNAUTHENTICATED. A credential belongs to one tenant and can't see other
+    tenants: their resources are NOT_FOUND, like missing ones. A credential that is bound to one
+    account gets PERMISSION_DENIED for everything else, and so does a credential without a scope that
+    permits the method; see scope.proto. Every error carries one google.rpc.ErrorInfo with the domain
+    `daybook` and a reason of ErrorReason. INVALID_ARGUMENT also carries a google.rpc.BadRequest that
+    names the fields. Every method that changes data takes an idempotency key, the request_id
+    (AIP-155) of its request: a call with a request_id takes effect at most once, however often it is
+    repeated. A request_id has 1 to 128 printable ASCII characters, compared exactly, for example a
+    UUID or an invoice number. It is scoped to the account that the call changes, and never expires.
+    The same request_id with the same request gets the first response again; with a different request
+    it gets ALREADY_EXISTS, reason REQUEST_ID_REUSED. A call that fails does not use up its
+    request_id. The metadata `idempotency-key`, over REST the header `Idempotency-Key`, also sets the
+    request_id; if both are given they must be equal. SubmitTransactions takes a request_id in each
+    of its requests instead, and rejects an `idempotency-key` with INVALID_ARGUMENT; methods that
+    only read ignore it. Unknown, duplicate and misplaced input gets INVALID_ARGUMENT: a field that
+    this version of the API lacks, and an output-only field or the name of a resource in a request
+    that creates it. Over REST also: a duplicate key in an object of the body, and a query parameter
+    that is repeated, has no value, or is also set by the body or the path. UpdateAccount ignores
+    update_time and fields outside its mask.
     """
 
     @staticmethod

@@ -13,16 +13,14 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 SCOPE_FIELD_NUMBER: _builtins.int
 scope: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, _containers.RepeatedScalarFieldContainer[_builtins.str]]
-"""The scopes that open the method: any one of them is enough, and so is one that includes
-it. Required for every method: one that declares none is not served.
+"""The scopes that permit the method. A credential needs any one of them, or a scope that includes
+one of them. Required: a method without a scope is not served.
 
 - `transactions.readonly`: read transactions, balances and lots.
 - `transactions`: also post, refund and transfer; includes `transactions.readonly`.
 - `accounts.readonly`: read accounts, balances and lots.
 - `accounts`: also create and update accounts; includes `accounts.readonly`.
-- `admin`: run the ledger; includes all of the above.
-
-A scope says what a credential may do; its tenant, and the account to which it is bound, if
-any, say where. Without a scope that opens the method a call gets PERMISSION_DENIED, reason
-SCOPE_MISSING.
+- `admin`: administer the ledger; includes all of the above. The credential's tenant, and the
+  account to which it is bound, if any, limit the resources to which its scopes apply. A call
+  without a scope that permits the method gets PERMISSION_DENIED, reason SCOPE_MISSING.
 """

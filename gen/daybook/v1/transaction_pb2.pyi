@@ -25,8 +25,8 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Transaction(_message.Message):
-    """One movement of credits of one account. Posted once, never changed, never
-    deleted; a mistake is corrected by another transaction.
+    """One movement of credits of one account. It is posted once, and never changed or deleted; a
+    mistake is corrected by another transaction.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -38,43 +38,41 @@ class Transaction(_message.Message):
     class _KindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Transaction._Kind.ValueType], _builtins.type):
         DESCRIPTOR: _descriptor.EnumDescriptor
         KIND_UNSPECIFIED: Transaction._Kind.ValueType  # 0
-        """Not given. A request with it gets INVALID_ARGUMENT."""
+        """Not specified. A request with this value gets INVALID_ARGUMENT."""
         GRANT: Transaction._Kind.ValueType  # 1
-        """Credits were given: bought, renewed, promised. Adds."""
+        """Credits were granted, for example bought or renewed. Adds credits."""
         CHARGE: Transaction._Kind.ValueType  # 2
-        """Credits were spent. Removes."""
+        """Credits were spent. Removes credits."""
         REFUND: Transaction._Kind.ValueType  # 3
-        """Credits of an earlier charge were given back. Adds. Not created directly."""
+        """An earlier charge was refunded. Adds credits. Posted by RefundTransaction only."""
         TRANSFER_IN: Transaction._Kind.ValueType  # 4
-        """Credits came from another account. Adds. Not created directly."""
+        """Credits came from another account. Adds credits. Posted by TransferCredits only."""
         TRANSFER_OUT: Transaction._Kind.ValueType  # 5
-        """Credits went to another account. Removes. Not created directly."""
+        """Credits went to another account. Removes credits. Posted by TransferCredits only."""
         EXPIRATION: Transaction._Kind.ValueType  # 6
-        """Credits reached their date of expiry unspent. Removes. Not created directly."""
+        """Unspent credits reached their expire_time. Removes credits. Posted by Daybook only."""
         ADJUSTMENT: Transaction._Kind.ValueType  # 7
-        """An administrator put the account right. Adds or removes."""
+        """An administrator corrected the account. Adds or removes credits."""
 
     class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
-        """Why credits moved, as accounting sees it. `category` says it in the tenant's
-        own terms.
-        """
+        """Why credits moved, in accounting terms. `category` has the reason in the tenant's own terms."""
 
     KIND_UNSPECIFIED: Transaction.Kind.ValueType  # 0
-    """Not given. A request with it gets INVALID_ARGUMENT."""
+    """Not specified. A request with this value gets INVALID_ARGUMENT."""
     GRANT: Transaction.Kind.ValueType  # 1
-    """Credits were given: bought, renewed, promised. Adds."""
+    """Credits were granted, for example bought or renewed. Adds credits."""
     CHARGE: Transaction.Kind.ValueType  # 2
-    """Credits were spent. Removes."""
+    """Credits were spent. Removes credits."""
     REFUND: Transaction.Kind.ValueType  # 3
-    """Credits of an earlier charge were given back. Adds. Not created directly."""
+    """An earlier charge was refunded. Adds credits. Posted by RefundTransaction only."""
     TRANSFER_IN: Transaction.Kind.ValueType  # 4
-    """Credits came from another account. Adds. Not created directly."""
+    """Credits came from another account. Adds credits. Posted by TransferCredits only."""
     TRANSFER_OUT: Transaction.Kind.ValueType  # 5
-    """Credits went to another account. Removes. Not created directly."""
+    """Credits went to another account. Removes credits. Posted by TransferCredits only."""
     EXPIRATION: Transaction.Kind.ValueType  # 6
-    """Credits reached their date of expiry unspent. Removes. Not created directly."""
+    """Unspent credits reached their expire_time. Removes credits. Posted by Daybook only."""
     ADJUSTMENT: Transaction.Kind.ValueType  # 7
-    """An administrator put the account right. Adds or removes."""
+    """An administrator corrected the account. Adds or removes credits."""
 
     class _State:
         ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -83,25 +81,25 @@ class Transaction(_message.Message):
     class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Transaction._State.ValueType], _builtins.type):
         DESCRIPTOR: _descriptor.EnumDescriptor
         STATE_UNSPECIFIED: Transaction._State.ValueType  # 0
-        """Not given: the same as SUCCEEDED in a request, never in an answer."""
+        """Not specified. Means SUCCEEDED in a request; never set in a response."""
         SUCCEEDED: Transaction._State.ValueType  # 1
         """The credits moved."""
         FAILED: Transaction._State.ValueType  # 2
-        """It was tried and declined; kept for the record. Nothing moved."""
+        """The transaction was declined, and is recorded only. No credits moved."""
         CANCELED: Transaction._State.ValueType  # 3
-        """It was called off before it took effect; kept for the record. Nothing moved."""
+        """The transaction was canceled before it took effect, and is recorded only. No credits moved."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
-        """What became of the transaction."""
+        """The outcome of a transaction."""
 
     STATE_UNSPECIFIED: Transaction.State.ValueType  # 0
-    """Not given: the same as SUCCEEDED in a request, never in an answer."""
+    """Not specified. Means SUCCEEDED in a request; never set in a response."""
     SUCCEEDED: Transaction.State.ValueType  # 1
     """The credits moved."""
     FAILED: Transaction.State.ValueType  # 2
-    """It was tried and declined; kept for the record. Nothing moved."""
+    """The transaction was declined, and is recorded only. No credits moved."""
     CANCELED: Transaction.State.ValueType  # 3
-    """It was called off before it took effect; kept for the record. Nothing moved."""
+    """The transaction was canceled before it took effect, and is recorded only. No credits moved."""
 
     @_typing.final
     class LabelsEntry(_message.Message):
@@ -152,117 +150,116 @@ class Transaction(_message.Message):
     EVENT_TICKET_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """The resource name, `accounts/{account}/transactions/{transaction}`, where the
-    last segment is the uid.
+    """The resource name, `accounts/{account}/transactions/{transaction}`. The last segment is the
+    uid.
     """
     uid: _builtins.str
-    """A UUID of version 7, in lower case, that Daybook assigns. Its time is the server's clock
-    at the posting; of an EXPIRATION and of an import's item it is the create_time.
+    """A UUID of version 7, in lower case, that Daybook assigns. Its timestamp is the server's clock
+    at posting; for an EXPIRATION and an imported transaction, it is the create_time.
     """
     sequence: _builtins.int
-    """The place of the transaction in its account: 1, 2, 3 and so on, without a gap."""
+    """The number of the transaction within its account: 1, 2, 3 and so on, without gaps."""
     kind: Global___Transaction.Kind.ValueType
-    """Why credits moved. CreateTransaction takes GRANT, CHARGE and ADJUSTMENT."""
+    """The kind of the transaction. CreateTransaction accepts GRANT, CHARGE and ADJUSTMENT."""
     category: _builtins.str
-    """Why credits moved, in the tenant's own terms: `purchase`, `ai_chat`, `computing`,
-    `booking`, ... An open set: a lower-case letter, then up to 62 lower-case letters,
-    digits and underscores. Facades map it to their vendors' types.
+    """Why credits moved, in the tenant's own terms: `purchase`, `ai_chat`, `computing`, `booking`,
+    ... An open set: a lower-case letter, followed by up to 62 lower-case letters, digits and
+    underscores. Facades map it to their vendors' types.
     """
     state: Global___Transaction.State.ValueType
-    """What became of the transaction; SUCCEEDED if left out. FAILED and CANCELED keep a
-    transaction for the record that was tried elsewhere: they move nothing, whatever the
-    amount, and no rule but the amount's sign is applied to them.
+    """The outcome of the transaction. Defaults to SUCCEEDED. FAILED and CANCELED record a transaction
+    that was attempted elsewhere: it moves no credits, and only the sign of its amount is
+    validated.
     """
     amount: _builtins.str
-    """By how much the balance changes, in credits: positive adds, negative removes.
-    GRANT must be positive, CHARGE negative, ADJUSTMENT either; 0 is refused.
+    """The change of the balance, in credits: positive adds, negative removes. A GRANT must be
+    positive, a CHARGE negative; an ADJUSTMENT may be either. 0 gets INVALID_ARGUMENT.
 
-    An exact decimal as text: an optional `-`, 1 to 12 digits, and optionally a `.`
-    with 1 to 6 digits. No `+`, no exponent, no grouping, no white space.
-    Answers use the shortest form: no leading zeros, no trailing zeros after the
-    point, no point without digits, `0` rather than `-0`. More digits than allowed
-    get INVALID_ARGUMENT; nothing is ever rounded.
+    An exact decimal as text: an optional `-`, 1 to 12 digits, and optionally a `.` with 1 to 6
+    digits. No `+`, no exponent, no grouping, no white space. Responses use the shortest form: no
+    leading zeros, no trailing zeros after the point, no point without digits, `0` rather than
+    `-0`. More digits than allowed get INVALID_ARGUMENT; amounts are never rounded.
     """
     expiring_amount: _builtins.str
-    """The part of amount that moved credits with a date of expiry. 0 where nothing moved."""
+    """The part of amount that moved expiring credits. 0 if no credits moved."""
     permanent_amount: _builtins.str
-    """The part of amount that moved credits without one, or that was borrowed or paid back
-    on the credit limit. expiring_amount + permanent_amount = amount, unless nothing moved.
+    """The part of amount that moved permanent credits, including debt that was borrowed or repaid.
+    expiring_amount + permanent_amount = amount, unless no credits moved.
     """
     balance_after: _builtins.str
     """The balance of the account right after this transaction."""
     description: _builtins.str
-    """A memo for people to read, at most 1,024 characters."""
+    """A human-readable memo, at most 1,024 characters."""
     receipt_uri: _builtins.str
-    """Where a receipt or an invoice can be had, at most 2,048 characters."""
+    """The URI of a receipt or an invoice, at most 2,048 characters."""
     request_id: _builtins.str
-    """The request_id of the call that posted the transaction. Empty where it had none. A caller
-    sets the request's.
+    """The request_id of the call that posted the transaction. Empty if it had none. Callers set the
+    request_id of the request instead.
     """
     refund_of: _builtins.str
     """The transaction that this one refunds, `accounts/{account}/transactions/{transaction}`. Empty
     unless kind is REFUND.
     """
     transfer_peer: _builtins.str
-    """The other side, `accounts/{account}/transactions/{transaction}`. Empty unless kind is
-    TRANSFER_IN or TRANSFER_OUT.
+    """The transaction on the other side of the transfer,
+    `accounts/{account}/transactions/{transaction}`. Empty unless kind is TRANSFER_IN or
+    TRANSFER_OUT.
     """
     priority: _builtins.int
-    """How soon the credits that the transaction brings are spent: lots of a lower number go
-    first, then those that expire first (permanent ones last), then the oldest. From
-    -1,000 to 1,000. Only with an amount above 0.
+    """The spending priority of the credits that the transaction adds, from -1,000 to 1,000. Lots with
+    a lower number are spent first; among equals, the lot that expires first (permanent lots last);
+    then the oldest lot. Only with an amount above 0.
     """
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """When the transaction was posted, in whole microseconds. Never decreases within
-        an account: if a server's clock was ahead, the account's next transactions repeat the
-        newest create_time until the clock has passed it. What has expired is decided by the
-        clock alone, never by a create_time.
+        """When the transaction was posted, in whole microseconds. Never decreases within an account: if a
+        server's clock was ahead, later transactions of the account get the same create_time until the
+        clock has passed it. Whether credits have expired depends on the clock alone, not on a
+        create_time.
         """
 
     @_builtins.property
     def owner(self) -> _account_pb2.User:
-        """Whose credits moved, as known when the transaction was posted. An EXPIRATION has the
-        owner of the transaction that brought the credits.
+        """The person whose credits moved, as of the posting. An EXPIRATION has the owner of the
+        transaction that added the credits.
         """
 
     @_builtins.property
     def creator(self) -> _account_pb2.User:
-        """Who caused it, as known when the transaction was posted."""
+        """The person who caused the transaction, as of the posting."""
 
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Names by which to find the transaction again, at most 32. A key is a lower-case
-        letter, then up to 62 lower-case letters, digits and underscores; a value has 1 to
-        128 characters. Lists can filter on `location`, `membership` and `company`;
-        `company` is the id of an account of kind COMPANY, where there is one. An EXPIRATION
-        has the labels of the transaction that brought the credits.
+        """At most 32 labels. A key is a lower-case letter, followed by up to 62 lower-case letters,
+        digits and underscores; a value has 1 to 128 characters. Lists can filter on `location`,
+        `membership` and `company`; `company` is the id of an account of kind COMPANY, if one exists.
+        An EXPIRATION has the labels of the transaction that added the credits.
         """
 
     @_builtins.property
     def metadata(self) -> _struct_pb2.Struct:
-        """Anything the tenant wants to keep, at most 8 KiB, 20 levels deep. Its numbers are doubles, from
-        -9,007,199,254,740,991 to 9,007,199,254,740,991: one beyond that may have been rounded on its
-        way and gets INVALID_ARGUMENT. Longer ones, and fractions with more than 15 digits, are kept
-        exactly as text.
+        """Arbitrary data of the tenant, at most 8 KiB and 20 levels deep. Numbers are doubles between
+        -9,007,199,254,740,991 and 9,007,199,254,740,991. A number outside this range gets
+        INVALID_ARGUMENT, because it may have been rounded in transit. Send larger numbers, and
+        fractions with more than 15 digits, as strings.
         """
 
     @_builtins.property
     def allocations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Allocation]:
-        """What the transaction moved in which lot. Only in answers with the view FULL; any other has an
-        empty list. They sum to amount, unless nothing moved.
+        """The amount that the transaction moved in each lot. Returned only with the view FULL. The
+        amounts sum to amount, unless no credits moved.
         """
 
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """From this instant on they are gone. Must be later than the posting, by the server's
-        clock. Finer than a microsecond is cut off, here and in ttl.
+        """The instant at which the credits expire. Must be later than the posting, by the server's
+        clock. Fractions of a microsecond are truncated, here and in ttl.
         """
 
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration:
-        """They are gone so long after the posting, by the server's clock: from one second to 36,525
-        days (100 years). Answers have the expire_time that came of it.
+        """The time from the posting to expiry, by the server's clock: from one second to 36,525 days
+        (100 years). Responses have the resulting expire_time instead.
         """
 
     @_builtins.property
@@ -279,7 +276,7 @@ class Transaction(_message.Message):
 
     @_builtins.property
     def usage(self) -> Global___Usage:
-        """Something was used that is paid by measure. Only with kind CHARGE."""
+        """A metered service was used. Only with kind CHARGE."""
 
     def __init__(
         self,
@@ -330,7 +327,7 @@ Global___Transaction: _TypeAlias = Transaction  # noqa: Y015
 
 @_typing.final
 class Allocation(_message.Message):
-    """What one transaction moved in one lot."""
+    """The amount that one transaction moved in one lot."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -338,14 +335,14 @@ class Allocation(_message.Message):
     AMOUNT_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     lot: _builtins.str
-    """The name of the lot, `accounts/{account}/lots/{lot}`. Empty for what was borrowed on the
-    account's credit limit (below 0) or paid back to it (above 0).
+    """The name of the lot, `accounts/{account}/lots/{lot}`. Empty for debt, which is borrowed if
+    amount is below 0 and repaid if it is above 0.
     """
     amount: _builtins.str
-    """How much, in credits: above 0 into the lot, below 0 out of it."""
+    """The amount, in credits: above 0 into the lot, below 0 out of it."""
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """When the lot expires. Unset for a permanent one."""
+        """When the lot expires. Unset for a permanent lot."""
 
     def __init__(
         self,
@@ -364,7 +361,9 @@ Global___Allocation: _TypeAlias = Allocation  # noqa: Y015
 
 @_typing.final
 class Lot(_message.Message):
-    """A parcel of credits: every grant opens one, and charges are taken out of them."""
+    """Credits that were added together and have the same lifetime and priority. Every grant opens a
+    lot; charges take credits out of lots.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -375,22 +374,22 @@ class Lot(_message.Message):
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """The resource name, `accounts/{account}/lots/{lot}`, where the last segment is the lot's
-    number in its account: 1, 2, 3 and so on, in the order of opening.
+    """The resource name, `accounts/{account}/lots/{lot}`. The last segment is the lot's number in its
+    account: 1, 2, 3 and so on, in the order of opening.
     """
     sequence: _builtins.int
-    """The sequence of the transaction that opened it."""
+    """The sequence of the transaction that opened the lot."""
     amount: _builtins.str
-    """What was put into it at its opening, in credits: what the transaction brought, less what
-    paid back a debt.
+    """The initial amount of the lot, in credits: the amount that the transaction added, minus the
+    part that repaid debt.
     """
     remaining_amount: _builtins.str
-    """What is left of it now. 0 from its expire_time on."""
+    """The amount left in the lot now, in credits. 0 from its expire_time on."""
     priority: _builtins.int
-    """How soon it is spent; see Transaction.priority."""
+    """The spending priority; see Transaction.priority."""
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """From when on it is gone. Unset for a permanent one."""
+        """When the lot expires. Unset for a permanent lot."""
 
     def __init__(
         self,
@@ -412,13 +411,13 @@ Global___Lot: _TypeAlias = Lot  # noqa: Y015
 
 @_typing.final
 class Booking(_message.Message):
-    """The booking of a resource."""
+    """A booking of a resource."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
     class Resource(_message.Message):
-        """What can be booked."""
+        """A resource that can be booked."""
 
         DESCRIPTOR: _descriptor.Descriptor
 
@@ -446,7 +445,7 @@ class Booking(_message.Message):
     """The tenant's own id of the booking, at most 128 characters."""
     @_builtins.property
     def resource(self) -> Global___Booking.Resource:
-        """What was booked."""
+        """The resource that was booked."""
 
     def __init__(
         self,
@@ -464,13 +463,13 @@ Global___Booking: _TypeAlias = Booking  # noqa: Y015
 
 @_typing.final
 class Order(_message.Message):
-    """The order of a product."""
+    """An order of a product."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
     class Product(_message.Message):
-        """What is for sale."""
+        """A product that is for sale."""
 
         DESCRIPTOR: _descriptor.Descriptor
 
@@ -523,11 +522,11 @@ class Order(_message.Message):
     """The tenant's own id of the order, at most 128 characters."""
     @_builtins.property
     def product(self) -> Global___Order.Product:
-        """What was ordered."""
+        """The product that was ordered."""
 
     @_builtins.property
     def option(self) -> Global___Order.Option:
-        """In which form."""
+        """The form in which the product was ordered."""
 
     def __init__(
         self,
@@ -552,7 +551,7 @@ class EventTicket(_message.Message):
 
     @_typing.final
     class Event(_message.Message):
-        """Something that takes place."""
+        """An event."""
 
         DESCRIPTOR: _descriptor.Descriptor
 
@@ -566,11 +565,11 @@ class EventTicket(_message.Message):
         """Its name, at most 255 characters."""
         @_builtins.property
         def start_time(self) -> _timestamp_pb2.Timestamp:
-            """When it starts."""
+            """When the event starts."""
 
         @_builtins.property
         def end_time(self) -> _timestamp_pb2.Timestamp:
-            """When it ends."""
+            """When the event ends."""
 
         def __init__(
             self,
@@ -597,7 +596,7 @@ class EventTicket(_message.Message):
 
     @_builtins.property
     def event(self) -> Global___EventTicket.Event:
-        """What the ticket is for."""
+        """The event that the ticket admits to."""
 
     def __init__(
         self,
@@ -616,10 +615,9 @@ Global___EventTicket: _TypeAlias = EventTicket  # noqa: Y015
 
 @_typing.final
 class Usage(_message.Message):
-    """Something that is paid by measure: inference, computing time, storage.
-
-    A charge with a usage subject and the category `computing` or `serverless` is also
-    added to its account's hour window of the create_time.
+    """The use of a metered service, such as inference, computing time or storage. A charge with a usage
+    subject and the category `computing` or `serverless` is also added to the account's hour window
+    that contains its create_time.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -631,12 +629,12 @@ class Usage(_message.Message):
     model: _builtins.str
     """The model or machine that was used, at most 255 characters."""
     input_tokens: _builtins.int
-    """How many tokens went in. Zero or more; unset where tokens mean nothing."""
+    """The number of input tokens. Zero or more; unset if tokens do not apply."""
     output_tokens: _builtins.int
-    """How many tokens came out. Zero or more; unset where tokens mean nothing."""
+    """The number of output tokens. Zero or more; unset if tokens do not apply."""
     cost_usd: _builtins.str
-    """What it cost the tenant, in US dollars: written like Transaction.amount, zero or
-    more. Unset where not known.
+    """The tenant's cost, in US dollars, written like Transaction.amount. Zero or more; unset if
+    unknown.
     """
     def __init__(
         self,

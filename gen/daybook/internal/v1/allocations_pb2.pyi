@@ -20,13 +20,13 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Allocations(_message.Message):
-    """What a transaction moved in which lot, as it is stored beside the transaction."""
+    """The allocations of a transaction, stored beside it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
     class Allocation(_message.Message):
-        """What was moved in one lot."""
+        """The amount that the transaction moved in one lot."""
 
         DESCRIPTOR: _descriptor.Descriptor
 
@@ -35,11 +35,11 @@ class Allocations(_message.Message):
         EXPIRE_TIME_FIELD_NUMBER: _builtins.int
         PRIORITY_FIELD_NUMBER: _builtins.int
         lot_number: _builtins.int
-        """The lot's number in its account; 0 for the credit line."""
+        """The lot's number in its account; 0 for debt."""
         amount: _builtins.int
-        """How much, in millionths of a credit."""
+        """The amount, in millionths of a credit."""
         expire_time: _builtins.int
-        """When the lot expires, in microseconds since 1970. Unset for a permanent one."""
+        """When the lot expires, in microseconds since 1970. Unset for a permanent lot."""
         priority: _builtins.int
         """The lot's priority."""
         def __init__(
@@ -61,7 +61,7 @@ class Allocations(_message.Message):
     ALLOCATIONS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def allocations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Allocations.Allocation]:
-        """In the order in which it was moved."""
+        """The allocations, in the order in which they were made."""
 
     def __init__(
         self,

@@ -26,9 +26,8 @@ if _version_not_supported:
 
 
 class StatementsStub:
-    """Serves an account's transactions by page number.
-
-    Errors are `{detail}`, and `field` where a parameter is at fault.
+    """Lists an account's transactions by page number. Errors have the body `{detail}`, with `field` if
+    a parameter is invalid.
     """
 
     def __init__(self, channel):
@@ -45,17 +44,14 @@ class StatementsStub:
 
 
 class StatementsServicer:
-    """Serves an account's transactions by page number.
-
-    Errors are `{detail}`, and `field` where a parameter is at fault.
+    """Lists an account's transactions by page number. Errors have the body `{detail}`, with `field` if
+    a parameter is invalid.
     """
 
     def ListAccountTransactions(self, request, context):
-        """Lists all transactions of an account, newest first.
-
-        401 without a valid credential, 403 for a credential that lacks the scope or is bound to
-        another account, 404 for an unknown account and for a page that is not there, 400 for a bad
-        page_size.
+        """Lists all transactions of an account, newest first. Returns 401 without a valid credential, 403
+        if the credential lacks the scope or is bound to another account, 404 for an unknown account or
+        page, and 400 for an invalid page_size.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -78,9 +74,8 @@ def add_StatementsServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Statements:
-    """Serves an account's transactions by page number.
-
-    Errors are `{detail}`, and `field` where a parameter is at fault.
+    """Lists an account's transactions by page number. Errors have the body `{detail}`, with `field` if
+    a parameter is invalid.
     """
 
     @staticmethod
