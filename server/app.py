@@ -1,4 +1,4 @@
-"""The gRPC server of a ledger: composes the book, the servicers and what every call shares."""
+"""The gRPC server of a ledger: composes the book, the servicers and the handler that every call passes through."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from server.store.migrate import can_serve
 from server.transport.addresses import AddressUnusable, bound, host_and_port, reason_of
 from server.transport.admission import Admission, Admissions
 from server.transport.auth import Authenticator, OpenToken
-from server.transport.calls import OPEN_SERVICES, CallHandler, NotYet
+from server.transport.calls import OPEN_SERVICES, CallHandler, StartingHandler
 from server.transport.deadlines import CallBounds
 from server.transport.limits import RateLimiter
 from server.transport.observation import Observation
@@ -44,14 +44,14 @@ ANSWER_BYTES_MAX = 4 * 1024 * 1024
 """Largest answer, in bytes: twice the largest page or batch, and the default limit of gRPC clients."""
 
 PENDING_CALLS_MAX = 20_000
-"""Calls that gRPC queues before they are admitted or refused. Each takes about 10 KiB."""
+"""Maximum number of calls that wait in gRPC before admission. Each takes about 10 KiB."""
 
 FACADES = {facade.VENDOR.service: facade.render_error for facade in all_facades()}
-"""Renders errors, by the service of each facade."""
+"""The error renderer of each facade, by the full name of its service."""
 LEDGER = "daybook.v1.Ledger"
 SERVICES = (LEDGER, "daybook.v1.Admin", *FACADES)
 HEALTH = "grpc.health.v1.Health"
-METHODS_APART = ("CreateTransaction", "BatchCreateTransactions")
+METHODS_WITH_OWN_QUEUE = ("CreateTransaction", "BatchCreateTransactions")
 """Methods of LEDGER with a queue of their own in gRPC."""
 
 
@@ -59,10 +59,10 @@ METHODS_APART = ("CreateTransaction", "BatchCreateTransactions")
 async def serving(
     book: Book, settings: Settings, stopwatch: Stopwatch = time.monotonic_ns, own_port: int | None = None
 ) -> AsyncIterator[int]:
-    """Serves the book over gRPC until the end of the block, and yields the port. Running calls may finish at the end.
+    """Serves the book over gRPC until the end of the block, and yields the port. At the end, running calls may finish.
 
-    A worker also listens on `own_port` and shares the other port with its siblings; see
-    server/supervisor.py.
+    A worker also listens on `own_port`, and shares the port of the settings with the other
+    workers; see server/supervisor.py.
 
     Raises CannotStart if a port is taken, a certificate or the JWK Set file is unusable, or
     demo data would be served beyond loopback.
@@ -103,10 +103,10 @@ async def serving(
 
 
 @asynccontextmanager
-async def only_alive(settings: Settings) -> AsyncIterator[None]:
+async def serving_health(settings: Settings) -> AsyncIterator[None]:
     """Answers only health checks until the end of the block: SERVING for the process, NOT_SERVING for every service.
 
-    Without it, a liveness probe would end a long migration. Raises CannotStart.
+    Raises CannotStart. A liveness probe would otherwise end a long migration.
     """
     health = Health()
     await health.set("", health_pb2.HealthCheckResponse.SERVING)
@@ -114,7 +114,7 @@ async def only_alive(settings: Settings) -> AsyncIterator[None]:
         await health.set(service, health_pb2.HealthCheckResponse.NOT_SERVING)
     server = grpc.aio.server(options=_options(settings, is_shared=False))
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    server.add_generic_rpc_handlers((NotYet(FACADES),))
+    server.add_generic_rpc_handlers((StartingHandler(FACADES),))
     port = _listen(server, settings.host, settings.port, _certificates(settings))
     await server.start()
     log.info("migration started", host=settings.host, port=port)
@@ -171,7 +171,7 @@ async def _access_tokens(book: Book, settings: Settings) -> AsyncIterator[OpenTo
         return
     # Loaded only if access tokens are accepted.
     from server.transport.access_tokens import AccessTokens, TokenRules  # noqa: PLC0415
-    from server.transport.signing_keys import NotFetched, signing_keys  # noqa: PLC0415
+    from server.transport.signing_keys import FetchFailed, signing_keys  # noqa: PLC0415
 
     rules = TokenRules(
         issuer=settings.oauth2_issuer,
@@ -185,7 +185,7 @@ async def _access_tokens(book: Book, settings: Settings) -> AsyncIterator[OpenTo
     try:
         async with signing_keys(settings.oauth2_jwks, rules.algorithms, settings.oauth2_jwks_refresh_seconds) as keys:
             yield AccessTokens(rules, keys, book.credentials, book.clock).open
-    except NotFetched as error:
+    except FetchFailed as error:
         raise CannotStart(f"oauth2_jwks: {error}") from None
 
 
@@ -208,7 +208,7 @@ def _options(settings: Settings, *, is_shared: bool) -> Sequence[tuple[str, int]
 
 
 def _add_services(
-    # The generated functions are annotated for a server.
+    # Generated code expects a grpc.aio.Server.
     handlers: Any,
     book: Book,
     settings: Settings,
@@ -226,14 +226,14 @@ def _add_services(
 
 
 def _add_queues(server: grpc.aio.Server, handler: CallHandler) -> None:
-    """Gives the posting methods and the health check a queue of their own in gRPC.
+    """Gives the posting methods and the health check queues of their own in gRPC.
 
-    All other methods share one queue, where a read would wait behind thousands of postings.
-    Each queue makes every call slightly slower, so other methods have none.
+    All other methods share one queue, in which a read would wait behind thousands of postings.
+    Each additional queue makes every call slightly slower.
     """
-    posting = {name: handler.apart(f"/{LEDGER}/{name}") for name in METHODS_APART}
+    posting = {name: handler.with_own_queue(f"/{LEDGER}/{name}") for name in METHODS_WITH_OWN_QUEUE}
     server.add_registered_method_handlers(LEDGER, posting)
-    server.add_registered_method_handlers(HEALTH, {"Check": handler.apart(f"/{HEALTH}/Check")})
+    server.add_registered_method_handlers(HEALTH, {"Check": handler.with_own_queue(f"/{HEALTH}/Check")})
 
 
 @asynccontextmanager

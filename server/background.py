@@ -19,9 +19,9 @@ Work = Callable[[], Awaitable[object]]
 async def repeating(work: Work, seconds: float, failure: str, *, at_once: bool = False) -> AsyncIterator[None]:
     """Runs `work` every `seconds` in a background task until the end of the block.
 
-    The first run begins after `seconds`, or immediately with `at_once`. A run that fails is
-    logged as `failure`, and the next one follows as usual. A run that is under way at the end
-    of the block is cancelled and awaited.
+    The first run begins after `seconds`, or immediately with `at_once`. A failed run is logged
+    as `failure` and does not stop the next one. At the end of the block, the current run is
+    cancelled and awaited.
     """
     task = asyncio.create_task(_repeat(work, seconds, failure, at_once))
     try:

@@ -9,17 +9,17 @@ from typing import Generic, TypeVar
 from cachetools import LRUCache
 
 ENTRY_BYTES = 256
-"""The approximate size of an entry apart from what the caller counts."""
+"""Approximate overhead of an entry, in bytes, beside the size that the caller counts."""
 
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
 
 
 class ByteLRU(Generic[Key, Value]):
-    """Values by key. Evicts the least recently used entries when full; replaces the entry of a key. For one thread."""
+    """Values by key. Evicts the least recently used entries when full. Not thread-safe."""
 
     def __init__(self, bytes_max: int, size: Callable[[Key, Value], int]) -> None:
-        """`size` counts the variable parts of an entry, in bytes. An entry beyond the bound is not kept."""
+        """`size` counts the variable parts of an entry, in bytes. An entry larger than the cache is not stored."""
         self._size = size
         self._entries: LRUCache[Key, tuple[Value, int]] = LRUCache(bytes_max, getsizeof=itemgetter(1))
 
@@ -36,7 +36,7 @@ class ByteLRU(Generic[Key, Value]):
             return None
 
     def put(self, key: Key, value: Value) -> None:
-        """Keeps a value."""
+        """Stores a value, in place of the key's previous one."""
         size = ENTRY_BYTES + self._size(key, value)
         if size <= self._entries.maxsize:
             self._entries[key] = (value, size)

@@ -24,7 +24,7 @@ class CannotStart(Exception):
 
 
 class Settings(BaseSettings):
-    """All settings. Their defaults are right for one machine."""
+    """All settings. Their defaults suit one machine."""
 
     # An error never repeats the value, which may be a secret.
     model_config = SettingsConfigDict(env_prefix="DAYBOOK_", frozen=True, hide_input_in_errors=True)
@@ -39,15 +39,15 @@ class Settings(BaseSettings):
     )
     token_keys: SecretStr = Field(
         default=SecretStr(""),
-        description="Keys that seal page tokens, in hex or base64, instead of the keys in the database.",
+        description="Keys that seal page tokens, in hex or base64; they replace the keys in the database.",
     )
     token_keys_file: Path | None = Field(default=None, description="File with the keys that seal page tokens.")
     database_pool_size: int = Field(
         default=6,
         ge=1,
         le=1000,
-        description="Database connections of one process: on PostgreSQL half for bounded reads, at least 1, and the"
-        " rest, at least 2, for transactions and streams; on SQLite for streams.",
+        description="Number of database connections of one process: on PostgreSQL half for bounded reads, at least 1,"
+        " and the rest, at least 2, for transactions and streams; on SQLite for streams.",
     )
     database_pool_wait_seconds: float = Field(
         default=5.0, gt=0, le=600, description="Longest wait of a call for a free database connection, in seconds."
@@ -125,9 +125,11 @@ class Settings(BaseSettings):
     gateway_client_certificate_file: str = Field(
         default="", description="Client certificate that Envoy presents to the server, a PEM file."
     )
-    gateway_client_key_file: str = Field(default="", description="Private key of that client certificate, a PEM file.")
+    gateway_client_key_file: str = Field(
+        default="", description="Private key of the gateway's client certificate, a PEM file."
+    )
     shutdown_grace_seconds: float = Field(
-        default=10.0, ge=0, le=600, description="Time that running calls get to finish at a shutdown, in seconds."
+        default=10.0, ge=0, le=600, description="Grace period of running calls at a shutdown, in seconds."
     )
     call_seconds_max: float = Field(
         default=30.0,
@@ -146,13 +148,13 @@ class Settings(BaseSettings):
         default=300.0,
         ge=0.1,
         le=86_400,
-        description="Time after which a connection without a call is closed, in seconds.",
+        description="Idle timeout of a connection without calls, in seconds.",
     )
     connection_age_seconds_max: float = Field(
         default=3600.0, ge=0.1, le=86_400, description="Age at which a client is asked to reconnect, in seconds."
     )
     keepalive_seconds: float = Field(
-        default=60.0, ge=0.1, le=86_400, description="Silence after which a client gets a keepalive ping, in seconds."
+        default=60.0, ge=0.1, le=86_400, description="Idle time after which a client gets a keepalive ping, in seconds."
     )
     keepalive_timeout_seconds: float = Field(
         default=20.0, ge=0.1, le=600, description="Longest wait for the answer to a keepalive ping, in seconds."
@@ -165,35 +167,37 @@ class Settings(BaseSettings):
         # At least what the gateway lets through; gRPC adds 32 bytes for each header.
         ge=24_576,
         le=1024 * 1024,
-        description="Size of a call's metadata that is always accepted, in bytes; twice as much never is.",
+        description="Metadata size that is always accepted, in bytes; more than twice as much is always refused.",
     )
     text_characters_max: int = Field(
         default=TEXT_CHARACTERS_MAX,
         ge=64,
         le=TEXT_CHARACTERS_MAX,
-        description="Longest text of a request, in characters, beside the limit of its field in the contract.",
+        description="Maximum length of any text in a request, in characters; a field may have a lower limit.",
     )
-    page_size_max: int = Field(default=PAGE_SIZE_MAX, ge=1, le=PAGE_SIZE_MAX, description="Most rows of a native page.")
+    page_size_max: int = Field(
+        default=PAGE_SIZE_MAX, ge=1, le=PAGE_SIZE_MAX, description="Maximum number of rows of a native page."
+    )
     batch_size_max: int = Field(
         default=BATCH_SIZE_MAX,
         ge=1,
         le=BATCH_SIZE_MAX,
-        description="Most requests of a batch, and items of one import message.",
+        description="Maximum number of requests in a batch, and of items in one import message.",
     )
     concurrent_streams_max: int = Field(
-        default=1000, ge=1, le=100_000, description="Most concurrent calls on one connection."
+        default=1000, ge=1, le=100_000, description="Maximum number of concurrent calls on one connection."
     )
     calls_in_flight_max: int = Field(
         default=1000,
         ge=1,
         le=100_000,
-        description="Most concurrent calls of one server process; one credential gets at most as many as are free.",
+        description="Maximum number of concurrent calls in one server process, shared fairly among credentials.",
     )
     streams_in_flight_max: int = Field(
         default=100,
         ge=1,
         le=100_000,
-        description="Most concurrent imports and verifications of one server process; shared like calls.",
+        description="Maximum number of concurrent imports and verifications in one server process, shared like calls.",
     )
     admission_seconds_max: float = Field(
         default=5.0, ge=0, le=60, description="Longest wait of a call for admission, in seconds."
@@ -206,20 +210,20 @@ class Settings(BaseSettings):
         description="Rate limit of one credential at one server process, in calls per second; 0 for none.",
     )
     rate_limit_burst: int = Field(
-        default=10_000, ge=1, le=10_000_000, description="Burst of that rate limit, in calls."
+        default=10_000, ge=1, le=10_000_000, description="Burst of a credential's rate limit, in calls."
     )
     metrics_host: str = Field(default="127.0.0.1", description="Listen address of the metrics page.")
     metrics_port: int | None = Field(
         default=None, ge=0, le=65535, description="Port of the metrics page for Prometheus; 0 takes a free port."
     )
     otlp_endpoint: str | None = Field(
-        default=None, description="Trace collector that takes OTLP over gRPC, as http://host:port."
+        default=None, description="Address of the trace collector (OTLP over gRPC), as http://host:port."
     )
     trace_ratio: float = Field(
         default=1.0,
         ge=0,
         le=1,
-        description="Share of calls that are traced if their caller doesn't decide, from 0 to 1.",
+        description="Fraction of calls to trace if the caller makes no sampling decision, from 0 to 1.",
     )
     gateway_rate_limit_requests_per_second: int = Field(
         default=10_000,
@@ -232,18 +236,18 @@ class Settings(BaseSettings):
     )
     gateway_cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         default=("*",),
-        description="Origins whose pages may call through a browser, like https://app.example.com; `*` is any origin.",
+        description="Origins of web pages that may call the API, like https://app.example.com; `*` is any origin.",
     )
     gateway_trusted_proxies: int = Field(
         default=0,
         ge=0,
         le=100,
-        description="Number of proxies before the gateway whose X-Forwarded-For and X-Forwarded-Proto it believes.",
+        description="Number of trusted proxies before the gateway, which set X-Forwarded-For and X-Forwarded-Proto.",
     )
     oauth2_issuer: str = Field(
         default="", description="Issuer of access tokens, as in their `iss`; without it no access token is accepted."
     )
-    # Their defaults are validated too, because the three settings are required together.
+    # The defaults of audience and JWK Set are validated too: with an issuer, both are required.
     oauth2_audience: str = Field(
         default="", validate_default=True, description="Audience of access tokens, as in their `aud`."
     )
@@ -253,14 +257,19 @@ class Settings(BaseSettings):
     oauth2_algorithms: Annotated[tuple[str, ...], NoDecode] = Field(
         default=("RS256", "ES256", "EdDSA"), min_length=1, description="Signature algorithms of access tokens."
     )
-    oauth2_tenant_claim: str = Field(default="tenant", min_length=1, description="Claim with the slug of the tenant.")
-    oauth2_scope_claim: str = Field(default="scope", min_length=1, description="Claim with the scopes.")
+    oauth2_tenant_claim: str = Field(
+        default="tenant", min_length=1, description="Name of the claim with the tenant's slug."
+    )
+    oauth2_scope_claim: str = Field(default="scope", min_length=1, description="Name of the claim with the scopes.")
     oauth2_account_claim: str = Field(
         default="",
-        description="Claim with the account that a token is bound to; `-` there means all accounts.",
+        description="Name of the claim with the account that a token is bound to; the value `-` means all accounts.",
     )
     oauth2_clock_skew_seconds: int = Field(
-        default=30, ge=0, le=300, description="Largest difference between the issuer's clock and this one, in seconds."
+        default=30,
+        ge=0,
+        le=300,
+        description="Largest tolerated clock skew between the issuer and this machine, in seconds.",
     )
     oauth2_jwks_refresh_seconds: int = Field(
         default=300, ge=10, le=86_400, description="Age at which a JWK Set is fetched again from its URL, in seconds."
@@ -273,14 +282,14 @@ class Settings(BaseSettings):
     @field_validator("host", "gateway_host", "metrics_host")
     @classmethod
     def _has_no_brackets(cls, value: str) -> str:
-        # As around an IPv6 address in a URL.
+        # An IPv6 address has brackets in a URL.
         return value.removeprefix("[").removesuffix("]")
 
     @field_validator("otlp_endpoint")
     @classmethod
     def _is_an_origin(cls, value: str | None) -> str | None:
         if value is not None and collector_address(value) is None:
-            raise ValueError("Input should be like http://127.0.0.1:4317")
+            raise ValueError("must be an origin like http://127.0.0.1:4317")
         return value
 
     @field_validator("token_keys")
@@ -293,13 +302,13 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _has_token_keys_once(self) -> Settings:
         if self.token_keys_file is not None and self.token_keys.get_secret_value():
-            raise ValueError("token_keys and token_keys_file can't both be set")
+            raise ValueError("token_keys and token_keys_file can't both be set: leave one out")
         return self
 
     def configured_token_keys(self) -> list[bytes] | None:
         """The configured keys for page tokens, the sealing key first; None to use the keys in the database.
 
-        Raises ValueError if the file can't be read or holds something else.
+        Raises ValueError if the file can't be read or holds no valid keys.
         """
         if self.token_keys_file is None:
             text = self.token_keys.get_secret_value()
@@ -310,19 +319,19 @@ class Settings(BaseSettings):
             raise ValueError(f"token_keys_file can't be read: {error.strerror}") from None
         except ValueError as error:
             # The message of a UnicodeError repeats the content.
-            problem = "must be a text" if isinstance(error, UnicodeError) else error
+            problem = "must be a text file in UTF-8" if isinstance(error, UnicodeError) else error
             raise ValueError(f"token_keys_file: {problem}") from None
 
     @field_validator("rate_limit_calls_per_second")
     @classmethod
     def _is_off_or_a_rate(cls, value: float) -> float:
         if 0 < value < CALLS_PER_SECOND_MIN:
-            raise ValueError(f"Input should be 0, or at least {CALLS_PER_SECOND_MIN}")
+            raise ValueError(f"must be 0, or at least {CALLS_PER_SECOND_MIN}")
         return value
 
     @field_validator("oauth2_algorithms", "gateway_cors_origins", mode="before")
     @classmethod
-    def _is_a_list(cls, value: object) -> object:
+    def _split_list(cls, value: object) -> object:
         return value.replace(",", " ").split() if isinstance(value, str) else value
 
     @field_validator("gateway_cors_origins")
@@ -335,21 +344,21 @@ class Settings(BaseSettings):
 
     @field_validator("oauth2_algorithms")
     @classmethod
-    def _are_known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _are_supported(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not KEY_TYPES.keys() >= set(value):
-            raise ValueError(f"can be {', '.join(KEY_TYPES)}")
+            raise ValueError(f"must be one or more of {', '.join(KEY_TYPES)}")
         return tuple(dict.fromkeys(value))
 
     @field_validator("oauth2_audience", "oauth2_jwks")
     @classmethod
-    def _comes_with_the_issuer(cls, value: str, info: ValidationInfo) -> str:
+    def _is_set_with_issuer(cls, value: str, info: ValidationInfo) -> str:
         if bool(value) != bool(info.data.get("oauth2_issuer")):
-            raise ValueError("oauth2_issuer, oauth2_audience and oauth2_jwks are set together, or none of them")
+            raise ValueError("oauth2_issuer, oauth2_audience and oauth2_jwks are set together: set all or none")
         return value
 
     @field_validator("oauth2_jwks")
     @classmethod
-    def _is_a_place(cls, value: str) -> str:
+    def _is_url_or_path(cls, value: str) -> str:
         if "://" not in value:
             return value
         url = urlsplit(value)
@@ -361,7 +370,7 @@ class Settings(BaseSettings):
 
     @property
     def uses_tls(self) -> bool:
-        """Whether any setting of TLS is set, for the server or for the gateway."""
+        """Whether any TLS setting of the server or the gateway is set."""
         return any(
             (
                 self.tls_certificate_file,
@@ -385,8 +394,8 @@ class Settings(BaseSettings):
         if self.worker_ports and (self.worker_ports[-1] > 65535 or self.port in self.worker_ports):
             last = self.worker_port_base + self.workers - 1
             raise ValueError(
-                f"worker_port_base: the workers' own ports would be {self.worker_port_base} to {last}, "
-                f"which must leave out port {self.port} and end at 65535"
+                f"worker_port_base: the workers would use the ports {self.worker_port_base} to {last}, "
+                f"which must not include port {self.port} or exceed 65535"
             )
         return self
 

@@ -117,7 +117,7 @@ def is_not_about_a_header(record: logging.LogRecord) -> bool:
     """False for gRPC's traceback about metadata that is not UTF-8; True for every other record.
 
     Any client can cause that traceback with every call, without a credential. The call is
-    answered nevertheless, and has its own line if calls are logged.
+    answered nevertheless, and logged like any other.
     """
     return not (record.name.startswith("grpc") and str(record.msg).startswith("Invalid encoding on"))
 
@@ -140,8 +140,8 @@ def _trace_ids(settings: Settings) -> list[Processor]:
 def add_call_ids(_logger: WrappedLogger, _method: str, line: EventDict) -> EventDict:
     """Adds the x-request-id and the trace id of the request that a line belongs to.
 
-    Reads them when a line is written, because most calls write none. The caller chooses the
-    values, so they are truncated, and blanks and control characters are replaced.
+    Reads the metadata when a line is written, because most calls write none. The caller chooses
+    the values, so they are truncated, and blanks and control characters are replaced.
     """
     for name, value in call_metadata.get():
         if not isinstance(value, str):

@@ -41,7 +41,7 @@ GROUP_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 SCRAPE_SECONDS_MAX = 5.0
 """Longest duration of a scrape, from its connection to the last byte, in seconds."""
 SCRAPERS_MAX = 64
-"""Most open connections of scrapers. At the limit the oldest is closed."""
+"""Maximum number of open connections of scrapers. At the limit the oldest is closed."""
 POLL_SECONDS = 0.1
 """Time between two checks for the end of the server and for scrapes that take too long, in seconds."""
 
@@ -70,7 +70,7 @@ class Metrics:
 
     def of_method(self, method: str) -> Measure:
         """Measures the calls of a method."""
-        # Looking a series up costs as much as an observation, so the series of OK is looked up once.
+        # Looking up a series costs as much as an observation, so the series of OK is looked up once.
         observe_ok = self._calls.labels(method, grpc.StatusCode.OK.name).observe
 
         def measure(code: grpc.StatusCode, reason: str, seconds: float) -> None:
@@ -149,14 +149,14 @@ class _State(Collector):
         )
         yield _gauge("daybook_poster_queue_calls", "Length of the posting queue, in calls.", poster.queue_length)
         yield _gauge(
-            "daybook_poster_queue_limit_calls", "Largest length of the posting queue, in calls.", QUEUE_LENGTH_MAX
+            "daybook_poster_queue_limit_calls", "Maximum length of the posting queue, in calls.", QUEUE_LENGTH_MAX
         )
         sizes = {pool: use.size for pool, use in database.pools.items()}
-        yield _gauge("daybook_database_connections_limit", "Largest number of connections of a pool.", sizes, "pool")
+        yield _gauge("daybook_database_connections_limit", "Maximum number of connections of a pool.", sizes, "pool")
         in_use = {pool: use.in_use for pool, use in database.pools.items()}
         yield _gauge("daybook_database_connections_in_use", "Connections that are checked out.", in_use, "pool")
         waiting = {pool: use.waiting for pool, use in database.pools.items()}
-        yield _gauge("daybook_database_connections_waiting", "Waiters for a connection.", waiting, "pool")
+        yield _gauge("daybook_database_connections_waiting", "Requests that wait for a connection.", waiting, "pool")
         yield _counter(
             "daybook_database_conflicts",
             "Database transactions repeated after a conflict with another writer.",
@@ -165,7 +165,7 @@ class _State(Collector):
         replica = database.replica
         yield _counter(
             "daybook_database_list_reads",
-            "Reads of lists with a replica configured, by the server that answered.",
+            "Reads of lists while a replica is configured, by the server that answered.",
             {} if replica is None else {by: replica.reads[by] for by in ("replica", "primary")},
             "by",
         )
@@ -176,9 +176,7 @@ class _State(Collector):
             "API keys looked up in the database because they were not cached.",
             book.credentials.lookup_count,
         )
-        yield _counter(
-            "daybook_expired_lots", "Lots whose expiration was posted by a sweep.", book.expirations.lot_count
-        )
+        yield _counter("daybook_expired_lots", "Lots whose expiration a sweep posted.", book.expirations.lot_count)
         last_sweep, clock, newest = book.expirations.last_sweep, book.posting_clock, poster.newest_create_time
         yield _gauge(
             "daybook_last_sweep_timestamp_seconds",
@@ -192,7 +190,7 @@ class _State(Collector):
         )
         yield _gauge(
             "daybook_newest_create_time_timestamp_seconds",
-            "Newest create_time of an account at a posting to it.",
+            "Newest create_time among the accounts that were posted to.",
             newest / SECOND if newest > EARLIEST else None,
         )
 
@@ -201,7 +199,7 @@ class _State(Collector):
         in_flight = {kind: admission.in_flight for kind, admission in admissions}
         yield _gauge("daybook_rpc_in_flight_calls", "Running calls.", in_flight, "kind")
         places = {kind: admission.places for kind, admission in admissions}
-        yield _gauge("daybook_rpc_in_flight_limit_calls", "Most running calls.", places, "kind")
+        yield _gauge("daybook_rpc_in_flight_limit_calls", "Maximum number of running calls.", places, "kind")
         refused = {kind: admission.refused for kind, admission in admissions}
         yield _counter("daybook_rpc_rejected_calls", "Calls refused because too many were running.", refused, "kind")
         yield _gauge("daybook_rpc_waiting_calls", "Calls that wait for admission.", self._admissions.calls.waiting)
@@ -228,7 +226,7 @@ _counter = partial(_family, CounterMetricFamily)
 
 
 class _Server(socketserver.ThreadingMixIn, WSGIServer):
-    """Serves each scraper in a thread, within SCRAPE_SECONDS_MAX, and closes the oldest of too many.
+    """Serves each scraper in a thread, for at most SCRAPE_SECONDS_MAX. Closes the oldest of more than SCRAPERS_MAX.
 
     The standard library bounds the request: 64 KiB per line, 100 headers.
     """
@@ -291,5 +289,5 @@ def _cut_off(connection: socket.socket) -> None:
 
 
 class _Handler(WSGIRequestHandler):
-    def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002  # its name is the library's
+    def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002  # the name of the overridden method's parameter
         """Scrapes aren't logged."""

@@ -29,7 +29,7 @@ log = structlog.get_logger(__name__)
 # `-P`: a local `server/` must not shadow the package.
 PROGRAM = (sys.executable, "-P", "-m", "server.cli", "worker")
 STEADY_SECONDS = 10.0
-"""A worker that ends within this time failed to start, in seconds."""
+"""A worker that ends within this time counts as failed to start, in seconds."""
 FAILURES_MAX = 5
 """Consecutive failed starts of a worker after which the supervisor gives up."""
 PAUSE_SECONDS_MIN = 0.1
@@ -61,7 +61,7 @@ class Workers:
         self._keepers = [asyncio.create_task(self._keep(number)) for number in range(self._settings.workers)]
 
     async def failed(self) -> None:
-        """Waits, without end, until a worker fails to start FAILURES_MAX times in a row. Raises CannotStart."""
+        """Raises CannotStart when a worker has failed to start FAILURES_MAX times in a row; never returns before."""
         done, _ = await asyncio.wait(self._keepers, return_when=asyncio.FIRST_COMPLETED)
         for keeper in done:
             keeper.result()
@@ -95,8 +95,8 @@ class Workers:
             is_steady = loop.time() - started >= STEADY_SECONDS
             if is_steady:
                 pause = PAUSE_SECONDS_MIN
-            # The database may come back. If a later version migrated it, this worker can't restart,
-            # but the others go on as far as the schema allows.
+            # EX_TEMPFAIL: the database is unavailable and may return. EX_PROTOCOL: a later version migrated
+            # it; this worker can't restart, but the running workers serve as far as the schema allows.
             if is_steady or code in (os.EX_TEMPFAIL, os.EX_PROTOCOL):
                 failures = 0
             else:
@@ -104,9 +104,11 @@ class Workers:
             if failures == FAILURES_MAX:
                 raise CannotStart(
                     f"worker {number} ended {failures} times within {STEADY_SECONDS:.0f} seconds of its start, "
-                    f"the last time with {_told(code)}; its message is above"
+                    f"the last time with {_describe(code)}; its message is above"
                 )
-            log.warning("worker ended", worker=number, pid=process.pid, ended_with=_told(code), restart_seconds=pause)
+            log.warning(
+                "worker ended", worker=number, pid=process.pid, ended_with=_describe(code), restart_seconds=pause
+            )
             await asyncio.sleep(pause)
             pause = min(2 * pause, PAUSE_SECONDS_MAX)
 
@@ -123,10 +125,10 @@ class Workers:
 
 @asynccontextmanager
 async def supervising(settings: Settings, flags: Mapping[str, object]) -> AsyncIterator[Workers]:
-    """Serves with the number of processes of the settings until the end of the block.
+    """Runs the workers of the settings until the end of the block.
 
-    They inherit this process's environment and flags. Raises CannotStart if one of their
-    ports is taken.
+    The workers inherit this process's environment and flags. Raises CannotStart if one of
+    their ports is taken.
     """
     with contextlib.ExitStack() as held:
         # Bound until the end, so that no other program takes the port of a worker that restarts.
@@ -145,7 +147,7 @@ async def supervising(settings: Settings, flags: Mapping[str, object]) -> AsyncI
 def end_with_supervisor() -> None:
     """Sends this worker SIGTERM when its supervisor ends, even by SIGKILL.
 
-    Its standard input is a pipe whose other end the kernel closes with the supervisor.
+    The worker's standard input is a pipe; the kernel closes its other end with the supervisor.
     """
 
     def wait() -> None:
@@ -178,5 +180,5 @@ def _send(process: Process, number: signal.Signals) -> None:
             process.send_signal(number)
 
 
-def _told(code: int) -> str:
+def _describe(code: int) -> str:
     return f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"

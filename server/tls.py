@@ -1,4 +1,4 @@
-"""The certificates that the settings name. Loaded only if a setting of TLS is set: cryptography loads slowly."""
+"""The certificates that the settings name. Imported only for TLS, because cryptography loads slowly."""
 
 from __future__ import annotations
 

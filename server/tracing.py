@@ -57,14 +57,14 @@ _propagator = TraceContextTextMapPropagator()
 
 
 class Tracing:
-    """Makes the spans of one server process."""
+    """Creates the spans of one server process."""
 
     def __init__(self, tracer: Tracer) -> None:
         self._tracer = tracer
         self.database: DatabaseTracer = _DatabaseSpans(tracer)
 
     def of_method(self, method: str) -> Trace:
-        """A span for each call of a method, a child of the span in the header `traceparent`."""
+        """Starts a span for each call of a method, as a child of the span in the header `traceparent`."""
         service, _, short_name = method.partition("/")
         attributes = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": short_name}
 
@@ -88,7 +88,7 @@ class Tracing:
         return trace
 
     def of_poster(self, inner: PosterObserver) -> PosterObserver:
-        """A span for each group of calls; also calls the inner observer."""
+        """An observer that creates a span for each group of calls, and then calls the inner observer."""
         return _PosterSpans(self._tracer, inner)
 
 
@@ -137,7 +137,7 @@ def add_trace_ids(_logger: WrappedLogger, _method: str, line: EventDict) -> Even
 
 
 class _DatabaseSpans(DatabaseTracer):
-    """Spans for the database work of a traced call or group; none for background work."""
+    """Creates spans for the database work of traced calls and groups, none for background work."""
 
     def __init__(self, tracer: Tracer) -> None:
         self._tracer = tracer

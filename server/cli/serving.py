@@ -59,9 +59,9 @@ def open_ledger(settings: Settings, *, is_worker: bool = False) -> contextlib.Ab
         if is_worker:
             return contextlib.nullcontext()
         # Loaded only if migrations are missing.
-        from server.app import only_alive  # noqa: PLC0415
+        from server.app import serving_health  # noqa: PLC0415
 
-        return only_alive(settings)
+        return serving_health(settings)
 
     return open_book(
         settings.database_url,

@@ -110,7 +110,7 @@ def _refusal(error: DaybookError, render: RenderError | None) -> Handler:
     return grpc.stream_stream_rpc_method_handler(refused)
 
 
-class NotYet(grpc.GenericRpcHandler):
+class StartingHandler(grpc.GenericRpcHandler):
     """Refuses every method with SERVICE_UNAVAILABLE while the server starts."""
 
     def __init__(self, renderers: Mapping[str, RenderError]) -> None:
@@ -183,7 +183,7 @@ class CallHandler(grpc.GenericRpcHandler):
         admission.hold(holder, entry.bounds)
         return entry.handler
 
-    def apart(self, method: str) -> Handler:
+    def with_own_queue(self, method: str) -> Handler:
         """The handler of a unary method that has a queue of its own in gRPC, which doesn't call `service` for it."""
         entry = self._find(_Details(method))
         assert entry is not None, "the method exists"

@@ -40,7 +40,7 @@ Fetch: TypeAlias = Callable[[], Awaitable[bytes]]
 """Fetches a JWK Set. Any exception means that the fetch failed."""
 
 
-class NotFetched(Exception):
+class FetchFailed(Exception):
     """Why a JWK Set could not be fetched, for the log."""
 
 
@@ -119,7 +119,7 @@ class SigningKeys:
             keys = read_keys(content, self._algorithms)
         except Exception as error:
             # Messages of other exceptions may hold what the issuer sent.
-            problem = str(error) if isinstance(error, NotFetched) else type(error).__name__
+            problem = str(error) if isinstance(error, FetchFailed) else type(error).__name__
             log.warning("signing key fetch failed", problem=problem)
         else:
             self._keys, self._fetched_at = keys, asked_at
@@ -152,7 +152,7 @@ async def signing_keys(
 ) -> AsyncIterator[SigningKeys]:
     """The keys at a URL or in a file, until the end of the block.
 
-    A file is read again every FETCH_AGAIN_SECONDS. Raises NotFetched if it holds no usable key;
+    A file is read again every FETCH_AGAIN_SECONDS. Raises FetchFailed if it holds no usable key;
     an issuer at a URL may be unavailable at first.
     """
     remote = is_url(location)
@@ -162,7 +162,7 @@ async def signing_keys(
         try:
             await keys.refresh(wait=not remote)
             if not remote and not keys.has_any():
-                raise NotFetched("the file holds no key that can be used")
+                raise FetchFailed("the file holds no key that can be used")
             yield keys
         finally:
             await keys.close()
@@ -190,7 +190,7 @@ async def from_url(url: str) -> AsyncIterator[Fetch]:
         content = bytearray()
         async with client.stream("GET", url) as response:
             if response.status_code != httpx.codes.OK:
-                raise NotFetched(f"the issuer answers with {response.status_code}")
+                raise FetchFailed(f"the issuer answers with {response.status_code}")
             async for chunk in response.aiter_raw():
                 content += chunk
                 _require_size(len(content))
@@ -206,7 +206,7 @@ def from_file(path: Path) -> Fetch:
     def read() -> bytes:
         # Reading a pipe might never end.
         if not path.is_file():
-            raise NotFetched("there is no such file")
+            raise FetchFailed("there is no such file")
         with path.open("rb") as file:
             content = file.read(SET_BYTES_MAX + 1)
         _require_size(len(content))
@@ -220,23 +220,23 @@ def from_file(path: Path) -> Fetch:
 
 def _require_size(count: int) -> None:
     if count > SET_BYTES_MAX:
-        raise NotFetched(f"the JWK Set has more than {SET_BYTES_MAX} bytes")
+        raise FetchFailed(f"the JWK Set has more than {SET_BYTES_MAX} bytes")
 
 
 def read_keys(content: bytes, algorithms: Sequence[str]) -> list[PyJWK]:
     """The keys of a JWK Set for these algorithms; a key appears once for each algorithm that it can be used with.
 
     Other keys are ignored (RFC 7517, 5); a set without a usable key revokes all. Raises
-    NotFetched if the content is not a JWK Set.
+    FetchFailed if the content is not a JWK Set.
     """
     try:
         jwk_set = json.loads(content)
     except (ValueError, RecursionError):
-        raise NotFetched("the JWK Set is not JSON") from None
+        raise FetchFailed("the JWK Set is not JSON") from None
     if not isinstance(jwk_set, dict) or not isinstance(jwk_set.get("keys"), list):
-        raise NotFetched("the JWK Set has no keys")
+        raise FetchFailed("the JWK Set has no keys")
     if len(jwk_set["keys"]) > SET_KEYS_MAX:
-        raise NotFetched(f"the JWK Set has more than {SET_KEYS_MAX} keys")
+        raise FetchFailed(f"the JWK Set has more than {SET_KEYS_MAX} keys")
     jwks = [jwk for jwk in jwk_set["keys"] if isinstance(jwk, dict) and _is_for_signatures(jwk)]
     return [key for jwk in jwks for algorithm in algorithms if (key := _read_key(jwk, algorithm)) is not None]
 

@@ -83,7 +83,7 @@ def test_a_file_is_read(tmp_path: Path) -> None:
     (tmp_path / "keys").write_text(f"{NEW.hex()}\n{OLD.hex()}\n")
     assert Settings(token_keys_file=tmp_path / "keys").configured_token_keys() == [NEW, OLD]
     (tmp_path / "keys").write_bytes(OLD)
-    for name, problem in (("keys", "must be a text"), ("nothing", "can't be read")):
+    for name, problem in (("keys", "must be a text file"), ("nothing", "can't be read")):
         with pytest.raises(ValueError, match=problem) as caught:
             Settings(token_keys_file=tmp_path / name).configured_token_keys()
         assert str(tmp_path) not in str(caught.value)

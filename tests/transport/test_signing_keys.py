@@ -27,8 +27,8 @@ from server.transport.signing_keys import (
     SET_BYTES_MAX,
     SET_KEYS_MAX,
     Fetch,
+    FetchFailed,
     NoSuchKey,
-    NotFetched,
     SigningKeys,
     from_file,
     from_url,
@@ -214,7 +214,7 @@ async def test_what_is_no_set_changes_nothing(
 @pytest.mark.parametrize("name", [name for name in NO_SETS if name != "too long"])
 def test_what_is_no_set(name: str) -> None:
     """The log is told in our words what is wrong, whatever the library says."""
-    with pytest.raises(NotFetched, match="the JWK Set"):
+    with pytest.raises(FetchFailed, match="the JWK Set"):
         read_keys(NO_SETS[name], ALL)
 
 
@@ -500,7 +500,7 @@ async def test_a_file_without_keys_at_the_start(tmp_path: Path, content: bytes |
     file = tmp_path / "jwks.json"
     if content is not None:
         file.write_bytes(content)
-    with pytest.raises(NotFetched, match="the file holds no key that can be used"):
+    with pytest.raises(FetchFailed, match="the file holds no key that can be used"):
         async with signing_keys(str(file), ("ES256",), REFRESH):
             pass
 
@@ -508,7 +508,7 @@ async def test_a_file_without_keys_at_the_start(tmp_path: Path, content: bytes |
 @shares_a_loop
 async def test_what_is_no_file(tmp_path: Path) -> None:
     """A folder is none."""
-    with pytest.raises(NotFetched, match="there is no such file"):
+    with pytest.raises(FetchFailed, match="there is no such file"):
         await from_file(tmp_path)()
 
 
