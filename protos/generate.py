@@ -107,8 +107,7 @@ def generate(out: Path) -> None:
 
 
 def without_response_bodies(descriptors: bytes) -> bytes:
-    """Removes every response_body from a descriptor set: Envoy doesn't start with one. Its Lua filter unwraps the body.
-    """
+    """Removes every response_body, with which Envoy does not start; its Lua filter unwraps the body."""
     # A separate pool has the same extensions in every process, so the bytes are reproducible.
     pool = DescriptorPool()
     for file in FileDescriptorSet.FromString(descriptors).file:

@@ -28,13 +28,15 @@ if _version_not_supported:
 
 class AdminStub:
     """Administers the ledger of a tenant: imports history, verifies the books and manages API keys.
+
     Every call needs a credential with the scope `admin`, or gets PERMISSION_DENIED, reason
-    SCOPE_MISSING. See Ledger for credentials and errors. The methods for API keys manage the keys of
-    the tenant, and need a credential that is not bound to an account. They take no request_id,
-    because a repeated call would have to return the secret again, and secrets are not stored. A
-    caller that lost a response revokes the unused key, or rotates it again; RevokeApiKey is
-    idempotent. These methods reject an `idempotency-key` with INVALID_ARGUMENT. So does
-    ImportTransactions, whose items have a request_id each.
+    SCOPE_MISSING. See Ledger for credentials and errors.
+
+    The methods for API keys manage the keys of the tenant, and need a credential that is not bound
+    to an account. They take no request_id, because a repeated call would have to return the secret
+    again, and secrets are not stored. A caller that lost a response revokes the unused key, or
+    rotates it again; RevokeApiKey is idempotent. These methods reject an `idempotency-key` with
+    INVALID_ARGUMENT. So does ImportTransactions, whose items have a request_id each.
     """
 
     def __init__(self, channel):
@@ -77,21 +79,24 @@ class AdminStub:
 
 class AdminServicer:
     """Administers the ledger of a tenant: imports history, verifies the books and manages API keys.
+
     Every call needs a credential with the scope `admin`, or gets PERMISSION_DENIED, reason
-    SCOPE_MISSING. See Ledger for credentials and errors. The methods for API keys manage the keys of
-    the tenant, and need a credential that is not bound to an account. They take no request_id,
-    because a repeated call would have to return the secret again, and secrets are not stored. A
-    caller that lost a response revokes the unused key, or rotates it again; RevokeApiKey is
-    idempotent. These methods reject an `idempotency-key` with INVALID_ARGUMENT. So does
-    ImportTransactions, whose items have a request_id each.
+    SCOPE_MISSING. See Ledger for credentials and errors.
+
+    The methods for API keys manage the keys of the tenant, and need a credential that is not bound
+    to an account. They take no request_id, because a repeated call would have to return the secret
+    again, and secrets are not stored. A caller that lost a response revokes the unused key, or
+    rotates it again; RevokeApiKey is idempotent. These methods reject an `idempotency-key` with
+    INVALID_ARGUMENT. So does ImportTransactions, whose items have a request_id each.
     """
 
     def ImportTransactions(self, request_iterator, context):
-        """Imports past transactions with their times, in time order. All rules of posting apply. Items
-        are committed in groups as they arrive. The call ends at the first item that fails, with its
-        error, whose metadata has the `index` of the item in the stream; earlier items stay imported. A
-        repeated call skips every item whose request_id was already imported, so it resumes an
-        interrupted import.
+        """Imports past transactions with their times, in time order. All rules of posting apply.
+
+        Items are committed in groups as they arrive. The call ends at the first item that fails, with
+        its error, whose metadata has the `index` of the item in the stream; earlier items stay
+        imported. A repeated call skips every item whose request_id was already imported, so it resumes
+        an interrupted import.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -107,9 +112,11 @@ class AdminServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CreateApiKey(self, request, context):
-        """Creates an API key. Only this response has its secret. Returns NOT_FOUND if the tenant lacks
-        the account to which the key is bound, and PERMISSION_DENIED, reason SCOPE_MISSING, if the
-        caller's scopes don't include a scope of the key.
+        """Creates an API key. Only this response has its secret.
+
+        Returns NOT_FOUND if the tenant lacks the account to which the key is bound, and
+        PERMISSION_DENIED, reason SCOPE_MISSING, if the caller's scopes don't include a scope of the
+        key.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -125,8 +132,10 @@ class AdminServicer:
 
     def RevokeApiKey(self, request, context):
         """Revokes an API key permanently. A key can revoke itself. Every server process rejects the key
-        within five seconds. Returns NOT_FOUND if the tenant has no such key. Has no effect on a key
-        that is already revoked.
+        within five seconds.
+
+        Returns NOT_FOUND if the tenant has no such key. Has no effect on a key that is already
+        revoked.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -134,10 +143,13 @@ class AdminServicer:
 
     def RotateApiKey(self, request, context):
         """Replaces the secret of an API key. Only this response has the new secret. The id and all other
-        fields stay the same. The previous secret stays valid until the end of the grace period. Older
-        secrets stay valid until the end of their own grace period or of this one, whichever is
-        earlier. Without a grace period all old secrets are rejected within five seconds. At most four
-        old secrets are stored: a further rotation drops the secret whose grace period ends first.
+        fields stay the same.
+
+        The previous secret stays valid until the end of the grace period. Older secrets stay valid
+        until the end of their own grace period or of this one, whichever is earlier. Without a grace
+        period all old secrets are rejected within five seconds. At most four old secrets are stored: a
+        further rotation drops the secret whose grace period ends first.
+
         Returns NOT_FOUND if the tenant has no such key, and FAILED_PRECONDITION, reason
         API_KEY_INACTIVE, if the key is revoked or has expired.
         """
@@ -188,13 +200,15 @@ def add_AdminServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class Admin:
     """Administers the ledger of a tenant: imports history, verifies the books and manages API keys.
+
     Every call needs a credential with the scope `admin`, or gets PERMISSION_DENIED, reason
-    SCOPE_MISSING. See Ledger for credentials and errors. The methods for API keys manage the keys of
-    the tenant, and need a credential that is not bound to an account. They take no request_id,
-    because a repeated call would have to return the secret again, and secrets are not stored. A
-    caller that lost a response revokes the unused key, or rotates it again; RevokeApiKey is
-    idempotent. These methods reject an `idempotency-key` with INVALID_ARGUMENT. So does
-    ImportTransactions, whose items have a request_id each.
+    SCOPE_MISSING. See Ledger for credentials and errors.
+
+    The methods for API keys manage the keys of the tenant, and need a credential that is not bound
+    to an account. They take no request_id, because a repeated call would have to return the secret
+    again, and secrets are not stored. A caller that lost a response revokes the unused key, or
+    rotates it again; RevokeApiKey is idempotent. These methods reject an `idempotency-key` with
+    INVALID_ARGUMENT. So does ImportTransactions, whose items have a request_id each.
     """
 
     @staticmethod

@@ -15,22 +15,25 @@ GRPC_VERSION: str
 
 class AdminStub:
     """Administers the ledger of a tenant: imports history, verifies the books and manages API keys.
+
     Every call needs a credential with the scope `admin`, or gets PERMISSION_DENIED, reason
-    SCOPE_MISSING. See Ledger for credentials and errors. The methods for API keys manage the keys of
-    the tenant, and need a credential that is not bound to an account. They take no request_id,
-    because a repeated call would have to return the secret again, and secrets are not stored. A
-    caller that lost a response revokes the unused key, or rotates it again; RevokeApiKey is
-    idempotent. These methods reject an `idempotency-key` with INVALID_ARGUMENT. So does
-    ImportTransactions, whose items have a request_id each.
+    SCOPE_MISSING. See Ledger for credentials and errors.
+
+    The methods for API keys manage the keys of the tenant, and need a credential that is not bound
+    to an account. They take no request_id, because a repeated call would have to return the secret
+    again, and secrets are not stored. A caller that lost a response revokes the unused key, or
+    rotates it again; RevokeApiKey is idempotent. These methods reject an `idempotency-key` with
+    INVALID_ARGUMENT. So does ImportTransactions, whose items have a request_id each.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ImportTransactions: _aio.StreamUnaryMultiCallable[_admin_service_pb2.ImportTransactionsRequest, _admin_service_pb2.ImportTransactionsResponse]
-    """Imports past transactions with their times, in time order. All rules of posting apply. Items
-    are committed in groups as they arrive. The call ends at the first item that fails, with its
-    error, whose metadata has the `index` of the item in the stream; earlier items stay imported. A
-    repeated call skips every item whose request_id was already imported, so it resumes an
-    interrupted import.
+    """Imports past transactions with their times, in time order. All rules of posting apply.
+
+    Items are committed in groups as they arrive. The call ends at the first item that fails, with
+    its error, whose metadata has the `index` of the item in the stream; earlier items stay
+    imported. A repeated call skips every item whose request_id was already imported, so it resumes
+    an interrupted import.
     """
     VerifyAccounts: _aio.UnaryStreamMultiCallable[_admin_service_pb2.VerifyAccountsRequest, _admin_service_pb2.VerifyAccountsResponse]
     """Recomputes the tenant's accounts and compares them with the stored data. Streams each
@@ -38,9 +41,11 @@ class AdminStub:
     TOO_BUSY, if two verifications are already in progress.
     """
     CreateApiKey: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.CreateApiKeyRequest, _admin_service_pb2.CreateApiKeyResponse]
-    """Creates an API key. Only this response has its secret. Returns NOT_FOUND if the tenant lacks
-    the account to which the key is bound, and PERMISSION_DENIED, reason SCOPE_MISSING, if the
-    caller's scopes don't include a scope of the key.
+    """Creates an API key. Only this response has its secret.
+
+    Returns NOT_FOUND if the tenant lacks the account to which the key is bound, and
+    PERMISSION_DENIED, reason SCOPE_MISSING, if the caller's scopes don't include a scope of the
+    key.
     """
     ListApiKeys: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListApiKeysRequest, _admin_service_pb2.ListApiKeysResponse]
     """Lists the API keys of the tenant, newest first, including revoked and expired keys. Secrets are
@@ -48,28 +53,35 @@ class AdminStub:
     """
     RevokeApiKey: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.RevokeApiKeyRequest, _api_key_pb2.ApiKey]
     """Revokes an API key permanently. A key can revoke itself. Every server process rejects the key
-    within five seconds. Returns NOT_FOUND if the tenant has no such key. Has no effect on a key
-    that is already revoked.
+    within five seconds.
+
+    Returns NOT_FOUND if the tenant has no such key. Has no effect on a key that is already
+    revoked.
     """
     RotateApiKey: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.RotateApiKeyRequest, _admin_service_pb2.RotateApiKeyResponse]
     """Replaces the secret of an API key. Only this response has the new secret. The id and all other
-    fields stay the same. The previous secret stays valid until the end of the grace period. Older
-    secrets stay valid until the end of their own grace period or of this one, whichever is
-    earlier. Without a grace period all old secrets are rejected within five seconds. At most four
-    old secrets are stored: a further rotation drops the secret whose grace period ends first.
+    fields stay the same.
+
+    The previous secret stays valid until the end of the grace period. Older secrets stay valid
+    until the end of their own grace period or of this one, whichever is earlier. Without a grace
+    period all old secrets are rejected within five seconds. At most four old secrets are stored: a
+    further rotation drops the secret whose grace period ends first.
+
     Returns NOT_FOUND if the tenant has no such key, and FAILED_PRECONDITION, reason
     API_KEY_INACTIVE, if the key is revoked or has expired.
     """
 
 class AdminServicer(metaclass=_abc_1.ABCMeta):
     """Administers the ledger of a tenant: imports history, verifies the books and manages API keys.
+
     Every call needs a credential with the scope `admin`, or gets PERMISSION_DENIED, reason
-    SCOPE_MISSING. See Ledger for credentials and errors. The methods for API keys manage the keys of
-    the tenant, and need a credential that is not bound to an account. They take no request_id,
-    because a repeated call would have to return the secret again, and secrets are not stored. A
-    caller that lost a response revokes the unused key, or rotates it again; RevokeApiKey is
-    idempotent. These methods reject an `idempotency-key` with INVALID_ARGUMENT. So does
-    ImportTransactions, whose items have a request_id each.
+    SCOPE_MISSING. See Ledger for credentials and errors.
+
+    The methods for API keys manage the keys of the tenant, and need a credential that is not bound
+    to an account. They take no request_id, because a repeated call would have to return the secret
+    again, and secrets are not stored. A caller that lost a response revokes the unused key, or
+    rotates it again; RevokeApiKey is idempotent. These methods reject an `idempotency-key` with
+    INVALID_ARGUMENT. So does ImportTransactions, whose items have a request_id each.
     """
 
     @_abc_1.abstractmethod
@@ -78,11 +90,12 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _abc.AsyncIterator[_admin_service_pb2.ImportTransactionsRequest],
         context: _aio.ServicerContext[_abc.AsyncIterator[_admin_service_pb2.ImportTransactionsRequest], _abc.Awaitable[_admin_service_pb2.ImportTransactionsResponse]],
     ) -> _abc.Awaitable[_admin_service_pb2.ImportTransactionsResponse]:
-        """Imports past transactions with their times, in time order. All rules of posting apply. Items
-        are committed in groups as they arrive. The call ends at the first item that fails, with its
-        error, whose metadata has the `index` of the item in the stream; earlier items stay imported. A
-        repeated call skips every item whose request_id was already imported, so it resumes an
-        interrupted import.
+        """Imports past transactions with their times, in time order. All rules of posting apply.
+
+        Items are committed in groups as they arrive. The call ends at the first item that fails, with
+        its error, whose metadata has the `index` of the item in the stream; earlier items stay
+        imported. A repeated call skips every item whose request_id was already imported, so it resumes
+        an interrupted import.
         """
 
     @_abc_1.abstractmethod
@@ -102,9 +115,11 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.CreateApiKeyRequest,
         context: _aio.ServicerContext[_admin_service_pb2.CreateApiKeyRequest, _abc.Awaitable[_admin_service_pb2.CreateApiKeyResponse]],
     ) -> _abc.Awaitable[_admin_service_pb2.CreateApiKeyResponse]:
-        """Creates an API key. Only this response has its secret. Returns NOT_FOUND if the tenant lacks
-        the account to which the key is bound, and PERMISSION_DENIED, reason SCOPE_MISSING, if the
-        caller's scopes don't include a scope of the key.
+        """Creates an API key. Only this response has its secret.
+
+        Returns NOT_FOUND if the tenant lacks the account to which the key is bound, and
+        PERMISSION_DENIED, reason SCOPE_MISSING, if the caller's scopes don't include a scope of the
+        key.
         """
 
     @_abc_1.abstractmethod
@@ -124,8 +139,10 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_admin_service_pb2.RevokeApiKeyRequest, _abc.Awaitable[_api_key_pb2.ApiKey]],
     ) -> _abc.Awaitable[_api_key_pb2.ApiKey]:
         """Revokes an API key permanently. A key can revoke itself. Every server process rejects the key
-        within five seconds. Returns NOT_FOUND if the tenant has no such key. Has no effect on a key
-        that is already revoked.
+        within five seconds.
+
+        Returns NOT_FOUND if the tenant has no such key. Has no effect on a key that is already
+        revoked.
         """
 
     @_abc_1.abstractmethod
@@ -135,10 +152,13 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_admin_service_pb2.RotateApiKeyRequest, _abc.Awaitable[_admin_service_pb2.RotateApiKeyResponse]],
     ) -> _abc.Awaitable[_admin_service_pb2.RotateApiKeyResponse]:
         """Replaces the secret of an API key. Only this response has the new secret. The id and all other
-        fields stay the same. The previous secret stays valid until the end of the grace period. Older
-        secrets stay valid until the end of their own grace period or of this one, whichever is
-        earlier. Without a grace period all old secrets are rejected within five seconds. At most four
-        old secrets are stored: a further rotation drops the secret whose grace period ends first.
+        fields stay the same.
+
+        The previous secret stays valid until the end of the grace period. Older secrets stay valid
+        until the end of their own grace period or of this one, whichever is earlier. Without a grace
+        period all old secrets are rejected within five seconds. At most four old secrets are stored: a
+        further rotation drops the secret whose grace period ends first.
+
         Returns NOT_FOUND if the tenant has no such key, and FAILED_PRECONDITION, reason
         API_KEY_INACTIVE, if the key is revoked or has expired.
         """

@@ -595,16 +595,18 @@ class ListTransactionsRequest(_message.Message):
     filter: _builtins.str
     """An AIP-160 filter: comparisons joined by AND. At most 2,048 characters.
 
-    - `kind = CHARGE`, `category = "ai_chat"`, `state = SUCCEEDED`; several values
-      as `(category = "ai_chat" OR category = "inference")`, at most 16;
-    - `create_time >= "2024-10-01T00:00:00Z"` and with `>`, `<`, `<=`; also as `createTime`;
-    - `labels.location = "..."`, `labels.membership = "..."`, `labels.company = "..."`. Each field
-      may occur once; create_time may occur once as a lower and once as an upper bound. Any other
-      filter gets INVALID_ARGUMENT, reason FILTER_INVALID. Indexes serve these filters in full, if
-      the order is by create_time: a range of create_time; for one account, categories with or
-      without kinds and states, of at most 64 combinations (without kinds, all 7 count; without
-      states, all 3); for `accounts/-`, one label. With any other filter a page may have fewer
-      transactions than page_size, see there.
+    - `kind = CHARGE`, `category = "ai_chat"`, `state = SUCCEEDED`; several values as `(category =
+    "ai_chat" OR category = "inference")`, at most 16; - `create_time >= "2024-10-01T00:00:00Z"`
+    and with `>`, `<`, `<=`; also as `createTime`; - `labels.location = "..."`, `labels.membership
+    = "..."`, `labels.company = "..."`.
+
+    Each field may occur once; create_time may occur once as a lower and once as an upper bound.
+    Any other filter gets INVALID_ARGUMENT, reason FILTER_INVALID.
+
+    Indexes serve these filters in full, if the order is by create_time: a range of create_time;
+    for one account, categories with or without kinds and states, of at most 64 combinations
+    (without kinds, all 7 count; without states, all 3); for `accounts/-`, one label. With any
+    other filter a page may have fewer transactions than page_size, see there.
     """
     order_by: _builtins.str
     """`create_time` (or `createTime`) or, for one account only, `amount`; ascending, optionally

@@ -23,87 +23,109 @@ class LedgerStub:
     credential a call gets UNAUTHENTICATED. A credential belongs to one tenant and can't see other
     tenants: their resources are NOT_FOUND, like missing ones. A credential that is bound to one
     account gets PERMISSION_DENIED for everything else, and so does a credential without a scope that
-    permits the method; see scope.proto. Every error carries one google.rpc.ErrorInfo with the domain
-    `daybook` and a reason of ErrorReason. INVALID_ARGUMENT also carries a google.rpc.BadRequest that
-    names the fields. Every method that changes data takes an idempotency key, the request_id
-    (AIP-155) of its request: a call with a request_id takes effect at most once, however often it is
-    repeated. A request_id has 1 to 128 printable ASCII characters, compared exactly, for example a
-    UUID or an invoice number. It is scoped to the account that the call changes, and never expires.
-    The same request_id with the same request gets the first response again; with a different request
-    it gets ALREADY_EXISTS, reason REQUEST_ID_REUSED. A call that fails does not use up its
-    request_id. The metadata `idempotency-key`, over REST the header `Idempotency-Key`, also sets the
-    request_id; if both are given they must be equal. SubmitTransactions takes a request_id in each
-    of its requests instead, and rejects an `idempotency-key` with INVALID_ARGUMENT; methods that
-    only read ignore it. Unknown, duplicate and misplaced input gets INVALID_ARGUMENT: a field that
-    this version of the API lacks, and an output-only field or the name of a resource in a request
-    that creates it. Over REST also: a duplicate key in an object of the body, and a query parameter
-    that is repeated, has no value, or is also set by the body or the path. UpdateAccount ignores
-    update_time and fields outside its mask.
+    permits the method; see scope.proto.
+
+    Every error carries one google.rpc.ErrorInfo with the domain `daybook` and a reason of
+    ErrorReason. INVALID_ARGUMENT also carries a google.rpc.BadRequest that names the fields.
+
+    Every method that changes data takes an idempotency key, the request_id (AIP-155) of its request:
+    a call with a request_id takes effect at most once, however often it is repeated. A request_id
+    has 1 to 128 printable ASCII characters, compared exactly, for example a UUID or an invoice
+    number. It is scoped to the account that the call changes, and never expires. The same request_id
+    with the same request gets the first response again; with a different request it gets
+    ALREADY_EXISTS, reason REQUEST_ID_REUSED. A call that fails does not use up its request_id. The
+    metadata `idempotency-key`, over REST the header `Idempotency-Key`, also sets the request_id; if
+    both are given they must be equal. SubmitTransactions takes a request_id in each of its requests
+    instead, and rejects an `idempotency-key` with INVALID_ARGUMENT; methods that only read ignore
+    it.
+
+    Unknown, duplicate and misplaced input gets INVALID_ARGUMENT: a field that this version of the
+    API lacks, and an output-only field or the name of a resource in a request that creates it. Over
+    REST also: a duplicate key in an object of the body, and a query parameter that is repeated, has
+    no value, or is also set by the body or the path. UpdateAccount ignores update_time and fields
+    outside its mask.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateAccount: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.CreateAccountRequest, _account_pb2.Account]
-    """Creates an account with a balance of 0. Returns ALREADY_EXISTS if the tenant already has an
-    account with this id.
+    """Creates an account with a balance of 0.
+
+    Returns ALREADY_EXISTS if the tenant already has an account with this id.
     """
     GetAccount: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.GetAccountRequest, _account_pb2.Account]
     """Gets one account. Returns NOT_FOUND if the tenant has no account with this name."""
     ListAccounts: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.ListAccountsRequest, _ledger_service_pb2.ListAccountsResponse]
     """Lists the accounts of the tenant in ascending order of their ids."""
     UpdateAccount: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.UpdateAccountRequest, _account_pb2.Account]
-    """Updates an account's display name, profile or credit limit. Returns NOT_FOUND if the tenant has
-    no account with this name, and ABORTED if an etag is given and is stale. An update that changes
-    nothing succeeds and does not change update_time.
+    """Updates an account's display name, profile or credit limit.
+
+    Returns NOT_FOUND if the tenant has no account with this name, and ABORTED if an etag is given
+    and is stale. An update that changes nothing succeeds and does not change update_time.
     """
     CreateTransaction: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.CreateTransactionRequest, _transaction_pb2.Transaction]
-    """Posts a grant, a charge or an adjustment to an account. A grant opens a lot, permanent or
-    expiring. A charge takes credits from the lots in the order that Transaction.priority
-    describes, and borrows the rest within the credit limit. Added credits first repay debt. An
-    expired lot is never spent: its EXPIRATION is posted first, with the lot's expire_time as its
-    create_time, or with the account's newest create_time if that is later. Returns NOT_FOUND if
-    the tenant has no such account. Returns FAILED_PRECONDITION with reason INSUFFICIENT_CREDITS if
-    the balance would go below minus the credit limit, BALANCE_OUT_OF_RANGE if the balance would
-    exceed the range of an amount, and TOO_MANY_LOTS if the transaction would take credits from
-    more than 1,000 lots. The response is sent after the transaction is durably committed.
+    """Posts a grant, a charge or an adjustment to an account.
+
+    A grant opens a lot, permanent or expiring. A charge takes credits from the lots in the order
+    that Transaction.priority describes, and borrows the rest within the credit limit. Added
+    credits first repay debt. An expired lot is never spent: its EXPIRATION is posted first, with
+    the lot's expire_time as its create_time, or with the account's newest create_time if that is
+    later.
+
+    Returns NOT_FOUND if the tenant has no such account. Returns FAILED_PRECONDITION with reason
+    INSUFFICIENT_CREDITS if the balance would go below minus the credit limit, BALANCE_OUT_OF_RANGE
+    if the balance would exceed the range of an amount, and TOO_MANY_LOTS if the transaction would
+    take credits from more than 1,000 lots. The response is sent after the transaction is durably
+    committed.
     """
     BatchCreateTransactions: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.BatchCreateTransactionsRequest, _ledger_service_pb2.BatchCreateTransactionsResponse]
     """Posts up to 1,000 transactions atomically (AIP-233). SubmitTransactions posts each
-    independently. The transactions are posted in the order of the requests. If one fails, the call
-    fails with its error. The field in the error begins with `requests[i].`, or its metadata has
-    the `index`.
+    independently.
+
+    The transactions are posted in the order of the requests. If one fails, the call fails with its
+    error. The field in the error begins with `requests[i].`, or its metadata has the `index`.
     """
     SubmitTransactions: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.SubmitTransactionsRequest, _ledger_service_pb2.SubmitTransactionsResponse]
     """Posts up to 1,000 transactions, each independently, like separate calls of CreateTransaction:
-    if one fails, the others are still posted. BatchCreateTransactions posts atomically. The call
-    succeeds unless the request itself is invalid; each result has the outcome of its transaction.
+    if one fails, the others are still posted. BatchCreateTransactions posts atomically.
+
+    The call succeeds unless the request itself is invalid; each result has the outcome of its
+    transaction.
     """
     RefundTransaction: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.RefundTransactionRequest, _transaction_pb2.Transaction]
     """Refunds a charge in full or in part. A charge can be refunded any number of times, up to its
-    amount. The credits return to the lots they came from, in reverse order, as if only the rest
-    had been charged. Credits from a lot that has expired since the charge return in a new lot,
-    with the lifetime that the old lot had left at the time of the charge. Credits that had been
-    borrowed return in a permanent lot. Refunded credits first repay debt. Returns the REFUND
-    transaction. Its category is `refund`; its owner, its labels, and its subject unless that is
-    usage, are copied from the charge. Returns NOT_FOUND if there is no such transaction. Returns
-    FAILED_PRECONDITION with reason NOT_REFUNDABLE if the transaction is not a CHARGE that
-    SUCCEEDED, and REFUND_EXCEEDS_CHARGE if the refunds would exceed the charge.
+    amount.
+
+    The credits return to the lots they came from, in reverse order, as if only the rest had been
+    charged. Credits from a lot that has expired since the charge return in a new lot, with the
+    lifetime that the old lot had left at the time of the charge. Credits that had been borrowed
+    return in a permanent lot. Refunded credits first repay debt. Returns the REFUND transaction.
+    Its category is `refund`; its owner, its labels, and its subject unless that is usage, are
+    copied from the charge.
+
+    Returns NOT_FOUND if there is no such transaction. Returns FAILED_PRECONDITION with reason
+    NOT_REFUNDABLE if the transaction is not a CHARGE that SUCCEEDED, and REFUND_EXCEEDS_CHARGE if
+    the refunds would exceed the charge.
     """
     TransferCredits: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.TransferCreditsRequest, _ledger_service_pb2.TransferCreditsResponse]
-    """Moves credits atomically from one account to another of the same tenant. Credits are taken in
-    the same order as by a charge, but none are borrowed. They keep their expire_time and priority:
-    the destination gets one lot for each combination of the two. The transactions of the two
-    accounts refer to each other by transfer_peer; their category is `transfer`. Each has its own
-    create_time, which never decreases within its account. Returns NOT_FOUND if the tenant lacks
-    either account. Returns FAILED_PRECONDITION with reason INSUFFICIENT_CREDITS if the source
-    holds less than amount, and TOO_MANY_LOTS if the transfer would take credits from more than
-    1,000 lots.
+    """Moves credits atomically from one account to another of the same tenant.
+
+    Credits are taken in the same order as by a charge, but none are borrowed. They keep their
+    expire_time and priority: the destination gets one lot for each combination of the two. The
+    transactions of the two accounts refer to each other by transfer_peer; their category is
+    `transfer`. Each has its own create_time, which never decreases within its account.
+
+    Returns NOT_FOUND if the tenant lacks either account. Returns FAILED_PRECONDITION with reason
+    INSUFFICIENT_CREDITS if the source holds less than amount, and TOO_MANY_LOTS if the transfer
+    would take credits from more than 1,000 lots.
     """
     GetTransaction: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.GetTransactionRequest, _transaction_pb2.Transaction]
     """Gets one transaction. Returns NOT_FOUND if the account has no transaction with this name."""
     ListTransactions: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.ListTransactionsRequest, _ledger_service_pb2.ListTransactionsResponse]
     """Lists the transactions of an account, or of all accounts of the tenant, newest first unless
-    order_by says otherwise. Reading all pages returns every transaction that existed when the
-    first page was read exactly once, even while others are being posted.
+    order_by says otherwise.
+
+    Reading all pages returns every transaction that existed when the first page was read exactly
+    once, even while others are being posted.
     """
     ListLots: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.ListLotsRequest, _ledger_service_pb2.ListLotsResponse]
     """Lists the lots of an account in the order of their opening, including spent and expired lots."""
@@ -119,22 +141,27 @@ class LedgerServicer(metaclass=_abc_1.ABCMeta):
     credential a call gets UNAUTHENTICATED. A credential belongs to one tenant and can't see other
     tenants: their resources are NOT_FOUND, like missing ones. A credential that is bound to one
     account gets PERMISSION_DENIED for everything else, and so does a credential without a scope that
-    permits the method; see scope.proto. Every error carries one google.rpc.ErrorInfo with the domain
-    `daybook` and a reason of ErrorReason. INVALID_ARGUMENT also carries a google.rpc.BadRequest that
-    names the fields. Every method that changes data takes an idempotency key, the request_id
-    (AIP-155) of its request: a call with a request_id takes effect at most once, however often it is
-    repeated. A request_id has 1 to 128 printable ASCII characters, compared exactly, for example a
-    UUID or an invoice number. It is scoped to the account that the call changes, and never expires.
-    The same request_id with the same request gets the first response again; with a different request
-    it gets ALREADY_EXISTS, reason REQUEST_ID_REUSED. A call that fails does not use up its
-    request_id. The metadata `idempotency-key`, over REST the header `Idempotency-Key`, also sets the
-    request_id; if both are given they must be equal. SubmitTransactions takes a request_id in each
-    of its requests instead, and rejects an `idempotency-key` with INVALID_ARGUMENT; methods that
-    only read ignore it. Unknown, duplicate and misplaced input gets INVALID_ARGUMENT: a field that
-    this version of the API lacks, and an output-only field or the name of a resource in a request
-    that creates it. Over REST also: a duplicate key in an object of the body, and a query parameter
-    that is repeated, has no value, or is also set by the body or the path. UpdateAccount ignores
-    update_time and fields outside its mask.
+    permits the method; see scope.proto.
+
+    Every error carries one google.rpc.ErrorInfo with the domain `daybook` and a reason of
+    ErrorReason. INVALID_ARGUMENT also carries a google.rpc.BadRequest that names the fields.
+
+    Every method that changes data takes an idempotency key, the request_id (AIP-155) of its request:
+    a call with a request_id takes effect at most once, however often it is repeated. A request_id
+    has 1 to 128 printable ASCII characters, compared exactly, for example a UUID or an invoice
+    number. It is scoped to the account that the call changes, and never expires. The same request_id
+    with the same request gets the first response again; with a different request it gets
+    ALREADY_EXISTS, reason REQUEST_ID_REUSED. A call that fails does not use up its request_id. The
+    metadata `idempotency-key`, over REST the header `Idempotency-Key`, also sets the request_id; if
+    both are given they must be equal. SubmitTransactions takes a request_id in each of its requests
+    instead, and rejects an `idempotency-key` with INVALID_ARGUMENT; methods that only read ignore
+    it.
+
+    Unknown, duplicate and misplaced input gets INVALID_ARGUMENT: a field that this version of the
+    API lacks, and an output-only field or the name of a resource in a request that creates it. Over
+    REST also: a duplicate key in an object of the body, and a query parameter that is repeated, has
+    no value, or is also set by the body or the path. UpdateAccount ignores update_time and fields
+    outside its mask.
     """
 
     @_abc_1.abstractmethod
@@ -143,8 +170,9 @@ class LedgerServicer(metaclass=_abc_1.ABCMeta):
         request: _ledger_service_pb2.CreateAccountRequest,
         context: _aio.ServicerContext[_ledger_service_pb2.CreateAccountRequest, _abc.Awaitable[_account_pb2.Account]],
     ) -> _abc.Awaitable[_account_pb2.Account]:
-        """Creates an account with a balance of 0. Returns ALREADY_EXISTS if the tenant already has an
-        account with this id.
+        """Creates an account with a balance of 0.
+
+        Returns ALREADY_EXISTS if the tenant already has an account with this id.
         """
 
     @_abc_1.abstractmethod
@@ -169,9 +197,10 @@ class LedgerServicer(metaclass=_abc_1.ABCMeta):
         request: _ledger_service_pb2.UpdateAccountRequest,
         context: _aio.ServicerContext[_ledger_service_pb2.UpdateAccountRequest, _abc.Awaitable[_account_pb2.Account]],
     ) -> _abc.Awaitable[_account_pb2.Account]:
-        """Updates an account's display name, profile or credit limit. Returns NOT_FOUND if the tenant has
-        no account with this name, and ABORTED if an etag is given and is stale. An update that changes
-        nothing succeeds and does not change update_time.
+        """Updates an account's display name, profile or credit limit.
+
+        Returns NOT_FOUND if the tenant has no account with this name, and ABORTED if an etag is given
+        and is stale. An update that changes nothing succeeds and does not change update_time.
         """
 
     @_abc_1.abstractmethod
@@ -180,15 +209,19 @@ class LedgerServicer(metaclass=_abc_1.ABCMeta):
         request: _ledger_service_pb2.CreateTransactionRequest,
         context: _aio.ServicerContext[_ledger_service_pb2.CreateTransactionRequest, _abc.Awaitable[_transaction_pb2.Transaction]],
     ) -> _abc.Awaitable[_transaction_pb2.Transaction]:
-        """Posts a grant, a charge or an adjustment to an account. A grant opens a lot, permanent or
-        expiring. A charge takes credits from the lots in the order that Transaction.priority
-        describes, and borrows the rest within the credit limit. Added credits first repay debt. An
-        expired lot is never spent: its EXPIRATION is posted first, with the lot's expire_time as its
-        create_time, or with the account's newest create_time if that is later. Returns NOT_FOUND if
-        the tenant has no such account. Returns FAILED_PRECONDITION with reason INSUFFICIENT_CREDITS if
-        the balance would go below minus the credit limit, BALANCE_OUT_OF_RANGE if the balance would
-        exceed the range of an amount, and TOO_MANY_LOTS if the transaction would take credits from
-        more than 1,000 lots. The response is sent after the transaction is durably committed.
+        """Posts a grant, a charge or an adjustment to an account.
+
+        A grant opens a lot, permanent or expiring. A charge takes credits from the lots in the order
+        that Transaction.priority describes, and borrows the rest within the credit limit. Added
+        credits first repay debt. An expired lot is never spent: its EXPIRATION is posted first, with
+        the lot's expire_time as its create_time, or with the account's newest create_time if that is
+        later.
+
+        Returns NOT_FOUND if the tenant has no such account. Returns FAILED_PRECONDITION with reason
+        INSUFFICIENT_CREDITS if the balance would go below minus the credit limit, BALANCE_OUT_OF_RANGE
+        if the balance would exceed the range of an amount, and TOO_MANY_LOTS if the transaction would
+        take credits from more than 1,000 lots. The response is sent after the transaction is durably
+        committed.
         """
 
     @_abc_1.abstractmethod
@@ -198,9 +231,10 @@ class LedgerServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_ledger_service_pb2.BatchCreateTransactionsRequest, _abc.Awaitable[_ledger_service_pb2.BatchCreateTransactionsResponse]],
     ) -> _abc.Awaitable[_ledger_service_pb2.BatchCreateTransactionsResponse]:
         """Posts up to 1,000 transactions atomically (AIP-233). SubmitTransactions posts each
-        independently. The transactions are posted in the order of the requests. If one fails, the call
-        fails with its error. The field in the error begins with `requests[i].`, or its metadata has
-        the `index`.
+        independently.
+
+        The transactions are posted in the order of the requests. If one fails, the call fails with its
+        error. The field in the error begins with `requests[i].`, or its metadata has the `index`.
         """
 
     @_abc_1.abstractmethod
@@ -210,8 +244,10 @@ class LedgerServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_ledger_service_pb2.SubmitTransactionsRequest, _abc.Awaitable[_ledger_service_pb2.SubmitTransactionsResponse]],
     ) -> _abc.Awaitable[_ledger_service_pb2.SubmitTransactionsResponse]:
         """Posts up to 1,000 transactions, each independently, like separate calls of CreateTransaction:
-        if one fails, the others are still posted. BatchCreateTransactions posts atomically. The call
-        succeeds unless the request itself is invalid; each result has the outcome of its transaction.
+        if one fails, the others are still posted. BatchCreateTransactions posts atomically.
+
+        The call succeeds unless the request itself is invalid; each result has the outcome of its
+        transaction.
         """
 
     @_abc_1.abstractmethod
@@ -221,14 +257,18 @@ class LedgerServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_ledger_service_pb2.RefundTransactionRequest, _abc.Awaitable[_transaction_pb2.Transaction]],
     ) -> _abc.Awaitable[_transaction_pb2.Transaction]:
         """Refunds a charge in full or in part. A charge can be refunded any number of times, up to its
-        amount. The credits return to the lots they came from, in reverse order, as if only the rest
-        had been charged. Credits from a lot that has expired since the charge return in a new lot,
-        with the lifetime that the old lot had left at the time of the charge. Credits that had been
-        borrowed return in a permanent lot. Refunded credits first repay debt. Returns the REFUND
-        transaction. Its category is `refund`; its owner, its labels, and its subject unless that is
-        usage, are copied from the charge. Returns NOT_FOUND if there is no such transaction. Returns
-        FAILED_PRECONDITION with reason NOT_REFUNDABLE if the transaction is not a CHARGE that
-        SUCCEEDED, and REFUND_EXCEEDS_CHARGE if the refunds would exceed the charge.
+        amount.
+
+        The credits return to the lots they came from, in reverse order, as if only the rest had been
+        charged. Credits from a lot that has expired since the charge return in a new lot, with the
+        lifetime that the old lot had left at the time of the charge. Credits that had been borrowed
+        return in a permanent lot. Refunded credits first repay debt. Returns the REFUND transaction.
+        Its category is `refund`; its owner, its labels, and its subject unless that is usage, are
+        copied from the charge.
+
+        Returns NOT_FOUND if there is no such transaction. Returns FAILED_PRECONDITION with reason
+        NOT_REFUNDABLE if the transaction is not a CHARGE that SUCCEEDED, and REFUND_EXCEEDS_CHARGE if
+        the refunds would exceed the charge.
         """
 
     @_abc_1.abstractmethod
@@ -237,14 +277,16 @@ class LedgerServicer(metaclass=_abc_1.ABCMeta):
         request: _ledger_service_pb2.TransferCreditsRequest,
         context: _aio.ServicerContext[_ledger_service_pb2.TransferCreditsRequest, _abc.Awaitable[_ledger_service_pb2.TransferCreditsResponse]],
     ) -> _abc.Awaitable[_ledger_service_pb2.TransferCreditsResponse]:
-        """Moves credits atomically from one account to another of the same tenant. Credits are taken in
-        the same order as by a charge, but none are borrowed. They keep their expire_time and priority:
-        the destination gets one lot for each combination of the two. The transactions of the two
-        accounts refer to each other by transfer_peer; their category is `transfer`. Each has its own
-        create_time, which never decreases within its account. Returns NOT_FOUND if the tenant lacks
-        either account. Returns FAILED_PRECONDITION with reason INSUFFICIENT_CREDITS if the source
-        holds less than amount, and TOO_MANY_LOTS if the transfer would take credits from more than
-        1,000 lots.
+        """Moves credits atomically from one account to another of the same tenant.
+
+        Credits are taken in the same order as by a charge, but none are borrowed. They keep their
+        expire_time and priority: the destination gets one lot for each combination of the two. The
+        transactions of the two accounts refer to each other by transfer_peer; their category is
+        `transfer`. Each has its own create_time, which never decreases within its account.
+
+        Returns NOT_FOUND if the tenant lacks either account. Returns FAILED_PRECONDITION with reason
+        INSUFFICIENT_CREDITS if the source holds less than amount, and TOO_MANY_LOTS if the transfer
+        would take credits from more than 1,000 lots.
         """
 
     @_abc_1.abstractmethod
@@ -262,8 +304,10 @@ class LedgerServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_ledger_service_pb2.ListTransactionsRequest, _abc.Awaitable[_ledger_service_pb2.ListTransactionsResponse]],
     ) -> _abc.Awaitable[_ledger_service_pb2.ListTransactionsResponse]:
         """Lists the transactions of an account, or of all accounts of the tenant, newest first unless
-        order_by says otherwise. Reading all pages returns every transaction that existed when the
-        first page was read exactly once, even while others are being posted.
+        order_by says otherwise.
+
+        Reading all pages returns every transaction that existed when the first page was read exactly
+        once, even while others are being posted.
         """
 
     @_abc_1.abstractmethod

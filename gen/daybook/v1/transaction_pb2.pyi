@@ -615,9 +615,10 @@ Global___EventTicket: _TypeAlias = EventTicket  # noqa: Y015
 
 @_typing.final
 class Usage(_message.Message):
-    """The use of a metered service, such as inference, computing time or storage. A charge with a usage
-    subject and the category `computing` or `serverless` is also added to the account's hour window
-    that contains its create_time.
+    """The use of a metered service, such as inference, computing time or storage.
+
+    A charge with a usage subject and the category `computing` or `serverless` is also added to the
+    account's hour window that contains its create_time.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

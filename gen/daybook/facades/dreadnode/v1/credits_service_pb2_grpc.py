@@ -27,9 +27,10 @@ if _version_not_supported:
 
 class CreditsStub:
     """Serves two paths of Dreadnode's credits API. Both are also served without `/v1`, because the SDK
-    omits it if its base URL ends in `/api`. An organization is an account; its slug is the account's
-    id. Errors have Dreadnode's envelope `{code, detail, type}`, with `errors` if parameters are
-    invalid.
+    omits it if its base URL ends in `/api`.
+
+    An organization is an account; its slug is the account's id. Errors have Dreadnode's envelope
+    `{code, detail, type}`, with `errors` if parameters are invalid.
     """
 
     def __init__(self, channel):
@@ -52,24 +53,28 @@ class CreditsStub:
 
 class CreditsServicer:
     """Serves two paths of Dreadnode's credits API. Both are also served without `/v1`, because the SDK
-    omits it if its base URL ends in `/api`. An organization is an account; its slug is the account's
-    id. Errors have Dreadnode's envelope `{code, detail, type}`, with `errors` if parameters are
-    invalid.
+    omits it if its base URL ends in `/api`.
+
+    An organization is an account; its slug is the account's id. Errors have Dreadnode's envelope
+    `{code, detail, type}`, with `errors` if parameters are invalid.
     """
 
     def ListCreditTransactions(self, request, context):
         """Lists recent credit transactions of an organization, newest first. Over REST the response is a
-        JSON array of transactions. Returns 401 without a valid credential, 403 if the credential lacks
-        the scope or is bound to another account, 404 for an unknown organization, and 422 for an
-        invalid parameter.
+        JSON array of transactions.
+
+        Returns 401 without a valid credential, 403 if the credential lacks the scope or is bound to
+        another account, 404 for an unknown organization, and 422 for an invalid parameter.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetCreditBalance(self, request, context):
-        """Gets the credit balance of an organization. Returns 401 without a valid credential, 403 if the
-        credential lacks the scope or is bound to another account, and 404 for an unknown organization.
+        """Gets the credit balance of an organization.
+
+        Returns 401 without a valid credential, 403 if the credential lacks the scope or is bound to
+        another account, and 404 for an unknown organization.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -98,9 +103,10 @@ def add_CreditsServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class Credits:
     """Serves two paths of Dreadnode's credits API. Both are also served without `/v1`, because the SDK
-    omits it if its base URL ends in `/api`. An organization is an account; its slug is the account's
-    id. Errors have Dreadnode's envelope `{code, detail, type}`, with `errors` if parameters are
-    invalid.
+    omits it if its base URL ends in `/api`.
+
+    An organization is an account; its slug is the account's id. Errors have Dreadnode's envelope
+    `{code, detail, type}`, with `errors` if parameters are invalid.
     """
 
     @staticmethod

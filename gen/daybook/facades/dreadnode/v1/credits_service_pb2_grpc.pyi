@@ -16,28 +16,33 @@ GRPC_VERSION: str
 
 class CreditsStub:
     """Serves two paths of Dreadnode's credits API. Both are also served without `/v1`, because the SDK
-    omits it if its base URL ends in `/api`. An organization is an account; its slug is the account's
-    id. Errors have Dreadnode's envelope `{code, detail, type}`, with `errors` if parameters are
-    invalid.
+    omits it if its base URL ends in `/api`.
+
+    An organization is an account; its slug is the account's id. Errors have Dreadnode's envelope
+    `{code, detail, type}`, with `errors` if parameters are invalid.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListCreditTransactions: _aio.UnaryUnaryMultiCallable[_credits_service_pb2.ListCreditTransactionsRequest, _credits_service_pb2.ListCreditTransactionsResponse]
     """Lists recent credit transactions of an organization, newest first. Over REST the response is a
-    JSON array of transactions. Returns 401 without a valid credential, 403 if the credential lacks
-    the scope or is bound to another account, 404 for an unknown organization, and 422 for an
-    invalid parameter.
+    JSON array of transactions.
+
+    Returns 401 without a valid credential, 403 if the credential lacks the scope or is bound to
+    another account, 404 for an unknown organization, and 422 for an invalid parameter.
     """
     GetCreditBalance: _aio.UnaryUnaryMultiCallable[_credits_service_pb2.GetCreditBalanceRequest, _credits_service_pb2.GetCreditBalanceResponse]
-    """Gets the credit balance of an organization. Returns 401 without a valid credential, 403 if the
-    credential lacks the scope or is bound to another account, and 404 for an unknown organization.
+    """Gets the credit balance of an organization.
+
+    Returns 401 without a valid credential, 403 if the credential lacks the scope or is bound to
+    another account, and 404 for an unknown organization.
     """
 
 class CreditsServicer(metaclass=_abc_1.ABCMeta):
     """Serves two paths of Dreadnode's credits API. Both are also served without `/v1`, because the SDK
-    omits it if its base URL ends in `/api`. An organization is an account; its slug is the account's
-    id. Errors have Dreadnode's envelope `{code, detail, type}`, with `errors` if parameters are
-    invalid.
+    omits it if its base URL ends in `/api`.
+
+    An organization is an account; its slug is the account's id. Errors have Dreadnode's envelope
+    `{code, detail, type}`, with `errors` if parameters are invalid.
     """
 
     @_abc_1.abstractmethod
@@ -47,9 +52,10 @@ class CreditsServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_credits_service_pb2.ListCreditTransactionsRequest, _abc.Awaitable[_credits_service_pb2.ListCreditTransactionsResponse]],
     ) -> _abc.Awaitable[_credits_service_pb2.ListCreditTransactionsResponse]:
         """Lists recent credit transactions of an organization, newest first. Over REST the response is a
-        JSON array of transactions. Returns 401 without a valid credential, 403 if the credential lacks
-        the scope or is bound to another account, 404 for an unknown organization, and 422 for an
-        invalid parameter.
+        JSON array of transactions.
+
+        Returns 401 without a valid credential, 403 if the credential lacks the scope or is bound to
+        another account, 404 for an unknown organization, and 422 for an invalid parameter.
         """
 
     @_abc_1.abstractmethod
@@ -58,8 +64,10 @@ class CreditsServicer(metaclass=_abc_1.ABCMeta):
         request: _credits_service_pb2.GetCreditBalanceRequest,
         context: _aio.ServicerContext[_credits_service_pb2.GetCreditBalanceRequest, _abc.Awaitable[_credits_service_pb2.GetCreditBalanceResponse]],
     ) -> _abc.Awaitable[_credits_service_pb2.GetCreditBalanceResponse]:
-        """Gets the credit balance of an organization. Returns 401 without a valid credential, 403 if the
-        credential lacks the scope or is bound to another account, and 404 for an unknown organization.
+        """Gets the credit balance of an organization.
+
+        Returns 401 without a valid credential, 403 if the credential lacks the scope or is bound to
+        another account, and 404 for an unknown organization.
         """
 
 def add_CreditsServicer_to_server(servicer: CreditsServicer, server: _aio.Server) -> None: ...

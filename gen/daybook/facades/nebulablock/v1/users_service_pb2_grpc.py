@@ -26,8 +26,10 @@ if _version_not_supported:
 
 
 class UsersStub:
-    """Serves the documented path of Nebula Block's credits API. Returns the account to which the
-    credential is bound. Errors have Nebula Block's body `{data: null, message, status: "failed"}`.
+    """Serves the documented path of Nebula Block's credits API.
+
+    Returns the account to which the credential is bound. Errors have Nebula Block's body
+    `{data: null, message, status: "failed"}`.
     """
 
     def __init__(self, channel):
@@ -44,14 +46,17 @@ class UsersStub:
 
 
 class UsersServicer:
-    """Serves the documented path of Nebula Block's credits API. Returns the account to which the
-    credential is bound. Errors have Nebula Block's body `{data: null, message, status: "failed"}`.
+    """Serves the documented path of Nebula Block's credits API.
+
+    Returns the account to which the credential is bound. Errors have Nebula Block's body
+    `{data: null, message, status: "failed"}`.
     """
 
     def GetCreditsHistory(self, request, context):
-        """Gets the caller's balance and the hours in which credits were spent, newest first. Returns 401
-        without a valid token, 403 if the credential lacks the scope or is not bound to an account, and
-        400 for an invalid parameter.
+        """Gets the caller's balance and the hours in which credits were spent, newest first.
+
+        Returns 401 without a valid token, 403 if the credential lacks the scope or is not bound to an
+        account, and 400 for an invalid parameter.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -74,8 +79,10 @@ def add_UsersServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Users:
-    """Serves the documented path of Nebula Block's credits API. Returns the account to which the
-    credential is bound. Errors have Nebula Block's body `{data: null, message, status: "failed"}`.
+    """Serves the documented path of Nebula Block's credits API.
+
+    Returns the account to which the credential is bound. Errors have Nebula Block's body
+    `{data: null, message, status: "failed"}`.
     """
 
     @staticmethod

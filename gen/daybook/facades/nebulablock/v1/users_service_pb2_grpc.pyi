@@ -13,20 +13,25 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class UsersStub:
-    """Serves the documented path of Nebula Block's credits API. Returns the account to which the
-    credential is bound. Errors have Nebula Block's body `{data: null, message, status: "failed"}`.
+    """Serves the documented path of Nebula Block's credits API.
+
+    Returns the account to which the credential is bound. Errors have Nebula Block's body
+    `{data: null, message, status: "failed"}`.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetCreditsHistory: _aio.UnaryUnaryMultiCallable[_users_service_pb2.GetCreditsHistoryRequest, _users_service_pb2.GetCreditsHistoryResponse]
-    """Gets the caller's balance and the hours in which credits were spent, newest first. Returns 401
-    without a valid token, 403 if the credential lacks the scope or is not bound to an account, and
-    400 for an invalid parameter.
+    """Gets the caller's balance and the hours in which credits were spent, newest first.
+
+    Returns 401 without a valid token, 403 if the credential lacks the scope or is not bound to an
+    account, and 400 for an invalid parameter.
     """
 
 class UsersServicer(metaclass=_abc_1.ABCMeta):
-    """Serves the documented path of Nebula Block's credits API. Returns the account to which the
-    credential is bound. Errors have Nebula Block's body `{data: null, message, status: "failed"}`.
+    """Serves the documented path of Nebula Block's credits API.
+
+    Returns the account to which the credential is bound. Errors have Nebula Block's body
+    `{data: null, message, status: "failed"}`.
     """
 
     @_abc_1.abstractmethod
@@ -35,9 +40,10 @@ class UsersServicer(metaclass=_abc_1.ABCMeta):
         request: _users_service_pb2.GetCreditsHistoryRequest,
         context: _aio.ServicerContext[_users_service_pb2.GetCreditsHistoryRequest, _abc.Awaitable[_users_service_pb2.GetCreditsHistoryResponse]],
     ) -> _abc.Awaitable[_users_service_pb2.GetCreditsHistoryResponse]:
-        """Gets the caller's balance and the hours in which credits were spent, newest first. Returns 401
-        without a valid token, 403 if the credential lacks the scope or is not bound to an account, and
-        400 for an invalid parameter.
+        """Gets the caller's balance and the hours in which credits were spent, newest first.
+
+        Returns 401 without a valid token, 403 if the credential lacks the scope or is not bound to an
+        account, and 400 for an invalid parameter.
         """
 
 def add_UsersServicer_to_server(servicer: UsersServicer, server: _aio.Server) -> None: ...

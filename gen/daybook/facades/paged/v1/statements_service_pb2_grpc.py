@@ -26,8 +26,9 @@ if _version_not_supported:
 
 
 class StatementsStub:
-    """Lists an account's transactions by page number. Errors have the body `{detail}`, with `field` if
-    a parameter is invalid.
+    """Lists an account's transactions by page number.
+
+    Errors have the body `{detail}`, with `field` if a parameter is invalid.
     """
 
     def __init__(self, channel):
@@ -44,14 +45,16 @@ class StatementsStub:
 
 
 class StatementsServicer:
-    """Lists an account's transactions by page number. Errors have the body `{detail}`, with `field` if
-    a parameter is invalid.
+    """Lists an account's transactions by page number.
+
+    Errors have the body `{detail}`, with `field` if a parameter is invalid.
     """
 
     def ListAccountTransactions(self, request, context):
-        """Lists all transactions of an account, newest first. Returns 401 without a valid credential, 403
-        if the credential lacks the scope or is bound to another account, 404 for an unknown account or
-        page, and 400 for an invalid page_size.
+        """Lists all transactions of an account, newest first.
+
+        Returns 401 without a valid credential, 403 if the credential lacks the scope or is bound to
+        another account, 404 for an unknown account or page, and 400 for an invalid page_size.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -74,8 +77,9 @@ def add_StatementsServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Statements:
-    """Lists an account's transactions by page number. Errors have the body `{detail}`, with `field` if
-    a parameter is invalid.
+    """Lists an account's transactions by page number.
+
+    Errors have the body `{detail}`, with `field` if a parameter is invalid.
     """
 
     @staticmethod

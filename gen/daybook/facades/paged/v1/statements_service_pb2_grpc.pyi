@@ -15,20 +15,23 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class StatementsStub:
-    """Lists an account's transactions by page number. Errors have the body `{detail}`, with `field` if
-    a parameter is invalid.
+    """Lists an account's transactions by page number.
+
+    Errors have the body `{detail}`, with `field` if a parameter is invalid.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListAccountTransactions: _aio.UnaryUnaryMultiCallable[_statements_service_pb2.ListAccountTransactionsRequest, _statements_service_pb2.ListAccountTransactionsResponse]
-    """Lists all transactions of an account, newest first. Returns 401 without a valid credential, 403
-    if the credential lacks the scope or is bound to another account, 404 for an unknown account or
-    page, and 400 for an invalid page_size.
+    """Lists all transactions of an account, newest first.
+
+    Returns 401 without a valid credential, 403 if the credential lacks the scope or is bound to
+    another account, 404 for an unknown account or page, and 400 for an invalid page_size.
     """
 
 class StatementsServicer(metaclass=_abc_1.ABCMeta):
-    """Lists an account's transactions by page number. Errors have the body `{detail}`, with `field` if
-    a parameter is invalid.
+    """Lists an account's transactions by page number.
+
+    Errors have the body `{detail}`, with `field` if a parameter is invalid.
     """
 
     @_abc_1.abstractmethod
@@ -37,9 +40,10 @@ class StatementsServicer(metaclass=_abc_1.ABCMeta):
         request: _statements_service_pb2.ListAccountTransactionsRequest,
         context: _aio.ServicerContext[_statements_service_pb2.ListAccountTransactionsRequest, _abc.Awaitable[_statements_service_pb2.ListAccountTransactionsResponse]],
     ) -> _abc.Awaitable[_statements_service_pb2.ListAccountTransactionsResponse]:
-        """Lists all transactions of an account, newest first. Returns 401 without a valid credential, 403
-        if the credential lacks the scope or is bound to another account, 404 for an unknown account or
-        page, and 400 for an invalid page_size.
+        """Lists all transactions of an account, newest first.
+
+        Returns 401 without a valid credential, 403 if the credential lacks the scope or is bound to
+        another account, 404 for an unknown account or page, and 400 for an invalid page_size.
         """
 
 def add_StatementsServicer_to_server(servicer: StatementsServicer, server: _aio.Server) -> None: ...

@@ -51,9 +51,11 @@ class TransactionsServicer:
     """
 
     def GetCreditsTransactions(self, request, context):
-        """Retrieves the credit transactions of the network, newest first. Returns 401 without a valid
-        credential, 403 if the credential lacks the scope or belongs to another network, and 400 for an
-        invalid parameter or for a Bearer credential without the header spacebring-network-id.
+        """Retrieves the credit transactions of the network, newest first.
+
+        Returns 401 without a valid credential, 403 if the credential lacks the scope or belongs to
+        another network, and 400 for an invalid parameter or for a Bearer credential without the header
+        spacebring-network-id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

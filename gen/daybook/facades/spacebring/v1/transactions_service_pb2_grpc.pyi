@@ -20,9 +20,11 @@ class TransactionsStub:
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetCreditsTransactions: _aio.UnaryUnaryMultiCallable[_transactions_service_pb2.GetCreditsTransactionsRequest, _transactions_service_pb2.GetCreditsTransactionsResponse]
-    """Retrieves the credit transactions of the network, newest first. Returns 401 without a valid
-    credential, 403 if the credential lacks the scope or belongs to another network, and 400 for an
-    invalid parameter or for a Bearer credential without the header spacebring-network-id.
+    """Retrieves the credit transactions of the network, newest first.
+
+    Returns 401 without a valid credential, 403 if the credential lacks the scope or belongs to
+    another network, and 400 for an invalid parameter or for a Bearer credential without the header
+    spacebring-network-id.
     """
 
 class TransactionsServicer(metaclass=_abc_1.ABCMeta):
@@ -37,9 +39,11 @@ class TransactionsServicer(metaclass=_abc_1.ABCMeta):
         request: _transactions_service_pb2.GetCreditsTransactionsRequest,
         context: _aio.ServicerContext[_transactions_service_pb2.GetCreditsTransactionsRequest, _abc.Awaitable[_transactions_service_pb2.GetCreditsTransactionsResponse]],
     ) -> _abc.Awaitable[_transactions_service_pb2.GetCreditsTransactionsResponse]:
-        """Retrieves the credit transactions of the network, newest first. Returns 401 without a valid
-        credential, 403 if the credential lacks the scope or belongs to another network, and 400 for an
-        invalid parameter or for a Bearer credential without the header spacebring-network-id.
+        """Retrieves the credit transactions of the network, newest first.
+
+        Returns 401 without a valid credential, 403 if the credential lacks the scope or belongs to
+        another network, and 400 for an invalid parameter or for a Bearer credential without the header
+        spacebring-network-id.
         """
 
 def add_TransactionsServicer_to_server(servicer: TransactionsServicer, server: _aio.Server) -> None: ...

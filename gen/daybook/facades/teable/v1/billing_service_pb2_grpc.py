@@ -26,8 +26,10 @@ if _version_not_supported:
 
 
 class BillingStub:
-    """Serves the documented path of Teable's billing API. A space is an account; the spaceId is the
-    account's id. Errors have Teable's body `{message, status, code}`.
+    """Serves the documented path of Teable's billing API.
+
+    A space is an account; the spaceId is the account's id. Errors have Teable's body
+    `{message, status, code}`.
     """
 
     def __init__(self, channel):
@@ -44,14 +46,17 @@ class BillingStub:
 
 
 class BillingServicer:
-    """Serves the documented path of Teable's billing API. A space is an account; the spaceId is the
-    account's id. Errors have Teable's body `{message, status, code}`.
+    """Serves the documented path of Teable's billing API.
+
+    A space is an account; the spaceId is the account's id. Errors have Teable's body
+    `{message, status, code}`.
     """
 
     def GetSpaceCreditHistory(self, request, context):
-        """Gets the credits that a space consumed in one month, newest first. Returns 401 without a valid
-        token, 403 if the credential lacks the scope or the space is unknown or not the caller's, and
-        400 for an invalid parameter, checked in this order.
+        """Gets the credits that a space consumed in one month, newest first.
+
+        Returns 401 without a valid token, 403 if the credential lacks the scope or the space is
+        unknown or not the caller's, and 400 for an invalid parameter, checked in this order.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -74,8 +79,10 @@ def add_BillingServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Billing:
-    """Serves the documented path of Teable's billing API. A space is an account; the spaceId is the
-    account's id. Errors have Teable's body `{message, status, code}`.
+    """Serves the documented path of Teable's billing API.
+
+    A space is an account; the spaceId is the account's id. Errors have Teable's body
+    `{message, status, code}`.
     """
 
     @staticmethod

@@ -13,20 +13,25 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class BillingStub:
-    """Serves the documented path of Teable's billing API. A space is an account; the spaceId is the
-    account's id. Errors have Teable's body `{message, status, code}`.
+    """Serves the documented path of Teable's billing API.
+
+    A space is an account; the spaceId is the account's id. Errors have Teable's body
+    `{message, status, code}`.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetSpaceCreditHistory: _aio.UnaryUnaryMultiCallable[_billing_service_pb2.GetSpaceCreditHistoryRequest, _billing_service_pb2.GetSpaceCreditHistoryResponse]
-    """Gets the credits that a space consumed in one month, newest first. Returns 401 without a valid
-    token, 403 if the credential lacks the scope or the space is unknown or not the caller's, and
-    400 for an invalid parameter, checked in this order.
+    """Gets the credits that a space consumed in one month, newest first.
+
+    Returns 401 without a valid token, 403 if the credential lacks the scope or the space is
+    unknown or not the caller's, and 400 for an invalid parameter, checked in this order.
     """
 
 class BillingServicer(metaclass=_abc_1.ABCMeta):
-    """Serves the documented path of Teable's billing API. A space is an account; the spaceId is the
-    account's id. Errors have Teable's body `{message, status, code}`.
+    """Serves the documented path of Teable's billing API.
+
+    A space is an account; the spaceId is the account's id. Errors have Teable's body
+    `{message, status, code}`.
     """
 
     @_abc_1.abstractmethod
@@ -35,9 +40,10 @@ class BillingServicer(metaclass=_abc_1.ABCMeta):
         request: _billing_service_pb2.GetSpaceCreditHistoryRequest,
         context: _aio.ServicerContext[_billing_service_pb2.GetSpaceCreditHistoryRequest, _abc.Awaitable[_billing_service_pb2.GetSpaceCreditHistoryResponse]],
     ) -> _abc.Awaitable[_billing_service_pb2.GetSpaceCreditHistoryResponse]:
-        """Gets the credits that a space consumed in one month, newest first. Returns 401 without a valid
-        token, 403 if the credential lacks the scope or the space is unknown or not the caller's, and
-        400 for an invalid parameter, checked in this order.
+        """Gets the credits that a space consumed in one month, newest first.
+
+        Returns 401 without a valid token, 403 if the credential lacks the scope or the space is
+        unknown or not the caller's, and 400 for an invalid parameter, checked in this order.
         """
 
 def add_BillingServicer_to_server(servicer: BillingServicer, server: _aio.Server) -> None: ...
