@@ -1,1 +1,1 @@
-"""Measures Daybook on this machine; bench/README.md says what and how."""
+"""Measures the speed and memory of Daybook on this machine; bench/README.md describes the method and the figures."""

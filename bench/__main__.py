@@ -1,4 +1,4 @@
-"""`python -m bench`: measures, prints and writes the findings, and exits with 1 if a value misses its bar."""
+"""`python -m bench`: measures the figures, writes the findings, and exits with 1 if a value misses its bar."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bench.stage import ROWS_LARGE, ROWS_LARGE_QUICK, Stage
 
 OUT = Path(".daybook/bench")
 PROCESSORS = 2
-"""How many processors server, gateway, database and load share."""
+"""The number of processors that the server, the gateway, the database and the load generators share."""
 
 
 def _numbers(text: str) -> list[int]:
@@ -30,16 +30,20 @@ def _numbers(text: str) -> list[int]:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measures Daybook on this machine.")
-    parser.add_argument("--only", type=_numbers, default=list(FIGURES), help="the numbers of figures, like 1,3")
-    parser.add_argument("--quick", action="store_true", help="only show that everything works: figures are noise")
-    parser.add_argument("--rows", type=int, help=f"transactions of the large ledger; {ROWS_LARGE:,} unless --quick")
-    parser.add_argument("--out", type=Path, default=OUT, help=f"the folder for the results; {OUT} unless given")
+    parser.add_argument(
+        "--only", type=_numbers, default=list(FIGURES), help="numbers of the figures to measure, such as 1,3"
+    )
+    parser.add_argument("--quick", action="store_true", help="short trial run; its figures are noise")
+    parser.add_argument(
+        "--rows", type=int, help=f"number of transactions of the large ledger; {ROWS_LARGE:,} unless --quick"
+    )
+    parser.add_argument("--out", type=Path, default=OUT, help=f"folder for the results; default {OUT}")
     return parser.parse_args(arguments)
 
 
 @contextmanager
-def _few_processors() -> Iterator[None]:
-    """Binds this process and all that it starts to the same PROCESSORS."""
+def _bound_to_processors() -> Iterator[None]:
+    """Binds this process and its future children to the first PROCESSORS processors."""
     if not hasattr(os, "sched_setaffinity"):
         yield
         return
@@ -52,7 +56,7 @@ def _few_processors() -> Iterator[None]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Takes the figures. Gives the exit code."""
+    """Measures the figures. Returns the exit code."""
     options = _parse(arguments)
     rows = options.rows or (ROWS_LARGE_QUICK if options.quick else ROWS_LARGE)
     findings: list[Finding] = []
@@ -64,19 +68,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     options.out.mkdir(parents=True, exist_ok=True)
     with (
-        _few_processors(),
-        # In the folder of the results: databases may be large, and /tmp may be in memory.
+        _bound_to_processors(),
+        # Databases may be large, and /tmp may be in memory.
         tempfile.TemporaryDirectory(prefix="databases-", dir=options.out) as folder,
         Stage(Path(folder), is_quick=options.quick, rows_large=rows) as stage,
     ):
         for number in options.only:
-            stage.say(f"figure {number}: {FIGURES[number].title}")
+            stage.log(f"figure {number}: {FIGURES[number].title}")
             try:
                 findings += FIGURES[number].measure(stage)
             except Exception as error:
-                # Any failure: the other figures are still taken.
-                failures.append(f"figure {number} could not be taken: {error}")
-                stage.say(traceback.format_exc())
+                # A failure of one figure must not prevent the others.
+                failures.append(f"figure {number} could not be measured: {error}")
+                stage.log(traceback.format_exc())
     write(findings, {"only": options.only, "quick": options.quick, "rows": rows}, options.out)
     for failure in failures:
         sys.stderr.write(f"{failure}\n")

@@ -1,7 +1,6 @@
-"""The ceiling: a grpc.aio server without interceptors, parsing or work.
+"""The ceiling: a grpc.aio server without interceptors or parsing, whose methods return constant bytes.
 
-Every method returns the same bytes, made beforehand. It collects garbage as seldom as
-Daybook's own processes do, so that neither has an advantage.
+It has the garbage collector thresholds of Daybook's processes, so that neither side has an advantage.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ class _SameAnswer(grpc.GenericRpcHandler):
         self._handler: grpc.RpcMethodHandler[Any, Any] = grpc.unary_unary_rpc_method_handler(give)
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any]:
-        """The same handler for every method."""
+        """Returns the same handler for every method."""
         return self._handler
 
 
@@ -39,10 +38,10 @@ async def serve(port: int, answer: bytes) -> None:
 
 
 def main() -> None:
-    """Serves the answer in a file."""
+    """Serves the response that a file contains."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--answer", type=Path, required=True, help="a file with the bytes to return")
+    parser.add_argument("--answer", type=Path, required=True, help="file with the bytes to return")
     arguments = parser.parse_args()
     gc.freeze()
     gc.set_threshold(*COLLECTOR_THRESHOLDS)

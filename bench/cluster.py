@@ -1,7 +1,6 @@
-"""Runs the contract tests on a cluster: `python -m bench.cluster URL`.
+"""Runs the contract tests on a Citus cluster: `python -m bench.cluster URL`.
 
-The database of the URL must have the extension citus and its nodes. All data of Daybook in
-it is deleted.
+The database of the URL must have the extension citus and its nodes. All data of Daybook in the database is deleted.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ PLANS = "tests/store/test_plans.py"
 
 
 def main() -> int:
-    """Gives 1 if a contract test failed. Tests of query plans are reported only: a cluster has other plans."""
+    """Returns 1 if a contract test fails. Failed tests of query plans don't count: a cluster has other plans."""
     if len(sys.argv) != 2:
         sys.stderr.write(f"{__doc__}\n")
         return 2

@@ -1,4 +1,4 @@
-"""`python -m bench.depth`: the cost of a page at the top and far down, for every list of a seeded database."""
+"""`python -m bench.depth`: the cost of a page by its depth, for every list of a seeded database."""
 
 from __future__ import annotations
 
@@ -30,32 +30,32 @@ from server.seed.load import HOT_ACCOUNT
 DEPTHS = (0, 1_000, 1_000_000)
 RATIO_MAX = 1.2
 PAGES = 10
-"""How many consecutive pages are measured from each depth on, because a single page may be an outlier."""
+"""The number of consecutive pages measured at each depth, because a single page may be an outlier."""
 ROUNDS = 30
 WARM_ROUNDS = 3
 _WIDTH = 200
 
 
 Clock: TypeAlias = Callable[[], float]
-"""Counts seconds."""
+"""Returns a time in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """The places of consecutive pages of a list."""
+class Pages:
+    """Consecutive pages of a list."""
 
     depth: int
-    """How many rows precede them."""
-    pages: tuple[str, ...]
+    """The number of rows before the first page."""
+    places: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class Costs:
     """The costs of the pages of a list."""
 
     name: str
     pages: dict[int, tuple[float, ...]]
-    """Milliseconds of each page, by the depth of the first of them."""
+    """The milliseconds of each page, by the depth of the first page."""
 
     @property
     def milliseconds(self) -> dict[int, float]:
@@ -64,20 +64,20 @@ class Found:
 
     @property
     def ratio(self) -> float:
-        """The cost at the dearest depth, divided by that at the top; 1 for a list of one page."""
+        """The cost at the most expensive depth, divided by the cost at the top; 1 for a list of one page."""
         first, *others = self.milliseconds.values()
         return max(others, default=first) / first
 
     @property
     def ratio_of_pages(self) -> float:
-        """The cost of the dearest page, divided by that of the first one."""
+        """The cost of the most expensive page, divided by the cost of the first page."""
         first, *others = chain.from_iterable(self.pages.values())
         return max(others, default=first) / first
 
 
 async def measure(
     book: Book, caller: Caller, only: str, depths: Sequence[int], rounds: int, clock: Clock
-) -> list[Found]:
+) -> list[Costs]:
     """Measures each list whose name contains `only`."""
     sample = await _sample(book, caller)
     console = Console(stderr=True, log_path=False, width=_WIDTH)
@@ -87,54 +87,56 @@ async def measure(
             places = await _places(each, depths)
             if places:
                 found.append(await _measure(each, places, rounds, clock))
-            console.log(_words(found[-1]) if places else f"{each.name} has no full page", markup=False, highlight=False)
+            console.log(
+                _summary(found[-1]) if places else f"{each.name} has no full page", markup=False, highlight=False
+            )
     return found
 
 
-async def _measure(listed: List, places: Sequence[Place], rounds: int, clock: Clock) -> Found:
+async def _measure(listed: List, places: Sequence[Pages], rounds: int, clock: Clock) -> Costs:
     times: dict[tuple[int, str], list[float]] = {}
     for turn in range(WARM_ROUNDS + rounds):
-        # In turns, so that a slow phase of the machine slows all depths.
+        # All depths are measured in turns, so that a slow phase of the machine affects all of them.
         for number in range(PAGES):
-            for place in places:
-                if number < len(place.pages):
+            for pages in places:
+                if number < len(pages.places):
                     began = clock()
-                    answer = await listed.ask(place.pages[number], PAGE_SIZE)
+                    answer = await listed.call(pages.places[number], PAGE_SIZE)
                     took = clock() - began
                     rows, _ = listed.read(answer)
                     if rows != PAGE_SIZE:
                         raise ValueError(f"{listed.name}: a page of {rows} rows")
                     if turn >= WARM_ROUNDS:
-                        times.setdefault((place.depth, place.pages[number]), []).append(1000 * took)
-    return Found(
+                        times.setdefault((pages.depth, pages.places[number]), []).append(1000 * took)
+    return Costs(
         listed.name,
-        {place.depth: tuple(median(times[place.depth, page]) for page in place.pages) for place in places},
+        {pages.depth: tuple(median(times[pages.depth, place]) for place in pages.places) for pages in places},
     )
 
 
-async def _places(listed: List, depths: Sequence[int]) -> list[Place]:
-    """The places at these depths, without pages that aren't full.
+async def _places(listed: List, depths: Sequence[int]) -> list[Pages]:
+    """Returns the full pages at these depths.
 
-    A depth beyond the end of the list becomes the deepest one that it has.
+    A depth beyond the end of the list is replaced by the deepest one in the list.
     """
     if listed.has_offsets:
-        total = int(listed.read(await listed.ask("", PAGE_SIZE))[1])
+        total = int(listed.read(await listed.call("", PAGE_SIZE))[1])
         trail = {depth: str(depth) for depth in range(0, total, PAGE_SIZE)}
     else:
         trail, total = await _trail(listed, depths[-1])
     room = max(0, total - PAGES * PAGE_SIZE)
     found = dict.fromkeys(max(each for each in trail if each <= min(depth, room)) for depth in depths)
-    places = [Place(depth, await _pages(listed, depth, trail[depth])) for depth in found]
-    return [place for place in places if place.pages]
+    places = [Pages(depth, await _pages(listed, depth, trail[depth])) for depth in found]
+    return [pages for pages in places if pages.places]
 
 
 async def _trail(listed: List, depth: int) -> tuple[dict[int, str], int]:
-    """Reads down to a depth in pages of the largest size. Gives places by depth, and the number of rows read."""
+    """Reads down to a depth in pages of the largest size. Returns places by depth, and the number of rows read."""
     place, rows = "", 0
     trail = {0: ""}
     while rows < depth + PAGES * PAGE_SIZE:
         left = depth - rows if rows < depth else listed.page_size_max
-        count, place = listed.read(await listed.ask(place, min(left, listed.page_size_max)))
+        count, place = listed.read(await listed.call(place, min(left, listed.page_size_max)))
         rows += count
         if not place:
             break
@@ -143,10 +145,10 @@ async def _trail(listed: List, depth: int) -> tuple[dict[int, str], int]:
 
 
 async def _pages(listed: List, depth: int, place: str) -> tuple[str, ...]:
-    """Places of at most PAGES consecutive full pages."""
+    """Returns the places of at most PAGES consecutive full pages."""
     pages = []
     for number in range(PAGES):
-        rows, behind = listed.read(await listed.ask(place, PAGE_SIZE))
+        rows, behind = listed.read(await listed.call(place, PAGE_SIZE))
         if rows == PAGE_SIZE:
             pages.append(place)
         place = str(depth + (number + 1) * PAGE_SIZE) if listed.has_offsets else behind
@@ -156,14 +158,14 @@ async def _pages(listed: List, depth: int, place: str) -> tuple[str, ...]:
 
 
 async def _sample(book: Book, caller: Caller) -> Sample:
-    """Values of a row of the account with the most rows, and the time range of its rows."""
+    """Returns labels of the account with the most rows, and the time range of its rows."""
 
     async def rows(order: Order) -> list[Transaction]:
         page = await book.transactions.list(caller, HOT_ACCOUNT, TransactionFilter(), None, PAGE_SIZE, order)
         return [Transaction.FromString(row.body) for row in page.rows]
 
     newest, oldest = await rows(Order()), await rows(Order(descending=False))
-    # Transactions that were posted after the seed may have no labels.
+    # Transactions posted after the seed may have no labels.
     labels = next(each.labels for each in oldest if each.labels)
     return Sample(
         first_time=from_timestamp(oldest[0].create_time),
@@ -174,8 +176,8 @@ async def _sample(book: Book, caller: Caller) -> Sample:
     )
 
 
-def as_table(found: Sequence[Found]) -> Table:
-    """A row for each list."""
+def as_table(found: Sequence[Costs]) -> Table:
+    """Returns a table with a row for each list."""
     table = Table("list", "first page, ms", "deeper", "ms", "much deeper", "ms", "ratio", "page by page", "")
     for each in found:
         (_, first), *others = each.milliseconds.items()
@@ -186,30 +188,32 @@ def as_table(found: Sequence[Found]) -> Table:
     return table
 
 
-def _words(found: Found) -> str:
+def _summary(found: Costs) -> str:
     costs = ", ".join(f"{depth:,}: {cost:.2f} ms" for depth, cost in found.milliseconds.items())
     return f"{found.ratio:.2f} {found.ratio_of_pages:.2f} {found.name} ({costs})"
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m bench.depth", description="Measures pages of every list, at the top and far down."
+        prog="python -m bench.depth", description="Measures the cost of a page of every list, by its depth."
     )
-    parser.add_argument("--database-url", required=True, help="a database that `daybook seed` has filled")
-    parser.add_argument("--tenant", default="seed", help="the slug of the seeded tenant; seed unless given")
-    parser.add_argument("--only", default="", help="a part of the names of the lists to measure")
-    parser.add_argument("--depth", type=int, default=DEPTHS[-1], help=f"the largest; {DEPTHS[-1]:,} unless given")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"how often; {ROUNDS} unless given")
+    parser.add_argument("--database-url", required=True, help="URL of a database that `daybook seed` has filled")
+    parser.add_argument("--tenant", default="seed", help="slug of the seeded tenant; default seed")
+    parser.add_argument("--only", default="", help="text that the names of the lists to measure contain")
+    parser.add_argument("--depth", type=int, default=DEPTHS[-1], help=f"largest depth, in rows; default {DEPTHS[-1]:,}")
+    parser.add_argument(
+        "--rounds", type=int, default=ROUNDS, help=f"number of measurements of each page; default {ROUNDS}"
+    )
     parser.add_argument(
         "--processor-time",
         action="store_true",
-        help="measure the processor time of this process, for a busy machine; doesn't include PostgreSQL",
+        help="measure the processor time of this process, without PostgreSQL's; for a busy machine",
     )
-    parser.add_argument("--out", type=Path, help="a file for all values as JSON")
+    parser.add_argument("--out", type=Path, help="file for all values as JSON")
     return parser.parse_args(arguments)
 
 
-async def _run(options: argparse.Namespace) -> list[Found]:
+async def _run(options: argparse.Namespace) -> list[Costs]:
     async with open_book(options.database_url) as book:
         number = await book.credentials.tenant_number(options.tenant)
         if number is None:
@@ -220,7 +224,7 @@ async def _run(options: argparse.Namespace) -> list[Found]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measures and prints. Gives the exit code: 1 if a ratio is too large."""
+    """Measures and prints. Returns the exit code: 1 if a ratio exceeds RATIO_MAX."""
     options = _parse(arguments)
     found = asyncio.run(_run(options))
     Console(width=None if sys.stdout.isatty() else _WIDTH).print(as_table(found))

@@ -1,4 +1,4 @@
-"""The ledgers that are measured. All but the tenants and their first keys is made by calls of the API."""
+"""Builds the ledgers that are measured: tenants and their first keys in the store, all other data through the API."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ NETWORK = str(uuid.uuid5(uuid.NAMESPACE_URL, "daybook:bench:network"))
 LOCATION = str(uuid.uuid5(uuid.NAMESPACE_URL, "daybook:bench:location"))
 MEMBERSHIP = str(uuid.uuid5(uuid.NAMESPACE_URL, "daybook:bench:membership"))
 WRITERS = tuple(f"writer-{number}" for number in range(8))
-"""Accounts that the figures of writing charge."""
+"""The accounts that figures 6 to 8 charge."""
 POOL_ROWS = 2 * PAGE_SIZE + 4
-"""Transactions of each account of a pool: two full pages, with a page token behind the first."""
+"""The number of transactions of each account of a pool: enough for two full pages."""
 ITEMS_PER_MESSAGE = 1000
 IMPORT_SECONDS_MAX = 600.0
 IMPORT = "daybook.v1.Admin/ImportTransactions"
@@ -52,47 +52,47 @@ _SEEDED = "bench"
 _START = Timestamp()
 _START.FromJsonString("2025-10-01T00:00:00Z")
 _HOUR_SECONDS = 3600
-_WEALTH = "1000000000"
+_GRANTED = "1000000000"
 
 Item: TypeAlias = ImportTransactionsRequest.Item
 Event: TypeAlias = Callable[[str, int], Transaction]
-"""A transaction, by the id of its account and its number there."""
+"""Returns a transaction, by the id of its account and its number in the account."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """A database with rows, and API keys for it."""
+    """A filled database, and API keys for it."""
 
     database_url: str
     key: str
-    """Of the tenant, with all scopes."""
+    """The tenant's key, with all scopes."""
     network_key: str = ""
-    """Of the network that Spacebring's facade lists, with all scopes. Empty in a seeded ledger."""
+    """The key of the network that Spacebring's facade lists, with all scopes. Empty in a seeded ledger."""
     user_keys: tuple[str, ...] = ()
-    """Each bound to an account of the pool USERS."""
+    """The keys that are bound to the accounts of the pool USERS."""
     pool_size: int = 0
-    """How many accounts each of its pools has."""
+    """The number of accounts of each pool."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pool:
     """Accounts of one kind, the most popular first, each with POOL_ROWS transactions.
 
-    But COMPANIES have different numbers of them, in proportion to their popularity.
+    The COMPANIES instead have transactions in proportion to their popularity.
     """
 
     kind: Account.Kind.ValueType
     account_id: Callable[[int], str]
     event: Event
-    """A transaction such as the accounts of the pool have."""
+    """Returns a transaction of an account of the pool."""
 
     def account_ids(self, size: int) -> list[str]:
-        """The ids of all accounts, by popularity."""
+        """Returns the ids of all accounts, the most popular first."""
         return [self.account_id(number) for number in range(size)]
 
 
 def build(database_url: str, rows: int, pools: Iterable[Pool] = (), pool_size: int = 0) -> Ledger:
-    """Fills an empty database: ORGANIZATION with so many transactions, WRITERS, and pools of accounts."""
+    """Fills an empty database: ORGANIZATION with `rows` transactions, WRITERS, and pools of accounts."""
     key, network_key = asyncio.run(_create_tenants(database_url))
     user_keys: tuple[str, ...] = ()
     with daybook(database_url) as server:
@@ -107,10 +107,10 @@ def build(database_url: str, rows: int, pools: Iterable[Pool] = (), pool_size: i
             pool_key = network_key if pool is COMPANIES else key
             create_accounts(server, pool_key, pool.kind, account_ids)
             if pool is COMPANIES:
-                # Spacebring lists the whole tenant, so its pages must mix accounts as traffic does.
+                # Spacebring lists the whole tenant, so its pages must mix accounts like real traffic.
                 items = mixed_history(account_ids, pool_size + rows, pool.event)
             else:
-                # Hours apart: a row of Nebula Block's list is an hour.
+                # One transaction per hour, because a row of Nebula Block's list is an hour.
                 items = chain.from_iterable(
                     _history(each, POOL_ROWS, _HOUR_SECONDS, pool.event) for each in account_ids
                 )
@@ -121,7 +121,7 @@ def build(database_url: str, rows: int, pools: Iterable[Pool] = (), pool_size: i
 
 
 def seed(database_url: str, rows: int) -> Ledger:
-    """Fills an empty database with made-up history of `rows` transactions, by `daybook seed`."""
+    """Fills an empty database with `rows` generated transactions, by `daybook seed`."""
     command = [DAYBOOK, "seed", "--database-url", database_url, "--rows", str(rows), "--tenant", _SEEDED]
     done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode:
@@ -137,7 +137,7 @@ async def _open_seeded(database_url: str) -> Ledger:
 
 
 async def _create_tenants(database_url: str) -> tuple[str, str]:
-    """Keys of both tenants."""
+    """Creates both tenants. Returns their keys."""
     async with open_book(database_url) as book:
         keys = []
         for slug, uid in ((_TENANT, str(uuid.uuid5(uuid.NAMESPACE_URL, "daybook:bench"))), (_NETWORK_TENANT, NETWORK)):
@@ -181,14 +181,14 @@ def _create_keys(server: Server, key: str, account_ids: Iterable[str]) -> tuple[
 
 
 def as_messages(items: Iterable[Item]) -> Iterator[ImportTransactionsRequest]:
-    """The items in messages of the size that the server takes at most."""
+    """Groups items into messages of the largest size that the server accepts."""
     rest = iter(items)
-    while part := list(islice(rest, ITEMS_PER_MESSAGE)):
-        yield ImportTransactionsRequest(items=part)
+    while batch := list(islice(rest, ITEMS_PER_MESSAGE)):
+        yield ImportTransactionsRequest(items=batch)
 
 
 def import_history(server: Server, key: str, messages: Iterable[ImportTransactionsRequest]) -> int:
-    """Makes one ImportTransactions call. Gives how many rows were imported. Raises LoadFailed for a refusal."""
+    """Makes one ImportTransactions call. Returns the number of imported rows. Raises LoadFailed if it fails."""
     with grpc.insecure_channel(f"127.0.0.1:{server.port}", NO_PROXY) as channel:
         method = channel.stream_unary(
             f"/{IMPORT}",
@@ -203,20 +203,20 @@ def import_history(server: Server, key: str, messages: Iterable[ImportTransactio
 
 
 def _item(account_id: str, seconds: float, transaction: Transaction) -> Item:
-    """A transaction of an account, so many seconds after the start of MONTH."""
+    """Returns an import item at `seconds` after the start of MONTH."""
     whole = int(seconds)
     time = Timestamp(seconds=_START.seconds + whole, nanos=round((seconds - whole) * 1_000_000) * 1000)
     return Item(parent=f"accounts/{account_id}", transaction=transaction, create_time=time)
 
 
 def _history(account_id: str, rows: int, seconds: float, event: Event) -> Iterator[Item]:
-    """A grant and then `rows - 1` transactions, with so many seconds between one and the next."""
+    """Yields a grant and `rows - 1` transactions, `seconds` apart."""
     for number in range(rows):
         yield _item(account_id, number * seconds, event(account_id, number) if number else _grant())
 
 
 def mixed_history(account_ids: Sequence[str], rows: int, event: Event) -> Iterator[Item]:
-    """A grant for each account, and then transactions of accounts picked by Zipf, a second apart."""
+    """Yields a grant for each account, then transactions of accounts picked by Zipf, one second apart."""
     random = Random(SEED)
     cumulative = list(accumulate(zipf_weights(len(account_ids))))
     for number in range(rows):
@@ -228,11 +228,11 @@ def mixed_history(account_ids: Sequence[str], rows: int, event: Event) -> Iterat
 
 
 def _grant() -> Transaction:
-    return Transaction(kind=Transaction.GRANT, category="purchase", amount=_WEALTH, description="Top-up")
+    return Transaction(kind=Transaction.GRANT, category="purchase", amount=_GRANTED, description="Top-up")
 
 
 def inference(_account_id: str, number: int) -> Transaction:
-    """A charge that the native list and those of Dreadnode and Paged show."""
+    """Returns a charge that the native list and the lists of Dreadnode and Paged show."""
     return Transaction(
         kind=Transaction.CHARGE,
         category="inference",
@@ -282,7 +282,7 @@ def _company_id(number: int) -> str:
 
 ORGANIZATIONS = Pool(Account.ORGANIZATION, lambda number: f"organization-{number}", inference)
 SPACES = Pool(Account.SPACE, lambda number: f"spc{number}", _ai_chat)
-# Nebula Block's ids of users are numbers.
+# Nebula Block's user ids are numbers.
 USERS = Pool(Account.USER, lambda number: str(1000 + number), _computing)
 COMPANIES = Pool(Account.COMPANY, _company_id, _booking)
 POOLS = (ORGANIZATIONS, SPACES, USERS, COMPANIES)

@@ -1,4 +1,4 @@
-"""Every list of the native API and of the facades, called on the servicer in this process."""
+"""Every list of the native API and of the facades, called on its servicer in this process."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ FACADE_PAGE_SIZE_MAX = 100
 
 
 class _Context:
-    """The part of a call's context that servicers use."""
+    """The part of a gRPC context that servicers use."""
 
     def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
-        """No headers: a caller with X-API-Key needs none."""
+        """Returns no headers; the facades need none with X-API-Key."""
         return ()
 
 
@@ -60,20 +60,20 @@ _CONTEXT: Any = _Context()
 
 @dataclass(frozen=True, slots=True)
 class List:
-    """A list of a servicer, with its arguments."""
+    """A list method of a servicer, with its arguments."""
 
     name: str
-    ask: Callable[[str, int], Awaitable[bytes]]
-    """Asks for a number of rows at a place: a page token or an offset as text, empty for the first page."""
+    call: Callable[[str, int], Awaitable[bytes]]
+    """Gets a page by its place, a page token or an offset that is empty at the start, and its number of rows."""
     read: Callable[[bytes], tuple[int, str]]
-    """How many rows an answer has, and the next place, empty at the end; with offsets, the total of rows."""
+    """Returns the number of rows of a page, and the next place, empty at the end, or with offsets the total of rows."""
     page_size_max: int = FACADE_PAGE_SIZE_MAX
     has_offsets: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Values that rows of the tenant have, for filters."""
+    """Values in rows of the tenant, for filters."""
 
     first_time: Instant
     last_time: Instant
@@ -82,12 +82,12 @@ class Sample:
     company: str
 
     def time(self, part: float) -> Instant:
-        """The instant at a fraction of the history."""
+        """Returns the instant at a fraction of the history."""
         return self.first_time + int((self.last_time - self.first_time) * part)
 
 
 def lists(book: Book, caller: Caller, sample: Sample) -> list[List]:
-    """All lists of a seeded tenant; lists of one account are those of the account with the most rows."""
+    """Returns all lists of a seeded tenant. Lists of one account read the account with the most rows."""
     tokens = PageTokens(ConfiguredTokenKeys([book.random_bytes(KEY_BYTES)]), book.random_bytes)
     ledger = Ledger(book.accounts, book.transactions, tokens, Sizes())
     authentication.set(Authentication(caller, Scheme.API_KEY))
@@ -125,13 +125,13 @@ def _native(ledger: Ledger, sample: Sample) -> list[List]:
         *(_transactions(ledger, sample, ALL_ACCOUNTS, *each) for each in of_tenant),
         List(
             "accounts",
-            _asks(ledger.ListAccounts, lambda place, size: ListAccountsRequest(page_token=place, page_size=size)),
+            _caller_of(ledger.ListAccounts, lambda place, size: ListAccountsRequest(page_token=place, page_size=size)),
             lambda answer: _read(ListAccountsResponse.FromString(answer), "accounts", "next_page_token"),
             PAGE_SIZE_MAX,
         ),
         List(
             "lots",
-            _asks(
+            _caller_of(
                 ledger.ListLots,
                 lambda place, size: ListLotsRequest(parent=f"accounts/{HOT_ACCOUNT}", page_token=place, page_size=size),
             ),
@@ -142,7 +142,7 @@ def _native(ledger: Ledger, sample: Sample) -> list[List]:
 
 
 def _transactions(ledger: Ledger, sample: Sample, account_id: str, factors: tuple[str, ...], order_by: str) -> List:
-    """The native list, filtered by these factors; the name of a value of the sample filters by that value."""
+    """Returns the native list with a filter. A factor is an expression, or the name of a value of the sample."""
     values = {
         "times": f'create_time >= "{write(sample.time(0.25))}" AND create_time < "{write(sample.time(0.75))}"',
         **{label: f'labels.{label} = "{getattr(sample, label)}"' for label in LABELS},
@@ -156,7 +156,7 @@ def _transactions(ledger: Ledger, sample: Sample, account_id: str, factors: tupl
 
     return List(
         ", ".join([f"accounts/{account_id}", *factors, *([f"by {order_by}"] if order_by else [])]),
-        _asks(ledger.ListTransactions, request),
+        _caller_of(ledger.ListTransactions, request),
         lambda answer: _read(ListTransactionsResponse.FromString(answer), "transactions", "next_page_token"),
         PAGE_SIZE_MAX,
     )
@@ -181,8 +181,8 @@ def _teable(servicer: teable.Billing, sample: Sample) -> list[List]:
                 cursor=place or None,
             )
 
-        words = ("teable", order_by, order, source_type)
-        return List(" ".join(word for word in words if word), _asks(servicer.GetSpaceCreditHistory, request), read)
+        parts = ("teable", order_by, order, source_type)
+        return List(" ".join(part for part in parts if part), _caller_of(servicer.GetSpaceCreditHistory, request), read)
 
     return [
         *(of(order_by, order) for order_by in teable.ORDERS_BY for order in teable.ORDERS),
@@ -193,14 +193,14 @@ def _teable(servicer: teable.Billing, sample: Sample) -> list[List]:
 
 def _nebulablock(servicer: nebulablock.Users, caller: Caller) -> List:
     user = Authentication(replace(caller, account_id=HOT_ACCOUNT), Scheme.API_KEY)
-    ask_as_user = _asks(
+    call_as_user = _caller_of(
         servicer.GetCreditsHistory, lambda place, size: GetCreditsHistoryRequest(offset=place or None, limit=str(size))
     )
 
-    async def ask(place: str, size: int) -> bytes:
+    async def call(place: str, size: int) -> bytes:
         before = authentication.set(user)
         try:
-            return await ask_as_user(place, size)
+            return await call_as_user(place, size)
         finally:
             authentication.reset(before)
 
@@ -208,7 +208,7 @@ def _nebulablock(servicer: nebulablock.Users, caller: Caller) -> List:
         data = GetCreditsHistoryResponse.FromString(answer).data
         return len(data.credit_history), str(data.total_credit_histories)
 
-    return List("nebulablock", ask, read, has_offsets=True)
+    return List("nebulablock", call, read, has_offsets=True)
 
 
 def _spacebring(servicer: spacebring.CreditsTransactions, sample: Sample) -> list[List]:
@@ -219,7 +219,7 @@ def _spacebring(servicer: spacebring.CreditsTransactions, sample: Sample) -> lis
         def request(place: str, size: int) -> Message:
             return GetCreditsTransactionsRequest(limit=str(size), next_page_token=place or None, **filters)
 
-        return List(" ".join(["spacebring", *filters]), _asks(servicer.GetCreditsTransactions, request), read)
+        return List(" ".join(["spacebring", *filters]), _caller_of(servicer.GetCreditsTransactions, request), read)
 
     half = {"create_date_gte": write(sample.time(0.25)), "create_date_lte": write(sample.time(0.75))}
     return [
@@ -240,7 +240,7 @@ def _dreadnode(servicer: dreadnode.Credits) -> List:
     def read(answer: bytes) -> tuple[int, str]:
         return len(ListCreditTransactionsResponse.FromString(answer).transactions), ""
 
-    return List("dreadnode", _asks(servicer.ListCreditTransactions, request), read)
+    return List("dreadnode", _caller_of(servicer.ListCreditTransactions, request), read)
 
 
 def _paged(servicer: paged.Statements) -> List:
@@ -252,17 +252,17 @@ def _paged(servicer: paged.Statements) -> List:
         page = ListAccountTransactionsResponse.FromString(answer)
         return len(page.results), str(int(page.count))
 
-    return List("paged", _asks(servicer.ListAccountTransactions, request), read, has_offsets=True)
+    return List("paged", _caller_of(servicer.ListAccountTransactions, request), read, has_offsets=True)
 
 
-def _asks(
+def _caller_of(
     method: Callable[[Any, Any], Awaitable[Any]], request: Callable[[str, int], Message]
 ) -> Callable[[str, int], Awaitable[bytes]]:
-    async def ask(place: str, size: int) -> bytes:
+    async def call(place: str, size: int) -> bytes:
         answer: bytes | Message = await method(request(place, size), _CONTEXT)
         return answer if isinstance(answer, bytes) else answer.SerializeToString()
 
-    return ask
+    return call
 
 
 def _read(page: Any, rows: str, place: str) -> tuple[int, str]:

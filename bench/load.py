@@ -1,4 +1,4 @@
-"""Runs the load generators h2load and wrk, and parses what they print."""
+"""Runs the load generators h2load and wrk, and parses their output."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ from google.protobuf.message import Message
 TOOLS = {"h2load": "nghttp2-client", "wrk": "wrk"}
 """The load generators, and their Debian packages."""
 CLIENTS = 8
-"""How many connections."""
+"""The number of connections."""
 STREAMS = 8
-"""How many concurrent calls each connection has."""
+"""The number of concurrent calls of each connection."""
 STREAMS_PACED = 32
-"""The same at a steady rate, where this limit is hardly ever reached."""
+"""The number of concurrent calls of each connection at a steady rate, which hardly ever reaches it."""
 LATE_SECONDS_MAX = 60.0
-"""How much longer than its duration a generator may run before it is killed."""
+"""The time after its duration at which a generator is killed, in seconds."""
 GRPC_HEADERS = {"content-type": "application/grpc", "te": "trailers"}
 _FRAME = struct.Struct(">BI")
 _SIZES = {"B": 1, "KB": 1024, "MB": 1024**2, "GB": 1024**3}
 
 
 class LoadFailed(Exception):
-    """Why a figure can't be taken, in words for the user of the bench."""
+    """A figure can't be measured. The message is for the user of the bench."""
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """The answers to a load."""
+    """The result of a load."""
 
     rate: float
-    """Answers a second."""
+    """Responses per second."""
     answers: int
     refused: int
-    """How many answers had an HTTP status other than 2xx, had no body where one is due, or never came."""
+    """The number of responses with an HTTP status other than 2xx, without the expected body, or missing."""
     body_bytes: int
-    """The size of the bodies of all answers; with wrk, of their headers too."""
+    """The size of the bodies of all responses; with wrk, including their headers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class Latencies:
 
 
 def require_tools() -> None:
-    """Raises LoadFailed, with the command that installs it, if a generator is missing."""
+    """Raises LoadFailed, with the command to install it, if a generator is missing."""
     missing = {tool: package for tool, package in TOOLS.items() if shutil.which(tool) is None}
     if missing:
         raise LoadFailed(
@@ -65,13 +65,13 @@ def require_tools() -> None:
 
 
 def frame(request: Message) -> bytes:
-    """A message of gRPC on the wire: the compression flag, the length, the bytes."""
+    """Returns a gRPC message on the wire: compression flag, length, bytes."""
     body = request.SerializeToString()
     return _FRAME.pack(0, len(body)) + body
 
 
 def framed_size(answer: bytes) -> int:
-    """The size of the body of an answer of one message."""
+    """Returns the size of the body of a response with one message."""
     return _FRAME.size + len(answer)
 
 
@@ -87,8 +87,8 @@ def h2load(
 ) -> Load:
     """Repeats calls of a gRPC method, on `clients` connections with `streams` concurrent calls each.
 
-    h2load repeats one request. So each request has a process of its own, all at the same time,
-    with an equal share of the connections.
+    h2load repeats one request, so each request has its own process, with an equal share of the connections. The
+    processes run at the same time.
     """
     assert clients % len(requests) == 0, "every request has the same number of connections"
     with ExitStack() as stack:
@@ -119,7 +119,7 @@ def h2load_latencies(
     clients: int = CLIENTS,
     streams: int = STREAMS_PACED,
 ) -> Latencies:
-    """Calls a gRPC method at a steady rate and gives the latencies."""
+    """Calls a gRPC method at a steady rate. Returns the latencies."""
     with tempfile.TemporaryDirectory(prefix="daybook-bench-") as folder:
         file, log = Path(folder) / "request", Path(folder) / "log"
         file.write_bytes(frame(request))
@@ -133,7 +133,7 @@ def h2load_latencies(
 
 
 def wrk(url: str, seconds: int, *, headers: Mapping[str, str], connections: int = 32) -> Load:
-    """Repeats GET requests over HTTP/1.1, from one thread."""
+    """Repeats a GET request over HTTP/1.1, from one thread."""
     options = [option for name, value in headers.items() for option in ("--header", f"{name}: {value}")]
     with _started(["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", *options, url]) as process:
         return parse_wrk(_output_of(process, seconds))
@@ -152,7 +152,7 @@ def parse_h2load(text: str) -> Load:
 
 
 def parse_h2load_log(text: str) -> Latencies:
-    """Parses the log of h2load: for each call its start, its status and its latency."""
+    """Parses the log of h2load, which has the start, the status and the latency of each call."""
     spans = sorted(int(line.split("\t")[2]) for line in text.splitlines())
     if not spans:
         raise LoadFailed("h2load logged no call")
@@ -207,12 +207,12 @@ def _started(command: Sequence[str]) -> subprocess.Popen[str]:
 
 
 def _output_of(process: subprocess.Popen[str], seconds: int) -> str:
-    # Errors don't quote the arguments: an API key is among them.
+    # Errors don't quote the arguments, because they contain an API key.
     try:
         output, _ = process.communicate(timeout=seconds + LATE_SECONDS_MAX)
     except subprocess.TimeoutExpired:
         process.kill()
-        raise LoadFailed("a generator of load did not end") from None
+        raise LoadFailed("a load generator did not end") from None
     if process.returncode:
-        raise LoadFailed(f"a generator of load ended with {process.returncode}:\n{output}")
+        raise LoadFailed(f"a load generator ended with {process.returncode}:\n{output}")
     return output

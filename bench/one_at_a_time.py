@@ -1,6 +1,6 @@
-"""The `daybook` command without group commit: every call has a database transaction of its own.
+"""The `daybook` command without group commit: every call has its own database transaction.
 
-Nothing else differs, so figure 7 shows the gain of group commit.
+Nothing else differs, so figure 7 measures the gain of group commit.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from server.posting import poster
 
 
 def main() -> None:
-    """Runs `daybook` with the arguments of this process."""
-    assert poster.GROUP_TRANSACTIONS_MAX > 1, "the bound of the poster's groups"
+    """Runs the `daybook` command."""
+    assert poster.GROUP_TRANSACTIONS_MAX > 1, "the limit of the poster's groups"
     poster.GROUP_TRANSACTIONS_MAX = 1
     cli.main()
 

@@ -1,10 +1,9 @@
-"""The peer: the native list over REST, as careful users of FastAPI and SQLAlchemy write it.
+"""The peer: the native list over REST, written for speed with FastAPI and SQLAlchemy.
 
-One process with uvloop and httptools, SQLAlchemy Core on its async engine, a table whose columns are
-the fields of the answer and whose index is the order of the list, keyset paging, one statement
-a page, cached keys, no access log. Pydantic validates and serializes the page in one step, and
-Starlette gets it as bytes, so that FastAPI converts nothing. `response_model` still documents
-the answer.
+One process with uvloop and httptools; SQLAlchemy Core on its async engine; a table whose columns are the fields of the
+response and whose index has the order of the list; keyset pagination; one statement per page; cached keys; no access
+log. Pydantic validates and serializes the page in one step, and Starlette gets bytes, so that FastAPI converts nothing.
+`response_model` still documents the response.
 """
 
 from __future__ import annotations
@@ -46,10 +45,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from server.cli import COLLECTOR_THRESHOLDS
 
 CONNECTIONS = 4
-"""As many as Daybook has for reading."""
+"""The number of database connections."""
 KEY_CACHED_SECONDS_MAX = 5.0
 PAGE_SIZE_MAX = 1000
-_ROWS_AT_ONCE = 500
+_ROWS_PER_INSERT = 500
 
 metadata = MetaData()
 transactions = Table(
@@ -106,7 +105,7 @@ class TransactionOut(_Answer):
     permanent_amount: str
     balance_after: str
     description: str = ""
-    # Empty in the rows of the bench; printed because Daybook prints empty fields.
+    # Empty in the rows of the bench; included because Daybook returns empty fields too.
     labels: dict[str, str] = Field(default_factory=dict)
     receipt_uri: str = ""
     request_id: str = ""
@@ -125,7 +124,7 @@ class PageOut(_Answer):
 
 
 def create_app(database_url: str) -> FastAPI:
-    """The application over a database that `fill` has filled."""
+    """Returns the application for a database that `fill` has filled."""
     engine = _engine(database_url)
     tenants: TTLCache[str, int] = TTLCache(10_000, KEY_CACHED_SECONDS_MAX, time.monotonic)
 
@@ -228,7 +227,7 @@ def _engine(database_url: str) -> AsyncEngine:
 
 
 async def fill(database_url: str, account_id: str) -> None:
-    """Creates and fills the peer's table: the transactions of an account, field by field."""
+    """Creates the peer's table and copies an account's transactions into it, field by field."""
     engine = _engine(database_url)
     try:
         async with engine.begin() as connection:
@@ -241,8 +240,8 @@ async def fill(database_url: str, account_id: str) -> None:
                 {"id": account_id},
             )
             rows = (_columns(row.tenant_number, account_id, Transaction.FromString(bytes(row.body))) for row in stored)
-            for some in _parts(rows):
-                await connection.execute(insert(transactions), some)
+            for batch in _batches(rows):
+                await connection.execute(insert(transactions), batch)
         if engine.dialect.name == "postgresql":
             async with engine.connect() as connection:
                 await connection.execution_options(isolation_level="AUTOCOMMIT")
@@ -251,10 +250,10 @@ async def fill(database_url: str, account_id: str) -> None:
         await engine.dispose()
 
 
-def _parts(rows: Iterable[dict[str, object]]) -> Iterator[list[dict[str, object]]]:
+def _batches(rows: Iterable[dict[str, object]]) -> Iterator[list[dict[str, object]]]:
     rest = iter(rows)
-    while some := list(islice(rest, _ROWS_AT_ONCE)):
-        yield some
+    while batch := list(islice(rest, _ROWS_PER_INSERT)):
+        yield batch
 
 
 def _columns(tenant_number: int, account_id: str, transaction: Transaction) -> dict[str, object]:

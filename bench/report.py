@@ -1,4 +1,4 @@
-"""The findings as a table, as JSON, and as a plot."""
+"""Writes the findings as a table, as JSON and as a plot."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class Sense(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """The limit that a value must keep."""
+    """A limit for a value."""
 
     sense: Sense
     limit: float
 
     def is_held(self, value: float) -> bool:
-        """Whether a value keeps the limit. The limit itself does."""
+        """Whether a value is within the limit, inclusive."""
         return value >= self.limit if self.sense is Sense.AT_LEAST else value <= self.limit
 
     def __str__(self) -> str:
@@ -44,12 +44,12 @@ class Bar:
 
 
 def at_least(limit: float) -> Bar:
-    """A bar that a value must reach."""
+    """Returns a bar that is a minimum."""
     return Bar(Sense.AT_LEAST, limit)
 
 
 def at_most(limit: float) -> Bar:
-    """A bar that a value must not pass."""
+    """Returns a bar that is a maximum."""
     return Bar(Sense.AT_MOST, limit)
 
 
@@ -63,9 +63,9 @@ class Finding:
     unit: str
     """Empty for a ratio."""
     bar: Bar | None
-    """None where a value is only reported."""
+    """None if the value is only reported."""
     spread: float = 0.0
-    """The distance between the quartiles of all rounds, as a part of their median."""
+    """The interquartile range of all rounds, as a fraction of their median."""
     sides: Mapping[str, Sequence[float]] = field(default_factory=dict)
     """The measurements of each side, round by round."""
     note: str = ""
@@ -77,14 +77,14 @@ class Finding:
 
     @property
     def verdict(self) -> str:
-        """The finding in a word."""
+        """The verdict: held, short or reported."""
         if self.bar is None:
             return "reported"
         return "short" if self.is_short else "held"
 
 
 def machine() -> dict[str, Any]:
-    """The machine and the versions that were measured."""
+    """Returns the properties of the machine and the versions of the measured software."""
     return {
         "processors": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
@@ -92,13 +92,13 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "grpcio": version("grpcio"),
         "daybook": version("daybook"),
-        # At the end of a run this includes its own load.
+        # Includes the load of the bench itself.
         "load_average": os.getloadavg(),
     }
 
 
 def as_table(findings: Sequence[Finding]) -> Table:
-    """A row for each finding."""
+    """Returns a table with a row for each finding."""
     table = Table("figure", "what", "measured", "bar", "verdict", "spread", "rounds", "sides (medians)")
     for each in findings:
         sides = ", ".join(f"{name} {median(values):,.6g}" for name, values in each.sides.items())
@@ -118,7 +118,7 @@ def as_table(findings: Sequence[Finding]) -> Table:
 
 
 def as_json(findings: Sequence[Finding], options: Mapping[str, Any]) -> str:
-    """All measurements, and the machine."""
+    """Returns all measurements, the options and the machine as JSON."""
     return json.dumps(
         {
             "machine": machine(),
@@ -133,8 +133,8 @@ def as_json(findings: Sequence[Finding], options: Mapping[str, Any]) -> str:
 
 
 def plot(findings: Sequence[Finding], file: Path) -> None:
-    """How far each value is from its bar. Values to the right of the line hold."""
-    # Only here: tests of the findings run without its package.
+    """Plots each value relative to its bar. Values to the right of the vertical line hold."""
+    # Imported here, because tests of the findings run without matplotlib.
     from matplotlib.figure import Figure  # noqa: PLC0415
 
     barred = [each for each in findings if each.bar is not None][::-1]
@@ -146,25 +146,25 @@ def plot(findings: Sequence[Finding], file: Path) -> None:
     axes.axvline(1, color="black")
     axes.set_xscale("log")
     axes.set_yticks(range(len(barred)), [f"{each.figure}: {each.what}" for each in barred])
-    # Plain numbers, not powers of ten.
+    # Decimal numbers instead of powers of ten.
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("{x:g}")
-    axes.set_xlabel("times as good as the bar asks")
+    axes.set_xlabel("value relative to its bar; above 1 it holds")
     axes.margins(x=0.3)
     figure.savefig(file, dpi=120)
 
 
 def _margin(finding: Finding, value: float) -> float:
-    """How many times better than its bar a value is; above 1 it holds."""
+    """Returns a value relative to its bar; above 1 it holds."""
     assert finding.bar is not None
     value = max(value, 1e-9)
     return value / finding.bar.limit if finding.bar.sense is Sense.AT_LEAST else finding.bar.limit / value
 
 
 def write(findings: Sequence[Finding], options: Mapping[str, Any], folder: Path) -> None:
-    """Prints the table; writes it beside JSON and plot into a folder that exists."""
+    """Prints the table, and writes the table, the JSON and the plot into an existing folder."""
     table = as_table(findings)
-    # A pipe has no width.
+    # Without a terminal there is no width.
     Console(width=None if sys.stdout.isatty() else _WIDTH).print(table)
     (folder / "bench.json").write_text(as_json(findings, options) + "\n")
     with (folder / "bench.txt").open("w") as file:

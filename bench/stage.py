@@ -1,4 +1,4 @@
-"""What the figures of one run share: durations, and ledgers that are built once."""
+"""The state that the figures of one run share: durations, and ledgers that are built once."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from typing import Self, TypeVar
 from rich.console import Console
 
 from bench import ledger, servers
+from bench.comparison import Compared, Rounds, compare
 from bench.ledger import Ledger, Pool
-from bench.settling import Compared, Rounds, compare
 
 ROWS = 20_000
-"""Transactions of ORGANIZATION."""
+"""The number of transactions of ORGANIZATION."""
 ROWS_QUICK = 2_000
 POOL_SIZE = 1000
-"""Accounts of each pool."""
+"""The number of accounts of each pool."""
 POOL_SIZE_QUICK = 20
 ROWS_IMPORTED = 100_000
 ROWS_IMPORTED_QUICK = 5_000
@@ -40,9 +40,9 @@ class Stage:
     """The durations and the ledgers of one run."""
 
     folder: Path
-    """For databases, until the run ends."""
+    """The folder for databases, deleted at the end of the run."""
     is_quick: bool = False
-    """Whether the run only shows that everything works: its figures are noise."""
+    """Whether the run is a short trial, whose figures are noise."""
     rows_large: int = ROWS_LARGE
     console: Console = field(default_factory=lambda: Console(stderr=True, log_path=False))
     _stack: ExitStack = field(default_factory=ExitStack)
@@ -58,49 +58,49 @@ class Stage:
 
     @property
     def seconds(self) -> int:
-        """How long one side is measured at a time. h2load and wrk take whole seconds only."""
+        """The duration of one measurement of one side, in whole seconds, as h2load and wrk need it."""
         return 1 if self.is_quick else 4
 
     @property
     def rounds(self) -> Rounds:
-        """How often both sides are measured."""
+        """The number of rounds of a comparison."""
         return Rounds(2, 2) if self.is_quick else Rounds()
 
     @property
     def rows(self) -> int:
-        """How many transactions ORGANIZATION has."""
+        """The number of transactions of ORGANIZATION."""
         return ROWS_QUICK if self.is_quick else ROWS
 
     @property
     def pool_size(self) -> int:
-        """How many accounts each pool has."""
+        """The number of accounts of each pool."""
         return POOL_SIZE_QUICK if self.is_quick else POOL_SIZE
 
     @property
     def rows_imported(self) -> int:
-        """How many rows figure 14 imports at a time."""
+        """The number of rows of one import of figure 14."""
         return ROWS_IMPORTED_QUICK if self.is_quick else ROWS_IMPORTED
 
     @property
     def lists(self) -> int:
-        """How many lists a process answers while its memory is watched."""
+        """The number of lists during which figure 12 measures memory."""
         return LISTS_QUICK if self.is_quick else LISTS
 
     @property
     def depth(self) -> int:
-        """How many rows precede the deep page."""
+        """The number of rows before the deep page of figure 9."""
         return min(DEPTH, self.rows_large // 2)
 
-    def say(self, text: str) -> None:
-        """Reports progress."""
+    def log(self, text: str) -> None:
+        """Logs progress to stderr."""
         self.console.log(text, markup=False, highlight=False)
 
     def compare(self, above: Callable[[], float], below: Callable[[], float]) -> Compared:
-        """Compares both sides, after one turn each that doesn't count."""
+        """Compares both sides, after one measurement of each to warm up."""
         above()
         below()
         compared = compare(above, below, self.rounds)
-        self.say(f"{compared.ratio:.3f} after {len(compared.ratios)} rounds, spread {compared.spread:.0%}")
+        self.log(f"{compared.ratio:.3f} after {len(compared.ratios)} rounds, spread {compared.spread:.0%}")
         return compared
 
     @cached_property
@@ -111,7 +111,7 @@ class Stage:
     @cached_property
     def postgresql(self) -> Ledger:
         """The ledger for reading, in PostgreSQL, with the pool of organizations and the peer's table."""
-        self.say("starting PostgreSQL")
+        self.log("starting PostgreSQL")
         return self._for_reading(self._enter(servers.postgresql()), [ledger.ORGANIZATIONS])
 
     @cached_property
@@ -121,28 +121,28 @@ class Stage:
 
     @cached_property
     def small(self) -> Ledger:
-        """The ledger that the large one is compared with."""
+        """The ledger with which the large one is compared."""
         return self._seeded(ROWS_SMALL)
 
     def _seeded(self, rows: int) -> Ledger:
-        self.say(f"seeding a ledger of {rows:,} transactions")
+        self.log(f"seeding a ledger of {rows:,} transactions")
         return ledger.seed(self.new_sqlite_url(), rows)
 
     def fresh_sqlite(self) -> Ledger:
-        """A new ledger without pools, for a figure that writes."""
-        self.say(f"building a ledger of {self.rows:,} transactions")
+        """Builds a new ledger without pools, for a figure that writes."""
+        self.log(f"building a ledger of {self.rows:,} transactions")
         return ledger.build(self.new_sqlite_url(), self.rows)
 
     def new_sqlite_url(self) -> str:
-        """The URL of a database that doesn't exist yet."""
+        """Returns the URL of a new database."""
         self._databases += 1
         return f"sqlite+aiosqlite:///{self.folder.resolve()}/ledger-{self._databases}.db"
 
     def _for_reading(self, database_url: str, pools: Sequence[Pool]) -> Ledger:
-        # Only here, so that figures without a peer can be taken without its packages.
+        # Imported here, so that figures without the peer can be measured without its packages.
         from bench import peer  # noqa: PLC0415
 
-        self.say(f"building a ledger with {len(pools)} pools of {self.pool_size:,} accounts")
+        self.log(f"building a ledger with {len(pools)} pools of {self.pool_size:,} accounts")
         built = ledger.build(database_url, self.rows, pools, self.pool_size)
         asyncio.run(peer.fill(built.database_url, ledger.ORGANIZATION))
         return built

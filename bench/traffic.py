@@ -1,8 +1,8 @@
-"""A gRPC client that makes mixed traffic: lists of many accounts, and commits beside them.
+"""A gRPC client for mixed traffic: lists of many accounts, and concurrent commits.
 
-h2load repeats one request, so it can't pick an account anew for each call. This client writes
-HTTP/2 frames that are encoded beforehand and counts the answers. A call takes it about a quarter
-of the processor time that the ceiling takes for it; both sides of a ratio have the same client.
+h2load repeats one request, so it can't pick an account for each call. This client sends HTTP/2 frames that are encoded
+in advance, and counts the responses. It uses about a quarter of the processor time of the ceiling; both sides of a
+ratio have the same client.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from bench.load import CLIENTS, GRPC_HEADERS, STREAMS, Load, LoadFailed, frame
 
 COMMITS_PER_SECOND = 20
 SEED = 1
-"""Of the picks. Each side and each round of a comparison gets the same ones."""
+"""The seed of the picks. Each side and each round of a comparison gets the same calls."""
 PICKS = 50_000
-"""How many calls are picked beforehand; then the same ones come again."""
+"""The number of calls picked in advance; after them, the same calls are repeated."""
 ANSWERED_MIN = 0.5
-"""The part of the commits that must be answered: the last ones are cut off, and on a busy machine these are many."""
+"""The fraction of the commits that must be answered. The last ones are cut off, which are many on a busy machine."""
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _FRAME = struct.Struct(">BHBBI")
@@ -45,12 +45,12 @@ _READ_BYTES = 1024 * 1024
 
 
 def zipf_weights(count: int) -> list[float]:
-    """How often each of `count` is picked, by rank: in proportion to 1/rank."""
+    """Returns the weight of each of `count` ranks: 1/rank."""
     return [1 / rank for rank in range(1, count + 1)]
 
 
 class Mix:
-    """Calls, of which some are made more often than others."""
+    """Calls with weights."""
 
     def __init__(self, calls: Sequence[Call], weights: Sequence[float]) -> None:
         self._requests = [_encode(call) for call in calls]
@@ -58,7 +58,7 @@ class Mix:
 
     @classmethod
     def by_zipf(cls, calls_of_accounts: Sequence[Sequence[Call]]) -> Self:
-        """Picks the account by Zipf, the first one most often, and each of its calls equally often."""
+        """Weights accounts by Zipf, the first account most, and the calls of an account equally."""
         weights = zipf_weights(len(calls_of_accounts))
         pairs = [
             (call, weight / len(calls))
@@ -68,22 +68,22 @@ class Mix:
         return cls([call for call, _ in pairs], [weight for _, weight in pairs])
 
     def picks(self) -> Iterator[_Request]:
-        """Encoded requests without end, the same ones each time."""
+        """Yields encoded requests without end, in the same order each time."""
         return cycle(Random(SEED).choices(self._requests, self._weights, k=PICKS))
 
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """What the clients do: they list as fast as they can and commit at a steady rate."""
+    """Mixed traffic: lists as fast as possible, and commits at a steady rate."""
 
     lists: Mix
     commits: Mix
 
     def rate(self, port: int, seconds: float, answer_bytes: int) -> float:
-        """Lists answered a second.
+        """Returns the answered lists per second.
 
-        A refusal has no body. Raises LoadFailed if there was one, if the bodies of lists are on average
-        not within a tenth of `answer_bytes`, or if commits were not answered.
+        Raises LoadFailed if a call fails, which shows as a response without a body; if the mean size of the bodies of
+        lists is not within a tenth of `answer_bytes`; or if too few commits are answered.
         """
         lists, commits = self.run(port, seconds)
         if lists.refused or commits.refused or not lists.answers:
@@ -96,7 +96,7 @@ class Traffic:
         return lists.rate
 
     def run(self, port: int, seconds: float) -> tuple[Load, Load]:
-        """What became of the lists and of the commits."""
+        """Returns the results of the lists and of the commits."""
         lists, commits = self.lists.picks(), self.commits.picks()
         with ExitStack() as stack:
             selector = stack.enter_context(selectors.DefaultSelector())
@@ -121,14 +121,14 @@ class Traffic:
 
 
 class _Request(NamedTuple):
-    """A call as it goes over the wire, but for frame headers, which name its stream."""
+    """A call on the wire, without frame headers, which depend on the stream."""
 
     headers: bytes
     body: bytes
 
 
 class _Connection:
-    """An HTTP/2 connection. It counts the calls that were answered."""
+    """An HTTP/2 connection that counts the answered calls."""
 
     def __init__(self, port: int) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port))
@@ -136,11 +136,11 @@ class _Connection:
         self.answers = self.refused = self.body_bytes = 0
         self._next_stream = 1
         self._body_bytes_of: dict[int, int] = {}
-        """The bytes of body that came so far, by stream that is open."""
+        """The bytes of body received so far, by open stream."""
         self._window = _WINDOW_DEFAULT
-        """How many bytes of body the server still takes."""
+        """The remaining flow control window of the server, in bytes."""
         self._unread = b""
-        # Windows that no run fills, so that answers never wait for their renewal.
+        # The largest windows, so that responses never wait for a window update.
         self.socket.sendall(
             _PREFACE
             + _frame(_SETTINGS, 0, 0, _SETTING.pack(_INITIAL_WINDOW_SIZE, _WINDOW_MAX))
@@ -156,7 +156,7 @@ class _Connection:
         self.socket.close()
 
     def send(self, requests: Sequence[_Request]) -> None:
-        """Begins a call for each of the requests. Raises LoadFailed if the server's window is full."""
+        """Starts a call for each request. Raises LoadFailed if the server's window is full."""
         parts = []
         for request in requests:
             stream, self._next_stream = self._next_stream, self._next_stream + 2
@@ -173,7 +173,7 @@ class _Connection:
         self.socket.sendall(b"".join(parts))
 
     def receive(self) -> int:
-        """Reads what has come. Gives how many calls ended. Raises LoadFailed if the server ends the connection."""
+        """Reads frames. Returns the number of calls that ended. Raises LoadFailed if the server disconnects."""
         received = self.socket.recv(_READ_BYTES)
         if not received:
             raise LoadFailed("the server closed a connection")
@@ -194,9 +194,9 @@ class _Connection:
         return ended
 
     def _receive_of_call(self, kind: int, flags: int, stream: int, size: int) -> bool:
-        """Whether the call has ended."""
+        """Returns whether the call has ended."""
         if stream not in self._body_bytes_of:
-            # A reset behind the end of an answer.
+            # A reset after the end of a response.
             return False
         if kind == _DATA:
             self._body_bytes_of[stream] += size
@@ -214,7 +214,7 @@ class _Connection:
         elif kind == _WINDOW_UPDATE and stream == 0:
             self._window += _UINT32.unpack(payload)[0]
         elif kind == _GOAWAY:
-            raise LoadFailed("the server ends a connection")
+            raise LoadFailed("the server sent GOAWAY")
 
 
 def _load(connections: Sequence[_Connection], seconds: float) -> Load:
@@ -241,13 +241,13 @@ def _encode(call: Call) -> _Request:
         **GRPC_HEADERS,
         **call.headers,
     }
-    # HPACK literals that the server doesn't index: the same bytes on every connection.
+    # HPACK literals without indexing have the same bytes on every connection.
     encoded = (_LITERAL + _string(name) + _string(value) for name, value in headers.items())
     return _Request(b"".join(encoded), frame(request))
 
 
 def _string(text: str) -> bytes:
-    """A string of HPACK (RFC 7541, 5.2), not Huffman-coded."""
+    """Returns an HPACK string (RFC 7541, 5.2) without Huffman coding."""
     octets = text.encode("ascii")
     if len(octets) < _STRING_BYTES_MAX:
         return bytes([len(octets)]) + octets

@@ -1,7 +1,7 @@
 """Generates the tables of the documentation from the code and the contracts: `python -m docs.generate`.
 
-A page has a line `<!-- generated: NAME -->`, the table, and a line `<!-- end -->`. `make gen` replaces what is
-between them. tests/test_docs.py compares the committed pages with freshly generated ones.
+A page has a line `<!-- generated: NAME -->`, the table, and a line `<!-- end -->`. `make gen` replaces the text between
+these lines. tests/test_docs.py checks that the committed pages are up to date.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ FACADE_PAGE_SIZES = tuple(
     for name in re.findall(r"^([A-Z][A-Z_]*_MAX)\b.* = ", file.read_text(), re.MULTILINE)
     if name not in {"OFFSET_MAX", "NUMERIC_ID_DIGITS_MAX"}
 )
-"""The constants of all facades that are about the rows of a page."""
+"""The constants of all facades that limit the rows of a page."""
 
 
 class Limit(NamedTuple):
     """A row of the table of limits. The number comes from the code."""
 
     name: str
-    """What is limited."""
+    """The quantity that is limited."""
     unit: str
     source: str
     """A setting, a constant as `module.NAME` below server, or a key of `gateway_limits`."""
@@ -139,7 +139,7 @@ LIMITS: Sequence[tuple[str, Sequence[Limit]]] = (
                 "Rows of a native page",
                 "rows",
                 "page_size_max",
-                "the page has as many rows as that",
+                "the page has this many rows",
                 equal=("transport.validation.PAGE_SIZE_MAX",),
             ),
             Limit(
@@ -256,7 +256,9 @@ SETTINGS_GROUPS = (
     ("Limits", r".*_max$|keepalive_|rate_limit_", "[Limits](../operate/limits.md)"),
     ("Server", r"", "[Processes](../operate/processes.md), [clocks](../operate/clocks.md)"),
 )
-"""Headings of the settings page, each with a pattern; a setting belongs to the first one that matches."""
+"""Headings of the settings page, each with a pattern and links. A setting is listed below the first heading whose
+pattern matches its name.
+"""
 
 UNITS = (
     (r"_per_second$", "per second"),
@@ -273,14 +275,14 @@ UNITS = (
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table. `|` in a cell is escaped."""
+    """Returns a Markdown table. Escapes `|` in cells."""
     lines = (header, ["---"] * len(header), *rows)
     cells = ([cell.replace("|", "\\|") for cell in line] for line in lines)
     return "".join(f"|{'|'.join(f' {cell} ' if cell else ' ' for cell in line)}|\n" for line in cells)
 
 
 def settings() -> str:
-    """Every setting, in a table for each group."""
+    """Returns a table of the settings of each group."""
     groups: dict[str, list[Sequence[str]]] = {heading: [] for heading, _, _ in SETTINGS_GROUPS}
     for name, field in Settings.model_fields.items():
         heading = next(heading for heading, pattern, _ in SETTINGS_GROUPS if re.match(pattern, name))
@@ -293,7 +295,7 @@ def settings() -> str:
 
 
 def type_and_unit(name: str, field: FieldInfo) -> str:
-    """The values that a setting takes, with its bounds."""
+    """Returns the type or unit of a setting, and its bounds."""
     kind = field.annotation
     if get_origin(kind) in {types.UnionType, Union}:
         (kind,) = (each for each in get_args(kind) if each is not types.NoneType)
@@ -314,7 +316,7 @@ def type_and_unit(name: str, field: FieldInfo) -> str:
 
 
 def shown(default: object) -> str:
-    """The default of a setting."""
+    """Returns the default of a setting as Markdown."""
     match default:
         case None | "":
             return ""
@@ -328,13 +330,13 @@ def shown(default: object) -> str:
 
 
 def limits() -> str:
-    """Every limit that a caller can reach, in a table for each group."""
+    """Returns a table of the limits of each group."""
     header = ("limit", "value", "setting", "beyond it")
     return "\n".join(f"## {heading}\n\n{table(header, map(limit_row, rows))}" for heading, rows in LIMITS)
 
 
 def limit_row(limit: Limit) -> Sequence[str]:
-    """The cells of a limit. Raises ValueError if constants that must be equal differ."""
+    """Returns the cells of a limit. Raises ValueError if constants that must be equal differ."""
     is_setting = limit.source in Settings.model_fields
     value = Settings.model_fields[limit.source].default if is_setting else constant(limit.source)
     if any(constant(each) != value for each in limit.equal):
@@ -348,7 +350,7 @@ def limit_row(limit: Limit) -> Sequence[str]:
 
 
 def constant(source: str) -> int:
-    """The value of a constant below server, or of a limit of the gateway."""
+    """Returns the value of a constant below server, or of a limit of the gateway."""
     if source.startswith("gateway: "):
         return gateway_limits()[source.removeprefix("gateway: ")]
     module, _, name = source.rpartition(".")
@@ -358,7 +360,7 @@ def constant(source: str) -> int:
 
 @cache
 def gateway_limits() -> Mapping[str, int]:
-    """The limits of envoy.yaml."""
+    """Returns the limits in envoy.yaml."""
     configuration = yaml.safe_load((ROOT / "envoy.yaml").read_text())["static_resources"]
     manager: Any = configuration["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
     (buffer,) = (each["typed_config"] for each in manager["http_filters"] if each["name"].endswith(".buffer"))
@@ -373,7 +375,7 @@ def gateway_limits() -> Mapping[str, int]:
 
 
 def metrics() -> str:
-    """Every metric of the server, without those of the process and of Python."""
+    """Returns a table of the metrics of the server, without the metrics of the process and of Python."""
 
     async def collect() -> list[Any]:
         with tempfile.TemporaryDirectory() as folder:
@@ -389,12 +391,12 @@ def metrics() -> str:
 
 
 def commands() -> str:
-    """Every command with its arguments and options."""
+    """Returns a section for each command, with its arguments and options."""
     return "\n".join(command_section(name, command) for name, command in leaf_commands())
 
 
 def leaf_commands() -> Iterator[tuple[str, Any]]:
-    """Every visible command of `daybook`, by its name."""
+    """Yields every visible command of `daybook` with its name."""
     for name, entry in COMMANDS.items():
         if name not in HIDDEN:
             group: Any = typer.main.get_group(import_module(f"server.cli.{entry.module}").app)
@@ -406,7 +408,7 @@ def leaf_commands() -> Iterator[tuple[str, Any]]:
 
 
 def command_section(name: str, command: Any) -> str:
-    """The help of a command."""
+    """Returns the section of a command."""
     flags = [f"--{each.name.replace('_', '-')}" for each in command.params if each.name in Settings.model_fields]
     own = [each for each in command.params if each.name not in Settings.model_fields]
     usage = " ".join(["daybook", name, *(placeholder(each) for each in own), *(["[SETTINGS]"] if flags else [])])
@@ -423,7 +425,7 @@ def command_section(name: str, command: Any) -> str:
 
 
 def placeholder(parameter: Any) -> str:
-    """An argument or an option in the usage of a command."""
+    """Returns an argument or an option as it appears in the usage of a command."""
     if parameter.param_type_name == "argument":
         return str(parameter.name.upper())
     text = parameter.opts[0] if parameter.is_flag else f"{parameter.opts[0]} {parameter.name.upper()}"
@@ -432,19 +434,19 @@ def placeholder(parameter: Any) -> str:
 
 
 class Comments:
-    """The comments of a file of the contracts, by their path in its descriptor."""
+    """The comments of a proto file, by their paths in its descriptor."""
 
     def __init__(self, file: FileDescriptorProto) -> None:
         self._texts = {tuple(each.path): each.leading_comments for each in file.source_code_info.location}
 
     def paragraphs(self, *path: int) -> list[str]:
-        """The paragraphs of a comment, each in one line."""
+        """Returns the paragraphs of a comment, each in one line."""
         return [" ".join(each.split()) for each in self._texts[path].strip().split("\n\n")]
 
 
 @cache
 def described() -> Sequence[FileDescriptorProto]:
-    """The contracts of Daybook with their comments."""
+    """Returns the descriptors of Daybook's contracts, with comments."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "contracts.binpb"
         contracts.write_descriptors(path, source_info=True)
@@ -453,36 +455,39 @@ def described() -> Sequence[FileDescriptorProto]:
 
 
 def leaves() -> Iterator[type[DaybookError]]:
-    """The class of each reason that the server raises."""
+    """Yields the class of each reason that the server raises."""
     for each in vars(errors).values():
         if isinstance(each, type) and issubclass(each, DaybookError) and hasattr(each, "reason"):
             yield each
 
 
 def reasons() -> str:
-    """Every reason of an error, from its comment in the contract."""
+    """Returns a table of the error reasons, from their comments in the contract.
+
+    Raises ValueError if a status in a comment differs from the server's.
+    """
     (file,) = (each for each in described() if each.name.endswith("error_reason.proto"))
     comments = Comments(file)
-    # The statuses depend on the class alone.
+    # The status depends only on the class.
     refusals = [each.__new__(each) for each in leaves()]
-    of_code = {code_of(each).name: http_status_of(each) for each in refusals}
-    of_reason = {each.reason: code_of(each).name for each in refusals}
+    status_of_code = {code_of(each).name: http_status_of(each) for each in refusals}
+    code_of_reason = {each.reason: code_of(each).name for each in refusals}
     rows = []
     for index, value in enumerate(file.enum_type[0].value):
         if value.number == ErrorReason.ERROR_REASON_UNSPECIFIED:
             continue
         text = " ".join(each for each in comments.paragraphs(5, 0, 2, index) if not each.startswith("Example:"))
         (code,) = re.findall(r"Status ([A-Z_]+)", text)
-        if of_reason.get(value.name, code) != code:
-            raise ValueError(f"{value.name} is {of_reason[value.name]} in the server, {code} in its comment")
-        http_statuses = re.findall(r"HTTP (\d{3})", text) or [str(of_code[code])]
+        if code_of_reason.get(value.name, code) != code:
+            raise ValueError(f"{value.name} is {code_of_reason[value.name]} in the server, {code} in its comment")
+        http_statuses = re.findall(r"HTTP (\d{3})", text) or [str(status_of_code[code])]
         meaning = re.sub(r"\s*Status [A-Z_]+(, HTTP \d{3})?\.", "", text)
         rows.append((f"`{value.name}`", f"`{code}`", "" if "gRPC only" in text else ", ".join(http_statuses), meaning))
     return table(("reason", "gRPC code", "HTTP status", "meaning"), rows)
 
 
 def methods() -> str:
-    """Every method of the contracts with its REST paths and scopes."""
+    """Returns a table of the methods of each service, with their REST paths and scopes."""
     sections = []
     for file in described():
         comments = Comments(file)
@@ -502,13 +507,13 @@ def methods() -> str:
 
 
 def verb_and_path(rule: Any) -> tuple[str, str]:
-    """The HTTP method and the path of a binding."""
+    """Returns the HTTP method and the path of a binding."""
     verb = rule.WhichOneof("pattern")
     return verb.upper(), getattr(rule, verb)
 
 
 def rest_path(path: str) -> str:
-    """A path with plain placeholders: `/v1/{parent=accounts/*}/lots` is `/v1/accounts/{account}/lots`."""
+    """Returns a path with plain placeholders: `/v1/accounts/{account}/lots` for `/v1/{parent=accounts/*}/lots`."""
     path = re.sub(r"\{[a-z_.]+=([^}]*)\}", r"\1", path)
     path = re.sub(r"(\w+)s/\*", r"\1s/{\1}", path)
     return re.sub(r"\{(\w+)\}", lambda match: f"{{{re.sub(r'_(.)', lambda part: part[1].upper(), match[1])}}}", path)
@@ -525,17 +530,17 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
 
 
 def pages() -> list[Path]:
-    """Every page of the documentation."""
+    """Returns the pages of the documentation."""
     return sorted((ROOT / "docs").rglob("*.md"))
 
 
 def generated(text: str) -> str:
-    """A page with fresh blocks. Raises KeyError if a block has an unknown name."""
+    """Returns a page with generated blocks. Raises KeyError if a block has an unknown name."""
     return BLOCK.sub(lambda match: f"{match[1]}\n{BLOCKS[match[2]]()}\n{match[3]}", text)
 
 
 def main() -> None:
-    """Writes the blocks of every page."""
+    """Writes the generated blocks of every page."""
     for page in pages():
         text = page.read_text()
         fresh = generated(text)

@@ -1,11 +1,11 @@
-"""The figures, by the number that they have in bench/README.md."""
+"""The figures, by their numbers in bench/README.md."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from bench.figures import depth, importing, memory, reading, rest, starting, steadiness, workers, writing
+from bench.figures import depth, importing, latency, memory, reading, rest, starting, workers, writing
 from bench.report import Finding
 from bench.stage import Stage
 
@@ -29,7 +29,7 @@ FIGURES: Mapping[int, Figure] = {
     8: Figure("BatchCreateTransactions of 500", writing.batches),
     9: Figure("A page far down and in a large ledger, to one at the top and in a small one", depth.measure),
     10: Figure("Two workers, to one", workers.measure),
-    11: Figure("p99 to p50 of the list, at half of its peak rate", steadiness.measure),
+    11: Figure("p99 to p50 of the list, at half of its peak rate", latency.measure),
     12: Figure("Memory of a worker", memory.measure),
     13: Figure("From the start to the first answer", starting.measure),
     14: Figure("Import of history on SQLite", importing.measure),

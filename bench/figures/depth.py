@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from bench.calls import Call, list_call, read_page
+from bench.comparison import Compared
 from bench.ledger import Ledger
 from bench.report import Finding, at_most
 from bench.servers import Server, daybook
-from bench.settling import Compared
 from bench.stage import ROWS_SMALL, Stage
 from server.ledger.names import ALL_ACCOUNTS
 
@@ -14,7 +14,7 @@ _STEP = 1000
 
 
 def measure(stage: Stage) -> list[Finding]:
-    """Figure 9: both ratios, for the list of all accounts."""
+    """Measures both ratios of figure 9, for the list of all accounts."""
     large, small = stage.large, stage.small
     with daybook(large.database_url) as server:
         first = list_call(large.key, ALL_ACCOUNTS)
@@ -39,15 +39,15 @@ def _compare(stage: Stage, above: tuple[Server, Call], below: tuple[Server, Call
 
 
 def _milliseconds(stage: Stage, server: Server, call: Call) -> float:
-    """The cost of a page: the inverse of the rate."""
+    """Measures the cost of a page: the inverse of the rate."""
     (page,) = call.answers(server.port)
     read_page(page)
     return 1000 / call.rate_of_same(server.port, stage.seconds, [page])
 
 
 def _token_at(stage: Stage, server: Server, ledger: Ledger) -> str:
-    """The token of the page at the depth of the stage, found by reading down to it."""
-    stage.say(f"reading down {stage.depth:,} rows")
+    """Returns the token of the deep page, after reading all pages before it."""
+    stage.log(f"reading down {stage.depth:,} rows")
     token = ""
     for _ in range(stage.depth // _STEP):
         (answer,) = list_call(ledger.key, ALL_ACCOUNTS, token, _STEP).answers(server.port)

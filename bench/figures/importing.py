@@ -1,4 +1,4 @@
-"""Figure 14: how fast history is imported."""
+"""Figure 14: the speed of an import."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from statistics import median
 
 from daybook.v1.account_pb2 import Account
 
+from bench.comparison import spread
 from bench.ledger import as_messages, build, create_accounts, import_history, inference, mixed_history
 from bench.load import LoadFailed
 from bench.report import Finding, at_least
 from bench.servers import daybook
-from bench.settling import spread
 from bench.stage import Stage
 
 ROWS_PER_SECOND_MIN = 8000
 
 
 def measure(stage: Stage) -> list[Finding]:
-    """Figure 14: rows a second of one ImportTransactions call, each time into a new database."""
+    """Measures the rows per second of one ImportTransactions call into a new database."""
     account_ids = [f"imported-{number}" for number in range(stage.pool_size)]
     messages = list(as_messages(mixed_history(account_ids, stage.rows_imported, inference)))
     rates = []

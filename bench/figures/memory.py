@@ -12,15 +12,15 @@ MEGABYTE = 1_000_000
 IDLE_MEGABYTES_MAX = 110
 BUSY_MEGABYTES_MAX = 150
 GROWTH_MAX = 1.05
-"""An allocator still adds a little after everything has been used once."""
+"""An allocator still grows a little after all code has run once."""
 _STEP = 1000
 _ROWS_EXPORTED_MAX = 1_000_000
 _WARM = 0.1
-"""The part of the work after which caches should be full."""
+"""The fraction of the work after which caches should be full."""
 
 
 def measure(stage: Stage) -> list[Finding]:
-    """Figure 12: idle, during many lists and during an export; the largest value, and the growth."""
+    """Measures the largest memory and its growth: idle, during many lists and during an export."""
     with daybook(stage.large.database_url) as server:
         idle = server.resident_bytes
         lists = _sizes_while_listing(stage, server)
@@ -39,13 +39,13 @@ def _size(what: str, sizes: list[int], megabytes_max: int) -> Finding:
 
 
 def _growth(what: str, sizes: list[int]) -> Finding:
-    """The last size, divided by the one after a tenth of the work."""
+    """The last size, divided by the size after a tenth of the work."""
     warm = sizes[int(len(sizes) * _WARM)]
     return Finding(12, what, sizes[-1] / warm, "", at_most(GROWTH_MAX))
 
 
 def _sizes_while_listing(stage: Stage, server: Server) -> list[int]:
-    stage.say(f"{stage.lists:,} lists")
+    stage.log(f"{stage.lists:,} lists")
     call = list_call(stage.large.key, ALL_ACCOUNTS)
     page = call.answers(server.port)
     done, sizes = 0.0, []
@@ -60,8 +60,8 @@ def _rows_exported(stage: Stage) -> int:
 
 
 def _sizes_while_exporting(stage: Stage, server: Server) -> list[int]:
-    """An export reads the list in pages of the largest size."""
-    stage.say(f"exporting {_rows_exported(stage):,} rows")
+    """Measures while the list is read in pages of the largest size."""
+    stage.log(f"exporting {_rows_exported(stage):,} rows")
     token, sizes = "", []
     for _ in range(_rows_exported(stage) // _STEP):
         (answer,) = list_call(stage.large.key, ALL_ACCOUNTS, token, _STEP).answers(server.port)

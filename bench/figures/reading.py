@@ -1,4 +1,4 @@
-"""Figures 1 to 3: pages under mixed traffic, compared with a method that does nothing."""
+"""Figures 1 to 3: pages under mixed traffic, compared with the ceiling."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from daybook.v1.ledger_service_pb2 import CreateTransactionRequest, ListTransact
 from google.protobuf.message import Message
 
 from bench.calls import CREATE, LIST, PAGE_SIZE, Call, answer_each, list_call, read_page
+from bench.comparison import Compared
 from bench.ledger import (
     COMPANIES,
     MONTH,
@@ -37,7 +38,6 @@ from bench.ledger import (
 from bench.load import LoadFailed, framed_size
 from bench.report import Bar, Finding, at_least
 from bench.servers import Server, ceiling, daybook
-from bench.settling import Compared
 from bench.stage import Stage
 from bench.traffic import Mix, Traffic
 
@@ -51,27 +51,27 @@ class PagedList:
     name: str
     method: str
     pool: Pool
-    """Accounts that are listed, and that commits charge."""
+    """The accounts that the lists read and the commits charge."""
     request: Callable[[str, str], Message]
-    """A page of PAGE_SIZE rows of an account; the place is empty for the first page."""
+    """Returns the request for a page of PAGE_SIZE rows, by account and place; the place is empty for the first page."""
     read: Callable[[bytes], tuple[int, str]]
-    """How many rows a first page has, and the place of the second page, empty if there are no more."""
+    """Returns the number of rows of a first page and the place of the second page, empty if there is none."""
     is_of_tenant: bool = False
-    """Whether the list has the rows of all accounts together."""
+    """Whether the list has the rows of all accounts of the tenant."""
     headers: Mapping[str, str] = field(default_factory=dict)
 
     def keys(self, ledger: Ledger) -> list[str]:
-        """The API key for the list of each account."""
+        """Returns the API key for the list of each account."""
         if self.pool is USERS:
             return list(ledger.user_keys)
         return [self.tenant_key(ledger)] * ledger.pool_size
 
     def tenant_key(self, ledger: Ledger) -> str:
-        """The API key for all accounts."""
+        """Returns the API key that is valid for all accounts."""
         return ledger.network_key if self.pool is COMPANIES else ledger.key
 
     def calls(self, server: Server, ledger: Ledger) -> list[list[Call]]:
-        """For each account, the calls for its first and second page. Raises LoadFailed unless both are full."""
+        """Returns for each account the calls for its first and second page. Raises LoadFailed unless both are full."""
         accounts = list(zip(self.pool.account_ids(ledger.pool_size), self.keys(ledger), strict=True))
         if self.is_of_tenant:
             accounts = accounts[:1]
@@ -89,7 +89,7 @@ class PagedList:
         return [[first, second] for first, second in zip(firsts, seconds, strict=True)]
 
     def commits(self, ledger: Ledger) -> list[list[Call]]:
-        """For each account, a call that charges it. Without a request_id it posts each time."""
+        """Returns for each account a call that charges it, without a request_id, so that each repetition posts."""
         return [
             [
                 Call.of(
@@ -195,12 +195,12 @@ FACADES = (
 
 
 def sqlite(stage: Stage) -> list[Finding]:
-    """Figure 1."""
+    """Measures figure 1."""
     return _native(stage, 1, "SQLite", stage.sqlite, at_least(0.5))
 
 
 def postgresql(stage: Stage) -> list[Finding]:
-    """Figure 2."""
+    """Measures figure 2."""
     return _native(stage, 2, "PostgreSQL", stage.postgresql, at_least(0.3))
 
 
@@ -216,7 +216,7 @@ def _native(stage: Stage, number: int, engine: str, ledger: Ledger, bar: Bar) ->
 
 
 def facades(stage: Stage) -> list[Finding]:
-    """Figure 3, once for each facade. The ceiling returns a native page."""
+    """Measures figure 3 for each facade. The ceiling returns a native page."""
     ledger = stage.sqlite
     with daybook(ledger.database_url) as server:
         (page,) = list_call(ledger.key, ORGANIZATION).answers(server.port)
@@ -234,7 +234,7 @@ def _mixed_to_ceiling(
             lambda: traffic.rate(server.port, stage.seconds, size),
             lambda: traffic.rate(bare.port, stage.seconds, framed_size(page)),
         )
-    # After the commits, all pages must still be full.
+    # All pages must still be full after the commits.
     listed.calls(server, ledger)
     return _finding(number, what, compared, bar)
 

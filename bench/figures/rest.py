@@ -1,4 +1,4 @@
-"""Figures 4, 5 and 15 to 18: lists over REST beside other servers, and the processor time of a page."""
+"""Figures 4, 5 and 15 to 18: lists over REST compared with other servers, and the processor time of a page."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from statistics import median
 from typing import Any
 
 from bench.calls import PAGE_SIZE, Call, authorization, list_call, rest_path
+from bench.comparison import Compared, spread
 from bench.figures.reading import FACADES, NATIVE, PagedList
 from bench.ledger import ORGANIZATION, Ledger
 from bench.load import LoadFailed, wrk
 from bench.report import Bar, Finding, at_least
 from bench.servers import Server, daybook, daybook_with_gateway, peer, wait_for_answer
-from bench.settling import Compared, spread
 from bench.stage import Stage
 
 PATH = f"/v1/accounts/{ORGANIZATION}/transactions?pageSize={PAGE_SIZE}"
@@ -21,17 +21,17 @@ MICROSECOND = 1e-6
 
 
 def sqlite(stage: Stage) -> list[Finding]:
-    """Figure 4."""
+    """Measures figure 4."""
     return [_to_peer(stage, 4, "REST list, SQLite", stage.sqlite, at_least(5.5))]
 
 
 def postgresql(stage: Stage) -> list[Finding]:
-    """Figure 5."""
+    """Measures figure 5."""
     return [_to_peer(stage, 5, "REST list, PostgreSQL", stage.postgresql, at_least(2.8))]
 
 
 def second_page(stage: Stage) -> list[Finding]:
-    """Figure 15, once for each engine."""
+    """Measures figure 15 for each engine."""
     ledgers = {"SQLite": stage.sqlite, "PostgreSQL": stage.postgresql}
     return [
         _to_peer(stage, 15, f"REST list, second page, {engine}", ledger, None, is_second=True)
@@ -40,7 +40,7 @@ def second_page(stage: Stage) -> list[Finding]:
 
 
 def to_grpc(stage: Stage) -> list[Finding]:
-    """Figure 16."""
+    """Measures figure 16."""
     ledger = stage.sqlite
     headers = authorization(ledger.key)
     call = list_call(ledger.key, ORGANIZATION)
@@ -55,7 +55,7 @@ def to_grpc(stage: Stage) -> list[Finding]:
 
 
 def facades(stage: Stage) -> list[Finding]:
-    """Figure 17, once for each facade."""
+    """Measures figure 17 for each facade."""
     ledger = stage.sqlite
     with daybook_with_gateway(ledger.database_url) as gateway, peer(ledger.database_url) as other:
         wait_for_answer(gateway, PATH, authorization(ledger.key))
@@ -63,7 +63,7 @@ def facades(stage: Stage) -> list[Finding]:
 
 
 def processor_time(stage: Stage) -> list[Finding]:
-    """Figure 18, for the first and the second page of the native list and of each facade's."""
+    """Measures figure 18 for the first and second page of the native list and of each facade's list."""
     ledger = stage.sqlite
     findings = []
     with daybook_with_gateway(ledger.database_url) as gateway:
@@ -89,7 +89,7 @@ def _facade_to_peer(stage: Stage, listed: PagedList, gateway: Server, other: Ser
 
 
 def _popular(listed: PagedList, gateway: Server, ledger: Ledger) -> list[Call]:
-    """The calls for the pages of the most popular account, after both answered over REST."""
+    """Returns the calls for the pages of the most popular account. Waits until they succeed over REST."""
     calls = listed.calls(gateway, ledger)[0]
     for call in calls:
         wait_for_answer(gateway, rest_path(call), call.headers)
@@ -104,7 +104,7 @@ def _to_peer(
         our_path, ours = _page(gateway, headers, is_second=is_second)
         their_path, theirs = _page(other, headers, is_second=is_second)
         if ours != theirs or len(ours) != PAGE_SIZE:
-            raise LoadFailed(f"the peer shows other rows: {ours[:1]} and {theirs[:1]}")
+            raise LoadFailed(f"the rows of the peer differ: {ours[:1]} and {theirs[:1]}")
         compared = stage.compare(
             lambda: _rate(stage, gateway, our_path, headers), lambda: _rate(stage, other, their_path, headers)
         )
@@ -112,7 +112,7 @@ def _to_peer(
 
 
 def _page(server: Server, headers: Mapping[str, str], *, is_second: bool) -> tuple[str, list[dict[str, Any]]]:
-    """The path of a page and its rows."""
+    """Returns the path of a page and its rows."""
     path, page = PATH, json.loads(wait_for_answer(server, PATH, headers))
     if is_second:
         path = f"{PATH}&pageToken={page['nextPageToken']}"
@@ -125,7 +125,7 @@ def _rate(stage: Stage, server: Server, path: str, headers: Mapping[str, str]) -
 
 
 def _cost(stage: Stage, gateway: Server, call: Call) -> tuple[float, float]:
-    """Microseconds of processor time for an answer: of the gateway and of the server."""
+    """Returns the microseconds of processor time per response: of the gateway and of the server."""
     before = gateway.processor_seconds
     _, answers = _load(stage, gateway, rest_path(call), call.headers)
     after = gateway.processor_seconds
@@ -133,7 +133,7 @@ def _cost(stage: Stage, gateway: Server, call: Call) -> tuple[float, float]:
 
 
 def _load(stage: Stage, server: Server, path: str, headers: Mapping[str, str]) -> tuple[float, int]:
-    """Answers a second, and all of them. Raises LoadFailed if one was refused."""
+    """Returns the responses per second and their number. Raises LoadFailed if one is an error."""
     load = wrk(f"http://127.0.0.1:{server.port}{path}", stage.seconds, headers=headers)
     if load.refused or not load.answers:
         raise LoadFailed(f"{load.refused} of {load.answers} requests were refused")

@@ -1,4 +1,4 @@
-"""Figure 13: the time from the command to the first answer."""
+"""Figure 13: the time from the start to the first response."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import time
 from statistics import median
 
 from bench.calls import authorization
+from bench.comparison import spread
 from bench.figures.rest import PATH
 from bench.report import Finding, at_most
 from bench.servers import daybook_with_gateway, wait_for_answer
-from bench.settling import spread
 from bench.stage import Stage
 
 SECONDS_MAX = 1.5
 
 
 def measure(stage: Stage) -> list[Finding]:
-    """Figure 13: `daybook up` on a migrated database, until a page of it has come through Envoy."""
+    """Measures the time from the start of `daybook up` on a migrated database to a page through Envoy."""
     ledger = stage.sqlite
     headers = authorization(ledger.key)
     spans = []

@@ -1,4 +1,4 @@
-"""Figure 10: what a second worker adds while the load is made on the same processors."""
+"""Figure 10: the gain of a second worker, with the load generator on the same processors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bench.stage import Stage
 
 
 def measure(stage: Stage) -> list[Finding]:
-    """Figure 10: two processes with half of the callers each, and one process with all of them."""
+    """Compares two processes, with half of the callers each, with one process that has all callers."""
     ledger = stage.sqlite
     call = list_call(ledger.key, ORGANIZATION)
     with daybook(ledger.database_url) as one, daybook(ledger.database_url) as other:

@@ -1,4 +1,4 @@
-"""Figures 6 to 8: durable posting."""
+"""Figures 6 to 8: posting with durable commits."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from daybook.v1.ledger_service_pb2 import BatchCreateTransactionsRequest, Create
 from daybook.v1.transaction_pb2 import Transaction, Usage
 
 from bench.calls import BATCH_CREATE, CREATE, Call, list_call, read_page
+from bench.comparison import spread
 from bench.ledger import WRITERS, Ledger
 from bench.load import LoadFailed
 from bench.report import Finding, at_least
 from bench.servers import Server, ceiling, daybook
-from bench.settling import spread
 from bench.stage import Stage
 
 CALLERS = 64
@@ -21,12 +21,12 @@ BATCH = 500
 BATCH_CALLERS = 8
 BATCHED_PER_SECOND_MIN = 15_000
 BATCHED_TO_SINGLE_MIN = 4
-# The durations of generator and bench differ a little.
+# The fraction of the answered calls that must be posted: the clocks of the generator and the bench differ a little.
 _POSTED_MIN = 0.9
 
 
 def to_ceiling(stage: Stage) -> list[Finding]:
-    """Figure 6."""
+    """Measures figure 6."""
     ledger = stage.fresh_sqlite()
     call = create_call(ledger)
     with daybook(ledger.database_url) as server, ceiling(b"") as bare:
@@ -48,7 +48,7 @@ def to_ceiling(stage: Stage) -> list[Finding]:
 
 
 def to_one_at_a_time(stage: Stage) -> list[Finding]:
-    """Figure 7."""
+    """Measures figure 7."""
     ledger, other = stage.fresh_sqlite(), stage.fresh_sqlite()
     with daybook(ledger.database_url) as server, daybook(other.database_url, one_at_a_time=True) as single:
         compared = stage.compare(
@@ -69,12 +69,12 @@ def to_one_at_a_time(stage: Stage) -> list[Finding]:
 
 
 def batches(stage: Stage) -> list[Finding]:
-    """Figure 8. The bar is the lower of a fixed rate and a multiple of the rate of single calls."""
+    """Measures figure 8. The bar is the lower of a fixed rate and a multiple of the rate of single calls."""
     ledger = stage.fresh_sqlite()
     create, batch = create_call(ledger), batch_call(ledger)
     with daybook(ledger.database_url) as server:
         compared = stage.compare(
-            # Longer turns: batches in flight at the end are not counted, and each is large.
+            # Twice as long, because large batches in flight at the end are not counted.
             lambda: BATCH * batch.rate(server.port, 2 * stage.seconds, clients=BATCH_CALLERS, streams=1),
             lambda: _posted_per_second(stage, server, ledger, create),
         )
@@ -94,7 +94,7 @@ def batches(stage: Stage) -> list[Finding]:
 
 
 def _charge(account_id: str) -> CreateTransactionRequest:
-    # Without a request_id every call posts anew, though h2load sends the same bytes each time.
+    # Without a request_id every call posts, although h2load sends the same bytes each time.
     return CreateTransactionRequest(
         parent=f"accounts/{account_id}",
         transaction=Transaction(
@@ -107,12 +107,12 @@ def _charge(account_id: str) -> CreateTransactionRequest:
 
 
 def create_call(ledger: Ledger) -> Call:
-    """Single charges of the writers, each by its own callers."""
+    """Returns a call with one charge for each of the WRITERS."""
     return Call.of(CREATE, *(_charge(account_id) for account_id in WRITERS), key=ledger.key)
 
 
 def batch_call(ledger: Ledger) -> Call:
-    """Batches of charges, of one writer each."""
+    """Returns a call with one batch of charges for each of the WRITERS."""
     requests = (
         BatchCreateTransactionsRequest(parent=f"accounts/{account_id}", requests=[_charge(account_id)] * BATCH)
         for account_id in WRITERS
@@ -121,18 +121,18 @@ def batch_call(ledger: Ledger) -> Call:
 
 
 def _posted_per_second(stage: Stage, server: Server, ledger: Ledger, call: Call) -> float:
-    """Calls answered a second. Raises LoadFailed unless all of them posted."""
+    """Returns the answered calls per second. Raises LoadFailed unless all of them posted."""
     before = _posted(server, ledger)
     rate = call.rate(server.port, stage.seconds, clients=len(WRITERS), streams=_STREAMS)
     posted = _posted(server, ledger) - before
-    # Calls in flight when h2load ends are posted but not counted as answered.
+    # Calls in flight when h2load ends are posted, but don't count as answered.
     if posted < rate * stage.seconds * _POSTED_MIN:
         raise LoadFailed(f"{rate:.0f} calls a second were answered, and only {posted} transactions posted")
     return rate
 
 
 def _posted(server: Server, ledger: Ledger) -> int:
-    """How many transactions the writers have: the sequence of the newest is their number."""
+    """Returns the number of transactions of the WRITERS: the sum of their newest sequences."""
     return sum(
         read_page(list_call(ledger.key, account_id, page_size=1).answers(server.port)[0], 1).transactions[0].sequence
         for account_id in WRITERS

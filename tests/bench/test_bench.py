@@ -1,6 +1,6 @@
-"""The bench: how it parses its generators, when it has measured enough, and that its calls are answered.
+"""Tests of the bench: the parsers of the generators, the comparison of two sides, and its calls.
 
-The outputs are those of h2load 1.52 and wrk 4.1.
+The outputs are from h2load 1.52 and wrk 4.1.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import pytest
 from bench import depth, load, report
 from bench.__main__ import main
 from bench.calls import PAGE_SIZE, list_call, read_page
+from bench.comparison import Rounds, compare, spread
 from bench.figures import FIGURES, Figure
 from bench.figures.reading import FACADES, NATIVE, PagedList
 from bench.figures.writing import BATCH, batch_call, create_call
@@ -26,7 +27,6 @@ from bench.ledger import ORGANIZATION, POOLS, WRITERS, Ledger, build, seed
 from bench.load import Latencies, Load, LoadFailed, parse_h2load, parse_h2load_log, parse_wrk
 from bench.report import Finding, at_least, at_most
 from bench.servers import Server, daybook
-from bench.settling import Rounds, compare, spread
 from bench.traffic import PICKS, Mix, Traffic
 
 README = Path(__file__).resolve().parents[2] / "bench" / "README.md"
@@ -65,12 +65,12 @@ Transfer/sec:      6.30MB
 
 
 def test_h2load_summary_is_parsed() -> None:
-    """The rate, the answers and the bytes of their bodies."""
+    """The summary of h2load yields the rate, the responses and the bytes of their bodies."""
     assert parse_h2load(H2LOAD) == Load(rate=437.0, answers=437, refused=0, body_bytes=4302)
 
 
 def test_refusals_that_h2load_counts_are_parsed() -> None:
-    """Answers with a status other than 2xx, and those that never came."""
+    """Failed requests and responses with a status other than 2xx count as refused."""
     text = H2LOAD.replace("437 succeeded, 0 failed", "420 succeeded, 2 failed")
     text = text.replace("437 2xx, 0 3xx, 0 4xx, 0 5xx", "420 2xx, 1 3xx, 4 4xx, 10 5xx")
     assert parse_h2load(text).refused == 17
@@ -83,18 +83,18 @@ def test_streams_that_h2load_cut_off_are_not_refused() -> None:
 
 
 def test_h2load_log_is_parsed() -> None:
-    """The third column is the latency of the call."""
+    """Latencies are read from the third column of the log."""
     log = "".join(f"{1795331534237746 + 10 * number}\t200\t{number}\n" for number in range(200, 0, -1))
     assert parse_h2load_log(log) == Latencies(median=101, p99=199)
 
 
 def test_wrk_summary_is_parsed() -> None:
-    """The rate, the answers, and the bytes of answers."""
+    """The summary of wrk yields the rate, the responses and their bytes."""
     assert parse_wrk(WRK) == Load(rate=318.38, answers=639, refused=0, body_bytes=round(12.65 * 1024 * 1024))
 
 
 def test_refusals_that_wrk_counts_are_parsed() -> None:
-    """Answers with another status, and failed connections."""
+    """Responses with a status other than 2xx and socket errors count as refused."""
     text = WRK.replace(
         "Requests/sec",
         "  Socket errors: connect 1, read 2, write 3, timeout 4\n  Non-2xx or 3xx responses: 421\nRequests/sec",
@@ -104,21 +104,21 @@ def test_refusals_that_wrk_counts_are_parsed() -> None:
 
 @pytest.mark.parametrize("parse", [parse_h2load, parse_wrk, parse_h2load_log])
 def test_unexpected_output_is_refused(parse: object) -> None:
-    """Output that can't be parsed raises LoadFailed instead of counting as a rate of 0."""
+    """Output that can't be parsed raises LoadFailed."""
     assert callable(parse)
     with pytest.raises(LoadFailed):
         parse("")
 
 
 def test_missing_generators_are_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """The message names the package to install."""
+    """If generators are missing, the error names the packages to install."""
     monkeypatch.setenv("PATH", "")
     assert main(["--only", "1"]) == 2
     assert "nghttp2-client wrk" in capsys.readouterr().err
 
 
 def processors_of_this_process() -> set[int] | None:
-    """The processors of this process; None on a system without processor affinity."""
+    """Returns the processors of this process; None on a system without processor affinity."""
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
 
 
@@ -128,7 +128,7 @@ def processors_of_this_process() -> set[int] | None:
 def test_results_are_written_and_decide_the_exit_code(
     values: list[float], code: int, verdicts: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """0 only if every bar is held and every figure could be taken; results are written either way."""
+    """The exit code is 0 only if every bar is held and every figure was measured; results are always written."""
 
     def measure(_stage: object) -> list[Finding]:
         if not values:
@@ -140,19 +140,19 @@ def test_results_are_written_and_decide_the_exit_code(
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr("bench.__main__.PROCESSORS", 1)
     monkeypatch.setattr("bench.__main__.FIGURES", {1: Figure("a figure", measure)})
-    # Only `make bench` installs its package.
+    # matplotlib is only installed by `make bench`.
     monkeypatch.setattr(report, "plot", lambda _findings, file: file.touch())
     processors = processors_of_this_process()
     assert main(["--only", "1", "--out", str(tmp_path / "out")]) == code
     written = json.loads((tmp_path / "out" / "bench.json").read_text())
     assert [each["verdict"] for each in written["findings"]] == verdicts
-    # Only the results remain, and the process has all its processors again.
+    # The databases are deleted, and the process has all its processors again.
     assert {file.name for file in (tmp_path / "out").iterdir()} == {"bench.json", "bench.txt", "bench.png"}
     assert processors_of_this_process() == processors
 
 
 def test_both_sides_are_measured_in_turns_until_the_ratio_is_stable() -> None:
-    """Three rounds that agree are enough; the ratio is that of each round."""
+    """A comparison ends after three rounds if their ratios agree."""
     turns: list[str] = []
     values = iter([10.0, 20.0, 20.0, 40.0, 11.0, 22.0])
 
@@ -166,14 +166,14 @@ def test_both_sides_are_measured_in_turns_until_the_ratio_is_stable() -> None:
 
 
 def test_rounds_are_bounded_when_the_ratio_is_unstable() -> None:
-    """At most nine rounds; the figure is the median."""
+    """A comparison ends after nine rounds; the ratio is the median."""
     values: Iterator[float] = iter([1.0, 9.0, 2.0, 8.0, 3.0, 7.0, 4.0, 6.0, 5.0, 1.0])
     compared = compare(lambda: next(values), lambda: 1.0, Rounds())
     assert (len(compared.ratios), compared.ratio) == (9, 5.0)
 
 
 def test_spread_is_the_distance_of_the_quartiles() -> None:
-    """As a part of the median; a single outlier doesn't count."""
+    """The spread is the interquartile range divided by the median, so a single outlier doesn't count."""
     assert spread([1.0, 2.0, 3.0, 4.0, 100.0]) == pytest.approx(2 / 3)
 
 
@@ -187,16 +187,16 @@ def test_spread_is_the_distance_of_the_quartiles() -> None:
         (None, 0.0, "reported"),
     ],
 )
-def test_bars(bar: report.Bar | None, value: float, verdict: str) -> None:
-    """A value that equals its bar keeps it."""
+def test_bar_is_inclusive(bar: report.Bar | None, value: float, verdict: str) -> None:
+    """A value that equals its bar is held."""
     finding = Finding(1, "what", value, "", bar)
     assert (finding.verdict, finding.is_short) == (verdict, verdict == "short")
     (written,) = json.loads(report.as_json([finding], {}))["findings"]
     assert (written["value"], written["verdict"]) == (value, verdict)
 
 
-def test_every_figure_has_its_paragraph() -> None:
-    """The README explains each figure under its title."""
+def test_readme_explains_every_figure() -> None:
+    """The README has a paragraph for each figure, under the title of the figure."""
     titles = re.findall(r"^### ([0-9]+)\. (.*?): .+\n\n\S", README.read_text(), re.MULTILINE)
     assert {int(number): title for number, title in titles} == {n: each.title for n, each in FIGURES.items()}
     assert list(FIGURES) == list(range(1, 19))
@@ -204,14 +204,14 @@ def test_every_figure_has_its_paragraph() -> None:
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Ledger, Server]]:
-    """A small ledger like that of the figures, and a server of it in another process."""
+    """Yields a small ledger like the ones that are measured, and a server for it in another process."""
     ledger = build(f"sqlite+aiosqlite:///{tmp_path_factory.mktemp('bench')}/bench.db", 200, POOLS, 3)
     with daybook(ledger.database_url) as server:
         yield ledger, server
 
 
-def test_the_ledger_has_pages_to_list(measured: tuple[Ledger, Server]) -> None:
-    """A native page of 50. A page of another size is refused."""
+def test_ledger_has_full_pages(measured: tuple[Ledger, Server]) -> None:
+    """The ledger has a native page of 50 rows with a next page. read_page rejects a page of another size."""
     ledger, server = measured
     (page,) = list_call(ledger.key, ORGANIZATION).answers(server.port)
     assert read_page(page).next_page_token
@@ -221,11 +221,11 @@ def test_the_ledger_has_pages_to_list(measured: tuple[Ledger, Server]) -> None:
 
 @pytest.mark.parametrize("listed", [NATIVE, *FACADES], ids=lambda listed: listed.name)
 def test_mixed_traffic_is_answered(measured: tuple[Ledger, Server], listed: PagedList) -> None:
-    """Two full pages of each account of a pool, and commits that post while they are listed."""
+    """Mixed traffic reads two full pages of each account of a pool while commits are posted."""
     ledger, server = measured
     calls = listed.calls(server, ledger)
     assert [len(each) for each in calls] == {"spacebring": [2], "dreadnode": [1, 1, 1]}.get(listed.name, [2, 2, 2])
-    # A header whose length takes HPACK two bytes.
+    # The length of this header takes two bytes in HPACK.
     calls[0][0] = replace(calls[0][0], headers={**calls[0][0].headers, "x-note": 200 * "n"})
     lists, commits = Traffic(Mix.by_zipf(calls), Mix.by_zipf(listed.commits(ledger))).run(server.port, 0.5)
     assert lists.answers > 0
@@ -234,8 +234,8 @@ def test_mixed_traffic_is_answered(measured: tuple[Ledger, Server], listed: Page
     assert listed.calls(server, ledger)
 
 
-def test_refused_lists_and_answers_of_another_size_are_no_figure(measured: tuple[Ledger, Server]) -> None:
-    """A refusal has no body; what is answered must be about as large as the page that was read."""
+def test_refused_lists_and_responses_of_another_size_raise(measured: tuple[Ledger, Server]) -> None:
+    """LoadFailed is raised if a list is refused, or if responses differ in size from the page read before."""
     ledger, server = measured
     calls, commits = NATIVE.calls(server, ledger), Mix.by_zipf(NATIVE.commits(ledger))
     with pytest.raises(LoadFailed, match="lists and 0 commits were refused"):
@@ -245,7 +245,7 @@ def test_refused_lists_and_answers_of_another_size_are_no_figure(measured: tuple
 
 
 def test_popular_accounts_are_picked_more_often() -> None:
-    """In proportion to the inverse of the rank, and the same picks in every run."""
+    """Accounts are picked in proportion to the inverse of their rank, and in the same order in every run."""
     mix = Mix.by_zipf([[list_call("key", account_id)] * 2 for account_id in ("first", "second", "third", "fourth")])
     picks = list(islice(mix.picks(), PICKS))
     counts = [count for _, count in Counter(picks).most_common()]
@@ -253,8 +253,8 @@ def test_popular_accounts_are_picked_more_often() -> None:
     assert list(islice(mix.picks(), PICKS)) == picks
 
 
-def test_the_ledger_has_accounts_to_charge(measured: tuple[Ledger, Server]) -> None:
-    """The request of each writer posts."""
+def test_ledger_has_accounts_to_charge(measured: tuple[Ledger, Server]) -> None:
+    """The request of each writer posts a transaction."""
     ledger, server = measured
     for call in (create_call(ledger), batch_call(ledger)):
         assert len(call.requests) == len(WRITERS)
@@ -263,20 +263,20 @@ def test_the_ledger_has_accounts_to_charge(measured: tuple[Ledger, Server]) -> N
     assert read_page(newest, 1).transactions[0].sequence == 1 + 1 + BATCH
 
 
-def test_a_refused_call_raises(measured: tuple[Ledger, Server]) -> None:
-    """LoadFailed carries the status."""
+def test_refused_call_raises(measured: tuple[Ledger, Server]) -> None:
+    """A refused call raises LoadFailed with its status."""
     with pytest.raises(LoadFailed, match="UNAUTHENTICATED"):
         list_call("unknown.key", ORGANIZATION).answers(measured[1].port)
 
 
 def test_sizes_of_bodies_are_checked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """437 answers of 20 bytes: less than expected means refusals, more means other answers."""
+    """LoadFailed is raised if the bodies are smaller or larger than expected."""
     text = H2LOAD.replace("(4302) data", f"({437 * 20 + 3 * 20}) data")
     (tmp_path / "h2load").write_text(f"#!/bin/sh\ncat << END\n{text}END\n")
     (tmp_path / "h2load").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     call = list_call("unknown.key", ORGANIZATION)
-    # Five bytes with the length precede a message.
+    # A gRPC message has a prefix of five bytes.
     assert call.rate_of_same(1, 1, [bytes(15)]) == 437.0
     assert call.rate_of_same(1, 1, [bytes(7), bytes(3)]) == 437.0
     for other in (bytes(16), bytes(10)):
@@ -284,8 +284,8 @@ def test_sizes_of_bodies_are_checked(monkeypatch: pytest.MonkeyPatch, tmp_path: 
             call.rate_of_same(1, 1, [other])
 
 
-def test_a_failed_generator_raises(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """LoadFailed has the exit code and the output, and no API key."""
+def test_failed_generator_raises(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A failed generator raises LoadFailed with its exit code and output, but without the API key."""
     failing = tmp_path / "wrk"
     failing.write_text("#!/bin/sh\necho broken\nexit 3\n")
     failing.chmod(0o755)
@@ -298,13 +298,13 @@ def test_a_failed_generator_raises(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 def test_every_list_is_measured_at_every_depth(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All lists of seeded data with a full page, at the top and, if they have more pages, deeper."""
+    """Every list with a full page is measured at the top and, if it has more pages, at greater depths."""
     monkeypatch.setattr(depth, "PAGES", 2)
     monkeypatch.setattr(depth, "WARM_ROUNDS", 0)
     ledger = seed(f"sqlite+aiosqlite:///{tmp_path}/seeded.db", 20_000)
     out = tmp_path / "depth.json"
     arguments = ["--database-url", ledger.database_url, "--tenant", "bench", "--depth", "1500", "--rounds", "1"]
-    assert depth.main([*arguments, "--out", str(out)]) in {0, 1}, "either verdict: the figures are noise here"
+    assert depth.main([*arguments, "--out", str(out)]) in {0, 1}, "either verdict is possible: these figures are noise"
     found = {each["name"]: each["pages"] for each in json.loads(out.read_text())["found"]}
     assert "teable createdTime asc has no full page" in capsys.readouterr().err
     assert {name.split()[0].partition(",")[0] for name in found} == {

@@ -1,4 +1,4 @@
-"""Figure 11: the tail of the latency at half of the peak rate."""
+"""Figure 11: the tail latency at half of the peak rate."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from collections.abc import Sequence
 from statistics import median
 
 from bench.calls import LIST, list_call, read_page
+from bench.comparison import Rounds, compare, spread
 from bench.ledger import ORGANIZATION
 from bench.load import Latencies, h2load_latencies
 from bench.report import Bar, Finding, at_most
 from bench.servers import Server, ceiling, daybook
-from bench.settling import Rounds, compare, spread
 from bench.stage import Stage
 
 WINDOW_SECONDS = 1
-"""Short rounds, because one pause of a shared machine determines the tail of its round."""
+"""The length of a round: short, because one pause of a shared machine determines the tail of its round."""
 ROUNDS = Rounds(31, 31)
 
 
 def measure(stage: Stage) -> list[Finding]:
-    """Figure 11. The peak is measured before every round: the machine may have changed."""
+    """Measures the ratio of p99 to p50. Measures the peak before every round, because the machine's speed changes."""
     ledger = stage.sqlite
     call = list_call(ledger.key, ORGANIZATION)
     peaks: list[float] = []
@@ -34,7 +34,7 @@ def measure(stage: Stage) -> list[Finding]:
         )
         return found[-1].p99 / found[-1].median
 
-    def behind_a_peak(server: Server) -> float:
+    def after_measuring_the_peak(server: Server) -> float:
         peaks.append(call.rate_of_same(server.port, WINDOW_SECONDS, page))
         return paced(server, ours)
 
@@ -43,11 +43,11 @@ def measure(stage: Stage) -> list[Finding]:
         read_page(page[0])
         with ceiling(page[0]) as other:
             rounds = stage.rounds if stage.is_quick else ROUNDS
-            compared = compare(lambda: behind_a_peak(server), lambda: paced(other, bare), rounds)
+            compared = compare(lambda: after_measuring_the_peak(server), lambda: paced(other, bare), rounds)
     what = "p99 / p50 at half of the peak"
     return [
         _finding(what, compared.above, ours, at_most(4), f"peak {median(peaks):,.0f}/s"),
-        _finding("the same of the ceiling", compared.below, bare, None, "at the same rate"),
+        _finding("p99 / p50 of the ceiling", compared.below, bare, None, "at the same rate"),
     ]
 
 

@@ -1,4 +1,4 @@
-"""How two sides are compared: in turns, until the ratio is stable."""
+"""Compares two sides: measures them in turns until the ratio is stable."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SPREAD_MAX = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Rounds:
-    """How many rounds a comparison has."""
+    """The number of rounds of a comparison."""
 
     at_least: int = ROUNDS_MIN
     at_most: int = ROUNDS_MAX
@@ -30,7 +30,7 @@ class Compared:
 
     @property
     def ratios(self) -> tuple[float, ...]:
-        """One for each round."""
+        """The ratio of each round."""
         return tuple(above / below for above, below in zip(self.above, self.below, strict=True))
 
     @property
@@ -45,7 +45,7 @@ class Compared:
 
 
 def spread(values: Sequence[float]) -> float:
-    """The distance between the quartiles, as a part of the median."""
+    """Returns the interquartile range as a fraction of the median."""
     if len(values) < 2:
         return 0.0
     low, _, high = quantiles(values, n=4, method="inclusive")
@@ -53,9 +53,9 @@ def spread(values: Sequence[float]) -> float:
 
 
 def compare(above: Callable[[], float], below: Callable[[], float], rounds: Rounds) -> Compared:
-    """Measures both in turns until the ratio is stable, or for the largest number of rounds.
+    """Measures both sides in turns until the ratio is stable, or for the largest number of rounds.
 
-    A slow phase of the machine slows both sides, so that the ratio is more stable than either side.
+    A slow phase of the machine slows both sides, so the ratio is more stable than either side.
     """
     compared = Compared((), ())
     while len(compared.above) < rounds.at_most:
