@@ -159,7 +159,7 @@ LIMITS: Sequence[tuple[str, Sequence[Limit]]] = (
             Limit(
                 "Combinations of category, kind and state in a merged list",
                 "",
-                "store.list_statements.WALKS_MAX",
+                "store.list_statements.SCANS_MAX",
                 "the filter is applied to rows read, so pages may end early",
             ),
             Limit("Offset of Nebula Block's list", "", "facades.nebulablock.OFFSET_MAX", "400"),

@@ -114,7 +114,7 @@ def new_api_key(random_bytes: RandomBytes, key_id: str | None = None) -> NewApiK
 
 
 def hash_secret(secret: str) -> bytes:
-    """The hash that is stored of a secret."""
+    """The stored hash of a secret: SHA-256."""
     return hashlib.sha256(secret.encode()).digest()
 
 
@@ -142,8 +142,7 @@ def retire(
 ) -> list[RetiredSecret]:
     """The secrets that stay valid, until `until` at most, when a key's `secret_hash` is replaced.
 
-    Older ones keep an earlier expire_time. Of more than RETIRED_SECRETS_MAX the earliest to expire
-    are dropped.
+    Older secrets keep an earlier expire_time. At most RETIRED_SECRETS_MAX stay: those that expire last.
     """
     shortened = [RetiredSecret(each.secret_hash, min(each.expire_time, until)) for each in older]
     valid = [each for each in (RetiredSecret(secret_hash, until), *shortened) if each.expire_time > now]

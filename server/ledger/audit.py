@@ -1,7 +1,7 @@
 """Recomputes the books of an account from its transactions, and reports where the stored books differ.
 
 The transactions are read once, in order; memory does not grow with them. After a divergence
-the audit continues from the stored value, so that one fault is reported once and not at every
+the audit continues from the stored value, so that a fault is reported once and not at every
 later row.
 """
 
@@ -125,7 +125,7 @@ class AccountAudit:
         if message.WhichOneof("subject") == "usage" and entry.state == Transaction.SUCCEEDED:
             self._add_usage(entry)
         if entry.kind == Transaction.REFUND:
-            self._refunded += refund_print(message.refund_of.rpartition("/")[2], entry.amount)
+            self._refunded += refund_fingerprint(message.refund_of.rpartition("/")[2], entry.amount)
         # The answer to a transfer is stored with the source.
         if message.request_id and entry.kind != Transaction.TRANSFER_IN:
             self.posted.append(Posted(message.request_id, entry.sequence, entry.kind, entry.body))
@@ -157,12 +157,12 @@ class AccountAudit:
                 self._expect(each.sequence, subject, each.sequence, answer.sequence)
 
     def check_refund(self, sequence: int, time: Instant, *, is_dated: bool) -> None:
-        """Checks that the time of a stored total of refunds is that of a refund of its charge."""
+        """Checks that the stored time of the last refund of a charge is the time of one of its refunds."""
         self._expect(
             sequence,
             "time of the last refund",
-            "that of a refund of it",
-            "that of a refund of it" if is_dated else time,
+            "the time of one of its refunds",
+            "the time of one of its refunds" if is_dated else time,
         )
 
     def finish(
@@ -178,7 +178,7 @@ class AccountAudit:
         """Compares the computed state and totals with the stored ones.
 
         `open_lots` has the remaining amount of each stored open lot, by number. `refunded` is the
-        sum of the refund_print of every stored total. `lots`, `windows` and `answers` are numbers
+        sum of the refund_fingerprint of every stored total. `lots`, `windows` and `answers` are numbers
         of stored rows, the last of requests that are answered with a transaction. The lots in the
         state are not compared.
         """
@@ -278,7 +278,7 @@ class AccountAudit:
             self._expect(entry.sequence, f"terms of lot {number}", lot.terms, allocation.terms)
             posted = post_time(entry.uid, entry.create_time)
             if amount < 0 and entry.kind != Transaction.EXPIRATION and lot.terms.are_past(posted):
-                self._expect(entry.sequence, f"lot {number}", "not spent, for it is past", money.write(amount))
+                self._expect(entry.sequence, f"lot {number}", "not spent after its expire_time", money.write(amount))
             lot = lot.with_remaining(lot.remaining + amount)
         if not 0 <= lot.remaining <= lot.amount:
             within = f"0 to {money.write(lot.amount)}"
@@ -302,12 +302,12 @@ def _month(time: Instant) -> int | None:
         return None
 
 
-def refund_print(uid: str | None, amount: Millionths) -> int:
-    """A number for a sum over refunds that must equal the sum over stored totals.
+def refund_fingerprint(uid: str | None, amount: Millionths) -> int:
+    """A fingerprint of an amount refunded of a charge. Sums over refunds and over stored totals must be equal.
 
-    The uid is the charge's; None for a total without a charge. The sum spares the audit from
-    keeping every charge in memory: two errors would have to cancel each other out in 64 bits of
-    a hash.
+    `uid` is the uid of the charge, or None for a total without a charge. Comparing sums spares the
+    audit from keeping every charge in memory; errors stay undetected only if they cancel out in a
+    64-bit hash.
     """
     return amount * int.from_bytes(hashlib.sha256(str(uid).encode()).digest()[:8], "big")
 

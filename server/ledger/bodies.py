@@ -21,7 +21,7 @@ def write_body(account_id: str, posted: Posting, details: Transaction, uid: str,
     """The serialized transaction: the fields that posting decides, and the caller's details.
 
     The details become that message, because a copy costs as much as the rest of this function.
-    Every field that posting decides is overwritten, so the same details can be used again.
+    Every field that posting decides is overwritten, so the details can be reused.
     """
     message = details
     kind, category, state, amount, sequence, create_time, balance_after, allocations, terms = posted
@@ -47,7 +47,7 @@ def write_body(account_id: str, posted: Posting, details: Transaction, uid: str,
 
 
 def write_allocations(allocations: Iterable[Allocation]) -> bytes:
-    """Allocations as they are stored."""
+    """The stored form of allocations."""
     message = Allocations()
     for lot_number, amount, (expire_time, priority) in allocations:
         each = message.allocations.add()
@@ -59,7 +59,7 @@ def write_allocations(allocations: Iterable[Allocation]) -> bytes:
 
 
 def read_allocations(stored: bytes) -> tuple[Allocation, ...]:
-    """Allocations out of their stored form."""
+    """Parses stored allocations."""
     return tuple(
         Allocation(
             each.lot_number,

@@ -27,7 +27,7 @@ from typing import ClassVar
 
 
 class SchemaTooNew(Exception):
-    """A later version migrated the database to a schema that this version can't use. No answer to a call."""
+    """A later version created the database's schema, and this version can't use it. Raised at the start only."""
 
 
 class DaybookError(Exception):
@@ -110,7 +110,7 @@ class PermissionDenied(DaybookError):
 
 
 class AccountNotPermitted(PermissionDenied):
-    """The credential is bound to one account, and the call is about something else."""
+    """The credential is bound to one account, and the call is about another account or the whole tenant."""
 
     reason = "ACCOUNT_NOT_PERMITTED"
 
@@ -202,7 +202,7 @@ class InsufficientCredits(FailedPrecondition):
 
     def __init__(self, account: str, *, available_amount: str, amount: str) -> None:
         super().__init__(
-            f"{account} has {available_amount} credits available, {amount} is asked for",
+            f"{account} has {available_amount} credits available; the amount is {amount}",
             account=account,
             available_amount=available_amount,
             amount=amount,
@@ -384,7 +384,7 @@ class InternalFailure(Internal):
 
 
 def of_item(error: DaybookError, index: int, field: str = "requests") -> DaybookError:
-    """Adds to an error the index of the item of a repeated field that it is about."""
+    """Adds the index of the refused item of a repeated field to the item's error."""
     error.metadata["index"] = str(index)
     if isinstance(error, InvalidArgument):
         error.field = f"{field}[{index}].{error.field}"

@@ -1,7 +1,7 @@
 """Idempotency: a mutation that is repeated with its request_id gets its first answer.
 
-The answer is stored in the same database transaction as the effect, for good. A refused call
-stores none, so it does not use its request_id up.
+The answer is stored in the same database transaction as the effect and never deleted. A refused
+call stores no answer, so its request_id can be used again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ class Request(NamedTuple):
     """The identity of a mutation."""
 
     request_id: str
-    """Empty if the caller gave none: then no answer is stored."""
+    """Empty if the caller sent none; no answer is stored then."""
     fingerprint: bytes
     """SHA-256 over the method and the request without its request_id."""
 
@@ -30,7 +30,7 @@ class Answer(NamedTuple):
     """The serialized answer."""
 
     def to(self, request: Request) -> bytes:
-        """The serialized answer to the same request. Raises RequestIdReused for another one."""
+        """The serialized answer to the same request. Raises RequestIdReused for a different request."""
         if self.request.fingerprint != request.fingerprint:
             raise RequestIdReused(request.request_id)
         return self.response

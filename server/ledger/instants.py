@@ -76,7 +76,7 @@ def parse(text: str) -> Instant:
     if not _RFC_3339.fullmatch(text):
         raise ValueError(problem)
     try:
-        # An offset can lead outside the years of a datetime, so the time is converted to UTC here.
+        # Converted to UTC within the try: an offset can lead outside the years 1 to 9999.
         return from_datetime(datetime.fromisoformat(text.upper()).astimezone(UTC))
     except (ValueError, OverflowError) as error:
         raise ValueError(problem) from error
@@ -98,7 +98,7 @@ def write_wall_time(instant: Instant, zone: ZoneInfo) -> str:
     Takes instants up to a day outside EARLIEST and LATEST. The year before year 1 is 0000, as
     ISO 8601 has it.
     """
-    # A datetime has the years 1 to 9999 only, and the zone may lead out of them.
+    # A datetime has only the years 1 to 9999, and the zone's offset may lead outside them.
     cycles = 1 if instant < EARLIEST + _DAY else -1 if instant > LATEST - _DAY else 0
     wall = to_datetime(instant + cycles * _CYCLE).astimezone(zone)
     year = wall.year - cycles * _CYCLE_YEARS

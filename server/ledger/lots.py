@@ -21,7 +21,7 @@ NEVER: Instant = 2**63 - 1
 """Later than every expire_time."""
 
 SpendingOrder: TypeAlias = tuple[int, Instant, int] | tuple[()]
-"""A place in spending order: priority, expire_time (NEVER for permanent), number. The empty one comes before all."""
+"""A place in spending order: priority, expire_time (NEVER for permanent), number. The empty tuple precedes all."""
 
 
 class Terms(NamedTuple):
@@ -42,7 +42,7 @@ PERMANENT = Terms()
 
 
 class Lot(NamedTuple):
-    """An amount of credits of one account that came together."""
+    """Credits of one account that were granted together."""
 
     number: int
     """1, 2, 3 and so on in its account, in the order of opening."""

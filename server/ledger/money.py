@@ -21,7 +21,7 @@ _GRAMMAR = re.compile(r"-?[0-9]{1,12}(?:\.[0-9]{1,6})?", re.ASCII)
 
 
 def parse(text: str) -> Millionths:
-    """Reads an amount. Raises ValueError, with words for the caller, if it is none."""
+    """Parses an amount. Raises ValueError with a message for the caller."""
     if _GRAMMAR.fullmatch(text) is None:
         raise ValueError(
             'must be a decimal with 1 to 12 digits before the point and at most 6 behind it, such as "-12.5"'
@@ -43,6 +43,6 @@ def to_number(amount: Millionths) -> float:
 
 
 def to_whole_credits(amount: Millionths) -> int:
-    """The nearest whole number of credits; half a credit goes away from zero."""
+    """The nearest whole number of credits; half a credit is rounded away from zero."""
     whole = (abs(amount) + ONE_CREDIT // 2) // ONE_CREDIT
     return -whole if amount < 0 else whole

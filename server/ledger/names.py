@@ -16,7 +16,7 @@ RandomBytes: TypeAlias = Callable[[int], bytes]
 RANDOM_BLOCK_BYTES = 1000
 
 ALL_ACCOUNTS = "-"
-"""The wildcard of AIP-159: `accounts/-/transactions` are those of every account."""
+"""The wildcard of AIP-159: `accounts/-/transactions` names the transactions of all accounts."""
 
 _ACCOUNT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", re.ASCII)
 _API_KEY_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,63}", re.ASCII)
@@ -113,7 +113,7 @@ def uid_text(stored: bytes) -> str:
 def in_blocks(random_bytes: RandomBytes) -> RandomBytes:
     """The same randomness, read in blocks.
 
-    A system call for ten bytes costs a third of a posting, and releases the GIL.
+    One system call serves many postings: a call for ten bytes costs a third of a posting.
     """
     block = b""
 
@@ -130,8 +130,8 @@ def in_blocks(random_bytes: RandomBytes) -> RandomBytes:
 def uuid7(instant: Instant, random_bytes: RandomBytes) -> bytes:
     """A UUID of version 7 (RFC 9562, 5.7) for an instant, as it is stored.
 
-    Implemented here because libraries read the clock and randomness themselves; both are
-    injected to make a ledger reproducible.
+    Implemented here because libraries read the clock and randomness themselves, whereas a
+    reproducible ledger needs both injected.
     """
     milliseconds = instant // 1000
     random = int.from_bytes(random_bytes(10), "big")
@@ -148,8 +148,8 @@ def uuid7(instant: Instant, random_bytes: RandomBytes) -> bytes:
 def post_time(uid: bytes, create_time: Instant) -> Instant:
     """The time of posting by the clock.
 
-    That is the create_time, unless it repeats one that was ahead of the clock. The uid then has
-    the time, to the millisecond.
+    Equals the create_time, unless that repeats an earlier one which was ahead of the clock. Then
+    the uid has the time, to the millisecond.
     """
     milliseconds = int.from_bytes(uid[:6], "big")
     return 1000 * milliseconds if milliseconds < create_time // 1000 else create_time

@@ -44,7 +44,7 @@ class TransactionKey(NamedTuple):
     """The place of a transaction in a list. Keys compare in the ascending order of the list."""
 
     position: int
-    """The create_time or the amount, whichever the list is ordered by."""
+    """The value of the field that orders the list: the create_time or the amount."""
     account_number: int
     sequence: int
 
@@ -116,7 +116,7 @@ class TransactionList:
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[Row, Key]):
-    """Some rows of a list, and the key after which the next page begins; None on the last page."""
+    """Consecutive rows of a list, and the key after which the next page begins; None on the last page."""
 
     rows: list[Row]
     next_key: Key | None
@@ -129,7 +129,7 @@ class Page(Generic[Row, Key]):
         return cls(rows[:limit], key(rows[limit - 1]))
 
     def within(self, bytes_max: int, size: Callable[[Row], int], key: Callable[[Row], Key]) -> Page[Row, Key]:
-        """The page, cut short where its rows take more bytes; it keeps at least one row."""
+        """The page, truncated to at most `bytes_max` bytes of rows, but to no fewer than one row."""
         sizes = [size(row) for row in self.rows]
         if sum(sizes) <= bytes_max or len(sizes) == 1:
             return self

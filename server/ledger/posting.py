@@ -1,6 +1,6 @@
 """The rules by which transactions are posted to an account.
 
-Each rule takes the state of an account and gives the state after it, with what was posted. A
+Each rule takes the state of an account and returns the state after it, with the postings. A
 refusal is an exception and changes nothing. Callers post due expirations first (`expire_due`),
 so that no transaction uses an expired lot.
 
@@ -45,7 +45,7 @@ LOTS_TAKEN_MAX = 1000
 
 
 class AccountState(NamedTuple):
-    """What the next posting to an account depends on."""
+    """The data of an account on which its next posting depends."""
 
     account_number: int
     account_id: str
@@ -102,13 +102,13 @@ class AccountState(NamedTuple):
         return True
 
     def at(self, now: Instant) -> AccountState:
-        """The state without the lots that have expired, whether or not that is posted. All lots must be loaded."""
-        gone = sum(lot.remaining for lot in self.lots if lot.terms.are_past(now))
-        if not gone:
+        """The state without expired lots, even if their expiration is not posted. All lots must be loaded."""
+        expired = sum(lot.remaining for lot in self.lots if lot.terms.are_past(now))
+        if not expired:
             return self
         lots = tuple(lot for lot in self.lots if not lot.terms.are_past(now))
         return self._replace(
-            lots=lots, balance=self.balance - gone, open_lot_count=len(lots), expiring=self.expiring - gone
+            lots=lots, balance=self.balance - expired, open_lot_count=len(lots), expiring=self.expiring - expired
         )
 
 
@@ -128,7 +128,7 @@ class Draft(NamedTuple):
 
 
 class Posting(NamedTuple):
-    """What was posted."""
+    """A posted transaction: the fields that the rules decide."""
 
     kind: Kind
     category: str
@@ -144,7 +144,7 @@ class Posting(NamedTuple):
 
 
 class Portion(NamedTuple):
-    """Credits that come in: into the lot that they once came from, or into a new one."""
+    """Incoming credits: for an existing lot that they were taken from, or for a new lot."""
 
     amount: Millionths
     terms: Terms
@@ -166,10 +166,10 @@ def post(state: AccountState, draft: Draft, now: Instant) -> tuple[AccountState,
     """Posts a grant, a charge or an adjustment.
 
     Raises, in this order: FieldInvalid for an amount of the wrong sign or an expire_time that
-    is past, InsufficientCredits, BalanceOutOfRange, and TooManyLots if it would take from more
-    than LOTS_TAKEN_MAX lots.
+    is not in the future, InsufficientCredits, BalanceOutOfRange, and TooManyLots if it would take
+    from more than LOTS_TAKEN_MAX lots.
 
-    Expirations are decided by `now`, and a time_to_live begins there. The create_time keeps the
+    `now` decides which lots have expired, and a time_to_live begins at it. The create_time keeps the
     account's history in order: if the newest transaction is ahead of `now`, its create_time is
     repeated.
     """
@@ -205,8 +205,8 @@ def record(state: AccountState, draft: Draft, now: Instant) -> tuple[AccountStat
 def expire_due(state: AccountState, now: Instant) -> list[tuple[AccountState, Posting]]:
     """Posts the expiration of every loaded lot that has expired, each dated at its expire_time.
 
-    Gives each posting with the state after it, the earliest first. Only `now` decides, so an
-    account whose newest transaction is ahead of the clock loses no credits early.
+    Returns each posting with the state after it, the earliest first. Only `now` decides which lots
+    are due: if the account's newest create_time is ahead of the clock, no credits expire early.
     """
     # Terms.are_past, inlined: every posting evaluates it for every lot.
     due = [lot for lot in state.lots if lot.terms.expire_time is not None and lot.terms.expire_time <= now]
@@ -232,8 +232,8 @@ def expire_due(state: AccountState, now: Instant) -> list[tuple[AccountState, Po
 def withdraw(state: AccountState, amount: Millionths, *, borrow: bool = True) -> tuple[AccountState, list[Allocation]]:
     """Takes an amount (above 0) out of the lots, and the rest from the credit line.
 
-    Raises InsufficientCredits beyond the credit limit, or beyond the lots unless `borrow`; then
-    BalanceOutOfRange, TooManyLots. The caller loads enough lots first: see `lacks_lots`.
+    Raises, in this order: InsufficientCredits if the amount exceeds the lots and the credit limit, or
+    without `borrow` the lots alone; BalanceOutOfRange; TooManyLots. The caller must load enough lots: see `lacks_lots`.
     """
     available = state.available if borrow else max(0, state.balance)
     if amount > available:
@@ -241,7 +241,7 @@ def withdraw(state: AccountState, amount: Millionths, *, borrow: bool = True) ->
             account_name(state.account_id), available_amount=money.write(available), amount=money.write(-amount)
         )
     lots, allocations = take(state.lots, amount)
-    # Only the last allocation can be of the credit line.
+    # Only the last allocation can draw on the credit line.
     borrowed = -allocations[-1].amount if allocations[-1].lot_number == CREDIT_LINE else 0
     after = state._replace(
         lots=lots,
@@ -256,7 +256,7 @@ def withdraw(state: AccountState, amount: Millionths, *, borrow: bool = True) ->
         largest = sum(lot.remaining for lot in state.lots[:LOTS_TAKEN_MAX])
         raise TooManyLots(account_name(state.account_id), lot_limit=LOTS_TAKEN_MAX, largest_amount=money.write(largest))
     if state.edge is not None and (borrowed or state.lots[lots_taken - 1].spending_order > state.edge):
-        raise RuntimeError("lots that are spent earlier are not loaded")
+        raise RuntimeError("lots that come earlier in spending order are not loaded")
     return after, allocations
 
 
@@ -283,7 +283,7 @@ def put(state: AccountState, portions: Iterable[Portion]) -> tuple[AccountState,
             open_lot_count += 1
             lot = Lot(lot_count, state.sequence + 1, portion.terms, rest, rest)
         else:
-            # The lot may be open and not loaded.
+            # The lot may be open without being loaded.
             lot = take_out(lots, portion.lot.number) or portion.lot
             open_lot_count += 0 if lot.remaining else 1
             lot = lot.with_remaining(lot.remaining + rest)
@@ -311,7 +311,7 @@ def posted(
     terms: Terms = PERMANENT,
     window: UsageWindow | None = None,
 ) -> tuple[AccountState, Posting]:
-    """Counts a transaction whose credits have moved already.
+    """Makes the posting of a transaction whose credits have moved already, and counts it in the state.
 
     `window` is the newest window after it; None leaves the state's window.
     """

@@ -57,12 +57,12 @@ class StoredCharge:
 def refund(
     state: AccountState, charge: Charge, amount: Millionths | None, now: Instant
 ) -> tuple[AccountState, Posting]:
-    """Refunds an amount (above 0) of a charge, or all of it that is not refunded yet.
+    """Refunds an amount (above 0) of a charge; None refunds all that is not refunded yet.
 
     Credits go back to their lots, in reverse order, so that the state is as if only the rest had
-    been charged. If a lot has expired meanwhile, its credits come back in a new lot, with the
-    lifetime that the old lot had left at the charge. Borrowed credits come back as permanent
-    ones. A refund pays back debt first, as every credit does.
+    been charged. Credits of a lot that has expired since go to a new lot, with the lifetime that the
+    old lot had left at the charge. Borrowed credits come back as permanent credits. A refund pays
+    back debt first, as every incoming amount does.
 
     Raises, in this order: NotRefundable unless the transaction is a charge that succeeded,
     RefundExceedsCharge, and the errors of `put`.

@@ -14,11 +14,11 @@ from server.ledger.posting import AccountState, Portion, Posting, posted, put, w
 def transfer(
     source: AccountState, destination: AccountState, amount: Millionths, now: Instant
 ) -> tuple[tuple[AccountState, Posting], tuple[AccountState, Posting]]:
-    """Moves an amount (above 0); gives the outgoing and the incoming side.
+    """Moves an amount (above 0); returns the outgoing and the incoming side.
 
     The source spends as a charge does, but without its credit line. The destination gets the
-    credits with their terms: one lot for each expire_time and priority. Each side has the
-    create_time that keeps its own account in order; the two may differ.
+    credits with their terms: one lot for each expire_time and priority. The create_time
+    of each side keeps its own account in order, so the two may differ.
 
     Raises the errors of `withdraw` and `put`.
     """

@@ -41,25 +41,25 @@ class _Answered(Command[bytes]):
         return [(self.account_number, self.request.request_id)] if self.request.request_id else ()
 
     def run(self, attempt: Attempt, now: Instant) -> bytes:
-        """Repeats the stored answer, or applies the rules."""
+        """Returns the stored answer to a repeated request; otherwise applies the rules."""
         answer = attempt.answer(self.account_number, self.request)
         return self.post(attempt, now) if answer is None else answer
 
     @abstractmethod
     def post(self, attempt: Attempt, now: Instant) -> bytes:
-        """Applies the rules, stages the answer, and gives it."""
+        """Applies the rules, stages the answer, and returns it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Create(_Answered):
-    """Posts one transaction; gives it, serialized. Batches and imports consist of these."""
+    """Posts one transaction; returns it serialized. Batches and imports consist of these."""
 
     account_number: int
     draft: Draft
     details: Transaction
     request: Request
     record_declined: bool = False
-    """Whether a charge that lacks credits is kept, in state FAILED, instead of refused."""
+    """Whether a charge that lacks credits is recorded, in state FAILED, instead of refused."""
 
     def post(self, attempt: Attempt, now: Instant, *, import_time: Instant | None = None) -> bytes:
         """Posts the transaction; `import_time` is the time of the import that it belongs to."""
@@ -82,7 +82,7 @@ class Create(_Answered):
 
 @dataclass(frozen=True, slots=True)
 class BatchCreate(_Answered):
-    """Posts all of its items or none; gives a serialized BatchCreateTransactionsResponse."""
+    """Posts all of its items or none; returns a serialized BatchCreateTransactionsResponse."""
 
     account_number: int
     """The account of the first item."""
@@ -114,7 +114,7 @@ class BatchCreate(_Answered):
 
 @dataclass(frozen=True, slots=True)
 class Refund(_Answered):
-    """Refunds a charge; gives the REFUND, serialized."""
+    """Refunds a charge; returns the serialized REFUND."""
 
     account_number: int
     account_id: str
@@ -155,7 +155,7 @@ class Refund(_Answered):
 
 @dataclass(frozen=True, slots=True)
 class Transfer(_Answered):
-    """Moves credits from an account to another; gives a serialized TransferCreditsResponse."""
+    """Moves credits from an account to another; returns a serialized TransferCreditsResponse."""
 
     account_number: int
     account_id: str
@@ -195,7 +195,7 @@ class Transfer(_Answered):
 
 @dataclass(frozen=True, slots=True)
 class Expire(Command[int]):
-    """Posts due expirations of an account; gives their number."""
+    """Posts due expirations of an account; returns their number."""
 
     account_number: int
 
@@ -205,7 +205,7 @@ class Expire(Command[int]):
         return (self.account_number,)
 
     def run(self, attempt: Attempt, now: Instant) -> int:
-        """Posts the expirations that are due, up to the number that one database transaction posts."""
+        """Posts the due expirations, up to the limit of one database transaction."""
         sequence = attempt.sequence(self.account_number)
         return attempt.expire(self.account_number, now).sequence - sequence
 
@@ -217,12 +217,12 @@ class ImportOutcome:
     imported: int
     skipped: int
     error: DaybookError | None = None
-    """The refusal of the item after these. Without one, the part ends or goes on after these."""
+    """The refusal of the next item; None if there is no next item, or if it was not tried yet."""
 
 
 @dataclass(frozen=True, slots=True)
 class Import(Command[ImportOutcome]):
-    """Posts history, each item at its own time, up to the first that is refused."""
+    """Posts history, each item at its own time, up to the first refused item."""
 
     items: Sequence[tuple[Create, Instant]]
 
@@ -256,7 +256,7 @@ class Import(Command[ImportOutcome]):
                     raise FieldInvalid("create_time", "must not be before the account's newest transaction")
                 item.post(attempt, time, import_time=now)
             except ExpirationsFirst:
-                # Some of them are posted with the items so far; the next database transaction goes on.
+                # Some expirations are posted with the items so far; the next database transaction continues.
                 break
             except DaybookError as error:
                 return ImportOutcome(imported, skipped, error)

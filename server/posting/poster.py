@@ -1,8 +1,8 @@
 """The poster: the one place that commits transactions.
 
 All waiting commands become one database transaction (group commit), because a durable commit
-costs the same for one command as for hundreds. Each command still succeeds or is refused by
-itself, and is answered only after the commit.
+costs the same for one command as for hundreds. Each command still succeeds or is refused
+independently, and is answered only after the commit.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from server.store.units import DatabaseTransaction, load, load_openers, save
 log = structlog.get_logger(__name__)
 
 AHEAD_SECONDS = 60
-"""How far an account's newest create_time may be ahead of the clock before that is logged, in seconds."""
+"""The lead of an account's newest create_time over the clock above which a warning is logged, in seconds."""
 QUEUE_LENGTH_MAX = 2048
-"""The number of commands that wait; the next one is refused with TooBusy."""
+"""The largest number of waiting commands; a further command is refused with TooBusy."""
 GROUP_TRANSACTIONS_MAX = 2048
-"""The number of transactions of one commit, unless a single command has more."""
+"""The largest number of transactions of one commit, unless a single command has more."""
 EACH_SECONDS_MAX = 5.0
-"""How long the commands of a group that failed together are tried one by one, in seconds."""
+"""Time limit for posting the commands of a failed group one by one, in seconds."""
 
 _POSTPONED = object()
 """The outcome of a command that waits for the next database transaction."""
@@ -67,7 +67,7 @@ class Command(ABC, Generic[Result]):
 
     @abstractmethod
     def run(self, attempt: Attempt, now: Instant) -> Result:
-        """Applies the rules. An exception is the caller's refusal, and drops the attempt."""
+        """Applies the rules. An exception drops the attempt, and is the caller's refusal."""
 
 
 class PosterObserver:
@@ -92,7 +92,7 @@ class _Call:
     origin: Any
 
     def settle(self, outcome: Any) -> None:
-        """Answers the caller, unless it has gone away."""
+        """Answers the caller, unless it was cancelled."""
         if self.outcome.done():
             return
         if isinstance(outcome, Exception):
@@ -102,7 +102,7 @@ class _Call:
 
 
 def _may_be_of_one_call(error: Exception) -> bool:
-    """Whether the other calls of a group may succeed without the one that the error is about."""
+    """Whether one call may have caused the error of a group, so that the others may succeed without it."""
     if isinstance(error, ServiceUnavailable):
         return error.is_partial
     return not isinstance(error, DaybookError) or isinstance(error, NotStorable)
@@ -118,7 +118,7 @@ class Poster:
         self._random_bytes = in_blocks(random_bytes)
         self.observer = PosterObserver()
         self.newest_create_time: Instant = EARLIEST
-        """The newest create_time of any account at a posting to it."""
+        """The newest create_time of the accounts posted to since the start."""
         self._queue: asyncio.Queue[_Call | None] = asyncio.Queue(QUEUE_LENGTH_MAX)
         self._is_closing = False
 
@@ -129,7 +129,7 @@ class Poster:
 
     @asynccontextmanager
     async def working(self) -> AsyncIterator[None]:
-        """Posts until the end of the block, and then what is left in the queue."""
+        """Posts until the end of the block, and then the commands left in the queue."""
         worker = asyncio.create_task(self._work())
         try:
             yield
@@ -148,7 +148,7 @@ class Poster:
             self.observer = replaced
 
     async def submit(self, command: Command[Result]) -> Result:
-        """Gives the command's result once it is on disk.
+        """Returns the command's result once it is on disk.
 
         Raises the command's refusals, TooBusy if the queue is full, ClockSkewed, and
         ServiceUnavailable. A cancelled caller does not cancel the command.
@@ -181,7 +181,7 @@ class Poster:
                 postponed = await self._post(group)
 
     async def _post(self, group: list[_Call]) -> list[_Call]:
-        """Settles the calls once they are committed; gives those that wait for the next database transaction."""
+        """Settles the calls once they are committed; returns those that wait for the next database transaction."""
         may_be_committed = False
 
         def run(connection: DatabaseTransaction) -> list[Any]:
@@ -198,7 +198,7 @@ class Poster:
             if not isinstance(error, DaybookError):
                 log.exception("group commit failed", calls=len(group))
             if may_be_committed:
-                # To post these again could post them twice. Callers repeat them by their request ids.
+                # A second attempt could post these twice. Callers repeat them with the same request_id.
                 outcomes = [ServiceUnavailable()] * len(group)
             elif len(group) > 1 and _may_be_of_one_call(error):
                 return await self._post_each(group)
@@ -213,10 +213,10 @@ class Poster:
         return postponed
 
     async def _post_each(self, group: list[_Call]) -> list[_Call]:
-        """Posts each call in a database transaction of its own, so that one does not take the others down with it.
+        """Posts each call in a database transaction of its own, so that one can't make the others fail.
 
-        Gives the calls that wait for the next database transaction. Refuses those that are left
-        after EACH_SECONDS_MAX, because all other calls wait meanwhile.
+        Returns the calls that wait for the next database transaction. Refuses the calls left after
+        EACH_SECONDS_MAX, because the whole queue waits meanwhile.
         """
         loop = asyncio.get_running_loop()
         end = loop.time() + EACH_SECONDS_MAX
@@ -225,7 +225,7 @@ class Poster:
         for call in group:
             numbers = call.command.account_numbers
             if not busy.isdisjoint(numbers):
-                # Behind an earlier call of the same account.
+                # An earlier call of the same account waits.
                 postponed.append(call)
                 busy.update(numbers)
             elif loop.time() < end:
@@ -237,7 +237,7 @@ class Poster:
         return postponed
 
     def _run(self, connection: DatabaseTransaction, commands: Sequence[Command[Any]]) -> list[Any]:
-        """Gives each command's result, refusal or _POSTPONED. They hold once the caller has committed."""
+        """Returns each command's result, refusal or _POSTPONED. They are valid once the caller has committed."""
         loaded = load(
             connection,
             {number for command in commands for number in command.account_numbers},
@@ -245,12 +245,12 @@ class Poster:
             {key for command in commands for key in command.charge_keys},
         )
         unit = Unit(loaded, self._random_bytes)
-        # Read only now that the accounts are locked: earlier transactions of theirs have an earlier time.
+        # Read after the accounts are locked: their earlier transactions read the clock earlier.
         now = self._clock()
-        self._note_newest(unit, now)
+        self._warn_if_ahead(unit, now)
         load_openers(connection, loaded, now)
         outcomes: list[Any] = []
-        # Accounts with postponed commands; later commands of theirs stay behind those.
+        # Accounts with postponed commands, whose later commands must wait too.
         busy: set[int] = set()
         for command in commands:
             if not busy.isdisjoint(command.account_numbers):
@@ -265,7 +265,7 @@ class Poster:
             except ExpirationsFirst as overdue:
                 busy.update(command.account_numbers)
                 outcomes.append(_POSTPONED)
-                # As many as one database transaction posts, beside the commands of other accounts.
+                # Posts some of the expirations now, with the commands of other accounts.
                 attempt = Attempt(unit)
                 attempt.expire(overdue.account_number, overdue.time)
                 attempt.accept()
@@ -274,8 +274,8 @@ class Poster:
         save(connection, loaded, unit.changes)
         return outcomes
 
-    def _note_newest(self, unit: Unit, now: Instant) -> None:
-        """Logs one warning when an account is ahead of the clock, and the next only after the clock has passed it."""
+    def _warn_if_ahead(self, unit: Unit, now: Instant) -> None:
+        """Logs a warning if an account is ahead of the clock; the next one only after the clock has caught up."""
         newest = max((stored.state.last_create_time for stored in unit.loaded.states.values()), default=EARLIEST)
         ahead = now + AHEAD_SECONDS * SECOND
         if self.newest_create_time <= ahead < newest:

@@ -26,7 +26,7 @@ from server.store.tables import LABELS
 from server.store.units import Changes, Loaded, PostedRow
 
 LOTS_READ_MIN = 64
-"""The number of lots first read in spending order, of an account that has many. Doubles with each further read."""
+"""The number of lots in the first read in spending order, for accounts with many. Doubles with each further read."""
 LOTS_EXPIRED_MAX = 1000
 """The number of expirations of an account with many open lots that one database transaction posts."""
 
@@ -41,7 +41,7 @@ class Unit:
 
 
 class ExpirationsFirst(Exception):
-    """More lots have expired by a time than one unit posts. They are posted before anything else of the account."""
+    """An account has more due expirations than one unit posts. They must be posted before its other transactions."""
 
     def __init__(self, account_number: int, time: Instant) -> None:
         super().__init__(account_number, time)
@@ -71,12 +71,12 @@ class Attempt:
         return None if answer is None else answer.to(request)
 
     def remember(self, account_number: int, request: Request, response: bytes, *, sequence: int | None = None) -> None:
-        """Keeps the answer to a request that has a request_id; of a transaction, only the sequence is stored."""
+        """Stages the answer to a request that has a request_id; for a transaction only the sequence is stored."""
         if request.request_id:
             self._changes.answers[account_number, request.request_id] = Answer(request, sequence, response)
 
     def state(self, account_number: int, now: Instant, *, taking: Millionths = 0) -> AccountState:
-        """The state of an account after its due expirations, with the lots that hold the amount `taking`.
+        """The state of an account after its due expirations, with enough lots loaded to take the amount `taking`.
 
         Raises ExpirationsFirst if more are due than `expire` posts.
         """
@@ -88,11 +88,11 @@ class Attempt:
         return state
 
     def expire(self, account_number: int, now: Instant) -> AccountState:
-        """Posts the due expirations; of an account with many open lots, at most LOTS_EXPIRED_MAX."""
+        """Posts the due expirations; for an account with many open lots, at most LOTS_EXPIRED_MAX."""
         state = self._stored(account_number).state
         if now >= state.horizon:
             state = self._read_expired_lots(state, now)
-        # If not all due lots are loaded, those before the horizon are.
+        # Due lots may be missing, but all that expire before the horizon are loaded.
         steps = posting.expire_due(state, min(now, state.horizon))
         if steps:
             self._load_openers(account_number, [expiration.allocations[0].lot_number for _, expiration in steps])
@@ -113,14 +113,14 @@ class Attempt:
             loaded.openers.update(loaded.open_lots.openers(missing))
 
     def _read_lots_to_spend(self, state: AccountState) -> AccountState:
-        """Reads the first lots in spending order, twice as many as the last time."""
+        """Reads the first lots in spending order, twice as many as in the previous read."""
         unit, number = self._unit, state.account_number
         assert unit.loaded.open_lots is not None
-        read_before = self._changes.lots_read.get(number) or unit.changes.lots_read.get(number, LOTS_READ_MIN // 2)
-        limit = 2 * read_before
-        # Kept beside the state that has these lots: a refusal of this attempt forgets both.
-        kept_with = self._changes if number in self._changes.states else unit.changes
-        kept_with.lots_read[number] = limit
+        previous_limit = self._changes.lots_read.get(number) or unit.changes.lots_read.get(number, LOTS_READ_MIN // 2)
+        limit = 2 * previous_limit
+        # Stored beside the state that has these lots, so that a refused attempt drops both.
+        changes = self._changes if number in self._changes.states else unit.changes
+        changes.lots_read[number] = limit
         read = unit.loaded.open_lots.first_to_spend(number, limit)
         if len(read) < limit:
             return self._add_lots(state, read, None, NEVER)
@@ -132,14 +132,14 @@ class Attempt:
         assert open_lots is not None
         read = open_lots.expired(number, now, LOTS_EXPIRED_MAX)
         if len(read) == LOTS_EXPIRED_MAX:
-            # There may be more, also with the expire_time of the last one.
+            # There may be more, even with the expire_time of the last one.
             return self._add_lots(state, read, state.edge, read[-1].terms.expire_time or now)
         return self._add_lots(state, read, state.edge, open_lots.next_expire_time(number, now))
 
     def _add_lots(
         self, state: AccountState, read: Sequence[Lot], edge: SpendingOrder | None, horizon: Instant
     ) -> AccountState:
-        """Adds stored lots to a state, unless the unit has changed them: then the state has them if they are open."""
+        """Adds stored lots to a state. Skips lots that the unit has changed: if open, they are in the state already."""
         number = state.account_number
         unchanged = [
             lot
@@ -163,7 +163,7 @@ class Attempt:
         return self._stored(account_number).state.last_create_time
 
     def charge(self, account_number: int, uid: UUID) -> StoredCharge | None:
-        """A transaction to be refunded, with the sum of its refunds so far; None if there is none of this uid."""
+        """A transaction to be refunded, with the sum of its refunds so far; None if no transaction has this uid."""
         stored = self._unit.loaded.charges.get((account_number, uid))
         if stored is None:
             return None
@@ -185,7 +185,7 @@ class Attempt:
         )
 
     def new_uid(self, now: Instant) -> bytes:
-        """A uid, as it is stored, for a transaction that is posted now."""
+        """A uid, in stored form, for a transaction that is posted now."""
         return uuid7(now, self._unit.random_bytes)
 
     def write(
@@ -197,10 +197,10 @@ class Attempt:
         uid: bytes | None = None,
         request_id: str = "",
     ) -> bytes:
-        """Stages a transaction and the state after it; gives the serialized message.
+        """Stages a transaction and the state after it; returns the serialized message.
 
-        The details become that message: see `write_body`. Without a uid, one of the create_time
-        is made.
+        The details become that message: see `write_body`. Without a uid, makes one from the
+        create_time.
         """
         number = after.account_number
         before = self._stored(number)

@@ -31,7 +31,7 @@ _ACCOUNT = Query(_SELECT_ACCOUNT)
 
 
 class AccountStore:
-    """Reads and writes accounts. A tenant's number comes first in every call."""
+    """Reads and writes accounts."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -43,7 +43,7 @@ class AccountStore:
         number = self._numbers.get((tenant_number, account_id))
         if number is None:
             if not is_account_id(account_id):
-                # A facade does not validate the id.
+                # Facades do not validate ids.
                 raise AccountNotFound(account_name(account_id))
             number = (await self.get(tenant_number, account_id)).number
             self._numbers.put((tenant_number, account_id), number)
@@ -66,7 +66,7 @@ class AccountStore:
         return [AccountRecord(*row) for row in rows]
 
     async def holdings(self, tenant_number: int, account_ids: Collection[str], now: Instant) -> list[Holding]:
-        """Those of the accounts that exist, each with what it holds at this instant. All are of one snapshot."""
+        """The existing accounts among these ids, each with its credits at `now`. All are of one snapshot."""
         numbers = await self._existing_numbers(tenant_number, account_ids)
         if not numbers:
             return []
@@ -76,7 +76,7 @@ class AccountStore:
         return [Holding(AccountRecord(*row[-width:]), to_holding(row[:-width])) for row in rows]
 
     async def _existing_numbers(self, tenant_number: int, account_ids: Collection[str]) -> list[int]:
-        """The numbers of those of the accounts that exist, in ascending order."""
+        """The numbers of the existing accounts among these ids, in ascending order."""
         numbers = {each: self._numbers.get((tenant_number, each)) for each in account_ids}
         if missing := [each for each, number in numbers.items() if number is None]:
             statement = select(accounts.c.id, accounts.c.number).where(
@@ -98,10 +98,10 @@ class AccountStore:
         return [to_lot(*row) for row in await self._database.lists.fetch(Query(statement), {})]
 
     async def due_accounts(self, now: Instant, import_rest: Instant, limit: int) -> list[int]:
-        """Accounts with expired lots whose expiration is not posted yet: those of the first `limit` lots.
+        """The accounts of the first `limit` lots that have expired without a posted expiration.
 
         Skips accounts into which history was imported less than `import_rest` ago. An import_time
-        further than that ahead of `now` was stored by a wrong clock, and is ignored.
+        ahead of `now` by more than that was stored by a wrong clock and is ignored.
         """
         statement = (
             select(lots.c.account_number)
@@ -118,7 +118,7 @@ class AccountStore:
         return list(dict.fromkeys(number for (number,) in rows))
 
     async def create(self, tenant_number: int, record: AccountRecord, request: Request) -> bytes:
-        """Creates an account and answers with it, serialized. Raises AccountExists."""
+        """Creates an account; returns it serialized. Raises AccountExists."""
 
         def work(connection: Connection) -> bytes:
             existing = _find(connection, tenant_number, record.id)
@@ -145,7 +145,7 @@ class AccountStore:
         change: Callable[[AccountRecord], AccountRecord],
         request: Request,
     ) -> bytes:
-        """Applies a change to an account and answers with the account, serialized.
+        """Applies a change to an account; returns the account serialized.
 
         Raises AccountNotFound, and the errors of `change`.
         """

@@ -18,7 +18,7 @@ STATEMENTS_CACHED_MAX = 32
 
 
 def load_answers(connection: Connection, keys: Collection[AnswerKey]) -> dict[AnswerKey, Answer]:
-    """The stored answers by key; new requests have none.
+    """The stored answers by key; a new request has none.
 
     The accounts must be locked, or two calls with one request_id could both be new.
     """
@@ -36,7 +36,7 @@ def load_answers(connection: Connection, keys: Collection[AnswerKey]) -> dict[An
 
 @lru_cache(STATEMENTS_CACHED_MAX)
 def _answers_statement(count: int, engine: Engine) -> str:
-    """The statement for so many keys; its parameters are the parts of each key."""
+    """The statement for `count` keys; its parameters are the columns of each key in turn."""
     statement = select(
         requests.c.account_number,
         requests.c.request_id,

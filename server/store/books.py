@@ -31,7 +31,7 @@ _ENTRY_COLUMNS = [column for column in transactions.columns if column.name != "a
 
 @dataclass(frozen=True, slots=True)
 class AccountKey:
-    """An account that is to be audited."""
+    """An account to be audited."""
 
     number: int
     id: str
@@ -43,9 +43,9 @@ class StoredRefund:
     """The stored total of the refunds of a charge."""
 
     sequence: int
-    """The charge's."""
+    """The sequence of the charge."""
     uid: str | None
-    """The charge's; None if there is no transaction of this sequence."""
+    """The uid of the charge; None if there is no transaction with this sequence."""
     amount: Millionths
     last_create_time: Instant
     is_dated_by_a_refund: bool
@@ -63,11 +63,11 @@ class Books:
         return await rows_of(self._connection, statement)
 
     async def state(self) -> StoredState | None:
-        """The account's state; None if there is no row of it."""
+        """The account's state; None if its row is missing."""
         return (await uninterrupted(self._connection.run_sync(load_states, [self._number]))).get(self._number)
 
     async def entries(self) -> AsyncGenerator[list[Entry], None]:
-        """The transactions in their order, in parts."""
+        """The transactions by sequence, in parts."""
         statement = select(*_ENTRY_COLUMNS).where(transactions.c.account_number == self._number)
         after = 0
         while rows := await self._rows(_page(statement, transactions.c.sequence, after, ENTRIES_AT_ONCE)):
@@ -84,7 +84,7 @@ class Books:
         return {row.number: to_lot(*row) for row in rows}
 
     async def open_lots(self) -> dict[int, Millionths]:
-        """What remains of each open lot, by number."""
+        """The remaining amount of each open lot, by number."""
         remaining: dict[int, Millionths] = {}
         statement = select(lots.c.number, lots.c.remaining).where(lots.c.account_number == self._number, has_remaining)
         after = 0
@@ -164,7 +164,7 @@ def _to_entry(row: Any) -> Entry:
 
 
 def _refund_key(body: bytes) -> tuple[str, Instant] | None:
-    """The uid of the refunded charge, and the create_time of the refund; None for bytes that are no Transaction."""
+    """The uid of the refunded charge, and the create_time of the refund; None if the bytes are not a Transaction."""
     try:
         refund = Transaction.FromString(body)
     except DecodeError:
@@ -191,7 +191,7 @@ class BookStore:
         return counts[0], counts[1]
 
     async def accounts(self, tenant_number: int | None) -> AsyncGenerator[AccountKey, None]:
-        """The accounts of a tenant, or of all tenants for None, by number. Pages are not of one snapshot."""
+        """The accounts of a tenant, or of all tenants for None, by number. Each page has its own snapshot."""
         statement = select(*accounts.c["number", "id", "tenant_number"])
         if tenant_number is not None:
             statement = statement.where(accounts.c.tenant_number == tenant_number)
@@ -220,6 +220,6 @@ class BookStore:
 
     @asynccontextmanager
     async def open(self, account_number: int) -> AsyncIterator[Books]:
-        """The books of an account as they are now; later postings are not seen."""
+        """The books of an account in a snapshot taken now."""
         async with self._database.primary.snapshot() as connection:
             yield Books(connection, account_number)

@@ -30,7 +30,7 @@ class BulkLoad:
         self._dropped = dropped
 
     async def add_tenant(self, *, slug: str, uid: str, display_name: str, create_time: Instant) -> int:
-        """Adds a tenant; answers with its number. Raises ValueError if the slug is taken."""
+        """Adds a tenant; returns its number. Raises ValueError if the slug is taken."""
         if await self._connection.scalar(select(tenants.c.number).where(tenants.c.slug == slug)) is not None:
             raise ValueError(f"a tenant {slug!r} exists already")
         number: int = (
@@ -42,7 +42,7 @@ class BulkLoad:
         return number
 
     async def add_accounts(self, tenant_number: int, records: Sequence[AccountRecord]) -> dict[str, int]:
-        """Adds accounts without their states; answers with their numbers, by id."""
+        """Adds accounts without their states; returns their numbers, by id."""
         rows = await self._connection.execute(
             insert(accounts).returning(accounts.c.id, accounts.c.number),
             [new_account_row(tenant_number, record) for record in records],
@@ -55,7 +55,7 @@ class BulkLoad:
             await self._engine.insert_bulk(self._connection, metadata.tables[name], values)
 
     async def build_indexes(self) -> AsyncGenerator[str, None]:
-        """Rebuilds the dropped indexes; gives the name of each before it is built."""
+        """Rebuilds the dropped indexes; yields the name of each before it is built."""
         for index in self._dropped:
             yield str(index.name)
             await self._connection.execute(CreateIndex(index))
@@ -65,8 +65,8 @@ class BulkLoad:
 async def bulk_load(database: Database) -> AsyncIterator[BulkLoad]:
     """A load that is committed at the end of the block, or rolled back by an exception.
 
-    Drops the indexes of an empty table of transactions; `build_indexes` rebuilds them.
-    Meanwhile other sessions of PostgreSQL wait for the table. Raises ValueError if another
+    If the table transactions is empty, drops its indexes; `build_indexes` rebuilds them. Other
+    sessions of PostgreSQL wait for the table meanwhile. Raises ValueError if another
     process has SQLite's file open.
     """
     async with database.primary.bulk_transaction() as connection:

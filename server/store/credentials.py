@@ -32,7 +32,7 @@ from server.store.query import Query
 from server.store.tables import accounts, api_keys, retired_secrets, tenants, token_keys
 
 TOKEN_KEYS_MAX = 100
-"""The largest number of page token keys that are read: more than rotations add in a day."""
+"""The largest number of page token keys that are read. Rotations add fewer in a day."""
 
 
 class TokenKey(NamedTuple):
@@ -93,16 +93,16 @@ class CredentialStore:
     def __init__(self, database: Database) -> None:
         self._database = database
         self.lookup_count = 0
-        """Number of reads of a key, which are the misses of the authenticator's cache."""
+        """Number of reads of a key: the misses of the authenticator's cache."""
 
     async def api_key(self, key_id: str) -> ApiKeyRecord | None:
-        """The key of this id, of any tenant; None if there is none."""
+        """The key with this id, of any tenant; None if there is none."""
         self.lookup_count += 1
         rows = await self._database.primary.fetch(_API_KEY, {"key_id": key_id})
         return ApiKeyRecord(*rows[0]) if rows else None
 
     async def retired_secrets(self, key_id: str) -> list[RetiredSecret]:
-        """The secrets of a key that rotations have replaced, with their expire_time, which may be past."""
+        """The replaced secrets of a key with their expire_times, which may be in the past."""
         rows = await self._database.primary.fetch(_RETIRED, {"key_id": key_id})
         return [RetiredSecret(*row) for row in rows]
 
@@ -153,7 +153,7 @@ class CredentialStore:
         return await self._database.transact(work)
 
     async def record_uses(self, uses: Mapping[str, Instant]) -> None:
-        """Stores when keys were last used, by id, in few statements. A later stored time stays."""
+        """Stores the last uses of keys, by id, in few statements. Keeps a stored time that is later."""
 
         def work(connection: Connection) -> None:
             for some in in_parts(sorted(uses)):
@@ -170,7 +170,7 @@ class CredentialStore:
     async def create_tenant(
         self, *, slug: str, uid: str, display_name: str, create_time: Instant, demo: bool = False
     ) -> int:
-        """Creates a tenant; answers with its number. Raises ValueError if the slug is taken."""
+        """Creates a tenant; returns its number. Raises ValueError if the slug is taken."""
         statement = insert(tenants).returning(tenants.c.number)
         statement = statement.values(
             slug=slug, uid=uid, display_name=display_name, create_time=create_time, demo=int(demo)
@@ -240,7 +240,7 @@ class CredentialStore:
     async def ensure_token_key(self, candidate: bytes, create_time: Instant) -> None:
         """Stores the candidate as the first key that seals page tokens, unless there is one.
 
-        Of several processes that start at once, one inserts it; the others conflict, retry and find it.
+        If several processes start at once, one inserts its candidate; the others conflict, retry and find it.
         """
 
         def work(connection: Connection) -> None:

@@ -1,4 +1,4 @@
-"""A data loader: batches the reads that callers ask for while another read is under way."""
+"""A data loader: batches the reads that callers request while another read is under way."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ Key = TypeVar("Key")
 Value = TypeVar("Value")
 
 WAIT_SECONDS_MAX = 0.05
-"""How long a batch waits for the one before it. A connection that hangs delays other callers by no more than this."""
+"""Time limit of a batch's wait for its predecessor, in seconds. Bounds the delay by a connection that hangs."""
 
 
 class DataLoader(Generic[Key, Value]):
     """Reads values by key, one batch at a time; calls that arrive during a batch share the next one.
 
-    For a database behind a socket, where a round trip costs more than the rows that it brings.
+    For a database behind a socket, where a round trip costs more than reading the rows.
     A lone caller is not delayed. A caller never receives a value read before it asked.
     """
 
@@ -27,7 +27,7 @@ class DataLoader(Generic[Key, Value]):
         self._next: tuple[list[Key], asyncio.Task[Mapping[Key, Value]]] | None = None
 
     async def __call__(self, key: Key) -> Value:
-        """The value of a key. Raises KeyError if there is none, and whatever `read` raises."""
+        """The value of a key. Raises KeyError if there is none, and the errors of `read`."""
         if self._next is None:
             keys: list[Key] = []
             self._next = (keys, asyncio.create_task(self._run(keys)))

@@ -1,4 +1,4 @@
-"""The database of a ledger: which engines its URLs name, and who is asked for what."""
+"""The database of a ledger: opens the engines of its URLs, and chooses the engine for each kind of read."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 TRIES_MAX = 8
-"""How often a transaction that lost against another writer is tried."""
+"""Number of attempts of a transaction that conflicts with another writer."""
 _SQLITE, _POSTGRESQL = "sqlite+aiosqlite", "postgresql+asyncpg"
 
 
 class Database:
     """The engines of a ledger.
 
-    `primary` serves everything that must be current for its own sake: credentials, balances,
-    transactions. `lists` serves lists: the replica while it keeps up, or the primary itself.
+    `primary` serves all transactions, and reads that never use a replica, such as credentials and
+    balances. `lists` serves lists: the replica if there is one, or the primary.
     """
 
     def __init__(self, url: str, limits: DatabaseLimits | None = None, replica_url: str | None = None) -> None:
         """Connects to nothing yet. Raises DatabaseUrlInvalid."""
         limits = limits or DatabaseLimits()
         self.conflict_count = 0
-        """How many transactions were rolled back because another writer got in the way."""
+        """Number of transactions rolled back because of a conflict with another writer."""
         with _without_values_of_the_url("database_url"):
             self.url: URL = make_url(url)
             self.primary: Engine = _open(self.url, limits)
@@ -51,7 +51,7 @@ class Database:
             raise DatabaseUrlInvalid(f"must begin with {_POSTGRESQL}:")
         if self.url.drivername != _POSTGRESQL:
             raise DatabaseUrlInvalid(f"can be set only where database_url begins with {_POSTGRESQL}:")
-        # Loaded only where there is one.
+        # Imported only if a replica is configured.
         from server.store.replica import Replica  # noqa: PLC0415
 
         return Replica.of(url, limits, self.primary)
@@ -59,9 +59,8 @@ class Database:
     async def transact(self, work: Work[Result]) -> Result:
         """Does work in one transaction: committed durably at the end, rolled back if the work raises.
 
-        Tries again if another writer got in the way, so the work changes nothing but the
-        database. Raises ServiceUnavailable if that happens each time, and whatever the work
-        raises.
+        Retries after a conflict with another writer, so the work must have no effect outside the
+        database. Raises ServiceUnavailable after TRIES_MAX conflicts, and the errors of the work.
         """
         for _ in range(TRIES_MAX):
             try:
@@ -73,7 +72,7 @@ class Database:
 
     @property
     def pools(self) -> Mapping[str, PoolUse]:
-        """The connection pools by name; `replica` is that of a replica."""
+        """The connection pools by name; `replica` is the pool of the replica, if there is one."""
         pools = self.primary.pools
         return pools if self.replica is None else {**pools, "replica": self.replica.server.pools["read"]}
 
@@ -81,14 +80,14 @@ class Database:
     def traced(self, tracer: DatabaseTracer) -> Iterator[None]:
         """Calls the tracer's hooks until the end of the block."""
         engines = [self.primary] if self.replica is None else [self.primary, self.replica.server]
-        before = self.primary.tracer
+        previous = self.primary.tracer
         for engine in engines:
             engine.tracer = tracer
         try:
             yield
         finally:
             for engine in engines:
-                engine.tracer = before
+                engine.tracer = previous
 
     def replica_watched(self) -> AbstractAsyncContextManager[None]:
         """Lets the replica, if there is one, serve lists until the end of the block."""
@@ -102,7 +101,7 @@ class Database:
 
 
 def _open(url: URL, limits: DatabaseLimits) -> Engine:
-    # Either engine is loaded only where it is used.
+    # Only the engine in use is imported.
     match url.drivername:
         case "sqlite+aiosqlite":
             from server.store.sqlite import SQLite  # noqa: PLC0415
@@ -117,7 +116,7 @@ def _open(url: URL, limits: DatabaseLimits) -> Engine:
 
 @contextmanager
 def _without_values_of_the_url(setting: str) -> Iterator[None]:
-    """Raises DatabaseUrlInvalid, which names the setting, in place of errors that quote its value."""
+    """Replaces errors that quote the setting's value with DatabaseUrlInvalid, which names the setting."""
     try:
         yield
     except DatabaseUrlInvalid as error:

@@ -14,12 +14,12 @@ class DatabaseTracer:
     """Tracing hooks; no-ops by default."""
 
     def work(self, name: str) -> AbstractContextManager[None]:
-        """Entered for everything that is done with one connection, from the wait for it to the commit."""
+        """Entered for the use of one connection, from the wait for it to the commit."""
         del name
         return _NOTHING
 
     def statement(self, system: str, text: str) -> Callable[[BaseException | None], None]:
-        """Called when a statement begins, without its values; the result is called at its end, with its failure."""
+        """Called at the start of a statement, without values. The result is called at its end, with the error or None."""
         del system, text
         return _ignore
 
@@ -28,11 +28,11 @@ _NOTHING = nullcontext()
 
 
 def _ignore(_failure: BaseException | None) -> None:
-    """The end of a statement that is not traced."""
+    """Called at the end of a statement without tracing."""
 
 
 def trace_statements(engine: sqlalchemy.Engine, tracer: Callable[[], DatabaseTracer]) -> None:
-    """Calls the current tracer around each statement that SQLAlchemy executes. A connection has one at a time."""
+    """Calls the current tracer around each statement of SQLAlchemy. A connection runs one statement at a time."""
     key, system = "daybook_end_statement", engine.dialect.name
 
     def begin(connection: Any, _cursor: object, statement: str, *_: object) -> None:

@@ -10,9 +10,9 @@ from server.store.tables import COPIED, DISTRIBUTED, DISTRIBUTION_COLUMN
 
 
 async def distribute(database: Database) -> list[str]:
-    """Distributes the big tables by account and copies the small ones; gives the names of the tables changed.
+    """Distributes the big tables by account and copies the small ones; returns the names of the tables changed.
 
-    Skips tables that are distributed already, so it may be repeated. All or nothing.
+    Skips tables that are distributed already, so it may be repeated. Distributes all tables or none.
     Raises ValueError for a database that can't be distributed.
     """
     if not isinstance(database.primary, PostgreSQL):
@@ -25,7 +25,7 @@ async def distribute(database: Database) -> list[str]:
         # Waits for other processes that distribute or migrate.
         connection.execute(select(func.pg_advisory_xact_lock(MIGRATION_LOCK)))
         connection.execute(ONE_CONNECTION_PER_NODE)
-        # The catalogue of Citus has local tables too.
+        # citus_tables lists local tables too.
         rows = connection.execute(
             text("SELECT table_name::text FROM citus_tables WHERE citus_table_type IN ('distributed', 'reference')")
         )

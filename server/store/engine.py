@@ -1,4 +1,4 @@
-"""What the store needs of a database engine; server/store/sqlite.py and server/store/postgresql.py implement it."""
+"""The interface of a database engine; server/store/sqlite.py and server/store/postgresql.py implement it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from server.store.query import Query
 
 Result = TypeVar("Result")
 Rows: TypeAlias = Sequence[Sequence[Any]]
-"""Rows as the driver gives them."""
+"""Rows of the driver."""
 Work: TypeAlias = Callable[[Connection], Result]
 Columns: TypeAlias = Iterable[KeyedColumnElement[Any]]
 Keys: TypeAlias = Sequence[tuple[Any, ...]]
@@ -30,7 +30,7 @@ _ENGINE = "daybook_engine"
 
 
 class DatabaseUrlInvalid(ValueError):
-    """No database can be opened by its URL. Shows no value of the URL, which may hold a password."""
+    """The URL of a database is invalid. The message shows no value of the URL, which may hold a password."""
 
     def __init__(self, problem: str, setting: str = "database_url") -> None:
         super().__init__(f"{setting} {problem}")
@@ -38,7 +38,7 @@ class DatabaseUrlInvalid(ValueError):
 
 
 class DatabaseUnfit(ValueError):
-    """The database can be reached, but its setup can't hold a ledger. The message says what to change."""
+    """The database is reachable, but its configuration can't hold a ledger. The message says how to change it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class DatabaseLimits:
 
 @dataclass(frozen=True, slots=True)
 class PoolUse:
-    """How much of a connection pool is in use at a moment."""
+    """The use of a connection pool at a moment."""
 
     size: int
     in_use: int
@@ -86,8 +86,8 @@ class Reader(ABC):
 class Engine(Reader):
     """A database: bounded reads, streaming reads and transactions, each over connections of its own.
 
-    Whatever the driver raises, callers see ServiceUnavailable, Conflict or another error of
-    this program; the log has the driver's words.
+    Callers see ServiceUnavailable, Conflict or another error of this program, never an error of the
+    driver; the log has the driver's message.
     """
 
     has_clock: ClassVar[bool]
@@ -95,7 +95,7 @@ class Engine(Reader):
     has_round_trips: ClassVar[bool]
     """Whether a read costs a round trip, so that concurrent reads are worth batching."""
     has_table: ClassVar[Query]
-    """Has a row if there is a table of the `name`."""
+    """Returns a row if there is a table with the name `name`."""
     insert: Callable[[Table], Any]
     """Makes an INSERT that has `on_conflict_do_update`."""
     dialect: Dialect
@@ -119,14 +119,14 @@ class Engine(Reader):
     async def transact(self, work: Work[Result]) -> Result:
         """Does work in one transaction: committed durably at the end, rolled back if the work raises.
 
-        Raises Conflict if another writer got in the way: the same work may succeed later.
+        Raises Conflict after a conflict with another writer: the same work may succeed later.
         """
 
     @abstractmethod
     async def transact_unhurried(self, work: Work[Result]) -> Result:
-        """Like `transact`, for work that may take long: statements have no limit.
+        """Like `transact`, for work that may take long: statements have no timeout.
 
-        Raises Conflict without a wait if another process writes to SQLite.
+        Raises Conflict immediately if another process writes to SQLite.
         """
 
     @abstractmethod
@@ -135,7 +135,7 @@ class Engine(Reader):
 
     @abstractmethod
     async def insert_bulk(self, connection: AsyncConnection, table: Table, rows: Sequence[Sequence[object]]) -> None:
-        """Inserts rows past SQLAlchemy; each has the values of all columns, in the order of the table."""
+        """Inserts rows without SQLAlchemy; each row has the values of all columns, in the order of the table."""
 
     def lock_accounts(self, connection: Connection, account_numbers: Collection[int]) -> None:
         """Keeps other transactions from posting to these accounts until this one ends."""
@@ -150,7 +150,7 @@ class Engine(Reader):
         """The statement, for the rows that have one of the keys in these columns."""
 
     async def check(self) -> None:
-        """Raises DatabaseUnfit for a database whose setup can't hold a ledger, and ServiceUnavailable."""
+        """Raises DatabaseUnfit for a database whose configuration can't hold a ledger, and ServiceUnavailable."""
 
     @abstractmethod
     async def close(self) -> None:
@@ -158,11 +158,11 @@ class Engine(Reader):
 
     @abstractmethod
     def translate(self, error: Exception) -> Exception:
-        """The error that callers see in place of the driver's; other errors as they are."""
+        """The error for callers in place of an error of the driver; other errors unchanged."""
 
     @contextmanager
     def using(self, pool: str, name: str) -> Iterator[None]:
-        """Around everything that is done with one connection of a pool: counts, traces and translates errors."""
+        """Wraps the use of one connection of a pool: counts callers, traces, and translates errors."""
         self._callers[pool] += 1
         try:
             with self.tracer.work(name), self.translated():
@@ -193,12 +193,12 @@ class Engine(Reader):
         return self._use_of(pool, connections.size(), connections.checkedout())
 
     def _adopt(self, engine: sqlalchemy.Engine) -> None:
-        """Makes one of SQLAlchemy's engines part of this one: `engine_of` knows it, and statements are traced."""
+        """Makes one of SQLAlchemy's engines part of this one, for `engine_of` and for the tracing of statements."""
         engine.update_execution_options(**{_ENGINE: self})
         trace_statements(engine, lambda: self.tracer)
 
 
 def engine_of(connection: Connection) -> Engine:
-    """The engine that opened a connection, for what differs between engines within a transaction."""
+    """The engine of a connection, for statements that differ between engines."""
     found: Engine = connection.get_execution_options()[_ENGINE]
     return found

@@ -16,7 +16,7 @@ class DatabaseBroken(ValueError):
 
 
 class Conflict(Exception):
-    """Another writer got in the way; the same work may succeed if it is done again."""
+    """A conflict with another writer; a retry of the same work may succeed."""
 
 
 class ReplicaUnfit(Exception):
@@ -24,36 +24,36 @@ class ReplicaUnfit(Exception):
 
 
 class UnexpectedDatabaseError(Exception):
-    """An error that neither the caller nor an outage explains. Its message has no values of statements in it."""
+    """An error caused by neither the caller nor an outage. Its message shows no values of statements."""
 
 
 def driver_error(error: BaseException) -> BaseException:
     """The driver's own error inside SQLAlchemy's, or the error itself."""
     if isinstance(error, DBAPIError) and error.orig is not None:
         error = error.orig
-    # Its Engine.connect() raises this one for a connection that could not be made.
+    # SQLAlchemy's Engine.connect() raises this one if it can't connect.
     if isinstance(error, EmulatedDBAPIException) and error.orig is not None:
         error = error.orig
     return error
 
 
 def translate_common(error: Exception) -> Exception:
-    """The error that callers see in place of one that is about the connection; other errors as they are."""
+    """ServiceUnavailable for an error of the connection; other errors unchanged."""
     driver = driver_error(error)
     if isinstance(driver, OSError):
-        # The system's own words about a file have its path in them.
+        # The full message of an OSError contains the path of a file.
         return unavailable(driver.strerror or str(driver))
     if isinstance(driver, PoolTimeout):
         return unavailable(str(driver))
     if isinstance(error, DBAPIError):
         if error.connection_invalidated or isinstance(error, InterfaceError | OperationalError):
             return unavailable(str(driver))
-        # The traceback says where it was; values that were to be stored must not be logged.
+        # The traceback shows the statement's place in the code; values must not be logged.
         error.statement = error.params = None
     return error
 
 
-def unavailable(words: str, sqlstate: str | None = None) -> ServiceUnavailable:
-    """Logs why the database is unavailable."""
-    log.warning("database unavailable", error=words, **({"sqlstate": sqlstate} if sqlstate else {}))
+def unavailable(problem: str, sqlstate: str | None = None) -> ServiceUnavailable:
+    """Logs why the database is unavailable; returns the error for callers."""
+    log.warning("database unavailable", error=problem, **({"sqlstate": sqlstate} if sqlstate else {}))
     return ServiceUnavailable()

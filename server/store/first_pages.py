@@ -15,23 +15,23 @@ from server.store.query import Query
 from server.store.tables import account_states
 
 PAGES_BYTES_MAX = 33_554_432
-"""The largest size of the cache: about 1,500 pages of the usual length."""
+"""The largest size of the cache, in bytes: about 1,500 typical pages."""
 ROW_BYTES = 250
-"""The approximate size of a row apart from its body."""
+"""The approximate size of a row without its body, in bytes."""
 
 
 class FirstPages:
-    """Caches the page that clients ask for most.
+    """Caches the first page of an account, which clients request most.
 
-    The hash of an account's newest transaction covers its whole history, because each hash covers that of
-    the predecessor. A page is therefore valid for as long as the account has the same head,
-    whichever process posts, and also after the database was restored.
+    The head of an account covers its whole history, because each hash covers its predecessor's. A
+    page is therefore valid while the account has the same head, whichever process posts, and also
+    after the database was restored.
     """
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._pages: ByteLRU[tuple[int, int], tuple[bytes, Page[TransactionRow, TransactionKey]]] = ByteLRU(
-            PAGES_BYTES_MAX, lambda _, kept: sum(ROW_BYTES + len(row.body) for row in kept[1].rows)
+            PAGES_BYTES_MAX, lambda _, cached: sum(ROW_BYTES + len(row.body) for row in cached[1].rows)
         )
         self._read_head: Callable[[int], Awaitable[bytes]] = self._read_one_head
         if database.primary.has_round_trips:
@@ -39,22 +39,22 @@ class FirstPages:
 
     @staticmethod
     def has(query: TransactionList) -> bool:
-        """Whether a list is of the kind that is cached."""
+        """Whether a list is cached."""
         first = TransactionList(query.tenant_number, query.account_number, EVERYTHING, NEWEST_FIRST, None, query.limit)
         return query.account_number is not None and query == first
 
     async def page(
         self, query: TransactionList, read: Callable[[TransactionList], Awaitable[Page[TransactionRow, TransactionKey]]]
     ) -> Page[TransactionRow, TransactionKey]:
-        """The page, from the cache or as `read` reads it."""
+        """The page, from the cache or from `read`."""
         number = query.account_number
-        assert number is not None, "`has` says so"
+        assert number is not None, "`has` is False for a list without an account"
         head = await self._read_head(number)
-        kept = self._pages.get((number, query.limit))
-        if kept is not None and kept[0] == head:
-            return kept[1]
+        cached = self._pages.get((number, query.limit))
+        if cached is not None and cached[0] == head:
+            return cached[1]
         page = await read(query)
-        # Unless the head is still the same, the page may be of another one.
+        # If the head has changed, the page may belong to either head.
         if page.rows and await self._read_head(number) == head:
             self._pages.put((number, query.limit), (head, page))
         return page

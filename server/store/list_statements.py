@@ -1,4 +1,4 @@
-"""The strategies that answer a list of transactions: which index is walked, and how.
+"""The strategies for reading a list of transactions: which index is scanned, and how.
 
 A strategy depends only on the shape of a list, never on the values of its parameters, so its
 statements are compiled once. Pages are found by keyset, never by OFFSET.
@@ -33,26 +33,26 @@ from server.ledger.posting import Kind
 from server.store.tables import LABELS, account_states, transactions
 
 ROWS_READ_MAX = 10_000
-"""The largest number of rows that a page reads along an index that serves only part of the filter."""
-WALKS_MAX = 64
-"""The largest number of walks that a list is merged from: the time to compile a statement grows with them."""
+"""The largest number of rows that a page reads if the index serves only part of the filter."""
+SCANS_MAX = 64
+"""The largest number of scans that a list is merged from. Each makes the statement slower to compile."""
 ALL_KINDS = tuple(Transaction.Kind.values())[1:]
 ALL_STATES = tuple(Transaction.State.values())[1:]
 
 
 @dataclass(frozen=True, slots=True)
-class Walk:
-    """A range of one index, in the order of the list."""
+class RangeScan:
+    """A scan of a range of one index, in the order of the list."""
 
     equals: tuple[str, ...]
     """Columns that are equal to a parameter of the same name."""
     bounds: tuple[str, ...]
-    """Those of `create_time_from` and `create_time_before` that limit the range."""
+    """The bounds of the range, out of `create_time_from` and `create_time_before`."""
     order: tuple[str, ...]
     """The columns of the order, unique together in this range. Within an account, times never decrease with the
-    sequence, so the sequence alone orders a list by time, along the rows as they are stored."""
+    sequence, so the sequence, the order of the table itself, alone orders a list by time."""
     position: str
-    """The column that is the position of a key."""
+    """The column of a key's position."""
     descending: bool
     is_continued: bool
     """Whether the range begins after the key of the previous page."""
@@ -74,12 +74,12 @@ class Walk:
         return self.sort(select(*(columns[name] for name in names)).where(*conditions), transactions)
 
     def sort(self, statement: Select[Any], source: FromClause) -> Select[Any]:
-        """The statement in the order of the list, by the columns of one of its sources."""
+        """The statement in the order of the list, by the columns of `source`."""
         columns = [source.c[name] for name in self.order]
         return statement.order_by(*(column.desc() if self.descending else column.asc() for column in columns))
 
     def with_bodies(self, keys: Select[Any]) -> Select[Any]:
-        """The rows of a page, in order, from the keys that were found for it."""
+        """The rows of a page, in order, from their keys."""
         page = keys.subquery()
         is_row = (transactions.c.account_number == page.c.account_number) & (transactions.c.sequence == page.c.sequence)
         rows = select(*(page.c[name] for name in self.key), transactions.c.body).join_from(page, transactions, is_row)
@@ -90,45 +90,45 @@ class Walk:
 
 
 @dataclass(frozen=True, slots=True)
-class IndexWalk:
-    """One walk along an index that serves the whole filter.
+class IndexScan:
+    """One scan of an index that serves the whole filter.
 
-    It serves an account by sequence, by a range of times or by amount, and a tenant, or one label
-    of it, by time.
+    For an account by sequence, by a range of times or by amount, and for a tenant, with or without
+    one label, by time.
     """
 
-    walk: Walk
+    scan: RangeScan
 
     def page(self) -> Select[Any]:
         """Reads keys and bodies."""
-        return self.walk.rows(*self.walk.key, "body").limit(_LIMIT)
+        return self.scan.rows(*self.scan.key, "body").limit(_LIMIT)
 
 
 @dataclass(frozen=True, slots=True)
-class MergedWalks:
-    """One short walk for each kind, category and state, merged. For an account; the index serves the whole filter."""
+class MergedScans:
+    """Merges one short scan for each kind, category and state of an account. The index serves the whole filter."""
 
-    walk: Walk
+    scan: RangeScan
     pairs: int
     """The number of pairs of a kind and a category."""
     states: int
     """0 for a filter without states."""
 
     def page(self) -> Select[Any]:
-        """Reads keys and bodies; the bodies of the rows of the page only."""
-        rows = self.walk.rows(*self.walk.key)
+        """Reads keys and bodies. Merges the keys first, so that only the bodies of the page are read."""
+        rows = self.scan.rows(*self.scan.key)
         states: list[BindParameter[int] | int] = [bindparam(f"state_{i}") for i in range(self.states)]
-        walks = [
+        scans = [
             rows.where(_is_of_pair(transactions, i), transactions.c.state == state).limit(_LIMIT).subquery()
             for i, state in product(range(self.pairs), states or ALL_STATES)
         ]
-        merged = union_all(*map(select, walks)).subquery()
-        return self.walk.with_bodies(self.walk.sort(select(merged), merged).limit(_LIMIT))
+        merged = union_all(*map(select, scans)).subquery()
+        return self.scan.with_bodies(self.scan.sort(select(merged), merged).limit(_LIMIT))
 
 
 @dataclass(frozen=True, slots=True)
 class ResidualFilter:
-    """The part of a filter that the index of a walk does not serve."""
+    """The part of a filter that the index of a scan does not serve."""
 
     pairs: int
     kinds: int
@@ -138,7 +138,7 @@ class ResidualFilter:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns that its conditions read."""
+        """The columns of its conditions."""
         of_pairs = ("kind", "category") if self.pairs else ()
         of_kinds = ("kind",) if self.kinds else ()
         of_states = ("state",) if self.states else ()
@@ -152,7 +152,7 @@ class ResidualFilter:
         if self.bounds:
             conditions += _within_bounds(columns.create_time, self.bounds)
         if self.pairs:
-            # SQLite would build a table from a list of pairs, for every page.
+            # For a list of pairs SQLite would build a table at every page.
             conditions.append(or_(*(_is_of_pair(source, i) for i in range(self.pairs))))
         if self.kinds:
             conditions.append(columns.kind.in_([bindparam(f"kind_{i}") for i in range(self.kinds)]))
@@ -162,87 +162,87 @@ class ResidualFilter:
 
 
 @dataclass(frozen=True, slots=True)
-class SequenceWalk:
-    """A filter along the sequence of an account. Sequences have no gaps, so the walk is bounded by arithmetic."""
+class SequenceRangeScan:
+    """A filtered scan of an account by sequence. Sequences have no gaps, so a range of them bounds the rows read."""
 
-    walk: Walk
+    scan: RangeScan
     residual: ResidualFilter
 
     def page(self) -> Select[Any]:
         """Reads keys and bodies."""
         sequence, last = transactions.c.sequence, self._last()
-        is_within = sequence >= last if self.walk.descending else sequence <= last
-        rows = self.walk.rows(*self.walk.key, "body")
+        is_within = sequence >= last if self.scan.descending else sequence <= last
+        rows = self.scan.rows(*self.scan.key, "body")
         return rows.where(is_within, *self.residual.conditions(transactions)).limit(_LIMIT)
 
     def boundary(self) -> Select[Any]:
-        """Reads the key of the last row that the walk may read; no row if the account has none."""
-        return self.walk.rows(*self.walk.key).where(transactions.c.sequence == self._last())
+        """Reads the key of the last row that the scan may read; no row if the account has none."""
+        return self.scan.rows(*self.scan.key).where(transactions.c.sequence == self._last())
 
     def _last(self) -> ColumnElement[int]:
         states = account_states.c
         begin: ColumnElement[int] = literal(0)
-        if self.walk.is_continued:
+        if self.scan.is_continued:
             begin = bindparam("after_sequence", type_=BigInteger)
-        elif self.walk.descending:
+        elif self.scan.descending:
             is_account = states.account_number == bindparam("account_number", type_=BigInteger)
             begin = select(states.sequence + 1).where(is_account).scalar_subquery()
-        return begin - _ROWS_READ if self.walk.descending else begin + _ROWS_READ
+        return begin - _ROWS_READ if self.scan.descending else begin + _ROWS_READ
 
 
 @dataclass(frozen=True, slots=True)
-class FilteredWalk:
-    """A filter around a walk of a bounded number of rows.
+class FilteredScan:
+    """A filter around a scan of a bounded number of rows.
 
-    It serves a tenant, whose indexes contain kind, category and state, so only rows of the page are
-    fetched; and an account by a range of times or by amount.
+    For a tenant: its indexes contain kind, category and state, so only rows of the page are
+    fetched. Also for an account by a range of times or by amount.
     """
 
-    walk: Walk
+    scan: RangeScan
     residual: ResidualFilter
 
     def page(self) -> Select[Any]:
         """Reads keys and bodies.
 
-        The SELECT around the walk has no ORDER BY: both engines pass on the rows of the walk in their
-        order and stop at the limit. With it SQLite would sort the whole walk before it takes the first row.
+        The SELECT around the scan has no ORDER BY, because SQLite would then sort the whole scan before
+        the first row. Without it both engines keep the order of the scan and stop at the limit.
         """
-        names = dict.fromkeys((*self.walk.key, *self.residual.columns))
-        walked = self.walk.rows(*names).limit(_ROWS_READ).subquery()
-        found = select(*(walked.c[name] for name in self.walk.key)).where(*self.residual.conditions(walked))
-        return self.walk.with_bodies(found.limit(_LIMIT))
+        names = dict.fromkeys((*self.scan.key, *self.residual.columns))
+        scanned = self.scan.rows(*names).limit(_ROWS_READ).subquery()
+        found = select(*(scanned.c[name] for name in self.scan.key)).where(*self.residual.conditions(scanned))
+        return self.scan.with_bodies(found.limit(_LIMIT))
 
     def boundary(self) -> Select[Any]:
-        """Reads the key of the last row that the walk may read; no row if the index ends earlier."""
-        return self.walk.rows(*self.walk.key).limit(1).offset(_ROWS_READ - 1)
+        """Reads the key of the last row that the scan may read; no row if the index ends earlier."""
+        return self.scan.rows(*self.scan.key).limit(1).offset(_ROWS_READ - 1)
 
 
-BoundedStrategy: TypeAlias = SequenceWalk | FilteredWalk
-"""Strategies whose page may end at the boundary of their walk, before it is full."""
-Strategy: TypeAlias = IndexWalk | MergedWalks | BoundedStrategy
+BoundedStrategy: TypeAlias = SequenceRangeScan | FilteredScan
+"""Strategies whose page may end early, at the boundary of the scan."""
+Strategy: TypeAlias = IndexScan | MergedScans | BoundedStrategy
 
 
 def strategy_of(query: TransactionList) -> Strategy:
-    """Chooses how a list is answered."""
+    """Chooses the strategy of a list."""
     criteria, by_time = query.filter, query.order.field is OrderField.CREATE_TIME
     pairs, states = len(_pairs_of(criteria)), len(criteria.states)
     labels = tuple(_labels_of(criteria))
     times = tuple(_times_of(query))
     if query.account_number is None:
-        return _walk(query, ("tenant_number", *labels[:1]), times, residual_equals=labels[1:])
-    # An index by time has all the columns that these read. An index by amount serves whole months only.
+        return _scan(query, ("tenant_number", *labels[:1]), times, residual_equals=labels[1:])
+    # The index by category and time serves any range of times; the index by category and amount only whole months.
     month = () if by_time or criteria.month is None else ("month",)
     is_indexed = by_time or (month and not times)
-    if 0 < pairs * (states or len(ALL_STATES)) <= WALKS_MAX and is_indexed and not labels:
+    if 0 < pairs * (states or len(ALL_STATES)) <= SCANS_MAX and is_indexed and not labels:
         columns = (query.order.field.value, "sequence")
-        return MergedWalks(_range(query, ("account_number", *month), times, columns), pairs, states)
+        return MergedScans(_range(query, ("account_number", *month), times, columns), pairs, states)
     if by_time:
-        return _walk(query, ("account_number",), times, residual_equals=labels)
-    return _walk(query, ("account_number",), (), residual_equals=(*month, *labels), residual_bounds=times)
+        return _scan(query, ("account_number",), times, residual_equals=labels)
+    return _scan(query, ("account_number",), (), residual_equals=(*month, *labels), residual_bounds=times)
 
 
 def parameters_of(query: TransactionList) -> dict[str, object]:
-    """The parameters of every statement of a list but `rows_read`. A page has one row more, if there is a next page."""
+    """The parameters of every statement of a list except `rows_read`. The limit has one extra row: see `Page.of`."""
     criteria = query.filter
     parameters: dict[str, object] = {
         "tenant_number": query.tenant_number,
@@ -265,33 +265,35 @@ def parameters_of(query: TransactionList) -> dict[str, object]:
 
 _LIMIT = bindparam("limit", type_=Integer)
 _ROWS_READ = bindparam("rows_read", type_=BigInteger)
-"""The largest number of rows to walk, where the index serves only part of the filter."""
+"""The largest number of rows to scan if the index serves only part of the filter."""
 
 
-def _walk(
+def _scan(
     query: TransactionList,
     equals: tuple[str, ...],
     bounds: tuple[str, ...],
     residual_equals: tuple[str, ...],
     residual_bounds: tuple[str, ...] = (),
-) -> IndexWalk | SequenceWalk | FilteredWalk:
-    """One walk along the index of these columns. The residual filter has what the index does not serve."""
+) -> IndexScan | SequenceRangeScan | FilteredScan:
+    """One scan of the index of these columns, with a residual filter for conditions that the index does not serve."""
     criteria, field = query.filter, query.order.field
     columns: tuple[str, ...] = (field.value, "account_number", "sequence")
     if query.account_number is not None:
         columns = ("sequence",) if field is OrderField.CREATE_TIME and not bounds else (field.value, "sequence")
-    walk = _range(query, equals, bounds, columns)
+    scan = _range(query, equals, bounds, columns)
     pairs = len(_pairs_of(criteria))
     kinds = 0 if pairs else len(criteria.kinds)
     residual = ResidualFilter(pairs, kinds, len(criteria.states), residual_equals, residual_bounds)
     if not (pairs or kinds or criteria.states or residual_equals or residual_bounds):
-        return IndexWalk(walk)
-    return SequenceWalk(walk, residual) if columns == ("sequence",) else FilteredWalk(walk, residual)
+        return IndexScan(scan)
+    return SequenceRangeScan(scan, residual) if columns == ("sequence",) else FilteredScan(scan, residual)
 
 
-def _range(query: TransactionList, equals: tuple[str, ...], bounds: tuple[str, ...], columns: tuple[str, ...]) -> Walk:
+def _range(
+    query: TransactionList, equals: tuple[str, ...], bounds: tuple[str, ...], columns: tuple[str, ...]
+) -> RangeScan:
     order = query.order
-    return Walk(equals, bounds, columns, order.field.value, order.descending, query.after is not None)
+    return RangeScan(equals, bounds, columns, order.field.value, order.descending, query.after is not None)
 
 
 def _pairs_of(criteria: TransactionFilter) -> tuple[tuple[Kind, str], ...]:
@@ -308,7 +310,7 @@ def _labels_of(criteria: TransactionFilter) -> dict[str, str]:
 def _times_of(query: TransactionList) -> Mapping[str, Instant]:
     """The bounds of create_time, by the names of their parameters, without a bound that the previous page implies.
 
-    With both conditions on the same side, an engine would begin at the bound and pass over every earlier page.
+    With both conditions on one side, an engine would begin at the bound and read every earlier page again.
     """
     lower, upper = query.filter.create_time_from, query.filter.create_time_before
     if query.order.field is OrderField.CREATE_TIME:

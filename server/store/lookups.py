@@ -7,7 +7,7 @@ from itertools import islice
 from typing import TypeVar
 
 KEYS_AT_ONCE_MAX = 512
-"""The number of keys of one statement; engines bound its parameters."""
+"""The largest number of keys of one statement: engines limit its parameters."""
 
 Key = TypeVar("Key")
 

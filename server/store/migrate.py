@@ -28,7 +28,7 @@ LOG_SECONDS = 5.0
 
 _FILE = re.compile(r"(?P<revision>[0-9]{4}(_since_[0-9]{4})?)_[a-z_]+\.py")
 _COMPATIBLE = re.compile(r"[0-9]{4}_since_([0-9]{4})")
-# Locks no row, and PostgreSQL refuses it wherever it would refuse a write.
+# Locks no row, but PostgreSQL refuses it if it would refuse a write.
 _REQUIRE_WRITABLE = Query(select(api_keys.c.id).where(false()).with_for_update())
 _version = table("alembic_version", column("version_num"))
 _VERSION = Query(select(_version.c.version_num))
@@ -37,7 +37,7 @@ _VERSION = Query(select(_version.c.version_num))
 def _is_usable(found: str | None) -> bool:
     """Whether this version can use a schema as it is; False if migrations are missing. Raises SchemaTooNew.
 
-    A migration that keeps the schema usable for earlier versions says so in its name:
+    The name of a migration that keeps the schema usable for earlier versions has the oldest one:
     `0009_since_0007` serves versions whose newest migration is 0007 or 0008.
     """
     if found is None or found in _revisions():
@@ -46,7 +46,7 @@ def _is_usable(found: str | None) -> bool:
     if compatible is None or compatible[1] > _revisions()[0][:4]:
         raise SchemaTooNew(
             f"the database was migrated to {found} by a later version, which this version can't use; "
-            f"it knows migrations up to {_revisions()[0]}: start the later version"
+            f"its newest migration is {_revisions()[0]}: start the later version"
         )
     return True
 
@@ -57,7 +57,7 @@ def _upgrade(connection: Connection) -> None:
     has_version = inspect(connection).has_table(_version.name)
     if _is_usable(connection.scalar(select(_version.c.version_num)) if has_version else None):
         return
-    # Loaded only if migrations are missing.
+    # Imported only if migrations are missing.
     from alembic import command  # noqa: PLC0415
     from alembic.config import Config  # noqa: PLC0415
 
@@ -79,7 +79,7 @@ async def migrate(database: Database) -> None:
     """Applies the missing migrations, all or none.
 
     Safe at every start, for any number of processes: SQLite's write lock, or PostgreSQL's
-    advisory lock, serializes them. The wait for another process is unbounded, is logged, and
+    advisory lock, serializes them. The wait for another process is unbounded; it is logged and
     can be cancelled. Raises SchemaTooNew, DatabaseUnfit and ServiceUnavailable.
     """
     await database.primary.check()
@@ -95,7 +95,7 @@ async def migrate(database: Database) -> None:
 
 
 async def can_serve(database: Database) -> bool:
-    """Whether calls can be answered: the schema is usable, and the database accepts writes of this process.
+    """Whether calls can be served: the schema is usable, and the database accepts writes of this process.
 
     Raises ServiceUnavailable, also if the database has become read-only.
     """

@@ -21,12 +21,12 @@ class OpenLots:
         self._connection = connection
 
     def first_to_spend(self, account_number: int, limit: int) -> list[Lot]:
-        """The first lots in spending order."""
+        """The first `limit` open lots in spending order."""
         rows = self._connection.execute(FIRST_TO_SPEND, {"account_number": account_number, "limit": limit})
         return [to_lot(*row) for row in rows]
 
     def expired(self, account_number: int, now: Instant, limit: int) -> list[Lot]:
-        """The first lots that have expired, by expire_time and number."""
+        """The first `limit` open lots that have expired, by expire_time and number."""
         parameters = {"account_number": account_number, "now": now, "limit": limit}
         return [to_lot(*row) for row in self._connection.execute(EXPIRED, parameters)]
 
@@ -51,7 +51,7 @@ def load_bodies(connection: Connection, keys: Collection[tuple[int, int]]) -> di
     return bodies
 
 
-# Written like the indexes lots_open and lots_expiring, so that each statement walks one of them.
+# The conditions match the indexes lots_open and lots_expiring, so that each statement scans one of them.
 _is_of_account = (lots.c.account_number == bindparam("account_number")) & has_remaining
 _now: BindParameter[Instant] = bindparam("now")
 _some = select(*LOT_COLUMNS).where(_is_of_account).limit(bindparam("limit"))

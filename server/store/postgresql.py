@@ -1,4 +1,4 @@
-"""PostgreSQL: how sessions are made and pooled, and which of them may be used again."""
+"""The engine for PostgreSQL: creates and pools sessions, and decides which may be reused."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from server.store.tables import account_states
 
 DRIVER = "postgresql+asyncpg"
 STATEMENT_BYTES_CACHED_MAX = 65_536
-"""The longest statement that stays prepared: the longest lists are merged of 64 walks, 500 bytes each."""
+"""The longest statement that stays prepared, in bytes: a list merged from 64 index scans of 500 bytes each."""
 END_SECONDS_MAX = 1.0
-"""How long the end of an interrupted session may take, until its statement is canceled at the server."""
+"""Timeout for closing an interrupted session, which cancels its statement at the server, in seconds."""
 LEFT_SECONDS_MAX = 0.25
-"""How long a read goes on whose caller was cancelled. It keeps its place in the pool for that long at most."""
+"""Time for which a read continues after its caller was cancelled, in seconds. It occupies a connection of the pool."""
 MIGRATION_LOCK = 0x0DA1_B00C
-"""The key of the advisory lock that serializes migrations. Chosen once."""
+"""The key of the advisory lock that serializes migrations; arbitrary, but fixed."""
 INDEX_MEMORY_MEBIBYTES = 256
-"""What the server may use to sort an index of a bulk transaction."""
+"""Memory of the server for sorting an index of a bulk transaction, in MiB."""
 ONE_CONNECTION_PER_NODE = text("SET LOCAL citus.multi_shard_modify_mode TO 'sequential'")
 """Makes Citus use one connection to each node until the transaction ends.
 
-Citus needs this where a transaction writes a copied table after it touched a distributed one.
+Citus requires this if a transaction writes a copied table after it accessed a distributed one.
 PostgreSQL without Citus accepts the setting and ignores it.
 """
 _GENERATION = "daybook_generation"
@@ -66,16 +66,16 @@ class Session(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.info: dict[str, Any] = {}
-        """What this program knows of the session."""
+        """Data of this program about the session."""
 
 
 class PostgreSQL(Engine):
     """Sessions of one PostgreSQL server: a pool of asyncpg's for bounded reads, one of SQLAlchemy's for the rest.
 
-    A session goes back to its pool only if it is known to be idle and in no transaction. In
-    every other case (a cancelled caller, a timeout, an error that is not the server's answer to
-    a statement) it is ended, and its place in the pool is free once it has ended, so the server
-    never has more sessions than the pools have places.
+    A session returns to its pool only if it is known to be idle and in no transaction. In every
+    other case (a cancelled caller, a timeout, an error that is not the server's answer to a
+    statement) it is closed. Its place in the pool becomes free only after that, so the server never
+    has more sessions than the size of the pools.
     """
 
     has_clock = True
@@ -85,20 +85,20 @@ class PostgreSQL(Engine):
     def __init__(
         self, url: URL, limits: DatabaseLimits, *, reads: int | None = None, must_be_primary: bool = True
     ) -> None:
-        """Half of the connections are for bounded reads, unless `reads` says how many; the other pool has the rest.
+        """`reads` connections are for bounded reads, by default half of all; the other pool has the rest.
 
-        That is at least one for reads and two for the rest: a streaming read may take hours, so
-        all of them together leave one connection to transactions. `must_be_primary` refuses to
-        connect to a standby. Raises DatabaseUrlInvalid.
+        Bounded reads have at least one connection, and the rest at least two: streaming reads may
+        take hours, so together they always leave one connection to transactions. With
+        `must_be_primary`, connections to a standby are refused. Raises DatabaseUrlInvalid.
         """
         super().__init__()
         self.insert = insert
         self._arguments = connect_arguments(url, limits, must_be_primary=must_be_primary)
-        # If the server is gone and can't cancel a statement, this process gives it up.
+        # A client-side timeout, for a server that is unreachable and can't cancel the statement itself.
         self._timeout = {
             "command_timeout": limits.statement_seconds + limits.connect_seconds if limits.statement_seconds else None
         }
-        # Where a pooler may run the next statement in another session, nothing stays prepared.
+        # A pooler may run the next statement in another session, so no statement stays prepared.
         self._prepared = (
             {"statement_cache_size": 0}
             if limits.is_pooled_by_transaction
@@ -106,7 +106,7 @@ class PostgreSQL(Engine):
         )
         self._limits = limits
         self._generation = 0
-        """Raised by one when the sessions prove to be with the wrong server: older ones are replaced."""
+        """Incremented if the sessions lead to the wrong server. Sessions of earlier generations are replaced."""
         self._read_count = max(1, limits.connections // 2) if reads is None else reads
         self._read_places = asyncio.Semaphore(self._read_count)
         pool_size = max(2, limits.connections - self._read_count)
@@ -128,9 +128,9 @@ class PostgreSQL(Engine):
     def _make_engine(self, timeout: Mapping[str, Any], **options: Any) -> AsyncEngine:
         arguments = {**self._arguments, **self._prepared, **timeout}
         if self._limits.is_pooled_by_transaction:
-            # The unnamed statement, which the next one replaces.
+            # An unnamed statement, which the next one replaces.
             arguments |= {"prepared_statement_cache_size": 0, "prepared_statement_name_func": str}
-        # An error that is logged must not tell values.
+        # Logged errors must not show values.
         engine = create_async_engine(f"{DRIVER}://", connect_args=arguments, hide_parameters=True, **options)
         self._adopt(engine.sync_engine)
         return engine
@@ -144,7 +144,7 @@ class PostgreSQL(Engine):
 
         @event.listens_for(self.writer, "checkin")
         def end_transaction(connection: Any, record: Any) -> None:
-            # A BEGIN that failed in its second half leaves one that the driver does not know of.
+            # A BEGIN that is interrupted leaves a transaction open that the driver does not track.
             if connection is None or connection.driver_connection.is_closed():
                 return
             if connection.driver_connection.is_in_transaction():
@@ -182,10 +182,10 @@ class PostgreSQL(Engine):
         return rows
 
     async def run(self, work: Callable[[Any], Awaitable[Result]]) -> Result:
-        """Does a bounded read in a session of asyncpg. Raises what the driver raises.
+        """Does a bounded read in a session of asyncpg. Raises the errors of the driver.
 
-        A read that has begun goes on for LEFT_SECONDS_MAX if its caller is cancelled, because to
-        interrupt it costs the session and its prepared statements.
+        If the caller is cancelled, a read that has begun continues for LEFT_SECONDS_MAX, because
+        interrupting it costs the session and its prepared statements.
         """
         await self._take_place(self._read_places)
         try:
@@ -203,7 +203,7 @@ class PostgreSQL(Engine):
             raise
 
     async def _take_place(self, places: asyncio.Semaphore) -> None:
-        """Waits for a place in a pool. asyncpg's own timeout would count the time to connect too."""
+        """Waits for a place in a pool. asyncpg's own timeout would include the time to connect."""
         try:
             async with asyncio.timeout(self._limits.wait_seconds):
                 await places.acquire()
@@ -214,14 +214,14 @@ class PostgreSQL(Engine):
         if self._is_closed:
             raise unavailable("the database is closed")
         if self._pool is None:
-            # Connects to nothing yet, so no other task runs meanwhile.
+            # With min_size=0 this opens no connection, so no other task runs in between.
             self._pool = await asyncpg.create_pool(
                 min_size=0,
                 max_size=self._read_count,
                 max_queries=sys.maxsize,
                 max_inactive_connection_lifetime=0,
                 connect=self._connect,
-                reset=_keep_as_it_is,
+                reset=_skip_reset,
                 connection_class=Session,
                 **self._arguments,
                 **self._prepared,
@@ -248,7 +248,7 @@ class PostgreSQL(Engine):
     async def _run(self, session: Any, work: Callable[[Any], Awaitable[Result]]) -> Result:
         generation, is_sound = self._generation, True
         try:
-            # Raises InterfaceError if the session was lost meanwhile: then its proxy has no session.
+            # Raises InterfaceError if the session was lost: its pool proxy is detached then.
             session.is_closed()
             generation = session.info[_GENERATION]
             return await work(session)
@@ -262,17 +262,17 @@ class PostgreSQL(Engine):
                 self._read_places.release()
 
     async def _give_back(self, session: Any, *, is_sound: bool) -> None:
-        """Gives a session back to the pool, which needs no round trip, or ends it with the statement it may be at."""
-        # If the session can't be closed, the driver aborts it.
+        """Returns a session to the pool without a round trip, or closes it and cancels its statement."""
+        # If closing fails, the driver aborts the session.
         with suppress(Exception):
-            # A BEGIN that failed in its second half leaves a transaction that the driver does not know of.
+            # A BEGIN that is interrupted leaves a transaction open that the driver does not track.
             if not is_sound or session.is_in_transaction():
                 await session.close(timeout=END_SECONDS_MAX)
         await self._pool.release(session)
 
     def _is_sound_after(self, error: BaseException, generation: int) -> bool:
         if meaning_of(sqlstate_of(error)) is Meaning.WRONG_SERVER and generation == self._generation:
-            # All other sessions lead to the same address, so they are replaced before they are used again.
+            # All other sessions lead to the same server, so they are replaced before their next use.
             self._generation += 1
         return leaves_session_sound(error)
 
@@ -304,26 +304,26 @@ class PostgreSQL(Engine):
                 self._stream_places.release()
 
     async def transact(self, work: Work[Result]) -> Result:
-        """Does work in one transaction. Raises Conflict if another writer got in the way."""
+        """Does work in one transaction. Raises Conflict if another writer interfered."""
         with self.using("write", "write"):
             async with self._transaction("READ COMMITTED") as connection:
                 return await connection.run_sync(work)
 
     async def transact_unhurried(self, work: Work[Result]) -> Result:
-        """Like `transact`, for work that may take long: nothing but the time to connect has a limit."""
+        """Like `transact`, for work that may take long: only connecting has a timeout."""
         with self.translated():
             async with self._unlimited_transaction() as connection:
                 return await connection.run_sync(work)
 
     @asynccontextmanager
     async def bulk_transaction(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction that writes many gigabytes; nothing but the time to connect has a limit."""
+        """A transaction that writes many gigabytes; only connecting has a timeout."""
         with self.translated():
             async with self._unlimited_transaction() as connection:
                 await connection.execute(ONE_CONNECTION_PER_NODE)
                 await connection.execute(text(f"SET LOCAL maintenance_work_mem = '{INDEX_MEMORY_MEBIBYTES}MB'"))
                 yield connection
-                # Without it the planner has no statistics until some time after the commit.
+                # Otherwise the planner has no statistics until autovacuum runs.
                 await connection.execute(text("ANALYZE"))
 
     @asynccontextmanager
@@ -338,9 +338,9 @@ class PostgreSQL(Engine):
         await driver.copy_records_to_table(table.name, records=rows, columns=table.columns.keys())
 
     def lock_accounts(self, connection: Connection, account_numbers: Collection[int]) -> None:
-        """Locks accounts one by one in ascending order, so that two writers never wait for each other.
+        """Locks accounts one by one in ascending order, so that two writers never deadlock.
 
-        It takes two statements however many accounts there are.
+        Takes two statements for any number of accounts.
         """
         numbers = sorted(account_numbers)
         if len(numbers) == 1:
@@ -358,28 +358,28 @@ class PostgreSQL(Engine):
     def with_keys(self, statement: Select[Any], columns: Columns, keys: Keys) -> Select[Any]:
         """The statement, for the rows that have one of the keys in these columns.
 
-        A sharded PostgreSQL couldn't send a table of keys to its nodes, so they are a list.
+        The keys are a list, because a sharded PostgreSQL can't send a joined table of keys to its nodes.
         """
         return statement.where(tuple_(*columns).in_(keys))
 
     async def check(self) -> None:
-        """Raises DatabaseUnfit for an encoding other than UTF8, and for a pooler in another mode than is set."""
+        """Raises DatabaseUnfit for an encoding other than UTF8, and for a pooler in another mode than configured."""
         with self.translated():
             await self._check()
 
     async def _check(self) -> None:
-        async with self._apart() as connection:
+        async with self._unpooled() as connection:
             encoding = await connection.fetchval("SHOW server_encoding")
             if encoding != "UTF8":
                 raise DatabaseUnfit(
-                    f"the database has the encoding {encoding}, which lacks characters of texts:"
-                    " make it with CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0"
+                    f"the database has the encoding {encoding}, which lacks characters that texts may have:"
+                    " create it with CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0"
                 )
             process = await connection.fetchval(_PROCESS)
             if process == connection.get_server_pid() or self._limits.is_pooled_by_transaction:
                 return
-            # A pooler is in between. In transaction mode it gives the same session to the next client.
-            async with self._apart() as other:
+            # The connection leads to a pooler. In transaction mode it gives the same session to the next client.
+            async with self._unpooled() as other:
                 if await other.fetchval(_PROCESS) == process:
                     raise DatabaseUnfit(
                         "database_url leads to a connection pooler in transaction mode:"
@@ -387,8 +387,8 @@ class PostgreSQL(Engine):
                     )
 
     @asynccontextmanager
-    async def _apart(self) -> AsyncIterator[Any]:
-        """A connection of asyncpg outside the pools, which keeps no statement prepared."""
+    async def _unpooled(self) -> AsyncIterator[Any]:
+        """A connection of asyncpg outside the pools, without prepared statements."""
         connection = await asyncpg.connect(**self._arguments, statement_cache_size=0)
         try:
             yield connection
@@ -399,27 +399,27 @@ class PostgreSQL(Engine):
         """Closes every connection."""
         self._is_closed = True
         if self._tasks:
-            # After this time each of them is canceled, or ended by its own limits.
+            # After this time each task is cancelled or has reached its own timeout.
             await asyncio.wait(self._tasks, timeout=LEFT_SECONDS_MAX + END_SECONDS_MAX)
         if self._pool is not None:
-            # If it fails or takes too long, the pool aborts its connections.
+            # If this fails or takes too long, the pool aborts its connections.
             with suppress(Exception):
                 await asyncio.wait_for(self._pool.close(), END_SECONDS_MAX)
         await self._engine.dispose()
 
     def translate(self, error: Exception) -> Exception:
-        """The error that callers see in place of one of PostgreSQL or its driver; other errors as they are."""
+        """The error for callers in place of one of PostgreSQL or its driver; other errors unchanged."""
         return translate(error)
 
 
-async def _keep_as_it_is(_session: Any) -> None:
-    """In place of asyncpg's reset, which costs a round trip: a bounded read leaves nothing behind in its session."""
+async def _skip_reset(_session: Any) -> None:
+    """Replaces asyncpg's reset, which costs a round trip: a bounded read leaves no state in its session."""
 
 
 def _set_limits(limits: DatabaseLimits, *, is_local: bool) -> str:
     """The statement that sets the limits, for the session or for one transaction.
 
-    Not sent as parameters of the connection, because PgBouncer refuses those.
+    A statement, because PgBouncer refuses these settings as connection parameters.
     """
     seconds = {
         "lock_timeout": limits.lock_seconds,

@@ -42,10 +42,10 @@ MEANINGS: Mapping[str, Meaning] = {
     "08": Meaning.DISCONNECTED,  # connection exception
     "0B": Meaning.DISCONNECTED,  # invalid transaction initiation
     "22": Meaning.NOT_STORABLE,  # data exception: a number out of range, a character that the encoding lacks
-    # The slower of two writers of one new row gets this; its retry finds the row.
+    # Of two writers of the same new row, the slower gets this; its retry finds the row.
     "23505": Meaning.CONFLICT,  # unique violation
     "24": Meaning.DISCONNECTED,  # invalid cursor state
-    # The session is in a transaction that it should not be in, or in none, or was ended for that.
+    # The session has an unexpected transaction or lacks one, or was ended for that.
     "25": Meaning.DISCONNECTED,  # invalid transaction state
     "25006": Meaning.WRONG_SERVER,  # read-only transaction: a standby, or default_transaction_read_only
     # A pooler gave the session, and its prepared statements, to another client.
@@ -95,7 +95,7 @@ def _is_about_node(error: BaseException, sqlstate: str) -> bool:
 def leaves_session_sound(error: BaseException) -> bool:
     """Whether a session of PostgreSQL can be reused after this error.
 
-    Only if the server sent the error and it is about the statement alone, or if this program
+    True only if the server sent the error and it concerns the statement alone, or if this program
     raised it between statements. After any other error the server may still run the statement, or
     be in a transaction that the driver does not track.
     """
@@ -108,7 +108,7 @@ def leaves_session_sound(error: BaseException) -> bool:
 
 
 def translate(error: Exception) -> Exception:
-    """The error for callers in place of one of PostgreSQL or its driver; other errors as they are."""
+    """The error for callers in place of one of PostgreSQL or its driver; other errors unchanged."""
     driver = driver_error(error)
     sqlstate = sqlstate_of(error)
     if not sqlstate:
@@ -126,7 +126,7 @@ def translate(error: Exception) -> Exception:
         case Meaning.BUSY | Meaning.DISCONNECTED | Meaning.WRONG_SERVER:
             return unavailable(message, sqlstate)
         case Meaning.NOT_STORABLE:
-            # Here the message itself quotes the value.
+            # The message of this error quotes the value, so it is not logged.
             log.warning("value not storable", sqlstate=sqlstate)
             return NotStorable()
         case Meaning.UNEXPECTED:

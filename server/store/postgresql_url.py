@@ -1,4 +1,4 @@
-"""The URL of a PostgreSQL: libpq's parameters, as the driver takes them."""
+"""Translates the URL of a PostgreSQL database, with libpq's parameters, into the driver's arguments."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ URL_PARAMETERS = (*_CHOICES, *_FILES, *_NUMBERS, *_TEXTS)
 
 
 def connect_arguments(url: URL, limits: DatabaseLimits, *, must_be_primary: bool) -> dict[str, Any]:
-    """What the driver is told at each connection. Raises DatabaseUrlInvalid, with the parameter that is wrong."""
+    """The driver's arguments for each connection. Raises DatabaseUrlInvalid, which names the wrong parameter."""
     _require_user(url)
-    parameters = {_known_name(name): _single(name, value) for name, value in url.query.items()}
+    parameters = {_parameter_name(name): _single(name, value) for name, value in url.query.items()}
     for name, value in parameters.items():
         _check(name, value)
     connect_seconds = parameters.pop("connect_timeout", None)
@@ -41,20 +41,22 @@ def connect_arguments(url: URL, limits: DatabaseLimits, *, must_be_primary: bool
         "port": url.port,
         "database": url.database or None,
         "timeout": float(connect_seconds) if connect_seconds else limits.connect_seconds,
-        # What the driver doesn't know it hands on to the server: application_name and options.
+        # The driver passes parameters that it doesn't support to the server: application_name and options.
         "dsn": f"postgresql://?{urlencode({'application_name': 'daybook', **parameters})}",
     }
     if must_be_primary and "target_session_attrs" not in parameters:
-        # A standby that has the primary's address for a while would keep those that connect to it.
+        # During a failover a standby may briefly have the primary's address; connections to it would stay there.
         arguments["target_session_attrs"] = "primary"
     return {name: value for name, value in arguments.items() if value is not None}
 
 
-def _known_name(name: str) -> str:
+def _parameter_name(name: str) -> str:
     # asyncpg's own name, which SQLAlchemy's documentation uses.
     name = "sslmode" if name == "ssl" else name
     if name not in URL_PARAMETERS:
-        raise DatabaseUrlInvalid(f"has an unknown parameter {name!r}; known are {', '.join(sorted(URL_PARAMETERS))}")
+        raise DatabaseUrlInvalid(
+            f"has an unknown parameter {name!r}; supported are {', '.join(sorted(URL_PARAMETERS))}"
+        )
     return name
 
 
@@ -63,7 +65,7 @@ def _single(name: str, value: str | tuple[str, ...]) -> str:
         return value
     if name != "host":
         raise DatabaseUrlInvalid(f"has the parameter {name} more than once")
-    # Several servers, as SQLAlchemy writes them.
+    # SQLAlchemy's form for several servers.
     return ",".join(value)
 
 
@@ -77,11 +79,11 @@ def _check(name: str, value: str) -> None:
 
 
 def _require_user(url: URL) -> None:
-    """Raises DatabaseUrlInvalid where the driver would find no name of a user."""
+    """Raises DatabaseUrlInvalid if the driver would find no user name."""
     if url.username is None and "user" not in url.query and not os.environ.get("PGUSER"):
         try:
             getpass.getuser()
         except (KeyError, OSError):
             raise DatabaseUrlInvalid(
-                "must name a user, like postgresql+asyncpg://daybook@host/database: the process's own has no name"
+                "must name a user, like postgresql+asyncpg://daybook@host/database: the process's own user has no name"
             ) from None

@@ -1,7 +1,7 @@
 """The clock for postings: the system clock, as long as it agrees with a reference.
 
-A create_time can't be taken back, and a wrong time expires credits. So a server whose clock
-jumps must not post until the clock is right again.
+A create_time is permanent, and a wrong time expires credits. So a server must not post after its
+clock jumps until the clock is right again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CHECK_SECONDS = 2.0
 ANSWER_SECONDS_MAX = 2.0
 """Timeout of a read of the database's clock, in seconds."""
 SETTLE_SECONDS = 60
-"""How long the clock of a SQLite server must run evenly after a jump to be trusted, in seconds."""
+"""Time for which the clock of a SQLite server must run evenly after a jump to be trusted, in seconds."""
 _CLOCK = Query(select(func.clock_timestamp()))
 
 
@@ -45,7 +45,7 @@ class PostingClock:
     The reference is a time plus the stopwatch's count since, so it does not follow changes to the
     system clock. On PostgreSQL it is the database's time, which all servers share, read every
     CHECK_SECONDS. SQLite has no clock of its own: the reference is the system clock at the last
-    check that found it right. A clock that jumped and then ran evenly for SETTLE_SECONDS was
+    check at which it was right. A clock that jumped and then ran evenly for SETTLE_SECONDS was
     corrected by an operator or by NTP, and becomes the reference.
     """
 
@@ -55,17 +55,18 @@ class PostingClock:
         self._stopwatch = stopwatch
         self._skew_max = skew_max
         self._reference_start = clock() - self._elapsed()
-        """The reference at 0 on the stopwatch."""
+        """The reference time when the stopwatch was at 0."""
         self._has_reference = not database.primary.has_clock
-        """Whether there is a reference: on PostgreSQL only once the database's clock was read."""
+        """Whether there is a reference. On PostgreSQL there is none before the first read of the database's clock."""
         self._jump: tuple[Instant, Instant] | None = None
-        """After a jump on SQLite: the skew, and the stopwatch when it was first measured."""
+        """After a jump on SQLite: the skew, and the count of the stopwatch when the skew was first measured."""
         self._was_right = True
 
     def __call__(self) -> Instant:
-        """The time of the system clock. Raises ClockSkewed if that is too far from the reference.
+        """The time of the system clock.
 
-        Raises ServiceUnavailable while there is no reference.
+        Raises ClockSkewed if it is too far from the reference, and ServiceUnavailable while there is
+        no reference.
         """
         if not self._has_reference:
             raise ServiceUnavailable
@@ -108,7 +109,7 @@ class PostingClock:
     def _follow_clock(self) -> None:
         skew, elapsed = self.skew, self._elapsed()
         if abs(skew) <= self._skew_max:
-            # NTP slews: many small steps must not add up to a skew.
+            # The reference follows small changes, so that NTP slews do not add up to a skew.
             self._reference_start += skew
             self._jump = None
         elif self._jump is None or abs(skew - self._jump[0]) > self._skew_max:
@@ -127,7 +128,7 @@ class PostingClock:
             # The stopwatch continues from the last answer.
             return
         round_trip = self._elapsed() - sent
-        # The database read its clock at some point of the round trip: a long one is too imprecise.
+        # The database reads its clock at some point of the round trip, so a long round trip is too imprecise.
         if round_trip <= self._skew_max:
             self._reference_start = from_datetime(database_time) - sent - round_trip // 2
             self._has_reference = True

@@ -13,24 +13,24 @@ class CompiledQuery(NamedTuple):
 
     text: str
     names: tuple[str, ...]
-    """Its parameters, in their order."""
+    """The names of its parameters, in order."""
     constants: Mapping[str, object]
     """The values of parameters that SQLAlchemy added for literals."""
 
     def values(self, parameters: Mapping[str, object]) -> tuple[object, ...]:
-        """The values of the parameters, in their order."""
-        known = {**self.constants, **parameters} if self.constants else parameters
-        return tuple(map(known.__getitem__, self.names))
+        """The values of the parameters, in order."""
+        merged = {**self.constants, **parameters} if self.constants else parameters
+        return tuple(map(merged.__getitem__, self.names))
 
 
 class Query:
     """A statement that reads a bounded number of rows, with named parameters.
 
-    Compiled once per dialect: SQLAlchemy's execution costs several times what the database does.
+    Compiled once per dialect: execution by SQLAlchemy costs several times as much as the database does.
     """
 
     def __init__(self, statement: Executable | Callable[[], Executable]) -> None:
-        """A function builds the statement when it is compiled. The statement, ten times its text, is then not kept."""
+        """A function saves memory: it is called at each compilation, so the statement is not kept."""
         self._statement = statement
         self._compiled: dict[str, CompiledQuery] = {}
 

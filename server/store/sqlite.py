@@ -1,4 +1,4 @@
-"""SQLite: one file, one writer, readers that never wait for it."""
+"""The engine for SQLite: one file, one writer, and readers that never wait for the writer."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ from server.store.failures import Conflict, DatabaseBroken, driver_error, transl
 from server.store.query import Query
 
 READ_LOCK_SECONDS_MAX = 0.25
-"""How long a bounded read waits, and the event loop with it, while SQLite recovers its write-ahead log."""
+"""Timeout of a bounded read while SQLite recovers its write-ahead log, in seconds. It blocks the event loop."""
 READER_CACHE_KIBIBYTES = 8192
-"""Page cache of the bounded reads: the upper levels of the indexes of a large ledger."""
+"""Page cache of bounded reads: holds the upper levels of the indexes of a large ledger."""
 WRITER_CACHE_KIBIBYTES = 32_768
-"""Page cache of the writer. A large import stays in it and is checkpointed once, not every few groups."""
+"""Page cache of the writer: holds a large import, which is then checkpointed once and not every few groups."""
 BULK_CACHE_KIBIBYTES = 262_144
 SORTING_THREADS = 2
 LOG_PAGES_MAX = 4000
-"""Length of the write-ahead log at which it is checkpointed: 16 MiB."""
+"""Length of the write-ahead log at which it is checkpointed, in pages: 16 MiB."""
 JOURNAL_TRIES = 100
 JOURNAL_PAUSE_SECONDS = 0.05
 
-# Without an adapter the driver looks for one, in three places, for every value that is neither a
-# number nor a text. That costs a fifth of the time of an inserted row.
+# Registered because the driver otherwise searches for an adapter of every value that is neither a
+# number nor a text, which takes a fifth of the time of an insert.
 sqlite3.register_adapter(bytes, bytes)
 sqlite3.register_adapter(type(None), lambda none: none)
 
@@ -49,9 +49,9 @@ sqlite3.register_adapter(type(None), lambda none: none)
 class SQLite(Engine):
     """A SQLite file in WAL mode.
 
-    A transaction runs in the one writer thread as a whole, because a thread hop per statement
-    costs more than the statements. A bounded read costs less than a thread hop, so it runs on
-    the event loop's thread. Streaming reads have connections with a thread each.
+    A whole transaction runs in the writer thread, because a thread switch per statement costs more
+    than the statements. A bounded read costs less than a thread switch, so it runs on the event
+    loop's thread. Each connection of streaming reads has a thread.
     """
 
     has_clock = False
@@ -59,7 +59,7 @@ class SQLite(Engine):
     has_table = Query(text("SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = :name"))
 
     def __init__(self, url: URL, limits: DatabaseLimits) -> None:
-        """Makes the file's folder. Raises DatabaseUrlInvalid, and OSError if the folder can't be made."""
+        """Creates the file's folder. Raises DatabaseUrlInvalid, and OSError if the folder can't be created."""
         super().__init__()
         self.insert = insert
         if problem := _problem_of(url):
@@ -85,7 +85,7 @@ class SQLite(Engine):
         engine = create_engine(
             self._url.set(drivername="sqlite+pysqlite"),
             connect_args={"timeout": lock_seconds, "check_same_thread": False},
-            # An error that is logged must not tell values.
+            # Logged errors must not show values.
             hide_parameters=True,
             **options,
         )
@@ -115,7 +115,7 @@ class SQLite(Engine):
 
     @property
     def pools(self) -> Mapping[str, PoolUse]:
-        """Connections of streaming reads, and the one that writes."""
+        """The connections of streaming reads, and the writer's connection."""
         return {
             "read": self._use_of_engine("read", self._streams.sync_engine),
             "write": self._use_of_engine("write", self.writer),
@@ -144,21 +144,21 @@ class SQLite(Engine):
     async def transact(self, work: Work[Result]) -> Result:
         """Does work in one transaction, in the writer's thread."""
         with self.using("write", "write"):
-            # The thread's logs and spans belong to the caller's.
+            # Logs and spans in the thread get the caller's context.
             run = contextvars.copy_context().run
             return await asyncio.get_running_loop().run_in_executor(self._thread, run, _transact, self.writer, work)
 
     async def transact_unhurried(self, work: Work[Result]) -> Result:
-        """Does work in one transaction, on a connection of its own. Raises Conflict if another process writes."""
+        """Does work in one transaction on a separate connection. Raises Conflict if another process writes."""
         with self.translated():
-            return await asyncio.to_thread(_transact_apart, self._write_engine(READ_LOCK_SECONDS_MAX), work)
+            return await asyncio.to_thread(_transact_separately, self._write_engine(READ_LOCK_SECONDS_MAX), work)
 
     @asynccontextmanager
     async def bulk_transaction(self) -> AsyncIterator[AsyncConnection]:
         """A transaction that writes many gigabytes. Raises ValueError if the file is open elsewhere.
 
-        SQLite then writes to the file itself and keeps only the pages that were there before,
-        instead of writing everything to the log first.
+        Uses a rollback journal: SQLite writes to the file directly and saves only the old pages, instead
+        of writing all new pages to the log first.
         """
         await self._disconnect()
         engine = self._async_engine("BEGIN IMMEDIATE", is_writer=True, poolclass=NullPool)
@@ -174,17 +174,17 @@ class SQLite(Engine):
                 await _set_journal(connection, "WAL")
 
     async def insert_bulk(self, connection: AsyncConnection, table: Table, rows: Sequence[Sequence[object]]) -> None:
-        """Inserts rows past SQLAlchemy."""
+        """Inserts rows without SQLAlchemy."""
         await (await _driver_of(connection)).executemany(_insert_statement(table, self.dialect), rows)
 
     def with_keys(self, statement: Select[Any], columns: Columns, keys: Keys) -> Select[Any]:
         """The statement, for the rows that have one of the keys in these columns.
 
-        SQLite reads the whole table for `(a, b) IN (VALUES ...)`, and searches for each key of
-        a table that is joined.
+        The keys are a joined table: SQLite looks each of them up in an index. For `(a, b) IN (VALUES ...)`
+        it would scan the whole table.
         """
-        wanted = values(*(column(each.name, each.type) for each in columns), name="wanted").data(keys).cte()
-        return statement.join(wanted, and_(*(wanted.c[each.name] == each for each in columns)))
+        joined = values(*(column(each.name, each.type) for each in columns), name="keys").data(keys).cte()
+        return statement.join(joined, and_(*(joined.c[each.name] == each for each in columns)))
 
     async def close(self) -> None:
         """Closes every connection, after the transaction under way."""
@@ -199,7 +199,7 @@ class SQLite(Engine):
         await self._streams.dispose()
 
     def translate(self, error: Exception) -> Exception:
-        """The error that callers see in place of one of SQLite; other errors as they are."""
+        """The error for callers in place of one of SQLite; other errors unchanged."""
         driver = driver_error(error)
         if isinstance(driver, sqlite3.Error):
             code = _code_of(driver)
@@ -213,10 +213,10 @@ class SQLite(Engine):
 
 
 class _HintingCompiler(SQLiteCompiler):
-    """Writes hints of which index to take (`INDEXED BY`), as SQLAlchemy does for other databases."""
+    """Writes index hints (`INDEXED BY`), which SQLAlchemy supports for other databases."""
 
     def get_from_hint_text(self, _table: object, text: str | None) -> str | None:
-        """The text behind the name of the table."""
+        """The text after the name of the table."""
         return text
 
 
@@ -226,16 +226,16 @@ def _insert_statement(table: Table, dialect: Dialect) -> str:
 
 
 def _problem_of(url: URL) -> str | None:
-    """Why the file of this URL can't hold a ledger, in words that follow the setting's name; None if it can.
+    """Why the file of this URL can't hold a ledger, as text after the setting's name; None if it can.
 
-    Checked before the file is opened, because the driver's words name no cause. Makes the
-    file's folder if it is missing. Does not open the file: to close it would release the
-    locks that SQLite has on it in this process. Raises OSError if the folder can't be made.
+    Checked before the file is opened, because the driver's message names no cause. Creates the
+    file's folder if it is missing. Does not open the file, because closing it would release the
+    locks that SQLite has on it in this process. Raises OSError if the folder can't be created.
     """
     if url.query:
         return "takes no parameters after a ? for SQLite"
     if not url.database or url.database == ":memory:" or url.database.startswith("file:"):
-        return "must name a file, like sqlite+aiosqlite:///daybook.db: what is kept in memory is lost with the process"
+        return "must name a file, like sqlite+aiosqlite:///daybook.db: a ledger in memory is lost when the process ends"
     file = Path(url.database)
     file.parent.mkdir(parents=True, exist_ok=True)
     if not file.exists():
@@ -251,7 +251,7 @@ def _problem_of(url: URL) -> str | None:
 
 def _set_up(connection: Any, *, is_writer: bool) -> None:
     """Prepares a new connection of the driver."""
-    # The driver would begin transactions at moments of its own.
+    # Otherwise the driver would begin transactions implicitly.
     connection.isolation_level = None
     cursor = connection.cursor()
     # A reader of a new file must not set its journal mode.
@@ -266,7 +266,7 @@ def _set_up(connection: Any, *, is_writer: bool) -> None:
 
 
 def _write_ahead(cursor: Any) -> None:
-    """Switches the write-ahead log on. Tries again while another process does so: SQLite doesn't wait for that."""
+    """Switches the write-ahead log on. Retries while another process does so, because SQLite doesn't wait then."""
     for tries_left in reversed(range(JOURNAL_TRIES)):
         try:
             cursor.execute("PRAGMA journal_mode = WAL")
@@ -283,7 +283,7 @@ def _transact(engine: sqlalchemy.Engine, work: Work[Result]) -> Result:
         return work(connection)
 
 
-def _transact_apart(engine: sqlalchemy.Engine, work: Work[Result]) -> Result:
+def _transact_separately(engine: sqlalchemy.Engine, work: Work[Result]) -> Result:
     """Raises Conflict if another process writes meanwhile."""
     try:
         return _transact(engine, work)
@@ -296,7 +296,7 @@ def _transact_apart(engine: sqlalchemy.Engine, work: Work[Result]) -> Result:
 
 
 def _code_of(error: BaseException) -> int:
-    """The primary result code: the lower byte. The others tell kinds of one error apart."""
+    """The primary result code: the lower byte of an extended result code."""
     return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
 
 
@@ -307,7 +307,7 @@ async def _driver_of(connection: AsyncConnection) -> Any:
 
 
 async def _pragma(connection: AsyncConnection, setting: str) -> object:
-    """Sets a pragma outside a transaction; gives SQLite's answer."""
+    """Sets a pragma outside a transaction; returns SQLite's answer."""
     rows = await (await _driver_of(connection)).execute_fetchall(f"PRAGMA {setting}")
     return rows[0][0] if rows else None
 

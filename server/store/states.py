@@ -1,4 +1,4 @@
-"""The states of accounts: everything that the next posting depends on."""
+"""Loads the states of accounts, on which their next postings depend."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def to_lot(number: int, opened_by: int, expire_time: Instant | None, priority: i
 def load_states(connection: Connection, account_numbers: Collection[int]) -> dict[int, StoredState]:
     """The states of the accounts that exist, by number.
 
-    No lots are loaded of an account with more than WHOLE_LOTS_MAX; see server/store/open_lots.py.
+    An account with more than WHOLE_LOTS_MAX open lots gets none of them; see server/store/open_lots.py.
     """
     rows = connection.execute(STATES, {"numbers": sorted(account_numbers), "whole_lots_max": WHOLE_LOTS_MAX}).all()
     whole = [row.account_number for row in rows if 0 < row.open_lot_count <= WHOLE_LOTS_MAX]
@@ -79,7 +79,7 @@ def load_states(connection: Connection, account_numbers: Collection[int]) -> dic
 
 @lru_cache(QUERIES_CACHED_MAX)
 def holdings_query(count: int, *more: ColumnElement[Any]) -> Query:
-    """The credits of `count` accounts: rows for `to_holding`, each followed by more columns.
+    """The credits of `count` accounts: rows for `to_holding`, each followed by the columns `more`.
 
     The parameters are those of `account_parameters` and `now`. Expired lots are not counted.
     """
@@ -94,7 +94,7 @@ def account_parameters(account_numbers: Iterable[int]) -> dict[str, int]:
 
 
 def to_holding(row: Sequence[Any]) -> AccountState:
-    """A state without its lots and without the credits that have expired."""
+    """A state without its lots and without expired credits."""
     *columns, expired = row
     state, _ = _to_state(columns, lots=(), edge=(), horizon=EARLIEST)
     return state._replace(balance=state.balance - expired, expiring=state.expiring - expired)
@@ -102,7 +102,7 @@ def to_holding(row: Sequence[Any]) -> AccountState:
 
 has_remaining = lots.c.remaining > literal_column("0")
 """The 0 is literal, because SQLite does not use a partial index for a condition with a parameter."""
-# A server of an older version, during a rollout, posts without keeping these columns.
+# During a rollout, servers of an older version post without updating these columns.
 _is_counted = account_states.c.counted_sequence == account_states.c.sequence
 
 Numbers: TypeAlias = BindParameter[Any] | Sequence[BindParameter[int]]
@@ -110,14 +110,14 @@ Numbers: TypeAlias = BindParameter[Any] | Sequence[BindParameter[int]]
 
 
 def _of_lots(value: ColumnElement[Any], numbers: Numbers, *conditions: ColumnElement[bool]) -> Select[Any]:
-    """A value of the open lots of each account of the states around it."""
+    """A subquery: a value of the open lots of each account of the enclosing query."""
     return (
         select(value)
         .select_from(lots)
         .where(
             has_remaining,
             lots.c.account_number == account_states.c.account_number,
-            # Without it Citus asks every shard for its lots: it doesn't conclude it from the states around.
+            # Without this condition Citus queries every shard: it does not derive it from the enclosing query.
             lots.c.account_number.in_(numbers),
             *conditions,
         )
@@ -130,7 +130,7 @@ def _sum_of(column: ColumnElement[int]) -> ColumnElement[int]:
 
 
 def _open_lot_count(numbers: Numbers) -> ColumnElement[int]:
-    # Without the hints SQLite would go through all lots that an account ever had.
+    # Without the hint SQLite would scan all lots that the account ever had.
     counted = _of_lots(func.count(), numbers).with_hint(lots, "INDEXED BY lots_open", "sqlite")
     return case((_is_counted, account_states.c.open_lot_count), else_=counted.scalar_subquery())
 
@@ -177,7 +177,7 @@ STATES = _states(
 OPEN_LOTS = (
     select(lots.c.account_number, *LOT_COLUMNS)
     .where(lots.c.account_number.in_(_numbers), has_remaining)
-    # Without the hint SQLite walks the primary key, over all lots that an account ever had.
+    # Without the hint SQLite scans the primary key, over all lots that the accounts ever had.
     .with_hint(lots, "INDEXED BY lots_open", "sqlite")
 )
 
@@ -188,8 +188,8 @@ def _to_state(
     """A state from the columns of `_states`."""
     *first, lot_count, sequence, last_create_time, import_time, last_hash, open_lot_count, expiring = row[:-4]
     window = UsageWindow(*row[-4:]) if row[-1] is not None else None
-    # The column has 0 before the first transaction, but history may go back before 1970.
+    # Before the first transaction the column has 0, which is later than history before 1970.
     newest = last_create_time if sequence else EARLIEST
-    # The fields in their order; `first` are those up to the debt.
+    # In the order of AccountState; `first` has the fields up to the debt.
     fields = (*first, lots, lot_count, sequence, newest, window, import_time, open_lot_count, expiring, edge, horizon)
     return StoredState(AccountState._make(fields), bytes(last_hash))

@@ -1,4 +1,4 @@
-"""The tables. `migrations/` creates them; a test compares the two.
+"""The tables of the database. `migrations/` creates them; a test compares the two.
 
 Rules that keep the schema fit for a sharded PostgreSQL: the big tables (DISTRIBUTED) carry
 account_number in every primary key and unique constraint; the others (COPIED) are small enough
@@ -47,7 +47,7 @@ tenants = Table(
     metadata,
     Column("number", _assigned_number, primary_key=True),
     Column("slug", String(128), nullable=False, unique=True),
-    # What Spacebring calls the network's id.
+    # Spacebring calls it the id of the network.
     Column("uid", String(36), nullable=False, unique=True),
     Column("display_name", String(255), nullable=False),
     Column("create_time", BigInteger, nullable=False),
@@ -65,7 +65,7 @@ accounts = Table(
     Column("display_name", String(255), nullable=False),
     Column("credit_limit", BigInteger, nullable=False),
     Column("hour_anchor", BigInteger, nullable=False),
-    # A serialized daybook.v1.Account that holds nothing but the profile.
+    # A serialized daybook.v1.Account with only the profile.
     Column("profile", LargeBinary, nullable=False),
     Column("create_time", BigInteger, nullable=False),
     Column("update_time", BigInteger, nullable=False),

@@ -24,9 +24,9 @@ from server.store.states import QUERIES_CACHED_MAX, account_parameters, holdings
 from server.store.tables import account_states, refunds, transactions, usage_windows
 
 QUERIES_BYTES_MAX = 8_388_608
-"""The largest size of the compiled statements of lists together. The longest one has about 70,000 bytes."""
+"""The largest size of the cache of compiled list statements, in bytes. The longest has about 70,000."""
 PARAMETER_BYTES = 150
-"""The approximate size of a parameter of a compiled statement."""
+"""The approximate size of a parameter of a compiled statement, in bytes."""
 _OFFSET_MAX = 2**62
 """The largest offset that cannot overflow BIGINT arithmetic."""
 
@@ -36,7 +36,7 @@ class _ListQueries(NamedTuple):
 
     page: Query
     boundary: Query | None
-    """Reads where the page had to stop walking; None if the index serves the whole filter."""
+    """Reads the key at which the scan had to stop; None if the index serves the whole filter."""
 
 
 _TRANSACTION = Query(
@@ -55,12 +55,12 @@ class TransactionStore:
         self._first_pages = FirstPages(database)
 
     async def get(self, account_number: int, uid: UUID) -> tuple[bytes, bytes] | None:
-        """A transaction's body and allocations, or None if the account has none of this uid."""
+        """A transaction's body and allocations, or None if no transaction of the account has this uid."""
         rows = await self._database.primary.fetch(_TRANSACTION, {"account_number": account_number, "uid": uid.bytes})
         return tuple(rows[0]) if rows else None
 
     async def refunds(self, charges: Collection[tuple[int, int]]) -> Refunds:
-        """The totals of those of the charges, by account number and sequence, that were refunded."""
+        """The refund totals of the refunded ones among these charges (account number, sequence)."""
         if not charges:
             return {}
         count = len(charges)
@@ -77,7 +77,7 @@ class TransactionStore:
             _SLICE,
             {"account_number": account_number, "offset": min(offset, _OFFSET_MAX), "limit": limit},
         )
-        # An empty page is one row that has the total and no transaction.
+        # For an empty page, one row has the total and no transaction.
         return [TransactionRow(*row) for _, *row in rows if row[0] is not None], rows[0][0]
 
     async def windows(
@@ -85,8 +85,8 @@ class TransactionStore:
     ) -> tuple[AccountState, list[UsageWindow], int]:
         """An account's state without its lots, a page of its hour windows, newest first, and their total.
 
-        All three are of one moment; credits that have expired by `now` are not in the state. Numbers of
-        windows have no gaps, so any offset costs the same.
+        All three are consistent with each other. The state is without credits that have expired by `now`.
+        Numbers of windows have no gaps, so any offset costs the same.
         """
         parameters = {**account_parameters([account_number]), "now": now}
         (row,) = await self._database.lists.fetch(holdings_query(1), parameters)
@@ -97,13 +97,13 @@ class TransactionStore:
         last = total - min(offset, _OFFSET_MAX)
         numbers = {"account_number": account_number, "last": last, "limit": limit}
         rows = await self._database.lists.fetch(_WINDOWS, numbers)
-        # Needs no snapshot of both reads: only the newest window changes, and the state has it.
+        # The two reads need no common snapshot: only the newest window changes, and the state has it.
         return state, [state.window if row[0] == total else UsageWindow(*row) for row in rows], total
 
     async def list(self, query: TransactionList) -> Page[TransactionRow, TransactionKey]:
         """A page of a list.
 
-        A filter that no index serves makes it read at most ROWS_READ_MAX rows, so it may have fewer
+        For a filter that no index serves, reads at most ROWS_READ_MAX rows. The page may then have fewer
         rows than the limit, or none, and still a next page.
         """
         if self._first_pages.has(query):
@@ -127,11 +127,11 @@ class TransactionStore:
             TransactionKey._make(row) for row in await self._database.lists.fetch(queries.boundary, parameters)
         ]
         if not boundaries:
-            # Rows are never deleted: if the index ends before the boundary now, it did so before.
+            # Rows are never deleted: if the index ends before the boundary now, it did so at the first read.
             return page
-        # Needs no snapshot of both reads. Rows inserted in between can only bring the boundary nearer than
-        # the end of the walk. The rows between the two were filtered; those that passed are on the page, and
-        # none is repeated, because the next page begins after the last of them.
+        # The two reads need no common snapshot. Rows inserted in between can only move the boundary to before
+        # the end of the scan. The next page then filters some rows again, but begins after the last row
+        # of this page, so it repeats none.
         reached = [*boundaries, *(row.key for row in rows[-1:])]
         return Page(rows, min(reached) if query.order.descending else max(reached))
 
@@ -190,7 +190,7 @@ _WINDOWS = Query(windows_statement())
 def refunds_statement(count: int) -> Select[Any]:
     """The totals of the refunds of `count` charges, each looked up by its primary key.
 
-    For a list of pairs in the condition SQLite would read all refunds, and PostgreSQL would
+    With a list of pairs in the condition, SQLite would read all refunds, and PostgreSQL would
     take longer to plan than to read.
     """
     numbers = [bindparam(name, type_=BigInteger) for name in _refunds_names(count)]

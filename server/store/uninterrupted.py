@@ -17,8 +17,8 @@ async def uninterrupted(work: Coroutine[Any, Any, Result]) -> Result:
     """Awaits work of a bounded length; a cancellation is raised once the work has ended.
 
     A streaming read needs this: if a statement is abandoned between its execution and the fetch
-    of its rows, SQLite keeps its snapshot, also after its connection is closed, until the garbage
-    collector finds the driver's cursor. Until then no checkpoint passes the snapshot.
+    of its rows, SQLite keeps its snapshot until the garbage collector frees the driver's cursor, even
+    if the connection is closed. Until then no checkpoint passes the snapshot.
     """
     task = asyncio.create_task(work)
     try:
@@ -31,6 +31,6 @@ async def uninterrupted(work: Coroutine[Any, Any, Result]) -> Result:
 
 
 async def rows_of(connection: AsyncConnection, statement: Select[Any]) -> Sequence[Any]:
-    """All rows of a statement, of which there are few; a cancellation is raised once they are read."""
+    """All rows of a statement that returns few; a cancellation is raised once they are read."""
     result = await uninterrupted(connection.execute(statement))
     return list(result)

@@ -1,6 +1,6 @@
-"""Loads and saves units of work: few statements per table, however many calls.
+"""Loads and saves units of work: few statements per table for any number of calls.
 
-See server/posting/unit.py for what a unit of work is.
+server/posting/unit.py defines units of work.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from server.store.tables import account_states, accounts, lots, metadata, refund
 
 STATEMENTS_CACHED_MAX = 256
 ROWS_PER_STATEMENT_MAX = 256
-"""A power of two. Databases bound the parameters of a statement."""
+"""A power of two. Engines limit the parameters of a statement."""
 
 LotKey: TypeAlias = tuple[int, int]
 """The number of an account, and the number of one of its lots."""
@@ -68,7 +68,7 @@ class PostedRow(NamedTuple):
 
 @dataclass(slots=True)
 class Loaded:
-    """All that a unit of work needs from the database."""
+    """The rows that a unit of work needs from the database."""
 
     states: dict[int, StoredState] = field(default_factory=dict)
     lots: dict[LotKey, Lot] = field(default_factory=dict)
@@ -86,7 +86,7 @@ class Loaded:
 
 @dataclass(slots=True)
 class Changes:
-    """All that a unit of work writes."""
+    """The rows that a unit of work writes."""
 
     states: dict[int, StoredState] = field(default_factory=dict)
     posted: dict[TransactionKey, PostedRow] = field(default_factory=dict)
@@ -97,7 +97,7 @@ class Changes:
     refunds: dict[TransactionKey, RefundTotal] = field(default_factory=dict)
     answers: dict[AnswerKey, Answer] = field(default_factory=dict)
     lots_read: dict[int, int] = field(default_factory=dict)
-    """By account: the number of lots read in spending order. Not written."""
+    """The number of lots read in spending order, by account. Not written to the database."""
 
     def update(self, later: Changes) -> None:
         """Adds later changes."""
@@ -116,9 +116,9 @@ def load(
     answer_keys: Collection[AnswerKey],
     charge_keys: Collection[tuple[int, UUID]],
 ) -> Loaded:
-    """Locks the accounts until the database transaction ends, and loads what a unit of work needs.
+    """Locks the accounts until the database transaction ends, and loads the rows of a unit of work.
 
-    `openers` stay empty: see `load_openers`.
+    `openers` stays empty: see `load_openers`.
     """
     engine_of(connection).lock_accounts(connection, account_numbers)
     states = load_states(connection, account_numbers)
@@ -135,7 +135,7 @@ def load(
 
 
 def load_openers(connection: DatabaseTransaction, loaded: Loaded, now: Instant) -> None:
-    """Loads the bodies of the transactions that opened lots which have expired: an expiration repeats their owner."""
+    """Loads the bodies of the transactions that opened expired lots: an expiration repeats their labels and owner."""
     expired = {(number, lot.opened_by) for (number, _), lot in loaded.lots.items() if lot.terms.are_past(now)}
     loaded.openers.update(load_bodies(connection, expired))
 
@@ -173,7 +173,7 @@ def to_charge(account_id: str, row: Any) -> StoredCharge:
 def _load_lots(
     connection: Connection, charges: Mapping[tuple[int, UUID], StoredCharge], open_lots: Mapping[LotKey, Lot]
 ) -> dict[LotKey, Lot]:
-    """The lots of the charges that are not open any more."""
+    """The lots of the charges that are no longer open."""
     missing = {
         (number, each.lot_number)
         for (number, _), stored in charges.items()
@@ -223,7 +223,7 @@ def save(connection: DatabaseTransaction, loaded: Loaded, changes: Changes) -> N
 
 
 def posted_rows(changes: Changes) -> Rows:
-    """The rows that no later change touches: transactions and answers."""
+    """The rows that never change: transactions and answers."""
     return {
         transactions.name: list(changes.posted.values()),
         requests.name: [
@@ -240,7 +240,7 @@ def posted_rows(changes: Changes) -> Rows:
 
 
 def state_rows(changes: Changes) -> Rows:
-    """The rows that posting keeps up to date: states, lots, hour windows and totals of refunds."""
+    """The rows that posting updates: states, lots, hour windows and totals of refunds."""
     return {
         account_states.name: [
             (
@@ -268,13 +268,13 @@ def state_rows(changes: Changes) -> Rows:
 
 
 def _write(connection: Connection, table: Table, rows: Sequence[tuple[object, ...]], *, is_update: bool) -> None:
-    """Writes whole rows, all of them new or all of them stored.
+    """Writes whole rows; all of them are new, or all of them are stored already.
 
     Statements are compiled once and the values go to the driver as they are: SQLAlchemy costs
     more per row than the database. The numbers of rows per statement are powers of two, so that
     few statements are compiled.
     """
-    # Rows that are neighbours on disk are written together. The keys differ, so nothing else is compared.
+    # Rows that are neighbours on disk are written together. Keys are unique, so only keys are compared.
     rows = sorted(rows)
     start = 0
     while start < len(rows):
@@ -286,17 +286,17 @@ def _write(connection: Connection, table: Table, rows: Sequence[tuple[object, ..
 
 @lru_cache(STATEMENTS_CACHED_MAX)
 def _statement(table: Table, row_count: int, engine: Engine, is_update: bool) -> str:
-    """Its parameters are the values of each row."""
+    """The statement for `row_count` rows; its parameters are the values of each row in turn."""
     names = table.columns.keys()
     values = [dict.fromkeys(names)] * row_count
     if not is_update:
-        # Without OR FAIL, SQLite journals every page that a statement of many rows changes, to undo that
-        # statement alone: half of all that it writes. Here a failure undoes the whole transaction.
+        # Without OR FAIL, SQLite journals every page that the statement changes, to be able to undo the
+        # statement alone: half of all its writes. Here a failure rolls back the whole transaction.
         statement = insert(table).prefix_with("OR FAIL", dialect="sqlite").values(values)
         return str(statement.compile(dialect=engine.dialect))
     statement = engine.insert(table).values(values)
     key = [column.name for column in table.primary_key]
-    # Many rows with a value each are updated, on either database, by an insert that finds them there.
+    # An upsert is the one statement that updates many rows, each with its own values, on both engines.
     statement = statement.on_conflict_do_update(
         index_elements=key, set_={name: statement.excluded[name] for name in names if name not in key}
     )

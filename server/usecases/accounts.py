@@ -29,7 +29,7 @@ class Accounts:
     async def create(
         self, caller: Caller, draft: AccountRecord, request: Request, *, hour_anchor: Instant | None
     ) -> bytes:
-        """Creates an account; answers with the serialized Account. Raises AccountExists.
+        """Creates an account; returns the serialized Account. Raises AccountExists.
 
         The draft's times are set here. Without an anchor, the account's hours begin at its
         creation; either way they begin at a whole second.
@@ -50,7 +50,7 @@ class Accounts:
         caller.require_tenant()
         rows = await self._store.page(caller.tenant_number, after, limit + 1)
         page = Page.of(rows, limit, key=lambda row: row.id)
-        # The other fields of a page of accounts take less than 1.5 MiB.
+        # Only profiles are counted: the other fields of a page take less than 1.5 MiB.
         return page.within(PAGE_BYTES_MAX, size=lambda row: len(row.profile), key=lambda row: row.id)
 
     async def update(
@@ -62,7 +62,7 @@ class Accounts:
         *,
         etag: str = "",
     ) -> bytes:
-        """Applies a change; answers with the serialized Account.
+        """Applies a change; returns the serialized Account.
 
         Raises AccountNotFound, and EtagMismatch if an etag is given and stale.
         """

@@ -10,7 +10,7 @@ from server.ledger.instants import Clock, Instant
 from server.store.credentials import CredentialStore
 
 FLUSH_SECONDS = 30.0
-"""Time between two writes, in seconds. A listed last_use_time is late by at most a little more."""
+"""Time between two writes, in seconds. A listed last_use_time is at most slightly older."""
 KEYS_MAX = 10_000
 """Maximum number of keys collected between two writes; a use of a further key is not recorded."""
 _FAILURE = "key use flush failed"

@@ -23,7 +23,7 @@ class ApiKeyDraft:
     display_name: str = ""
     expire_time: Instant | None = None
     time_to_live: Instant | None = None
-    """Its validity from its creation on, instead of expire_time."""
+    """Its lifetime from its creation on, instead of expire_time."""
 
 
 class ApiKeys:
@@ -48,7 +48,7 @@ class ApiKeys:
         self._random_bytes = random_bytes
 
     async def create(self, caller: Caller, draft: ApiKeyDraft) -> tuple[ApiKeyRecord, str]:
-        """Creates a key; gives it with its text, which is not stored.
+        """Creates a key; returns it with its text, which is not stored.
 
         Raises ScopeMissing for a scope that the caller's scopes do not include, FieldInvalid for
         an expire_time that is not in the future, and AccountNotFound.
@@ -100,7 +100,7 @@ class ApiKeys:
         return await self._store.revoke_api_key(caller.tenant_number, key_id, self._clock())
 
     async def rotate(self, caller: Caller, key_id: str, grace_period: Instant) -> tuple[ApiKeyRecord, str]:
-        """Gives a key a new secret; gives the key with its new text, which is not stored.
+        """Gives a key a new secret; returns the key with its new text, which is not stored.
 
         Its earlier secrets stay valid for at most the grace period. Raises ApiKeyNotFound,
         ApiKeyInactive, and ScopeMissing for a key with scopes that the caller lacks.

@@ -20,12 +20,12 @@ SWEEP_SECONDS = 20.0
 """Time between two sweeps, in seconds, so that an expiration is posted within a minute."""
 LOTS_AT_ONCE = 500
 IMPORT_REST: Instant = 10 * 60 * SECOND
-"""How long sweeps skip an account after an import: more rows of its history may follow, and none
-may be older than an expiration."""
+"""Time for which sweeps skip an account after an import. More rows of its history may follow, and
+an expiration posted now would refuse those older than it."""
 
 
 class Expirations:
-    """Finds lots whose expire_time is past, and posts their expirations."""
+    """Finds expired lots and posts their expirations."""
 
     def __init__(self, accounts: AccountStore, poster: Poster, clock: Clock) -> None:
         self._accounts = accounts

@@ -15,7 +15,7 @@ from server.store.accounts import AccountStore
 from server.usecases.transactions import NewTransaction
 
 PART_ITEMS_MAX = 2000
-"""The number of items to receive while a part is being posted; at this bound the import waits for that part."""
+"""The largest number of items received while a part is being posted; then the import waits for that part."""
 PART_BYTES_MAX = 4 * 1024 * 1024
 """The same bound in bytes of messages."""
 
@@ -31,7 +31,7 @@ class HistoryMessage(NamedTuple):
     """A message of an import."""
 
     items: Sequence[PastTransaction | DaybookError]
-    """An item that is refused is an error, and the last one."""
+    """A refused item is an error, and the last item."""
     byte_count: int
 
 
@@ -43,9 +43,9 @@ class Imports:
         self._poster = poster
 
     async def import_history(self, caller: Caller, messages: AsyncIterator[HistoryMessage]) -> ImportOutcome:
-        """Posts each transaction at its own time, up to the first that is refused; gives the totals.
+        """Posts each transaction at its own time, up to the first refused one; returns the totals.
 
-        Raises that refusal, with the item's index over all messages. Every item before it is posted.
+        Raises the refusal, with the item's index over all messages. All items before it are posted.
         """
         running = _RunningImport(self._accounts, self._poster, caller)
         try:
@@ -87,7 +87,7 @@ class _RunningImport:
         return self._total
 
     async def close(self) -> None:
-        """Stops waiting for the part that is being posted; the poster still commits the command that it has."""
+        """Stops waiting for the part that is being posted. The poster still commits a submitted command."""
         if self._posting is not None:
             self._posting.cancel()
             await asyncio.gather(self._posting, return_exceptions=True)

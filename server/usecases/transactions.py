@@ -46,7 +46,7 @@ class NewTransaction(NamedTuple):
     """The fields that posting doesn't decide: description, subject, labels and so on."""
     request: Request
     record_declined: bool = False
-    """Whether a charge that lacks credits is kept for the record instead of refused."""
+    """Whether a charge that lacks credits is recorded, in state FAILED, instead of refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class NetworkPage:
     company_ids: Sequence[str]
     """The label `company` of each row; empty if it has none."""
     companies: Mapping[str, Holding]
-    """Those of the companies that exist as accounts, by id."""
+    """The companies that exist as accounts, by id."""
     refunds: Refunds
 
 
@@ -71,7 +71,7 @@ class Transactions:
         self._clock = clock
 
     async def create(self, caller: Caller, new: NewTransaction) -> bytes:
-        """Posts a transaction; answers with it, serialized, once it is on disk.
+        """Posts a transaction; returns it serialized, once it is on disk.
 
         Raises AccountNotFound, RequestIdReused, TooBusy, and the refusals of
         server.ledger.posting.
@@ -79,7 +79,7 @@ class Transactions:
         return await self._poster.submit(await self._command(caller, new))
 
     async def create_batch(self, caller: Caller, new: Sequence[NewTransaction], request: Request) -> bytes:
-        """Posts all of these or none; answers with a serialized BatchCreateTransactionsResponse.
+        """Posts all of these or none; returns a serialized BatchCreateTransactionsResponse.
 
         Raises the errors of `create`, with the index of the transaction.
         """
@@ -94,7 +94,7 @@ class Transactions:
     async def create_each(
         self, caller: Caller, new: Sequence[NewTransaction | DaybookError]
     ) -> list[bytes | DaybookError]:
-        """Posts each of these by itself, unless it is refused already; answers with its transaction or refusal."""
+        """Posts each item independently, except those refused already; returns each one's transaction or refusal."""
 
         async def outcome(item: Create | DaybookError) -> bytes | DaybookError:
             if isinstance(item, DaybookError):
@@ -110,7 +110,7 @@ class Transactions:
                 items.append(each if isinstance(each, DaybookError) else await self._command(caller, each))
             except DaybookError as error:
                 items.append(error)
-        # All are queued, in their order, before the first is awaited.
+        # gather() queues all of them, in order, before the first completes.
         return list(await asyncio.gather(*(outcome(item) for item in items)))
 
     async def refund(
@@ -122,7 +122,7 @@ class Transactions:
         details: Transaction,
         request: Request,
     ) -> bytes:
-        """Gives back an amount of a charge, or all that is left; answers with the REFUND.
+        """Refunds an amount of a charge; None refunds all that is left. Returns the serialized REFUND.
 
         Raises AccountNotFound, TransactionNotFound, and the refusals of server.ledger.refunds.
         """
@@ -138,10 +138,10 @@ class Transactions:
         details: Transaction,
         request: Request,
     ) -> bytes:
-        """Moves credits; answers with a serialized TransferCreditsResponse.
+        """Moves credits; returns a serialized TransferCreditsResponse.
 
-        The caller must be permitted both accounts; a credential that is bound to one account
-        never is. Raises AccountNotFound, InsufficientCredits.
+        The caller must have access to both accounts, so a credential that is bound to one account
+        never suffices. Raises AccountNotFound, InsufficientCredits.
         """
         source = await self._number(caller, source_id)
         destination = await self._number(caller, destination_id)
@@ -187,9 +187,9 @@ class Transactions:
     ) -> Page[TransactionRow, TransactionKey]:
         """A page of an account's transactions, or of the whole tenant's for the account None.
 
-        It ends early where its rows take more than `bytes_max`, unless that is None, and where
-        it has read the largest number of rows for a filter that no index serves. It may then be empty
-        and have a next page. Raises AccountNotFound, and FieldInvalid for an order that no index serves.
+        The page ends early if its rows exceed `bytes_max`, unless that is None. For a filter that no
+        index serves, it also ends after reading a limited number of rows, and may then be empty and
+        have a next page. Raises AccountNotFound, and FieldInvalid for an order that no index serves.
         """
         number = None
         if account_id is not None:
@@ -206,7 +206,7 @@ class Transactions:
     ) -> NetworkPage:
         """A page of the tenant's transactions, with their companies and refunds.
 
-        These are read after the rows, so a refund may be on a later page and already counted here.
+        Companies and refunds are read after the rows, so they may include refunds of later pages.
         """
         page = await self.list(caller, None, criteria, after, limit)
         company_ids = [label_of(row.body, "company") for row in page.rows]

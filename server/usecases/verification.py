@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from server.ledger.access import Caller
-from server.ledger.audit import AccountAudit, Finding, refund_print
+from server.ledger.audit import AccountAudit, Finding, refund_fingerprint
 from server.ledger.errors import TooBusy
 from server.store.accounts import AccountStore
 from server.store.books import AccountKey, Books, BookStore
@@ -17,7 +17,7 @@ from server.store.tables import LABELS
 IN_FLIGHT_MAX = 2
 """The largest number of concurrent verifications by callers: each keeps a database connection checked out."""
 
-Thing = TypeVar("Thing")
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +125,7 @@ class Verification:
             async with aclosing(books.refund_totals()) as parts_of_refunds:
                 async for totals in parts_of_refunds:
                     for total in totals:
-                        refunded += refund_print(total.uid, total.amount)
+                        refunded += refund_fingerprint(total.uid, total.amount)
                         audit.check_refund(total.sequence, total.last_create_time, is_dated=total.is_dated_by_a_refund)
             open_lots = await books.open_lots()
             audit.finish(stored.state, stored.last_hash, open_lots, refunded, *await books.totals())
@@ -146,7 +146,7 @@ async def _compare(audit: AccountAudit, books: Books) -> None:
         audit.check_answers(posted, await books.answers([each.request_id for each in posted]))
 
 
-def _drained(things: list[Thing]) -> list[Thing]:
-    taken = things[:]
-    things.clear()
+def _drained(items: list[Item]) -> list[Item]:
+    taken = items[:]
+    items.clear()
     return taken

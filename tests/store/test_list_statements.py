@@ -13,7 +13,7 @@ from daybook.v1.transaction_pb2 import Transaction
 from server.ledger.paging import Order, TransactionFilter, TransactionKey, TransactionList
 from server.store import transactions
 from server.store.database import Database
-from server.store.list_statements import WALKS_MAX, MergedWalks, strategy_of
+from server.store.list_statements import SCANS_MAX, MergedScans, strategy_of
 from server.store.migrate import migrate
 from server.store.transactions import TransactionStore
 
@@ -23,7 +23,7 @@ ALLOWANCE = 1.5
 
 
 async def test_statements_have_a_bound_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lists that are merged of many walks evict each other, and the statements that SQLAlchemy built are not kept."""
+    """Lists that are merged of many scans evict each other, and the statements that SQLAlchemy built are not kept."""
     monkeypatch.setattr(transactions, "QUERIES_BYTES_MAX", BYTES_MAX)
     database = Database(f"sqlite+aiosqlite:///{tmp_path}/daybook.db")
     await migrate(database)
@@ -32,12 +32,12 @@ async def test_statements_have_a_bound_in_bytes(tmp_path: Path, monkeypatch: pyt
     try:
         gc.collect()
         before, _ = tracemalloc.get_traced_memory()
-        shapes = product(range(WALKS_MAX - 4, WALKS_MAX + 1), (True, False), (None, TransactionKey(1, 1, 1)))
+        shapes = product(range(SCANS_MAX - 4, SCANS_MAX + 1), (True, False), (None, TransactionKey(1, 1, 1)))
         for count, descending, after in shapes:
             pairs = tuple((Transaction.GRANT, f"category-{number}") for number in range(count))
             wanted = TransactionFilter(kind_categories=pairs, states=(Transaction.SUCCEEDED,))
             query = TransactionList(1, 1, wanted, Order(descending=descending), after, 50)
-            assert isinstance(strategy_of(query), MergedWalks)
+            assert isinstance(strategy_of(query), MergedScans)
             await store.list(query)
             assert store._queries.bytes <= BYTES_MAX
         gc.collect()

@@ -1,4 +1,4 @@
-"""How the engines walk the big table for each list of the product: along an index, already in order."""
+"""How the engines scan the big table for each list of the product: along an index, already in order."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from server.seed.load import Wish, load
 from server.store.database import Database
 from server.store.list_statements import (
     ROWS_READ_MAX,
-    FilteredWalk,
-    IndexWalk,
-    MergedWalks,
-    SequenceWalk,
+    FilteredScan,
+    IndexScan,
+    MergedScans,
+    SequenceRangeScan,
     parameters_of,
     strategy_of,
 )
@@ -108,8 +108,8 @@ async def explain(database: Database, statement: Select[Any], parameters: dict[s
         return await connection.run_sync(read_plan)
 
 
-WALKS: list[tuple[str, Shape, str, str]] = [
-    # A name, the list, the index, and what of the index bounds the walk.
+SCANS: list[tuple[str, Shape, str, str]] = [
+    # A name, the list, the index, and what of the index bounds the scan.
     ("account", (ACCOUNT, TransactionFilter(), TIME_DESC), "PRIMARY KEY", "account_number=?"),
     ("account, oldest first", (ACCOUNT, TransactionFilter(), TIME_ASC), "PRIMARY KEY", "account_number=?"),
     (
@@ -310,23 +310,23 @@ MERGES: list[tuple[str, Shape, str, str]] = [
 
 
 @pytest.mark.parametrize("after", [None, AFTER], ids=["first page", "next page"])
-@pytest.mark.parametrize(("name", "shape", "index", "bounds"), WALKS, ids=[row[0] for row in WALKS])
-async def test_walk(
+@pytest.mark.parametrize(("name", "shape", "index", "bounds"), SCANS, ids=[row[0] for row in SCANS])
+async def test_scan(
     database: Database, after: TransactionKey | None, name: str, shape: Shape, index: str, bounds: str
 ) -> None:
     """A list is one search along its index, which is in the order of the list: nothing is sorted."""
     del name
     plan = await plan_of(database, shape, after)
     # Values of an IN are looked up in a list of constants, which is no table.
-    walks = [step for step in plan if step.parent == 0 and "SUBQUERY" not in step.detail]
+    scans = [step for step in plan if step.parent == 0 and "SUBQUERY" not in step.detail]
     access = index if index == "PRIMARY KEY" else f"INDEX {index}"
-    assert [step.detail.partition(" (")[0] for step in walks] == [f"SEARCH transactions USING {access}"], plan
-    others = [step.detail for step in plan if step not in walks]
+    assert [step.detail.partition(" (")[0] for step in scans] == [f"SEARCH transactions USING {access}"], plan
+    others = [step.detail for step in plan if step not in scans]
     assert all(detail.startswith("LIST SUBQUERY") or "CONSTANT ROW" in detail for detail in others), plan
     if after is None:
-        assert walks[0].bounds == bounds, plan
+        assert scans[0].bounds == bounds, plan
     else:
-        assert goes_on_from_the_key(walks[0], shape), plan
+        assert goes_on_from_the_key(scans[0], shape), plan
 
 
 @pytest.mark.parametrize("after", [None, AFTER], ids=["first page", "next page"])
@@ -343,15 +343,15 @@ async def test_merge(
     plan = await plan_of(database, shape, after)
     kinds = len(wanted.kinds) or len(Transaction.Kind.values()) - 1
     pairs = len(wanted.kind_categories) or kinds * len(wanted.categories)
-    walks = [step for step in plan if f" INDEX {index} (" in step.detail]
+    scans = [step for step in plan if f" INDEX {index} (" in step.detail]
     states = len(wanted.states) or len(Transaction.State.values()) - 1
-    assert len(walks) == pairs * states, plan
-    for walk in walks:
-        assert walk.detail.startswith(f"SEARCH transactions USING COVERING INDEX {index} ("), walk
-        assert goes_on_from_the_key(walk, shape) if after else walk.bounds == bounds, walk
-        beside = [step.detail for step in plan if step.parent == walk.parent and step != walk]
-        assert not [detail for detail in beside if "TEMP B-TREE" in detail], f"a walk is sorted: {plan}"
-    others = [step.detail for step in plan if "transactions" in step.detail and step not in walks]
+    assert len(scans) == pairs * states, plan
+    for scan in scans:
+        assert scan.detail.startswith(f"SEARCH transactions USING COVERING INDEX {index} ("), scan
+        assert goes_on_from_the_key(scan, shape) if after else scan.bounds == bounds, scan
+        beside = [step.detail for step in plan if step.parent == scan.parent and step != scan]
+        assert not [detail for detail in beside if "TEMP B-TREE" in detail], f"a scan is sorted: {plan}"
+    others = [step.detail for step in plan if "transactions" in step.detail and step not in scans]
     assert others == ["SEARCH transactions USING PRIMARY KEY (account_number=? AND sequence=?)"], plan
 
 
@@ -367,19 +367,19 @@ def goes_on_from_the_key(step: Step, shape: Shape) -> bool:
 
 @pytest.mark.parametrize("after", [None, AFTER], ids=["first page", "next page"])
 @pytest.mark.parametrize(("name", "shape", "index", "bounds"), NUMBERED, ids=[row[0] for row in NUMBERED])
-async def test_sequence_walk(
+async def test_sequence_scan(
     database: Database, after: TransactionKey | None, name: str, shape: Shape, index: str, bounds: str
 ) -> None:
     """A filter along the rows of an account is one search, limited at both ends, and its end is one row."""
     assert (index, bounds) == ("PRIMARY KEY", "account_number=?"), name
     plan = await plan_of(database, shape, after)
-    (walk,) = [step for step in plan if "SEARCH transactions" in step.detail]
+    (scan,) = [step for step in plan if "SEARCH transactions" in step.detail]
     limits = "sequence>? AND sequence<?" if after else "sequence>?"
-    assert walk.detail == f"SEARCH transactions USING PRIMARY KEY (account_number=? AND {limits})", plan
+    assert scan.detail == f"SEARCH transactions USING PRIMARY KEY (account_number=? AND {limits})", plan
     assert not [step for step in plan if "TEMP B-TREE" in step.detail], plan
     query = list_of(shape, after)
     strategy = strategy_of(query)
-    assert isinstance(strategy, SequenceWalk)
+    assert isinstance(strategy, SequenceRangeScan)
     parameters = {**parameters_of(query), "rows_read": ROWS_READ_MAX}
     end, *others = await explain(database, strategy.boundary(), parameters)
     assert end.detail == "SEARCH transactions USING PRIMARY KEY (account_number=? AND sequence=?)"
@@ -388,23 +388,23 @@ async def test_sequence_walk(
 
 @pytest.mark.parametrize("after", [None, AFTER], ids=["first page", "next page"])
 @pytest.mark.parametrize(("name", "shape", "index", "bounds"), FILTERED, ids=[row[0] for row in FILTERED])
-async def test_filtered_walk(
+async def test_filtered_scan(
     database: Database, after: TransactionKey | None, name: str, shape: Shape, index: str, bounds: str
 ) -> None:
-    """A filter that no index serves is applied to a bounded walk, in order, and stops it when the page is full.
+    """A filter that no index serves is applied to a bounded scan, in order, and stops it when the page is full.
 
-    The walk is a co-routine: nothing is stored or sorted before the filter. Bodies are fetched by primary key for
-    the rows of the page, which alone are sorted. A walk of the tenant by one index reads that index only.
+    The scan is a co-routine: nothing is stored or sorted before the filter. Bodies are fetched by primary key for
+    the rows of the page, which alone are sorted. A scan of the tenant by one index reads that index only.
     """
     plan = await plan_of(database, shape, after)
-    (walk,) = [step for step in plan if step.detail.startswith("SEARCH transactions USING") and step.parent != 0]
+    (scan,) = [step for step in plan if step.detail.startswith("SEARCH transactions USING") and step.parent != 0]
     access = index if index == "PRIMARY KEY" else f"INDEX {index}"
-    assert walk.detail.partition(" (")[0].replace("COVERING ", "") == f"SEARCH transactions USING {access}", plan
+    assert scan.detail.partition(" (")[0].replace("COVERING ", "") == f"SEARCH transactions USING {access}", plan
     if name.startswith(("tenant", "spacebring")) and name != "tenant, two labels":
-        assert "COVERING" in walk.detail, plan
-    assert goes_on_from_the_key(walk, shape) if after else walk.bounds == bounds, walk
+        assert "COVERING" in scan.detail, plan
+    assert goes_on_from_the_key(scan, shape) if after else scan.bounds == bounds, scan
     routine, page = [step for step in plan if step.detail.startswith(("CO-ROUTINE", "MATERIALIZE"))][::-1]
-    assert walk.parent == routine.number, plan
+    assert scan.parent == routine.number, plan
     assert (routine.detail.split()[0], routine.parent, page.detail.split()[0]) == (
         "CO-ROUTINE",
         page.number,
@@ -421,10 +421,10 @@ async def test_filtered_walk(
 async def test_boundary(
     database: Database, after: TransactionKey | None, name: str, shape: Shape, index: str, bounds: str
 ) -> None:
-    """The end of a walk is found along its index alone."""
+    """The end of a scan is found along its index alone."""
     query = list_of(shape, after)
     strategy = strategy_of(query)
-    assert isinstance(strategy, FilteredWalk), name
+    assert isinstance(strategy, FilteredScan), name
     parameters = {**parameters_of(query), "rows_read": ROWS_READ_MAX}
     (step,) = await explain(database, strategy.boundary(), parameters)
     access = "PRIMARY KEY" if index == "PRIMARY KEY" else f"COVERING INDEX {index}"
@@ -435,12 +435,12 @@ async def test_boundary(
 @pytest.mark.parametrize(
     ("shape", "strategy"),
     [
-        *((row[1], IndexWalk) for row in WALKS),
-        *((row[1], MergedWalks) for row in MERGES),
-        *((row[1], SequenceWalk) for row in NUMBERED),
-        *((row[1], FilteredWalk) for row in FILTERED),
+        *((row[1], IndexScan) for row in SCANS),
+        *((row[1], MergedScans) for row in MERGES),
+        *((row[1], SequenceRangeScan) for row in NUMBERED),
+        *((row[1], FilteredScan) for row in FILTERED),
     ],
-    ids=[row[0] for row in (*WALKS, *MERGES, *NUMBERED, *FILTERED)],
+    ids=[row[0] for row in (*SCANS, *MERGES, *NUMBERED, *FILTERED)],
 )
 def test_strategy(shape: Shape, strategy: type) -> None:
     """Only a list whose filter no index serves is bounded in the rows that it reads."""
@@ -477,7 +477,7 @@ async def read_plans(database_url: str) -> Plans:
                 )
             ).one()
             found: Plans = {}
-            for name, shape, *_ in (*WALKS, *NUMBERED, *FILTERED, *MERGES):
+            for name, shape, *_ in (*SCANS, *NUMBERED, *FILTERED, *MERGES):
                 account_number, wanted, order = shape
                 number = None if account_number is None else row.account_number
                 real = (number, with_values_of(row, wanted), order)
@@ -523,20 +523,20 @@ async def explain_prepared(
     # With so few rows it is cheaper to pick the account's out of another index, and to sort them.
     [
         (row[0], row[2])
-        for row in (*WALKS, *NUMBERED, *FILTERED, *MERGES)
+        for row in (*SCANS, *NUMBERED, *FILTERED, *MERGES)
         if row[0] not in {"account, location", "account, category and location", "account, many categories"}
         and not row[0].endswith("by amount")
         and not row[0].startswith(("spacebring, location", "spacebring, membership", "spacebring, company"))
     ],
 )
-def test_postgresql_walks_too(plans: Plans, name: str, index: str, is_further: bool) -> None:
+def test_postgresql_scans_too(plans: Plans, name: str, index: str, is_further: bool) -> None:
     """PostgreSQL takes the same indexes, in their order. It reads no table through, and sorts at most the page."""
     plan = plans[name, is_further]
     scans = [line for line in plan if re.match(r"(->  )?(Parallel )?(Seq|Bitmap|Index)", line) and "Cond" not in line]
     # The few accounts of the seeded data are read through.
     scans = [line for line in scans if "account_states" not in line]
-    walked = {re.findall(r"using (\w+)", line)[0] for line in scans if "Index" in line}
-    assert walked - {"transactions_pkey"} == {index} - {"PRIMARY KEY"}, plan
+    scanned = {re.findall(r"using (\w+)", line)[0] for line in scans if "Index" in line}
+    assert scanned - {"transactions_pkey"} == {index} - {"PRIMARY KEY"}, plan
     assert not [line for line in scans if "Index" not in line or "Bitmap" in line], plan
     sorts = [number for number, line in enumerate(plan) if re.match(r"(->  )?(Incremental )?Sort$", line)]
     # The outermost step has the rows of the page only.

@@ -55,7 +55,7 @@ async def test_parameters_reach_the_server(postgresql: PostgreSQL) -> None:
 @pytest.mark.parametrize(
     ("query", "problem"),
     [
-        ("colour=blue", "has an unknown parameter 'colour'; known are application_name, connect_timeout, host, "),
+        ("colour=blue", "has an unknown parameter 'colour'; supported are application_name, connect_timeout, host, "),
         ("command_timeout=5", "has an unknown parameter 'command_timeout'"),
         ("sslmode=maybe", "has a wrong value of the parameter sslmode; it can be disable, allow, prefer, require, "),
         ("ssl=true", "has a wrong value of the parameter sslmode; "),

@@ -56,7 +56,7 @@ def test_foreign_keys_can_be_kept(table: Table) -> None:
             assert DISTRIBUTION_COLUMN in key.column_keys, key.name
 
 
-MERGED_WALKS = (
+MERGED_SCANS = (
     "SELECT p.sequence, t.body FROM (SELECT w.account_number, w.sequence FROM ("
     "SELECT account_number, sequence FROM transactions WHERE account_number = $1 AND category = $2 LIMIT $3) AS w"
     ") AS p JOIN transactions t ON t.account_number = p.account_number AND t.sequence = p.sequence"
@@ -67,7 +67,7 @@ BROKEN = {
         "SELECT t.sequence, (SELECT b.body FROM transactions b WHERE b.account_number = t.account_number "
         "AND b.sequence = t.sequence) FROM transactions t WHERE t.account_number = $1"
     ),
-    "account condition only inside": MERGED_WALKS,
+    "account condition only inside": MERGED_SCANS,
     "account condition on one of two": (
         "SELECT s.balance, (SELECT count(*) FROM lots l WHERE l.remaining > $2) FROM account_states s "
         "WHERE s.account_number = $1"
@@ -106,7 +106,7 @@ KEPT = {
         "SELECT t.sequence, (SELECT b.body FROM transactions b WHERE b.account_number = t.account_number "
         "AND b.account_number IN ($1) AND b.sequence = t.sequence) FROM transactions t WHERE t.account_number IN ($1)"
     ),
-    "account condition inside and outside": f"{MERGED_WALKS} WHERE t.account_number = $1",
+    "account condition inside and outside": f"{MERGED_SCANS} WHERE t.account_number = $1",
     "account condition by way of a joined table": (
         "SELECT s.balance, w.number FROM account_states s LEFT OUTER JOIN usage_windows w "
         "ON w.account_number = s.account_number WHERE s.account_number IN ($1, $2)"

@@ -1,4 +1,4 @@
-"""Where alembic finds its connection: server/store/migrate.py hands it over."""
+"""The environment of alembic. Runs migrations on the connection that server/store/migrate.py passes."""
 
 from __future__ import annotations
 

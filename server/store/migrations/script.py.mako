@@ -12,5 +12,5 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Goes to this revision."""
+    """Upgrades the schema to this revision."""
     ${upgrades if upgrades else "pass"}

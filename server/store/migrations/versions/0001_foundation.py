@@ -12,7 +12,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Goes to this revision."""
+    """Upgrades the schema to this revision."""
     op.create_table(
         "account_states",
         sa.Column("account_number", sa.BigInteger(), autoincrement=False, nullable=False),

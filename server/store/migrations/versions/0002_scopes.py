@@ -1,7 +1,7 @@
 """Every scope of an API key is written down.
 
-A key without any was good for reading and posting, and so was one with `admin`, which now
-includes that by itself.
+Before, a key without scopes could read and post; it gets these scopes. A key with only `admin`
+could do so too, and still can, because `admin` now includes every scope.
 """
 
 from __future__ import annotations
@@ -15,5 +15,5 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Goes to this revision."""
+    """Upgrades the schema to this revision."""
     op.execute("UPDATE api_keys SET scopes = 'transactions accounts' WHERE scopes = ''")

@@ -1,4 +1,4 @@
-"""API keys have a name, an expiry and a last use; they can be revoked and rotated."""
+"""API keys get a name, an expire_time and a last_use_time, and can be revoked and rotated."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Goes to this revision."""
+    """Upgrades the schema to this revision."""
     op.add_column("api_keys", sa.Column("display_name", sa.String(length=255), server_default="", nullable=False))
     op.add_column("api_keys", sa.Column("expire_time", sa.BigInteger(), nullable=True))
     op.add_column("api_keys", sa.Column("revoke_time", sa.BigInteger(), nullable=True))

@@ -1,4 +1,4 @@
-"""Lists of a facade leave out what failed, so the indexes that serve them tell the state."""
+"""The indexes by category get the column state, because the lists of a facade leave out failed transactions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _KEYS = {
 
 
 def upgrade() -> None:
-    """Goes to this revision."""
+    """Upgrades the schema to this revision."""
     for name, columns in _KEYS.items():
         op.drop_index(name, "transactions")
         op.create_index(name, "transactions", [*columns, "state"], unique=False)

@@ -1,9 +1,9 @@
-"""Lists of categories walk the transactions of one state, so that they pass over none of the others.
+"""The indexes by category get the state before the position, so that a scan reads transactions of one state only.
 
-The indexes have new names. So an operator can build them beforehand while servers of the
-version before go on (docs/operate/upgrades.md has the statements), and this takes an instant.
-Else it builds them itself: in PostgreSQL nobody reads or writes transactions meanwhile, in
-SQLite nobody writes.
+The indexes have new names, so an operator can build them in advance while servers of the previous
+version run (docs/operate/upgrades.md has the statements). The migration then takes an instant.
+Otherwise it builds the indexes itself. Until it ends, PostgreSQL blocks reads and writes of the table
+transactions, and SQLite blocks all writes.
 """
 
 from __future__ import annotations
@@ -35,13 +35,12 @@ _VALID = sa.text("SELECT c.relname FROM pg_index i JOIN pg_class c ON c.oid = i.
 
 
 def upgrade() -> None:
-    """Goes to this revision."""
+    """Upgrades the schema to this revision."""
     connection = op.get_bind()
     found = {index["name"]: index["column_names"] for index in sa.inspect(connection).get_indexes("transactions")}
-    # One that was given up on while it was built is there as well, but serves nobody.
+    # An index whose build was interrupted exists too, but is invalid.
     usable = set(connection.scalars(_VALID)) if connection.dialect.name == "postgresql" else set(found)
-    # The lock that this takes is the strongest there is: whoever takes a weaker one first,
-    # and this one later, may wait for somebody who waits for them.
+    # DROP INDEX comes first because it takes the strongest lock: taking a weaker one before it could deadlock.
     for name in _REPLACED:
         op.drop_index(name, "transactions")
     for name, columns in _KEYS.items():

@@ -1,8 +1,8 @@
-"""Accounts with many open lots: the first to be spent or to expire are found in an index.
+"""Indexes of open lots in spending order and by expire_time, for accounts with many open lots.
 
-The new columns are not filled here. A row whose counted_sequence is not its sequence has them
-worked out when it is read, and filled when the account is next posted to; so servers of the
-version before can go on posting meanwhile. lots_open keeps its name because they name it.
+The migration does not fill the new columns. If a row's counted_sequence differs from its sequence,
+a read computes them and the account's next posting stores them, so servers of the previous version
+can continue to post. lots_open keeps its name because the statements of those servers name it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Goes to this revision."""
+    """Upgrades the schema to this revision."""
     for name in ("open_lot_count", "expiring", "counted_sequence"):
         op.add_column("account_states", sa.Column(name, sa.BigInteger(), server_default="0", nullable=False))
     is_open = sa.text("remaining > 0")
