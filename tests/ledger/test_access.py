@@ -1,4 +1,4 @@
-"""Who may touch what."""
+"""Permissions of callers, and the validity of API keys."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from server.ledger.instants import Instant
 
 
 def caller(account_id: str | None) -> Caller:
-    """A caller of tenant 1, bound to an account if one is named."""
+    """A caller of tenant 1, bound to an account unless that is None."""
     return Caller(tenant_number=1, tenant_uid="uid", credential_id="key", account_id=account_id)
 
 
@@ -28,8 +28,8 @@ def caller(account_id: str | None) -> Caller:
         ("acme", "-", False),
     ],
 )
-def test_a_bound_credential_is_for_its_account_only(bound_to: str | None, account_id: str, permitted: bool) -> None:
-    """A credential bound to an account opens exactly that account; an unbound one opens all."""
+def test_a_bound_credential_may_access_its_account_only(bound_to: str | None, account_id: str, permitted: bool) -> None:
+    """A credential bound to an account gives access to this account only; an unbound one, to all."""
     if permitted:
         caller(bound_to).require_account(account_id)
         return
@@ -38,21 +38,21 @@ def test_a_bound_credential_is_for_its_account_only(bound_to: str | None, accoun
     assert refusal.value.metadata == {"account": f"accounts/{account_id}"}
 
 
-def test_the_refusal_does_not_tell_the_account_of_the_credential() -> None:
-    """A refusal names the account that was asked for, not the one the credential is bound to."""
+def test_the_refusal_hides_the_account_of_the_credential() -> None:
+    """A refusal names the requested account and not the account to which the credential is bound."""
     with pytest.raises(AccountNotPermitted) as refusal:
         caller("secret-neighbour").require_account("other")
     assert "secret-neighbour" not in refusal.value.message
     assert "accounts/other" in refusal.value.message
 
 
-def test_an_unbound_credential_is_for_the_whole_tenant() -> None:
-    """A credential that is bound to no account may list the tenant."""
+def test_an_unbound_credential_may_access_the_whole_tenant() -> None:
+    """An unbound credential may access the whole tenant."""
     caller(None).require_tenant()
 
 
-def test_a_bound_credential_is_not_for_the_whole_tenant() -> None:
-    """A credential that is bound to an account may not list the tenant."""
+def test_a_bound_credential_may_not_access_the_whole_tenant() -> None:
+    """A credential that is bound to an account may not access the whole tenant."""
     with pytest.raises(AccountNotPermitted) as refusal:
         caller("acme").require_tenant()
     assert refusal.value.metadata == {"account": "accounts/-"}
@@ -72,7 +72,7 @@ def test_a_bound_credential_is_not_for_the_whole_tenant() -> None:
     ],
 )
 def test_one_sufficient_scope_is_enough(held: set[str], required: list[str], lacking: str | None) -> None:
-    """One of several scopes, or one that includes it, is enough; else the first is told, with the request."""
+    """One of the required scopes, or a scope that includes it, is enough. A refusal has the first and the request."""
     holder = Caller(tenant_number=1, tenant_uid="uid", credential_id="key", scopes=frozenset(held))
     if lacking is None:
         holder.require_scope(required)
@@ -92,18 +92,20 @@ def test_one_sufficient_scope_is_enough(held: set[str], required: list[str], lac
         (None, 99, False),
         (99, None, False),
         (100, None, False),
-        # The clock of whoever revoked it was ahead.
+        # Revoked by a server whose clock was ahead.
         (101, None, False),
         (99, 101, False),
     ],
 )
-def test_when_a_key_opens(revoke_time: Instant | None, expire_time: Instant | None, active: bool) -> None:
-    """At the instant 100 a key opens that is not revoked and expires later, if ever."""
+def test_a_key_is_active_until_it_expires_or_is_revoked(
+    revoke_time: Instant | None, expire_time: Instant | None, active: bool
+) -> None:
+    """At the instant 100 a key is active if it is not revoked and does not expire before 101."""
     assert is_active(revoke_time, expire_time, 100) is active
 
 
 @pytest.mark.parametrize(
-    ("older", "until", "good"),
+    ("older", "until", "valid"),
     [
         ([], 100, []),
         ([], 101, [("new", 101)]),
@@ -118,8 +120,10 @@ def test_when_a_key_opens(revoke_time: Instant | None, expire_time: Instant | No
         ),
     ],
 )
-def test_which_secrets_stay_good(older: list[tuple[str, int]], until: int, good: list[tuple[str, int]]) -> None:
-    """At the instant 100 the secret of before stays good as long as is said, and older ones no longer than it."""
+def test_retired_secrets_stay_valid_for_a_bounded_time(
+    older: list[tuple[str, int]], until: int, valid: list[tuple[str, int]]
+) -> None:
+    """A replaced secret stays valid until `until`; older secrets at most as long. At most 4 are kept."""
     assert RETIRED_SECRETS_MAX == 4
-    kept = retire(b"new", [RetiredSecret(name.encode(), time) for name, time in older], now=100, until=until)
-    assert [(each.secret_hash.decode(), each.expire_time) for each in kept] == good
+    retired = retire(b"new", [RetiredSecret(name.encode(), time) for name, time in older], now=100, until=until)
+    assert [(each.secret_hash.decode(), each.expire_time) for each in retired] == valid

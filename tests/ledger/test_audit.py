@@ -1,4 +1,4 @@
-"""The audit: honest books have no findings, and no single corruption goes unnoticed."""
+"""The audit: honest books have no findings, and every single corruption is found."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from uuid import UUID
 import pytest
 from daybook.v1.transaction_pb2 import Transaction, Usage
 
-from server.ledger.audit import AccountAudit, Answer, Entry, Finding, refund_print
+from server.ledger.audit import AccountAudit, Answer, Entry, Finding, refund_fingerprint
 from server.ledger.bodies import chain, read_allocations, write_allocations
 from server.ledger.idempotency import Request
 from server.ledger.instants import HOUR, Instant, parse, to_timestamp
@@ -29,7 +29,7 @@ from server.store.tables import LABELS
 from server.store.units import Loaded, PostedRow
 
 START = parse("2024-10-31T23:30:00Z")
-"""Half an hour before a month ends, so that the books have two months."""
+"""Half an hour before the end of a month, so that the books cover two months."""
 ACME, OTHER = 7, 8
 NO_REQUEST = Request("", b"")
 
@@ -40,11 +40,11 @@ TRANSFER_IN, TRANSFER_OUT = Transaction.TRANSFER_IN, Transaction.TRANSFER_OUT
 
 @dataclass(frozen=True)
 class Books:
-    """The books of one account, as the database has them."""
+    """The stored books of one account."""
 
     entries: tuple[Entry, ...]
     state: AccountState
-    """Without lots and window, which have tables of their own."""
+    """Without lots and window, which are stored separately."""
     last_hash: bytes
     window_number: int
     refunded: int
@@ -54,7 +54,7 @@ class Books:
 
 
 class Writer:
-    """Writes books by the rules of the service, without its database."""
+    """Writes books by the rules of the service, without a database."""
 
     def __init__(self) -> None:
         self.charges: dict[tuple[int, UUID], StoredCharge] = {}
@@ -71,7 +71,7 @@ class Writer:
         )
 
     def run(self, command: Command[Any], minutes: int) -> PostedRow:
-        """Carries a call out, so many minutes after the start; gives the row that it wrote last."""
+        """Runs a command `minutes` after START; returns the last row that it wrote."""
         attempt = Attempt(self.unit)
         command.run(attempt, START + minutes * HOUR // 60)
         attempt.accept()
@@ -105,13 +105,13 @@ class Writer:
         self.run(Refund(ACME, "account-7", uid, amount, Transaction(), NO_REQUEST), minutes)
 
     def transfer(self, source: int, destination: int, amount: Millionths, minutes: int) -> None:
-        """Moves an amount."""
+        """Transfers an amount."""
         source_id, destination_id = f"account-{source}", f"account-{destination}"
         request = Request(f"from {source}", b"")
         self.run(Transfer(source, source_id, destination, destination_id, amount, Transaction(), request), minutes)
 
     def books(self) -> Books:
-        """The books of the first account."""
+        """The books of the account ACME."""
         changes = self.unit.changes
         stored = changes.states[ACME]
         return Books(
@@ -120,7 +120,7 @@ class Writer:
             last_hash=stored.last_hash,
             window_number=stored.state.window.number if stored.state.window else 0,
             refunded=sum(
-                refund_print(str(self.uids[sequence]), total.amount)
+                refund_fingerprint(str(self.uids[sequence]), total.amount)
                 for (number, sequence), total in changes.refunds.items()
                 if number == ACME
             ),
@@ -135,7 +135,7 @@ class Writer:
 
 
 def to_entry(row: PostedRow) -> Entry:
-    """A row of the table transactions, as it is read for an audit."""
+    """A row of the table transactions, as an entry for the audit."""
     columns = row._asdict()
     del columns["account_number"]
     labels = {name: value for name in LABELS if (value := columns.pop(name)) is not None}
@@ -144,7 +144,7 @@ def to_entry(row: PostedRow) -> Entry:
 
 @lru_cache
 def honest_books() -> Books:
-    """Books with every kind of transaction, of which each lot, window and refund was written by the service."""
+    """Books with every kind of transaction, written by the rules of the service."""
     writer = Writer()
     usage = Transaction(usage=Usage(model="gpu"))
     labelled = Transaction(labels={"location": "berlin", "company": "acme", "desk": "4"})
@@ -154,7 +154,7 @@ def honest_books() -> Books:
     charge = writer.post(Draft(CHARGE, "computing", -100, is_usage=True), 3, usage)
     writer.refund(charge, 40, 4)
     writer.post(Draft(CHARGE, "ai_chat", -500, state=Transaction.FAILED), 5)
-    # The expiration of the first lot comes before this one.
+    # Also posts the expiration of lot 1, before this charge.
     writer.post(Draft(CHARGE, "serverless", -60, is_usage=True), 61, usage)
     writer.post(Draft(GRANT, "purchase", 90, priority=2), 62, account_number=OTHER)
     writer.transfer(OTHER, ACME, 25, 63)
@@ -169,7 +169,7 @@ ENTRIES = 13
 
 
 def audit(books: Books) -> list[Finding]:
-    """All findings about books, compared with what is stored as the service does it."""
+    """All findings of an audit of the books."""
     account = AccountAudit("account-7", 3, START, LABELS)
     for entry in books.entries:
         account.read(entry)
@@ -184,29 +184,29 @@ def audit(books: Books) -> list[Finding]:
 
 
 def refunded_of(books: Books, sequence: int, amount: Millionths) -> int:
-    """The print of refunds of one charge and no other."""
-    return refund_print(str(UUID(bytes=books.entries[sequence - 1].uid)), amount)
+    """The fingerprint of books whose only refunds are of one charge."""
+    return refund_fingerprint(str(UUID(bytes=books.entries[sequence - 1].uid)), amount)
 
 
 def places(findings: Sequence[Finding]) -> set[tuple[int, str]]:
-    """Where findings are: the sequence and the subject of each."""
+    """The sequence and the subject of each finding."""
     return {(finding.sequence, finding.subject) for finding in findings}
 
 
 def with_entry(books: Books, sequence: int, entry: Entry) -> Books:
-    """Books with another entry in the place of one."""
+    """Books with the entry of a sequence replaced."""
     return replace(books, entries=(*books.entries[: sequence - 1], entry, *books.entries[sequence:]))
 
 
 def rewritten(entry: Entry, change: Callable[[Transaction], object]) -> bytes:
-    """The body of an entry, changed."""
+    """The body of an entry after a change of its message."""
     message = Transaction.FromString(entry.body)
     change(message)
     return message.SerializeToString(deterministic=True)
 
 
 def rechained(books: Books) -> Books:
-    """Books whose hashes were all made to fit, as a forger would."""
+    """Books with all hashes recomputed, as a forger would."""
     entries, last_hash = [], b""
     for entry in books.entries:
         last_hash = chain(last_hash, entry.body, entry.allocations)
@@ -215,7 +215,7 @@ def rechained(books: Books) -> Books:
 
 
 def test_honest_books_have_no_finding() -> None:
-    """Books that the service wrote agree with themselves in everything."""
+    """Books written by the rules of the service have no findings."""
     assert audit(honest_books()) == []
 
 
@@ -238,20 +238,20 @@ def test_honest_books_hold_what_was_posted() -> None:
         (CHARGE, 40),
     ]
     assert {entry.month for entry in books.entries} == {202410, 202411}
-    # Of the refund of the expired credits: 57 minutes were left of them when they were spent, at the third.
-    reborn = Terms(START + 64 * HOUR // 60 + 57 * HOUR // 60)
+    # The refund at minute 64 reopens expired credits with their remaining lifetime at the charge: 57 minutes.
+    reopened = Terms(START + 64 * HOUR // 60 + 57 * HOUR // 60)
     assert books.lots == {
         1: Lot(1, 1, Terms(START + HOUR), 100, 0),
         2: Lot(2, 3, PERMANENT, 50, 0),
         3: Lot(3, 9, Terms(None, 2), 15, 15),
-        4: Lot(4, 10, reborn, 60, 25),
+        4: Lot(4, 10, reopened, 60, 25),
     }
     assert books.windows == {
         1: UsageWindow(1, START, 100, 0),
         2: UsageWindow(2, START + HOUR, 0, 60),
         3: UsageWindow(3, START + 2 * HOUR, 10, 0),
     }
-    # Both refunds were of transaction 4, which came to 100.
+    # Both refunds are of transaction 4: 100 together.
     assert books.refunded == refunded_of(books, 4, 100)
     assert len(books.entries) == ENTRIES
 
@@ -317,7 +317,7 @@ def test_a_corrupt_entry_is_found(corrupt: Callable[[Entry], Entry], sequence: i
     entry = books.entries[sequence - 1]
     corrupted = corrupt(entry)
     if corrupted == entry:
-        # What failed has no allocations that could be moved.
+        # A failed transaction has no allocations to move.
         assert not entry.allocations
         return
     assert (sequence, subject) in places(audit(with_entry(books, sequence, corrupted)))
@@ -326,7 +326,7 @@ def test_a_corrupt_entry_is_found(corrupt: Callable[[Entry], Entry], sequence: i
 @pytest.mark.parametrize("sequence", range(1, ENTRIES + 1))
 @pytest.mark.parametrize("wrong", [-1, 0, 100])
 def test_a_wrong_sequence_is_found(wrong: int, sequence: int) -> None:
-    """An entry under another number is found under that number."""
+    """An entry with a wrong sequence is found under that sequence."""
     books = honest_books()
     entry = replace(books.entries[sequence - 1], sequence=wrong)
     assert {(wrong, "sequence"), (wrong, "sequence in body")} <= places(audit(with_entry(books, sequence, entry)))
@@ -334,7 +334,7 @@ def test_a_wrong_sequence_is_found(wrong: int, sequence: int) -> None:
 
 @pytest.mark.parametrize("create_time", [2**62, -(2**62)])
 def test_a_time_outside_the_calendar_is_found(create_time: Instant) -> None:
-    """A time that no calendar has, but a column of 64 bits can, is found and doesn't stop the audit."""
+    """A 64-bit time outside the calendar is found and doesn't stop the audit."""
     books = honest_books()
     entry = replace(books.entries[4], create_time=create_time)
     assert (5, "create_time") in places(audit(with_entry(books, 5, entry)))
@@ -342,7 +342,7 @@ def test_a_time_outside_the_calendar_is_found(create_time: Instant) -> None:
 
 @pytest.mark.parametrize("label", ["location", "company"])
 def test_a_lost_label_is_found(label: str) -> None:
-    """A label that is in the transaction and not in its column is found."""
+    """A label of the transaction that is missing in its column is found."""
     books = honest_books()
     labels = {name: value for name, value in books.entries[0].labels.items() if name != label}
     findings = audit(with_entry(books, 1, replace(books.entries[0], labels=labels)))
@@ -351,7 +351,7 @@ def test_a_lost_label_is_found(label: str) -> None:
 
 @pytest.mark.parametrize("sequence", range(1, ENTRIES + 1))
 def test_a_dropped_row_is_found(sequence: int) -> None:
-    """A row that is missing is found at its successor, the last one at the end of the account."""
+    """A missing row is found at its successor; the last row, at the end of the account."""
     books = honest_books()
     findings = audit(replace(books, entries=books.entries[: sequence - 1] + books.entries[sequence:]))
     expected = {(sequence + 1, "sequence"), (sequence + 1, "hash")}
@@ -362,7 +362,7 @@ def test_a_dropped_row_is_found(sequence: int) -> None:
 
 @pytest.mark.parametrize("sequence", range(1, ENTRIES))
 def test_swapped_rows_are_found(sequence: int) -> None:
-    """Two neighbours in each other's place are both found."""
+    """Two swapped neighbours are both found."""
     books = honest_books()
     entries = list(books.entries)
     entries[sequence - 1 : sequence + 1] = [entries[sequence], entries[sequence - 1]]
@@ -372,7 +372,7 @@ def test_swapped_rows_are_found(sequence: int) -> None:
 
 @pytest.mark.parametrize("sequence", range(1, ENTRIES))
 def test_swapped_contents_are_found(sequence: int) -> None:
-    """Two neighbours that have each other's sequence, all else untouched, are both found."""
+    """Two neighbours with swapped sequences and otherwise unchanged are both found."""
     books = honest_books()
     entries = list(books.entries)
     one, other = entries[sequence - 1 : sequence + 1]
@@ -386,36 +386,36 @@ def test_swapped_contents_are_found(sequence: int) -> None:
 
 @pytest.mark.parametrize("sequence", range(1, ENTRIES + 1))
 def test_a_duplicated_row_is_found(sequence: int) -> None:
-    """A row that comes twice is found the second time."""
+    """A duplicated row is found at its second copy."""
     books = honest_books()
     findings = audit(replace(books, entries=books.entries[:sequence] + books.entries[sequence - 1 :]))
     assert {(sequence, "sequence"), (sequence, "hash")} <= places(findings)
 
 
-def test_no_entries_at_all_are_found() -> None:
-    """Books whose transactions are all gone disagree with their state."""
+def test_missing_transactions_are_found() -> None:
+    """Books without any transaction contradict their state."""
     assert {(0, "sequence"), (0, "last hash"), (0, "balance"), (0, "lot count")} <= places(
         audit(replace(honest_books(), entries=()))
     )
 
 
 def with_lot(books: Books, number: int, **changes: Any) -> Books:
-    """Books in which a stored lot is another."""
+    """Books with a changed stored lot."""
     return replace(books, lots={**books.lots, number: books.lots[number]._replace(**changes)})
 
 
 def with_window(books: Books, number: int, **changes: Any) -> Books:
-    """Books in which a stored window is another."""
+    """Books with a changed stored window."""
     return replace(books, windows={**books.windows, number: books.windows[number]._replace(**changes)})
 
 
 def with_state(books: Books, **changes: Any) -> Books:
-    """Books in which the stored state is another."""
+    """Books with a changed stored state."""
     return replace(books, state=books.state._replace(**changes))
 
 
 def without(table: dict[int, Any], number: int) -> dict[int, Any]:
-    """A table less one row."""
+    """A table without one row."""
     return {key: value for key, value in table.items() if key != number}
 
 
@@ -495,7 +495,7 @@ def without(table: dict[int, Any], number: int) -> dict[int, Any]:
         ),
         pytest.param(lambda books: with_lot(books, 1, amount=101), {(1, "lot 1")}, id="amount of an expired lot"),
         pytest.param(lambda books: with_lot(books, 4, amount=59), {(10, "lot 4")}, id="amount of an open lot"),
-        pytest.param(lambda books: with_lot(books, 2, opened_by=2), {(3, "lot 2")}, id="who opened a lot"),
+        pytest.param(lambda books: with_lot(books, 2, opened_by=2), {(3, "lot 2")}, id="opener of a lot"),
         pytest.param(lambda books: with_lot(books, 3, terms=PERMANENT), {(9, "lot 3")}, id="priority of a lot"),
         pytest.param(lambda books: with_lot(books, 1, terms=PERMANENT), {(1, "lot 1")}, id="a lot made permanent"),
         pytest.param(
@@ -538,8 +538,8 @@ def without(table: dict[int, Any], number: int) -> dict[int, Any]:
         ),
     ],
 )
-def test_a_corrupt_end_is_found(corrupt: Callable[[Books], Books], found: set[tuple[int, str]]) -> None:
-    """A change of what is stored beside the transactions is found under its name, and nothing else is."""
+def test_corrupt_stored_totals_are_found(corrupt: Callable[[Books], Books], found: set[tuple[int, str]]) -> None:
+    """A corrupt state, lot, window or refund total is found under its name, without other findings."""
     assert places(audit(corrupt(honest_books()))) == found
 
 
@@ -552,15 +552,15 @@ def test_a_corrupt_end_is_found(corrupt: Callable[[Books], Books], found: set[tu
         pytest.param(lambda entry: replace(entry, category="other"), {5}, id="category"),
     ],
 )
-def test_one_fault_is_not_told_at_every_row(corrupt: Callable[[Entry], Entry], sequences: set[int]) -> None:
-    """After a divergence the audit goes on from what is stored: only the row and what builds on it are found."""
+def test_one_fault_is_not_reported_at_every_row(corrupt: Callable[[Entry], Entry], sequences: set[int]) -> None:
+    """After a divergence the audit continues from the stored value, so later rows don't repeat the finding."""
     books = honest_books()
     findings = audit(with_entry(books, 5, corrupt(books.entries[4])))
     assert {finding.sequence for finding in findings} == sequences
 
 
-def test_a_finding_says_where_the_books_part() -> None:
-    """A finding names the account, the sequence and the subject, and has what was computed beside what is stored."""
+def test_a_finding_names_the_divergence() -> None:
+    """A finding has the account, the sequence, the subject, the computed value and the stored value."""
     books = with_entry(honest_books(), 3, replace(honest_books().entries[2], category="gift"))
     assert audit(books) == [Finding("account-7", 3, "category", "purchase", "gift")]
 
@@ -572,14 +572,14 @@ def set_amounts(message: Transaction, **amounts: str) -> None:
 
 
 def forge(sequence: int, change: Callable[[Transaction], object], **columns: Any) -> Books:
-    """Honest books in which the message and the columns of one entry were changed and every hash made to fit."""
+    """Honest books with changed message and columns of one entry, and all hashes recomputed."""
     books = honest_books()
     entry = books.entries[sequence - 1]
     return rechained(with_entry(books, sequence, replace(entry, body=rewritten(entry, change), **columns)))
 
 
 def reallocate(sequence: int, *allocations: Allocation) -> Books:
-    """Honest books in which one entry moved something else, with all its sums and every hash made to fit."""
+    """Honest books with other allocations in one entry, its sums adapted and all hashes recomputed."""
     expiring = sum(each.amount for each in allocations if each.terms.expire_time is not None)
     permanent = sum(each.amount for each in allocations) - expiring
     return forge(
@@ -594,7 +594,7 @@ def reallocate(sequence: int, *allocations: Allocation) -> Books:
 
 
 def write(amount: Millionths) -> str:
-    """A few millionths as the contract writes them."""
+    """A few millionths in the format of the contract."""
     digits = f"{abs(amount) / 1_000_000:.6f}".rstrip("0").rstrip(".")
     return f"-{digits}" if amount < 0 else digits
 
@@ -669,22 +669,22 @@ FIRST_TERMS = Terms(START + HOUR)
         pytest.param(
             lambda: reallocate(3, Allocation(3, 50, PERMANENT)),
             {(3, "lot number")},
-            id="a number is left out",
+            id="a skipped number",
         ),
         pytest.param(
             lambda: reallocate(9, Allocation(CREDIT_LINE, 11, PERMANENT), Allocation(3, 14, Terms(None, 2))),
             {(9, "debt")},
-            id="more than was owed",
+            id="more than the debt",
         ),
         pytest.param(
             lambda: reallocate(8, Allocation(1, -10, FIRST_TERMS), Allocation(2, -50, PERMANENT)),
             {(8, "lot 1")},
-            id="out of a lot that is past",
+            id="out of an expired lot",
         ),
     ],
 )
-def test_a_forgery_with_fitting_hashes_is_found(books: Callable[[], Books], found: set[tuple[int, str]]) -> None:
-    """Also where all hashes were recomputed, what breaks a rule of the ledger is found where it breaks it."""
+def test_a_forgery_with_valid_hashes_is_found(books: Callable[[], Books], found: set[tuple[int, str]]) -> None:
+    """A forged entry that breaks a rule of the ledger is found even if all hashes are valid."""
     findings = places(audit(books()))
     assert found <= findings if found else not findings
 
@@ -703,7 +703,7 @@ def test_a_forgery_with_fitting_hashes_is_found(books: Callable[[], Books], foun
     ],
 )
 def test_a_wrong_answer_to_a_request_is_found(answers: dict[str, Answer], found: set[tuple[int, str]]) -> None:
-    """A request that would be answered with something else than it posted is found."""
+    """A stored answer that differs from the transaction of its request is found."""
     assert found <= places(audit(replace(honest_books(), answers=answers)))
 
 
@@ -716,19 +716,19 @@ def test_a_wrong_answer_to_a_request_is_found(answers: dict[str, Answer], found:
     ],
 )
 def test_a_wrong_name_is_found(name: str, found: set[tuple[int, str]]) -> None:
-    """A transaction that names another account or another uid than its own is found."""
+    """A transaction whose name has another account or another uid is found."""
     uid = Transaction.FromString(honest_books().entries[1].body).uid
     books = forge(2, lambda message: setattr(message, "name", name.format(uid=uid)))
     assert {(sequence, subject) for sequence, subject in places(audit(books)) if "name" in subject} == found
 
 
-def test_a_cut_off_end_is_found() -> None:
-    """Where the last transactions and the account's state are older than its lots and windows, the lots tell."""
+def test_a_truncated_history_is_found() -> None:
+    """If transactions and state were rolled back but lots and windows were not, those have findings."""
     books = honest_books()
     entries = books.entries[:-1]
     state = books.state._replace(
         sequence=12, balance=entries[-1].balance_after, last_create_time=entries[-1].create_time
     )
-    cut = replace(books, entries=entries, state=state, last_hash=entries[-1].hash)
-    assert (0, "remaining of lot 4") in places(audit(cut))
-    assert (0, "windows") in places(audit(cut))
+    truncated = replace(books, entries=entries, state=state, last_hash=entries[-1].hash)
+    assert (0, "remaining of lot 4") in places(audit(truncated))
+    assert (0, "windows") in places(audit(truncated))

@@ -1,4 +1,4 @@
-"""Errors: each leaf has a reason of the contract, a status, and the details that go with it."""
+"""Errors: each leaf class has a reason of the contract, a status and its details."""
 
 from __future__ import annotations
 
@@ -47,20 +47,20 @@ def status_class(leaf: type[DaybookError]) -> type[DaybookError]:
 
 
 def test_reasons_and_leaves_are_one_to_one() -> None:
-    """Each reason of the contract is used by exactly one leaf or by the gateway alone, and there is no other."""
+    """The reasons of the contract are exactly those of the leaves and of the gateway, and no two leaves share one."""
     of_leaves = [leaf.reason for leaf in LEAVES]
     of_gateway = set(re.findall(r'"reason": "([A-Z_]+)"', (ROOT / "envoy.yaml").read_text()))
     assert sorted([*of_leaves, *of_gateway.difference(of_leaves)]) == sorted(REASONS)
 
 
 @pytest.mark.parametrize("leaf", LEAVES, ids=by_name)
-def test_a_reason_is_its_class_in_capitals(leaf: type[DaybookError]) -> None:
-    """The reason of a class is its name in capitals, so that neither can be mistaken for another."""
+def test_a_reason_is_the_name_of_its_class(leaf: type[DaybookError]) -> None:
+    """The reason of a class is its name in upper snake case."""
     assert re.sub(r"(?<!^)(?=[A-Z])", "_", leaf.__name__).upper() == leaf.reason
 
 
-def test_the_drawn_tree_is_the_tree() -> None:
-    """The tree in the module's docstring has exactly the classes of the module, each below its own status."""
+def test_the_tree_of_the_docstring_is_complete() -> None:
+    """The tree in the module's docstring has exactly the classes of the module, each below its status."""
     tree = re.sub(r",\n *│ +", ", ", errors.__doc__ or "")
     drawn = {match[1]: match[2].split(", ") for match in re.finditer(r"[├└]── (\w+) +(\w.*)$", tree, re.MULTILINE)}
     real: dict[str, list[str]] = {}
@@ -71,8 +71,8 @@ def test_the_drawn_tree_is_the_tree() -> None:
     }
 
 
-def test_only_leaves_are_raised_with_a_reason() -> None:
-    """No class above the leaves has a reason, so raising one is a mistake that shows."""
+def test_only_leaves_have_a_reason() -> None:
+    """A class above the leaves has no reason, so it can't be raised by mistake."""
     assert [each.__name__ for each in CLASSES if each not in LEAVES and hasattr(each, "reason")] == []
 
 
@@ -107,7 +107,7 @@ VERB = re.compile(r"\b(is|was|are|has|had|lacks|carries|would|belongs|exists|fai
     "leaf", [each for each in LEAVES if "problem" not in inspect.signature(each).parameters], ids=by_name
 )
 def test_message_is_a_sentence(leaf: type[DaybookError]) -> None:
-    """What comes before a semicolon in a message has a verb."""
+    """The part of a message before a semicolon has a verb."""
     assert VERB.search(make(leaf).message.partition(";")[0])
 
 
@@ -127,7 +127,7 @@ def test_only_a_wrong_field_is_a_bad_request(leaf: type[DaybookError]) -> None:
         assert violations == []
 
 
-def test_what_passes_says_when_to_come_again() -> None:
+def test_temporary_errors_have_a_retry_delay() -> None:
     """TooBusy, RateLimited and ClockSkewed carry a RetryInfo with their delay, and no other error has one."""
     delays = {}
     for leaf in LEAVES:
@@ -138,17 +138,17 @@ def test_what_passes_says_when_to_come_again() -> None:
     assert delays == {errors.TooBusy: 1.0, errors.RateLimited: 1.5, errors.ClockSkewed: 5.0}
 
 
-@pytest.mark.parametrize(("seconds", "told"), [(2.5, 2.5), (0.001, 0.001), (0.000_000_001, 0.001), (1.000_1, 1.001)])
-def test_a_delay_is_rounded_up(seconds: float, told: float) -> None:
-    """Who waits as long as RetryInfo says never comes too early: it is rounded up to a millisecond."""
+@pytest.mark.parametrize(("seconds", "delay"), [(2.5, 2.5), (0.001, 0.001), (0.000_000_001, 0.001), (1.000_1, 1.001)])
+def test_a_retry_delay_is_rounded_up(seconds: float, delay: float) -> None:
+    """The delay of RetryInfo is rounded up to milliseconds, so that a retry is never too early."""
     retry = RetryInfo()
     assert to_status(errors.RateLimited(seconds)).details[1].Unpack(retry)
-    assert retry.retry_delay.ToTimedelta().total_seconds() == told
+    assert retry.retry_delay.ToTimedelta().total_seconds() == delay
 
 
 @pytest.mark.parametrize("leaf", LEAVES, ids=by_name)
-def test_every_message_says_something(leaf: type[DaybookError]) -> None:
-    """An error's message is what its status and its text say, and it names what is at fault."""
+def test_every_message_has_its_metadata(leaf: type[DaybookError]) -> None:
+    """An error's message is also that of its status, and it contains every value of the metadata."""
     error = make(leaf)
     assert error.message
     assert str(error) == error.message == to_status(error).message

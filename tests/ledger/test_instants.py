@@ -1,4 +1,4 @@
-"""Instants: reading and writing RFC 3339, months of the UTC calendar, and hours from an anchor."""
+"""Instants: parsing and formatting RFC 3339, months of the UTC calendar, and hours from an anchor."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ YEAR_9999_END = 253_402_300_800 * SECOND - 1
 
 NEW_YORK = ZoneInfo("America/New_York")
 
-# Integers alone are mostly near 1970; datetimes are of all years.
+# Hypothesis draws integers mostly near 0 (1970), but datetimes of all years.
 INSTANTS = st.integers(YEAR_1, YEAR_9999_END) | st.datetimes(timezones=st.just(UTC)).map(instants.from_datetime)
 MONTHS = st.builds(lambda year, month: year * 100 + month, st.integers(1, 9999), st.integers(1, 12))
 
@@ -64,8 +64,8 @@ MORNING = (20_006 * 86_400 + 24_898) * SECOND
         ("9999-12-31T23:59:59.999999Z", YEAR_9999_END),
     ],
 )
-def test_reads_rfc_3339(text: str, instant: int) -> None:
-    """A date and time by RFC 3339 is read exactly, with what is finer than a microsecond cut off."""
+def test_rfc_3339_is_parsed(text: str, instant: int) -> None:
+    """A date and time by RFC 3339 is parsed exactly, truncated to microseconds."""
     assert instants.parse(text) == instant
 
 
@@ -120,15 +120,15 @@ def test_reads_rfc_3339(text: str, instant: int) -> None:
         "2024-10-10T06:54:58\u2212 02:00",
     ],
 )
-def test_refuses_what_is_no_rfc_3339(text: str) -> None:
-    """A text that is no date and time by RFC 3339 is refused in words for the caller."""
+def test_other_times_are_refused(text: str) -> None:
+    """A text that is not a date and time by RFC 3339 is refused with a message for the caller."""
     with pytest.raises(ValueError, match="must be a date and time by RFC 3339"):
         instants.parse(text)
 
 
 @given(st.text())
-def test_reads_or_refuses_any_text(text: str) -> None:
-    """Any text is either read as an instant or refused with a ValueError, and nothing else happens."""
+def test_any_text_is_parsed_or_refused(text: str) -> None:
+    """Any text is either parsed or refused with a ValueError."""
     with suppress(ValueError):
         assert isinstance(instants.parse(text), int)
 
@@ -137,8 +137,8 @@ def test_reads_or_refuses_any_text(text: str) -> None:
     INSTANTS.filter(lambda instant: YEAR_1 + 24 * HOUR < instant < YEAR_9999_END - 24 * HOUR),
     st.integers(-(23 * 60 + 59), 23 * 60 + 59),
 )
-def test_an_offset_changes_the_writing_only(instant: int, offset_minutes: int) -> None:
-    """An instant written with any offset is read as that instant."""
+def test_an_offset_does_not_change_the_instant(instant: int, offset_minutes: int) -> None:
+    """An instant formatted with any offset is parsed as that instant."""
     zone = timezone(timedelta(minutes=offset_minutes))
     assert instants.parse(instants.to_datetime(instant).astimezone(zone).isoformat()) == instant
 
@@ -155,8 +155,8 @@ def test_an_offset_changes_the_writing_only(instant: int, offset_minutes: int) -
         (YEAR_9999_END, "9999-12-31T23:59:59.999999Z"),
     ],
 )
-def test_writes_rfc_3339(instant: int, text: str) -> None:
-    """An instant is written in UTC, with six digits of its fraction."""
+def test_an_instant_is_written_as_rfc_3339(instant: int, text: str) -> None:
+    """An instant is written in UTC with six fractional digits."""
     assert instants.write(instant) == text
 
 
@@ -174,20 +174,20 @@ def test_writes_rfc_3339(instant: int, text: str) -> None:
         (YEAR_1, "0001-01-01T00:00:00.000Z"),
     ],
 )
-def test_writes_milliseconds(instant: int, text: str) -> None:
-    """An instant is written with exactly three digits, and what is finer is cut off."""
+def test_an_instant_is_written_with_milliseconds(instant: int, text: str) -> None:
+    """An instant is written with three fractional digits, truncated."""
     assert instants.write_milliseconds(instant) == text
 
 
 @given(INSTANTS)
-def test_reads_back_what_it_writes(instant: int) -> None:
-    """Every instant of the calendar survives writing and reading."""
+def test_a_written_instant_is_parsed_back(instant: int) -> None:
+    """Every instant of the calendar is parsed back exactly."""
     assert instants.parse(instants.write(instant)) == instant
 
 
 @given(INSTANTS, INSTANTS)
 def test_text_sorts_as_time_does(one: int, other: int) -> None:
-    """Of two instants the earlier one has the lesser text."""
+    """Texts of instants sort as the instants do."""
     assert (instants.write(one) < instants.write(other)) == (one < other)
 
 
@@ -196,7 +196,7 @@ def test_text_sorts_as_time_does(one: int, other: int) -> None:
     [
         (MORNING, "2024-10-10 02:54:58"),
         (MORNING + 999_999, "2024-10-10 02:54:58"),
-        # The first two hours of 2024-11-03, on both sides of the hour that comes twice.
+        # 2024-11-03 has the hour from 01:00 twice, at the end of daylight saving time.
         ((20_030 * 24 + 5) * HOUR, "2024-11-03 01:00:00"),
         ((20_030 * 24 + 6) * HOUR, "2024-11-03 01:00:00"),
         (YEAR_1 + 5 * HOUR, "0001-01-01 00:03:58"),
@@ -207,32 +207,32 @@ def test_text_sorts_as_time_does(one: int, other: int) -> None:
         (YEAR_9999_END + HOUR, "9999-12-31 19:59:59"),
     ],
 )
-def test_writes_wall_time(instant: int, text: str) -> None:
-    """Also where the zone, or an hour of use, leads out of the calendar."""
+def test_an_instant_is_written_as_wall_time(instant: int, text: str) -> None:
+    """An instant is written as the wall time of a zone, even if that lies outside the years 1 to 9999."""
     assert instants.write_wall_time(instant, NEW_YORK) == text
 
 
 def test_wall_time_east_of_the_calendar() -> None:
-    """A zone ahead of UTC is in the year 10000 before the calendar ends."""
+    """In a zone ahead of UTC, the last instants of the calendar are in the year 10000."""
     assert instants.write_wall_time(YEAR_9999_END, ZoneInfo("Asia/Tokyo")) == "10000-01-01 08:59:59"
 
 
 @given(INSTANTS.filter(lambda instant: YEAR_1 + 24 * HOUR <= instant <= YEAR_9999_END - 24 * HOUR))
-def test_wall_time_is_that_of_the_zone(instant: int) -> None:
-    """Inside the calendar it is what the library says."""
+def test_wall_time_agrees_with_the_library(instant: int) -> None:
+    """Inside the calendar, the wall time equals that of zoneinfo."""
     wall = instants.to_datetime(instant).astimezone(NEW_YORK).replace(tzinfo=None)
     assert instants.write_wall_time(instant, NEW_YORK) == wall.isoformat(sep=" ", timespec="seconds")
 
 
 @given(INSTANTS)
-def test_reads_back_milliseconds(instant: int) -> None:
-    """Every instant of the calendar survives writing with milliseconds and reading, but for its finer digits."""
+def test_written_milliseconds_are_parsed_back(instant: int) -> None:
+    """Every instant written with milliseconds is parsed back, truncated to milliseconds."""
     assert instants.parse(instants.write_milliseconds(instant)) == instant - instant % 1000
 
 
 @given(INSTANTS)
 def test_timestamps_and_datetimes_are_exact(instant: int) -> None:
-    """An instant survives a Timestamp and a datetime, and the Timestamp is a valid one."""
+    """Conversions to a Timestamp and to a datetime are exact, and the Timestamp is valid."""
     timestamp = instants.to_timestamp(instant)
     assert 0 <= timestamp.nanos < 1_000_000_000
     assert instants.from_timestamp(timestamp) == instant
@@ -250,8 +250,8 @@ def test_timestamps_and_datetimes_are_exact(instant: int) -> None:
         (-1, 0, -SECOND),
     ],
 )
-def test_timestamps_are_cut_to_microseconds(seconds: int, nanoseconds: int, instant: int) -> None:
-    """What a Timestamp says below a microsecond is cut off, toward the past."""
+def test_timestamps_are_truncated_to_microseconds(seconds: int, nanoseconds: int, instant: int) -> None:
+    """A Timestamp is truncated to microseconds, toward the past."""
     assert instants.from_timestamp(Timestamp(seconds=seconds, nanos=nanoseconds)) == instant
 
 
@@ -269,8 +269,8 @@ def test_timestamps_are_cut_to_microseconds(seconds: int, nanoseconds: int, inst
         ("0001-01-01T00:00:00Z", 101),
     ],
 )
-def test_months_are_of_the_utc_calendar(text: str, month: int) -> None:
-    """The month of an instant is that of its date in UTC."""
+def test_the_month_of_an_instant_is_its_utc_month(text: str, month: int) -> None:
+    """The month of an instant is the month of its date in UTC."""
     assert instants.month_of(instants.parse(text)) == month
 
 
@@ -278,8 +278,8 @@ def test_months_are_of_the_utc_calendar(text: str, month: int) -> None:
     ("text", "month"),
     [("2024-10", 202410), ("2024-01", 202401), ("2024-12", 202412), ("0001-01", 101), ("9999-12", 999912)],
 )
-def test_reads_months(text: str, month: int) -> None:
-    """A month of the calendar is read as year * 100 + month."""
+def test_a_month_is_parsed(text: str, month: int) -> None:
+    """A month of the calendar is parsed as year * 100 + month."""
     assert instants.parse_month(text) == month
 
 
@@ -307,21 +307,21 @@ def test_reads_months(text: str, month: int) -> None:
         "2024-\uff11\uff10",
     ],
 )
-def test_refuses_what_is_no_month(text: str) -> None:
-    """A text that is no month of the calendar is refused."""
+def test_other_months_are_refused(text: str) -> None:
+    """A text that is not a month of the calendar is refused."""
     with pytest.raises(ValueError, match="must be a month"):
         instants.parse_month(text)
 
 
 @given(MONTHS)
-def test_months_are_read_back(month: int) -> None:
-    """Every month from the year 1 to 9999 is read as it is written."""
+def test_every_month_is_parsed(month: int) -> None:
+    """Every month of the years 1 to 9999 is parsed."""
     assert instants.parse_month(f"{month // 100:04d}-{month % 100:02d}") == month
 
 
 @given(MONTHS)
-def test_month_bounds_hold_exactly_the_month(month: int) -> None:
-    """The first and last instant inside the bounds are of the month, and the bounds have its days between them."""
+def test_month_bounds_enclose_exactly_the_month(month: int) -> None:
+    """The first and the last instant within the bounds are in the month, and the bounds span its number of days."""
     start, end = instants.month_bounds(month)
     assert instants.month_of(start) == month
     assert instants.month_of(end - 1) == month
@@ -330,7 +330,7 @@ def test_month_bounds_hold_exactly_the_month(month: int) -> None:
 
 @given(INSTANTS)
 def test_every_instant_is_inside_the_bounds_of_its_month(instant: int) -> None:
-    """The bounds of an instant's month hold the instant."""
+    """The bounds of an instant's month enclose the instant."""
     start, end = instants.month_bounds(instants.month_of(instant))
     assert start <= instant < end
 
@@ -343,7 +343,7 @@ def test_months_are_contiguous(month: int) -> None:
 
 
 def test_the_last_month_ends_with_the_calendar() -> None:
-    """The bounds of December 9999 end right after the last instant of the calendar."""
+    """The bounds of December 9999 end one microsecond after the last instant of the calendar."""
     start, end = instants.month_bounds(999912)
     assert instants.write(start) == "9999-12-01T00:00:00.000000Z"
     assert end == YEAR_9999_END + 1
@@ -371,8 +371,8 @@ def test_hours_start_at_the_anchor(anchor: int, instant: int, start: int) -> Non
 
 
 @given(INSTANTS, INSTANTS)
-def test_every_instant_has_one_hour(anchor: int, instant: int) -> None:
-    """The hour that is found holds the instant and is a whole number of hours from the anchor."""
+def test_every_instant_is_in_its_hour(anchor: int, instant: int) -> None:
+    """The hour of an instant contains it and starts a whole number of hours from the anchor."""
     start = instants.window_start(anchor, instant)
     assert start <= instant < start + HOUR
     assert (start - anchor) % HOUR == 0

@@ -1,4 +1,4 @@
-"""Lots: the order in which they are spent, and what is taken out of which."""
+"""Lots: their spending order, and the allocations of an amount."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from server.ledger.lots import CREDIT_LINE, PERMANENT, Allocation, Lot, Terms, p
 
 SOON, LATER = 1_000, 2_000
 FIRST_EVER, LAST_EVER = -(2**62), 2**63 - 2
-"""Instants further away than any clock: terms are compared, never interpreted."""
+"""Extreme instants: terms are only compared."""
 
 
 def lot(number: int, remaining: int = 10, expire_time: int | None = None, priority: int = 0) -> Lot:
-    """A full lot, permanent unless told otherwise."""
+    """A full lot, permanent by default."""
     return Lot(number, number, Terms(expire_time, priority), remaining, remaining)
 
 
@@ -26,7 +26,7 @@ def amounts(allocations: list[Allocation]) -> list[tuple[int, int]]:
 
 
 def remainders(lots: tuple[Lot, ...]) -> list[tuple[int, int]]:
-    """Each lot's number and what is left of it."""
+    """Each lot's number and remaining amount."""
     return [(each.number, each.remaining) for each in lots]
 
 
@@ -36,17 +36,19 @@ def remainders(lots: tuple[Lot, ...]) -> list[tuple[int, int]]:
         pytest.param([], [], id="none"),
         pytest.param([lot(1)], [1], id="one"),
         pytest.param([lot(2), lot(1)], [1, 2], id="the older first"),
-        pytest.param([lot(10), lot(9), lot(100)], [9, 10, 100], id="the age as a number, not as text"),
+        pytest.param([lot(10), lot(9), lot(100)], [9, 10, 100], id="numbers compared as numbers, not as text"),
         pytest.param([lot(1), lot(2, expire_time=LATER)], [2, 1], id="a permanent one last"),
-        pytest.param([lot(1), lot(2, expire_time=LAST_EVER)], [2, 1], id="a permanent one last, however far the other"),
+        pytest.param([lot(1), lot(2, expire_time=LAST_EVER)], [2, 1], id="a permanent one after the latest expiry"),
         pytest.param([lot(1, expire_time=LATER), lot(2, expire_time=SOON)], [2, 1], id="the sooner to expire first"),
         pytest.param([lot(1, expire_time=SOON + 1), lot(2, expire_time=SOON)], [2, 1], id="to the microsecond"),
         pytest.param([lot(2, expire_time=SOON), lot(1, expire_time=SOON)], [1, 2], id="one expiry: the older first"),
         pytest.param([lot(1, expire_time=0), lot(2, expire_time=FIRST_EVER)], [2, 1], id="an expiry before 1970"),
-        pytest.param([lot(1, expire_time=0), lot(2)], [1, 2], id="an expiry in 1970 is one"),
+        pytest.param([lot(1, expire_time=0), lot(2)], [1, 2], id="an expiry at 0 is not permanent"),
         pytest.param([lot(1, expire_time=SOON, priority=1), lot(2)], [2, 1], id="priority before expiry"),
         pytest.param([lot(1), lot(2, priority=-1)], [2, 1], id="priority before age"),
-        pytest.param([lot(1, priority=2), lot(2, priority=10)], [1, 2], id="priority as a number, not as text"),
+        pytest.param(
+            [lot(1, priority=2), lot(2, priority=10)], [1, 2], id="priorities compared as numbers, not as text"
+        ),
         pytest.param([lot(1, priority=-2), lot(2, priority=-10)], [2, 1], id="priorities below 0"),
         pytest.param(
             [
@@ -60,9 +62,9 @@ def remainders(lots: tuple[Lot, ...]) -> list[tuple[int, int]]:
                 lot(8, expire_time=SOON, priority=5),
             ],
             [5, 6, 3, 7, 4, 8, 2, 1],
-            id="all of it",
+            id="all criteria",
         ),
-        pytest.param([lot(1, remaining=0), lot(2), lot(3, remaining=0, priority=-1)], [2], id="empty ones not at all"),
+        pytest.param([lot(1, remaining=0), lot(2), lot(3, remaining=0, priority=-1)], [2], id="empty lots left out"),
     ],
 )
 def test_spending_order(lots: list[Lot], order: list[int]) -> None:
@@ -74,11 +76,11 @@ def test_spending_order(lots: list[Lot], order: list[int]) -> None:
 @pytest.mark.parametrize(
     ("lots", "amount", "taken", "left"),
     [
-        pytest.param([lot(1)], 1, [(1, -1)], [(1, 9)], id="the least"),
-        pytest.param([lot(1)], 9, [(1, -9)], [(1, 1)], id="all but the least"),
+        pytest.param([lot(1)], 1, [(1, -1)], [(1, 9)], id="the smallest amount"),
+        pytest.param([lot(1)], 9, [(1, -9)], [(1, 1)], id="all but the smallest amount"),
         pytest.param([lot(1)], 10, [(1, -10)], [], id="exactly one lot"),
-        pytest.param([lot(1)], 11, [(1, -10), (CREDIT_LINE, -1)], [], id="one more than there is"),
-        pytest.param([], 7, [(CREDIT_LINE, -7)], [], id="nothing there"),
+        pytest.param([lot(1)], 11, [(1, -10), (CREDIT_LINE, -1)], [], id="more than the lot has"),
+        pytest.param([], 7, [(CREDIT_LINE, -7)], [], id="no lots"),
         pytest.param([lot(1), lot(2, 5)], 10, [(1, -10)], [(2, 5)], id="the first of two, exactly"),
         pytest.param([lot(1), lot(2, 5)], 11, [(1, -10), (2, -1)], [(2, 4)], id="into the second"),
         pytest.param([lot(1), lot(2, 5)], 9, [(1, -9)], [(1, 1), (2, 5)], id="the second untouched"),
@@ -96,15 +98,17 @@ def test_spending_order(lots: list[Lot], order: list[int]) -> None:
         pytest.param([lot(1, 10**18 - 1)], 10**18 - 1, [(1, -(10**18 - 1))], [], id="the largest amount"),
     ],
 )
-def test_taking(lots: list[Lot], amount: int, taken: list[tuple[int, int]], left: list[tuple[int, int]]) -> None:
-    """An amount comes out of the lots one after the other, and what they lack is borrowed."""
+def test_an_amount_is_taken_in_order(
+    lots: list[Lot], amount: int, taken: list[tuple[int, int]], left: list[tuple[int, int]]
+) -> None:
+    """An amount is taken from one lot after the other, and the rest is borrowed."""
     remaining, allocations = take(tuple(lots), amount)
     assert amounts(allocations) == taken
     assert remainders(remaining) == left
 
 
 def test_an_allocation_has_the_terms_of_its_lot() -> None:
-    """What was taken from a lot says when the lot expires and its priority; what was borrowed is permanent."""
+    """An allocation has the expire_time and the priority of its lot; a borrowed amount is permanent."""
     lots = (lot(3, 5, SOON, -2), lot(1, 5, None, 4))
     assert take(lots, 11)[1] == [
         Allocation(3, -5, Terms(SOON, -2)),
@@ -113,8 +117,8 @@ def test_an_allocation_has_the_terms_of_its_lot() -> None:
     ]
 
 
-def test_taking_changes_nothing_of_a_lot_but_what_remains() -> None:
-    """A lot that is left open keeps its number, opener, terms and first amount."""
+def test_taking_changes_only_the_remaining_amount() -> None:
+    """A lot that stays open keeps its number, opener, terms and original amount."""
     (left,), _ = take((Lot(4, 9, Terms(SOON, 3), 50, 30),), 10)
     assert left == Lot(4, 9, Terms(SOON, 3), 50, 20)
 
@@ -132,7 +136,7 @@ def test_taking_changes_nothing_of_a_lot_but_what_remains() -> None:
     ],
 )
 def test_terms_are_past_from_their_expire_time_on(expire_time: int | None, now: int, are_past: bool) -> None:
-    """Credits are gone at exactly their expire_time, and not a microsecond before."""
+    """Credits expire at exactly their expire_time, and not a microsecond earlier."""
     assert Terms(expire_time).are_past(now) is are_past
 
 
@@ -145,12 +149,12 @@ def test_terms_are_past_from_their_expire_time_on(expire_time: int | None, now: 
         pytest.param([Allocation(1, 5, Terms(SOON)), Allocation(2, 7, PERMANENT)], 5, 7, id="both"),
         pytest.param([Allocation(CREDIT_LINE, -9, PERMANENT), Allocation(1, -2, Terms(LATER))], -2, -9, id="borrowed"),
         pytest.param([Allocation(1, -1, Terms(SOON)), Allocation(2, -2, Terms(LATER))], -3, 0, id="two dates"),
-        pytest.param([Allocation(1, 4, Terms(0))], 4, 0, id="an expiry in 1970 is one"),
-        pytest.param([Allocation(1, 4, Terms(None, 7))], 0, 4, id="a priority is no expiry"),
+        pytest.param([Allocation(1, 4, Terms(0))], 4, 0, id="an expiry at 0 is not permanent"),
+        pytest.param([Allocation(1, 4, Terms(None, 7))], 0, 4, id="a priority without an expiry is permanent"),
     ],
 )
-def test_parts(allocations: list[Allocation], expiring: int, permanent: int) -> None:
-    """One part is the sum of what moved in lots that have a date of expiry, the other the rest."""
+def test_parts_of_an_amount(allocations: list[Allocation], expiring: int, permanent: int) -> None:
+    """The expiring part is the sum of allocations with an expire_time; the permanent part is the rest."""
     assert parts(allocations) == (expiring, permanent)
 
 
@@ -160,8 +164,8 @@ any_lots = st.lists(st.tuples(st.integers(0, 20), st.none() | st.integers(0, 5),
 
 
 @given(any_lots, st.integers(1, 200))
-def test_taking_keeps_every_credit(lots: list[Lot], amount: int) -> None:
-    """For any lots, what was taken and what is left are together what was there, each lot by itself."""
+def test_taking_conserves_credits(lots: list[Lot], amount: int) -> None:
+    """For any lots, the taken and the remaining amount of each lot add up to its earlier amount."""
     before = sort_lots(lots)
     after, allocations = take(before, amount)
     taken = dict(amounts(allocations))
@@ -176,18 +180,18 @@ def test_taking_keeps_every_credit(lots: list[Lot], amount: int) -> None:
 
 
 @given(any_lots, st.integers(1, 200))
-def test_no_lot_is_touched_before_the_ones_ahead_are_empty(lots: list[Lot], amount: int) -> None:
-    """For any lots, all that were taken from but the last are empty, and they are the first in the order."""
+def test_a_lot_is_spent_only_after_its_predecessors_are_empty(lots: list[Lot], amount: int) -> None:
+    """For any lots, those taken from are the first in spending order, and all but the last of them are empty."""
     before = sort_lots(lots)
     after, allocations = take(before, amount)
-    touched = [each.lot_number for each in allocations if each.lot_number != CREDIT_LINE]
-    assert touched == [each.number for each in before[: len(touched)]]
-    assert not set(touched[:-1]) & {each.number for each in after}
+    spent = [each.lot_number for each in allocations if each.lot_number != CREDIT_LINE]
+    assert spent == [each.number for each in before[: len(spent)]]
+    assert not set(spent[:-1]) & {each.number for each in after}
 
 
 @given(any_lots, st.integers(1, 50), st.integers(1, 50))
 def test_taking_twice_is_taking_the_sum(lots: list[Lot], first: int, second: int) -> None:
-    """For any lots, two amounts one after the other leave what their sum at once leaves."""
+    """For any lots, taking two amounts in succession leaves the same lots as taking their sum."""
     once, _ = take(sort_lots(lots), first + second)
     part, _ = take(sort_lots(lots), first)
     assert take(part, second)[0] == once
@@ -195,5 +199,5 @@ def test_taking_twice_is_taking_the_sum(lots: list[Lot], first: int, second: int
 
 @given(any_lots)
 def test_the_order_is_total(lots: list[Lot]) -> None:
-    """For any lots, no two share a place: each next one's order is strictly greater."""
+    """For any lots, the spending orders are strictly increasing."""
     assert all(one.spending_order < next_one.spending_order for one, next_one in pairwise(sort_lots(lots)))

@@ -1,4 +1,4 @@
-"""Amounts: what is read, what is written, and how they are rounded for a vendor."""
+"""Amounts: parsing, formatting, and rounding for a vendor."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from server.ledger import money
 from server.ledger.money import LARGEST, ONE_CREDIT
 
-# Integers alone are mostly small.
+# Hypothesis draws mostly small integers, so large ones are added.
 AMOUNTS = st.integers(-LARGEST, LARGEST) | st.integers(0, LARGEST // 2).map(lambda amount: LARGEST - amount)
 
 
@@ -37,8 +37,8 @@ AMOUNTS = st.integers(-LARGEST, LARGEST) | st.integers(0, LARGEST // 2).map(lamb
         ("-999999999999.999999", -999_999_999_999_999_999),
     ],
 )
-def test_reads_amounts(text: str, millionths: int) -> None:
-    """An amount of the grammar is read exactly, as millionths."""
+def test_an_amount_is_parsed(text: str, millionths: int) -> None:
+    """An amount of the grammar is parsed exactly, as millionths."""
     assert money.parse(text) == millionths
 
 
@@ -85,15 +85,15 @@ def test_reads_amounts(text: str, millionths: int) -> None:
         "$1",
     ],
 )
-def test_refuses_what_is_no_amount(text: str) -> None:
+def test_other_amounts_are_refused(text: str) -> None:
     """A text outside the grammar is refused, never rounded or repaired."""
     with pytest.raises(ValueError, match="must be a decimal"):
         money.parse(text)
 
 
 @given(st.text())
-def test_reads_or_refuses_any_text(text: str) -> None:
-    """Any text is either an exact amount in range or a ValueError."""
+def test_any_text_is_parsed_or_refused(text: str) -> None:
+    """Any text is either parsed as an exact amount in range, or refused with a ValueError."""
     try:
         amount = money.parse(text)
     except ValueError:
@@ -119,20 +119,20 @@ def test_reads_or_refuses_any_text(text: str) -> None:
         ("999999999999.999999", "999999999999.999999"),
     ],
 )
-def test_writes_the_shortest_form(text: str, shortest: str) -> None:
+def test_an_amount_is_written_in_its_shortest_form(text: str, shortest: str) -> None:
     """An amount is written without leading zeros, trailing zeros, a bare point or a minus before 0."""
     assert money.write(money.parse(text)) == shortest
 
 
 @given(AMOUNTS)
-def test_reads_back_what_it_writes(amount: int) -> None:
-    """Every amount in range survives writing and reading."""
+def test_a_written_amount_is_parsed_back(amount: int) -> None:
+    """Every amount in range is parsed back exactly."""
     assert money.parse(money.write(amount)) == amount
 
 
 @given(AMOUNTS)
-def test_writes_the_exact_value(amount: int) -> None:
-    """What is written is the exact decimal, and no shorter text of the grammar says the same."""
+def test_an_amount_is_written_exactly(amount: int) -> None:
+    """The text is the exact decimal, and no shorter text of the grammar has the same value."""
     text = money.write(amount)
     assert Decimal(text) * ONE_CREDIT == amount
     whole, point, fraction = text.removeprefix("-").partition(".")
@@ -142,8 +142,8 @@ def test_writes_the_exact_value(amount: int) -> None:
 
 
 @pytest.mark.parametrize("amount", [LARGEST, -LARGEST])
-def test_bounds_are_what_the_grammar_can_say(amount: int) -> None:
-    """The largest amount is the largest that can be read, and twice it fits into 64 bits."""
+def test_the_range_is_that_of_the_grammar(amount: int) -> None:
+    """The largest amount is the largest of the grammar, and twice it fits into 64 bits."""
     assert money.parse(money.write(amount)) == amount
     with pytest.raises(ValueError, match="must be a decimal"):
         money.parse(money.write(amount + (1 if amount > 0 else -1)))
@@ -174,13 +174,13 @@ def test_numbers_are_the_nearest_doubles(amount: int) -> None:
         ("999999999999.5", 1_000_000_000_000),
     ],
 )
-def test_half_a_credit_goes_away_from_zero(text: str, whole_credits: int) -> None:
-    """Whole credits are the nearest, and half a credit goes away from zero."""
+def test_half_a_credit_is_rounded_away_from_zero(text: str, whole_credits: int) -> None:
+    """An amount is rounded to the nearest whole credit, and half a credit away from zero."""
     assert money.to_whole_credits(money.parse(text)) == whole_credits
 
 
 @given(AMOUNTS | st.integers(-2_000_000, 2_000_000).map(lambda halves: halves * ONE_CREDIT // 2))
-def test_rounds_as_decimal_does(amount: int) -> None:
+def test_rounding_agrees_with_decimal(amount: int) -> None:
     """Whole credits agree with decimal's ROUND_HALF_UP, which is away from zero."""
     expected = (Decimal(amount) / ONE_CREDIT).quantize(Decimal(1), rounding=ROUND_HALF_UP)
     assert money.to_whole_credits(amount) == expected

@@ -1,4 +1,4 @@
-"""Pages: where one ends, and in which order a list comes."""
+"""Pages and the orders and filters of lists."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from server.ledger.paging import Order, OrderField, Page, TransactionFilter
         (1001, 1000, list(range(1000)), "key 999"),
     ],
 )
-def test_one_row_too_many_makes_a_next_page(row_count: int, limit: int, rows: list[int], next_key: str | None) -> None:
-    """A page has at most `limit` rows, and the key of its last row exactly when a row was left over."""
+def test_an_extra_row_makes_a_next_page(row_count: int, limit: int, rows: list[int], next_key: str | None) -> None:
+    """A page has at most `limit` rows. It has a next_key, the key of its last row, exactly if there are more rows."""
     page = Page.of(list(range(row_count)), limit, key=lambda row: f"key {row}")
     assert page.rows == rows
     assert page.next_key == next_key
@@ -30,8 +30,8 @@ def test_one_row_too_many_makes_a_next_page(row_count: int, limit: int, rows: li
 
 @pytest.mark.parametrize("total", [1, 2, 7, 8])
 @pytest.mark.parametrize("limit_of", ["1", "N-1", "N", "N+1"])
-def test_pages_put_together_are_the_list(total: int, limit_of: str) -> None:
-    """Reading on from each next_key gives every row once, at sizes 1, N-1, N and N+1."""
+def test_concatenated_pages_are_the_list(total: int, limit_of: str) -> None:
+    """Reading from next_key to next_key returns every row once, with limits 1, N-1, N and N+1."""
     limit = max(1, {"1": 1, "N-1": total - 1, "N": total, "N+1": total + 1}[limit_of])
     everything = list(range(total))
     seen: list[int] = []
@@ -48,17 +48,17 @@ def test_pages_put_together_are_the_list(total: int, limit_of: str) -> None:
     assert pages == -(-total // limit)
 
 
-def test_lists_are_newest_first_unless_told_otherwise() -> None:
-    """An order that says nothing is by create_time, descending."""
+def test_lists_are_newest_first_by_default() -> None:
+    """The default order is by create_time, descending."""
     assert Order() == Order(OrderField.CREATE_TIME, descending=True)
 
 
-def test_a_filter_that_says_nothing_names_nothing() -> None:
-    """Every field of an empty filter is empty or None, so that it lets all pass."""
+def test_default_filter_is_empty() -> None:
+    """Every field of the default filter is empty or None, so it selects all transactions."""
     empty = TransactionFilter()
     assert {getattr(empty, name) for name in TransactionFilter.__slots__} == {(), None}
 
 
 def test_order_fields_have_the_names_of_the_contract() -> None:
-    """A list can be ordered by the contract's create_time and amount, and nothing else."""
+    """A list can be ordered by the fields create_time and amount only."""
     assert {field.value for field in OrderField} == {"create_time", "amount"}

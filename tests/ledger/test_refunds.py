@@ -1,4 +1,4 @@
-"""The rules of refunds: what may be given back, and to which lots it goes."""
+"""The rules of refunds: refundable amounts, and the lots to which credits return."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ SUCCEEDED, FAILED, CANCELED = Transaction.SUCCEEDED, Transaction.FAILED, Transac
 
 
 def spend(state: AccountState, amount: Millionths, now: Instant = NOW) -> tuple[AccountState, Charge]:
-    """Charges an amount (above 0); gives the charge as the service would load it for a refund."""
+    """Charges an amount (above 0); returns the charge as the service loads it for a refund."""
     after, posting = post(state, Draft(CHARGE, "ai_chat", -amount), now)
-    # A lot that is open when it comes to the refund is the state's; one that is not has nothing left.
+    # A refund takes open lots from the state, so these copies matter only for spent lots.
     used = {each.lot_number for each in posting.allocations}
     lots = {each.number: each._replace(remaining=0) for each in state.lots if each.number in used}
     charge = Charge(NAME, posting.kind, posting.state, posting.amount, posting.create_time, posting.allocations, lots)
@@ -48,7 +48,7 @@ def refund_parts(
 
 
 def expire(state: AccountState, now: Instant) -> AccountState:
-    """The state after all that is due by now has expired."""
+    """The state after its due expirations."""
     for after, _ in expire_due(state, now):
         state = after
     return state
@@ -60,7 +60,7 @@ def moved(posting: Posting) -> list[tuple[int, Millionths]]:
 
 
 def holdings(state: AccountState) -> tuple[Millionths, Millionths, tuple[Lot, ...]]:
-    """What an account holds and owes."""
+    """The balance, debt and lots of an account."""
     return state.balance, state.debt, state.lots
 
 
@@ -72,32 +72,32 @@ SPENDING_ORDER = (1, 3, 2)
 @pytest.mark.parametrize(
     ("amount", "allocations", "expiring_amount"),
     [
-        pytest.param(1, [(0, 1)], 0, id="one of what was borrowed"),
-        pytest.param(5, [(0, 5)], 0, id="what was borrowed"),
-        pytest.param(6, [(0, 5), (2, 1)], 1, id="one into the lot taken last"),
+        pytest.param(1, [(0, 1)], 0, id="a part of the borrowed amount"),
+        pytest.param(5, [(0, 5)], 0, id="the borrowed amount"),
+        pytest.param(6, [(0, 5), (2, 1)], 1, id="into the lot taken last"),
         pytest.param(15, [(0, 5), (2, 10)], 10, id="the lot taken last"),
-        pytest.param(16, [(0, 5), (2, 10), (3, 1)], 11, id="one into the lot before it"),
+        pytest.param(16, [(0, 5), (2, 10), (3, 1)], 11, id="into the lot before it"),
         pytest.param(25, [(0, 5), (2, 10), (3, 10)], 20, id="two lots"),
         pytest.param(34, [(0, 5), (2, 10), (3, 10), (1, 9)], 20, id="all but one"),
         pytest.param(35, [(0, 5), (2, 10), (3, 10), (1, 10)], 20, id="all"),
-        pytest.param(None, [(0, 5), (2, 10), (3, 10), (1, 10)], 20, id="all, unnamed"),
+        pytest.param(None, [(0, 5), (2, 10), (3, 10), (1, 10)], 20, id="all, without an amount"),
     ],
 )
-def test_credits_go_back_to_where_they_came_from(
+def test_credits_return_to_their_lots_in_reverse_order(
     amount: Millionths | None, allocations: list[tuple[int, Millionths]], expiring_amount: Millionths
 ) -> None:
-    """Of a charge of 35 that emptied three lots and borrowed 5, the last taken comes back first."""
+    """For a charge of 35 that emptied three lots and borrowed 5, the credits taken last return first."""
     state, charge = spend(account(*THREE_LOTS, credit_limit=10), 35)
     assert [each.lot_number for each in charge.allocations] == [*SPENDING_ORDER, 0]
     after, posting = refund(state, charge, amount, NOW + 5)
-    given_back = 35 if amount is None else amount
+    refunded_amount = 35 if amount is None else amount
     assert moved(posting) == allocations
-    assert parts(posting.allocations) == (expiring_amount, given_back - expiring_amount)
-    assert (after.balance, after.debt) == (given_back - 5, max(0, 5 - given_back))
+    assert parts(posting.allocations) == (expiring_amount, refunded_amount - expiring_amount)
+    assert (after.balance, after.debt) == (refunded_amount - 5, max(0, 5 - refunded_amount))
 
 
-def test_a_refund_says_what_it_is() -> None:
-    """A refund is a transaction of its own kind and category, the next in sequence, dated now."""
+def test_a_refund_is_a_transaction() -> None:
+    """A refund is a REFUND with the next sequence and the present time as its create_time."""
     state, charge = spend(account(*THREE_LOTS), 30)
     state = state._replace(sequence=41, window=UsageWindow(2, NOW, 5, 6))
     after, posting = refund(state, charge, 12, NOW + 5)
@@ -111,24 +111,24 @@ def test_a_refund_says_what_it_is() -> None:
 @pytest.mark.parametrize(
     ("parts", "allocations"),
     [
-        pytest.param([4, 1, 30], [[(0, 4)], [(0, 1)], [(2, 10), (3, 10), (1, 10)]], id="at the seams"),
-        pytest.param([4, 4, 4], [[(0, 4)], [(0, 1), (2, 3)], [(2, 4)]], id="across them"),
-        pytest.param([14, 14, None], [[(0, 5), (2, 9)], [(2, 1), (3, 10), (1, 3)], [(1, 7)]], id="what is left"),
-        pytest.param([34, 1], [[(0, 5), (2, 10), (3, 10), (1, 9)], [(1, 1)]], id="the last one"),
-        pytest.param([1, None], [[(0, 1)], [(0, 4), (2, 10), (3, 10), (1, 10)]], id="the first one"),
+        pytest.param([4, 1, 30], [[(0, 4)], [(0, 1)], [(2, 10), (3, 10), (1, 10)]], id="at the boundaries of lots"),
+        pytest.param([4, 4, 4], [[(0, 4)], [(0, 1), (2, 3)], [(2, 4)]], id="across boundaries of lots"),
+        pytest.param([14, 14, None], [[(0, 5), (2, 9)], [(2, 1), (3, 10), (1, 3)], [(1, 7)]], id="the rest"),
+        pytest.param([34, 1], [[(0, 5), (2, 10), (3, 10), (1, 9)], [(1, 1)]], id="all but 1, then 1"),
+        pytest.param([1, None], [[(0, 1)], [(0, 4), (2, 10), (3, 10), (1, 10)]], id="1, then the rest"),
     ],
 )
-def test_a_further_refund_goes_on_where_the_last_one_ended(
+def test_a_further_refund_continues_after_the_previous_one(
     parts: list[Millionths | None], allocations: list[list[tuple[int, Millionths]]]
 ) -> None:
-    """Refunded in parts, a charge of 35 comes back part by part, each credit once."""
+    """Partial refunds of a charge of 35 return each credit once."""
     state, charge = spend(account(*THREE_LOTS, credit_limit=10), 35)
     _, postings = refund_parts(state, charge, parts)
     assert [moved(each) for each in postings] == allocations
 
 
 def test_charging_100_and_refunding_30_is_charging_70() -> None:
-    """What remains after a partial refund is as if only the rest had been charged, lot by lot."""
+    """After a partial refund, the lots are as if only the rest had been charged."""
     before = account(lot(1, 60), lot(2, 50, NOW + HOUR))
     state, charge = spend(before, 100)
     after, _ = refund(state, charge, 30, NOW)
@@ -139,8 +139,8 @@ def test_charging_100_and_refunding_30_is_charging_70() -> None:
 @pytest.mark.parametrize(
     ("charged", "refunded", "amount", "refundable"),
     [
-        pytest.param(10_000_000, 0, 10_000_001, "10", id="the least too much"),
-        pytest.param(10_000_000, 4_000_000, 6_000_001, "6", id="with what was given back before"),
+        pytest.param(10_000_000, 0, 10_000_001, "10", id="a millionth too much"),
+        pytest.param(10_000_000, 4_000_000, 6_000_001, "6", id="with an earlier refund"),
         pytest.param(10_000_000, 10_000_000, 1, "0", id="nothing is left"),
         pytest.param(10_000_000, 10_000_000, None, "0", id="all of nothing"),
         pytest.param(10_000_000, 9_999_999, 2, "0.000001", id="one millionth is left"),
@@ -149,7 +149,7 @@ def test_charging_100_and_refunding_30_is_charging_70() -> None:
 def test_refunds_never_exceed_the_charge(
     charged: Millionths, refunded: Millionths, amount: Millionths | None, refundable: str
 ) -> None:
-    """A refund beyond what is left of the charge is refused, and told how much is left."""
+    """A refund that exceeds the rest of the charge is refused with the amount that is left."""
     state, charge = spend(account(lot(1, charged)), charged)
     with pytest.raises(RefundExceedsCharge) as refusal:
         refund(state, replace(charge, refunded=refunded), amount, NOW)
@@ -171,18 +171,18 @@ def test_refunds_never_exceed_the_charge(
         (Transaction.ADJUSTMENT, SUCCEEDED, 10, NotRefundable),
     ],
 )
-@pytest.mark.parametrize("asked", [1, 10, 11, None])
+@pytest.mark.parametrize("requested", [1, 10, 11, None])
 def test_only_a_charge_that_succeeded_is_refunded(
-    asked: Millionths | None, kind: Kind, state: State, amount: Millionths, outcome: type[DaybookError] | None
+    requested: Millionths | None, kind: Kind, state: State, amount: Millionths, outcome: type[DaybookError] | None
 ) -> None:
-    """Anything but a charge that succeeded is refused by its name, before amounts are looked at."""
+    """A transaction that is not a successful charge is refused before its amount is checked."""
     account_state, charge = spend(account(lot(1, 10)), 10)
     other = replace(charge, kind=kind, state=state, amount=amount)
-    if outcome is None and asked != 11:
-        assert refund(account_state, other, asked, NOW)[1].amount == (asked or 10)
+    if outcome is None and requested != 11:
+        assert refund(account_state, other, requested, NOW)[1].amount == (requested or 10)
         return
     with pytest.raises(outcome or RefundExceedsCharge) as refusal:
-        refund(account_state, other, asked, NOW)
+        refund(account_state, other, requested, NOW)
     assert refusal.value.metadata["transaction"] == NAME
 
 
@@ -197,15 +197,20 @@ EXPIRES_AT = NOW + 1000
         pytest.param(CHARGED_AT, EXPIRES_AT, [Lot(2, 9, Terms(EXPIRES_AT + 700, 6), 40, 40)], id="at the expire_time"),
         pytest.param(CHARGED_AT, NOW + 5000, [Lot(2, 9, Terms(NOW + 5700, 6), 40, 40)], id="long after"),
         pytest.param(
-            NOW + 5000, EXPIRES_AT - 1, [Lot(1, 1, Terms(EXPIRES_AT, 6), 100, 40)], id="only the account is ahead"
+            NOW + 5000, EXPIRES_AT - 1, [Lot(1, 1, Terms(EXPIRES_AT, 6), 100, 40)], id="only the create_time is later"
         ),
         pytest.param(
-            NOW + 5000, EXPIRES_AT, [Lot(2, 9, Terms(EXPIRES_AT + 700, 6), 40, 40)], id="long after, but for the clock"
+            NOW + 5000,
+            EXPIRES_AT,
+            [Lot(2, 9, Terms(EXPIRES_AT + 700, 6), 40, 40)],
+            id="at the expire_time, with a later create_time",
         ),
     ],
 )
-def test_credits_of_a_lot_that_expired_live_on(last_create_time: Instant, now: Instant, lots: list[Lot]) -> None:
-    """Credits that had 700 microseconds to live when they were spent have as many again after their lot expired."""
+def test_credits_of_an_expired_lot_get_their_remaining_lifetime(
+    last_create_time: Instant, now: Instant, lots: list[Lot]
+) -> None:
+    """Credits charged 700 microseconds before they expired return with a lifetime of 700 microseconds."""
     state, charge = spend(account(lot(1, 100, EXPIRES_AT, 6)), 100, CHARGED_AT)
     state = state._replace(sequence=8, last_create_time=last_create_time)
     after, posting = refund(state, charge, 40, now)
@@ -215,8 +220,8 @@ def test_credits_of_a_lot_that_expired_live_on(last_create_time: Instant, now: I
     assert (parts(posting.allocations), after.balance, after.lot_count) == ((40, 0), 40, lots[0].number)
 
 
-def test_what_expired_itself_does_not_come_back() -> None:
-    """Of 100 credits 60 were spent and 40 expired: a refund brings back the 60, in a lot of their own."""
+def test_expired_credits_are_not_refunded() -> None:
+    """If 60 of 100 credits were spent and 40 expired, a refund returns the 60, in a new lot."""
     state, charge = spend(account(lot(1, 100, EXPIRES_AT)), 60, CHARGED_AT)
     state = expire(state, EXPIRES_AT)
     assert holdings(state) == (0, 0, ())
@@ -225,8 +230,8 @@ def test_what_expired_itself_does_not_come_back() -> None:
     assert holdings(after) == (60, 0, (Lot(2, 4, Terms(EXPIRES_AT + 700), 60, 60),))
 
 
-def test_only_the_expired_part_gets_a_new_lot() -> None:
-    """Where one of two lots has expired meanwhile, the other still takes back what came from it."""
+def test_only_the_part_of_the_expired_lot_gets_a_new_lot() -> None:
+    """If one of several lots has expired since the charge, credits of the others return to them."""
     state, charge = spend(account(lot(1, 10, NOW + HOUR), lot(2, 10, NOW + 3 * HOUR), lot(3, 10)), 25)
     state, posting = refund(expire(state, NOW + 2 * HOUR), charge, 22, NOW + 2 * HOUR)
     assert moved(posting) == [(3, 5), (2, 10), (4, 7)]
@@ -237,8 +242,8 @@ def test_only_the_expired_part_gets_a_new_lot() -> None:
     ]
 
 
-def test_each_part_of_expired_credits_lives_from_its_own_refund_on() -> None:
-    """Two partial refunds of one expired lot open a lot each, dated from the refund that opened it."""
+def test_each_refund_of_expired_credits_starts_their_lifetime() -> None:
+    """Each of two partial refunds of an expired lot opens a lot, whose lifetime begins at that refund."""
     state, charge = spend(account(lot(1, 100, EXPIRES_AT)), 100, CHARGED_AT)
     state, first = refund(state, charge, 30, NOW + 5000)
     state, second = refund(state, replace(charge, refunded=30), 50, NOW + 5001)
@@ -248,8 +253,8 @@ def test_each_part_of_expired_credits_lives_from_its_own_refund_on() -> None:
     )
 
 
-def test_what_was_borrowed_comes_back_permanent() -> None:
-    """Where the debt was paid back meanwhile, the borrowed part of a charge becomes a permanent lot."""
+def test_borrowed_credits_return_as_permanent() -> None:
+    """If the debt has been paid back since, the borrowed part of a charge returns as a permanent lot."""
     state, charge = spend(account(lot(1, 10, NOW + HOUR, 3), credit_limit=10), 16)
     state, _ = post(state, Draft(GRANT, "purchase", 6), NOW)
     assert holdings(state) == (0, 0, ())
@@ -274,7 +279,7 @@ def test_a_refund_pays_a_later_debt_first(
     debt: Millionths,
     lots: list[tuple[int, Millionths]],
 ) -> None:
-    """What comes back pays back what was borrowed by a later charge before anything goes into a lot."""
+    """Refunded credits first pay back the debt of a later charge; the rest goes into lots."""
     state, charge = spend(account(lot(1, 5, NOW + HOUR), lot(2, 10), credit_limit=20), 15)
     state, _ = spend(state, 7)
     after, posting = refund(state, charge, amount, NOW)
@@ -289,14 +294,14 @@ def test_a_refund_pays_a_later_debt_first(
         pytest.param(account(lot(1, 10)), 10, [lot(2, LARGEST - 10)], LARGEST, id="up to the range"),
         pytest.param(account(lot(1, 10)), 10, [lot(2, LARGEST - 9)], BalanceOutOfRange, id="out of range"),
         pytest.param(
-            account(lot(1, 10)), 10, [lot(number, 1) for number in range(2, 3001)], 3009, id="however many lots"
+            account(lot(1, 10)), 10, [lot(number, 1) for number in range(2, 3001)], 3009, id="any number of lots"
         ),
     ],
 )
-def test_a_refund_is_bounded_as_a_grant_is(
+def test_a_refund_is_limited_by_the_range_only(
     state: AccountState, charged: Millionths, filled: list[Lot], outcome: Millionths | type[DaybookError]
 ) -> None:
-    """A refund gives the new balance, or is refused where the account can't hold it."""
+    """A refund is refused if the balance would leave the range; the number of lots doesn't matter."""
     _, charge = spend(state, charged)
     full = account(*filled)
     if isinstance(outcome, int):
@@ -322,20 +327,22 @@ def spent_accounts(draw: st.DrawFn) -> tuple[AccountState, Millionths]:
 def test_a_partial_refund_is_as_if_the_rest_had_been_charged(
     case: tuple[AccountState, Millionths], data: st.DataObject
 ) -> None:
-    """For any lots, charging and refunding a part leaves what charging the rest leaves; refunding all, what was."""
+    """For any lots, a charge with a partial refund leaves the same state as a charge of the rest."""
     before, charged = case
-    given_back = data.draw(st.integers(1, charged))
+    refunded_amount = data.draw(st.integers(1, charged))
     state, charge = spend(before, charged)
-    after, posting = refund(state, charge, given_back, NOW)
-    rest = charged - given_back
+    after, posting = refund(state, charge, refunded_amount, NOW)
+    rest = charged - refunded_amount
     assert holdings(after) == holdings(spend(before, rest)[0] if rest else before)
-    assert sum(each.amount for each in posting.allocations) == posting.amount == given_back
+    assert sum(each.amount for each in posting.allocations) == posting.amount == refunded_amount
     assert all(each.amount > 0 for each in posting.allocations)
 
 
 @given(spent_accounts(), st.data())
-def test_any_split_of_a_refund_ends_the_same(case: tuple[AccountState, Millionths], data: st.DataObject) -> None:
-    """For any lots and charge, refunds in parts leave the same lots as one refund of their sum."""
+def test_partial_refunds_equal_one_refund_of_their_sum(
+    case: tuple[AccountState, Millionths], data: st.DataObject
+) -> None:
+    """For any lots and charge, partial refunds leave the same lots as one refund of their sum."""
     before, charged = case
     total = data.draw(st.integers(1, charged))
     cuts = data.draw(st.sets(st.integers(1, total), max_size=5)) | {total}
@@ -352,7 +359,7 @@ def test_any_split_of_a_refund_ends_the_same(case: tuple[AccountState, Millionth
 def test_refunding_everything_restores_the_balance(
     case: tuple[AccountState, Millionths], later: list[Millionths], data: st.DataObject
 ) -> None:
-    """For any charges refunded in any order, the balance is as before and no lot holds more than was put into it."""
+    """Refunds of all charges in any order restore the balance, and no lot exceeds its original amount."""
     before, first = case
     state, charge = spend(before, first)
     charges = [charge]

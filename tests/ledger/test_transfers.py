@@ -1,4 +1,4 @@
-"""The rules of transfers: what arrives, on which terms, and when."""
+"""The rules of transfers: amounts, terms and times of both sides."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def account(
     credit_limit: Millionths = 0,
     last_create_time: Instant = NOW - HOUR,
 ) -> AccountState:
-    """The account of a number that holds these lots or owes this debt."""
+    """An account with these lots or this debt."""
     return account_states.account(
         *lots,
         number=number,
@@ -52,8 +52,8 @@ def moved(posting: Posting) -> list[tuple[int, Millionths]]:
     return [(each.lot_number, each.amount) for each in posting.allocations]
 
 
-def test_credits_arrive_on_the_terms_they_had() -> None:
-    """Each lot that is taken from becomes a lot of the destination, with its expire_time and its priority."""
+def test_transferred_credits_keep_their_terms() -> None:
+    """Credits of each source lot open a lot of the destination with the same expire_time and priority."""
     source = account(SOURCE, lot(1, 10), lot(2, 20, NOW + HOUR), lot(3, 30, NOW + 5 * HOUR, -2), lot(4, 40, None, 3))
     destination = account(DESTINATION, lot(1, 1), lot(2, 2, NOW + 3 * HOUR))
     (left, outgoing), (right, incoming) = transfer(source, destination, 65, NOW)
@@ -70,7 +70,7 @@ def test_credits_arrive_on_the_terms_they_had() -> None:
         Allocation(6, 5, Terms(None, 3)),
     )
     assert left.lots == (Lot(4, 4, Terms(None, 3), 40, 35),)
-    # Transaction 3 of the destination opened four of them; all are in spending order.
+    # Transaction 3 of the destination opened four of these lots. All are in spending order.
     assert right.lots == (
         Lot(3, 3, Terms(NOW + 5 * HOUR, -2), 30, 30),
         Lot(4, 3, Terms(NOW + HOUR), 20, 20),
@@ -81,8 +81,8 @@ def test_credits_arrive_on_the_terms_they_had() -> None:
     )
 
 
-def test_both_sides_say_what_they_are() -> None:
-    """The sides are transactions of their own kinds and one category, each next in its account, of opposite amounts."""
+def test_each_side_is_a_transaction_of_its_account() -> None:
+    """The sides are a TRANSFER_OUT and a TRANSFER_IN of opposite amounts, each with its account's next sequence."""
     source = account(SOURCE, lot(1, 10, NOW + 9))._replace(sequence=41, window=UsageWindow(2, NOW, 5, 6))
     destination = account(DESTINATION)._replace(sequence=99, window=UsageWindow(3, NOW, 7, 8))
     (left, outgoing), (right, incoming) = transfer(source, destination, 4, NOW)
@@ -114,20 +114,20 @@ def test_both_sides_say_what_they_are() -> None:
 @pytest.mark.parametrize(
     ("lots", "debt", "credit_limit", "amount", "outcome"),
     [
-        pytest.param([lot(1, 10)], 0, 0, 10, 0, id="all there is"),
+        pytest.param([lot(1, 10)], 0, 0, 10, 0, id="the whole balance"),
         pytest.param([lot(1, 10)], 0, 0, 11, "0.00001", id="one more"),
-        pytest.param([lot(1, 10)], 0, 99, 10, 0, id="all there is, with a limit"),
+        pytest.param([lot(1, 10)], 0, 99, 10, 0, id="the whole balance, with a limit"),
         pytest.param([lot(1, 10)], 0, 99, 11, "0.00001", id="nothing is borrowed"),
-        pytest.param([], 0, 99, 1, "0", id="nothing there"),
-        pytest.param([], 5, 99, 1, "0", id="owing"),
+        pytest.param([], 0, 99, 1, "0", id="no credits"),
+        pytest.param([], 5, 99, 1, "0", id="in debt"),
         pytest.param([lot(1, 10), lot(2, 5, NOW + 1)], 0, 0, 15, 0, id="of several lots"),
         pytest.param([lot(1, 10), lot(2, 5, NOW + 1)], 0, 0, 16, "0.000015", id="one more than several lots"),
     ],
 )
-def test_only_what_is_there_is_given_away(
+def test_a_transfer_never_borrows(
     lots: list[Lot], debt: Millionths, credit_limit: Millionths, amount: Millionths, outcome: Millionths | str
 ) -> None:
-    """A transfer leaves the source with a balance, or is refused with what there was to give, its limit left out."""
+    """A transfer beyond the source's balance is refused. The credit limit does not count as available."""
     source = account(SOURCE, *lots, debt=debt, credit_limit=credit_limit)
     if isinstance(outcome, int):
         (left, _), (right, _) = transfer(source, account(DESTINATION), amount, NOW)
@@ -149,14 +149,14 @@ def test_only_what_is_there_is_given_away(
         pytest.param(15, [(0, 7), (1, 3), (2, 5)], 0, [(1, 3, NOW + HOUR), (2, 5, None)], 3, id="into the second lot"),
     ],
 )
-def test_a_destination_that_owes_pays_back_first(
+def test_a_transfer_pays_back_the_destinations_debt_first(
     amount: Millionths,
     incoming: list[tuple[int, Millionths]],
     debt: Millionths,
     lots: list[tuple[int, Millionths, Instant | None]],
     expiring_amount: Millionths,
 ) -> None:
-    """Of what arrives, a debt of 7 is paid back first, with the credits that the source would have spent first."""
+    """Incoming credits pay back a debt of 7 first, beginning with the credits that come first in spending order."""
     source = account(SOURCE, lot(1, 10, NOW + HOUR), lot(2, 10))
     _, (right, posting) = transfer(source, account(DESTINATION, debt=7), amount, NOW)
     assert moved(posting) == incoming
@@ -176,10 +176,10 @@ def test_a_destination_that_owes_pays_back_first(
         (0, 0, (NOW, NOW)),
     ],
 )
-def test_each_side_has_a_time_of_its_own(
+def test_each_side_has_its_own_create_time(
     source_time: Instant, destination_time: Instant, create_times: tuple[Instant, Instant]
 ) -> None:
-    """Each side has the time of the clock, or that of its own account's newest transaction if that is later."""
+    """The create_time of each side is the later of the clock and its account's newest create_time."""
     source = account(SOURCE, lot(1, 10), last_create_time=source_time)
     destination = account(DESTINATION, last_create_time=destination_time)
     (left, outgoing), (right, incoming) = transfer(source, destination, 1, NOW)
@@ -197,7 +197,7 @@ def test_each_side_has_a_time_of_its_own(
             [lot(number, 1) for number in range(1, 3001)],
             10,
             3010,
-            id="however many lots",
+            id="any number of lots",
         ),
         pytest.param(
             [lot(number, 1) for number in range(1, LOTS_TAKEN_MAX + 2)], [], LOTS_TAKEN_MAX, LOTS_TAKEN_MAX, id="lots"
@@ -211,16 +211,16 @@ def test_each_side_has_a_time_of_its_own(
         ),
     ],
 )
-def test_a_destination_is_bounded(
+def test_a_transfer_is_limited_by_range_and_lots(
     source: list[Lot], destination: list[Lot], amount: Millionths, outcome: Millionths | type[DaybookError]
 ) -> None:
-    """A transfer gives the destination's new balance, or is refused where it can't hold what arrives."""
-    giver, taker = account(SOURCE, *source), account(DESTINATION, *destination)
+    """A transfer is refused if the destination's balance leaves the range, or if it takes from too many lots."""
+    sender, receiver = account(SOURCE, *source), account(DESTINATION, *destination)
     if isinstance(outcome, int):
-        assert transfer(giver, taker, amount, NOW)[1][0].balance == outcome
+        assert transfer(sender, receiver, amount, NOW)[1][0].balance == outcome
         return
     with pytest.raises(outcome):
-        transfer(giver, taker, amount, NOW)
+        transfer(sender, receiver, amount, NOW)
 
 
 any_lots = st.lists(
@@ -229,12 +229,12 @@ any_lots = st.lists(
 
 
 @given(any_lots, st.integers(0, 20), any_lots, st.integers(0, 20), st.integers(1, 100))
-def test_a_transfer_makes_and_destroys_nothing(
-    giving: list[Lot], limit: Millionths, getting: list[Lot], debt: Millionths, amount: Millionths
+def test_a_transfer_conserves_credits(
+    source_lots: list[Lot], limit: Millionths, destination_lots: list[Lot], debt: Millionths, amount: Millionths
 ) -> None:
-    """For any accounts, the sum of both balances stays, and credits keep their terms unless they paid a debt."""
-    source = account(SOURCE, *giving, credit_limit=limit)
-    destination = account(DESTINATION, debt=debt) if debt else account(DESTINATION, *getting)
+    """For any accounts, the sum of both balances is constant, and credits keep their terms unless they pay a debt."""
+    source = account(SOURCE, *source_lots, credit_limit=limit)
+    destination = account(DESTINATION, debt=debt) if debt else account(DESTINATION, *destination_lots)
     if amount > source.balance:
         with pytest.raises(InsufficientCredits):
             transfer(source, destination, amount, NOW)
@@ -254,7 +254,7 @@ def test_a_transfer_makes_and_destroys_nothing(
 
 
 def run(source: AccountState, destination: AccountState, amount: Millionths, now: Instant) -> TransferCreditsResponse:
-    """Transfers as the service does, on accounts as they were stored."""
+    """Transfers between stored accounts, as the service does."""
     states = {state.account_number: StoredState(state, b"") for state in (source, destination)}
     lots = {(state.account_number, each.number): each for state in (source, destination) for each in state.lots}
     openers = {(number, each.opened_by): Transaction().SerializeToString() for (number, _), each in lots.items()}
@@ -272,25 +272,29 @@ any_time = st.integers(NOW - 100, NOW + 100)
 
 
 @given(dated_lots, any_time, dated_lots, any_time, st.integers(1, 100))
-def test_no_account_loses_credits_by_anothers_time(
-    giving: list[Lot], source_time: Instant, getting: list[Lot], destination_time: Instant, amount: Millionths
+def test_no_account_loses_credits_by_the_other_accounts_time(
+    source_lots: list[Lot],
+    source_time: Instant,
+    destination_lots: list[Lot],
+    destination_time: Instant,
+    amount: Millionths,
 ) -> None:
-    """For any newest create_times each side has what is good by the clock, less or more the amount, in order."""
-    source = account(SOURCE, *giving, last_create_time=source_time)
-    destination = account(DESTINATION, *getting, last_create_time=destination_time)
+    """For any newest create_times, only the clock decides which credits of each side have expired."""
+    source = account(SOURCE, *source_lots, last_create_time=source_time)
+    destination = account(DESTINATION, *destination_lots, last_create_time=destination_time)
     if amount > source.at(NOW).balance:
         with pytest.raises(InsufficientCredits):
             run(source, destination, amount, NOW)
         return
     answer = run(source, destination, amount, NOW)
-    for before, side, moved_amount in (
+    for state, side, moved_amount in (
         (source, answer.outgoing, -amount),
         (destination, answer.incoming, amount),
     ):
-        assert money.parse(side.balance_after) == before.at(NOW).balance + moved_amount
-        expired = [each for each in before.lots if each.terms.are_past(NOW)]
-        assert side.sequence == before.sequence + len(expired) + 1
-        newest = max([before.last_create_time, *(each.terms.expire_time or 0 for each in expired)])
+        assert money.parse(side.balance_after) == state.at(NOW).balance + moved_amount
+        expired = [each for each in state.lots if each.terms.are_past(NOW)]
+        assert side.sequence == state.sequence + len(expired) + 1
+        newest = max([state.last_create_time, *(each.terms.expire_time or 0 for each in expired)])
         assert from_timestamp(side.create_time) == max(NOW, newest)
 
 
@@ -302,8 +306,8 @@ def test_no_account_loses_credits_by_anothers_time(
         (NOW + HOUR, 4, True),
     ],
 )
-def test_what_is_past_is_not_given_away(now: Instant, amount: Millionths, accepted: bool) -> None:
-    """Of 6 expiring and 4 permanent credits a transfer at the expire_time can give only the 4."""
+def test_expired_credits_are_not_transferred(now: Instant, amount: Millionths, accepted: bool) -> None:
+    """Of 6 expiring and 4 permanent credits, a transfer at the expire_time can move only the 4."""
     source, destination = account(SOURCE, lot(1, 6, NOW + HOUR), lot(2, 4)), account(DESTINATION)
     if accepted:
         assert run(source, destination, amount, now).incoming.balance_after == f"0.{amount:06d}".rstrip("0")
@@ -312,8 +316,8 @@ def test_what_is_past_is_not_given_away(now: Instant, amount: Millionths, accept
         run(source, destination, amount, now)
 
 
-def test_a_source_gives_all_that_is_good_by_the_clock() -> None:
-    """A destination whose newest transaction is ahead of the clock gets credits that are past by that transaction."""
+def test_a_source_expires_credits_by_the_clock() -> None:
+    """A destination whose create_time is ahead of the clock still gets credits that expire before that create_time."""
     source = account(SOURCE, lot(1, 6, NOW + 50), last_create_time=NOW)
     destination = account(DESTINATION, last_create_time=NOW + 100)
     answer = run(source, destination, 6, NOW)
@@ -321,11 +325,11 @@ def test_a_source_gives_all_that_is_good_by_the_clock() -> None:
     assert (times, answer.incoming.balance_after) == ([NOW, NOW + 100], "0.000006")
 
 
-def test_a_destination_keeps_all_that_is_good_by_the_clock() -> None:
-    """A source whose newest transaction is ahead of the clock doesn't expire the destination's credits."""
+def test_a_destination_expires_credits_by_the_clock() -> None:
+    """A source whose create_time is ahead of the clock doesn't expire the destination's credits."""
     source = account(SOURCE, lot(1, 6), last_create_time=NOW + 100)
     destination = account(DESTINATION, lot(1, 5, NOW + 50), last_create_time=NOW)
     incoming = run(source, destination, 6, NOW).incoming
     assert from_timestamp(incoming.create_time) == NOW
-    # Transaction 1 opened its lot, and no expiration came in between.
+    # Sequence 1 opened the lot, so no expiration was posted in between.
     assert (incoming.sequence, incoming.balance_after) == (2, "0.000011")

@@ -1,4 +1,4 @@
-"""Hour windows: which hour usage belongs to, and how it is summed."""
+"""Hour windows: the hour to which usage belongs, and its sums."""
 
 from __future__ import annotations
 
@@ -28,16 +28,22 @@ NEWEST = UsageWindow(4, NOON, 10, 20)
         pytest.param(
             NEWEST, 0, "computing", 3, NOON + 99 * HOUR + 1, UsageWindow(5, NOON + 99 * HOUR, 3, 0), id="without a gap"
         ),
-        pytest.param(NEWEST, 0, "inference", 3, NOON + HOUR, NEWEST, id="another category opens nothing"),
-        pytest.param(None, 0, "inference", 3, NOON, None, id="another category is not the first"),
-        pytest.param(NEWEST, 0, "computing_time", 3, NOON, NEWEST, id="a category that only begins alike"),
+        pytest.param(NEWEST, 0, "inference", 3, NOON + HOUR, NEWEST, id="another category opens no window"),
+        pytest.param(None, 0, "inference", 3, NOON, None, id="another category opens no first window"),
+        pytest.param(NEWEST, 0, "computing_time", 3, NOON, NEWEST, id="a category with a usage category as prefix"),
         pytest.param(NEWEST, 0, "", 3, NOON, NEWEST, id="no category"),
         pytest.param(
             None, 600, "computing", 3, NOON + 599, UsageWindow(1, NOON + 600 - HOUR, 3, 0), id="before anchor"
         ),
         pytest.param(None, 600, "computing", 3, NOON + 600, UsageWindow(1, NOON + 600, 3, 0), id="at the anchor"),
         pytest.param(
-            None, NOON + 9 * HOUR + 1, "computing", 3, NOON, UsageWindow(1, NOON + 1 - HOUR, 3, 0), id="anchor to come"
+            None,
+            NOON + 9 * HOUR + 1,
+            "computing",
+            3,
+            NOON,
+            UsageWindow(1, NOON + 1 - HOUR, 3, 0),
+            id="anchor in the future",
         ),
         pytest.param(None, -1, "computing", 3, NOON, UsageWindow(1, NOON - 1, 3, 0), id="anchor before 1970"),
         pytest.param(None, 0, "computing", 3, -1, UsageWindow(1, -HOUR, 3, 0), id="time before 1970"),
@@ -46,7 +52,7 @@ NEWEST = UsageWindow(4, NOON, 10, 20)
         ),
     ],
 )
-def test_windows(
+def test_usage_is_added_to_its_window(
     newest: UsageWindow | None,
     anchor: Instant,
     category: str,
@@ -68,8 +74,8 @@ def test_windows(
         )
     ),
 )
-def test_windows_hold_all_that_was_used(anchor: Instant, steps: list[tuple[Instant, str, Millionths]]) -> None:
-    """For any usage in the order of time, each hour's window holds exactly the usage of that hour."""
+def test_windows_sum_all_usage(anchor: Instant, steps: list[tuple[Instant, str, Millionths]]) -> None:
+    """For any usage in chronological order, each hour's window sums exactly the usage of that hour."""
     windows: dict[int, UsageWindow] = {}
     newest, time = None, NOON
     used: Counter[tuple[int, str]] = Counter()
