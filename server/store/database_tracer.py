@@ -19,7 +19,7 @@ class DatabaseTracer:
         return _NOTHING
 
     def statement(self, system: str, text: str) -> Callable[[BaseException | None], None]:
-        """Called at the start of a statement, without values. The result is called at its end, with the error or None."""
+        """Called at the start of a statement, without values. The result is called at its end, with any error."""
         del system, text
         return _ignore
 
