@@ -1,4 +1,4 @@
-"""Fixtures of all tests: an empty ledger on each engine with a clock that stands still, and a server in front of it."""
+"""Fixtures of all tests: an empty ledger on each engine with a manual clock, and a server for it."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from tests.support.databases import PostgreSQL, ReusedDatabase, create_distribut
 from tests.support.sharding_monitor import Statements, monitor
 from tests.support.toolchains import MISSING
 
-# A busy machine must not fail a test: no deadline.
+# Without a deadline, because a busy machine must not fail a test.
 settings.register_profile("daybook", deadline=None)
 settings.load_profile("daybook")
 
-# Files of tests are on a memory file system where one has room: no test is about a disk that is slow to commit.
-MEMORY, MEMORY_BYTES_MIN = Path("/dev/shm"), 4 << 30  # noqa: S108  # pytest makes a folder of its own in it
+# Tests use a memory file system if it has room, because no test depends on the speed of a disk.
+MEMORY, MEMORY_BYTES_MIN = Path("/dev/shm"), 4 << 30  # noqa: S108  # pytest creates its own folder in it
 if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free >= MEMORY_BYTES_MIN:
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
@@ -48,17 +48,19 @@ def pytest_runtest_call() -> Iterator[None]:
 
 
 def pytest_report_header() -> str:
-    """Names the toolchains that are not installed, whose generated clients are therefore not tried."""
-    return f"generated clients not tried: {', '.join(sorted(MISSING)) or 'none'}"
+    """Names the missing toolchains, whose generated clients are not tested."""
+    return f"generated clients not tested: {', '.join(sorted(MISSING)) or 'none'}"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Adds the option that runs the contract suite on a cluster."""
-    parser.addoption("--cluster-url", help="URL of a database with Citus: runs the contract tests on it, and no others")
+    parser.addoption(
+        "--cluster-url", help="URL of a database with Citus; runs only the contract tests, on this database"
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Runs tests marked `long` first; on a cluster deselects all but the contract tests."""
+    """Runs tests marked `long` first. On a cluster, deselects all tests but the contract tests."""
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
     if config.getoption("--cluster-url") is not None:
         config.hook.pytest_deselected(items=[item for item in items if not _is_of_contract(item)])
@@ -81,13 +83,13 @@ def clock() -> Clock:
 
 @pytest.fixture
 def random_bytes() -> RandomBytes:
-    """Random bytes that are the same in every run."""
+    """A source of random bytes that are the same in every run."""
     return Random(20241010).randbytes
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """An empty database of each engine; for a test with a `book` one that has its tables already."""
+    """An empty database of each engine, with empty tables if the test uses `book`."""
     has_tables = "book" in request.fixturenames
     if request.param == "sqlite":
         if has_tables:
@@ -108,9 +110,9 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
 
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[PostgreSQL]:
-    """One server for all tests of a process.
+    """A PostgreSQL server for all tests of a process.
 
-    Its folder is not pytest's: another run of pytest would take away the permissions of the server's user.
+    Its data is outside pytest's folder, whose permissions another run of pytest would change.
     """
     with tempfile.TemporaryDirectory(prefix="daybook-postgresql-", ignore_cleanup_errors=True) as folder:
         server = PostgreSQL(Path(folder) / "data")
@@ -128,7 +130,7 @@ def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def reused_database(request: pytest.FixtureRequest) -> ReusedDatabase:
-    """The PostgreSQL database that all tests of a process with a `book` share, one after the other."""
+    """The PostgreSQL database that all tests with a `book` of a process use, one after the other."""
     cluster_url: str | None = request.config.getoption("--cluster-url")
     if cluster_url is not None:
         return ReusedDatabase(cluster_url, lambda: run_apart(create_distributed_tables(cluster_url)))
@@ -152,7 +154,7 @@ async def book(database_url: str, clock: Clock, random_bytes: RandomBytes) -> As
 
 @pytest.fixture
 async def server(book: Book) -> AsyncIterator[Server]:
-    """The ledger behind a gRPC server on a free port."""
+    """A gRPC server for the ledger, on a free port."""
     async with serving(book, FREE_PORT) as port, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         yield Server(book, channel)
 
@@ -166,7 +168,7 @@ async def client(server: Server) -> Client:
 @pytest.fixture
 async def admin(server: Server, client: Client) -> Client:
     """A caller of the same tenant as `client`, with the scope `admin`."""
-    del client  # It creates the tenant.
+    del client  # This fixture creates the tenant.
     tenant_number = await server.book.credentials.tenant_number("house")
     assert tenant_number is not None
     return await server.client(tenant_number, scopes={"admin"})

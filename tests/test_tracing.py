@@ -26,7 +26,7 @@ from server.config import Settings, collector_address
 from server.gateway.configuration import write_deployment
 from server.transport.addresses import NO_PROXY
 from tests.support.callers import Client, Server
-from tests.support.databases import held_up
+from tests.support.databases import database_occupied
 from tests.support.gateways import http_manager
 from tests.support.markers import only_sqlite
 from tests.support.otel_collector import collecting
@@ -147,7 +147,7 @@ async def test_calls_that_wait_while_tracing_begins_are_posted(book: Book) -> No
     with collecting() as (collector, endpoint):
         async with serving(book, Settings(port=0)) as port, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             client = await a_client(book, channel)
-            async with held_up(book):
+            async with database_occupied(book):
                 waiting = asyncio.create_task(client.post("acme", Transaction.GRANT, "1"))
                 async with asyncio.timeout(30):
                     # Else the poster may take both at once, and none is in the line.

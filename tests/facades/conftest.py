@@ -1,4 +1,4 @@
-"""Fixtures of the facade tests: one `daybook up --demo` per process, and callers of it."""
+"""Fixtures of the facade tests: one `daybook up --demo` per process, and its callers."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def first_start(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def gateway(first_start: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daybook]:
-    """The demo behind its gateway; at the end SIGINT stops it with exit code 0 and leaves no process.
+    """The demo behind its gateway. At the end SIGINT must stop it with exit code 0 and without leftover processes.
 
-    The first process of a run loads the demo, which takes most of a start; the others copy it.
+    The first process of a run loads the demo data, which is slow; the others copy the database.
     """
     folder, ports, loaded = tmp_path_factory.mktemp("demo"), Ports.free(), first_start / "daybook.db"
     with ExitStack() as stack:
@@ -65,7 +65,7 @@ def gateway(first_start: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 @pytest.fixture(scope="session")
 def origin_in(gateway: Daybook, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OriginIn]:
-    """Starts the gateway in a condition at its first use; returns its origin."""
+    """Returns the origin of the gateway in a condition, which is started at its first use."""
     with ExitStack() as stack:
         origins = {"": gateway.origin}
 
@@ -99,7 +99,7 @@ def rest(gateway: Daybook) -> Rest:
 
 @pytest.fixture(scope="module")
 def world(gateway: Daybook, channel: grpc.Channel) -> World:
-    """A tenant of the module's own with two keys, one of scope `admin`, and two accounts."""
+    """A new tenant for the module, with two keys, of which one has the scope `admin`, and two accounts."""
     slug = f"fields-{uuid.uuid4()}"
     create_tenant(gateway, slug)
     key = create_key(gateway, slug, "--scope", "admin")

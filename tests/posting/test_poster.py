@@ -31,7 +31,7 @@ from server.store.tables import account_states, transactions
 from server.usecases.transactions import NewTransaction
 from tests.support.callers import Client, Server
 from tests.support.clock import Clock
-from tests.support.databases import held_up, held_writer, writing
+from tests.support.databases import database_occupied, held_writer, writing
 from tests.support.markers import only_sqlite
 from tests.support.refusals import read_refusal
 from tests.support.waiting import until
@@ -459,7 +459,7 @@ async def test_a_lost_node_refuses_its_own_accounts_only(book: Book, caller: Cal
         for statement in LOSE_A_NODE:
             await connection.execute(text(statement.format(number=lost)))
     async with asyncio.timeout(60):
-        async with held_up(book):
+        async with database_occupied(book):
             ids = ["other", "acme", "other", "acme", "other"]
             calls = [asyncio.create_task(post(book, caller, each, GRANT, 1)) for each in ids]
             await poster_waits(book)

@@ -1,4 +1,4 @@
-"""A server per module, for long tables of calls that change nothing."""
+"""A server per module, for parametrized tests of calls that change nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.clock import Clock
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shared_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Server]:
-    """One server for all tests of a module: starting one for each would take most of the time."""
+    """One server for all tests of a module, because starting one for each test would be slow."""
     database_url = f"sqlite+aiosqlite:///{tmp_path_factory.mktemp('shared')}/daybook.db"
     async with (
         open_book(database_url, Clock(), Random(1).randbytes) as book,
@@ -30,7 +30,7 @@ async def shared_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterat
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shared_client(shared_server: Server) -> Client:
-    """A caller with the account `acme`, for long tables of calls that change nothing."""
+    """A caller with the account `acme`, for parametrized tests of calls that change nothing."""
     client = await shared_server.client(await shared_server.create_tenant("house"))
     await client.create_account("acme")
     return client

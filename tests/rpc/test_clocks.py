@@ -42,7 +42,7 @@ from server.ledger.names import RandomBytes
 from server.transport import readiness
 from tests.support.callers import Client, Server
 from tests.support.clock import Clock, after
-from tests.support.databases import held_up
+from tests.support.databases import database_occupied
 from tests.support.gateways import gateway_before
 from tests.support.http_client import Answer, send
 from tests.support.markers import only_sqlite
@@ -312,7 +312,7 @@ async def test_nothing_is_posted_by_a_clock_that_is_off(checked: Checked, jump_s
 async def test_what_waits_when_the_clock_jumps_is_refused(checked: Checked) -> None:
     """The clock of the commit counts: a call that waited in the queue while the clock jumped is not posted by it."""
     book = checked.server.book
-    async with held_up(book), asyncio.timeout(30):
+    async with database_occupied(book), asyncio.timeout(30):
         # The poster takes the first and waits for the database; the second stays in the queue.
         postings = [asyncio.create_task(checked.client.post("a", GRANT, "1", request_id="first"))]
         while not any(use.waiting for use in book.database.pools.values()):

@@ -24,7 +24,7 @@ from server.store.open_lots import OpenLots
 from server.store.tables import account_states
 from tests.support.callers import Client, Server
 from tests.support.clock import Clock, after
-from tests.support.databases import held_up, writing
+from tests.support.databases import database_occupied, writing
 from tests.support.refusals import refusal_of
 
 GRANT, CHARGE, ADJUSTMENT = Transaction.GRANT, Transaction.CHARGE, Transaction.ADJUSTMENT
@@ -173,7 +173,7 @@ async def test_others_do_not_wait_for_expirations(server: Server, acme: Client, 
         acme.transfer("other", "acme", "1"),
     ]
     async with asyncio.timeout(60):
-        async with held_up(server.book):
+        async with database_occupied(server.book):
             started = await in_line(server.book, calls)
         await asyncio.gather(*started)
     amounts = [(await acme.balance(name)).amount for name in ("acme", "other", "third")]

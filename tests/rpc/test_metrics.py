@@ -33,7 +33,7 @@ from server.ledger.names import RandomBytes
 from server.store.failures import Conflict
 from tests.support.callers import Client, Server
 from tests.support.clock import NOON, Clock
-from tests.support.databases import held_up, writing
+from tests.support.databases import database_occupied, writing
 from tests.support.markers import only_sqlite
 from tests.support.metrics import Measured
 from tests.support.processes import Daybook, Ports, free_port, sqlite_url
@@ -133,7 +133,7 @@ async def test_waiting_and_given_up_calls_show(measured: Measured, client: Clien
     pools = measured.server.book.database.pools
     pool = "write" if "write" in pools else "all"
     method = "daybook.v1.Ledger/CreateTransaction"
-    async with held_up(measured.server.book):
+    async with database_occupied(measured.server.book):
         answered = client.ledger.CreateTransaction(grant, metadata=client.metadata)
         waiting = await measured.until(lambda found: found.one("daybook_database_connections_waiting", pool=pool) == 1)
         assert waiting.one("daybook_poster_queue_calls") == 0
@@ -175,7 +175,7 @@ async def test_full_line_and_broken_group_are_counted(
     await client.create_account("acme")
     await client.post("acme", Transaction.GRANT, "1")
     poster = measured.server.book.poster
-    async with held_up(measured.server.book):
+    async with database_occupied(measured.server.book):
         first = asyncio.create_task(client.post("acme", Transaction.GRANT, "1"))
         await measured.until(lambda found: found.one("daybook_database_connections_waiting", pool="write") == 1)
         monkeypatch.setattr(poster._queue, "_maxsize", 1)

@@ -19,7 +19,7 @@ from server.store.database import Database
 from server.store.engine import DatabaseLimits
 from server.store.migrate import migrate
 from server.store.query import Query
-from tests.support.cancellation import ISOLATION, check_no_transaction, give_up_at_every_step
+from tests.support.cancellation import ISOLATION, cancel_at_every_step, check_no_transaction
 from tests.support.databases import writing
 from tests.support.markers import only_postgresql
 
@@ -117,7 +117,7 @@ async def test_reads_that_are_given_up(database: Database) -> None:
     """Whenever that is, the one connection there is lies in no transaction afterwards, and isn't lost."""
     primary = database.primary
     async with asyncio.timeout(PATIENCE_SECONDS):
-        steps = await give_up_at_every_step(lambda: primary.fetch(ISOLATION, {}), lambda: check_no_transaction(primary))
+        steps = await cancel_at_every_step(lambda: primary.fetch(ISOLATION, {}), lambda: check_no_transaction(primary))
     assert steps > 1
     assert database.pools["read"].in_use == 0
 

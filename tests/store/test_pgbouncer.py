@@ -26,7 +26,7 @@ from server.store.database import Database
 from server.store.engine import DatabaseLimits, DatabaseUnfit
 from server.store.migrate import can_serve, migrate
 from tests.support.callers import Server
-from tests.support.cancellation import ISOLATION, check_no_transaction, give_up_at_every_step
+from tests.support.cancellation import ISOLATION, cancel_at_every_step, check_no_transaction
 from tests.support.clock import Clock
 from tests.support.databases import PostgreSQL, ReusedDatabase
 
@@ -184,7 +184,7 @@ async def test_callers_who_leave(postgresql: PostgreSQL, name: str) -> None:
         primary = database.primary
         async with asyncio.timeout(SECONDS_MAX):
             check = partial(check_no_transaction, primary)
-            assert await give_up_at_every_step(partial(primary.fetch, ISOLATION, {}), check) > 1
+            assert await cancel_at_every_step(partial(primary.fetch, ISOLATION, {}), check) > 1
         await database.close()
 
 

@@ -44,7 +44,7 @@ from server.store.query import Query
 from server.store.replica import COMMITTED, Replica
 from server.transport.admission import Admission, Admissions
 from tests.support.callers import Client, Server
-from tests.support.cancellation import ISOLATION, check_no_transaction, give_up_at_every_step
+from tests.support.cancellation import ISOLATION, cancel_at_every_step, check_no_transaction
 from tests.support.clock import Clock
 from tests.support.databases import PostgreSQL
 from tests.support.postgresql_proxy import PostgreSQLProxy
@@ -465,7 +465,7 @@ async def test_reads_that_are_given_up(house: House, standby: Standby) -> None:
 
     async with database.replica_watched():
         await check()
-        assert await give_up_at_every_step(partial(database.lists.fetch, ISOLATION, {}), check) > 1
+        assert await cancel_at_every_step(partial(database.lists.fetch, ISOLATION, {}), check) > 1
     assert standing_by.reads["replica"] > standing_by.reads["primary"]
     await database.close()
 

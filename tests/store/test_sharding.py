@@ -251,5 +251,5 @@ def test_a_broken_rule_is_told() -> None:
         code = f"hear({statement.replace('$3', '$3' if length == 3 else '$3, $4')!r})"
         exec(compile(code, str(ROOT / "server/store/states.py"), "exec"), {"hear": statements.record})  # noqa: S102  # our own text, from a file that is said to be the product's
     (told,) = statements.take_broken()
-    assert told.startswith("FOR UPDATE over more than one account, says server/store/states.py:1: SELECT balance")
+    assert told.startswith("FOR UPDATE over more than one account, sent by server/store/states.py:1: SELECT balance")
     assert statements.take_broken() == []

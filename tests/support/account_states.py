@@ -1,4 +1,4 @@
-"""States of accounts, as the rules of the ledger take them."""
+"""Account states, the input of the rules of the ledger."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NOW: Instant = 480_000 * HOUR
 
 
 def lot(number: int, remaining: Millionths, expire_time: Instant | None = None, priority: int = 0) -> Lot:
-    """A full lot, opened by the transaction of its own number."""
+    """Returns a full lot. The sequence of the transaction that opened it equals its number."""
     return Lot(number, number, Terms(expire_time, priority), remaining, remaining)
 
 
@@ -25,7 +25,7 @@ def account(
     last_create_time: Instant = NOW - HOUR,
     window: UsageWindow | None = None,
 ) -> AccountState:
-    """An account that holds these lots or owes this debt; as many transactions as lots were posted."""
+    """Returns the state of an account with these lots or this debt, and one transaction per lot."""
     newest = max((each.number for each in lots), default=0)
     return AccountState(
         account_number=number,

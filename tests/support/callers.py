@@ -1,4 +1,4 @@
-"""Callers of the native API: asynchronous ones of a server in the test's process, and a blocking one of the gateway."""
+"""Callers of the native API: asynchronous, of a server in the test's process; and blocking, of the gateway."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from server.book import Book
 from server.ledger.access import DEFAULT_SCOPES, new_api_key
 
 OWN_CONNECTION = (("grpc.use_local_subchannel_pool", 1),)
-"""Channel options: the channel shares its connection with no other channel."""
+"""Channel options for a channel with its own connection."""
 
 
 @dataclass
 class Client:
-    """A caller of the native API, with a key of its own."""
+    """A caller of the native API, with its own key."""
 
     channel: grpc.aio.Channel
     key: str
@@ -47,7 +47,7 @@ class Client:
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """The credential, as metadata of a call."""
+        """The metadata with the caller's credential."""
         return credential(self.key)
 
     async def create_account(self, account_id: str, **fields: object) -> Account:
@@ -77,24 +77,24 @@ class Client:
         return await self.ledger.TransferCredits(request, metadata=self.metadata)
 
     async def raw_call(self, method: str, request: bytes) -> bytes:
-        """The serialized answer of a method of Ledger."""
+        """Calls a method of Ledger. Returns the serialized response."""
         call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self.channel.unary_unary(f"/daybook.v1.Ledger/{method}")
         return await call(request, metadata=self.metadata)
 
     async def balance(self, account_id: str = "acme") -> Balance:
-        """The balance of an account."""
+        """Returns the balance of an account."""
         return await self.ledger.GetBalance(
             GetBalanceRequest(name=f"accounts/{account_id}/balance"), metadata=self.metadata
         )
 
     async def full(self, name: str) -> Transaction:
-        """A transaction in full view."""
+        """Returns a transaction in full view."""
         return await self.ledger.GetTransaction(
             GetTransactionRequest(name=name, view=TRANSACTION_VIEW_FULL), metadata=self.metadata
         )
 
     async def history(self, account_id: str = "acme") -> list[Transaction]:
-        """All transactions of an account, or of the tenant for `-`, oldest first."""
+        """Returns all transactions of an account, or of the tenant for `-`, oldest first."""
         request = ListTransactionsRequest(parent=f"accounts/{account_id}", order_by="create_time", page_size=1000)
         rows: list[Transaction] = []
         while not rows or request.page_token:
@@ -106,16 +106,16 @@ class Client:
         return rows
 
     async def lots(self, account_id: str = "acme") -> list[Lot]:
-        """The first thousand lots of an account."""
+        """Returns the first 1,000 lots of an account."""
         request = ListLotsRequest(parent=f"accounts/{account_id}", page_size=1000)
         return list((await self.ledger.ListLots(request, metadata=self.metadata)).lots)
 
     async def verify(self, account: str = "") -> list[VerifyAccountsResponse.Finding]:
-        """The findings of VerifyAccounts. The caller needs the scope `admin`."""
+        """Returns the findings of VerifyAccounts. The caller needs the scope `admin`."""
         call = self.admin.VerifyAccounts(VerifyAccountsRequest(account=account), metadata=self.metadata)
         events = [event async for event in call]
         findings = [event.finding for event in events if event.HasField("finding")]
-        assert events[-1].progress.done, "the last message says that this is the end"
+        assert events[-1].progress.done, "done is set in the last message"
         assert not any(event.progress.done for event in events[:-1])
         assert events[-1].progress.finding_count == len(findings)
         return findings
@@ -140,7 +140,7 @@ class Server:
     async def client(
         self, tenant_number: int, *, account_id: str | None = None, scopes: Collection[str] = DEFAULT_SCOPES
     ) -> Client:
-        """A caller with a new key, bound to an account if one is named."""
+        """Returns a caller with a new key, which is bound to the account if one is given."""
         key = new_api_key(self.book.random_bytes)
         account_number = None
         if account_id is not None:
@@ -157,18 +157,18 @@ class Server:
 
 
 def ledger_stub(channel: grpc.Channel) -> Any:
-    """A blocking stub of Ledger. The generated stubs have types for asyncio only."""
+    """Returns a blocking stub of Ledger. The generated stubs have types for asyncio only."""
     return LedgerStub(channel)  # type: ignore[arg-type]
 
 
 class NativeCaller:
-    """Writes to the demo over gRPC through the gateway, in accounts of a test's own."""
+    """Writes to the demo over gRPC through the gateway, in accounts that only one test uses."""
 
     def __init__(self, channel: grpc.Channel) -> None:
         self.ledger = ledger_stub(channel)
 
     def create_account(self, key: str, kind: Account.Kind.ValueType = Account.OTHER, **fields: object) -> str:
-        """Creates an account in the tenant of the key; returns its id, which no other test uses."""
+        """Creates an account with a new id in the tenant of the key; returns the id."""
         account_id = f"test-{uuid.uuid4()}"
         account = Account(kind=kind, **fields)  # type: ignore[arg-type]
         self.ledger.CreateAccount(
@@ -189,5 +189,5 @@ class NativeCaller:
 
 
 def credential(key: str) -> tuple[tuple[str, str], ...]:
-    """The metadata of a call with a key."""
+    """Returns the metadata of a call with a key."""
     return (("authorization", f"Bearer {key}"),)

@@ -1,4 +1,4 @@
-"""Cancels reads of PostgreSQL at every step, as callers do that disconnect."""
+"""Cancels reads of PostgreSQL at every step, like callers that disconnect."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from server.store.query import Query
 ISOLATION = Query(text("SELECT current_setting('transaction_isolation')"))
 
 
-async def give_up_at_every_step(read: Callable[[], Awaitable[Any]], check: Callable[[], Awaitable[None]]) -> int:
-    """Repeats a read and cancels it one turn of the event loop later each time, until it completes.
+async def cancel_at_every_step(read: Callable[[], Awaitable[Any]], check: Callable[[], Awaitable[None]]) -> int:
+    """Repeats a read and cancels it one iteration of the event loop later each time, until it completes.
 
-    Runs `check` after each cancellation; returns how many there were.
+    Runs `check` after each cancellation. Returns the number of cancellations.
     """
     for turns in count():
         work = asyncio.ensure_future(read())

@@ -1,4 +1,4 @@
-"""Certificates for tests: an authority of their own, and what it signs."""
+"""Certificates for tests, signed by an authority of the tests."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Pair:
     key: Path
 
     def move_to(self, other: Pair) -> None:
-        """Puts copies of these files in the place of others, each at one stroke, the key first."""
+        """Replaces the files of another pair with copies of these, each atomically, the key first."""
         for source, target in ((self.key, other.key), (self.certificate, other.certificate)):
             new = target.with_suffix(".new")
             shutil.copyfile(source, new)
@@ -51,12 +51,12 @@ class Authority:
         self._key = generate_private_key(SECP256R1())
         self._name = _name("Test authority")
         self.file = folder / "ca.pem"
-        """Its own certificate."""
+        """The authority's own certificate."""
         constraints = x509.BasicConstraints(ca=True, path_length=None)
         self._write(self.file, _builder(self._name, self._key).add_extension(constraints, critical=True))
 
     def issue(self, name: str, names: Sequence[x509.GeneralName] = OF_THIS_MACHINE) -> Pair:
-        """A certificate for these names and addresses, in files of this name, which is the certificate's subject."""
+        """Returns a certificate for these names and addresses. Its files and its subject have the name `name`."""
         key = generate_private_key(SECP256R1())
         pair = Pair(self._folder / f"{name}.pem", self._folder / f"{name}.key")
         pair.key.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
@@ -90,7 +90,7 @@ def _builder(name: x509.Name, key: EllipticCurvePrivateKey) -> x509.CertificateB
 def connect(
     port: int, authority: Authority, *, client: Pair | None = None, protocols: tuple[str, ...] = ("h2",)
 ) -> ssl.SSLSocket:
-    """A TLS connection to a port of this machine, whose certificate the authority must have signed."""
+    """Opens a TLS connection to a port of this machine. The authority must have signed the server's certificate."""
     context = ssl.create_default_context(cafile=str(authority.file))
     context.set_alpn_protocols(protocols)
     if client is not None:
@@ -99,7 +99,7 @@ def connect(
 
 
 def served_serial(port: int, authority: Authority, *, client: Pair | None = None) -> int:
-    """The serial number of the certificate that is shown at a port."""
+    """Returns the serial number of the certificate that a port presents."""
     with connect(port, authority, client=client) as connection:
         found = connection.getpeercert()
         assert found is not None
@@ -107,10 +107,10 @@ def served_serial(port: int, authority: Authority, *, client: Pair | None = None
 
 
 def handshake(port: int, authority: Authority, version: ssl.TLSVersion) -> str | None:
-    """Offers one version of TLS only; gives the one that was agreed on. Raises ssl.SSLError where it is refused."""
+    """Offers only one version of TLS. Returns the negotiated version. Raises ssl.SSLError if it is refused."""
     context = ssl.create_default_context(cafile=str(authority.file))
     context.set_alpn_protocols(["h2"])
-    # A modern library would not even offer an old one.
+    # The default security level does not offer old versions.
     context.set_ciphers("DEFAULT:@SECLEVEL=0")
     with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
         context.minimum_version = context.maximum_version = version

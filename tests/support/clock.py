@@ -10,7 +10,7 @@ NOON = parse("2024-10-10T12:00:00Z")
 
 
 def after(seconds: float) -> Timestamp:
-    """The time so many seconds after NOON."""
+    """Returns the time at `seconds` after NOON."""
     return to_timestamp(NOON + round(seconds * SECOND))
 
 
@@ -21,7 +21,7 @@ class Clock:
         self.now = now
 
     def __call__(self) -> Instant:
-        """The time at which it stands."""
+        """Returns the current time of the clock."""
         return self.now
 
     def advance(self, seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""The `daybook` command in the process of the test: a process of its own would need a second to start."""
+"""Runs the `daybook` command in the process of the test, because a new process would need a second to start."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from server.cli import options
 
 
 def invoke(*arguments: str, settings: Mapping[str, str] | None = None) -> Result:
-    """Runs a command to its end, with only these settings in the environment. No event loop may be running."""
+    """Runs a command, with only these settings in the environment. No event loop may be running."""
     inherited = {name: None for name in os.environ if name.startswith("DAYBOOK_")}
     with pytest.MonkeyPatch.context() as patch:
-        # Logging is configured once for a process, and pytest has done that.
+        # Logging is configured once per process, and pytest has done that.
         patch.setattr(options, "configure_logs", lambda _settings: None)
         return CliRunner().invoke(cli.app, arguments, env={**inherited, **(settings or {})})
 
 
 def printed(database_url: str, *arguments: str) -> str:
-    """What a command that succeeds prints on a database, without the last line break."""
+    """Runs a command on a database; it must succeed. Returns its output without the last line break."""
     result = invoke(*arguments, "--database-url", database_url)
     assert (result.exit_code, result.stderr) == (0, ""), result.output
     return result.stdout.removesuffix("\n")
 
 
 def require_command(*arguments: str) -> None:
-    """Fails unless the `daybook` command takes these arguments. Runs nothing."""
+    """Fails unless the `daybook` command accepts these arguments. Does not run the command."""
     group: Any = typer.main.get_command(cli.app)
     while True:
         context = group.make_context("daybook", list(arguments))

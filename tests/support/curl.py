@@ -1,8 +1,7 @@
-"""A stand-in for curl: the flags that vendors' samples use, and nothing else.
+"""A replacement for curl with only the flags that vendors' samples use.
 
-A fresh machine need not have curl, and the package index has curl's library only, not the
-program. This one is run by a shell like curl, so that quotes and continued lines are read as
-a reader's shell reads them. It refuses any other flag.
+A machine may lack curl, and the package index has only curl's library. A shell runs this program like curl, so quotes
+and line continuations have their usual meaning. It rejects any other flag.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ def install(folder: Path) -> None:
 
 
 def main() -> None:
-    """Sends the request and prints the body of the answer."""
+    """Sends the request and prints the body of the response."""
     parser = argparse.ArgumentParser(prog="curl", add_help=False, allow_abbrev=False)
     parser.add_argument("-X", "--request")
     parser.add_argument("-d", "--data")
@@ -36,11 +35,11 @@ def main() -> None:
     arguments = parser.parse_args()
     url = arguments.url or arguments.place or parser.error("no URL")
     if set(url) & set("[]{}"):
-        parser.error("these characters are a pattern of URLs to curl")
+        parser.error("curl interprets these characters as a URL pattern")
     place = urlsplit(url)
     if place.scheme == "https":
         context = ssl.create_default_context(cafile=arguments.cacert)
-        # curl trusts any certificate in --cacert, also one that is no authority.
+        # curl trusts any certificate in --cacert, even if it is not an authority's.
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
         connection: http.client.HTTPConnection = http.client.HTTPSConnection(place.netloc, context=context)
     else:

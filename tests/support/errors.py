@@ -1,4 +1,4 @@
-"""Every error of the ledger, and an instance of each."""
+"""Every error class of the ledger, and instances of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LEAVES = [each for each in CLASSES if not each.__subclasses__()]
 
 
 def make(leaf: type[DaybookError]) -> DaybookError:
-    """An error of a class, with its parameter's name as the value of each text."""
+    """Returns an error of a class. Each text parameter has its own name as its value."""
     positional: list[str | float] = []
     named: dict[str, str] = {}
     for parameter in inspect.signature(leaf).parameters.values():
@@ -20,4 +20,4 @@ def make(leaf: type[DaybookError]) -> DaybookError:
             named[parameter.name] = parameter.name
         else:
             positional.append(1.5 if parameter.annotation == "float" else parameter.name)
-    return leaf(*positional, **named)  # type: ignore[arg-type]  # each class has parameters of its own
+    return leaf(*positional, **named)  # type: ignore[arg-type]  # each class has other parameters

@@ -1,4 +1,4 @@
-"""How many examples the tests draw whose examples take long."""
+"""The number of examples of property-based tests with slow examples."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ _FACTOR = int(os.environ.get("EXAMPLES_FACTOR", "1"))
 
 
 def examples(count: int) -> int:
-    """A test's `max_examples`: this count times EXAMPLES_FACTOR of the environment, which is 1 if it isn't set."""
+    """Returns `max_examples` of a test: `count` times the environment variable EXAMPLES_FACTOR, by default 1."""
     return count * _FACTOR

@@ -1,4 +1,4 @@
-"""Gateways beside the demo: with one change of their configuration, or in front of a server that fails."""
+"""Additional gateways: with a changed configuration, or in front of a server that fails."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from tests.support.processes import Daybook, Ports, copy_database, sqlite_url
 from tests.support.waiting import SECONDS_MAX, wait_until
 
 Condition: TypeAlias = Callable[[Daybook, Path], AbstractContextManager[str]]
-"""Makes a gateway beside the demo, with a folder of its own; gives its origin until the end of the block."""
+"""Starts a gateway with its own folder; yields its origin, and stops it at the end of the block."""
 OriginIn: TypeAlias = Callable[[str], str]
-"""The origin of the gateway in a condition of CONDITIONS; of the demo's own for the empty string."""
+"""Returns the origin of the gateway in a condition of CONDITIONS; the origin of the demo for an empty string."""
 
 
 @contextmanager
 def limited(demo: Daybook, folder: Path) -> Iterator[str]:
-    """A server that lets each key call twice, and then once in a thousand seconds.
+    """A server that admits two calls of each key, and then one call in 1,000 seconds.
 
-    A facade that has no key `demo-<vendor>` in the demo gets one, so that the exchanges of two vendors share none.
+    Facades without a key `demo-<vendor>` in the demo get one, so that the exchanges of two vendors share no key.
     """
     another_key = """
         CREATE TEMPORARY TABLE copy AS SELECT * FROM api_keys WHERE id = 'demo-dreadnode';
@@ -46,7 +46,7 @@ def limited(demo: Daybook, folder: Path) -> Iterator[str]:
 
 @contextmanager
 def crowded(demo: Daybook, folder: Path) -> Iterator[str]:
-    """A gateway that has let its one request of this hour pass."""
+    """A gateway with a rate limit of one request per hour, which is used up."""
 
     def one_an_hour(configuration: dict[str, Any]) -> None:
         (limit,) = [each for each in http_manager(configuration)["http_filters"] if "local_ratelimit" in each["name"]]
@@ -59,9 +59,9 @@ def crowded(demo: Daybook, folder: Path) -> Iterator[str]:
 
 @contextmanager
 def away(_demo: Daybook, folder: Path) -> Iterator[str]:
-    """A gateway behind which there is no server."""
+    """A gateway without a server behind it."""
     with socket.socket() as kept_free:
-        # A bound port on which no socket listens refuses connections, and no other process gets it.
+        # A bound socket that doesn't listen refuses connections, and no other process can get its port.
         kept_free.bind(("127.0.0.1", 0))
         with gateway_before(folder, kept_free.getsockname()[1]) as origin:
             yield origin
@@ -106,7 +106,7 @@ CONDITIONS: Mapping[str, Condition] = {each.__name__: each for each in (limited,
 
 @contextmanager
 def _changed(demo: Daybook, folder: Path, statements: str, settings: Mapping[str, str] | None = None) -> Iterator[str]:
-    """A second demo with settings of its own, on a copy of the database that SQL statements have changed."""
+    """Runs a second demo with other settings, on a copy of the database that SQL statements have changed."""
     copy_database(demo.folder / "daybook.db", folder / "daybook.db")
     with closing(sqlite3.connect(folder / "daybook.db")) as connection:
         connection.executescript(statements)
@@ -122,13 +122,13 @@ def _changed(demo: Daybook, folder: Path, statements: str, settings: Mapping[str
 
 
 def configuration_of(settings: Settings, secrets: Path = Path()) -> dict[str, Any]:
-    """What `daybook up` gives to Envoy; the files of its certificates are in the folder `secrets`."""
+    """Returns the configuration that `daybook up` passes to Envoy, with certificate files in the folder `secrets`."""
     configuration: dict[str, Any] = yaml.safe_load(render(of_settings(settings, secrets)))
     return configuration
 
 
 def http_manager(configuration: dict[str, Any]) -> Any:
-    """The HTTP connection manager of envoy.yaml."""
+    """Returns the HTTP connection manager of a configuration."""
     return configuration["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
 
 
@@ -144,7 +144,7 @@ def gateway_before(
     ports: Ports | None = None,
     **settings: Any,
 ) -> Iterator[str]:
-    """An Envoy in front of the server at a port, with settings and one change to its configuration."""
+    """Runs an Envoy in front of the server at a port, with settings and a change to its configuration."""
     ports = ports or Ports.free()
     configuration = configuration_of(
         Settings(port=server_port, gateway_port=ports.gateway, gateway_admin_port=ports.admin, **settings)

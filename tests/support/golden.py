@@ -1,41 +1,37 @@
-"""Golden exchanges: what is sent to the gateway and what must come back, as files a person can read.
+"""Golden exchanges: readable files with requests to the gateway and the expected responses.
 
-A file `<vendor>/<NN-name>.http` holds exchanges, separated by lines that begin with `###`.
-Each reads
+A file `<vendor>/<NN-name>.http` has exchanges, separated by lines that begin with `###`. The format of an exchange:
 
-    # What the exchange shows.
+    # The claim of the exchange.
     GET /path?query
     name: value
 
     HTTP 200
     name: value
 
-    {"body": "as JSON, laid out as it reads best"}
+    {"body": "JSON in any layout"}
 
-Request lines and headers are sent as they stand; `HTTP/1.0` may end the line, else it is 1.1.
-`body: 9 bytes` is no header: so many bytes follow. Of the answer's headers those that are
-written must be there with that value; `name: <absent>` must not be there. The body, after
-what its content-encoding says was done to it, must be the same JSON: the same keys, null
-where there is null, the same types, the same order in arrays, and numbers that are equal as
-decimals (2.0 and 2 are). Where no body is written, as for HEAD, there must be none. What
-can't be fixed has a placeholder in the place of a string:
+Request lines and headers are sent verbatim; a request line may end with `HTTP/1.0`, and is HTTP/1.1 otherwise. `body: 9
+bytes` is not a header: a body of that size is sent. The response must have the listed headers with these values; a
+header `name: <absent>` must be missing. The decoded body must be the same JSON: the same keys, nulls and types, the
+same order in arrays, and numbers that are equal as decimals (2.0 equals 2). If no body is given, as for HEAD, the
+response must have none. Values that vary have a placeholder instead of a string:
 
-    "<uuid7>"              a uuid of version 7; no two in one body are equal
-    "<uuid7: name>"        the same, and the same one wherever the file has this name
-    "<page token: name>"   an opaque text that needs no escaping in a URL; a request line
-                           of the same file sends it as `<name>`
-    "<text>"               some text, where no page gives the words
-    "<text: word>"         some text that contains the word
+    "<uuid7>"              a UUID of version 7, unique in its body
+    "<uuid7: name>"        the same UUID wherever the file has this name
+    "<page token: name>"   an opaque text that is safe in a URL; later request lines may contain it as `<name>`
+    "<text>"               any text, if the vendor does not document it
+    "<text: word>"         any text that contains the word
     <seconds>              in a header: a whole number, at least 1
 
-The exchanges are with the demo, behind its gateway. If the first line of a file is `@ slow`,
-they are with a gateway in that condition, one of those of tests/support/gateways.py:
+The requests go to the gateway of the demo. If the first line of a file is, for example, `@ slow`, they go to a gateway
+in that condition, see tests/support/gateways.py:
 
-    @ limited   the server lets each key call twice
+    @ limited   the server admits two calls of each key
     @ crowded   the gateway refuses every call
-    @ away      there is no server behind the gateway
-    @ slow      the gateway waits half a second, and the server never answers
-    @ damaged   the server can't make sense of what is stored
+    @ away      the gateway has no server
+    @ slow      the gateway has a timeout of half a second, and the server never responds
+    @ damaged   the server can't parse the stored data
     @ lost      the server's database fails
 """
 
@@ -61,14 +57,14 @@ _ABSENT = "<absent>"
 
 
 class Matcher:
-    """Compares bodies, and keeps the values of named placeholders."""
+    """Compares bodies, and stores the values of named placeholders."""
 
     def __init__(self) -> None:
         self.captured: dict[str, str] = {}
         self._seen: set[str] = set()
 
     def differences(self, expected: Json, actual: Json) -> list[str]:
-        """Where two bodies differ; empty if nowhere."""
+        """Returns the differences of two bodies."""
         self._seen = set()
         return list(self._compare("$", expected, actual))
 
@@ -99,9 +95,9 @@ class Matcher:
             if name is not None and name not in actual:
                 yield f"{place}: expected a text with {name!r}, got {actual!r}"
         elif not (_UUID_7 if kind == "uuid7" else _PAGE_TOKEN).fullmatch(actual):
-            yield f"{place}: {actual!r} is no {kind}"
+            yield f"{place}: {actual!r} is not a {kind}"
         elif actual in self._seen:
-            yield f"{place}: {actual} comes twice"
+            yield f"{place}: {actual} occurs twice"
         else:
             self._seen.add(actual)
             if name is not None and self.captured.setdefault(name, actual) != actual:
@@ -110,7 +106,7 @@ class Matcher:
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """A request and the answer that it must get."""
+    """A request and the expected response."""
 
     place: str
     method: str
@@ -121,13 +117,13 @@ class Exchange:
     status: int
     answer_headers: dict[str, str]
     body: str
-    """JSON, or empty where no body must come."""
+    """The expected JSON; empty if the response must have no body."""
 
     def replay(self, origin: str, matcher: Matcher) -> list[str]:
-        """Sends the request; says how the answer differs, behind a line that says of what; empty if it doesn't."""
+        """Sends the request. Returns the differences of the response, after a line that names the request."""
         missing = [name for name in _CAPTURED.findall(self.target) if name not in matcher.captured]
         if missing:
-            return [f"{self.place}: {self.method} {self.target}", f"no exchange before it gave {missing}"]
+            return [f"{self.place}: {self.method} {self.target}", f"no earlier exchange captured {missing}"]
         target = _CAPTURED.sub(lambda reference: matcher.captured[reference[1]], self.target)
         answer = send(
             origin, target, method=self.method, headers=self.headers, body=self.content, protocol=self.protocol
@@ -152,19 +148,19 @@ class Exchange:
         try:
             actual = answer.json()
         except ValueError:
-            return [f"the body is no JSON: {answer.body!r}"]
+            return [f"the body is not JSON: {answer.body!r}"]
         differences = matcher.differences(read_json(self.body), actual)
         return [*differences, f"the whole body: {write_json(actual)}"] if differences else []
 
 
 def read_condition(file: Path) -> str:
-    """The condition in which the exchanges of a file are; empty for the demo as it is."""
+    """Returns the condition of the gateway for a file; empty for the demo."""
     found = _CONDITION.match(file.read_text())
     return found[1] if found else ""
 
 
 def read_exchanges(file: Path) -> list[Exchange]:
-    """The exchanges of a file."""
+    """Returns the exchanges of a file."""
     parts = re.split(r"(?m)^###.*\n", _CONDITION.sub("", file.read_text()))
     return [_read_exchange(f"{file.name}, exchange {number}", part) for number, part in enumerate(parts, start=1)]
 

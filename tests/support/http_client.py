@@ -1,4 +1,4 @@
-"""HTTP requests sent byte for byte, and their answers with numbers as decimals."""
+"""An HTTP client that sends requests verbatim and reads JSON numbers as decimals."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ _DECODERS: Mapping[str | None, Callable[[bytes], bytes]] = {
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer to an HTTP request."""
+    """A response to an HTTP request."""
 
     status: int
     headers: list[tuple[str, str]]
     body: bytes
 
     def header(self, name: str) -> str | None:
-        """The value of a header, or None; repeated headers are joined with commas."""
+        """Returns the value of a header, or None. Joins repeated headers with commas."""
         values = [value for each, value in self.headers if each == name.lower()]
         return ", ".join(values) if values else None
 
     def json(self) -> Json:
-        """The body, decompressed, with numbers as decimals."""
+        """Returns the decompressed body, with numbers as decimals."""
         return read_json(_DECODERS[self.header("content-encoding")](self.body).decode())
 
 
@@ -51,9 +51,9 @@ def send(
     body: bytes = b"",
     protocol: str = "HTTP/1.1",
 ) -> Answer:
-    """Sends a request with exactly this request line; no client normalises its escapes.
+    """Sends a request with exactly this request line, without normalising escapes.
 
-    A `host` header replaces that of the origin.
+    A header `host` replaces the host of the origin.
     """
     place = urlsplit(origin)
     assert place.hostname is not None
@@ -77,10 +77,10 @@ def send(
 
 
 def read_json(text: str) -> Json:
-    """Reads JSON with numbers as decimals; refuses a key that comes twice."""
+    """Parses JSON with numbers as decimals. Fails if a key occurs twice."""
 
     def to_dict(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
-        assert len({key for key, _ in pairs}) == len(pairs), f"a key comes twice in {pairs}"
+        assert len({key for key, _ in pairs}) == len(pairs), f"a key occurs twice in {pairs}"
         return dict(pairs)
 
     read: Json = json.loads(text, object_pairs_hook=to_dict, parse_float=Decimal, parse_int=Decimal)
@@ -88,7 +88,7 @@ def read_json(text: str) -> Json:
 
 
 def write_json(value: Json) -> str:
-    """Writes JSON for a person to compare."""
+    """Formats JSON for messages of failed tests."""
 
     def to_number(number: object) -> object:
         assert isinstance(number, Decimal)
@@ -98,7 +98,7 @@ def write_json(value: Json) -> str:
 
 
 def problems_of_any_answer(answer: Answer) -> Iterator[str]:
-    """How an answer breaks the rules for every REST answer; nothing if it breaks none."""
+    """Yields the rules for all REST responses that a response breaks."""
     if answer.body and answer.header("content-type") != "application/json":
         yield f"content-type is {answer.header('content-type')!r}"
     if not answer.header("x-request-id"):

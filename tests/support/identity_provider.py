@@ -1,4 +1,4 @@
-"""An identity provider for tests: real keys, tokens of any make, and a JWK Set behind HTTP on loopback."""
+"""An identity provider for tests: real keys, arbitrary tokens, and a JWK Set served over HTTP on loopback."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ AUDIENCE = "https://daybook.example"
 
 Json: TypeAlias = Mapping[str, Any]
 Sign: TypeAlias = Callable[[bytes], bytes]
-"""Makes the signature of a token's first two segments."""
+"""Returns the signature of a token's first two segments."""
 
 
 @dataclass(frozen=True)
 class Key:
-    """A key pair, and how it is named and used."""
+    """A key pair with its id and its algorithm."""
 
     id: str | None
     algorithm: str
@@ -42,23 +42,23 @@ class Key:
         return {"use": "sig", **({} if self.id is None else {"kid": self.id}), **jwk}
 
     def sign(self, content: bytes) -> bytes:
-        """A signature by the key's algorithm."""
+        """Returns a signature by the key's algorithm."""
         return get_default_algorithms()[self.algorithm].sign(content, self.private)
 
     def token(self, claims: Json, **header: object) -> str:
-        """A token that this key has signed. A part of the header that is given as None is left out."""
+        """Returns a token that this key has signed. Header parameters that are None are omitted."""
         named = {"alg": self.algorithm, "kid": self.id, "typ": "at+jwt", **header}
         return compact({name: value for name, value in named.items() if value is not None}, claims, self.sign)
 
 
 @cache
 def rsa_key(key_id: str | None = "rsa", algorithm: str = "RS256", bits: int = 2048) -> Key:
-    """An RSA key; the same for the same arguments, for they take long to make."""
+    """Returns an RSA key, cached by its arguments because generation is slow."""
     return Key(key_id, algorithm, rsa.generate_private_key(65537, bits))
 
 
 def ec_key(key_id: str | None = "ec", algorithm: str = "ES256") -> Key:
-    """A new key on the curve of the algorithm."""
+    """Returns a new key on the curve of the algorithm."""
     curves: dict[str, type[ec.SECP256R1 | ec.SECP384R1 | ec.SECP521R1]] = {
         "ES256": ec.SECP256R1,
         "ES384": ec.SECP384R1,
@@ -68,39 +68,39 @@ def ec_key(key_id: str | None = "ec", algorithm: str = "ES256") -> Key:
 
 
 def ed_key(key_id: str | None = "ed") -> Key:
-    """A new key on Ed25519."""
+    """Returns a new Ed25519 key."""
     return Key(key_id, "EdDSA", ed25519.Ed25519PrivateKey.generate())
 
 
 def ed448_key(key_id: str | None = "ed448") -> Key:
-    """A new key on Ed448."""
+    """Returns a new Ed448 key."""
     return Key(key_id, "EdDSA", ed448.Ed448PrivateKey.generate())
 
 
 def segment(content: bytes) -> str:
-    """Bytes as a segment of a token."""
+    """Encodes bytes as a segment of a token."""
     return base64.urlsafe_b64encode(content).decode().rstrip("=")
 
 
 def compact(header: Json | bytes, claims: Json | bytes, sign: Sign) -> str:
-    """A token with this header and these claims, as JSON or as they stand."""
+    """Returns a token with this header and these claims, which are serialized as JSON unless they are bytes."""
     parts = [part if isinstance(part, bytes) else json.dumps(part).encode() for part in (header, claims)]
     content = ".".join(map(segment, parts))
     return f"{content}.{segment(sign(content.encode()))}"
 
 
 def hmac_with(secret: bytes) -> Sign:
-    """HMAC with SHA-256, as `HS256` has it."""
+    """Returns a signer for `HS256`: HMAC with SHA-256."""
     return lambda content: hmac.digest(secret, content, hashlib.sha256)
 
 
 def jwk_set(*keys: Key | Json) -> bytes:
-    """The keys as a JWK Set."""
+    """Returns a JWK Set with the keys."""
     return json.dumps({"keys": [key.jwk if isinstance(key, Key) else key for key in keys]}).encode()
 
 
 def rules(**changes: Any) -> TokenRules:
-    """The rules of an issuer whose tokens have these names for everything."""
+    """Returns rules for tokens of this issuer, with changes."""
     return TokenRules(
         **{
             "issuer": NAME,
@@ -116,7 +116,7 @@ def rules(**changes: Any) -> TokenRules:
 
 
 def claims_at(seconds: int, **changes: Any) -> dict[str, Any]:
-    """The claims of a good token of this second that is good for five minutes. A claim given as None is left out."""
+    """Returns the claims of a valid token, issued at this second for five minutes. Claims that are None are omitted."""
     claims = {
         "iss": NAME,
         "aud": AUDIENCE,
@@ -131,11 +131,11 @@ def claims_at(seconds: int, **changes: Any) -> dict[str, Any]:
 
 
 class Endpoint:
-    """Where a JWK Set is served, over real HTTP; what it answers, a test says."""
+    """Serves a JWK Set over real HTTP, with a response that the test sets."""
 
     def __init__(self) -> None:
         self.open = threading.Event()
-        """While it is not set, requests wait."""
+        """Requests wait until it is set."""
         self._ended = threading.Event()
         self.reset()
         endpoint = self
@@ -161,24 +161,24 @@ class Endpoint:
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}/jwks.json"
 
     def reset(self, content: bytes = b"") -> None:
-        """Answers with this from now on, and forgets the requests so far."""
+        """Sets the content of the next responses, and forgets the requests so far."""
         self.status = 200
         self.headers: dict[str, str] = {}
         self.content = content
         self.drips = False
-        """Whether a byte is sent now and then, without an end."""
+        """Whether the response continues endlessly, one byte at a time."""
         self.paths: list[str] = []
-        """Of every request so far."""
+        """The paths of all requests so far."""
         self.open.set()
 
     @property
     def count(self) -> int:
-        """How many requests there were."""
+        """The number of requests so far."""
         return len(self.paths)
 
     @contextlib.contextmanager
     def serving(self) -> Iterator[Endpoint]:
-        """Answers until the end of the block."""
+        """Serves until the end of the block."""
         thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         try:

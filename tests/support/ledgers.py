@@ -1,4 +1,4 @@
-"""A small ledger for tests that serve it from other processes."""
+"""A small ledger, for tests that serve it from other processes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ACCOUNT_IDS = ("a", "b", "c", "d", "e")
 
 
 async def create_key(database_url: str, scopes: Collection[str]) -> str:
-    """Creates the tenant `house` in an empty database; returns a key of it."""
+    """Creates the tenant `house` in an empty database; returns a key of the tenant."""
     async with open_book(database_url) as book:
         _, key = await _create_key(book, scopes)
         return key
@@ -33,7 +33,7 @@ async def prepare(database_url: str) -> str:
 
 
 async def _create_key(book: Book, scopes: Collection[str]) -> tuple[int, str]:
-    """Creates the tenant `house`; returns its number, and a key of it."""
+    """Creates the tenant `house`; returns its number and a key of the tenant."""
     now, key = book.clock(), new_api_key(book.random_bytes)
     number = await book.credentials.create_tenant(slug="house", uid="u", display_name="House", create_time=now)
     await book.credentials.create_api_key(

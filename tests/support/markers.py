@@ -1,4 +1,4 @@
-"""Marks that choose the engine or the event loop of a test."""
+"""Markers that select the engine or the event loop of a test."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 only_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 only_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-"""Marks of tests that one engine suffices for."""
+"""Markers of tests that need only one engine."""
 
 shares_a_server = pytest.mark.asyncio(loop_scope="module")
 """Marks tests with `shared_client`, which run in the event loop of its server."""

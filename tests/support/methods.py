@@ -15,16 +15,16 @@ from server.app import FACADES, SERVICES
 METHODS: list[MethodDescriptor] = [
     method for service in SERVICES for method in Default().FindServiceByName(service).methods
 ]
-"""Every method that the server serves, out of the contracts themselves."""
+"""The methods that the server serves."""
 
 _REQUIRED_VALUES = {"month": "2024-10"}
-"""Required fields of facades that name no account."""
+"""Values of required facade fields that do not name an account."""
 
 
 def facade_requests(account_id: str, optional: str = "") -> Iterator[tuple[MethodDescriptor, Message]]:
-    """A request about an account for each method of the facades.
+    """Yields each method of the facades with a request about an account.
 
-    Every parameter that is not required is the text `optional`, or absent if that is empty.
+    Every optional parameter has the value `optional`, or is absent if that is empty.
     """
     for method in METHODS:
         if method.containing_service.full_name in FACADES:

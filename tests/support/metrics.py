@@ -1,4 +1,4 @@
-"""A server with a metrics port, and what a scraper reads from it."""
+"""A server with a metrics port, and the samples that a scraper reads."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class Scrape(dict[tuple[str, Labels], float]):
     """The samples of one scrape, by name and labels."""
 
     def of(self, name: str) -> dict[tuple[str, ...], float]:
-        """The samples of a name by the values of their labels."""
+        """Returns the samples of a metric by the values of their labels."""
         return {tuple(value for _, value in labels): sample for (each, labels), sample in self.items() if each == name}
 
     def one(self, name: str, **labels: str) -> float:
-        """The sample with these labels; KeyError if it is missing."""
+        """Returns the sample with these labels. Raises KeyError if it is missing."""
         return self[name, tuple(sorted(labels.items()))]
 
 
@@ -34,7 +34,7 @@ class Measured:
     metrics_port: int
 
     async def text(self) -> str:
-        """The answer to a scrape."""
+        """Returns the response to a scrape."""
 
         def get() -> str:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=30) as answer:
@@ -45,7 +45,7 @@ class Measured:
         return await asyncio.to_thread(get)
 
     async def scrape(self) -> Scrape:
-        """The samples of a scrape."""
+        """Returns the samples of a scrape."""
         return Scrape(
             ((sample.name, tuple(sorted(sample.labels.items()))), sample.value)
             for family in text_string_to_metric_families(await self.text())
@@ -53,7 +53,7 @@ class Measured:
         )
 
     async def until(self, happened: Callable[[Scrape], bool]) -> Scrape:
-        """The first scrape that shows that something happened."""
+        """Returns the first scrape that satisfies a condition."""
         async with asyncio.timeout(30):
             while not happened(found := await self.scrape()):
                 await asyncio.sleep(0.01)

@@ -1,4 +1,4 @@
-"""Every native method with a sound request, called over gRPC and over REST."""
+"""Every native method with a valid request, called over gRPC and over REST."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support.refusals import Refusal, read_status
 
 JsonObject: TypeAlias = dict[str, Any]
 Outcome: TypeAlias = tuple[str, object]
-"""`OK` and the answers, or the status of a refusal and the fields that it names."""
+"""`OK` and the responses, or the status of an error and the fields that it names."""
 Path: TypeAlias = tuple[FieldDescriptor, ...]
 METHODS: Mapping[str, MethodDescriptor] = {
     method.name: method
@@ -53,23 +53,23 @@ class World:
     key: str
     channel: grpc.Channel
     message: str = ""
-    """The message of the last refusal over gRPC."""
+    """The message of the last error over gRPC."""
 
     def grpc(self, method: str, request: JsonObject, metadata: Mapping[str, str] | None = None) -> Outcome:
-        """The outcome of a call over gRPC."""
+        """Makes a call over gRPC. Returns its outcome."""
         descriptor = METHODS[method]
         request_type, answer_type = GetMessageClass(descriptor.input_type), GetMessageClass(descriptor.output_type)
         message = ParseDict(request, request_type())
         outcome = self.grpc_bytes(method, message.SerializeToString(), answer_type, metadata)
         if method == "ImportTransactions" and outcome[0] == "OK":
-            # Its answer has only a count.
+            # The response has only counts, so the imported transactions are listed.
             return self.grpc("ListTransactions", {"parent": request["items"][0]["parent"]})
         return outcome
 
     def grpc_bytes(
         self, method: str, request: bytes, answer_type: Any = None, metadata: Mapping[str, str] | None = None
     ) -> Outcome:
-        """The outcome of a call with a serialized request. Every method can be called as a stream both ways."""
+        """Makes a call with a serialized request, as a bidirectional stream, which every method accepts."""
         descriptor = METHODS[method]
         assert descriptor.containing_service is not None
         call: Any = self.channel.stream_stream(f"/{descriptor.containing_service.full_name}/{method}")
@@ -85,7 +85,7 @@ class World:
     def rest(
         self, method: str, request: JsonObject, metadata: Mapping[str, str] | None = None, query: str = ""
     ) -> Outcome:
-        """The outcome of a call over REST."""
+        """Makes a call over REST. Returns its outcome."""
         answer = self.rest_answer(method, request, metadata, query)
         found = json.loads(answer.body)
         if answer.status == 200:
@@ -96,7 +96,7 @@ class World:
     def rest_answer(
         self, method: str, request: JsonObject, metadata: Mapping[str, str] | None = None, query: str = ""
     ) -> Answer:
-        """The REST answer to a request, split into path, body and query by the contract."""
+        """Splits a request into path, body and query according to the contract, and sends it over REST."""
         rule = METHODS[method].GetOptions().Extensions[http]
         verb = rule.WhichOneof("pattern")
         rest = copy.deepcopy(request)
@@ -126,7 +126,7 @@ class World:
         return send(self.origin, target, method=verb, headers=headers, body=content)
 
     def base(self, method: str, path: Path = ()) -> JsonObject:
-        """A valid request of a method without the field, about accounts of its own."""
+        """Returns a valid request of a method, without the field at `path`, for new accounts."""
         acme, other = f"acme-{uuid.uuid4()}", f"other-{uuid.uuid4()}"
         parent = f"accounts/{acme}"
         if method == "CreateAccount":
@@ -141,7 +141,7 @@ class World:
         names = {each.name for each in path}
         transaction = dict(CHARGE if "usage" in names else GRANT)
         if "record_declined" in names:
-            # A declined charge is refused without this field.
+            # Without this field a declined charge is an error.
             transaction = {**CHARGE, "amount": "-1000"}
         item = {"parent": parent, "transaction": transaction}
         match method:
@@ -173,12 +173,12 @@ class World:
         raise AssertionError(f"no request for {method}")
 
     def charge(self, parent: str) -> str:
-        """The name of a charge of an account."""
+        """Returns the name of a charge of an account."""
         found = json.loads(self.send("GET", f"/v1/{parent}/transactions?filter=kind%3DCHARGE").body)
         return str(found["transactions"][0]["name"])
 
     def empty(self) -> str:
-        """The id of a new account without transactions, with a credit limit."""
+        """Creates an account with a credit limit and without transactions. Returns its id."""
         account_id = f"empty-{uuid.uuid4()}"
         account = {"kind": "USER", "creditLimit": "100"}
         assert self.grpc("CreateAccount", {"account": account, "accountId": account_id})[0] == "OK"
@@ -186,12 +186,12 @@ class World:
 
 
 def refusal_of(error: Any) -> Refusal:
-    """A refusal over gRPC."""
+    """Returns the refusal of a call that raised this error."""
     return read_status(Status.FromString(dict(error.trailing_metadata())["grpc-status-details-bin"]))
 
 
 def stable(answers: object) -> str:
-    """Answers without the values that differ from call to call."""
+    """Returns responses as text, without the values that differ from call to call."""
     kept = (f'"{LONG_AGO}"', f'"{FAR_AWAY}"')
     text = VOLATILE.sub(lambda match: match[0] if match[0] in kept else "", json.dumps(answers, sort_keys=True))
     return UUID.sub("<uuid>", text)

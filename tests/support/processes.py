@@ -1,4 +1,4 @@
-"""The `daybook` command as a process of its own: starting, waiting for, and stopping it, and free ports."""
+"""Starts, awaits and stops `daybook` processes, and finds free ports."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ class Ports:
 
     @classmethod
     def free(cls) -> Ports:
-        """Three ports that are free."""
+        """Returns three free ports."""
         first = free_range(3)
         return cls(first, first + 1, first + 2)
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """The options of `daybook up`."""
+        """The options of `daybook up` for these ports."""
         return (
             *("--port", str(self.server)),
             *("--gateway-port", str(self.gateway)),
@@ -52,10 +52,10 @@ class Ports:
 
 
 def free_range(count: int) -> int:
-    """The first of several consecutive ports that are free.
+    """Returns the first of `count` consecutive free ports.
 
-    They are below the ports that systems give to outgoing connections, so that none takes them meanwhile.
-    Workers of pytest-xdist draw from disjoint ranges.
+    The ports are below the ephemeral range, so that no outgoing connection takes them. Workers of pytest-xdist use
+    disjoint ranges.
     """
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % _PORT_RANGES
     lowest = _LOWEST_PORT + worker * _PORTS_PER_WORKER
@@ -71,24 +71,24 @@ def free_range(count: int) -> int:
 
 
 def free_port() -> int:
-    """A port that is free."""
+    """Returns a free port."""
     return free_range(1)
 
 
 def environment(**more: str) -> dict[str, str]:
-    """The environment of pytest without settings of Daybook, plus those given."""
+    """Returns the environment of pytest without settings of Daybook, plus the given variables."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("DAYBOOK_")}
-    # The command runs the code of this checkout, wherever it is installed.
+    # The command runs the code of this checkout, even if another one is installed.
     return {**inherited, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'gen'}", **more}
 
 
 def command(*arguments: str) -> list[str]:
-    """The `daybook` command with arguments."""
+    """Returns the `daybook` command with arguments."""
     return [str(BIN / "daybook"), *arguments]
 
 
 def run(*arguments: str, folder: Path, settings: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Runs the command to its end."""
+    """Runs the `daybook` command until it ends."""
     return subprocess.run(
         command(*arguments),
         cwd=folder,
@@ -102,7 +102,7 @@ def run(*arguments: str, folder: Path, settings: Mapping[str, str] | None = None
 
 @dataclass
 class Daybook:
-    """A `daybook` that runs until it is stopped."""
+    """A running `daybook` process."""
 
     process: subprocess.Popen[bytes]
     folder: Path
@@ -134,22 +134,22 @@ class Daybook:
         return f"http://127.0.0.1:{self.ports.gateway}"
 
     def wait_for(self, text: str) -> None:
-        """Returns once the text was printed or logged; fails if the process ends before."""
+        """Returns when the text was printed or logged. Fails if the process ends before."""
 
-        def said() -> bool:
+        def found() -> bool:
             if text in self.stdout or text in self.stderr:
                 return True
             assert self.process.poll() is None, f"ended with {self.process.returncode}:\n{self.stdout}{self.stderr}"
             return False
 
-        wait_until(said, f"{text!r} in the output")
+        wait_until(found, f"{text!r} in the output")
 
     def family(self) -> list[psutil.Process]:
-        """Its descendants: Envoy and workers."""
+        """Returns the descendants of the process: Envoy and workers."""
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def stop(self, number: signal.Signals = signal.SIGINT) -> int:
-        """Sends a signal, waits until no process is left, and returns the exit code."""
+        """Sends a signal and waits until all processes have ended. Returns the exit code."""
         family = self.family()
         self.process.send_signal(number)
         code = self.process.wait(SECONDS_MAX)
@@ -157,7 +157,7 @@ class Daybook:
         return code
 
     def kill(self) -> None:
-        """Kills the processes that a failed test left."""
+        """Kills the processes that a failed test has left."""
         if self.process.poll() is None:
             family = self.family()
             self.process.kill()
@@ -174,7 +174,7 @@ def require_gone(processes: list[psutil.Process]) -> None:
 
 
 def sqlite_url(file: Path) -> str:
-    """The URL of a SQLite file."""
+    """Returns the URL of a SQLite file."""
     return f"sqlite+aiosqlite:///{file}"
 
 
@@ -189,7 +189,7 @@ def copy_database(source: Path, target: Path) -> None:
 
 
 def require_refusal(result: subprocess.CompletedProcess[str] | Result, *words: str, code: int = 1) -> None:
-    """Fails unless a command ended with this code and printed one plain line that has these words."""
+    """Fails unless a command ended with this code and printed one line with these words to stderr."""
     assert (result.exit_code if isinstance(result, Result) else result.returncode) == code, result.stderr
     assert result.stdout == ""
     (line,) = result.stderr.splitlines()
@@ -198,6 +198,6 @@ def require_refusal(result: subprocess.CompletedProcess[str] | Result, *words: s
 
 
 def printed_commands(daybook: Daybook) -> dict[str, str]:
-    """The commands of the printed guide, by their titles."""
+    """Returns the commands of the printed guide, by their titles."""
     lines = daybook.stdout.splitlines()
     return {line[2:]: lines[number + 1] for number, line in enumerate(lines) if line.startswith("# ")}

@@ -1,4 +1,4 @@
-"""Refused calls, and the details that every refusal carries."""
+"""Refused calls, and the details that every error carries."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from google.rpc.status_pb2 import Status
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A refused call, as its caller sees it."""
+    """The error of a call, as its caller sees it."""
 
     code: grpc.StatusCode
     reason: str
@@ -22,13 +22,13 @@ class Refusal:
     """The fields that the BadRequest names."""
     message: str
     metadata: Mapping[str, str]
-    """That of the ErrorInfo."""
+    """The metadata of the ErrorInfo."""
     retry_delay: Duration | None
-    """That of the RetryInfo, if there is one."""
+    """The delay in the RetryInfo, if there is one."""
 
     @property
     def verdict(self) -> tuple[str, str]:
-        """The status and the reason, as tables of tests write them."""
+        """The status and the reason."""
         return self.code.name, self.reason
 
 
@@ -48,7 +48,9 @@ def read_status(status: Status) -> Refusal:
             retry_delay = retry.retry_delay
     assert len(infos) == 1, "every error carries exactly one ErrorInfo"
     assert infos[0].domain == "daybook"
-    assert bool(fields) == (code is grpc.StatusCode.INVALID_ARGUMENT), "a field is named where one is wrong"
+    assert bool(fields) == (code is grpc.StatusCode.INVALID_ARGUMENT), (
+        "INVALID_ARGUMENT, and no other status, names fields"
+    )
     return Refusal(code, infos[0].reason, tuple(fields), status.message, dict(infos[0].metadata), retry_delay)
 
 
@@ -56,12 +58,14 @@ def read_refusal(error: grpc.aio.AioRpcError) -> Refusal:
     """Reads the refusal of a call that raised this error."""
     status = Status.FromString(dict(error.trailing_metadata())["grpc-status-details-bin"])
     refusal = read_status(status)
-    assert (refusal.code, refusal.message) == (error.code(), error.details()), "details and call tell the same"
+    assert (refusal.code, refusal.message) == (error.code(), error.details()), (
+        "the details agree with the status of the call"
+    )
     return refusal
 
 
 async def refusal_of(call: Awaitable[object]) -> Refusal:
-    """The refusal of a call that must be refused."""
+    """Makes a call that must be refused. Returns the refusal."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
     return read_refusal(caught.value)

@@ -19,7 +19,7 @@ class Rest:
         self._credential = {} if key is None else {"authorization": f"Bearer {key}"}
 
     def send(self, method: str, target: str, body: object = None, **headers: str) -> Answer:
-        """Sends a request; checks the rules for every REST answer."""
+        """Sends a request; checks the rules for every REST response."""
         content = b"" if body is None else json.dumps(body).encode()
         more = {"content-type": "application/json"} if content else {}
         answer = send(self.origin, target, method=method, headers={**self._credential, **more, **headers}, body=content)
@@ -27,7 +27,7 @@ class Rest:
         return answer
 
     def call(self, method: str, target: str, body: object = None) -> JsonObject:
-        """The body of a successful answer."""
+        """Sends a request, which must succeed. Returns the body."""
         answer = self.send(method, target, body)
         assert answer.status == 200, answer.body
         found = answer.json()
@@ -35,7 +35,7 @@ class Rest:
         return found
 
     def account(self, **fields: object) -> str:
-        """Creates an account of the test's own; returns its id."""
+        """Creates an account with a new id; returns the id."""
         account_id = f"rest-{uuid.uuid4()}"
         self.call("POST", f"/v1/accounts?accountId={account_id}", {"kind": "OTHER", **fields})
         return account_id
@@ -47,7 +47,7 @@ class Rest:
 
 
 def reason_of(body: Json) -> tuple[str, dict[str, Json], list[str]]:
-    """Of a google.rpc.Status the reason and metadata of its one ErrorInfo, and the fields of its BadRequest."""
+    """Returns the reason and metadata of the ErrorInfo of a google.rpc.Status, and the fields of its BadRequest."""
     assert isinstance(body, dict)
     assert body.keys() == {"code", "message", "details"}
     details = body["details"]

@@ -1,7 +1,7 @@
 """Checks every statement that the server sends to PostgreSQL in this process against the rules of sharding.
 
-It hooks into the driver, so that no statement bypasses it. Statements that a test itself sends are
-ignored: tests corrupt ledgers on purpose.
+It patches the driver, so that no statement bypasses it. It ignores the statements of tests, which corrupt ledgers on
+purpose.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _SERVER, _TESTS = f"{_ROOT / 'server'}/", f"{_ROOT / 'tests'}/"
 
 
 class Statements:
-    """The statements that the server has sent, and those of them that break a rule."""
+    """The statements that the server has sent, and the rules that they break."""
 
     def __init__(self) -> None:
         self.sent: set[str] = set()
@@ -33,16 +33,16 @@ class Statements:
         if text in self.sent or (sender := _sender()) is None:
             return
         self.sent.add(text)
-        self._broken += [f"{rule}, says {sender}: {text}" for rule in broken_rules(text)]
+        self._broken += [f"{rule}, sent by {sender}: {text}" for rule in broken_rules(text)]
 
     def take_broken(self) -> list[str]:
-        """The rules that were broken since the last call, each with its statement."""
+        """Returns the rules that were broken since the last call, each with its statement."""
         taken, self._broken = self._broken, []
         return taken
 
 
 def _sender() -> str | None:
-    """The line of server/ that sends the statement; None if a test sends it."""
+    """Returns the line of server/ that sends the statement; None if a test sends it."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename
@@ -56,7 +56,7 @@ def _sender() -> str | None:
 
 def monitor(statements: Statements) -> None:
     """Records the statements of every asyncpg connection of this process from now on."""
-    # Every call with parameters, and every prepare, goes through _get_statement; `execute` may not.
+    # Statements with parameters and prepared statements use _get_statement; others use execute.
     for name in ("_get_statement", "execute"):
         setattr(Connection, name, _recorded(getattr(Connection, name), statements))
 

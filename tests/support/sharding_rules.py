@@ -1,7 +1,7 @@
-"""The rules that a sharded PostgreSQL (Citus) sets for statements, and which of them a statement breaks.
+"""Checks statements against the rules of sharded PostgreSQL (Citus).
 
-Rows of the big tables lie on the node of their account. What a node can't answer alone is
-refused by Citus, or costs a hundred times as much.
+The rows of distributed tables are on the node of their account. Citus refuses statements that a node can't execute
+alone, or executes them a hundred times slower.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _REPEATED_PARAMETER = re.compile(r"\$1(?:, \$1)+")
 
 
 def plain(statement: str) -> str:
-    """A statement without the numbers of its parameters, of which a list counts as one."""
+    """Normalizes a statement: removes the numbers of parameters, and reduces lists of parameters to one."""
     text = _PARAMETER.sub("$1", statement)
     text = _REPEATED_ROW.sub(r"\1", text)
     return text if text.lstrip().upper().startswith("INSERT") else _REPEATED_PARAMETER.sub("$1", text)
@@ -33,7 +33,7 @@ def plain(statement: str) -> str:
 
 @lru_cache(4096)
 def broken_rules(statement: str) -> tuple[str, ...]:
-    """The rules that a statement breaks, in words; none for one that touches no big table."""
+    """Returns descriptions of the rules that a statement breaks; none if it uses no distributed table."""
     if not any(name in statement for name in BIG):
         return ()
     if statement.split(None, 1)[0].upper() not in {"SELECT", "INSERT", "UPDATE", "DELETE", "WITH"}:
@@ -45,7 +45,7 @@ def _broken_rules(tree: sql.Expr) -> Iterator[str]:
     if not any(table.name in BIG for table in tree.find_all(sql.Table)):
         return
     if tree.find(sql.Unnest) or any(each.name.lower() == "unnest" for each in tree.find_all(sql.Anonymous)):
-        yield "unnest feeds a big table"
+        yield "unnest with a distributed table"
     match tree:
         case sql.Insert():
             yield from _broken_by_insert(tree)
@@ -54,7 +54,7 @@ def _broken_rules(tree: sql.Expr) -> Iterator[str]:
                 yield f"{tree.key.upper()} without {DISTRIBUTION_COLUMN} in its WHERE"
     for select in tree.find_all(sql.Select):
         locks = select.args.pop("locks", None) or ()
-        # Tables that a lock names would be taken for ones that are read once more.
+        # sqlglot would treat the tables that a lock names as additional sources.
         select.meta["locked"] = [{each.name for each in lock.expressions or ()} for lock in locks]
     scopes = traverse_scope(tree)
     for scope in scopes:
@@ -74,22 +74,22 @@ def _broken_by_insert(tree: sql.Insert) -> Iterator[str]:
 
 
 def _broken_by_join(scope: Scope) -> Iterator[str]:
-    """Big tables that meet must meet by their account."""
+    """Distributed tables must be joined by account."""
     sources = [name for name, source in scope.selected_sources.items() if _is_big(source[1])]
-    met = {
+    joined = {
         frozenset((pair.left.table, pair.right.table))
         for pair in _equalities(scope.expression)
         if isinstance(pair.left, sql.Column)
         and isinstance(pair.right, sql.Column)
         and pair.left.name == pair.right.name == DISTRIBUTION_COLUMN
     }
-    # Connected through others counts too.
-    reached = set(sources[:1])
+    # An indirect connection counts too.
+    connected = set(sources[:1])
     for _ in sources:
-        reached |= {name for name in sources for other in reached if frozenset((name, other)) in met}
+        connected |= {name for name in sources for other in connected if frozenset((name, other)) in joined}
     for name in sources:
-        if name not in reached:
-            yield f"{name} is joined, and not by {DISTRIBUTION_COLUMN}"
+        if name not in connected:
+            yield f"{name} is not joined by {DISTRIBUTION_COLUMN}"
 
 
 def _broken_by_lock(scope: Scope) -> Iterator[str]:
@@ -100,14 +100,15 @@ def _broken_by_lock(scope: Scope) -> Iterator[str]:
 
 
 def _broken_by_routing(scopes: Sequence[Scope]) -> Iterator[str]:
-    """In a statement that names an account each big table names it: else Citus asks every shard for that table.
+    """If a statement names an account, each distributed table must name it.
 
-    A join with a table that names it is enough, but not a subquery's reference to the statement around it.
+    Otherwise Citus reads all shards of the table. A join with a table that names the account is enough, but a
+    correlated subquery is not.
     """
     routed: dict[int, set[str]] = {}
     for scope in scopes:
         routed[id(scope)] = _routed(scope)
-        # An equation with a routed table hands the account on, in either direction.
+        # An equation with a routed table routes the other table too.
         for _ in scope.selected_sources:
             routed[id(scope)] |= {
                 one.table
@@ -120,11 +121,11 @@ def _broken_by_routing(scopes: Sequence[Scope]) -> Iterator[str]:
     for scope in scopes:
         for name, (_, source) in scope.selected_sources.items():
             if isinstance(source, sql.Table) and source.name in BIG and name not in routed[id(scope)]:
-                yield f"{name} doesn't name the account that the statement is about"
+                yield f"{name} doesn't name the account of the statement"
 
 
 def _routed(scope: Scope) -> set[str]:
-    """The big tables of a SELECT whose account its own conditions name."""
+    """Returns the distributed tables of a SELECT whose account its own conditions name."""
     names = {name for name, (_, source) in scope.selected_sources.items() if isinstance(source, sql.Table)}
     where = scope.expression.args.get("where")
     return {
@@ -158,7 +159,7 @@ def _conjuncts(condition: sql.Expr | None) -> Iterator[sql.Expr]:
 
 
 def _equalities(select: sql.Expr) -> Iterator[sql.EQ]:
-    """The equations that hold for every row of a SELECT."""
+    """Yields the equations that hold for every row of a SELECT."""
     conditions = [select.args.get("where"), *(join.args.get("on") for join in select.args.get("joins") or ())]
     for condition in conditions:
         yield from (each for each in _conjuncts(condition) if isinstance(each, sql.EQ))
@@ -184,7 +185,7 @@ def _is_of_one_account(equality: sql.EQ, table: str) -> bool:
 
 
 def _names_accounts(where: sql.Expr | None, table: str) -> bool:
-    """Whether a WHERE says which accounts it is about: one, or a list of them."""
+    """Whether a WHERE clause names its accounts: one, or a list."""
     for each in _conjuncts(where):
         if isinstance(each, sql.EQ) and _is_of_one_account(each, table):
             return True

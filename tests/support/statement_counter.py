@@ -11,7 +11,7 @@ from server.store.database_tracer import DatabaseTracer
 
 
 class Statements(DatabaseTracer):
-    """Counts the statements that read bodies, and all others."""
+    """Records statements, and counts them by the table they read."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []
@@ -23,17 +23,17 @@ class Statements(DatabaseTracer):
 
     @property
     def of_bodies(self) -> int:
-        """How many read rows of transactions."""
+        """The number of statements that read transactions."""
         return self.of("transactions")
 
     def of(self, table: str) -> int:
-        """How many read rows of a table."""
+        """Returns the number of statements that read a table."""
         return sum(bool(re.search(rf"\b(FROM|JOIN) {table}\b", text)) for text in self.texts)
 
 
 @contextmanager
 def statements(book: Book) -> Iterator[Statements]:
-    """The statements of the block."""
+    """Records the statements of the block."""
     found = Statements()
     with book.database.traced(found):
         yield found

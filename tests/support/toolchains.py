@@ -1,4 +1,4 @@
-"""Which toolchains of other languages this machine has: tests of generated clients run for those only."""
+"""The toolchains of other languages on this machine. Tests of generated clients run only for these."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TOOLS = {
     "java-stubs": ("javac", "mvn", "protoc-gen-grpc-java"),
     "typescript": ("node", "npm"),
 }
-"""By the name of a toolchain: the programs that it needs."""
+"""The programs that each toolchain needs, by its name."""
 MISSING = {name for name, programs in TOOLS.items() if not all(shutil.which(program) for program in programs)}
 
 

@@ -19,7 +19,7 @@ VENDORS = {each.service.split(".")[2]: each for each in all_vendors()}
 
 
 def is_error(vendor: str, status: int, body: Json) -> bool:
-    """Whether a body is what the vendor's table makes of a status and a message. It may have further members."""
+    """Whether a body is the vendor's error for a status, with any message. It may have further members."""
     refusal = VENDORS[vendor].refuse(status, "<text>")
     expected = read_json(json.dumps(refusal.body))
     if refusal.status != status or not isinstance(body, dict) or not isinstance(expected, dict):
@@ -36,7 +36,7 @@ class Api:
     parameters: tuple[str, ...]
     vendor: str
     good: str = ""
-    """A query string that is answered with 200."""
+    """A query string that gets status 200."""
 
 
 APIS = {
@@ -85,7 +85,7 @@ def ask(gateway: Daybook, api: Api, target: str) -> Answer:
 
 
 def require_sound(api: Api, target: str, answer: Answer) -> None:
-    """Fails on a 5xx, and on a refusal without the vendor's envelope."""
+    """Fails on a status 5xx, and on an error without the vendor's envelope."""
     assert answer.status == 200 or 400 <= answer.status < 500, f"{target}: {answer.status} {answer.body!r}"
     assert not list(problems_of_any_answer(answer)), target
     body = answer.json()
@@ -95,7 +95,7 @@ def require_sound(api: Api, target: str, answer: Answer) -> None:
 
 
 def without_token(body: Json) -> Json:
-    """A page without its token, which differs each time, and without links, which repeat the query."""
+    """Returns a page without its token, which differs each time, and without links, which repeat the query."""
     if isinstance(body, dict):
         return {
             key: value for key, value in body.items() if key not in {"nextCursor", "nextPageToken", "next", "previous"}

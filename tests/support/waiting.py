@@ -1,4 +1,4 @@
-"""Waiting for an event with a deadline, instead of sleeping for a time."""
+"""Waits for conditions with a deadline, instead of sleeping."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import time
 from collections.abc import Awaitable, Callable
 
 SECONDS_MAX = 60.0
-"""A deadline that a busy machine does not reach; no test waits for it to pass."""
+"""A deadline, in seconds, that even a busy machine does not reach. No test waits for it to pass."""
 _POLL_SECONDS = 0.02
 
 
 def wait_until(happened: Callable[[], bool], what: str) -> None:
-    """Returns as soon as it happened; fails at the deadline, with what did not happen."""
+    """Returns when a condition holds. Fails at the deadline with its description `what`."""
     deadline = time.monotonic() + SECONDS_MAX
     while not happened():
         assert time.monotonic() < deadline, f"{what}: not within {SECONDS_MAX:.0f} seconds"
@@ -21,7 +21,7 @@ def wait_until(happened: Callable[[], bool], what: str) -> None:
 
 
 async def until(happened: Callable[[], Awaitable[object] | object]) -> None:
-    """Returns as soon as it happened, while the event loop runs on; TimeoutError at the deadline."""
+    """Returns when a condition holds, without blocking the event loop. Raises TimeoutError at the deadline."""
     async with asyncio.timeout(SECONDS_MAX):
         while True:
             found = happened()
