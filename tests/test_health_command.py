@@ -124,6 +124,6 @@ def test_unusable_certificate_is_told(serve: Serve, authority: Authority, tmp_pa
     """A file that can't be used is said in one line, with its setting."""
     served = serve(tls(authority.issue("server")))
     (tmp_path / "nothing.pem").write_text("nothing")
-    for file, problem in {"absent.pem": "can't be read", "nothing.pem": "holds no certificate"}.items():
+    for file, problem in {"absent.pem": "can't be read", "nothing.pem": "must hold a certificate"}.items():
         told = served.health(**environment_of(tls_certificate_file=tmp_path / file))
         assert told.startswith(f"daybook: tls_certificate_file {problem}")

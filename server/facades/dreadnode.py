@@ -28,7 +28,7 @@ from server.ledger.posting import Kind
 from server.transport.auth import current_caller
 from server.transport.calls import Context
 from server.transport.errors import http_status_of, plain_message
-from server.transport.rendered import keep_rendered
+from server.transport.rendered import cache_rendered
 from server.transport.rest import echo, number_or_null, read_integer, text_or_null
 from server.usecases.accounts import Accounts
 from server.usecases.transactions import Transactions
@@ -109,7 +109,7 @@ def _parse(request: ListCreditTransactionsRequest) -> tuple[TransactionFilter, i
     return wanted, limit
 
 
-@keep_rendered
+@cache_rendered
 def _render(body: bytes) -> bytes:
     """An answer of nothing but this transaction."""
     transaction = Transaction.FromString(body)

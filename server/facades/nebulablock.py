@@ -18,7 +18,7 @@ from server.ledger.names import ALL_ACCOUNTS, account_name
 from server.transport.auth import current_caller
 from server.transport.calls import Context
 from server.transport.errors import http_status_of, plain_message
-from server.transport.rendered import keep_rendered
+from server.transport.rendered import cache_rendered
 from server.transport.rest import read_integer
 from server.usecases.usage import Usage
 from server.vendors.nebulablock import VENDOR
@@ -81,7 +81,7 @@ def _user_id(account_id: str, account_number: int) -> int:
     return account_number
 
 
-@keep_rendered
+@cache_rendered
 def _render(user_id: int, start: Instant, computing: Millionths, serverless: Millionths) -> bytes:
     """A Data message with only this hour."""
     hour = GetCreditsHistoryResponse.CreditHistory(

@@ -21,7 +21,7 @@ from server.transport.auth import current_caller
 from server.transport.calls import Context
 from server.transport.errors import http_status_of, plain_message
 from server.transport.query_names import TARGET_HEADER
-from server.transport.rendered import keep_rendered
+from server.transport.rendered import cache_rendered
 from server.transport.rest import null, read_integer, text_or_null
 from server.usecases.transactions import Transactions
 from server.vendors.paged import VENDOR
@@ -94,7 +94,7 @@ def _link(url: str, number: int) -> Value:
     return Value(string_value=f"{path}?{'&'.join([*others, f'page={number}'])}")
 
 
-@keep_rendered
+@cache_rendered
 def _render(body: bytes) -> bytes:
     """A page of nothing but this transaction."""
     transaction = Transaction.FromString(body)

@@ -35,7 +35,7 @@ from server.transport.call_metadata import call_metadata
 from server.transport.calls import Context
 from server.transport.errors import http_status_of, plain_message
 from server.transport.page_tokens import Listing, PageTokens
-from server.transport.rendered import keep_rendered
+from server.transport.rendered import cache_rendered
 from server.transport.rest import is_uuid, read_integer
 from server.usecases.transactions import NetworkPage, Transactions
 from server.vendors.spacebring import VENDOR
@@ -168,7 +168,7 @@ def _render_page(network: NetworkPage) -> Page[tuple[TransactionRow, bytes], Tra
     return page.within(PAGE_BYTES_MAX, size=lambda each: len(each[1]), key=lambda each: each[0].key)
 
 
-@keep_rendered
+@cache_rendered
 def _render(body: bytes) -> bytes:
     """A transaction without the two parts that may still change: its company and its refund."""
     transaction = Transaction.FromString(body)
@@ -290,7 +290,7 @@ def _render_holding(holding: Holding) -> bytes:
     )
 
 
-@keep_rendered
+@cache_rendered
 def _render_company(
     company_id: str,
     display_name: str,

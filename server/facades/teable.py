@@ -32,7 +32,7 @@ from server.transport.auth import current_caller
 from server.transport.calls import Context
 from server.transport.errors import http_status_of, plain_message
 from server.transport.page_tokens import Listing, PageTokens
-from server.transport.rendered import keep_rendered
+from server.transport.rendered import cache_rendered
 from server.transport.rest import echo, null, read_integer, text_or_null
 from server.usecases.transactions import Transactions
 from server.vendors.teable import VENDOR
@@ -125,7 +125,7 @@ def _parse(request: GetSpaceCreditHistoryRequest) -> tuple[TransactionFilter, Or
     return wanted, Order(order_by, descending != (order_by is OrderField.AMOUNT)), take
 
 
-@keep_rendered
+@cache_rendered
 def _render(body: bytes) -> bytes:
     """A page of nothing but this transaction."""
     transaction = Transaction.FromString(body)

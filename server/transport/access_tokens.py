@@ -35,7 +35,7 @@ _BASE64URL = re.compile(r"[A-Za-z0-9_-]*", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class TokenRules:
-    """Which tokens are valid, and which claims hold the tenant, the scopes and the account."""
+    """The rules for valid tokens, and the names of the claims with tenant, scopes and account."""
 
     issuer: str
     audience: str
@@ -44,13 +44,13 @@ class TokenRules:
     """The name of the claim with the slug of the tenant."""
     scope_claim: str
     account_claim: str | None
-    """The name of the claim with the id of the account to which a token is bound; None if none is ever bound."""
+    """The name of the claim with the account that a token is bound to; None if tokens are never bound."""
     clock_skew: Instant
     """Maximum difference between the issuer's clock and the ledger's, in microseconds."""
 
 
 class _Refused(Exception):
-    """Why a token is invalid, in fixed words for the log."""
+    """A token is invalid. The message is a fixed text for the log."""
 
 
 class AccessTokens:
@@ -90,14 +90,14 @@ class AccessTokens:
         return Opened(caller, expire_time)
 
     def _read_header(self, token: str) -> tuple[str, str | None]:
-        """The algorithm and the key id that a token names."""
+        """The algorithm and the key id in the header of a token."""
         header = jwt.get_unverified_header(token)
         algorithm = header.get("alg")
         if algorithm not in self._rules.algorithms:
             raise _Refused("alg is not allowed")
         if "typ" in header and str(header["typ"]).lower() not in TYPES:
-            raise _Refused("typ is not that of an access token")
-        # PyJWT accepts padding here, so that one token would have two spellings.
+            raise _Refused("typ is not the type of an access token")
+        # PyJWT accepts padding here, which would give one token two encodings.
         if _BASE64URL.fullmatch(token.rpartition(".")[2]) is None:
             raise _Refused("the signature is not base64url")
         return algorithm, header.get("kid")
@@ -112,7 +112,7 @@ class AccessTokens:
             audience=self._rules.audience,
             options={
                 "require": ["exp", "iss", "aud", "sub"],
-                # PyJWT knows no other clock than the machine's.
+                # PyJWT can use only the machine's clock.
                 "verify_exp": False,
                 "verify_nbf": False,
                 "verify_iat": False,
@@ -121,20 +121,20 @@ class AccessTokens:
         )
 
     def _check_times(self, claims: Mapping[str, Any]) -> Instant:
-        """When a token expires, with the allowed clock skew."""
+        """The expire_time of a token, including the clock skew. Raises _Refused if a time is out of range."""
         now, skew = self._clock(), self._rules.clock_skew
         expire_time = _read_time(claims, "exp") + skew
         if now >= expire_time:
-            raise _Refused("exp is past")
+            raise _Refused("exp is in the past")
         for name in ("nbf", "iat"):
             if name in claims and now < _read_time(claims, name) - skew:
-                raise _Refused(f"{name} is to come")
+                raise _Refused(f"{name} is in the future")
         return expire_time
 
     async def _find_tenant(self, claims: Mapping[str, Any]) -> TenantRecord:
         tenant = await self._store.tenant(_read_text(claims, self._rules.tenant_claim))
         if tenant is None:
-            raise _Refused("there is no such tenant")
+            raise _Refused("the tenant does not exist")
         return tenant
 
     def _read_account(self, claims: Mapping[str, Any]) -> str | None:
@@ -145,14 +145,14 @@ class AccessTokens:
         if account_id == ALL_ACCOUNTS:
             return None
         if not is_account_id(account_id):
-            raise _Refused("no account could have this id")
+            raise _Refused("the account id is malformed")
         return account_id
 
 
 def _read_time(claims: Mapping[str, Any], name: str) -> Instant:
-    """A NumericDate: seconds, perhaps with a fraction."""
+    """Reads a NumericDate: seconds, perhaps with a fraction."""
     value = claims[name]
-    # Comparisons also keep out NaN and the infinities, which Python reads in JSON.
+    # The comparison also rejects NaN and the infinities, which Python's JSON parser accepts.
     if type(value) not in (int, float) or not 0 <= value <= LATEST // SECOND:
         raise _Refused(f"{name} is not a time")
     return int(value * SECOND)
@@ -162,12 +162,12 @@ def _read_text(claims: Mapping[str, Any], name: str) -> str:
     value = claims.get(name)
     # Databases reject NUL and lone surrogates.
     if not isinstance(value, str) or not value or not value.isprintable():
-        raise _Refused(f"{name} is missing, or is no text")
+        raise _Refused(f"{name} is missing or not a text")
     return value
 
 
 def _read_scopes(value: object) -> frozenset[str]:
-    """The scopes of Daybook in a claim, which is a list or text with spaces; other scopes are ignored."""
+    """The scopes of Daybook in a claim, which is a list or a text with spaces. Other scopes are ignored."""
     match value:
         case None:
             words: list[object] = []
@@ -176,10 +176,10 @@ def _read_scopes(value: object) -> frozenset[str]:
         case list():
             words = value
         case _:
-            raise _Refused("the scopes are neither text nor a list")
+            raise _Refused("the scopes are not a text or a list")
     return frozenset(word for word in words if isinstance(word, str) and word in SUFFICIENT)
 
 
 def _credential_id(tenant: TenantRecord, subject: str) -> str:
-    """The id of a token's subject, the same for all of its tokens. No API key has such an id."""
+    """The credential id of a token's subject, the same for all of its tokens. It never equals an API key's id."""
     return f"oauth2:{hashlib.sha256(f'{tenant.number} {subject}'.encode()).hexdigest()[:32]}"

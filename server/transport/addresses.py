@@ -18,7 +18,7 @@ NO_PROXY = (("grpc.enable_http_proxy", 0),)
 
 
 class AddressUnusable(Exception):
-    """Why an address can't be bound, for the operator."""
+    """An address can't be bound. The message is for the operator."""
 
 
 def host_and_port(host: str, port: int) -> str:
@@ -47,30 +47,30 @@ def proxy_options(host: str) -> Sequence[tuple[str, int]]:
 
 def resolved(host: str) -> str:
     """The address of a host, IPv4 if it has both. Raises OSError if it has none."""
-    return str(_places(host, 0)[0][1][0])
+    return str(_socket_addresses(host, 0)[0][1][0])
 
 
 @contextmanager
 def bound(host: str, port: int, purpose: str = "") -> Iterator[socket.socket]:
     """A TCP socket bound to an address until the end of the block; it doesn't listen.
 
-    `::` is every address of this machine, including IPv4. Raises AddressUnusable with the
-    address, the purpose if there is one, and the reason.
+    `::` means every address of this machine, including IPv4. Raises AddressUnusable, whose
+    message has the address, the purpose and the reason.
     """
     held = None
     try:
-        family, place = _places(host, port)[0]
+        family, address = _socket_addresses(host, port)[0]
         held = socket.socket(family, socket.SOCK_STREAM)
-        # Without it a port stays unusable for a minute after its last use.
+        # Otherwise a port stays unusable for a minute after its last use.
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             held.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        held.bind(place)
+        held.bind(address)
     except OSError as error:
         if held is not None:
             held.close()
-        for_what = f" for {purpose}" if purpose else ""
-        raise AddressUnusable(f"can't listen on {host_and_port(host, port)}{for_what}: {reason_of(error)}") from None
+        suffix = f" for {purpose}" if purpose else ""
+        raise AddressUnusable(f"can't listen on {host_and_port(host, port)}{suffix}: {reason_of(error)}") from None
     with held:
         yield held
 
@@ -82,8 +82,8 @@ def reason_of(error: OSError) -> str:
     return error.strerror or os.strerror(error.errno or errno.EIO)
 
 
-def _places(host: str, port: int) -> list[tuple[int, Any]]:
+def _socket_addresses(host: str, port: int) -> list[tuple[int, Any]]:
     """The families and addresses of a host, IPv4 first."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    places = [(int(family), place) for family, _, _, _, place in found]
-    return sorted(places, key=lambda each: each[0] != socket.AF_INET)
+    addresses = [(int(family), address) for family, _, _, _, address in found]
+    return sorted(addresses, key=lambda each: each[0] != socket.AF_INET)

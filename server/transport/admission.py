@@ -2,7 +2,7 @@
 
 A call is admitted by its headers, before its body is read. A credential may hold at most as
 many places as are free: a lone credential gets half of them, two get a third each, and a new
-credential always finds room.
+credential always gets one.
 
 A call without a place waits for one for a limited time, and is then refused. Its client can't
 retry while it waits, so aggressive retries take no time from admitted calls.
@@ -23,7 +23,7 @@ WAITING_CALLS_MAX = 5000
 
 
 class Admission:
-    """Counts running calls, in total and of each credential. For one event loop."""
+    """Counts running calls, in total and per credential. For one event loop."""
 
     def __init__(self, places: int, wait_seconds: float = 0, waiting_max: int = WAITING_CALLS_MAX) -> None:
         """`places` is the maximum number of running calls, at least 1; `wait_seconds` may be 0."""
@@ -35,7 +35,7 @@ class Admission:
         self._waiting_max = waiting_max
         self.waiting = 0
         self._held: dict[str, int] = {}
-        # The queue of each credential. The first credential is next.
+        # The queue of each credential, beginning with the credential whose turn is next.
         self._queues: dict[str, dict[asyncio.Future[bool], None]] = {}
 
     def enter(self, holder: str) -> bool:
@@ -72,10 +72,10 @@ class Admission:
     def hold(self, holder: str, bounds: Sequence[Deadlines]) -> None:
         """Starts the deadlines of the current task, which has a place, and frees the place when the task ends.
 
-        The task also ends if the body of its request never arrives.
+        The deadlines also end a task whose request body never arrives.
         """
         task = asyncio.current_task()
-        assert task is not None, "gRPC makes one for each call"
+        assert task is not None, "gRPC runs each call in a task"
         for bound in bounds:
             bound.begin(task)
 
@@ -117,7 +117,7 @@ class Admission:
         self.in_flight += 1
 
     def _with_room(self) -> Iterator[str]:
-        """The credentials whose next waiting call may take a place, in turn, until none may."""
+        """Yields the credentials whose next waiting call may take a place, in turn, until none may."""
         while True:
             holder = next(filter(self._has_room, self._queues), None)
             if holder is None:
@@ -143,11 +143,11 @@ class Admission:
 
 @dataclass(frozen=True, slots=True)
 class Admissions:
-    """The admission of every call of a process.
+    """The admission of all calls of a process.
 
-    Streams, which may take an hour, have separate places.
+    Streams have separate places, because a stream may take an hour.
     """
 
     calls: Admission
-    """Calls of one request and one answer."""
+    """Of calls with one request and one answer."""
     streams: Admission

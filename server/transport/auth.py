@@ -23,12 +23,12 @@ from server.ledger.names import is_api_key_id
 from server.store.credentials import CredentialStore
 
 CREDENTIALS_CACHED_MAX = 10_000
-HOLDERS_CACHED_MAX = 10_000
-"""Number of credentials with a share of their own of the places for calls. Each takes about 200 bytes."""
+IDS_CACHED_MAX = 10_000
+"""Maximum number of cached credential ids, by which admission shares places. Each takes about 200 bytes."""
 KEY_CACHED_SECONDS_MAX = 5.0
-"""How long a credential is accepted after its API key, or its signing key, is gone, in seconds."""
+"""Longest time that a credential works after its API key was revoked or its signing key removed, in seconds."""
 CREDENTIAL_CHARACTERS_MAX = 8192
-"""Half of the gateway's limit for all headers together, because a token with many claims is long."""
+"""Longest credential, in characters: half of the gateway's limit for all headers, for tokens with many claims."""
 
 
 class Scheme(Enum):
@@ -68,7 +68,7 @@ OpenToken: TypeAlias = Callable[[str], Awaitable[Opened]]
 """Verifies an access token. Raises CredentialInvalid, or ServiceUnavailable while no key can be fetched."""
 
 
-class _Remembered(NamedTuple):
+class _Cached(NamedTuple):
     """A cached authentication."""
 
     authentication: Authentication
@@ -109,43 +109,43 @@ class Authenticator:
         self._note_use = note_use
         self._open_token = open_token
         self._stopwatch = stopwatch
-        # Both by the digest of a header: headers are secret, and a client can make them long.
-        # In the order in which they expire.
-        self._opened: dict[bytes, _Remembered] = {}
-        # The least recently opened first.
-        self._holders: dict[bytes, str] = {}
+        # Both caches have the digest of a header as key: headers are secret, and may be long.
+        # Ordered by expiry.
+        self._opened: dict[bytes, _Cached] = {}
+        # The least recently authenticated first.
+        self._ids: dict[bytes, str] = {}
 
     async def authenticate(self, metadata: Iterable[tuple[str, str | bytes]]) -> Authentication:
-        """Raises CredentialMissing, CredentialInvalid or ServiceUnavailable. A wrong credential is not cached."""
+        """Finds the caller. Raises CredentialMissing, CredentialInvalid or ServiceUnavailable, which are not cached."""
         header = _header(metadata)
         digest = _digest(*header)
         found = self._opened.get(digest)
         if found is None or found.until <= self._stopwatch():
-            found = await self._remember(digest, _credential(*header))
+            found = await self._authenticate_uncached(digest, _credential(*header))
         elif found.expire_time is not None and not is_active(None, found.expire_time, self._clock()):
             raise CredentialInvalid
         if found.key_id is not None:
             self._note_use(found.key_id)
         return found.authentication
 
-    def known_holder(self, metadata: Iterable[tuple[str, str | bytes]]) -> str:
-        """The id of the credential in metadata if this process has seen it valid; otherwise empty.
+    def cached_credential_id(self, metadata: Iterable[tuple[str, str | bytes]]) -> str:
+        """The id of the credential in metadata if this process has authenticated it before; otherwise empty.
 
-        The id decides which share of the places a call takes; it doesn't authenticate the call.
-        So it doesn't expire: a key keeps its share while it is looked up again.
+        Admission uses the id to share places; it doesn't authenticate the call. The id doesn't
+        expire, so that a key keeps its share while it is looked up again.
         """
         for name, value in metadata:
             if name in ("authorization", "x-api-key"):
                 # A longer header is refused, so it is not worth hashing.
                 is_bounded = len(value) <= CREDENTIAL_CHARACTERS_MAX
-                return self._holders.get(_digest(name, str(value)), "") if is_bounded else ""
+                return self._ids.get(_digest(name, str(value)), "") if is_bounded else ""
         return ""
 
-    async def _remember(self, digest: bytes, credential: _Credential) -> _Remembered:
+    async def _authenticate_uncached(self, digest: bytes, credential: _Credential) -> _Cached:
         opened = await self._open(credential)
         self._make_room()
-        self._remember_holder(digest, opened.caller.credential_id)
-        found = self._opened[digest] = _Remembered(
+        self._cache_id(digest, opened.caller.credential_id)
+        found = self._opened[digest] = _Cached(
             Authentication(opened.caller, credential.scheme),
             opened.expire_time,
             credential.key_id,
@@ -153,11 +153,11 @@ class Authenticator:
         )
         return found
 
-    def _remember_holder(self, digest: bytes, credential_id: str) -> None:
-        self._holders.pop(digest, None)
-        if len(self._holders) >= HOLDERS_CACHED_MAX:
-            del self._holders[next(iter(self._holders))]
-        self._holders[digest] = credential_id
+    def _cache_id(self, digest: bytes, credential_id: str) -> None:
+        self._ids.pop(digest, None)
+        if len(self._ids) >= IDS_CACHED_MAX:
+            del self._ids[next(iter(self._ids))]
+        self._ids[digest] = credential_id
 
     def _make_room(self) -> None:
         """Evicts the expired entries, and the oldest one if the cache is full."""
@@ -187,7 +187,7 @@ class Authenticator:
         return Opened(caller, expire_time)
 
     async def _expire_time(self, record: ApiKeyRecord, secret_hash: bytes) -> Instant | None:
-        """When a secret of a key expires: a rotated secret at the end of its grace period at the latest."""
+        """The expire_time of a secret of a key. A rotated secret expires with its grace period, if not before."""
         if hmac.compare_digest(record.secret_hash, secret_hash):
             return record.expire_time
         for retired in await self._store.retired_secrets(record.id):
@@ -219,7 +219,7 @@ def _parse_authorization(value: str) -> _Credential:
     scheme, _, text = value.partition(" ")
     match scheme.lower():
         case "bearer":
-            # A token has three segments. Its first one is no key id: JSON in base64 has capital letters.
+            # A token has three segments. The first is JSON in base64, whose capital letters no key id has.
             if text.count(".") == 2 and not is_api_key_id(text.lstrip(" ").partition(".")[0]):
                 return _Credential(Scheme.BEARER, None, text.strip(" "))
             return _parse_key(Scheme.BEARER, text)

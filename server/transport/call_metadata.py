@@ -1,4 +1,4 @@
-"""The metadata of the call that is running, for everything that has no gRPC context."""
+"""The metadata of the current call, for code without a gRPC context."""
 
 from __future__ import annotations
 

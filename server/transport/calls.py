@@ -1,7 +1,7 @@
-"""What every call shares: admission, authentication, deadlines, observation and the rendering of errors.
+"""The handler that every call passes through: admission, authentication, deadlines, observation, errors.
 
-One generic handler does all of it, because grpc.aio asks each interceptor for a handler at
-every call; this one wraps each method once and keeps the result.
+It is one generic handler, which wraps each method once. grpc.aio asks each interceptor for a
+handler at every call.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ class _Method:
     render: RenderError | None
     bounds: Sequence[Deadlines]
     inputs: Inputs | None
-    """None for a facade, whose vendor defines what is ignored."""
+    """None for a facade: its vendor defines which input is ignored."""
     query_names: QueryNames | None
-    """The query parameters of a facade; None for a native method."""
+    """The query parameters of a facade's method; None for a native method."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class _Entry:
 
 @dataclass(frozen=True, slots=True)
 class _Details(grpc.HandlerCallDetails):
-    """What a service finds a handler by, where there is no call yet."""
+    """Identifies the method when a service is asked for a handler before any call."""
 
     method: str
     invocation_metadata: tuple[tuple[str, str | bytes], ...] = ()
@@ -102,7 +102,7 @@ class _Call:
 
 
 def _refusal(error: DaybookError, render: RenderError | None) -> Handler:
-    """Refuses every call, streaming or not."""
+    """A handler that refuses every call, streaming or not."""
 
     async def refused(_requests: object, context: Context) -> None:
         await refuse(context, error, render)
@@ -123,10 +123,10 @@ class StartingHandler(grpc.GenericRpcHandler):
 
 
 class CallHandler(grpc.GenericRpcHandler):
-    """Serves every method of a server; those of OPEN_SERVICES without a credential.
+    """Serves every method of a server; methods of OPEN_SERVICES need no credential.
 
-    It works like an interceptor but isn't one of grpc.aio's, which cost further coroutines per
-    call. Generated code adds services to it as if it were the server.
+    Works like an interceptor, without the further coroutines per call of grpc.aio's. Generated
+    code adds services to it as if it were the server.
     """
 
     def __init__(
@@ -160,10 +160,10 @@ class CallHandler(grpc.GenericRpcHandler):
         self._services += generic_rpc_handlers
 
     def add_registered_method_handlers(self, service_name: str, method_handlers: Mapping[str, object]) -> None:
-        """Ignores the handlers that generated code registers a second time, by method name.
+        """Ignores the handlers, which generated code registers a second time, by method name.
 
-        grpc.aio keeps a waiting task for each registered method and walks through all of these
-        tasks at every call: with two dozen methods that is a fifth of the cost of a call.
+        grpc.aio keeps a waiting task for each registered method, and walks through all of these
+        tasks at every call.
         """
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler:
@@ -177,14 +177,14 @@ class CallHandler(grpc.GenericRpcHandler):
         admission = entry.admission
         if admission is None:
             return entry.handler
-        holder = self._authenticator.known_holder(metadata)
+        holder = self._authenticator.cached_credential_id(metadata)
         if not admission.enter(holder):
             return entry.queued
         admission.hold(holder, entry.bounds)
         return entry.handler
 
     def with_own_queue(self, method: str) -> Handler:
-        """The handler of a unary method that has a queue of its own in gRPC, which doesn't call `service` for it."""
+        """The handler of a unary method with its own queue in gRPC, which doesn't call `service` for the method."""
         entry = self._find(_Details(method))
         assert entry is not None, "the method exists"
         if entry.admission is None:
@@ -210,15 +210,15 @@ class CallHandler(grpc.GenericRpcHandler):
         return None
 
     def _refusing(self, name: str) -> Handler:
-        """Refuses every call of an unknown method, and names those that exist."""
+        """A handler that refuses every call of an unknown method, and names the existing ones."""
         service = name.partition("/")[0]
         services = sorted(each.service_name() for each in self._services if isinstance(each, grpc.ServiceRpcHandler))
         if service in services:
             methods = sorted(method.name for method in Default().FindServiceByName(service).methods)
-            known = f"{service} has {', '.join(methods)}"
+            hint = f"{service} has {', '.join(methods)}"
         else:
-            known = f"the services are {', '.join(services)}"
-        return _refusal(MethodUnknown(echo(name), known), None)
+            hint = f"the services are {', '.join(services)}"
+        return _refusal(MethodUnknown(echo(name), hint), None)
 
     def _wrap(self, name: str, handler: Handler) -> _Entry:
         service = name.partition("/")[0]
@@ -238,7 +238,7 @@ class CallHandler(grpc.GenericRpcHandler):
         return self._around(method, handler, admission)
 
     def _open(self, handler: Handler) -> Handler:
-        """Refuses requests of an open service that can't be parsed. Reflection, a stream, does that itself."""
+        """Wraps a handler of an open service: refuses malformed requests. Reflection, a stream, refuses them itself."""
         inner: Any = handler.unary_unary or handler.unary_stream
         if inner is None:
             return handler
@@ -258,7 +258,7 @@ class CallHandler(grpc.GenericRpcHandler):
         naming: Naming = "name" if method.render is None else "json_name"
         parse = parser(handler.request_deserializer, naming, self._text_characters_max)
         serialize = _unless_bytes(handler.response_serializer)
-        # The stubs know only synchronous handlers; a server of grpc.aio has coroutines.
+        # The stubs declare synchronous handlers; those of grpc.aio are coroutines.
         answer: Any = handler.unary_unary or handler.unary_stream or handler.stream_unary
 
         async def unary(request: Any, context: Context) -> Any:
@@ -298,9 +298,9 @@ class CallHandler(grpc.GenericRpcHandler):
 
     @asynccontextmanager
     async def _call(self, method: _Method, context: Context) -> AsyncIterator[_Call]:
-        """Ends a call with an error of the block, and reports it at the end."""
+        """Ends a call whose block fails with the error, and reports every call at its end."""
         work = asyncio.current_task()
-        assert work is not None, "gRPC makes one for each call"
+        assert work is not None, "gRPC runs each call in a task"
         call = _Call(method, context, work, time.perf_counter(), method.observer.begin())
         try:
             yield call
@@ -314,7 +314,7 @@ class CallHandler(grpc.GenericRpcHandler):
 
     async def _take_place(self, call: _Call, admission: Admission) -> None:
         """Waits for a place. Raises TooBusy if none becomes free in time."""
-        holder = self._authenticator.known_holder(call_metadata.get())
+        holder = self._authenticator.cached_credential_id(call_metadata.get())
         if not (admission.enter(holder) or await admission.wait(holder)):
             raise TooBusy
         admission.hold(holder, call.method.bounds)
@@ -324,20 +324,20 @@ class CallHandler(grpc.GenericRpcHandler):
     async def _send_all(self, call: _Call, answers: AsyncGenerator[Any, None]) -> None:
         async with aclosing(answers) as messages:
             async for each in messages:
-                self._idle.begin_anew(call.work)
+                self._idle.restart(call.work)
                 call.is_writing = True
                 await call.context.write(each)
                 call.is_writing = False
 
     async def _all_parsed(self, requests: AsyncIterator[Any], work: Work) -> AsyncGenerator[Any, None]:
         async for request in requests:
-            self._idle.begin_anew(work)
+            self._idle.restart(work)
             yield _parsed(request)
 
     async def _admit(self, call: _Call, request: Any) -> Any:
-        """Authenticates and authorises a call. Returns its request, None for a stream, with the input beside it.
+        """Authenticates and authorises a call. Returns its request, completed by the input in its headers.
 
-        Raises a DaybookError if the call is refused.
+        The request of a stream is None. Raises a DaybookError if the call is refused.
         """
         found = await self._authenticator.authenticate(call_metadata.get())
         if self._limiter is not None:
@@ -357,7 +357,7 @@ class CallHandler(grpc.GenericRpcHandler):
                 return
             case asyncio.CancelledError():
                 if call.is_writing or not any(bound.end(call.work) for bound in method.bounds):
-                    # The client is gone, its own deadline is over, or it receives nothing, not even a refusal.
+                    # The client disconnected, its own deadline passed, or it reads nothing, not even a refusal.
                     call.code = code_of_cancellation(context)
                     return
                 call.work.uncancel()
@@ -378,13 +378,13 @@ class CallHandler(grpc.GenericRpcHandler):
 
 
 def _parsed(request: Any) -> Any:
-    """The request. Raises the InvalidArgument that the parser returned instead of one."""
+    """The request. Raises the InvalidArgument that the parser returned in its place."""
     if isinstance(request, InvalidArgument):
         raise request
     return request
 
 
 def _unless_bytes(serialize: Callable[[Any], bytes] | None) -> Callable[[Any], bytes]:
-    """Accepts serialized messages from a servicer too."""
-    assert serialize is not None, "generated code always names one"
+    """A serializer that leaves bytes unchanged: a servicer may return serialized messages."""
+    assert serialize is not None, "generated code always has a serializer"
     return lambda answer: answer if type(answer) is bytes else serialize(answer)

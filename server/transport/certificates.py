@@ -24,7 +24,7 @@ _Stamp: TypeAlias = "Sequence[tuple[int, int, int] | None]"
 
 
 class CertificateUnusable(Exception):
-    """Why files can't be used, with the name of the setting. Never contains their content."""
+    """Certificate files can't be used. The message names the setting, and never contains their content."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class CertificateFiles:
     client_ca_file: str = ""
 
     def require_complete(self) -> None:
-        """Raises CertificateUnusable, naming the missing setting, if one is set without another that it needs."""
+        """Raises CertificateUnusable, naming the missing setting, if a setting lacks another that it needs."""
         if self.certificate_file and not self.key_file:
             raise CertificateUnusable(f"{self.prefix}key_file is missing: {self.prefix}certificate_file is set")
         if self.key_file and not self.certificate_file:
@@ -62,7 +62,7 @@ class CertificateFiles:
 
 
 class ServerCertificates:
-    """The certificate that the server presents at each handshake: the present content of the files."""
+    """The certificate that the server presents at each handshake: the current content of the files."""
 
     def __init__(self, files: CertificateFiles) -> None:
         """Raises CertificateUnusable if the files can't be used."""
@@ -73,10 +73,10 @@ class ServerCertificates:
         self._initial = files.read()
 
     def credentials(self) -> grpc.ServerCredentials:
-        """For the port of a server."""
+        """The credentials for the port of a server."""
         return grpc.dynamic_ssl_server_credentials(
             self._initial,
-            self._fetch,  # type: ignore[arg-type]  # None is allowed: the certificate stays
+            self._fetch,  # type: ignore[arg-type]  # None keeps the certificate
             require_client_authentication=bool(self._files.client_ca_file),
         )
 
@@ -98,7 +98,7 @@ class ServerCertificates:
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """How a client on the server's machine connects: it trusts exactly the certificate of the server."""
+    """The credentials of a client on the server's machine, which trusts exactly the server's certificate."""
 
     credentials: grpc.ChannelCredentials
     name_option: tuple[str, str]
@@ -145,7 +145,7 @@ def _read(setting: str, file: str) -> bytes:
     try:
         return Path(file).read_bytes()
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "no path"
+        reason = getattr(error, "strerror", None) or "not a path"
         raise CertificateUnusable(f"{setting} can't be read ({reason}): {file!r}") from None
 
 
@@ -153,7 +153,7 @@ def _certificates(setting: str, content: bytes) -> list[x509.Certificate]:
     try:
         return x509.load_pem_x509_certificates(content)
     except ValueError:
-        raise CertificateUnusable(f"{setting} holds no certificate in PEM") from None
+        raise CertificateUnusable(f"{setting} must hold a certificate in PEM") from None
 
 
 def _require_pair(prefix: str, chain: bytes, key: bytes) -> None:
@@ -161,10 +161,10 @@ def _require_pair(prefix: str, chain: bytes, key: bytes) -> None:
     try:
         public_key = load_pem_private_key(key, password=None).public_key()
     except TypeError:
-        raise CertificateUnusable(f"{prefix}key_file is locked by a password, which can't be entered") from None
+        raise CertificateUnusable(f"{prefix}key_file must not be encrypted with a password") from None
     except Exception:
-        # Several exceptions, whose messages might contain parts of the file.
-        raise CertificateUnusable(f"{prefix}key_file holds no private key in PEM") from None
+        # There are several exceptions, whose messages might contain parts of the file.
+        raise CertificateUnusable(f"{prefix}key_file must hold a private key in PEM") from None
     shape = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     if certificate.public_key().public_bytes(*shape) != public_key.public_bytes(*shape):
         raise CertificateUnusable(

@@ -30,28 +30,28 @@ class Deadlines:
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        # In the order of their ends.
+        # Ordered by deadline.
         self._ends: dict[Work, float] = {}
         self._cancelled: set[Work] = set()
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self, work: Work) -> None:
-        """Cancels a task after its seconds, unless `end` or `begin_anew` is called before."""
+        """Starts the deadline of a task, which is cancelled unless `end` or `restart` is called in time."""
         loop = work.get_loop()
         self._ends[work] = loop.time() + self._seconds
         if self._timer is None:
             self._timer = loop.call_later(self._seconds, self._expire, loop)
 
     def end(self, work: Work) -> bool:
-        """Stops watching a task. Returns whether its deadline has cancelled it."""
+        """Ends the deadline of a task. Returns whether it has cancelled the task."""
         if self._ends.pop(work, None) is not None:
             return False
         was_cancelled = work in self._cancelled
         self._cancelled.discard(work)
         return was_cancelled
 
-    def begin_anew(self, work: Work) -> None:
-        """Restarts the time of a task that isn't cancelled yet."""
+    def restart(self, work: Work) -> None:
+        """Restarts the deadline of a task that isn't cancelled yet."""
         if self._ends.pop(work, None) is not None:
             self._ends[work] = work.get_loop().time() + self._seconds
 

@@ -2,7 +2,7 @@
 
 Every error becomes a google.rpc.Status with one ErrorInfo, and a BadRequest where a field
 is at fault. A facade's errors also carry their finished REST body in trailing metadata;
-the gateway puts it in the place of the status.
+the gateway replaces the status by it.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ CODES: Mapping[type[DaybookError], grpc.StatusCode] = {
 
 
 RenderError: TypeAlias = Callable[[DaybookError], Refusal]
-"""Puts an error into a vendor's words."""
+"""Renders an error in a vendor's format."""
 
 
 def code_of(error: DaybookError) -> grpc.StatusCode:
-    """The gRPC status of an error: that of its class, or of the class above it."""
+    """The gRPC status of an error's class, or of its nearest ancestor in CODES."""
     for ancestor in type(error).__mro__:
         if ancestor in CODES:
             return CODES[ancestor]
@@ -85,7 +85,7 @@ def http_status_of(error: DaybookError) -> int:
 
 
 def plain_message(error: DaybookError) -> str:
-    """The message of a facade. Errors of the server have the same words as those of the gateway."""
+    """The message of a facade's error. Faults of the server have the same text as the gateway's."""
     if isinstance(error, ResourceExhausted | DeadlineExceeded | Unavailable | Internal):
         return MESSAGES[http_status_of(error)]
     return error.message
@@ -133,7 +133,7 @@ def trailers_of(error: DaybookError, render: RenderError | None) -> tuple[tuple[
         rest = render(error)
         metadata += [("x-error-status", str(rest.status)), ("x-error-body", json.dumps(rest.body))]
     if error.retry_seconds is not None:
-        # What RetryInfo says, for REST: whole seconds, and 0 would mean at once.
+        # RetryInfo for REST, in whole seconds. 0 would mean immediately.
         metadata.append(("retry-after", str(max(1, math.ceil(error.retry_seconds)))))
     return tuple(metadata)
 
@@ -143,8 +143,8 @@ async def refuse(
 ) -> NoReturn:
     """Ends the call with the error.
 
-    Raises CancelledError if gRPC has already ended the call itself, as it does when a message is
-    too large: the client has that status.
+    Raises CancelledError if gRPC has already ended the call, for instance because a message was
+    too large. The client then gets gRPC's status.
     """
     try:
         await context.abort(code_of(error), error.message, trailers_of(error, render))

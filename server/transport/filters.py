@@ -22,9 +22,9 @@ VALUES_MAX = 16
 FIELDS = ("kind", "category", "state", "create_time", "labels.location", "labels.membership", "labels.company")
 """The fields that a list can be filtered by."""
 _SPELLINGS = {"createTime": "create_time"}
-"""JSON names of fields, where they differ."""
+"""The JSON names of fields that differ from the field's name."""
 FILTERS_BYTES_MAX = 1024 * 1024
-"""The largest size of the cache of parsed filters: more than 1,000 of the usual length."""
+"""Maximum size of the cache of parsed filters, in bytes: more than 1,000 typical filters."""
 
 _GRAMMAR = r"""
     start: (_factor ("AND" _factor)*)?
@@ -70,14 +70,14 @@ class _Build(Transformer[Token, list[list[_Comparison]]]):
 _parser = Lark(_GRAMMAR, parser="lalr")
 
 
-# To parse a filter takes a tenth of a millisecond and more. An entry holds the text, and its values once more.
+# An entry holds the text, and its values once more.
 _parsed: ByteLRU[str, TransactionFilter] = ByteLRU(FILTERS_BYTES_MAX, lambda text, _: 8 * len(text))
 
 
 def parse_filter(text: str) -> TransactionFilter:
-    """Parses a filter. Raises FilterInvalid, which names the character at which it fails and the reason.
+    """Parses a filter. Raises FilterInvalid with the position of a syntax error, or with the unsupported part.
 
-    A text of more than FILTER_CHARACTERS_MAX is refused before, with its request.
+    server/transport/parsing.py refuses texts of more than FILTER_CHARACTERS_MAX.
     """
     if not text:
         return EVERYTHING
@@ -90,14 +90,14 @@ def parse_filter(text: str) -> TransactionFilter:
 
 def _parse(text: str) -> TransactionFilter:
     if "\0" in text:
-        # No stored text contains one, and PostgreSQL refuses to compare with it.
+        # No stored text contains NUL, and PostgreSQL refuses to compare with it.
         raise FilterInvalid("filter", "must not contain the character NUL")
     try:
         factors = _Build().transform(_parser.parse(text))
     except UnexpectedInput as error:
         is_at_end = isinstance(error, UnexpectedToken) and error.token.type == "$END"
         place = "at its end" if is_at_end else f"at character {(error.pos_in_stream or 0) + 1}"
-        raise FilterInvalid("filter", f"can't be read {place}") from None
+        raise FilterInvalid("filter", f"has a syntax error {place}") from None
     found: dict[str, object] = {}
     for factor in factors:
         for name, value in _read(factor).items():
@@ -114,7 +114,7 @@ def _read(alternatives: list[_Comparison]) -> dict[str, object]:
     if len(alternatives) > VALUES_MAX:
         raise FilterInvalid("filter", f"{field} has more than {VALUES_MAX} values")
     if field not in FIELDS:
-        raise FilterInvalid("filter", f"{field} is not a field to filter by; these are {', '.join(FIELDS)}")
+        raise FilterInvalid("filter", f"{field} can't be filtered by; use {', '.join(FIELDS)}")
     if field == "create_time":
         return _read_bound(alternatives)
     if any(other.operator != "=" for other in alternatives):
@@ -133,7 +133,7 @@ def _read(alternatives: list[_Comparison]) -> dict[str, object]:
 
 
 def _enum_value(enum: str, field: str, name: str) -> int:
-    # Value 0 says "unspecified"; no transaction has it.
+    # Value 0 means unspecified; no transaction has it.
     numbers = {value.name: value.number for value in Transaction.DESCRIPTOR.enum_types_by_name[enum].values[1:]}
     if name not in numbers:
         raise FilterInvalid("filter", f"{field} must be one of {', '.join(numbers)}")

@@ -1,4 +1,4 @@
-"""Input outside of the message: the header Idempotency-Key, and what the gateway's transcoder would drop silently.
+"""Input outside of the message: the header Idempotency-Key, and input that the gateway's transcoder drops silently.
 
 Envoy's gRPC-JSON transcoder ignores keys of a body that the message lacks, a query parameter that the
 path binds, one without `=`, and all values of a parameter but the last. The gateway therefore sends the
@@ -36,7 +36,7 @@ _BOUND = re.compile(r"\{([a-z_.]+)[=}]")
 
 
 class Inputs:
-    """The input of one method beside its message."""
+    """Checks the input of one method outside of its message."""
 
     def __init__(self, method: str) -> None:
         """`method` is the full name of a method of the native API, `package.Service/Method`."""
@@ -93,7 +93,7 @@ class Inputs:
         return "which has no request_id"
 
     def _check_query(self, query: str) -> Collection[str]:
-        """The paths of the fields in a query."""
+        """The paths of the fields in a query. Raises FieldInvalid."""
         seen: set[str] = set()
         for parameter in query.split("&"):
             if not parameter:
@@ -142,7 +142,7 @@ class Inputs:
         return f"{problem}: send it in the query as ?{elsewhere.json_name}="
 
     def _shown(self, root: Descriptor, names: Sequence[str]) -> str:
-        """A path as errors name it: with the names of the contract where it has the field."""
+        """A path for an error message, with the contract's name of each field that it has."""
         shown = [self._body] if self._body else []
         for _, name, field in _walk(root, names):
             shown.append(unquote(name) if field is None else field.name + "[]" * field.is_repeated)
@@ -150,12 +150,12 @@ class Inputs:
 
 
 def _field(descriptor: Descriptor, name: str) -> FieldDescriptor | None:
-    """The field of this name, in either of the spellings that JSON has for it."""
+    """The field of this name, which may be its JSON name."""
     return descriptor.fields_by_name.get(name) or descriptor.fields_by_camelcase_name.get(name)
 
 
 def _walk(root: Descriptor, names: Iterable[str]) -> Iterator[tuple[Descriptor | None, str, FieldDescriptor | None]]:
-    """The message, the name and the field of each step of a path; None where the contract has none."""
+    """The message, the name and the field of each step of a path; None for a message or field that doesn't exist."""
     owner: Descriptor | None = root
     for name in names:
         field = _field(owner, name) if owner is not None else None

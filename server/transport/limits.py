@@ -21,18 +21,18 @@ _SECOND = 1_000_000_000
 class RateLimiter:
     """Counts the calls of each credential in this process.
 
-    Integers throughout: a sum of fractions would refuse the last call of a burst.
+    Uses integers: the rounding of floats could refuse the last call of a burst.
     """
 
     def __init__(self, calls_per_second: float, burst: int, stopwatch: Stopwatch) -> None:
         self._token_time = round(_SECOND / calls_per_second)
         self._capacity = burst * self._token_time
         self._stopwatch = stopwatch
-        # When each is full again, in nanoseconds of the stopwatch; the most recently used is last.
+        # When each bucket is full again, in nanoseconds of the stopwatch; the most recently used is last.
         self._full_times: OrderedDict[str, int] = OrderedDict()
 
     def take(self, credential_id: str) -> None:
-        """Takes a token for one call. Raises RateLimited if there is none; that takes nothing."""
+        """Takes a token for one call. Raises RateLimited, without an effect, if there is none."""
         now = self._stopwatch()
         empty_time = now + self._capacity
         full_time = self._full_times.get(credential_id)
@@ -42,7 +42,7 @@ class RateLimiter:
                 self._full_times.popitem(last=False)
         else:
             self._full_times.move_to_end(credential_id)
-        # No bucket is fuller than full or, where the stopwatch went back, emptier than empty.
+        # The bucket is at most full and, if the stopwatch went back, at least empty.
         full_time = min(max(full_time, now), empty_time)
         missing = full_time + self._token_time - empty_time
         self._full_times[credential_id] = full_time if missing > 0 else full_time + self._token_time

@@ -13,14 +13,14 @@ METADATA_BYTES_MAX = 8192
 METADATA_NUMBER_MAX = 2**53 - 1
 """The largest integer that a double, the only number of a Struct, represents exactly."""
 METADATA_DEPTH_MAX = 20
-"""Maximum nesting of structs and lists. Each is up to three nested messages, and parsers refuse more than 100:
-a deeper row would make every list with it unreadable."""
+"""Maximum nesting of structs and lists. Each level is up to three nested messages, and protobuf parsers refuse more
+than 100, so every list with a deeper row would be unreadable."""
 METADATA_PATH_CHARACTERS_MAX = 256
 """Maximum length of a path in an error."""
 
 
 def check_metadata(place: str, struct: Struct) -> None:
-    """Raises FieldInvalid for an invalid key, or for all metadata if it is too large or too deep."""
+    """Checks metadata. Raises FieldInvalid for an invalid key, or for the whole if it is too large or too deep."""
     if struct.ByteSize() > METADATA_BYTES_MAX:
         raise FieldInvalid(place, f"must take at most {METADATA_BYTES_MAX} bytes")
     if any(_depth_of(value) >= METADATA_DEPTH_MAX for value in struct.fields.values()):
@@ -40,7 +40,7 @@ def _inner(place: str, key: str) -> str:
 
 
 def _check_value(place: str, value: Value) -> None:
-    """Refuses values that JSON lacks: every list with such a value would fail to render.
+    """Refuses values without a JSON form, with which every list would fail to render.
 
     A number above METADATA_NUMBER_MAX may already have been rounded by the client.
     """
@@ -48,7 +48,7 @@ def _check_value(place: str, value: Value) -> None:
         case "number_value":
             number = value.number_value
             if not math.isfinite(number):
-                raise FieldInvalid(place, "is a number that JSON lacks")
+                raise FieldInvalid(place, "must be a finite number")
             if abs(number) > METADATA_NUMBER_MAX:
                 raise FieldInvalid(
                     place, f"is a number beyond {METADATA_NUMBER_MAX}, which can't be kept exactly: send it as text"

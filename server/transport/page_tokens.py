@@ -26,7 +26,7 @@ NONCE_BYTES = 12
 TOKEN_CHARACTERS_MAX = 1024
 
 RowKey: TypeAlias = TransactionKey | ApiKeyKey | str | int
-"""The key of the last row of a page: an id where accounts are listed, a number where lots are."""
+"""The key of the last row of a page: an id in a list of accounts, a number in a list of lots."""
 _Key = TypeVar("_Key", bound=RowKey)
 
 
@@ -41,7 +41,7 @@ class Listing(NamedTuple):
 
     @classmethod
     def of(cls, method: str, caller: Caller, request: Message, paging: tuple[str, str]) -> Listing:
-        """The list that a request asks for; `paging` is the names of its fields for the token and the page size."""
+        """The list that a request asks for. `paging` has the names of its fields for the token and the page size."""
         token_field, size_field = paging
         arguments = type(request)()
         arguments.CopyFrom(request)
@@ -101,7 +101,7 @@ class PageTokens:
         return _encode(nonce + self._keys.sealing.encrypt(nonce, body.SerializeToString(), None))
 
     def _unseal(self, sealed: bytes) -> bytes:
-        """Decrypts with the key that fits. Raises InvalidTag, and ValueError for too few bytes."""
+        """Decrypts with the matching key. Raises InvalidTag, and ValueError for too few bytes."""
         for cipher in self._keys.opening:
             with contextlib.suppress(InvalidTag):
                 return cipher.decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], None)
@@ -127,9 +127,9 @@ def _encode(sealed: bytes) -> str:
 
 
 def _decode(token: str) -> bytes:
-    """The bytes of a token. Raises ValueError for a text that encodes no bytes in this way."""
+    """The bytes of a token. Raises ValueError for any text but the canonical encoding of some bytes."""
     sealed = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
-    # The last character has bits that decoding ignores: only one spelling is accepted.
+    # Decoding ignores some bits of the last character.
     if _encode(sealed) != token:
-        raise ValueError("another spelling")
+        raise ValueError("not canonical")
     return sealed

@@ -1,4 +1,4 @@
-"""Parses requests: refuses what is no message, a text that is too long, and fields that the contract lacks."""
+"""Parses requests. Refuses malformed messages, texts that are too long, and fields that the contract lacks."""
 
 from __future__ import annotations
 
@@ -19,16 +19,15 @@ from server.transport.rest import echo
 from server.transport.validation import BATCH_SIZE_MAX, LABELS_MAX, TEXT_CHARACTERS_MAX
 
 Naming: TypeAlias = Literal["name", "json_name"]
-"""Which of its names a field has in error messages."""
+"""Which name of a field error messages use."""
 Parse: TypeAlias = Callable[[bytes], Message | InvalidArgument]
 """Returns the error instead of raising it: gRPC would answer an exception with an error of its own."""
 
 VALUES_MAX = 10_000
-"""Maximum number of values among which an unknown field is searched for its path."""
+"""Maximum number of values to search for the path of an unknown field."""
 
 # The fields with their own bounds and errors; the bound of every other text is TEXT_CHARACTERS_MAX.
-# A field of a resource may have a lower bound, which its validation checks: in a SubmitTransactionsRequest that
-# concerns one item alone.
+# Validation checks the lower bounds of a resource's fields, so that SubmitTransactions can refuse a single item.
 FILTER = "daybook.v1.ListTransactionsRequest.filter"
 PAGE_TOKENS = frozenset(
     (
@@ -45,12 +44,12 @@ PAGE_TOKENS = frozenset(
 def parser(
     deserialize: Callable[[bytes], Any] | None, naming: Naming, characters_max: int = TEXT_CHARACTERS_MAX
 ) -> Parse:
-    """How a method parses its requests. A text with more than `characters_max` characters is refused.
+    """The parser of a method's requests, which refuses texts with more than `characters_max` characters.
 
-    A field that the message lacks is refused, because it would be ignored otherwise: the caller
-    may have a newer contract.
+    Refuses a field that the message lacks, for instance of a newer contract, because it would be
+    ignored.
     """
-    assert deserialize is not None, "generated code always names one"
+    assert deserialize is not None, "generated code always has a deserializer"
     message_type: Any = deserialize.__self__  # type: ignore[attr-defined]  # a class method of the message
     texts = _Texts(message_type.DESCRIPTOR, naming, characters_max)
 
@@ -58,7 +57,7 @@ def parser(
         try:
             message: Message = message_type.FromString(request)
         except DecodeError:
-            return FieldInvalid("request", "is no message of its type, or holds text that is not UTF-8")
+            return FieldInvalid("request", "is not a valid message of its type, or holds text that is not UTF-8")
         # No text is longer than the whole request.
         if len(request) > texts.shortest and (refusal := texts.refusal(message)) is not None:
             return refusal
@@ -68,7 +67,7 @@ def parser(
             return message
         owner = _owner_of_unknown(message_type.FromString(request))
         return FieldInvalid(
-            owner.write(naming) if owner else "request", "has a field that this version of the contract lacks"
+            owner.write(naming) if owner else "request", "has a field that this server's version of the contract lacks"
         )
 
     return parse
@@ -81,12 +80,12 @@ class _Texts:
         self._naming = naming
         self._bounds = dict.fromkeys(_text_fields(request, set()), characters_max)
         for name in self._bounds.keys() & PAGE_TOKENS:
-            # The server made the token, so a lower `characters_max` doesn't concern it.
+            # The server made the token, so a lower `characters_max` doesn't apply.
             self._bounds[name] = TOKEN_CHARACTERS_MAX
         if FILTER in self._bounds:
             self._bounds[FILTER] = min(characters_max, FILTER_CHARACTERS_MAX)
         self.shortest = min(self._bounds.values(), default=characters_max)
-        """A message with at most so many bytes has no text that is too long."""
+        """The lowest bound. A message with at most this many bytes has no text that is too long."""
 
     def refusal(self, message: Message) -> InvalidArgument | None:
         """The error of the first text that is too long; None if there is none."""
@@ -100,7 +99,7 @@ class _Texts:
         return None
 
     def _may_refuse(self, inner: Message) -> bool:
-        # A Struct has a bound for all of it, see check_metadata.
+        # check_metadata bounds a Struct as a whole.
         return not isinstance(inner, Struct) and inner.ByteSize() > self.shortest
 
 
@@ -115,7 +114,7 @@ def _text_fields(message: Descriptor, seen: set[str]) -> Iterator[str]:
 
 
 class _Path(NamedTuple):
-    """The path of a value. It is written only for an error: a request may have very many values."""
+    """The path of a value, written only for an error, because a request may have many values."""
 
     outer: _Path | None
     field: FieldDescriptor
@@ -123,7 +122,7 @@ class _Path(NamedTuple):
     """The index in a list, or the key in a map."""
 
     def write(self, naming: Naming) -> str:
-        """The path as errors name it."""
+        """The path for an error message."""
         outer = self.outer.write(naming) if self.outer else ""
         if self.field.containing_type is FieldMask.DESCRIPTOR:
             # In JSON a mask is a single text.
@@ -137,8 +136,8 @@ def _values(
 ) -> Iterator[tuple[_Path, FieldDescriptor, Any]]:
     """Each value of a message, at any depth, with its path and the field that bounds it.
 
-    Reads the first values of a list or a map only, as many as a valid request may have: validation
-    refuses a longer one.
+    Reads only as many values of a list or map as a valid request may have; validation refuses a
+    longer one.
     """
     entries_max = BATCH_SIZE_MAX if outer is None else LABELS_MAX
     for field, value in message.ListFields():
@@ -148,7 +147,7 @@ def _values(
         elif not isinstance(value, Mapping):
             found = ((index, field, each) for index, each in enumerate(islice(value, entries_max)))
         else:
-            assert field.message_type is not None, "that of the entries"
+            assert field.message_type is not None, "the entries of a map are messages"
             of_key, of_value = (field.message_type.fields_by_name[name] for name in ("key", "value"))
             entries = islice(value.items(), entries_max)
             found = chain.from_iterable(((None, of_key, key), (key, of_value, each)) for key, each in entries)

@@ -1,7 +1,7 @@
-"""Query parameters of documented APIs that read like a documented one and aren't.
+"""Refuses misspelled query parameters of facades.
 
-A vendor ignores a parameter that it doesn't know, and so does the gateway. But a filter that is
-misspelled must not be ignored: the caller would take a list of everything for a filtered one.
+The vendors and the gateway ignore unknown parameters. A misspelled filter must not be ignored,
+because the caller would take a list of everything for a filtered one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from server.ledger.errors import FieldInvalid
 from server.transport.rest import echo
 
 TARGET_HEADER = "x-envoy-original-path"
-"""The metadata in which the gateway passes on path and query. It lets no caller set it."""
+"""The metadata with the path and query of a REST request. Only the gateway can set it."""
 
 _HEAD = re.compile(r"[A-Za-z0-9_-]*", re.ASCII)
 _NEITHER_LETTER_NOR_DIGIT = re.compile(r"[^a-z0-9]")
@@ -27,7 +27,7 @@ class QueryNames:
 
     def __init__(self, method: str) -> None:
         request: Descriptor = Default().FindMethodByName(method.replace("/", ".")).input_type
-        # A field that the path binds has no presence.
+        # Fields that the path binds have no presence.
         names = {field.json_name for field in request.fields if field.has_presence or field.is_repeated}
         self._documented = frozenset(names)
         self._plain = {_plain(name) for name in names} | {_plain(_head(name)) for name in names}
@@ -35,19 +35,19 @@ class QueryNames:
         self._families = tuple(_plain(_head(name)) for name in names if _head(name) != name)
 
     def check(self, target: str) -> None:
-        """Raises FieldInvalid for the first parameter of a path and query that is a misspelled one.
+        """Raises FieldInvalid for the first misspelled parameter in the query of a target.
 
-        That is a name with the letters and digits of a documented one, in whatever case and with
-        whatever between them, also if a bracket, a dot or another sign and anything follow
-        (`Limit`, `page-size`, `transaction_type[]`). Where the documented names have brackets,
-        it is any name that begins like them (`createDateFrom`). A name without `=` is no parameter.
+        A misspelled name has the letters and digits of a documented one, in any case and with any
+        signs between them. A bracket, a dot or another sign may follow, with any text (`Limit`,
+        `page-size`, `transaction_type[]`). If a documented name has brackets, every name with the
+        same beginning is misspelled (`createDateFrom`). A name without `=` is not a parameter.
         """
         for pair in target.partition("?")[2].split("&"):
             escaped, equals, _ = pair.partition("=")
             name = unquote(escaped)
             if equals and name not in self._documented and self._is_like_documented(name):
-                known = ", ".join(sorted(self._documented))
-                raise FieldInvalid(echo(name), f"is not a parameter of this list, whose parameters are {known}")
+                names = ", ".join(sorted(self._documented))
+                raise FieldInvalid(echo(name), f"is not a parameter of this list, whose parameters are {names}")
 
     def _is_like_documented(self, name: str) -> bool:
         plain = _plain(name)

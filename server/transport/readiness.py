@@ -35,7 +35,7 @@ ANSWER_SECONDS_MAX = 2.0
 """Timeout of one check, in seconds."""
 
 Check = Callable[[], Awaitable[bool]]
-"""Tells whether calls can be answered. An exception means no."""
+"""Returns whether calls can be answered. An exception means that they can't."""
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -54,7 +54,7 @@ class Health(HealthServicer):
         await super().set(service, status)
 
     async def List(self, _request: Message, context: Context) -> Message:
-        """The answer of Check for each service."""
+        """Returns the status of each service."""
         # The typed stubs lack List.
         response: Message = cast("Any", health_pb2).HealthListResponse(
             statuses={

@@ -1,6 +1,6 @@
-"""A cache of what facades render.
+"""A cache of the rows that facades render.
 
-Parsing and rendering a stored transaction costs more than everything else that a page does.
+Parsing and rendering stored transactions is the largest cost of a page.
 """
 
 from __future__ import annotations
@@ -12,28 +12,28 @@ from typing import TypeVarTuple, Unpack
 from server.caching import ByteLRU
 
 RENDERED_BYTES_MAX = 33_554_432
-"""The largest size of the cache of all facades: about 30,000 rows of the usual length."""
+"""Maximum size of the cache of all facades, in bytes: about 30,000 typical rows."""
 ENTRY_BYTES_MAX = 8192
-"""A larger entry is rendered each time."""
+"""Maximum size of an entry, in bytes. A larger one is rendered each time."""
 INTEGER_BYTES = 32
 
 Arguments = TypeVarTuple("Arguments")
 
 
-def keep_rendered(render: Callable[[Unpack[Arguments]], bytes]) -> Callable[[Unpack[Arguments]], bytes]:
+def cache_rendered(render: Callable[[Unpack[Arguments]], bytes]) -> Callable[[Unpack[Arguments]], bytes]:
     """Caches a pure function of stored bytes, texts and integers.
 
-    An entry is found by all of its arguments, so it is never out of date.
+    All arguments are the key, so an entry is never stale.
     """
 
     @wraps(render)
     def rendered(*args: *Arguments) -> bytes:
         key = (render, *args)
-        found = _kept.get(key)
+        found = _cache.get(key)
         if found is None:
             found = render(*args)
             if _size(key, found) <= ENTRY_BYTES_MAX:
-                _kept.put(key, found)
+                _cache.put(key, found)
         return found
 
     return rendered
@@ -43,4 +43,4 @@ def _size(key: tuple[object, ...], rendered: bytes) -> int:
     return len(rendered) + sum(len(each) if isinstance(each, bytes | str) else INTEGER_BYTES for each in key)
 
 
-_kept: ByteLRU[tuple[object, ...], bytes] = ByteLRU(RENDERED_BYTES_MAX, _size)
+_cache: ByteLRU[tuple[object, ...], bytes] = ByteLRU(RENDERED_BYTES_MAX, _size)

@@ -8,7 +8,7 @@ from google.protobuf.struct_pb2 import NULL_VALUE, Value
 
 ECHOED_CHARACTERS_MAX = 64
 
-# More digits than any valid parameter: such a number is refused by its bounds.
+# 30 digits are more than any valid parameter has; the bounds of the parameter refuse such a number.
 _INTEGER = re.compile(r"-?[0-9]{1,30}", re.ASCII)
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", re.ASCII)
 

@@ -9,7 +9,7 @@ from server.ledger.access import SUFFICIENT
 
 
 def declared_scopes(method: str) -> tuple[str, ...]:
-    """The scopes of which any one opens a method, given as `package.Service/Method`.
+    """The scopes of a method, given as `package.Service/Method`. Any one of them suffices.
 
     Raises AssertionError if the method declares no scope or an unknown one.
     """

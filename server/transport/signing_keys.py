@@ -32,7 +32,7 @@ FETCH_SECONDS_MAX = 5.0
 FETCH_AGAIN_SECONDS = 10.0
 """Minimum time between the starts of two fetches, in seconds, whether or not the first succeeded."""
 KEPT_SECONDS = 3600.0
-"""How long keys are used after they are due while the issuer is unavailable, in seconds. Few tokens live longer."""
+"""Time that overdue keys stay in use while the issuer is unavailable, in seconds. Few tokens live longer."""
 SET_BYTES_MAX = 256 * 1024
 SET_KEYS_MAX = 100
 
@@ -41,11 +41,11 @@ Fetch: TypeAlias = Callable[[], Awaitable[bytes]]
 
 
 class FetchFailed(Exception):
-    """Why a JWK Set could not be fetched, for the log."""
+    """A JWK Set could not be fetched. The message is for the log."""
 
 
 class NoSuchKey(Exception):
-    """Why no key of the issuer matches, for the log."""
+    """No key of the issuer matches, or several do. The message is for the log."""
 
 
 class SigningKeys:
@@ -64,9 +64,9 @@ class SigningKeys:
         self._refresh_seconds = refresh_seconds
         self._stopwatch = stopwatch
         self._keys: Sequence[PyJWK] = ()
-        self._asked_at = -math.inf
+        self._fetch_started_at = -math.inf
         self._fetched_at = -math.inf
-        """When the fetch of the present keys started. Equals _asked_at unless a later fetch failed."""
+        """When the fetch of the present keys started. Equals _fetch_started_at unless a later fetch failed."""
         self._fetching: asyncio.Task[None] | None = None
 
     async def find(self, algorithm: str, key_id: str | None) -> PyJWK:
@@ -77,15 +77,15 @@ class SigningKeys:
         """
         if self._age() >= self._refresh_seconds:
             # The first call after the keys are due waits for new ones. If the fetch fails, later calls don't wait.
-            await self.refresh(wait=not self._is_away() or self._has_expired())
+            await self.refresh(wait=not self._last_fetch_failed() or self._have_expired())
         found = self._matching(algorithm, key_id)
         if not found:
             await self.refresh()
             found = self._matching(algorithm, key_id)
-        if self._has_expired() or (not found and self._is_away()):
+        if self._have_expired() or (not found and self._last_fetch_failed()):
             raise ServiceUnavailable
         if len(found) != 1:
-            raise NoSuchKey("more than one key could be meant" if found else "the issuer has no such key")
+            raise NoSuchKey("more than one key matches" if found else "the issuer has no such key")
         return found[0]
 
     async def refresh(self, *, wait: bool = True) -> None:
@@ -94,8 +94,8 @@ class SigningKeys:
         Without `wait` the fetch runs in the background.
         """
         now = self._stopwatch()
-        if self._fetching is None and now - self._asked_at >= FETCH_AGAIN_SECONDS:
-            self._asked_at = now
+        if self._fetching is None and now - self._fetch_started_at >= FETCH_AGAIN_SECONDS:
+            self._fetch_started_at = now
             self._fetching = asyncio.create_task(self._replace())
         if wait and self._fetching is not None:
             # A cancelled caller doesn't cancel the fetch, for which other callers may wait.
@@ -109,10 +109,10 @@ class SigningKeys:
 
     def has_any(self) -> bool:
         """Whether there is a key to verify with."""
-        return bool(self._keys) and not self._has_expired()
+        return bool(self._keys) and not self._have_expired()
 
     async def _replace(self) -> None:
-        asked_at = self._asked_at
+        fetch_started_at = self._fetch_started_at
         try:
             async with asyncio.timeout(FETCH_SECONDS_MAX):
                 content = await self._fetch()
@@ -122,7 +122,7 @@ class SigningKeys:
             problem = str(error) if isinstance(error, FetchFailed) else type(error).__name__
             log.warning("signing key fetch failed", problem=problem)
         else:
-            self._keys, self._fetched_at = keys, asked_at
+            self._keys, self._fetched_at = keys, fetch_started_at
             if not keys:
                 log.warning("no usable signing key")
         finally:
@@ -136,11 +136,11 @@ class SigningKeys:
     def _age(self) -> float:
         return self._stopwatch() - self._fetched_at
 
-    def _has_expired(self) -> bool:
+    def _have_expired(self) -> bool:
         return self._age() >= self._refresh_seconds + KEPT_SECONDS
 
-    def _is_away(self) -> bool:
-        return self._fetched_at != self._asked_at
+    def _last_fetch_failed(self) -> bool:
+        return self._fetched_at != self._fetch_started_at
 
 
 @contextlib.asynccontextmanager
@@ -162,7 +162,7 @@ async def signing_keys(
         try:
             await keys.refresh(wait=not remote)
             if not remote and not keys.has_any():
-                raise FetchFailed("the file holds no key that can be used")
+                raise FetchFailed("the file holds no usable key")
             yield keys
         finally:
             await keys.close()
@@ -182,7 +182,7 @@ async def from_url(url: str) -> AsyncIterator[Fetch]:
         # The environment may name TLS authorities and a proxy, which can't reach servers on this machine.
         trust_env=url.startswith("https://"),
         mounts={"https://": None} if is_loopback(urlsplit(url).hostname or "") else None,
-        # A small compressed answer could have a very large content.
+        # A small compressed answer could expand to a very large one.
         headers={"accept": "application/json", "accept-encoding": "identity", "user-agent": "daybook"},
     )
 

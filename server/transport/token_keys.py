@@ -1,11 +1,11 @@
-"""The keys that seal page tokens: every process has the same, and they can be rotated.
+"""The keys that seal page tokens. All processes have the same keys, which can be rotated.
 
 A new key seals only after every process has had time to load it, so that each process opens
-the tokens of all others. A key that was replaced still opens for a day, so that a client that
-is reading a list meanwhile can finish.
+the tokens of all others. A replaced key still opens tokens for a day, so that clients can
+finish reading their lists.
 
-The keys are in the database, unless the operator configures them: then the first of them
-seals, and all of them open.
+The keys are in the database, unless the operator configures them. Then the first configured
+key seals, and all of them open.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 REFRESH_SECONDS = 10.0
 """Time between two reads of the stored keys, in seconds."""
 SPREAD: Instant = 60 * SECOND
-"""The age at which a key begins to seal: several times REFRESH_SECONDS."""
+"""The age at which a key begins to seal, in microseconds: several times REFRESH_SECONDS."""
 OPENS_FOR: Instant = 24 * HOUR
-"""How long a key still opens after its successor has begun to seal."""
+"""Time that a key still opens after its successor has begun to seal, in microseconds."""
 
 
 KEY_BYTES = 32
@@ -38,7 +38,7 @@ CONFIGURED_KEYS_MAX = 16
 
 
 class SealingKeys(Protocol):
-    """One key that seals, and those that open."""
+    """The key that seals page tokens, and the keys that open them."""
 
     @property
     def sealing(self) -> AESGCM:
@@ -55,7 +55,7 @@ class ConfiguredTokenKeys:
     """Keys from the settings: the first seals, all open."""
 
     def __init__(self, keys: Sequence[bytes]) -> None:
-        """At least one key."""
+        """`keys` has at least one."""
         self.opening = [AESGCM(key) for key in keys]
         self.sealing = self.opening[0]
 
@@ -82,22 +82,22 @@ def _parse_key(number: int, word: str) -> bytes:
 
 
 class TokenKeys:
-    """The keys of the database: one seals, and some open."""
+    """The keys in the database."""
 
     def __init__(self, keys: Sequence[TokenKey], clock: Clock) -> None:
-        """The keys, newest first; at least one."""
+        """`keys` has at least one, newest first."""
         self._clock = clock
         self.replace(keys)
 
     def replace(self, keys: Sequence[TokenKey]) -> None:
-        """Replaces all keys: newest first, at least one."""
+        """Replaces all keys. There is at least one; the newest is first."""
         self._keys = [(AESGCM(each.key), each.create_time) for each in keys]
 
     @property
     def sealing(self) -> AESGCM:
         """The newest key that every process has loaded; the first key ever seals immediately."""
-        seen = self._clock() - SPREAD
-        return next((cipher for cipher, create_time in self._keys if create_time <= seen), self._keys[-1][0])
+        loaded = self._clock() - SPREAD
+        return next((cipher for cipher, create_time in self._keys if create_time <= loaded), self._keys[-1][0])
 
     @property
     def opening(self) -> list[AESGCM]:
@@ -110,7 +110,7 @@ class TokenKeys:
 
 @contextlib.asynccontextmanager
 async def refreshed_token_keys(store: CredentialStore, clock: Clock) -> AsyncIterator[TokenKeys]:
-    """The stored keys, of which there must be at least one; keys added until the end of the block are loaded too."""
+    """The stored keys, refreshed until the end of the block. There must be at least one."""
     keys = TokenKeys(await store.token_keys(), clock)
 
     async def refresh() -> None:

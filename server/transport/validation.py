@@ -1,4 +1,4 @@
-"""Validates and parses the fields of native requests. Raises FieldInvalid, and nothing else.
+"""Validates and parses the fields of native requests. All functions raise only FieldInvalid.
 
 CHARACTERS_MAX has the maximum lengths that the comments of the contract state.
 """
@@ -106,16 +106,16 @@ DETAILS = frozenset(
 """The fields of a transaction that a caller sets and posting stores unchanged."""
 _NO_DETAILS = frozenset(field for field in Transaction.DESCRIPTOR.fields if field.name not in DETAILS)
 
-_BELONGS: Mapping[str, str] = {
+_ADVICE: Mapping[str, str] = {
     "daybook.v1.Account.name": "the id of a new account is account_id",
     "daybook.v1.Transaction.request_id": "send it as the request's request_id, or as the header Idempotency-Key",
     "daybook.v1.Transaction.create_time": "only ImportTransactions takes a time, beside the transaction",
     "daybook.v1.Transaction.refund_of": "RefundTransaction posts refunds",
     "daybook.v1.Transaction.transfer_peer": "TransferCredits posts transfers",
 }
-"""What the caller should do instead of setting a field that only Daybook sets."""
+"""Advice to a caller that sets a field that only Daybook sets."""
 _SET_BY_DAYBOOK: Mapping[FieldDescriptor, str] = {
-    field: "; ".join(filter(None, ("is set by Daybook and must be left out", _BELONGS.get(field.full_name))))
+    field: "; ".join(filter(None, ("is set by Daybook and must be left out", _ADVICE.get(field.full_name))))
     for message in (Account, ApiKey, Transaction)
     for field in message.DESCRIPTOR.fields
     if {OUTPUT_ONLY, IDENTIFIER} & set(field.GetOptions().Extensions[field_behavior])
@@ -137,9 +137,9 @@ class Sizes:
     """Maximum sizes of one call: those of the contract, or lower ones from the settings."""
 
     page_size_max: int = PAGE_SIZE_MAX
-    """Rows of a native list. A larger page_size means this one."""
+    """Rows of a native list. A larger page_size is reduced to it."""
     batch_size_max: int = BATCH_SIZE_MAX
-    """Requests of a batch, and items of a message of an import. More are refused."""
+    """Requests of a batch, and items of an import message. More are refused."""
 
 
 def read_page_size(page_size: int, page_size_max: int = PAGE_SIZE_MAX) -> int:
@@ -235,7 +235,7 @@ def read_transaction(transaction: Transaction) -> tuple[Draft, Transaction]:
 
 
 def read_details(path: str, transaction: Transaction) -> Transaction:
-    """A copy of a transaction with only the fields that posting stores unchanged, checked against their bounds.
+    """A validated copy of a transaction with only the fields that posting stores unchanged.
 
     Refuses a field that only Daybook sets.
     """
@@ -266,7 +266,7 @@ def read_lifetime(path: str, owner: Transaction | ApiKey) -> tuple[Instant | Non
 
 
 def read_grace_period(grace_period: Duration) -> Instant:
-    """The maximum time for which secrets stay valid after a rotation."""
+    """The time that earlier secrets stay valid after a rotation, in microseconds."""
     period = _to_microseconds(grace_period)
     if period is None or not 0 <= period <= GRACE_PERIOD_DAYS_MAX * 24 * HOUR:
         raise FieldInvalid("grace_period", f"must be between 0 and {GRACE_PERIOD_DAYS_MAX} days")
@@ -282,12 +282,12 @@ def _to_microseconds(duration: Duration) -> Instant | None:
 
 def read_scopes(field: str, scopes: Iterable[str]) -> tuple[str, ...]:
     """The scopes of a new key, without duplicates."""
-    wanted = set(scopes)
-    if not wanted:
+    requested = set(scopes)
+    if not requested:
         raise FieldInvalid(field, "is required")
-    if not wanted <= SUFFICIENT.keys():
+    if not requested <= SUFFICIENT.keys():
         raise FieldInvalid(field, f"must be one or more of {', '.join(SUFFICIENT)}")
-    return tuple(scope for scope in SUFFICIENT if scope in wanted)
+    return tuple(scope for scope in SUFFICIENT if scope in requested)
 
 
 def check_account(account: Account) -> None:
@@ -330,7 +330,7 @@ def check_content(path: str, message: Message) -> None:
 def _inside(path: str, refusal: FieldInvalid) -> FieldInvalid:
     """The refusal with the path of its message before its field.
 
-    The path of a field is thus built only if the field is refused.
+    So the path of a field is built only for a refusal.
     """
     return FieldInvalid(_join(path, refusal.field), refusal.problem)
 
@@ -420,4 +420,4 @@ _FIELD_CHECKS: Mapping[str, Callable[[str, Any], None]] = {
     Usage.DESCRIPTOR.fields_by_name["cost_usd"].full_name: _check_cost,
     Company.Address.DESCRIPTOR.fields_by_name["country_code"].full_name: _check_country_code,
 }
-"""The fields with other checks than the rest of their type."""
+"""The fields with a check of their own."""

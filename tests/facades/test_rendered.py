@@ -20,7 +20,7 @@ from server.caching import ENTRY_BYTES, ByteLRU
 from server.facades import all_facades
 from server.facades.spacebring import NETWORK_HEADER
 from server.transport import rendered
-from server.transport.rendered import keep_rendered
+from server.transport.rendered import cache_rendered
 from server.vendors.nebulablock import VENDOR as NEBULA_BLOCK
 from tests.support.callers import Client, Server
 from tests.support.clock import Clock
@@ -121,12 +121,12 @@ async def test_kept_rows_show_every_change(
     assert len(before[f"{NEBULA_BLOCK.service}.GetCreditsHistory"][0].data.credit_history) == 2  # type: ignore[attr-defined]
 
 
-def test_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_evicts_and_skips_large_entries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Equal arguments are rendered once; the least recently used entries are evicted; a large entry is never kept."""
-    monkeypatch.setattr(rendered, "_kept", ByteLRU(3 * (ENTRY_BYTES + 230), rendered._size))
+    monkeypatch.setattr(rendered, "_cache", ByteLRU(3 * (ENTRY_BYTES + 230), rendered._size))
     calls: list[bytes] = []
 
-    @keep_rendered
+    @cache_rendered
     def render(body: bytes, number: int) -> bytes:
         calls.append(body)
         return body[::-1] + b"%d" % number
@@ -141,7 +141,7 @@ def test_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert calls == [*bodies[:3], bodies[0]]
     render(bodies[1], 1)
     assert calls == [*bodies[:3], *bodies[:2]]
-    monkeypatch.setattr(rendered, "_kept", ByteLRU(10 * rendered.ENTRY_BYTES_MAX, rendered._size))
+    monkeypatch.setattr(rendered, "_cache", ByteLRU(10 * rendered.ENTRY_BYTES_MAX, rendered._size))
     large = b"x" * (rendered.ENTRY_BYTES_MAX // 2)
     assert render(large, 1) == render(large, 1)
     assert calls[-2:] == [large, large]

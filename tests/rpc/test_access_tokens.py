@@ -96,6 +96,6 @@ async def test_a_list_goes_on_with_the_next_token(book: Book, tmp_path: Path) ->
 
 async def test_a_file_without_keys(book: Book, tmp_path: Path) -> None:
     """A server whose file of keys is missing doesn't start, and says which setting it is."""
-    with pytest.raises(CannotStart, match="oauth2_jwks: the file holds no key that can be used"):
+    with pytest.raises(CannotStart, match="oauth2_jwks: the file holds no usable key"):
         async with serving_tokens(book, str(tmp_path / "missing.json")):
             pass

@@ -231,7 +231,7 @@ BAD: dict[str, tuple[Callable[[], str], str]] = {
     "an unknown kid": (lambda: STRANGER.token(claims()), "the issuer has no such key"),
     "another's key by a known kid": (lambda: STRANGER.token(claims(), kid="ec"), "InvalidSignatureError"),
     "another of the issuer's keys": (lambda: rsa_key().token(claims(), kid="rsa-2"), "InvalidSignatureError"),
-    "no kid, and two keys that fit": (lambda: rsa_key().token(claims(), kid=None), "more than one key could be meant"),
+    "no kid, and two keys that fit": (lambda: rsa_key().token(claims(), kid=None), "more than one key matches"),
     "an empty kid": (lambda: EC.token(claims(), kid=""), "the issuer has no such key"),
     "a kid in another case": (lambda: EC.token(claims(), kid="EC"), "the issuer has no such key"),
     "a kid that is a path": (lambda: EC.token(claims(), kid="../../../../dev/null"), "the issuer has no such key"),
@@ -265,10 +265,13 @@ BAD: dict[str, tuple[Callable[[], str], str]] = {
     "crit that is empty": (lambda: EC.token(claims(), crit=[]), "InvalidTokenError"),
     "crit that is no list": (lambda: EC.token(claims(), crit="exp"), "InvalidTokenError"),
     "a payload that is not encoded": (lambda: EC.token(claims(), b64=False, crit=["b64"]), "DecodeError"),
-    "typ of an ID token": (lambda: EC.token(claims(), typ="ID"), "typ is not that of an access token"),
-    "typ of a logout token": (lambda: EC.token(claims(), typ="logout+jwt"), "typ is not that of an access token"),
-    "typ of a proof of possession": (lambda: EC.token(claims(), typ="dpop+jwt"), "typ is not that of an access token"),
-    "typ that is a number": (lambda: EC.token(claims(), typ=1), "typ is not that of an access token"),
+    "typ of an ID token": (lambda: EC.token(claims(), typ="ID"), "typ is not the type of an access token"),
+    "typ of a logout token": (lambda: EC.token(claims(), typ="logout+jwt"), "typ is not the type of an access token"),
+    "typ of a proof of possession": (
+        lambda: EC.token(claims(), typ="dpop+jwt"),
+        "typ is not the type of an access token",
+    ),
+    "typ that is a number": (lambda: EC.token(claims(), typ=1), "typ is not the type of an access token"),
     "a header that is no JSON": (lambda: headed(b"{alg:ES256}"), "DecodeError"),
     "a header that is a list": (lambda: headed(b'["ES256"]'), "DecodeError"),
     "a header that is not UTF-8": (lambda: headed(b'{"alg":"ES256","kid":"\xff"}'), "DecodeError"),
@@ -339,8 +342,8 @@ BAD: dict[str, tuple[Callable[[], str], str]] = {
     "a payload with a long number": (lambda: signed(b'{"exp":' + b"9" * 5000 + b"}"), "DecodeError"),
     "too long": (lambda: EC.token(claims(x="x" * CREDENTIAL_CHARACTERS_MAX)), "not a token"),
     # The times.
-    "exp past": (lambda: EC.token(claims(exp=NOW - SKEW - 1)), "exp is past"),
-    "exp past by just the skew": (lambda: EC.token(claims(exp=NOW - SKEW)), "exp is past"),
+    "exp past": (lambda: EC.token(claims(exp=NOW - SKEW - 1)), "exp is in the past"),
+    "exp past by just the skew": (lambda: EC.token(claims(exp=NOW - SKEW)), "exp is in the past"),
     "no exp": (lambda: EC.token(claims(exp=None)), "MissingRequiredClaimError"),
     "exp null": (lambda: signed(json.dumps({**claims(), "exp": None}).encode()), "MissingRequiredClaimError"),
     "exp in text": (lambda: EC.token(claims(exp=str(NOW + 300))), "exp is not a time"),
@@ -351,10 +354,10 @@ BAD: dict[str, tuple[Callable[[], str], str]] = {
     "exp in milliseconds": (lambda: EC.token(claims(exp=(NOW + 300) * 1000)), "exp is not a time"),
     "exp beyond all time": (lambda: EC.token(claims(exp=10**400)), "exp is not a time"),
     "exp below zero": (lambda: EC.token(claims(exp=-1)), "exp is not a time"),
-    "nbf to come": (lambda: EC.token(claims(nbf=NOW + SKEW + 1)), "nbf is to come"),
+    "nbf to come": (lambda: EC.token(claims(nbf=NOW + SKEW + 1)), "nbf is in the future"),
     "nbf in text": (lambda: EC.token(claims(nbf=str(NOW))), "nbf is not a time"),
     "nbf null": (lambda: signed(json.dumps({**claims(), "nbf": None}).encode()), "nbf is not a time"),
-    "iat to come": (lambda: EC.token(claims(iat=NOW + SKEW + 1)), "iat is to come"),
+    "iat to come": (lambda: EC.token(claims(iat=NOW + SKEW + 1)), "iat is in the future"),
     "iat in text": (lambda: EC.token(claims(iat="now")), "iat is not a time"),
     # The issuer.
     "no iss": (lambda: EC.token(claims(iss=None)), "MissingRequiredClaimError"),
@@ -373,23 +376,26 @@ BAD: dict[str, tuple[Callable[[], str], str]] = {
     "aud as an object": (lambda: EC.token(claims(aud={AUDIENCE: True})), "InvalidAudienceError"),
     # Whom it is about.
     "no sub": (lambda: EC.token(claims(sub=None)), "MissingRequiredClaimError"),
-    "an empty sub": (lambda: EC.token(claims(sub="")), "sub is missing, or is no text"),
+    "an empty sub": (lambda: EC.token(claims(sub="")), "sub is missing or not a text"),
     "a number as sub": (lambda: EC.token(claims(sub=7)), "InvalidSubjectError"),
-    "a sub with NUL": (lambda: EC.token(claims(sub="a\0b")), "sub is missing, or is no text"),
-    "a sub with half a character": (lambda: EC.token(claims(sub="\ud800")), "sub is missing, or is no text"),
-    "no tenant": (lambda: EC.token(claims(tenant=None)), "tenant is missing, or is no text"),
-    "an empty tenant": (lambda: EC.token(claims(tenant="")), "tenant is missing, or is no text"),
-    "a number as tenant": (lambda: EC.token(claims(tenant=1)), "tenant is missing, or is no text"),
-    "tenants in a list": (lambda: EC.token(claims(tenant=["house"])), "tenant is missing, or is no text"),
-    "a tenant with NUL": (lambda: EC.token(claims(tenant="house\0")), "tenant is missing, or is no text"),
-    "a tenant with half a character": (lambda: EC.token(claims(tenant="\udfff")), "tenant is missing, or is no text"),
-    "an unknown tenant": (lambda: EC.token(claims(tenant="nobody")), "there is no such tenant"),
-    "a tenant in another case": (lambda: EC.token(claims(tenant="House")), "there is no such tenant"),
-    "a tenant by its uid": (lambda: EC.token(claims(tenant=UID)), "there is no such tenant"),
-    "a tenant with a wildcard": (lambda: EC.token(claims(tenant="hous%")), "there is no such tenant"),
-    "a long tenant": (lambda: EC.token(claims(tenant="x" * 4000)), "there is no such tenant"),
-    "a number as scope": (lambda: EC.token(claims(scope=7)), "the scopes are neither text nor a list"),
-    "scopes as an object": (lambda: EC.token(claims(scope={"admin": True})), "the scopes are neither text nor a list"),
+    "a sub with NUL": (lambda: EC.token(claims(sub="a\0b")), "sub is missing or not a text"),
+    "a sub with half a character": (lambda: EC.token(claims(sub="\ud800")), "sub is missing or not a text"),
+    "no tenant": (lambda: EC.token(claims(tenant=None)), "tenant is missing or not a text"),
+    "an empty tenant": (lambda: EC.token(claims(tenant="")), "tenant is missing or not a text"),
+    "a number as tenant": (lambda: EC.token(claims(tenant=1)), "tenant is missing or not a text"),
+    "tenants in a list": (lambda: EC.token(claims(tenant=["house"])), "tenant is missing or not a text"),
+    "a tenant with NUL": (lambda: EC.token(claims(tenant="house\0")), "tenant is missing or not a text"),
+    "a tenant with half a character": (lambda: EC.token(claims(tenant="\udfff")), "tenant is missing or not a text"),
+    "an unknown tenant": (lambda: EC.token(claims(tenant="nobody")), "the tenant does not exist"),
+    "a tenant in another case": (lambda: EC.token(claims(tenant="House")), "the tenant does not exist"),
+    "a tenant by its uid": (lambda: EC.token(claims(tenant=UID)), "the tenant does not exist"),
+    "a tenant with a wildcard": (lambda: EC.token(claims(tenant="hous%")), "the tenant does not exist"),
+    "a long tenant": (lambda: EC.token(claims(tenant="x" * 4000)), "the tenant does not exist"),
+    "a number as scope": (lambda: EC.token(claims(scope=7)), "the scopes are not a text or a list"),
+    "scopes as an object": (
+        lambda: EC.token(claims(scope={"admin": True})),
+        "the scopes are not a text or a list",
+    ),
 }
 """Tokens that open nothing, each with what the log says of it, so that each is refused for what it is."""
 
@@ -453,7 +459,7 @@ async def test_times_to_the_microsecond(
     token = EC.token(claims(**claim))
     if opens_from is not None:
         clock.now = opens_from - 1
-        assert (await issuer.outcome(token)).endswith("is to come")
+        assert (await issuer.outcome(token)).endswith("is in the future")
         clock.now = opens_from
         assert await issuer.outcome(token) == "opens"
     if opens_before is not None:
@@ -463,7 +469,7 @@ async def test_times_to_the_microsecond(
         # Remembered, and so refused without a look at it.
         assert await issuer.outcome(token) == "not a token"
         issuer.seconds += KEY_CACHED_SECONDS_MAX
-        assert await issuer.outcome(token) == "exp is past"
+        assert await issuer.outcome(token) == "exp is in the past"
 
 
 async def test_no_skew(book: Book, clock: Clock) -> None:
@@ -473,7 +479,7 @@ async def test_no_skew(book: Book, clock: Clock) -> None:
     assert await issuer.outcome(token) == "opens"
     clock.now += SECOND
     issuer.seconds += KEY_CACHED_SECONDS_MAX
-    assert await issuer.outcome(token) == "exp is past"
+    assert await issuer.outcome(token) == "exp is in the past"
 
 
 @pytest.mark.parametrize(
@@ -533,8 +539,8 @@ async def test_no_binding_is_an_oversight(book: Book, given: object) -> None:
     """Where tokens are bound, one that says nothing of it, or nothing that makes sense, opens nothing at all."""
     issuer = Issuer(book, EC, account_claim="account")
     assert await issuer.outcome(EC.token(claims(account=given))) in {
-        "account is missing, or is no text",
-        "no account could have this id",
+        "account is missing or not a text",
+        "the account id is malformed",
     }
 
 
@@ -622,7 +628,7 @@ async def test_what_is_remembered_is_forgotten(book: Book, issuer: Issuer) -> No
     issuer.seconds += KEY_CACHED_SECONDS_MAX - 0.001
     assert await issuer.outcome(token) == "opens"
     issuer.seconds += 0.001
-    assert await issuer.outcome(token) == "there is no such tenant"
+    assert await issuer.outcome(token) == "the tenant does not exist"
     async with writing(book.database) as connection:
         await connection.execute(text("UPDATE tenants SET slug = 'house' WHERE slug = 'gone'"))
     assert await issuer.outcome(token) == "opens"

@@ -423,7 +423,7 @@ async def test_long_spellings_of_a_key_are_not_kept(book: Book, random_bytes: Ra
     async def open_with(spaces: int) -> None:
         header = ("authorization", f"Bearer {' ' * spaces}{key.id}.{key.secret}{' ' * (room - spaces)}")
         assert (await authenticator.authenticate([header])).caller.credential_id == key.id
-        assert authenticator.known_holder([header]) == key.id
+        assert authenticator.cached_credential_id([header]) == key.id
 
     await open_with(0)
     tracemalloc.start()
@@ -440,20 +440,20 @@ async def test_a_key_keeps_its_share_while_others_are_looked_up(
     book: Book, random_bytes: RandomBytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The holder of a key that was let in is known, whatever is looked up since, within a bound."""
-    monkeypatch.setattr(auth, "HOLDERS_CACHED_MAX", 2)
+    monkeypatch.setattr(auth, "IDS_CACHED_MAX", 2)
     keys = [new_key(random_bytes) for _ in range(3)]
     for number, key in enumerate(keys):
         await store_key(book, key, tenant=f"house-{number}")
     seconds = 0.0
     authenticator = authenticator_of(book, lambda: seconds)
     first, second, third = ([("x-api-key", f"{key.id}.{key.secret}")] for key in keys)
-    assert authenticator.known_holder(first) == ""
+    assert authenticator.cached_credential_id(first) == ""
     await authenticator.authenticate(first)
     seconds = 2 * KEY_CACHED_SECONDS_MAX
     await authenticator.authenticate(second)
-    assert [authenticator.known_holder(each) for each in (first, second, third)] == [keys[0].id, keys[1].id, ""]
+    assert [authenticator.cached_credential_id(each) for each in (first, second, third)] == [keys[0].id, keys[1].id, ""]
     await authenticator.authenticate(third)
-    assert [authenticator.known_holder(each) for each in (first, second, third)] == ["", keys[1].id, keys[2].id]
+    assert [authenticator.cached_credential_id(each) for each in (first, second, third)] == ["", keys[1].id, keys[2].id]
 
 
 @dataclass

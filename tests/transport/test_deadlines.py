@@ -87,9 +87,9 @@ async def test_begun_anew() -> None:
     deadlines, ended = Deadlines(SECONDS), list[str]()
     tasks = [asyncio.create_task(work_for_ever(deadlines, ended, name)) for name in ("first", "second")]
     await asyncio.sleep(SECONDS / 2)
-    deadlines.begin_anew(tasks[0])
+    deadlines.restart(tasks[0])
     await asyncio.wait(tasks)
     assert ended == ["second", "first"]
     # It does not begin by this.
-    deadlines.begin_anew(tasks[0])
+    deadlines.restart(tasks[0])
     assert not deadlines._ends

@@ -49,7 +49,7 @@ def test_what_is_no_message_is_refused(request_bytes: bytes) -> None:
     """Bytes that can't be parsed are the fault of the whole request, also if a single text is no UTF-8."""
     refusal = parser(CreateAccountRequest.FromString, "name")(request_bytes)
     assert isinstance(refusal, FieldInvalid)
-    problem = "is no message of its type, or holds text that is not UTF-8"
+    problem = "is not a valid message of its type, or holds text that is not UTF-8"
     assert (refusal.field, refusal.problem) == ("request", problem)
 
 
@@ -78,7 +78,7 @@ def test_field_that_the_message_lacks_is_refused(request_bytes: bytes, field: st
     """A field of a newer contract would be ignored: it is refused, and the message that lacks it is named."""
     refusal = parser(CreateAccountRequest.FromString, "name")(request_bytes)
     assert isinstance(refusal, FieldInvalid)
-    assert (refusal.field, refusal.problem) == (field, "has a field that this version of the contract lacks")
+    assert (refusal.field, refusal.problem) == (field, "has a field that this server's version of the contract lacks")
 
 
 def test_an_unknown_field_is_refused_beside_what_is_written_too_short() -> None:
@@ -249,4 +249,7 @@ def test_an_unknown_field_beyond_many_elements_is_refused_all_the_same() -> None
     """Where no more elements are visited, the whole request is named."""
     refusal = parser(BatchCreateTransactionsRequest.FromString, "name")(TINY_REQUESTS + UNKNOWN_INSIDE)
     assert isinstance(refusal, FieldInvalid)
-    assert (refusal.field, refusal.problem) == ("request", "has a field that this version of the contract lacks")
+    assert (refusal.field, refusal.problem) == (
+        "request",
+        "has a field that this server's version of the contract lacks",
+    )

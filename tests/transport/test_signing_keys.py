@@ -500,7 +500,7 @@ async def test_a_file_without_keys_at_the_start(tmp_path: Path, content: bytes |
     file = tmp_path / "jwks.json"
     if content is not None:
         file.write_bytes(content)
-    with pytest.raises(FetchFailed, match="the file holds no key that can be used"):
+    with pytest.raises(FetchFailed, match="the file holds no usable key"):
         async with signing_keys(str(file), ("ES256",), REFRESH):
             pass
 
