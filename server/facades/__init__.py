@@ -1,4 +1,4 @@
-"""The documented APIs: one module per vendor, which parses, makes one use-case call and renders."""
+"""The documented APIs: one module per vendor. It parses, makes one use-case call and renders."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from server.vendors.vendor import Refusal, Vendor
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What facades are made of."""
+    """The objects that facades use."""
 
     accounts: Accounts
     transactions: Transactions
@@ -31,10 +31,10 @@ class Facade(Protocol):
     VENDOR: Vendor
 
     def render_error(self, error: DaybookError) -> Refusal:
-        """An error in the vendor's words."""
+        """Renders an error in the vendor's format."""
 
     def add_to_server(self, server: Any, parts: Parts) -> None:
-        """Adds the facade's servicer to a server, or to what generated code takes for one."""
+        """Adds the facade's servicer to a server, or to an object with a server's methods."""
 
 
 def all_facades() -> tuple[Facade, ...]:

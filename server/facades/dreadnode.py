@@ -47,13 +47,13 @@ TYPES: dict[tuple[Kind, str], str] = {
     (Transaction.ADJUSTMENT, "admin_adjustment"): "admin_adjustment",
     (Transaction.CHARGE, "web_search"): "web_search",
 }
-"""Which of Dreadnode's types a kind and a category are. What is not here is not listed."""
+"""Dreadnode's type of each kind and category. Other transactions are not listed."""
 LIMIT_DEFAULT = 50
 LIMIT_MAX = 100
 
 
 class Credits(CreditsServicer):
-    """Shows how an organization's credits moved, and what it has."""
+    """Lists an organization's transactions, and shows its balance."""
 
     def __init__(self, transactions: Transactions, accounts: Accounts) -> None:
         self._transactions = transactions
@@ -65,14 +65,14 @@ class Credits(CreditsServicer):
         """Parses, lists the newest transactions, renders."""
         caller = current_caller()
         try:
-            wanted, limit = _parse(request)
+            criteria, limit = _parse(request)
         except FieldInvalid:
-            # An organization that is not the caller's is refused first.
+            # An organization that the caller may not read is refused before any parameter.
             await self._transactions.require_account(caller, request.org)
             raise
-        # There is no next page for rows beyond a bound in bytes, and a rendered row is short.
-        page = await self._transactions.list(caller, request.org, wanted, None, limit, bytes_max=None)
-        # Serialized messages concatenate to one that has the rows of all.
+        # No bound in bytes: this API has no next page, and rendered rows are short.
+        page = await self._transactions.list(caller, request.org, criteria, None, limit, bytes_max=None)
+        # Concatenated serialized messages are one message with the rows of all.
         return b"".join([_render(row.body) for row in page.rows])
 
     async def GetCreditBalance(self, request: GetCreditBalanceRequest, context: Context) -> GetCreditBalanceResponse:
@@ -101,17 +101,17 @@ def _parse(request: ListCreditTransactionsRequest) -> tuple[TransactionFilter, i
         if name not in known_types:
             expected = ", ".join(f"'{known}'" for known in known_types)
             raise FieldInvalid("transaction_type", f"Input should be one of {expected}, not '{echo(name)}'")
-    wanted = TransactionFilter(
+    criteria = TransactionFilter(
         kind_categories=tuple(pair for pair, name in TYPES.items() if name in types),
-        # A row can't say that it failed; it would read as if credits had moved.
+        # A row has no status, so a failed transaction would look like a successful one.
         states=(Transaction.SUCCEEDED,),
     )
-    return wanted, limit
+    return criteria, limit
 
 
 @cache_rendered
 def _render(body: bytes) -> bytes:
-    """An answer of nothing but this transaction."""
+    """A response with only this transaction."""
     transaction = Transaction.FromString(body)
     usage = transaction.usage
     shown = CreditTransaction(
@@ -134,7 +134,7 @@ def _cost(usage: Usage) -> float | None:
 
 
 def render_error(error: DaybookError) -> Refusal:
-    """An error in the canonical envelope `{code, detail, type}`, with `errors` for a parameter."""
+    """Renders an error as the canonical envelope `{code, detail, type}`, with `errors` for a parameter."""
     status, detail = http_status_of(error), plain_message(error)
     more: dict[str, object] = {}
     match error:

@@ -28,7 +28,7 @@ LIMIT_DEFAULT = 20
 LIMIT_MAX = 100
 OFFSET_MAX = 2**63 - 1
 NUMERIC_ID_DIGITS_MAX = 15
-"""The most digits with which a double, and so a JSON number, is exact for every integer."""
+"""Maximum digits of an integer that a double, and so a JSON number, represents exactly."""
 
 _SUCCESS = GetCreditsHistoryResponse(
     message="User credit history successfully retrieved", status="success"
@@ -37,7 +37,7 @@ _NEW_YORK = ZoneInfo("America/New_York")
 
 
 class Users(UsersServicer):
-    """Shows in which hours the caller spent credits."""
+    """Lists the hours in which the caller spent credits."""
 
     def __init__(self, usage: Usage) -> None:
         self._usage = usage
@@ -55,7 +55,7 @@ class Users(UsersServicer):
         rest = GetCreditsHistoryResponse.Data(
             credit_balance=money.to_number(history.available), total_credit_histories=history.total
         )
-        # Serialized messages concatenate to one that has the fields of all.
+        # Concatenated serialized messages are one message with the fields of all.
         data = b"".join([rest.SerializeToString(), *(_render(user_id, *window[1:]) for window in history.windows)])
         return join_messages([data]) + _SUCCESS
 
@@ -96,12 +96,12 @@ def _render(user_id: int, start: Instant, computing: Millionths, serverless: Mil
 
 
 def _render_time(instant: Instant) -> str:
-    # The vendor prints EST in summer too, before the wall time of New York.
+    # The vendor prefixes the local time of New York with EST, in summer too.
     return f"EST {write_wall_time(instant, _NEW_YORK)}"
 
 
 def render_error(error: DaybookError) -> Refusal:
-    """An error as `{data: null, message, status: "failed"}`."""
+    """Renders an error as `{data: null, message, status: "failed"}`."""
     match error:
         case AccountNotPermitted():
             message = "the credential is not bound to a user"

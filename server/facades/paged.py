@@ -30,12 +30,12 @@ from server.vendors.vendor import Refusal
 PAGE_SIZE_DEFAULT = 20
 PAGE_SIZE_MAX = 100
 
-# The gateway sets it, and lets no caller set it.
+# Only the gateway can set it.
 _ORIGIN_HEADER = "x-daybook-origin"
 
 
 class Statements(StatementsServicer):
-    """Shows an account's transactions by page number."""
+    """Lists an account's transactions by page number."""
 
     def __init__(self, transactions: Transactions) -> None:
         self._transactions = transactions
@@ -43,12 +43,12 @@ class Statements(StatementsServicer):
     async def ListAccountTransactions(  # type: ignore[override]  # the answer is bytes
         self, request: ListAccountTransactionsRequest, context: Context
     ) -> bytes:
-        """Parses, gets the page and the total, renders with the links to the pages beside it."""
+        """Parses, gets the page and the total, renders them with links to the next and previous page."""
         caller = current_caller()
         try:
             number, size = _parse(request)
         except FieldInvalid:
-            # An account that is not the caller's is refused first.
+            # An account that the caller may not read is refused before any parameter.
             await self._transactions.require_account(caller, request.account)
             raise
         rows, total = await self._transactions.slice(caller, request.account, (number - 1) * size, size)
@@ -56,13 +56,13 @@ class Statements(StatementsServicer):
         if number > last:
             raise FieldInvalid("page", f"the last one is {last}")
         url = _url(request, size, context)
-        beside = ListAccountTransactionsResponse(
+        rest = ListAccountTransactionsResponse(
             count=total,
             next=null() if number == last else _link(url, number + 1),
             previous=null() if number == 1 else _link(url, number - 1),
         )
-        # Serialized messages concatenate to one that has the fields of all.
-        return b"".join([beside.SerializeToString(), *(_render(row.body) for row in rows)])
+        # Concatenated serialized messages are one message with the fields of all.
+        return b"".join([rest.SerializeToString(), *(_render(row.body) for row in rows)])
 
 
 def add_to_server(server: Any, parts: Parts) -> None:
@@ -81,14 +81,14 @@ def _parse(request: ListAccountTransactionsRequest) -> tuple[int, int]:
 
 
 def _url(request: ListAccountTransactionsRequest, size: int, context: Context) -> str:
-    """The URL of the request. A caller by gRPC gets links without an origin."""
+    """The URL of the request. It has no origin for a gRPC caller."""
     metadata = dict(context.invocation_metadata() or ())
     target = metadata.get(TARGET_HEADER, f"/api/billing/accounts/{request.account}/transactions?page_size={size}")
     return str(metadata.get(_ORIGIN_HEADER, "")) + str(target)
 
 
 def _link(url: str, number: int) -> Value:
-    """The same URL with another page. The other parameters stay as they were written."""
+    """The URL with another page. The other parameters keep their order and their escapes."""
     path, _, query = url.partition("?")
     others = [each for each in query.split("&") if each and unquote(each.partition("=")[0]) != "page"]
     return Value(string_value=f"{path}?{'&'.join([*others, f'page={number}'])}")
@@ -96,7 +96,7 @@ def _link(url: str, number: int) -> Value:
 
 @cache_rendered
 def _render(body: bytes) -> bytes:
-    """A page of nothing but this transaction."""
+    """A response with only this transaction."""
     transaction = Transaction.FromString(body)
     shown = AccountTransaction(
         id=transaction.uid,
@@ -112,7 +112,7 @@ def _render(body: bytes) -> bytes:
 
 
 def render_error(error: DaybookError) -> Refusal:
-    """An error as `{detail}`, with `field` for a parameter. A page that is not there is 404."""
+    """Renders an error as `{detail}`, with `field` for a parameter. A page that doesn't exist is 404."""
     if not isinstance(error, InvalidArgument):
         return VENDOR.refuse(http_status_of(error), plain_message(error))
     if error.field == "page":

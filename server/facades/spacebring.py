@@ -50,12 +50,12 @@ _Message = TypeVar("_Message", bound=Message)
 
 
 class ByLots(NamedTuple):
-    """Two types for one kind and category, by the credits that moved."""
+    """The types of a kind and category that depend on which credits moved."""
 
     expiring: str
-    """The type where only credits moved that expire."""
+    """The type if only expiring credits moved."""
     other: str
-    """The type of everything else, also where both sorts of credits moved."""
+    """The type otherwise, also if both expiring and permanent credits moved."""
 
 
 TYPES: dict[tuple[Kind, str], str | ByLots] = {
@@ -70,7 +70,7 @@ TYPES: dict[tuple[Kind, str], str | ByLots] = {
     (Transaction.TRANSFER_IN, "transfer"): ByLots("transferExpiringCredits", "transferPermanentCredits"),
     (Transaction.TRANSFER_OUT, "transfer"): ByLots("transferExpiringCredits", "transferPermanentCredits"),
 }
-"""Which of Spacebring's types a kind and a category are. What is not here is not listed."""
+"""Spacebring's type of each kind and category. Other transactions are not listed."""
 
 _STATUSES = {
     Transaction.SUCCEEDED: "succeeded",
@@ -80,7 +80,7 @@ _STATUSES = {
 
 
 class CreditsTransactions(TransactionsServicer):
-    """Lists the movements of the credits of a network."""
+    """Lists the credit transactions of a network."""
 
     def __init__(self, transactions: Transactions, page_tokens: PageTokens) -> None:
         self._transactions = transactions
@@ -92,10 +92,10 @@ class CreditsTransactions(TransactionsServicer):
         """Parses, lists a page of the network's transactions, renders with their companies."""
         caller = authentication.get().caller
         _check_network()
-        wanted, limit = _parse(request)
+        criteria, limit = _parse(request)
         listing = Listing.of(f"{VENDOR.service}/GetCreditsTransactions", caller, request, ("next_page_token", "limit"))
         after = self._page_tokens.open(listing, request.next_page_token, TransactionKey)
-        page = _render_page(await self._transactions.list_network(caller, wanted, after, limit))
+        page = _render_page(await self._transactions.list_network(caller, criteria, after, limit))
         token = None if page.next_key is None else self._page_tokens.seal(listing, page.next_key)
         rest = spacebring.GetCreditsTransactionsResponse(next_page_token=token).SerializeToString()
         return join_messages([body for _, body in page.rows]) + rest
@@ -107,7 +107,7 @@ def add_to_server(server: Any, parts: Parts) -> None:
 
 
 def _check_network() -> None:
-    """A Bearer credential must name its network; any that names one must name its own."""
+    """Checks the network header, which Bearer credentials need. It must name the caller's own network."""
     network = dict(call_metadata.get()).get(NETWORK_HEADER)
     if network is None:
         if authentication.get().scheme is Scheme.BEARER:
@@ -124,7 +124,7 @@ def _parse(request: spacebring.GetCreditsTransactionsRequest) -> tuple[Transacti
     if limit is None or not 1 <= limit <= LIMIT_MAX:
         raise FieldInvalid("limit", f"must be a number between 1 and {LIMIT_MAX}")
     until = _parse_date("createDate[lte]", request.create_date_lte if request.HasField("create_date_lte") else None)
-    wanted = TransactionFilter(
+    criteria = TransactionFilter(
         kind_categories=tuple(TYPES),
         create_time_from=_parse_date(
             "createDate[gte]", request.create_date_gte if request.HasField("create_date_gte") else None
@@ -134,7 +134,7 @@ def _parse(request: spacebring.GetCreditsTransactionsRequest) -> tuple[Transacti
         membership=_parse_uuid("membershipRef", request.membership_ref if request.HasField("membership_ref") else None),
         company=_parse_uuid("companyRef", request.company_ref if request.HasField("company_ref") else None),
     )
-    return wanted, limit
+    return criteria, limit
 
 
 def _parse_date(field: str, text: str | None) -> Instant | None:
@@ -155,22 +155,22 @@ def _parse_uuid(field: str, text: str | None) -> str | None:
 
 
 def _render_page(network: NetworkPage) -> Page[tuple[TransactionRow, bytes], TransactionKey]:
-    """The rows, each with its rendered transaction."""
+    """Renders the rows of a page. Each is returned with its rendered transaction."""
     companies = {company: _render_holding(holding) for company, holding in network.companies.items()}
     rows = []
     for row, company in zip(network.page.rows, network.company_ids, strict=True):
         refund = network.refunds.get((row.account_number, row.sequence))
         parts = (_render(row.body), companies.get(company, b""), b"" if refund is None else _render_refund(refund))
-        # Serialized messages concatenate to one that has the fields of all.
+        # Concatenated serialized messages are one message with the fields of all.
         rows.append((row, b"".join(parts)))
-    # A rendered company is longer than the id of a company in a stored body, so the page may have to end earlier.
+    # Rendered rows contain whole companies, so the page may have to end earlier.
     page = Page(rows, network.page.next_key)
     return page.within(PAGE_BYTES_MAX, size=lambda each: len(each[1]), key=lambda each: each[0].key)
 
 
 @cache_rendered
 def _render(body: bytes) -> bytes:
-    """A transaction without the two parts that may still change: its company and its refund."""
+    """A transaction without its company and its refund, which may still change."""
     transaction = Transaction.FromString(body)
     labels = dict(transaction.labels)
     expiring, permanent = _parts(transaction)
@@ -209,10 +209,10 @@ def _render_refund(total: RefundTotal) -> bytes:
 
 
 def _parts(transaction: Transaction) -> tuple[Millionths, Millionths]:
-    """The expiring and the permanent part of what a transaction moved, or would have moved.
+    """The expiring and the permanent part of a transaction's amount.
 
-    A failed or canceled transaction took nothing from any lot. All of it counts as permanent, so that
-    its amount is the sum of its parts, as that of every other transaction.
+    The amount of a failed or canceled transaction, which took nothing from any lot, counts as
+    permanent, so that the parts always sum to the amount.
     """
     if transaction.state != Transaction.SUCCEEDED:
         return 0, money.parse(transaction.amount)
@@ -227,7 +227,7 @@ def _type(transaction: Transaction, permanent: Millionths) -> str:
 
 
 def _unless_empty(part: _Message) -> _Message | None:
-    """A part of a response, or None for an empty one, which leaves the field out."""
+    """The part of a response, or None if it is empty, so that its field is left out."""
     return part if part.ListFields() else None
 
 
@@ -281,7 +281,7 @@ def _render_user(user: native.User) -> spacebring.User:
 
 
 def _render_holding(holding: Holding) -> bytes:
-    """A transaction with only its company; empty if the account is not of a company."""
+    """A transaction with only its company; empty if the account is not a company's."""
     record, state = holding
     if record.kind != native.Account.COMPANY:
         return b""
@@ -335,7 +335,7 @@ def _render_company(
 
 
 def render_error(error: DaybookError) -> Refusal:
-    """An error as `{message, type}`."""
+    """Renders an error as `{message, type}`."""
     match error:
         case InvalidArgument():
             message = f"{error.field} {error.problem}"

@@ -45,7 +45,7 @@ TYPES: dict[tuple[Kind, str], str] = {
     (Transaction.CHARGE, "ai_chat"): "ai_chat",
     (Transaction.CHARGE, "app_generation"): "app_generation",
 }
-"""Which of Teable's source types a kind and a category are. What is not here is not listed."""
+"""Teable's source type of each kind and category. Other transactions are not listed."""
 ORDERS_BY = {"createdTime": OrderField.CREATE_TIME, "amount": OrderField.AMOUNT}
 ORDERS = ("asc", "desc")
 TAKE_DEFAULT = 50
@@ -66,15 +66,15 @@ class Billing(BillingServicer):
         caller = current_caller()
         listing = Listing.of(f"{VENDOR.service}/GetSpaceCreditHistory", caller, request, ("cursor", "take"))
         try:
-            wanted, order, take = _parse(request)
+            criteria, order, take = _parse(request)
             after = self._page_tokens.open(listing, request.cursor, TransactionKey)
         except InvalidArgument:
-            # Teable refuses a space that is not the caller's before it complains about parameters.
+            # As at Teable, a space that the caller may not read is refused before any parameter.
             await self._transactions.require_account(caller, request.space_id)
             raise
-        page = await self._transactions.list(caller, request.space_id, wanted, after, take, order)
+        page = await self._transactions.list(caller, request.space_id, criteria, after, take, order)
         cursor = null() if page.next_key is None else text_or_null(self._page_tokens.seal(listing, page.next_key))
-        # Serialized messages concatenate to one that has the fields of all.
+        # Concatenated serialized messages are one message with the fields of all.
         rest = GetSpaceCreditHistoryResponse(next_cursor=cursor).SerializeToString()
         return b"".join([*(_render(row.body) for row in page.rows), rest])
 
@@ -113,21 +113,21 @@ def _parse(request: GetSpaceCreditHistoryRequest) -> tuple[TransactionFilter, Or
         raise FieldInvalid(
             next(iter(problems)), "; ".join(f'{problem} at "{name}"' for name, problem in problems.items())
         )
-    wanted = TransactionFilter(
+    criteria = TransactionFilter(
         kind_categories=tuple(pair for pair, name in TYPES.items() if request.source_type in ("", name)),
-        # A record can't say that it failed; it would read as if credits had been consumed.
+        # A record has no status, so a failed charge would look like a successful one.
         states=(Transaction.SUCCEEDED,),
         month=month,
     )
     order_by = ORDERS_BY[request.order_by or "createdTime"]
     descending = (request.order or "desc") == "desc"
-    # Consumption is the negative of a charge's amount, so its order is the other one.
-    return wanted, Order(order_by, descending != (order_by is OrderField.AMOUNT)), take
+    # A consumption is a negated amount, so its order is reversed.
+    return criteria, Order(order_by, descending != (order_by is OrderField.AMOUNT)), take
 
 
 @cache_rendered
 def _render(body: bytes) -> bytes:
-    """A page of nothing but this transaction."""
+    """A response with only this transaction."""
     transaction = Transaction.FromString(body)
     record = GetSpaceCreditHistoryResponse.Record(
         id=transaction.uid,
@@ -150,7 +150,7 @@ def _render_user(user: User) -> Value:
 
 
 def render_error(error: DaybookError) -> Refusal:
-    """An error as `{message, status, code}`. What is not the caller's is 403, as Teable has it."""
+    """Renders an error as `{message, status, code}`. As at Teable, a missing or foreign space is 403."""
     status, message = http_status_of(error), plain_message(error)
     match error:
         case AccountNotPermitted(metadata={"account": account}):
@@ -160,7 +160,7 @@ def render_error(error: DaybookError) -> Refusal:
         case AccountNotFound(metadata={"account": account}):
             status, message = 403, f"space {account.removeprefix('accounts/')} is not found"
         case FieldInvalid(field=field, problem=problem):
-            # What _parse finds says by itself where it is.
+            # The problems that _parse finds name their fields.
             where = f' at "{field}"'
             message = f"Validation error: {problem}" if where in problem else f"Validation error: Invalid{where}"
         case PageTokenInvalid() | PageTokenMismatch():

@@ -1,4 +1,4 @@
-"""The methods of daybook.v1.Ledger that are about accounts."""
+"""The account methods of daybook.v1.Ledger."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from server.usecases.accounts import Accounts
 
 UPDATABLE = ("display_name", "user", "company", "credit_limit")
 FIXED = ("number", "kind", "hour_anchor_time", "create_time")
-"""What an update may repeat, but not change."""
+"""Fields that an update may repeat but not change."""
 
 
 class AccountMethods:
@@ -52,7 +52,7 @@ class AccountMethods:
     _sizes: Sizes
 
     async def CreateAccount(self, request: CreateAccountRequest, context: Context) -> bytes:
-        """Parses the account, creates it, answers with its stored bytes."""
+        """Parses the account, creates it, returns its stored bytes."""
         request_id = read_request_id(request)
         if not request.account_id:
             raise FieldInvalid("account_id", "is required")
@@ -98,7 +98,7 @@ class AccountMethods:
         )
 
     async def UpdateAccount(self, request: UpdateAccountRequest, context: Context) -> bytes:
-        """Parses the mask, updates the account, answers with its bytes."""
+        """Parses the mask, updates the account, returns its stored bytes."""
         request_id = read_request_id(request)
         account_id = parse_account_name("account.name", request.account.name)
         check_account(request.account)
@@ -154,7 +154,7 @@ def _read_credit_limit(text: str) -> int:
 
 
 def _read_change(request: UpdateAccountRequest) -> Callable[[AccountRecord], AccountRecord]:
-    """What the update does to an account: the masked fields, and no others, are written."""
+    """The function that applies the masked fields to an account. Raises FieldInvalid."""
     account = request.account
     paths = set(request.update_mask.paths)
     is_whole = paths in (set(), {"*"})
@@ -164,7 +164,7 @@ def _read_change(request: UpdateAccountRequest) -> Callable[[AccountRecord], Acc
         paths = set(UPDATABLE)
     for path in paths:
         if path not in UPDATABLE:
-            raise FieldInvalid("update_mask", f"can have {', '.join(UPDATABLE)} or *, not {path[:64]!r}")
+            raise FieldInvalid("update_mask", f"must have only {', '.join(UPDATABLE)} or *, not {path[:64]!r}")
     changes: dict[str, object] = {}
     if "display_name" in paths:
         changes["display_name"] = account.display_name
@@ -173,13 +173,13 @@ def _read_change(request: UpdateAccountRequest) -> Callable[[AccountRecord], Acc
     if profile_paths := paths & {"user", "company"}:
         given = account.WhichOneof("profile")
         if given is not None and given not in profile_paths:
-            raise FieldInvalid("update_mask", f"names the other profile than account.{given}")
+            raise FieldInvalid("update_mask", f"must name the profile that is set, {given}")
         profile = read_profile(account)
 
     def change(record: AccountRecord) -> AccountRecord:
         if is_whole:
             _require_fixed_as_stored(account, record.to_message())
-        # A masked profile that is unset is cleared (AIP-134); the other kind is left alone.
+        # A masked but unset profile is cleared (AIP-134), unless the stored profile is of the other kind.
         if profile_paths and (profile or Account.FromString(record.profile).WhichOneof("profile") in profile_paths):
             changes["profile"] = profile
         return replace(record, **changes)  # type: ignore[arg-type]  # each has its field's type
@@ -188,10 +188,10 @@ def _read_change(request: UpdateAccountRequest) -> Callable[[AccountRecord], Acc
 
 
 def _require_fixed_as_stored(given: Account, stored: Account) -> None:
-    """Lets an account be sent back as it was read, and refuses to change what is fixed.
+    """Refuses a change of a fixed field. The fields may be sent back as they were read.
 
-    update_time is older than the account wherever another caller wrote in between; etag is for that.
+    Ignores update_time: the etag detects a concurrent write.
     """
     for field, value in given.ListFields():
         if field.name in FIXED and value != getattr(stored, field.name):
-            raise FieldInvalid(f"account.{field.name}", "can't be changed: leave it out, or send it as it is")
+            raise FieldInvalid(f"account.{field.name}", "can't be changed: leave it out, or send the stored value")

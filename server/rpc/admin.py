@@ -46,7 +46,7 @@ class Admin(ApiKeyMethods, AdminServicer):
     async def ImportTransactions(
         self, request_iterator: AsyncIterator[ImportTransactionsRequest], context: Context
     ) -> ImportTransactionsResponse:
-        """Parses the messages, imports their items up to the first that is refused, renders the totals."""
+        """Parses the messages, imports their items up to the first refused one, renders the totals."""
         async with aclosing(read_messages(request_iterator, self._sizes.batch_size_max)) as messages:
             total = await self._imports.import_history(current_caller(), messages)
         return ImportTransactionsResponse(imported_count=total.imported, skipped_count=total.skipped)

@@ -1,4 +1,4 @@
-"""The methods of daybook.v1.Admin that are about API keys."""
+"""The API key methods of daybook.v1.Admin."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class ApiKeyMethods:
     _sizes: Sizes
 
     async def CreateApiKey(self, request: CreateApiKeyRequest, context: Context) -> CreateApiKeyResponse:
-        """Parses the key, makes it, shows it with its secret."""
+        """Parses the key, creates it, returns it with its secret."""
         record, key_string = await self._api_keys.create(current_caller(), _parse(request.api_key))
         return CreateApiKeyResponse(api_key=_render(record), key_string=key_string)
 
@@ -63,7 +63,7 @@ class ApiKeyMethods:
         return _render(await self._api_keys.revoke(current_caller(), key_id))
 
     async def RotateApiKey(self, request: RotateApiKeyRequest, context: Context) -> RotateApiKeyResponse:
-        """Parses the name and the grace period, rotates the key, shows it with its new secret."""
+        """Parses the name and the grace period, rotates the key, returns it with its new secret."""
         key_id = parse_api_key_name("name", request.name)
         grace_period = read_grace_period(request.grace_period)
         record, key_string = await self._api_keys.rotate(current_caller(), key_id, grace_period)

@@ -20,18 +20,18 @@ ITEMS_AT_ONCE = 25
 async def read_messages(
     requests: AsyncIterator[ImportTransactionsRequest], items_max: int
 ) -> AsyncGenerator[HistoryMessage, None]:
-    """The messages of an import. Raises FieldInvalid for one with more items than `items_max`."""
+    """Yields the parsed messages of an import. Raises FieldInvalid for a message with more than `items_max` items."""
     async for request in requests:
         if len(request.items) > items_max:
-            raise FieldInvalid("items", f"must be at most {items_max} in one message")
+            raise FieldInvalid("items", f"must have at most {items_max} entries: send more messages")
         byte_count = request.ByteSize()
         yield HistoryMessage(await _read_items(request.items), byte_count)
 
 
 async def _read_items(items: Sequence[ImportTransactionsRequest.Item]) -> list[PastTransaction | DaybookError]:
-    """The parsed items, up to the first that is refused, which is an error.
+    """The parsed items up to the first refused one, whose error comes last.
 
-    Yields to other calls now and then: a message takes as long to parse as to post.
+    Lets other calls run in between, because parsing takes as long as posting.
     """
     history: list[PastTransaction | DaybookError] = []
     for index, item in enumerate(items):
@@ -46,7 +46,7 @@ async def _read_items(items: Sequence[ImportTransactionsRequest.Item]) -> list[P
 
 
 def _read_item(item: ImportTransactionsRequest.Item) -> PastTransaction:
-    """A parsed item. Raises FieldInvalid."""
+    """Parses an item. Raises FieldInvalid."""
     request_id = read_request_id(item)
     account_id = parse_account_name("parent", item.parent)
     if not item.HasField("create_time"):

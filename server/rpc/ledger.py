@@ -14,7 +14,7 @@ from server.usecases.transactions import Transactions
 
 
 class Ledger(AccountMethods, TransactionMethods, MovementMethods, LedgerServicer):  # type: ignore[misc]  # answers may be bytes
-    """All methods, one resource to a file."""
+    """All methods of daybook.v1.Ledger, one file per resource."""
 
     def __init__(self, accounts: Accounts, transactions: Transactions, page_tokens: PageTokens, sizes: Sizes) -> None:
         self._accounts = accounts

@@ -1,4 +1,4 @@
-"""The methods of daybook.v1.Ledger that move credits back or across."""
+"""The methods of daybook.v1.Ledger for refunds and transfers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class MovementMethods:
     _transactions: Transactions
 
     async def RefundTransaction(self, request: RefundTransactionRequest, context: Context) -> bytes:
-        """Parses name and amount, refunds, answers with the refund's stored bytes."""
+        """Parses name and amount, refunds, returns the refund's stored bytes."""
         request_id = read_request_id(request)
         account_id, uid = parse_transaction_name("name", request.name)
         amount = read_positive_amount("amount", request.amount) if request.amount else None
@@ -29,12 +29,12 @@ class MovementMethods:
         return await self._transactions.refund(current_caller(), account_id, uid, amount, details, key)
 
     async def TransferCredits(self, request: TransferCreditsRequest, context: Context) -> bytes:
-        """Parses both names and the amount, transfers, answers with both sides."""
+        """Parses both names and the amount, transfers, returns both transactions."""
         request_id = read_request_id(request)
         source = parse_account_name("name", request.name)
         destination = parse_account_name("destination", request.destination)
         if source == destination:
-            raise FieldInvalid("destination", "must be another account than name")
+            raise FieldInvalid("destination", "must not be the same account as name")
         amount = read_positive_amount("amount", request.amount)
         details = _read_details(request)
         key = identify("TransferCredits", request, request_id)
@@ -42,6 +42,6 @@ class MovementMethods:
 
 
 def _read_details(request: Message) -> Transaction:
-    """The fields of a request that a transaction has too, and that posting stores unchanged."""
+    """The fields of a request that posting stores unchanged in the transaction."""
     given = {field.name: value for field, value in request.ListFields() if field.name in DETAILS}
     return read_details("", Transaction(**given))

@@ -1,8 +1,8 @@
 """Reflection: describes every contract to clients that don't have them, such as grpcurl, ghz and buf curl.
 
 The services grpc.reflection.v1 and grpc.reflection.v1alpha have the same messages under two names,
-so one servicer answers both. The servicer of grpcio-reflection has only v1alpha, doesn't find
-methods, and omits json_name, so only its messages are used.
+so one servicer answers both. Only the messages of grpcio-reflection are used, because its
+servicer has only v1alpha, doesn't find methods, and omits json_name.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from server.ledger.errors import InvalidArgument
 from server.transport.parsing import parser
 
 NAMES = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
-# Clients read it in errors, but no service imports it. Importing it adds it to the pool.
+# Clients need ErrorReason to read errors, but no service imports it. The import adds it to the pool.
 _LOADED = (error_reason_pb2.DESCRIPTOR,)
 
 
@@ -70,17 +70,17 @@ class Reflection:
             yield answer
 
     def _answer(self, request: ServerReflectionRequest) -> ServerReflectionResponse:
-        asked = request.WhichOneof("message_request")
-        if asked is None:
-            return _error(grpc.StatusCode.INVALID_ARGUMENT, "the request asks for nothing")
-        answer: Callable[[Any], ServerReflectionResponse] = getattr(self, f"_{asked}")
-        value = getattr(request, asked)
+        kind = request.WhichOneof("message_request")
+        if kind is None:
+            return _error(grpc.StatusCode.INVALID_ARGUMENT, "message_request: is required")
+        answer: Callable[[Any], ServerReflectionResponse] = getattr(self, f"_{kind}")
+        value = getattr(request, kind)
         try:
             return answer(value)
         except KeyError:
-            return _error(grpc.StatusCode.NOT_FOUND, f"{asked} {value!r} is not found")
+            return _error(grpc.StatusCode.NOT_FOUND, f"{kind} {value!r} is not found")
 
-    def _list_services(self, _asked: str) -> ServerReflectionResponse:
+    def _list_services(self, _unused: str) -> ServerReflectionResponse:
         services = [ServiceResponse(name=name) for name in self._services]
         return ServerReflectionResponse(list_services_response=ListServiceResponse(service=services))
 
@@ -91,13 +91,13 @@ class Reflection:
         try:
             file = self._pool.FindFileContainingSymbol(symbol)
         except KeyError:
-            # That search doesn't find methods.
+            # FindFileContainingSymbol doesn't find methods.
             file = self._pool.FindMethodByName(symbol).containing_service.file
         return self._files(file)
 
-    def _file_containing_extension(self, asked: reflection_pb2.ExtensionRequest) -> ServerReflectionResponse:
-        extended = self._pool.FindMessageTypeByName(asked.containing_type)
-        extension = self._pool.FindExtensionByNumber(extended, asked.extension_number)
+    def _file_containing_extension(self, requested: reflection_pb2.ExtensionRequest) -> ServerReflectionResponse:
+        extended = self._pool.FindMessageTypeByName(requested.containing_type)
+        extension = self._pool.FindExtensionByNumber(extended, requested.extension_number)
         return self._files(self._pool.FindFileContainingSymbol(extension.full_name))
 
     def _all_extension_numbers_of_type(self, name: str) -> ServerReflectionResponse:
@@ -110,7 +110,7 @@ class Reflection:
         )
 
     def _files(self, file: FileDescriptor) -> ServerReflectionResponse:
-        """The file, then everything that it imports."""
+        """The file, followed by all files that it imports, directly or indirectly."""
         found: dict[str, FileDescriptor] = {}
         waiting = [file]
         while waiting:

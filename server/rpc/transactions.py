@@ -40,16 +40,16 @@ class TransactionMethods:
     _sizes: Sizes
 
     async def CreateTransaction(self, request: CreateTransactionRequest, context: Context) -> bytes:
-        """Parses the transaction, posts it, answers with its stored bytes."""
+        """Parses the transaction, posts it, returns its stored bytes."""
         return await self._transactions.create(current_caller(), _parse(request))
 
     async def BatchCreateTransactions(self, request: BatchCreateTransactionsRequest, context: Context) -> bytes:
-        """Parses the transactions, posts all or none, answers with their stored bytes."""
+        """Parses the transactions, posts all or none, returns their stored bytes."""
         request_id = read_request_id(request)
         new = []
         for index, each in enumerate(_batch(request.parent, request.requests, self._sizes.batch_size_max)):
             if each.request_id:
-                raise FieldInvalid(f"requests[{index}].request_id", "must be empty; the batch may have one")
+                raise FieldInvalid(f"requests[{index}].request_id", "must be empty: set the request_id of the batch")
             if each.record_declined:
                 raise FieldInvalid(f"requests[{index}].record_declined", "is not possible in a batch")
             try:
@@ -62,7 +62,7 @@ class TransactionMethods:
     async def SubmitTransactions(
         self, request: SubmitTransactionsRequest, context: Context
     ) -> SubmitTransactionsResponse:
-        """Parses the transactions, posts each by itself, tells what became of each."""
+        """Parses the transactions, posts each independently, returns a result for each."""
         new: list[NewTransaction | DaybookError] = []
         for each in _batch(request.parent, request.requests, self._sizes.batch_size_max):
             try:
@@ -73,7 +73,7 @@ class TransactionMethods:
         return SubmitTransactionsResponse(results=[_render_result(result) for result in results])
 
     async def GetTransaction(self, request: GetTransactionRequest, context: Context) -> bytes | Transaction:
-        """Parses the name, answers with the transaction's stored bytes, in full view with its allocations."""
+        """Parses the name, returns the transaction's stored bytes, in the full view with its allocations."""
         account_id, uid = parse_transaction_name("name", request.name)
         if request.view not in TransactionView.values():
             raise FieldInvalid("view", "must be TRANSACTION_VIEW_BASIC or TRANSACTION_VIEW_FULL")
@@ -86,15 +86,15 @@ class TransactionMethods:
         """Parses the list and its page token, lists a page, seals the next token."""
         caller = current_caller()
         account_id = parse_account_name("parent", request.parent, wildcard=True)
-        wanted, order = parse_filter(request.filter), parse_order_by(request.order_by)
+        criteria, order = parse_filter(request.filter), parse_order_by(request.order_by)
         limit = read_page_size(request.page_size, self._sizes.page_size_max)
         listing = Listing.of("daybook.v1.Ledger/ListTransactions", caller, request, ("page_token", "page_size"))
         after = self._page_tokens.open(listing, request.page_token, TransactionKey)
         page = await self._transactions.list(
-            caller, None if account_id == ALL_ACCOUNTS else account_id, wanted, after, limit, order
+            caller, None if account_id == ALL_ACCOUNTS else account_id, criteria, after, limit, order
         )
         token = "" if page.next_key is None else self._page_tokens.seal(listing, page.next_key)
-        # Serialized messages concatenate to one that has the fields of all.
+        # Concatenated serialized messages are one message with the fields of all.
         rest = ListTransactionsResponse(next_page_token=token).SerializeToString()
         return join_messages([row.body for row in page.rows]) + rest
 
@@ -115,15 +115,15 @@ def _batch(parent: str, requests: Sequence[CreateTransactionRequest], size_max: 
     if not requests:
         raise FieldInvalid("requests", "is required")
     if len(requests) > size_max:
-        raise FieldInvalid("requests", f"must be at most {size_max}")
+        raise FieldInvalid("requests", f"must have at most {size_max} entries")
     if sum(each.ByteSize() for each in requests) > BATCH_BYTES_MAX:
-        # The answer says more than the request and must still fit into a message.
+        # The response is larger than the request, and must fit into one message.
         raise FieldInvalid("requests", f"must take at most {BATCH_BYTES_MAX} bytes")
     if account_id == ALL_ACCOUNTS:
         return list(requests)
     for index, each in enumerate(requests):
         if each.parent not in ("", parent):
-            raise FieldInvalid(f"requests[{index}].parent", "must be the parent of the batch, or empty")
+            raise FieldInvalid(f"requests[{index}].parent", "must be empty or the parent of the batch")
     return [_with_parent(parent, each) for each in requests]
 
 

@@ -1,7 +1,6 @@
-"""How each documented API words a refusal: one table per vendor.
+"""The error format of each documented API: one table per vendor.
 
-A facade renders its errors by its table, and the gateway what it refuses itself, so that both
-say the same.
+Both the facade and the gateway render their errors by the table.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Dreadnode's errors: `{code, detail, type}`, with `errors` where parameters are at fault."""
+"""Dreadnode's errors: `{code, detail, type}`, with `errors` for invalid parameters."""
 
 from server.vendors.vendor import MALFORMED, Vendor
 
@@ -19,7 +19,7 @@ VENDOR = Vendor(
         502: "bad_gateway_error",
         504: "gateway_timeout_error",
     },
-    # The page has no 503; the nearest that it has is 502.
+    # Dreadnode documents no 503; 502 is the nearest.
     statuses={408: 400, 413: 400, 503: 502},
     malformed="Validation failed",
     malformed_status=422,

@@ -7,6 +7,6 @@ VENDOR = Vendor(
     service="daybook.facades.paged.v1.Statements",
     path="api/billing",
     render=lambda _status, message, _word: {"detail": message},
-    # The links of an answer begin with the origin that the caller used.
+    # Links in responses begin with the origin of the request.
     headers={"x-daybook-origin": "%REQ(X-FORWARDED-PROTO)%://%REQ(:AUTHORITY)%"},
 )

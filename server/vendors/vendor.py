@@ -1,4 +1,4 @@
-"""What a table of a vendor holds."""
+"""The type of a vendor's table of errors."""
 
 from __future__ import annotations
 
@@ -14,41 +14,41 @@ MESSAGES: Mapping[int, str] = {
     503: "The service is unavailable",
     504: "The request took too long",
 }
-"""The message for each status, unless the error has a better one."""
+"""The default message for each status."""
 
 MALFORMED = "A parameter is malformed or given more than once"
 """The message for a request that the gateway can't translate."""
 
 RenderBody = Callable[[int, str, str], Mapping[str, object]]
-"""Makes an error's body, a JSON object, of its HTTP status, its message and the vendor's word for the status."""
+"""Renders an error's body, a JSON object, from the HTTP status, the message and the vendor's word for the status."""
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """An error as one vendor's clients know it."""
+    """An error in a vendor's format."""
 
     status: int
     """The HTTP status."""
     body: Mapping[str, object]
-    """Printed as JSON."""
+    """The JSON object of the body."""
 
 
 @dataclass(frozen=True, slots=True)
 class Vendor:
-    """The errors of a documented API, and what the gateway must know of it."""
+    """The errors of a documented API, and the facts that the gateway needs."""
 
     name: str
     service: str
     """The full name of the facade's service."""
     path: str
-    """A regular expression of the first segments of each of its paths, without the first slash."""
+    """A regular expression for the beginning of the API's paths, without the first slash."""
     render: RenderBody
     words: Mapping[int, str] = field(default_factory=dict)
     """The vendor's word for each status that it documents; empty if its errors have no such word."""
     statuses: Mapping[int, int] = field(default_factory=dict)
-    """The status that the vendor documents, for one that it doesn't."""
+    """The documented status to use for each undocumented one."""
     not_found: str = MESSAGES[404]
-    """The message for a path that doesn't exist; may hold command operators of Envoy."""
+    """The message for a path that doesn't exist; may contain Envoy's command operators."""
     malformed: str = MALFORMED
     """The message for a request that the gateway can't translate."""
     malformed_status: int = 400
@@ -57,19 +57,19 @@ class Vendor:
     challenge: str = "Bearer"
     """The www-authenticate header of a 401."""
     arrays: Mapping[str, str] = field(default_factory=dict)
-    """The field that is the whole answer, by a regular expression of the path: for answers that are a JSON array."""
+    """For responses that are a JSON array: the field with the array, by a regular expression of the path."""
     headers: Mapping[str, str] = field(default_factory=dict)
-    """Headers that the gateway adds to a request, with command operators of Envoy in their values."""
+    """Headers that the gateway adds to requests; values may contain Envoy's command operators."""
 
     def refuse(self, status: int, message: str, **more: object) -> Refusal:
-        """An error in the vendor's words. `more` are further members of the body."""
+        """Renders an error in the vendor's format. `more` are further members of the body."""
         shown = self.statuses.get(status, status)
         return Refusal(shown, {**self.render(shown, message, self.words[shown] if self.words else ""), **more})
 
     def gateway_refusals(self) -> Mapping[int, Refusal]:
-        """What the gateway answers by itself, by the HTTP status that Envoy would give; the first that fits counts.
+        """The gateway's own errors, by Envoy's HTTP status. The first match applies.
 
-        400 stands for every other 4xx, 503 for 502 and above, and 500 for the rest.
+        400 matches every other 4xx, 503 matches 502 and above, and 500 matches the rest.
         """
         malformed = self.refuse(self.malformed_status, self.malformed, **self.malformed_more)
         return {

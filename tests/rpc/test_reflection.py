@@ -199,7 +199,7 @@ async def test_what_is_not_there_is_said(shared_server: Server, version: str) ->
         assert answer.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
         assert name in answer.error_response.error_message
     assert nothing.error_response == ErrorResponse(
-        error_code=grpc.StatusCode.INVALID_ARGUMENT.value[0], error_message="the request asks for nothing"
+        error_code=grpc.StatusCode.INVALID_ARGUMENT.value[0], error_message="message_request: is required"
     )
     assert files_of(last)[0].name == "daybook/v1/ledger_service.proto"
 
