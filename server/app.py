@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -57,12 +57,19 @@ METHODS_WITH_OWN_QUEUE = ("CreateTransaction", "BatchCreateTransactions")
 
 @asynccontextmanager
 async def serving(
-    book: Book, settings: Settings, stopwatch: Stopwatch = time.monotonic_ns, own_port: int | None = None
+    book: Book,
+    settings: Settings,
+    stopwatch: Stopwatch = time.monotonic_ns,
+    own_port: int | None = None,
+    drain_seconds: Callable[[], float] = lambda: 0.0,
 ) -> AsyncIterator[int]:
-    """Serves the book over gRPC until the end of the block, and yields the port. At the end, running calls may finish.
+    """Serves the book over gRPC until the end of the block, and yields the port.
 
     A worker also listens on `own_port`, and shares the port of the settings with the other
     workers; see server/supervisor.py.
+
+    At the end the server is not ready but still takes calls for `drain_seconds`; then it takes
+    no new calls, and running calls get the grace period of the settings.
 
     Raises CannotStart if a port is taken, a certificate or the JWK Set file is unusable, or
     demo data would be served beyond loopback.
@@ -95,11 +102,8 @@ async def serving(
         server = grpc.aio.server(options=_options(settings, is_shared=own_port is not None))
         server.add_generic_rpc_handlers((handler,))
         _add_queues(server, handler)
-        async with _serving(server, health, book, settings, certificates, own_port) as port:
-            try:
-                yield port
-            finally:
-                admissions.calls.end_waiting()
+        async with _serving(server, health, admissions, book, settings, certificates, own_port, drain_seconds) as port:
+            yield port
 
 
 @asynccontextmanager
@@ -240,10 +244,12 @@ def _add_queues(server: grpc.aio.Server, handler: CallHandler) -> None:
 async def _serving(
     server: grpc.aio.Server,
     health: Health,
+    admissions: Admissions,
     book: Book,
     settings: Settings,
     certificates: ServerCertificates | None,
     own_port: int | None,
+    drain_seconds: Callable[[], float],
 ) -> AsyncIterator[int]:
     port = _listen(server, settings.host, settings.port, certificates)
     if own_port is not None:
@@ -254,10 +260,11 @@ async def _serving(
         async with (
             book.expirations.sweeping(),
             book.database.replica_watched(),
-            watched_health(health, SERVICES, partial(_is_ready, book)),
+            watched_health(health, SERVICES, partial(_is_ready, book), drain_seconds),
         ):
             yield port
     finally:
+        admissions.calls.end_waiting()
         await server.stop(settings.shutdown_grace_seconds)
         log.info("stopped")
 

@@ -128,6 +128,13 @@ class Settings(BaseSettings):
     gateway_client_key_file: str = Field(
         default="", description="Private key of the gateway's client certificate, a PEM file."
     )
+    shutdown_drain_seconds: float = Field(
+        default=3.0,
+        ge=0,
+        le=600,
+        description="Time after SIGTERM in which the server is not ready but still takes calls, in seconds. "
+        "Load balancers must notice within it. SIGINT skips it.",
+    )
     shutdown_grace_seconds: float = Field(
         default=10.0, ge=0, le=600, description="Grace period of running calls at a shutdown, in seconds."
     )

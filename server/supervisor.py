@@ -16,7 +16,7 @@ import socket
 import sys
 import threading
 from asyncio.subprocess import Process
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 import structlog
@@ -66,16 +66,18 @@ class Workers:
         for keeper in done:
             keeper.result()
 
-    async def stop(self) -> None:
-        """Stops all workers gracefully, and kills those that exceed the grace period."""
+    async def stop(self, number: signal.Signals) -> None:
+        """Stops all workers gracefully by a signal, and kills those that exceed their drain and grace period."""
         for keeper in self._keepers:
             keeper.cancel()
         await asyncio.gather(*self._keepers, return_exceptions=True)
         running = list(self._running.values())
         for process in running:
-            _send(process, signal.SIGTERM)
+            _send(process, number)
         try:
-            async with asyncio.timeout(self._settings.shutdown_grace_seconds + STOP_SECONDS_MAX):
+            async with asyncio.timeout(
+                self._settings.shutdown_drain_seconds + self._settings.shutdown_grace_seconds + STOP_SECONDS_MAX
+            ):
                 await asyncio.gather(*(process.wait() for process in running))
         except TimeoutError:
             log.warning("workers killed")
@@ -124,11 +126,13 @@ class Workers:
 
 
 @asynccontextmanager
-async def supervising(settings: Settings, flags: Mapping[str, object]) -> AsyncIterator[Workers]:
+async def supervising(
+    settings: Settings, flags: Mapping[str, object], stop_signal: Callable[[], signal.Signals]
+) -> AsyncIterator[Workers]:
     """Runs the workers of the settings until the end of the block.
 
-    The workers inherit this process's environment and flags. Raises CannotStart if one of
-    their ports is taken.
+    The workers inherit this process's environment and flags, and are stopped by the signal that
+    `stop_signal` returns. Raises CannotStart if one of their ports is taken.
     """
     with contextlib.ExitStack() as held:
         # Bound until the end, so that no other program takes the port of a worker that restarts.
@@ -141,18 +145,18 @@ async def supervising(settings: Settings, flags: Mapping[str, object]) -> AsyncI
         try:
             yield workers
         finally:
-            await workers.stop()
+            await workers.stop(stop_signal())
 
 
 def end_with_supervisor() -> None:
-    """Sends this worker SIGTERM when its supervisor ends, even by SIGKILL.
+    """Sends this worker SIGINT when its supervisor ends, even by SIGKILL, so that it frees its ports soon.
 
     The worker's standard input is a pipe; the kernel closes its other end with the supervisor.
     """
 
     def wait() -> None:
         os.read(0, 1)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=wait, name="end with supervisor", daemon=True).start()
 

@@ -114,7 +114,7 @@ def test_settings_are_known() -> None:
     assert settings.host == "0.0.0.0"  # noqa: S104  # inside its container
     assert settings.database_url.startswith("postgresql+asyncpg://")
     seconds = int(SERVICES["server-1"]["stop_grace_period"].removesuffix("s"))
-    assert seconds > settings.shutdown_grace_seconds
+    assert seconds > settings.shutdown_drain_seconds + settings.shutdown_grace_seconds
 
 
 def test_no_secret_is_written_down() -> None:

@@ -80,7 +80,7 @@ def test_second_signal_ends_all_at_once(start: Start) -> None:
 
 def workers(script: str, count: int = 1, **more: str) -> Workers:
     """Workers that are a shell script, whose first argument is the number."""
-    settings = Settings(workers=count, shutdown_grace_seconds=0)
+    settings = Settings(workers=count, shutdown_drain_seconds=0, shutdown_grace_seconds=0)
     return Workers(settings, {**os.environ, **more}, ("sh", "-c", script, "worker"))
 
 
@@ -96,7 +96,7 @@ async def test_worker_that_cannot_start_is_given_up(
     some.start()
     with pytest.raises(CannotStart, match=f"worker 0 ended {FAILURES_MAX} times .* {told}"):
         await some.failed()
-    await some.stop()
+    await some.stop(signal.SIGTERM)
     times = [float(line) for line in started.read_text().splitlines()]
     assert len(times) == FAILURES_MAX
     for number, (earlier, later) in enumerate(pairwise(times)):
@@ -123,7 +123,7 @@ async def test_worker_without_a_database_is_not_given_up(
             await asyncio.sleep(0.01)
     assert not failing.done()
     failing.cancel()
-    await some.stop()
+    await some.stop(signal.SIGTERM)
     assert len(started.read_text()) == 2 * FAILURES_MAX + 1
 
 
@@ -140,7 +140,7 @@ async def test_worker_may_stop_and_must(
         while not (begun.exists() and some._running):
             await asyncio.sleep(0.01)
     pid = some._running[0].pid
-    await some.stop()
+    await some.stop(signal.SIGTERM)
     assert heard.read_text() == said
     wait_until(lambda: not psutil.pid_exists(pid), "it is gone")
 

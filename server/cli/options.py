@@ -18,6 +18,7 @@ SERVER = (
     "port",
     "workers",
     "worker_port_base",
+    "shutdown_drain_seconds",
     "shutdown_grace_seconds",
     "metrics_host",
     "metrics_port",

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import typer
 
-from server.config import CannotStart
+from server.config import CannotStart, Settings
 from server.ledger.errors import DaybookError, SchemaTooNew, Unavailable
 
 Result = TypeVar("Result")
@@ -53,21 +53,33 @@ def run(work: Coroutine[Any, Any, None]) -> None:
         asyncio.run(work)
 
 
+class Stopped(asyncio.Event):
+    """Set by the first SIGINT or SIGTERM."""
+
+    number = signal.SIGTERM
+    """The signal, once the event is set."""
+
+    def drain_seconds(self, settings: Settings) -> float:
+        """How long load balancers get to notice the stop. No time after SIGINT, the Ctrl-C of a terminal."""
+        return settings.shutdown_drain_seconds if self.number == signal.SIGTERM else 0.0
+
+
 @contextlib.asynccontextmanager
-async def until_stopped() -> AsyncIterator[asyncio.Event]:
+async def until_stopped() -> AsyncIterator[Stopped]:
     """An event that SIGINT and SIGTERM set. A second signal kills the process."""
-    stopped = asyncio.Event()
+    stopped = Stopped()
     loop = asyncio.get_running_loop()
 
-    def stop() -> None:
+    def stop(received: signal.Signals) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
             # Python's own handler of SIGINT would raise KeyboardInterrupt and unwind instead of killing.
             signal.signal(number, signal.SIG_DFL)
+        stopped.number = received
         stopped.set()
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop)
+        loop.add_signal_handler(number, stop, number)
     yield stopped
 
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from functools import partial
 from typing import Any, TypeAlias
 
 import structlog
@@ -13,7 +14,7 @@ import typer
 
 from server.book import Book, check_demo, database_limits, open_book
 from server.cli.options import SERVER, read_settings, with_options
-from server.cli.running import first_of, run, unless, until_stopped
+from server.cli.running import Stopped, first_of, run, unless, until_stopped
 from server.config import Settings
 from server.ledger.instants import SECOND
 from server.supervisor import end_with_supervisor, supervising
@@ -39,15 +40,15 @@ async def _for_ever() -> None:
 
 @contextlib.asynccontextmanager
 async def server(
-    book: Book, settings: Settings, flags: Mapping[str, object]
+    book: Book, settings: Settings, flags: Mapping[str, object], stopped: Stopped
 ) -> AsyncIterator[Callable[[], Coroutine[Any, Any, None]]]:
     """Serves, in this process or in workers; gives a function that raises CannotStart if the server ends by itself."""
     if settings.workers == 1:
-        async with _load_server()(book, settings):
+        async with _load_server()(book, settings, drain_seconds=partial(stopped.drain_seconds, settings)):
             yield _for_ever
         return
     await check_demo(book, settings.host)
-    async with supervising(settings, flags) as workers:
+    async with supervising(settings, flags, lambda: stopped.number) as workers:
         yield workers.failed
 
 
@@ -82,7 +83,7 @@ def serve(**flags: object) -> None:
         async with until_stopped() as stopped, contextlib.AsyncExitStack() as stack:
             book = await unless(stopped, stack.enter_async_context(open_ledger(settings)))
             if book is not None:
-                ended = await stack.enter_async_context(server(book, settings, flags))
+                ended = await stack.enter_async_context(server(book, settings, flags, stopped))
                 await first_of(stopped.wait(), ended())
 
     run(work())
@@ -102,7 +103,8 @@ def worker(number: int) -> None:
         async with until_stopped() as stopped, contextlib.AsyncExitStack() as stack:
             book = await unless(stopped, stack.enter_async_context(open_ledger(settings, is_worker=True)))
             if book is not None:
-                await stack.enter_async_context(serving(book, settings, own_port=settings.worker_ports[number]))
+                drain_seconds, own_port = partial(stopped.drain_seconds, settings), settings.worker_ports[number]
+                await stack.enter_async_context(serving(book, settings, own_port=own_port, drain_seconds=drain_seconds))
                 await stopped.wait()
 
     run(work())

@@ -47,7 +47,7 @@ def up(
                 return
             if await book.credentials.has_demo_tenant() and not is_loopback(settings.gateway_host):
                 raise CannotStart("the database holds demo data: its gateway listens on loopback only")
-            async with gateway(settings) as envoy, server(book, settings, flags) as ended:
+            async with gateway(settings) as envoy, server(book, settings, flags, stopped) as ended:
                 await first_of(envoy.ready(), ended())
                 if with_demo:
                     _print_what_to_try(settings)

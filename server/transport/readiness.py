@@ -66,10 +66,14 @@ class Health(HealthServicer):
 
 
 @contextlib.asynccontextmanager
-async def watched_health(health: Health, services: Sequence[str], check: Check) -> AsyncIterator[None]:
+async def watched_health(
+    health: Health, services: Sequence[str], check: Check, drain_seconds: Callable[[], float]
+) -> AsyncIterator[None]:
     """Sets the status of the services now, and then every CHECK_SECONDS until the end of the block.
 
-    No call waits for a check. At the end every status becomes NOT_SERVING.
+    No call waits for a check. At the end every status becomes NOT_SERVING, and the block lasts
+    `drain_seconds` longer: gRPC cancels calls that arrive while a server stops, so load
+    balancers must have stopped sending them.
     """
     was_ready: bool | None = None
 
@@ -93,6 +97,7 @@ async def watched_health(health: Health, services: Sequence[str], check: Check) 
             yield
     finally:
         await health.enter_graceful_shutdown()
+        await asyncio.sleep(drain_seconds())
 
 
 async def _is_ready(check: Check) -> bool:
