@@ -1,4 +1,4 @@
-"""The poster on real databases: calls that wait are committed together, and each keeps its own outcome."""
+"""The poster on real databases: waiting calls are committed together, each with its own outcome."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ NEW = Request("", b"")
 
 
 def new(account_id: str, kind: Kind, amount: int, *, is_usage: bool = False) -> NewTransaction:
-    """A transaction that is to be posted, its amount in credits."""
+    """A transaction to be posted; the amount is in credits."""
     category = "computing" if is_usage else "test"
     details = Transaction(usage=Usage(model="m")) if is_usage else Transaction()
     return NewTransaction(account_id, Draft(kind, category, amount * CREDIT, is_usage=is_usage), details, NEW)
@@ -51,13 +51,13 @@ def new(account_id: str, kind: Kind, amount: int, *, is_usage: bool = False) -> 
 
 @pytest.fixture
 async def caller(book: Book) -> Caller:
-    """Who runs a tenant of their own, with the accounts `acme` and `other`."""
+    """A caller with its own tenant, which has the accounts `acme` and `other`."""
     number = await book.credentials.create_tenant(slug="t", uid="u", display_name="T", create_time=book.clock())
     caller = Caller(number, "u", "key", scopes=frozenset({"admin"}))
     for account_id in ("acme", "other"):
         record = AccountRecord(account_id, Account.SPACE, "", 0, b"")
         await book.accounts.create(caller, record, NEW, hour_anchor=None)
-        # Its number is known from now on, so that calls reach the line in the order in which they are made.
+        # Caches the account number, so that calls enter the queue in the order in which they are made.
         await book.account_store.number(number, account_id)
     return caller
 
@@ -68,12 +68,12 @@ async def post(book: Book, caller: Caller, account_id: str, kind: Kind, amount: 
 
 
 async def findings_of(book: Book) -> list[Finding]:
-    """Where the books of everybody part."""
+    """The findings of an audit of all books."""
     return [each async for each in book.verification.verify_all(None) if isinstance(each, Finding)]
 
 
 async def rows_of(database: Database) -> list[Any]:
-    """Account number, sequence and balance of every transaction."""
+    """The account number, sequence, balance and amount of every transaction."""
     columns = transactions.c
     async with database.primary.snapshot() as connection:
         statement = select(columns.account_number, columns.sequence, columns.balance_after, columns.amount)
@@ -81,7 +81,7 @@ async def rows_of(database: Database) -> list[Any]:
 
 
 def check_rows(rows: Sequence[Any]) -> None:
-    """Holds the rows of each account to a gapless sequence and to balances that add up."""
+    """Asserts that the rows of each account have gapless sequences and correct balances."""
     last: dict[int, tuple[int, int]] = {}
     for row in rows:
         sequence, balance = last.get(row.account_number, (0, 0))
@@ -92,7 +92,7 @@ def check_rows(rows: Sequence[Any]) -> None:
 
 @contextmanager
 def counting_commits(database: Database) -> Iterator[list[int]]:
-    """Counts the commits of connections that have inserted transactions: for each, how many statements did."""
+    """Records the commits that insert transactions: for each, its number of INSERT statements."""
     engine = database.primary.writer
     commits: list[int] = []
     inserted: dict[int, int] = {}
@@ -115,19 +115,19 @@ def counting_commits(database: Database) -> Iterator[list[int]]:
 
 
 async def test_waiting_calls_are_committed_together(book: Book, caller: Caller) -> None:
-    """Calls that are in the line when the poster looks share one commit and one statement."""
+    """Calls that wait in the queue at the same time share one commit and one INSERT statement."""
     await post(book, caller, "acme", GRANT, 100)
     with counting_commits(book.database) as commits:
         posted = await asyncio.gather(*(post(book, caller, "acme", CHARGE, -1) for _ in range(64)))
     assert commits == [1]
-    assert [row.sequence for row in posted] == list(range(2, 66)), "in the order in which they came"
+    assert [row.sequence for row in posted] == list(range(2, 66)), "in the order of arrival"
     check_rows(await rows_of(book.database))
     assert await findings_of(book) == []
 
 
 @pytest.mark.one_server
 async def test_concurrent_callers_are_committed_together(server: Server, client: Client, database_url: str) -> None:
-    """Calls that wait while the database is busy share one commit, however many they are."""
+    """All calls that wait while the database is busy share one commit."""
     await client.create_account("acme", credit_limit="100")
     with counting_commits(server.book.database) as commits:
         async with held_writer(database_url):
@@ -140,8 +140,8 @@ async def test_concurrent_callers_are_committed_together(server: Server, client:
     assert (await client.balance()).amount == "-64"
 
 
-async def test_outcomes_in_a_group(book: Book, caller: Caller) -> None:
-    """In one group each call succeeds or is refused by itself, on top of those before it."""
+async def test_each_call_of_a_group_has_its_own_outcome(book: Book, caller: Caller) -> None:
+    """Each call of a group succeeds or is refused independently, after the effects of earlier calls."""
     await post(book, caller, "acme", GRANT, 5)
     amounts = [-3, -3, -2, -1, 4, -5, -4]
     with counting_commits(book.database) as commits:
@@ -150,14 +150,14 @@ async def test_outcomes_in_a_group(book: Book, caller: Caller) -> None:
             return_exceptions=True,
         )
     assert len(commits) == 1
-    told = [each.balance_after if isinstance(each, Transaction) else type(each) for each in outcomes]
-    assert told == ["2", InsufficientCredits, "0", InsufficientCredits, "4", InsufficientCredits, "0"]
+    results = [each.balance_after if isinstance(each, Transaction) else type(each) for each in outcomes]
+    assert results == ["2", InsufficientCredits, "0", InsufficientCredits, "4", InsufficientCredits, "0"]
     check_rows(await rows_of(book.database))
     assert await findings_of(book) == []
 
 
-async def test_kinds_of_calls_in_a_group(book: Book, caller: Caller) -> None:
-    """Charges, refunds, transfers and batches of one group see each other's effects."""
+async def test_calls_of_a_group_see_earlier_effects(book: Book, caller: Caller) -> None:
+    """Charges, refunds, transfers and batches of one group see the effects of earlier calls."""
     await post(book, caller, "acme", GRANT, 10)
     charge = await post(book, caller, "acme", CHARGE, -6, is_usage=True)
     uid = UUID(charge.uid)
@@ -184,7 +184,7 @@ async def test_kinds_of_calls_in_a_group(book: Book, caller: Caller) -> None:
         )
     assert len(commits) == 1
     kinds = [type(each) if isinstance(each, Exception) else bytes for each in outcomes]
-    # 10 - 6 leaves 4, which is too little to give 5; after 4 came back there are 8.
+    # 10 - 6 leaves 4, too little to transfer 5; after the refund of 4 the balance is 8.
     assert kinds == [
         InsufficientCredits,
         bytes,
@@ -198,14 +198,14 @@ async def test_kinds_of_calls_in_a_group(book: Book, caller: Caller) -> None:
     ]
     assert TransferCreditsResponse.FromString(outcomes[2]).outgoing.balance_after == "3"
     assert outcomes[8].balance_after == "3"
-    held = {row.account_number: row.balance_after // CREDIT for row in await rows_of(book.database)}
-    assert list(held.values()) == [3, 4]
+    balances = {row.account_number: row.balance_after // CREDIT for row in await rows_of(book.database)}
+    assert list(balances.values()) == [3, 4]
     assert await findings_of(book) == []
 
 
 @pytest.mark.parametrize("call_count", [600, 1200])
-async def test_many_refunds_in_a_group(book: Book, caller: Caller, call_count: int) -> None:
-    """However many refunds are waiting, each is posted: a group is no larger than its statements can be."""
+async def test_a_group_can_have_many_refunds(book: Book, caller: Caller, call_count: int) -> None:
+    """Any number of waiting refunds is posted: a group never exceeds the parameter limit of a statement."""
     await post(book, caller, "acme", GRANT, 2000)
     charges = await asyncio.gather(*(post(book, caller, "acme", CHARGE, -1) for _ in range(call_count)))
     outcomes = await asyncio.gather(
@@ -218,7 +218,7 @@ async def test_many_refunds_in_a_group(book: Book, caller: Caller, call_count: i
 
 
 async def poster_waits(book: Book) -> None:
-    """Returns once the poster has taken all that was in the line, and has a connection for it."""
+    """Returns once the poster has emptied the queue and checked out a connection."""
     while not (poster_of(book)._queue.empty() and book.database.primary.writer.pool.checkedout()):  # type: ignore[attr-defined]
         await asyncio.sleep(0.001)
 
@@ -229,8 +229,8 @@ def poster_of(book: Book) -> Poster:
 
 
 @pytest.mark.one_server
-async def test_full_line(server: Server, client: Client, admin: Client, database_url: str) -> None:
-    """A line that is full refuses the next calls with TOO_BUSY and a RetryInfo; what waits is posted in the end."""
+async def test_a_full_queue_refuses_calls(server: Server, client: Client, admin: Client, database_url: str) -> None:
+    """A full queue refuses further calls with TOO_BUSY and a RetryInfo; the waiting calls are posted later."""
     await client.create_account("acme", credit_limit="10000")
     book = server.book
     tenant_number = await book.credentials.tenant_number("house")
@@ -250,7 +250,7 @@ async def test_full_line(server: Server, client: Client, admin: Client, database
                 refusal = read_refusal(caught.value)
                 assert refusal.verdict == ("RESOURCE_EXHAUSTED", "TOO_BUSY")
                 assert refusal.retry_delay == Duration(seconds=1)
-                # What REST has of it.
+                # REST gets the delay from this header.
                 assert dict(caught.value.trailing_metadata())["retry-after"] == "1"
             assert not any(task.done() for task in waiting)
         posted = await asyncio.gather(*waiting)
@@ -261,7 +261,7 @@ async def test_full_line(server: Server, client: Client, admin: Client, database
 
 @pytest.mark.one_server
 async def test_nothing_is_answered_before_the_commit(server: Server, client: Client, database_url: str) -> None:
-    """While the commit can't happen no caller is answered; once it can, all are."""
+    """No caller is answered while the commit is blocked; afterwards all are."""
     await client.create_account("acme")
     await client.post("acme", GRANT, "1")
     async with asyncio.timeout(30):
@@ -276,12 +276,12 @@ async def test_nothing_is_answered_before_the_commit(server: Server, client: Cli
         assert len(await asyncio.gather(*calls)) == 9
 
 
-async def test_an_answer_is_stored(client: Client, database_url: str) -> None:
-    """At the moment of an answer another connection sees its transaction, and its account's new state."""
+async def test_an_answered_transaction_is_visible(client: Client, database_url: str) -> None:
+    """Once a call is answered, another connection sees its transaction and its account's new state."""
     await client.create_account("acme")
     other = Database(database_url)
 
-    async def post_and_look() -> None:
+    async def post_and_read() -> None:
         posted = await client.post("acme", GRANT, "1")
         async with other.primary.snapshot() as connection:
             found = await connection.scalar(
@@ -294,13 +294,13 @@ async def test_an_answer_is_stored(client: Client, database_url: str) -> None:
         assert sequence >= posted.sequence
 
     try:
-        await asyncio.gather(*(post_and_look() for _ in range(48)))
+        await asyncio.gather(*(post_and_read() for _ in range(48)))
     finally:
         await other.close()
 
 
-async def test_a_caller_who_goes_away(book: Book, caller: Caller) -> None:
-    """A call whose caller goes away while it waits is posted all the same, and harms no other."""
+async def test_a_cancelled_call_is_posted(book: Book, caller: Caller) -> None:
+    """A waiting call whose caller is cancelled is still posted, and other calls are unaffected."""
     await post(book, caller, "acme", GRANT, 10)
     calls = [asyncio.create_task(post(book, caller, "acme", CHARGE, -1)) for _ in range(4)]
     while poster_of(book)._queue.qsize() < 4:
@@ -313,8 +313,8 @@ async def test_a_caller_who_goes_away(book: Book, caller: Caller) -> None:
         assert await connection.scalar(select(func.count()).select_from(transactions)) == 5
 
 
-async def test_two_posters(book: Book, caller: Caller, clock: Clock, database_url: str) -> None:
-    """Two processes that post to the same accounts at once lose nothing: gapless, summing up, and clean."""
+async def test_two_posters_lose_nothing(book: Book, caller: Caller, clock: Clock, database_url: str) -> None:
+    """Two processes that post to the same accounts concurrently keep sequences gapless and books correct."""
     await post(book, caller, "acme", GRANT, 1000)
     await post(book, caller, "other", GRANT, 1000)
     charges = [await post(book, caller, "acme", CHARGE, -10) for _ in range(4)]
@@ -351,13 +351,15 @@ async def test_two_posters(book: Book, caller: Caller, clock: Clock, database_ur
         rows = await rows_of(second.database)
         assert await findings_of(second) == []
     check_rows(rows)
-    held = list({row.account_number: row.balance_after // CREDIT for row in rows}.values())
-    assert held == [960 + sum(each[0] for each in moved), 1000 + sum(each[1] for each in moved)]
+    balances = list({row.account_number: row.balance_after // CREDIT for row in rows}.values())
+    assert balances == [960 + sum(each[0] for each in moved), 1000 + sum(each[1] for each in moved)]
     assert await findings_of(book) == []
 
 
-async def test_two_posters_and_one_id(book: Book, caller: Caller, clock: Clock, database_url: str) -> None:
-    """A request that reaches two processes at once is done once and answered alike."""
+async def test_a_request_to_two_posters_is_posted_once(
+    book: Book, caller: Caller, clock: Clock, database_url: str
+) -> None:
+    """A request that reaches two processes at once is posted once, and both give the same answer."""
     request = Request("id", b"f" * 32)
     one = NewTransaction("acme", Draft(GRANT, "test", CREDIT), Transaction(), request)
     async with open_book(database_url, clock) as second:
@@ -368,8 +370,10 @@ async def test_two_posters_and_one_id(book: Book, caller: Caller, clock: Clock, 
     assert len(await rows_of(book.database)) == 1
 
 
-async def test_two_sweepers(book: Book, caller: Caller, clock: Clock, database_url: str) -> None:
-    """Two processes that sweep at once post each expiration once."""
+async def test_two_sweepers_post_each_expiration_once(
+    book: Book, caller: Caller, clock: Clock, database_url: str
+) -> None:
+    """Two concurrently sweeping processes post each expiration once."""
     draft = Draft(GRANT, "test", CREDIT, time_to_live=CREDIT)
     await book.transactions.create_batch(
         caller, [NewTransaction("acme", draft, Transaction(), NEW) for _ in range(20)], NEW
@@ -385,9 +389,9 @@ async def test_two_sweepers(book: Book, caller: Caller, clock: Clock, database_u
 
 
 @only_sqlite
-async def test_a_broken_call_takes_no_other_down(book: Book, caller: Caller) -> None:
-    """A call that fails through our own fault gets INTERNAL; those of its group are posted."""
-    # Without a category: what no servicer lets through.
+async def test_a_failing_call_does_not_affect_others(book: Book, caller: Caller) -> None:
+    """A call that fails by a fault of the server gets INTERNAL; the others of its group are posted."""
+    # Without a category, which servicers refuse.
     broken = NewTransaction("acme", Draft(GRANT, None, CREDIT), Transaction(), NEW)  # type: ignore[arg-type]
     outcomes = await asyncio.gather(
         post(book, caller, "acme", GRANT, 1),
@@ -404,7 +408,7 @@ async def test_a_broken_call_takes_no_other_down(book: Book, caller: Caller) -> 
 @pytest.mark.one_server
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 async def test_accounts_are_locked_in_order(book: Book, caller: Caller, database_url: str) -> None:
-    """Whoever locks several accounts waits for the lowest that is taken, and holds none behind it meanwhile."""
+    """A transaction that locks several accounts waits at the lowest locked one, without locking higher ones yet."""
     for index in range(6):
         record = AccountRecord(f"a{index}", Account.SPACE, "", 0, b"")
         await book.accounts.create(caller, record, NEW, hour_anchor=None)
@@ -416,20 +420,20 @@ async def test_accounts_are_locked_in_order(book: Book, caller: Caller, database
         async with observer.primary.snapshot() as connection:
             return list((await connection.execute(statement)).scalars())
 
-    everyone = await read(free)
-    assert len(everyone) == 8
+    all_numbers = await read(free)
+    assert len(all_numbers) == 8
     async with book.database.primary.snapshot() as holder, book.database.primary.snapshot() as locker:
-        await holder.run_sync(book.database.primary.lock_accounts, [everyone[3]])
-        locking = asyncio.create_task(locker.run_sync(book.database.primary.lock_accounts, everyone[::-1]))
+        await holder.run_sync(book.database.primary.lock_accounts, [all_numbers[3]])
+        locking = asyncio.create_task(locker.run_sync(book.database.primary.lock_accounts, all_numbers[::-1]))
         while await read(waiting) == [0]:
             assert not locking.done()
-        assert await read(free) == everyone[4:]
+        assert await read(free) == all_numbers[4:]
         await holder.rollback()
         await locking
         assert await read(free) == []
-        # They are its own until its transaction ends.
+        # It keeps the locks until its transaction ends.
         await locker.rollback()
-        assert await read(free) == everyone
+        assert await read(free) == all_numbers
     await observer.close()
 
 
@@ -449,10 +453,10 @@ END $$
 
 @pytest.mark.one_server
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-async def test_a_lost_node_refuses_its_own_accounts_only(book: Book, caller: Caller) -> None:
-    """Calls to accounts on a node that is down are UNAVAILABLE; the others of their group are posted.
+async def test_a_lost_node_affects_only_its_accounts(book: Book, caller: Caller) -> None:
+    """Calls to accounts on a node that is down get UNAVAILABLE; the others of their group are posted.
 
-    The error is what Citus 13.2 answers while a worker is down.
+    The error is that of Citus 13.2 while a worker is down.
     """
     lost = await book.account_store.number(caller.tenant_number, "acme")
     async with writing(book.database) as connection:
@@ -472,10 +476,10 @@ async def test_a_lost_node_refuses_its_own_accounts_only(book: Book, caller: Cal
 
 @only_sqlite
 @pytest.mark.parametrize("error", [sqlite3.OperationalError, sqlite3.InternalError])
-async def test_a_group_whose_commit_is_in_doubt(
+async def test_a_group_with_an_unknown_outcome_is_not_retried(
     book: Book, caller: Caller, monkeypatch: pytest.MonkeyPatch, error: type[sqlite3.Error]
 ) -> None:
-    """Calls without an id are not posted again when the answer to their commit is lost; they are UNAVAILABLE."""
+    """If the answer to a commit is lost, its calls are not posted again and get UNAVAILABLE."""
     dialect: Any = book.database.primary.writer.dialect
     commit = dialect.do_commit
 
