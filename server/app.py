@@ -151,7 +151,7 @@ async def _observed(book: Book, settings: Settings, admissions: Admissions) -> A
             from server.tracing import tracing as traces  # noqa: PLC0415
 
             spans = await stack.enter_async_context(traces(settings.otlp_endpoint, settings.trace_ratio))
-            stack.enter_context(book.database.traced(spans.database))
+            stack.enter_context(book.database.tracing_with(spans.database))
             stack.enter_context(book.poster.observed(spans.of_poster(book.poster.observer)))
             tracing = spans.of_method
         yield Observation(measuring, tracing)
@@ -259,7 +259,7 @@ async def _serving(
     try:
         async with (
             book.expirations.sweeping(),
-            book.database.replica_watched(),
+            book.database.checking_replica(),
             watched_health(health, SERVICES, partial(_is_ready, book), drain_seconds),
         ):
             yield port

@@ -77,7 +77,7 @@ class Database:
         return pools if self.replica is None else {**pools, "replica": self.replica.server.pools["read"]}
 
     @contextmanager
-    def traced(self, tracer: DatabaseTracer) -> Iterator[None]:
+    def tracing_with(self, tracer: DatabaseTracer) -> Iterator[None]:
         """Calls the tracer's hooks until the end of the block."""
         engines = [self.primary] if self.replica is None else [self.primary, self.replica.server]
         previous = self.primary.tracer
@@ -89,9 +89,9 @@ class Database:
             for engine in engines:
                 engine.tracer = previous
 
-    def replica_watched(self) -> AbstractAsyncContextManager[None]:
+    def checking_replica(self) -> AbstractAsyncContextManager[None]:
         """Lets the replica, if there is one, serve lists until the end of the block."""
-        return nullcontext() if self.replica is None else self.replica.watched()
+        return nullcontext() if self.replica is None else self.replica.checking()
 
     async def close(self) -> None:
         """Closes every connection, after the transaction under way."""

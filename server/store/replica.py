@@ -30,7 +30,7 @@ from server.store.query import Query
 
 log = structlog.get_logger(__name__)
 
-WATCH_SECONDS = 1.0
+CHECK_SECONDS = 1.0
 """Time between two checks of a replica, in seconds. After a failed check it is unused until the next one."""
 POLL_SECONDS = 0.002
 """Time between two queries for the replay position of a lagging replica, in seconds."""
@@ -128,12 +128,12 @@ class Replica(Reader):
         return {None: committed}
 
     @contextlib.asynccontextmanager
-    async def watched(self) -> AsyncIterator[None]:
-        """Checks the replica every WATCH_SECONDS until the end of the block. It is unused before its first success."""
-        async with repeating(self._watch, WATCH_SECONDS, "replica check failed", at_once=True):
+    async def checking(self) -> AsyncIterator[None]:
+        """Checks the replica every CHECK_SECONDS until the end of the block. It is unused before its first success."""
+        async with repeating(self._check_and_suppress, CHECK_SECONDS, "replica check failed", at_once=True):
             yield
 
-    async def _watch(self) -> None:
+    async def _check_and_suppress(self) -> None:
         # Both errors are logged elsewhere: the replica's once, the primary's by the calls that need the primary.
         with contextlib.suppress(ReplicaUnfit, ServiceUnavailable):
             await self.check()

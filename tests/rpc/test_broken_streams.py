@@ -68,7 +68,7 @@ async def break_off_verifications(server: Server, admin: Client, client: Client)
     breaker = Breaker()
     for account_id in ("acme", "other"):
         await client.create_account(account_id)
-    with server.book.database.traced(breaker):
+    with server.book.database.tracing_with(breaker):
         for number in range(ROUNDS):
             call = admin.admin.VerifyAccounts(VerifyAccountsRequest(), metadata=admin.metadata)
             breaker.break_off(call, 1 + number % STATEMENTS)

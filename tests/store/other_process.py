@@ -1,6 +1,6 @@
-"""Another process that has a file of SQLite's open, and does what it is told: one script a line, as JSON.
+"""Another process that has a SQLite file open and runs SQL scripts from its input, one JSON string per line.
 
-Run as a program, with the path of the file. It knows nothing of Daybook, and so starts soon.
+Run as a program, with the path of the file. It imports nothing of Daybook, so it starts quickly.
 """
 
 from __future__ import annotations
@@ -16,37 +16,37 @@ from typing import IO
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """A connection that begins no transaction by itself, and writes what is more than two pages to the log at once."""
+    """A connection without implicit transactions, which spills pages beyond two to the log immediately."""
     connection = sqlite3.connect(path, isolation_level=None)
     connection.execute("PRAGMA cache_size = 2")
     return connection
 
 
 class OtherProcess:
-    """Tells it."""
+    """Sends scripts to the process."""
 
-    def __init__(self, told: IO[bytes], done: IO[bytes]) -> None:
-        self._told = told
-        self._done = done
+    def __init__(self, scripts: IO[bytes], results: IO[bytes]) -> None:
+        self._scripts = scripts
+        self._results = results
 
     def begin(self, script: str) -> None:
-        """Has it done meanwhile."""
-        self._told.write(json.dumps(script).encode() + b"\n")
-        self._told.flush()
+        """Starts a script without waiting for its end."""
+        self._scripts.write(json.dumps(script).encode() + b"\n")
+        self._scripts.flush()
 
     def end(self) -> None:
-        """Waits until what was begun first is done."""
-        assert self._done.readline() == b"done\n"
+        """Waits for the end of the earliest script under way."""
+        assert self._results.readline() == b"done\n"
 
     def do(self, script: str) -> None:
-        """Has it done, and waits for it."""
+        """Runs a script and waits for its end."""
         self.begin(script)
         self.end()
 
 
 @contextmanager
 def other_process(path: Path) -> Iterator[OtherProcess]:
-    """It is killed at the end."""
+    """Starts the process, and kills it at the end of the block."""
     process = subprocess.Popen([sys.executable, __file__, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdin is not None
     assert process.stdout is not None

@@ -1,4 +1,4 @@
-"""The last use of a key: remembered, and written now and then in one statement."""
+"""The last use of each API key: collected in memory and written periodically in one statement."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from tests.support.markers import only_sqlite
 
 @contextmanager
 def statements(database: Database) -> Iterator[list[str]]:
-    """The statements of the connection that writes."""
+    """Records the statements of the writer's connection."""
     engine = database.primary.writer
-    seen: list[str] = []
+    executed: list[str] = []
 
     def execute(_connection: object, _cursor: object, statement: str, *_rest: object) -> None:
-        seen.append(statement)
+        executed.append(statement)
 
     event.listen(engine, "before_cursor_execute", execute)
     try:
-        yield seen
+        yield executed
     finally:
         event.remove(engine, "before_cursor_execute", execute)
 
 
 async def make_keys(book: Book, count: int) -> list[str]:
-    """The ids of new keys of a new tenant."""
+    """Creates keys of a new tenant; returns their ids."""
     number = await book.credentials.create_tenant(slug="house", uid="u", display_name="n", create_time=NOON)
     caller = Caller(number, "u", "key", scopes=frozenset({"admin"}))
     draft = ApiKeyDraft(DEFAULT_SCOPES)
@@ -48,7 +48,7 @@ async def make_keys(book: Book, count: int) -> list[str]:
 
 
 async def last_use(book: Book, key_id: str) -> Instant | None:
-    """When a key was last used, by the database."""
+    """The stored last_use_time of a key."""
     record = await book.credentials.api_key(key_id)
     assert record is not None
     return record.last_use_time
@@ -61,27 +61,27 @@ async def key_ids(book: Book) -> list[str]:
 
 
 @only_sqlite
-async def test_a_call_writes_nothing(server: Server) -> None:
-    """However many calls are made, none writes; then one statement writes the uses of all keys."""
+async def test_uses_are_written_together(server: Server) -> None:
+    """Calls write nothing; a flush writes the uses of all keys in one statement."""
     tenant_number = await server.create_tenant("house")
     clients = [await server.client(tenant_number) for _ in range(3)]
     await clients[0].create_account("acme")
-    with statements(server.book.database) as seen:
+    with statements(server.book.database) as executed:
         for client in clients * 5:
             await client.balance()
-        assert seen == []
+        assert executed == []
         await server.book.api_key_uses.flush()
-        assert [statement.split(" SET ")[0] for statement in seen if not statement.startswith("BEGIN")] == [
+        assert [statement.split(" SET ")[0] for statement in executed if not statement.startswith("BEGIN")] == [
             "UPDATE api_keys"
         ]
         await server.book.api_key_uses.flush()
-        assert len([statement for statement in seen if not statement.startswith("BEGIN")]) == 1
+        assert len([statement for statement in executed if not statement.startswith("BEGIN")]) == 1
     for client in clients:
         assert await last_use(server.book, client.key.partition(".")[0]) == NOON
 
 
-async def test_each_key_has_its_own_time(book: Book, clock: Clock, key_ids: list[str]) -> None:
-    """Of several uses of a key the last is kept; a key without a use keeps what it has."""
+async def test_each_key_has_its_own_last_use(book: Book, clock: Clock, key_ids: list[str]) -> None:
+    """The last use of each key is written, and keys without a use are unchanged."""
     for key_id in (key_ids[0], key_ids[1], key_ids[0]):
         clock.advance(1)
         book.api_key_uses.note(key_id)
@@ -94,8 +94,8 @@ async def test_each_key_has_its_own_time(book: Book, clock: Clock, key_ids: list
     assert [await last_use(book, key_id) for key_id in key_ids] == [NOON + 3 * SECOND, NOON + 4 * SECOND, None]
 
 
-async def test_another_process_was_later(book: Book, clock: Clock, key_ids: list[str]) -> None:
-    """A process that writes late doesn't put another's later time back; a key that is gone is left out."""
+async def test_a_later_stored_use_is_kept(book: Book, clock: Clock, key_ids: list[str]) -> None:
+    """A late write keeps a later time of another process, and ignores a key that does not exist."""
     late = ApiKeyUses(book.credentials, clock)
     for key_id in (*key_ids, "gone"):
         late.note(key_id)
@@ -106,8 +106,8 @@ async def test_another_process_was_later(book: Book, clock: Clock, key_ids: list
     assert [await last_use(book, key_id) for key_id in key_ids] == [NOON + SECOND, NOON, NOON]
 
 
-async def test_more_keys_than_a_statement_takes(book: Book) -> None:
-    """The uses of 1,001 keys are all written."""
+async def test_more_keys_than_one_statement_are_written(book: Book) -> None:
+    """Uses of 1,001 keys, too many for one statement, are all written."""
     key_ids = await make_keys(book, 3)
     others = [f"unknown-{number}" for number in range(998)]
     for key_id in (key_ids[0], *others[:499], key_ids[1], *others[499:], key_ids[2]):
@@ -117,26 +117,26 @@ async def test_more_keys_than_a_statement_takes(book: Book) -> None:
 
 
 class BrokenStore(CredentialStore):
-    """A store that may be out of reach."""
+    """A store whose writes fail on demand."""
 
     def __init__(self) -> None:
         self.is_broken = False
         self.written: list[dict[str, Instant]] = []
-        self.tried = asyncio.Event()
-        self.meanwhile: Callable[[], None] = lambda: None
-        """What happens while it writes."""
+        self.attempted = asyncio.Event()
+        self.during_write: Callable[[], None] = lambda: None
+        """Called during each write."""
 
     async def record_uses(self, uses: Mapping[str, Instant]) -> None:
-        """Writes, or raises."""
-        self.tried.set()
-        self.meanwhile()
+        """Records the uses, or raises ServiceUnavailable."""
+        self.attempted.set()
+        self.during_write()
         if self.is_broken:
             raise ServiceUnavailable
         self.written.append(dict(uses))
 
 
-async def test_what_could_not_be_written_is_written_later() -> None:
-    """A failed write loses no use, and doesn't put back one that came while it was under way."""
+async def test_a_failed_write_is_repeated() -> None:
+    """A failed write loses no use, and keeps a later use that was noted during it."""
     store, clock = BrokenStore(), Clock()
     uses = ApiKeyUses(store, clock)
     uses.note("one")
@@ -146,17 +146,17 @@ async def test_what_could_not_be_written_is_written_later() -> None:
         clock.advance(1)
         uses.note("two")
 
-    store.is_broken, store.meanwhile = True, use_again
+    store.is_broken, store.during_write = True, use_again
     with pytest.raises(ServiceUnavailable):
         await uses.flush()
-    store.is_broken, store.meanwhile = False, lambda: None
+    store.is_broken, store.during_write = False, lambda: None
     await uses.flush()
     await uses.flush()
     assert store.written == [{"one": NOON, "two": NOON + SECOND}]
 
 
 async def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So many keys are remembered and no more; those that are remembered still get later times."""
+    """At most KEYS_MAX keys are collected, and collected keys still get later times."""
     monkeypatch.setattr(api_key_uses, "KEYS_MAX", 2)
     store, clock = BrokenStore(), Clock()
     uses = ApiKeyUses(store, clock)
@@ -170,8 +170,8 @@ async def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert store.written == [{"one": NOON + SECOND, "two": NOON}, {"three": NOON + SECOND}]
 
 
-async def test_uses_are_written_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without anybody asking, uses are written again and again, also after a failure, and a last time at the end."""
+async def test_uses_are_written_periodically(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Uses are written periodically, also after a failure, and once more at the end."""
     monkeypatch.setattr(api_key_uses, "FLUSH_SECONDS", 0.001)
     store = BrokenStore()
     store.is_broken = True
@@ -180,9 +180,9 @@ async def test_uses_are_written_now_and_then(monkeypatch: pytest.MonkeyPatch) ->
         for key_id in ("one", "two"):
             uses.note(key_id)
             async with asyncio.timeout(30):
-                await store.tried.wait()
+                await store.attempted.wait()
             store.is_broken = False
-            store.tried.clear()
+            store.attempted.clear()
         async with asyncio.timeout(30):
             while uses._latest:
                 await asyncio.sleep(0)
@@ -190,8 +190,8 @@ async def test_uses_are_written_now_and_then(monkeypatch: pytest.MonkeyPatch) ->
     assert {key_id for written in store.written for key_id in written} == {"one", "two", "three"}
 
 
-async def test_a_book_that_is_closed_has_written_its_uses(database_url: str, clock: Clock) -> None:
-    """A ledger that is closed and opened again knows the uses of before."""
+async def test_a_closed_book_has_written_its_uses(database_url: str, clock: Clock) -> None:
+    """A reopened ledger has the uses that were noted before it was closed."""
     async with open_book(database_url, clock) as book:
         (key_id,) = await make_keys(book, 1)
         book.api_key_uses.note(key_id)

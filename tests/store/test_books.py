@@ -1,4 +1,4 @@
-"""Reads of the books, which come in parts of a bounded size."""
+"""Reads of the books in parts of bounded size."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.callers import Client
 
 
 async def test_parts_have_every_row_once(book: Book, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each read goes through all parts, of which none is larger than its bound."""
+    """The parts of a read have every row once, and no part exceeds its bound."""
     monkeypatch.setattr(books, "ENTRIES_AT_ONCE", 3)
     monkeypatch.setattr(books, "REFUNDS_AT_ONCE", 2)
     ids = [f"account-{number}" for number in range(7)]
@@ -32,6 +32,6 @@ async def test_parts_have_every_row_once(book: Book, client: Client, monkeypatch
         assert sequences == [[1, 2, 3], [4, 5, 6], [7, 8, 9], [10, 11, 12], [13, 14, 15], [16, 17, 18]]
         refunded = [[each.uid for each in part] async for part in opened.refund_totals()]
         assert refunded == [[each.uid for each in part] for part in (charges[:2], charges[2:4], charges[4:])]
-        # Each charge took half of a lot, and each refund gave a quarter back.
+        # Each charge took half of a lot, and each refund returned a quarter.
         expected = {1: 1_000_000, 2: 1_000_000, 3: 1_500_000} | dict.fromkeys(range(4, 9), 2_000_000)
         assert await opened.open_lots() == expected

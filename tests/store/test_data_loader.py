@@ -1,4 +1,4 @@
-"""The data loader: which calls share a batch, and what each of them receives."""
+"""The data loader: the batches of calls and their results."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from server.store.data_loader import DataLoader
 
 
 class Reads:
-    """A database whose every read is answered when the test says so."""
+    """A database whose reads are answered by the test."""
 
     def __init__(self) -> None:
         self.begun: list[tuple[Collection[int], asyncio.Future[Mapping[int, str]]]] = []
@@ -24,13 +24,13 @@ class Reads:
         return await answer
 
     def answer(self, values: str) -> None:
-        """Answers the newest read: each key with as many of the letter."""
+        """Answers the newest read: the value of key n is the letter n times."""
         keys, answer = self.begun[-1]
         answer.set_result({key: values * key for key in keys})
 
 
 async def rounds(condition: Callable[[], bool]) -> None:
-    """Gives every ready task a turn until the condition holds."""
+    """Runs the ready tasks until the condition holds."""
     for _ in range(100):
         if condition():
             return
@@ -39,7 +39,7 @@ async def rounds(condition: Callable[[], bool]) -> None:
 
 
 async def begun(reads: Reads, count: int) -> None:
-    """Waits until this many reads have begun, and checks that no further one begins."""
+    """Waits until `count` reads have begun, and asserts that no further one begins."""
     await rounds(lambda: len(reads.begun) == count)
     for _ in range(20):
         await asyncio.sleep(0)
@@ -47,14 +47,14 @@ async def begun(reads: Reads, count: int) -> None:
 
 
 async def test_a_caller_never_receives_a_value_read_before_it_asked() -> None:
-    """Calls that arrive during a read share the next one, which begins when that one has ended."""
+    """Calls that arrive during a read share the next one, which begins after its end."""
     reads = Reads()
     load = DataLoader(reads)
     early = asyncio.create_task(load(1))
     await begun(reads, 1)
     late = [asyncio.create_task(load(key)) for key in (1, 2, 2, 3)]
     await asyncio.sleep(0)
-    # A cancelled call takes nothing from the others.
+    # A cancelled call does not affect the others.
     late.pop().cancel()
     await begun(reads, 1)
     reads.answer("a")
@@ -69,14 +69,14 @@ async def test_a_caller_never_receives_a_value_read_before_it_asked() -> None:
     assert await last == "c"
 
 
-async def test_a_read_that_fails() -> None:
-    """Its error reaches each call of its batch, a missing key only its own call; the next batch is unaffected."""
+async def test_a_failed_read_affects_its_batch_only() -> None:
+    """The error of a read reaches each call of its batch, and a missing key only its own call."""
     reads = Reads()
     load = DataLoader(reads)
     calls = [asyncio.create_task(load(key)) for key in (1, 2)]
     await begun(reads, 1)
-    reads.begun[0][1].set_exception(ConnectionError("away"))
-    assert [str(each) for each in await asyncio.gather(*calls, return_exceptions=True)] == ["away", "away"]
+    reads.begun[0][1].set_exception(ConnectionError("lost"))
+    assert [str(each) for each in await asyncio.gather(*calls, return_exceptions=True)] == ["lost", "lost"]
     calls = [asyncio.create_task(load(key)) for key in (1, 2)]
     await begun(reads, 2)
     reads.begun[1][1].set_result({2: "b"})
@@ -84,8 +84,8 @@ async def test_a_read_that_fails() -> None:
     assert (type(nothing), value) == (KeyError, "b")
 
 
-async def test_a_read_that_hangs_delays_others_for_a_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After WAIT_SECONDS_MAX the next batch begins, and so does each later one."""
+async def test_a_hanging_read_delays_others_for_a_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a read hangs, each later batch begins after at most WAIT_SECONDS_MAX."""
     monkeypatch.setattr(data_loader, "WAIT_SECONDS_MAX", 0)
     reads = Reads()
     load = DataLoader(reads)

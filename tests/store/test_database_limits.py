@@ -1,4 +1,4 @@
-"""How long the database may take: what takes longer is UNAVAILABLE, and never hangs."""
+"""Timeouts of the database: an operation that exceeds one is UNAVAILABLE and never hangs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SHORT = DatabaseLimits(
     connections=1, wait_seconds=1, lock_seconds=0.2, statement_seconds=0.4, idle_transaction_seconds=0.2
 )
 PATIENCE_SECONDS = 30
-"""Much longer than any of these, and shorter than what the statements would take."""
+"""Much longer than these timeouts, and shorter than the statements."""
 
 
 @pytest.fixture
@@ -40,13 +40,13 @@ async def database(database_url: str) -> AsyncIterator[Database]:
 
 
 async def is_alive(database: Database) -> bool:
-    """Whether it answers, after whatever has happened."""
+    """Whether the database answers a read."""
     return not await CredentialStore(database).has_tenant()
 
 
 @only_postgresql
-async def test_slow_statement_is_given_up(database: Database) -> None:
-    """A statement that takes too long ends, and its connection is good again; what is unhurried goes on."""
+async def test_slow_statement_times_out(database: Database) -> None:
+    """A slow statement is canceled and its connection stays usable; unhurried work has no timeout."""
     async with asyncio.timeout(PATIENCE_SECONDS):
         with pytest.raises(ServiceUnavailable):
             async with database.primary.snapshot() as connection:
@@ -58,8 +58,8 @@ async def test_slow_statement_is_given_up(database: Database) -> None:
 
 
 @only_postgresql
-async def test_statement_without_a_limit(database_url: str) -> None:
-    """0 lets a statement take as long as it needs."""
+async def test_timeout_of_0_is_no_limit(database_url: str) -> None:
+    """With statement_seconds of 0, statements have no timeout."""
     database = Database(database_url, replace(SHORT, statement_seconds=0))
     try:
         async with database.primary.snapshot() as connection:
@@ -69,8 +69,8 @@ async def test_statement_without_a_limit(database_url: str) -> None:
         await database.close()
 
 
-async def test_wait_for_another_writer_is_given_up(database: Database, database_url: str) -> None:
-    """Who waits too long for another writer learns that, and can write afterwards."""
+async def test_wait_for_another_writer_times_out(database: Database, database_url: str) -> None:
+    """A wait for another writer times out as UNAVAILABLE, and a later write succeeds."""
     other = Database(database_url)
     try:
         async with asyncio.timeout(PATIENCE_SECONDS):
@@ -85,27 +85,27 @@ async def test_wait_for_another_writer_is_given_up(database: Database, database_
 
 
 @only_postgresql
-async def test_transaction_that_rests_is_ended(database: Database) -> None:
-    """A transaction in which nothing happens is ended with its locks, and the next one works."""
+async def test_idle_transaction_is_ended(database: Database) -> None:
+    """An idle transaction is ended, which releases its locks, and the next transaction works."""
     other = Database(database.url.render_as_string(hide_password=False))
 
-    async def rest() -> None:
+    async def stay_idle() -> None:
         async with database.primary.snapshot() as connection:
             await connection.execute(text("LOCK TABLE tenants"))
-            assert await is_alive(other), "answered once the lock is gone"
+            assert await is_alive(other), "answered once the lock is released"
             await connection.execute(text("SELECT 1"))
 
     try:
         async with asyncio.timeout(PATIENCE_SECONDS):
             with pytest.raises(ServiceUnavailable):
-                await rest()
+                await stay_idle()
             assert await is_alive(database)
     finally:
         await other.close()
 
 
-async def test_wait_for_a_connection_is_given_up(database: Database) -> None:
-    """Where every connection is in use, a call waits no longer than it may."""
+async def test_wait_for_a_connection_times_out(database: Database) -> None:
+    """If every connection is in use, the wait for one times out as UNAVAILABLE."""
     async with asyncio.timeout(PATIENCE_SECONDS), database.primary.snapshot():
         with pytest.raises(ServiceUnavailable):
             async with database.primary.snapshot():
@@ -113,8 +113,8 @@ async def test_wait_for_a_connection_is_given_up(database: Database) -> None:
 
 
 @only_postgresql
-async def test_reads_that_are_given_up(database: Database) -> None:
-    """Whenever that is, the one connection there is lies in no transaction afterwards, and isn't lost."""
+async def test_cancelled_read_leaves_no_transaction(database: Database) -> None:
+    """A read cancelled at any step leaves its connection without a transaction, and returns its place in the pool."""
     primary = database.primary
     async with asyncio.timeout(PATIENCE_SECONDS):
         steps = await cancel_at_every_step(lambda: primary.fetch(ISOLATION, {}), lambda: check_no_transaction(primary))
@@ -124,7 +124,7 @@ async def test_reads_that_are_given_up(database: Database) -> None:
 
 @only_postgresql
 async def test_streams_leave_a_connection_to_transactions(database_url: str) -> None:
-    """However many streams are open, a transaction gets a connection, and a stream that ends gives its place back."""
+    """Streams never take the last connection, and a stream that ends returns its place in the pool."""
     database = Database(database_url, replace(SHORT, idle_transaction_seconds=PATIENCE_SECONDS))
     async with asyncio.timeout(PATIENCE_SECONDS):
         for _ in range(2):
@@ -137,8 +137,8 @@ async def test_streams_leave_a_connection_to_transactions(database_url: str) -> 
 
 @only_postgresql
 @pytest.mark.parametrize("turns", range(8))
-async def test_session_that_is_lost_before_its_read_begins(database: Database, turns: int) -> None:
-    """Its place in the pool is free for the next read, whichever turn of the event loop notices the loss."""
+async def test_session_lost_before_a_read_is_replaced(database: Database, turns: int) -> None:
+    """A session lost before its read returns its place in the pool, whenever the event loop notices the loss."""
     ((process,),) = await database.primary.fetch(Query(text("SELECT pg_backend_pid()")), {})
 
     async def end_session() -> None:
@@ -146,19 +146,19 @@ async def test_session_that_is_lost_before_its_read_begins(database: Database, t
         await other.primary.fetch(Query(text(f"SELECT pg_terminate_backend({process}, 10000)")), {})
         await other.close()
 
-    # In a thread that blocks this one, so that this event loop has not noticed the loss yet.
+    # Blocks this thread meanwhile, so that its event loop has not noticed the loss yet.
     with ThreadPoolExecutor(1) as thread:
         thread.submit(asyncio.run, end_session()).result()
     for _ in range(turns):
         await asyncio.sleep(0)
-    # The session may be found to be lost before, or only by this read.
+    # This read fails if the loss was not noticed before.
     with contextlib.suppress(ServiceUnavailable):
         await is_alive(database)
     assert await is_alive(database)
 
 
-async def test_read_of_a_closed_database(database_url: str) -> None:
-    """It is refused, and opens no connection, which would stay open."""
+async def test_read_of_a_closed_database_is_refused(database_url: str) -> None:
+    """A read of a closed database is refused and opens no connection."""
     database = Database(database_url, SHORT)
     await migrate(database)
     await database.close()
@@ -167,7 +167,7 @@ async def test_read_of_a_closed_database(database_url: str) -> None:
 
 
 def test_settings_reach_the_database() -> None:
-    """Each setting is the limit of its name, and the defaults are the same in both places."""
+    """Each setting sets the limit of its name, and settings and limits have the same defaults."""
     assert database_limits(Settings()) == DatabaseLimits()
     settings = Settings(
         database_pool_size=1,

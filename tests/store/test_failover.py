@@ -1,4 +1,4 @@
-"""Errors of PostgreSQL by SQLSTATE: what callers are told, and which connections are replaced."""
+"""Errors of PostgreSQL by SQLSTATE, read-only servers and standbys: errors for callers, and replaced connections."""
 
 from __future__ import annotations
 
@@ -48,15 +48,15 @@ UNEXPECTED_CLASSES = frozenset(
 KNOWN_CODES = sorted({each.sqlstate for each in _ERRORS if issubclass(each, asyncpg.PostgresError) and each.sqlstate})
 
 
-async def until(happens: Callable[[], Awaitable[bool]]) -> None:
-    """Waits until something happens."""
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    """Waits until the condition holds."""
     async with asyncio.timeout(SECONDS_MAX):
-        while not await happens():
+        while not await condition():
             await asyncio.sleep(0.02)
 
 
 async def is_ready(database: Database) -> bool:
-    """What readiness would say."""
+    """The result of the readiness check."""
     try:
         return await can_serve(database)
     except DaybookError:
@@ -65,7 +65,7 @@ async def is_ready(database: Database) -> bool:
 
 @contextmanager
 def read_only(postgresql: PostgreSQL) -> Iterator[None]:
-    """Every session of the server refuses to write until the end of the block."""
+    """Makes every session of the server refuse writes until the end of the block."""
     postgresql.execute("ALTER SYSTEM SET default_transaction_read_only = on")
     postgresql.execute("SELECT pg_reload_conf()")
     try:
@@ -76,8 +76,8 @@ def read_only(postgresql: PostgreSQL) -> Iterator[None]:
 
 
 @only_postgresql
-async def test_server_that_becomes_read_only(server: Server, client: Client, postgresql: PostgreSQL) -> None:
-    """Writes are UNAVAILABLE and readiness says no, lists go on; then everything works again by itself."""
+async def test_read_only_server_refuses_writes_only(server: Server, client: Client, postgresql: PostgreSQL) -> None:
+    """While the server is read-only, writes are UNAVAILABLE, readiness fails and lists work; then all recovers."""
     database = server.book.database
     await client.create_account("acme")
     await client.post("acme", Transaction.GRANT, "1")
@@ -108,10 +108,10 @@ async def test_server_that_becomes_read_only(server: Server, client: Client, pos
 
 
 @only_postgresql
-async def test_standby_at_the_address_of_the_primary(
+async def test_standby_at_the_address_of_the_primary_is_not_used(
     server: Server, client: Client, clock: Clock, postgresql: PostgreSQL
 ) -> None:
-    """While a standby has the primary's address nothing of it is read; when the primary has it again all works."""
+    """While a standby has the primary's address, calls are UNAVAILABLE; once the primary is back, they succeed."""
     await client.create_account("acme")
     url = server.book.database.url
     with standby_of(postgresql) as standby, TemporaryDirectory(prefix="daybook-proxy-") as folder:
@@ -136,7 +136,7 @@ async def test_standby_at_the_address_of_the_primary(
 
 @only_postgresql
 async def test_all_connections_to_a_wrong_server_are_replaced(server: Server, client: Client) -> None:
-    """When one connection proves to lead to a wrong server, each of the others is replaced before it is used."""
+    """If one connection leads to the wrong server, each other connection is replaced before its next use."""
     del client
     database = server.book.database
     pool = database.pools["write"]
@@ -175,7 +175,7 @@ def test_every_class_of_errors_has_a_meaning() -> None:
     assert {code for code in MEANINGS if len(code) == 5} <= set(KNOWN_CODES)
 
 
-TOLD = {
+ERRORS = {
     Meaning.CONFLICT: Conflict,
     Meaning.BUSY: ServiceUnavailable,
     Meaning.DISCONNECTED: ServiceUnavailable,
@@ -194,39 +194,41 @@ async def database(database_url: str) -> AsyncIterator[Database]:
 
 
 @only_postgresql
-async def test_what_each_error_does(database: Database) -> None:
-    """Each code that PostgreSQL can send: the caller's error, a new session or not, no value logged."""
+async def test_each_sqlstate_has_the_effect_of_its_meaning(database: Database) -> None:
+    """For each SQLSTATE: the caller's error, whether the session is replaced, and no value in the log."""
     primary = database.primary
 
     async def sessions() -> list[int]:
-        """The session of bounded reads, and that of transactions."""
+        """The session of bounded reads and the session of transactions."""
         ((read,),) = await primary.fetch(Query(text(PROCESS)), {})
         return [int(read), await primary.transact(lambda connection: int(connection.scalar(text(PROCESS)) or 0))]
 
     for code in KNOWN_CODES:
         if code[:2] in {"00", "01", "02"}:
-            # No errors: PL/pgSQL can't raise them.
+            # Not errors, so PL/pgSQL can't raise them.
             continue
         meaning, before = meaning_of(code), await sessions()
-        for at, way in enumerate(("read", "write")):
-            with capture_logs() as logs, pytest.raises(TOLD[meaning]) as caught:  # noqa: PT012
-                if way == "read":
+        for at, operation in enumerate(("read", "write")):
+            with capture_logs() as logs, pytest.raises(ERRORS[meaning]) as caught:  # noqa: PT012
+                if operation == "read":
                     await primary.fetch(Query(_raising(code)), {})
                 else:
                     await primary.transact(partial(_raise, code))
             assert "secret" not in str(logs) + str(caught.value), code
-            # A server that goes on after class 08 reports a lost Citus node.
+            # Class 08 from a server that continues reports a lost Citus node.
             is_replaced = meaning in {Meaning.DISCONNECTED, Meaning.WRONG_SERVER} and code[:2] != "08"
             after = await sessions()
-            assert (after[at] != before[at]) is is_replaced, (code, way)
-            # The other session leads to the wrong server too.
-            assert (after[1 - at] != before[1 - at]) is (meaning is Meaning.WRONG_SERVER), (code, way)
+            assert (after[at] != before[at]) is is_replaced, (code, operation)
+            # The other session leads to the wrong server too, and is replaced.
+            assert (after[1 - at] != before[1 - at]) is (meaning is Meaning.WRONG_SERVER), (code, operation)
             before = after
 
 
 @pytest.mark.parametrize("has_tables", [False, True])
-async def test_another_encoding(postgresql: PostgreSQL, clock: Clock, has_tables: bool, monkeypatch: Any) -> None:
-    """A database of another encoding is refused at the start; and what it lacks is no fault of the server's."""
+async def test_another_encoding_is_refused(
+    postgresql: PostgreSQL, clock: Clock, has_tables: bool, monkeypatch: Any
+) -> None:
+    """A database with another encoding is refused at the start; a character that it lacks is NOT_STORABLE."""
     postgresql.execute("CREATE DATABASE latin ENCODING 'LATIN1' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'")
     try:
         database = Database(postgresql.url("latin"))
@@ -246,8 +248,10 @@ async def test_another_encoding(postgresql: PostgreSQL, clock: Clock, has_tables
 
 
 @pytest.mark.parametrize("operation", ["read", "write"])
-async def test_connection_that_goes_silent(clock: Clock, postgresql: PostgreSQL, operation: str) -> None:
-    """A server that stops answering without a reset costs one call its time limit; then the pool has a new session."""
+async def test_silent_connection_times_out_and_is_replaced(
+    clock: Clock, postgresql: PostgreSQL, operation: str
+) -> None:
+    """A call to a server that stops answering times out; the next calls get a new session."""
     limits = DatabaseLimits(connections=1, statement_seconds=0.5, connect_seconds=0.5)
     name = f"test_{uuid.uuid4().hex}"
     postgresql.execute(f"CREATE DATABASE {name}")
@@ -263,7 +267,7 @@ async def test_connection_that_goes_silent(clock: Clock, postgresql: PostgreSQL,
                 with pytest.raises(ServiceUnavailable):
                     await works[operation]()
                 assert proxy.arrived.is_set()
-                # What was held goes to a session that is ended.
+                # The held message goes to a session that has ended.
                 proxy.release()
                 for work in works.values():
                     await work()

@@ -1,4 +1,4 @@
-"""A database that fails at the n-th statement, for every n: all of a transaction is there, or nothing."""
+"""Failures at every statement of a posting: a transaction is stored completely or not at all."""
 
 from __future__ import annotations
 
@@ -28,35 +28,35 @@ from server.store.sqlite import SQLite
 from server.store.tables import metadata
 from tests.support.callers import Client, Server
 
-DRIVER_WORDS = "disk I/O error in /var/lib/secret"
+DRIVER_MESSAGE = "disk I/O error in /var/lib/secret"
 POSTING_STATEMENTS_MIN = 7
-"""BEGIN, two reads of the account, the request, and a row in each of three tables, at the least."""
+"""BEGIN, two reads of the account, a read of the request, and writes to three tables."""
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 
 class Fault:
-    """Fails the n-th statement of the connection that writes, counted from 0; later ones pass."""
+    """Fails one statement of the writer's connection, the one with the index `at`; others pass."""
 
     def __init__(self, at: int) -> None:
         self.at = at
         self.statements: list[str] = []
 
     @property
-    def struck(self) -> bool:
-        """Whether there were so many statements."""
+    def has_failed(self) -> bool:
+        """Whether the statement has failed."""
         return len(self.statements) > self.at
 
     def execute(self, _cursor: object, statement: str, _parameters: object, _context: object) -> None:
-        """Stands before the driver, so that what it raises passes for the driver's own."""
+        """Called in place of the driver, so its error counts as the driver's."""
         self.statements.append(statement)
         if len(self.statements) == self.at + 1:
-            raise sqlite3.OperationalError(DRIVER_WORDS)
+            raise sqlite3.OperationalError(DRIVER_MESSAGE)
 
 
 @contextmanager
 def failing_at(database: Database, at: int) -> Iterator[Fault]:
-    """Rigs the database."""
+    """Makes one statement fail until the end of the block."""
     fault = Fault(at)
     engine = database.primary.writer
     event.listen(engine, "do_execute", fault.execute)
@@ -68,7 +68,7 @@ def failing_at(database: Database, at: int) -> Iterator[Fault]:
 
 @contextmanager
 def failing_commit(database: Database, *, after: bool) -> Iterator[None]:
-    """Makes the next commit fail: before it happened, or after, when only the answer is lost."""
+    """Makes the next commit fail: before it takes effect, or after, so that only its answer is lost."""
     dialect: Any = database.primary.writer.dialect
     do_commit: Callable[[object], None] = dialect.do_commit
 
@@ -76,7 +76,7 @@ def failing_commit(database: Database, *, after: bool) -> Iterator[None]:
         dialect.do_commit = do_commit
         if after:
             do_commit(connection)
-        raise sqlite3.OperationalError(DRIVER_WORDS)
+        raise sqlite3.OperationalError(DRIVER_MESSAGE)
 
     dialect.do_commit = commit
     try:
@@ -95,25 +95,25 @@ async def contents(database: Database) -> dict[str, list[Any]]:
 
 
 async def balance(client: Client) -> Balance:
-    """What acme holds now."""
+    """The balance of the account acme."""
     return await client.ledger.GetBalance(GetBalanceRequest(name="accounts/acme/balance"), metadata=client.metadata)
 
 
 def check_unavailable(error: grpc.aio.AioRpcError) -> None:
-    """Holds an error to what a caller may learn of a broken database: that it is one."""
+    """Asserts that an error is UNAVAILABLE and shows no details of the database."""
     assert error.code() is grpc.StatusCode.UNAVAILABLE
     serialized = dict(error.trailing_metadata())["grpc-status-details-bin"]
     status = Status.FromString(serialized)
     info = ErrorInfo()
     assert status.details[0].Unpack(info)
     assert (info.reason, info.domain) == ("SERVICE_UNAVAILABLE", "daybook")
-    told = f"{error.details()} {status} {error.trailing_metadata()}".lower()
+    shown = f"{error.details()} {status} {error.trailing_metadata()}".lower()
     for word in ("disk", "secret", "sqlite", "sql", "select", "insert", "update ", "begin", "account_states", ".db"):
-        assert word not in told, f"the caller is told {word!r}"
+        assert word not in shown, f"the error shows {word!r}"
 
 
 async def usage_charge(client: Client, request_id: str = "charge") -> Transaction:
-    """A charge that writes a row into every table that posting can write."""
+    """A charge that writes to every table that a charge can write to."""
     return await client.post(
         "acme",
         Transaction.CHARGE,
@@ -126,12 +126,12 @@ async def usage_charge(client: Client, request_id: str = "charge") -> Transactio
 
 
 @pytest.mark.parametrize("windows", ["first", "same", "next"])
-async def test_failure_at_every_statement(
+async def test_failure_at_any_statement_rolls_back(
     server: Server, client: Client, windows: str, clock: Callable[[], int]
 ) -> None:
-    """A posting that fails at any statement changes nothing, tells nothing, and succeeds when it is repeated.
+    """A posting that fails at any statement changes nothing, shows no details, and succeeds when repeated.
 
-    It makes its account's first hour window, adds to the newest, or makes another.
+    It opens its account's first hour window, adds to the newest, or opens the next.
     """
     database = server.book.database
     await client.create_account("acme")
@@ -149,13 +149,13 @@ async def test_failure_at_every_statement(
                 check_unavailable(error)
             else:
                 break
-        assert fault.struck
+        assert fault.has_failed
         assert await contents(database) == before, f"after a failure at {fault.statements[-1]}"
         assert await balance(client) == held
-    assert not fault.struck, "a failed statement was passed over"
+    assert not fault.has_failed, "a failed statement was ignored"
     assert at == len(fault.statements) >= POSTING_STATEMENTS_MIN
     assert posted.sequence == held.sequence + 1
-    assert await usage_charge(client) == posted, "the id is used by the one that succeeded"
+    assert await usage_charge(client) == posted, "the request_id returns the stored answer"
     rows = await client.ledger.ListTransactions(
         ListTransactionsRequest(parent="accounts/acme"), metadata=client.metadata
     )
@@ -163,8 +163,10 @@ async def test_failure_at_every_statement(
 
 
 @pytest.mark.parametrize(("after", "posted"), [(False, 0), (True, 1)])
-async def test_failing_commit(server: Server, client: Client, after: bool, posted: int) -> None:
-    """Where the commit fails, a repetition with the same id posts once, whether or not the first took effect."""
+async def test_repetition_after_a_failed_commit_posts_once(
+    server: Server, client: Client, after: bool, posted: int
+) -> None:
+    """After a failed commit, a repetition with the same request_id posts once, even if the commit took effect."""
     database = server.book.database
     await client.create_account("acme")
     await client.post("acme", Transaction.GRANT, "10")
@@ -179,8 +181,8 @@ async def test_failing_commit(server: Server, client: Client, after: bool, poste
     assert (await balance(client)).sequence == 2
 
 
-async def test_failure_hits_one_caller_only(server: Server, client: Client) -> None:
-    """After a failure at every statement in turn, a call of another account works at once."""
+async def test_failure_does_not_affect_the_next_caller(server: Server, client: Client) -> None:
+    """After a failure at any statement, a call for another account succeeds."""
     database = server.book.database
     for account_id in ("acme", "other"):
         await client.create_account(account_id, credit_limit="100")
@@ -190,7 +192,7 @@ async def test_failure_hits_one_caller_only(server: Server, client: Client) -> N
         assert (await client.post("other", Transaction.CHARGE, "-1")).sequence == at + 1
 
 
-async def test_failing_creation(server: Server, client: Client) -> None:
+async def test_failed_creation_leaves_no_account(server: Server, client: Client) -> None:
     """A CreateAccount that fails at any statement leaves no account, and the next one succeeds."""
     database = server.book.database
     before = await contents(database)
@@ -209,7 +211,7 @@ async def test_failing_creation(server: Server, client: Client) -> None:
     assert (await client.post("acme", Transaction.GRANT, "1")).sequence == 1
 
 
-async def test_failing_update(server: Server, client: Client) -> None:
+async def test_failed_update_changes_nothing(server: Server, client: Client) -> None:
     """An UpdateAccount that fails at any statement changes nothing, and the next one succeeds."""
     database = server.book.database
     await client.create_account("acme")
@@ -232,8 +234,8 @@ async def test_failing_update(server: Server, client: Client) -> None:
     ("method", "verdict"),
     [("balance", "UNAVAILABLE"), ("get", "UNAVAILABLE"), ("list", "UNAVAILABLE"), ("tenant", "UNAVAILABLE")],
 )
-async def test_failing_reads(server: Server, client: Client, method: str, verdict: str) -> None:
-    """A read that fails is UNAVAILABLE and tells nothing, and the next one works."""
+async def test_failed_read_is_unavailable(server: Server, client: Client, method: str, verdict: str) -> None:
+    """A read that fails is UNAVAILABLE and shows no details, and the next one succeeds."""
     await client.create_account("acme")
     await client.post("acme", Transaction.GRANT, "1")
 
@@ -249,10 +251,10 @@ async def test_failing_reads(server: Server, client: Client, method: str, verdic
                     ListTransactionsRequest(parent=parent), metadata=client.metadata
                 )
 
-    sound = await read()
-    # Where nothing was committed a list might send no statement.
+    expected = await read()
+    # A commit, because a cached list might send no statement.
     await client.create_account("other")
-    # The driver itself breaks every statement off.
+    # Makes the driver interrupt every statement.
     primary = server.book.database.primary
     assert isinstance(primary, SQLite)
     primary.reader.set_progress_handler(lambda: 1, 1)
@@ -261,11 +263,11 @@ async def test_failing_reads(server: Server, client: Client, method: str, verdic
     primary.reader.set_progress_handler(None, 1)
     assert caught.value.code().name == verdict
     check_unavailable(caught.value)
-    assert await read() == sound
+    assert await read() == expected
 
 
-async def test_numbers_of_rows_after_failures(server: Server, client: Client) -> None:
-    """However many postings failed, there is one row for each that was answered."""
+async def test_every_answered_posting_has_one_row(server: Server, client: Client) -> None:
+    """After failed and successful postings, there is one row for each successful one."""
     database = server.book.database
     await client.create_account("acme")
     answered = 0

@@ -1,4 +1,4 @@
-"""A connection to PostgreSQL that was interrupted, at any message, never reaches another caller as it is."""
+"""A PostgreSQL connection interrupted at any message is never reused in a broken state."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ pytestmark = [only_postgresql, pytest.mark.one_server]
 
 PATIENCE_SECONDS = 30
 ONE = DatabaseLimits(connections=1, wait_seconds=10, connect_seconds=10)
-"""With one connection, the next operation gets the one that was interrupted, or its replacement."""
+"""With one connection, the next operation gets the interrupted one or its replacement."""
 
 
 @dataclass
@@ -49,56 +49,56 @@ class Proxied:
     proxy: PostgreSQLProxy
     caller: Caller
     direct: Any
-    """A connection to the same database past the proxy."""
+    """A connection to the same database without the proxy."""
     next_key: Any
-    """Where the second page of the list begins."""
+    """The key after which the second page of the list begins."""
 
     async def list_first(self) -> None:
-        """A page of the tenant, by Engine.fetch."""
+        """Reads the first page of the tenant."""
         await self.book.transactions.list(self.caller, None, TransactionFilter(), None, 2)
 
     async def list_second(self) -> None:
-        """The page behind it."""
+        """Reads the second page of the tenant."""
         await self.book.transactions.list(self.caller, None, TransactionFilter(), self.next_key, 2)
 
     async def list_account(self) -> None:
-        """The first page of an account."""
+        """Reads the first page of an account."""
         await self.book.transactions.list(self.caller, "acme", TransactionFilter(), None, 2)
 
     async def usage(self) -> None:
-        """Two reads, of the state and of the hour windows."""
+        """Reads the state and the hour windows of an account."""
         await self.book.usage.history(self.caller, "acme", 0, 2)
 
     async def balance(self) -> None:
-        """An account's state."""
+        """Reads the state of an account."""
         await self.book.accounts.balance(self.caller, "acme")
 
     async def credential(self) -> None:
-        """A lookup."""
+        """Looks up an API key."""
         await self.book.credentials.api_key("none")
 
-    async def ask_primary(self) -> None:
-        """What is asked before a replica serves."""
+    async def primary_position(self) -> None:
+        """Reads the WAL position that a replica needs."""
         await self.book.database.primary.fetch(COMMITTED, {})
 
     async def write(self) -> None:
-        """A transaction that the caller itself waits for."""
+        """Runs a transaction in the caller's task."""
         await self.book.credentials.ensure_token_key(bytes(32), 0)
 
     async def post(self) -> None:
-        """A transaction that the poster commits."""
-        # Makes no lot, so that each posting takes the same messages.
+        """Posts a transaction, which the poster commits."""
+        # A charge opens no lot, so each posting takes the same messages.
         draft, details = Draft(Transaction.CHARGE, "test", -1), Transaction(category="test")
         await self.book.transactions.create(self.caller, NewTransaction("acme", draft, details, Request("", b"")))
 
     async def verify(self) -> None:
-        """Streams through server-side cursors."""
+        """Verifies the books by streaming reads."""
         async with aclosing(self.book.verification.verify_all(None)) as events:
             async for event in events:
                 assert not isinstance(event, Finding)
 
     async def readiness(self) -> None:
-        """What /readyz asks."""
+        """Does the check of /readyz."""
         assert await can_serve(self.book.database)
 
 
@@ -110,7 +110,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Proxied.usage,
     Proxied.balance,
     Proxied.credential,
-    Proxied.ask_primary,
+    Proxied.primary_position,
     Proxied.write,
     Proxied.post,
     Proxied.verify,
@@ -132,7 +132,7 @@ async def proxied(server: Server, client: Client, clock: Clock) -> AsyncIterator
     first = await server.book.transactions.list(caller, None, TransactionFilter(), None, 2)
     direct = await asyncpg.connect(url.set(drivername="postgresql").render_as_string(hide_password=False))
     try:
-        # A socket's path must be short.
+        # The path of a socket must be short.
         with TemporaryDirectory(prefix="daybook-proxy-") as folder:
             proxy = PostgreSQLProxy(Path(folder), str(url.query["host"]))
             async with proxy.listening(), open_book(proxy.url(str(url.database)), clock, limits=ONE) as book:
@@ -142,14 +142,14 @@ async def proxied(server: Server, client: Client, clock: Clock) -> AsyncIterator
 
 
 async def check_sound(proxied: Proxied, number: int) -> None:
-    """The next operations succeed, and no session stays in a transaction.
+    """Asserts that the next operations succeed and that no session stays in a transaction.
 
-    `write` fails in a transaction that was left open; the other operations take turns, by the number.
+    `write` fails in a transaction that was left open; `number` selects one more operation.
     """
     async with asyncio.timeout(PATIENCE_SECONDS):
         for operation in (Proxied.usage, Proxied.write, OPERATIONS[number % len(OPERATIONS)]):
             await operation(proxied)
-    # The poster may still be at the command of a caller that left.
+    # The poster may still run the command of a cancelled caller.
     async with asyncio.timeout(PATIENCE_SECONDS):
         while await proxied.direct.fetch(
             "SELECT query FROM pg_stat_activity"
@@ -159,9 +159,9 @@ async def check_sound(proxied: Proxied, number: int) -> None:
 
 
 async def begin_held(proxied: Proxied, operation: Operation, at: int) -> asyncio.Task[None] | None:
-    """Begins an operation on a new connection and holds its message of this number; None if it has no such one."""
+    """Begins an operation on a new connection and holds its message number `at`; None if it has fewer messages."""
     proxied.proxy.cut()
-    # The connection is there, and no statement is prepared on it.
+    # Opens the connection, without prepared statements.
     await proxied.book.database.transact(lambda connection: connection.connection.is_valid)
     proxied.proxy.hold_at(at)
     task = asyncio.ensure_future(operation(proxied))
@@ -178,10 +178,10 @@ async def begin_held(proxied: Proxied, operation: Operation, at: int) -> asyncio
 
 @pytest.mark.long
 @each_operation
-async def test_caller_leaves_at_every_message(proxied: Proxied, operation: Operation) -> None:
-    """A caller leaves before a message arrives, or in the turn of the loop after that: the next callers succeed.
+async def test_cancellation_at_every_message(proxied: Proxied, operation: Operation) -> None:
+    """After a cancellation before any message, or one step of the event loop after it, the next operations succeed.
 
-    In that turn the answer is there, and the operation that waits for it has not yet gone on.
+    In that step the answer has arrived, but the operation that waits for it has not resumed yet.
     """
     for at in count():
         for turns in (None, 1):
@@ -202,10 +202,10 @@ async def test_caller_leaves_at_every_message(proxied: Proxied, operation: Opera
 
 @pytest.mark.long
 @each_operation
-async def test_server_leaves_at_every_message(proxied: Proxied, operation: Operation) -> None:
-    """A connection that breaks at any message, or within one, is UNAVAILABLE for its caller and for nobody else.
+async def test_disconnection_at_every_message(proxied: Proxied, operation: Operation) -> None:
+    """A connection that breaks at or within any message is UNAVAILABLE for its caller only.
 
-    The ways to break take turns; over all operations each comes at each message.
+    The kinds of failure alternate, so that over all operations each kind occurs at each message.
     """
     for at in count():
         task = await begin_held(proxied, operation, at)
@@ -224,15 +224,15 @@ async def test_server_leaves_at_every_message(proxied: Proxied, operation: Opera
                 proxied.proxy.release()
         async with asyncio.timeout(PATIENCE_SECONDS):
             (outcome,) = await asyncio.gather(task, return_exceptions=True)
-        # The last answer may have arrived before.
+        # None if the last answer arrived before the failure.
         assert outcome is None or isinstance(outcome, ServiceUnavailable), outcome
         await check_sound(proxied, at)
     assert at > 5
 
 
 @pytest.mark.parametrize("operation", [Proxied.list_first, Proxied.usage, Proxied.credential])
-async def test_answer_that_never_comes(proxied: Proxied, operation: Operation) -> None:
-    """A caller leaves a connection that stays silent: its place in the pool is soon free, with another session."""
+async def test_silent_connection_of_a_cancelled_caller_is_replaced(proxied: Proxied, operation: Operation) -> None:
+    """After a caller of a silent connection is cancelled, its place in the pool soon has a new session."""
     for at in (0, 2):
         task = await begin_held(proxied, operation, at)
         assert task is not None
@@ -240,8 +240,8 @@ async def test_answer_that_never_comes(proxied: Proxied, operation: Operation) -
         await check_sound(proxied, at)
 
 
-async def test_transaction_that_the_driver_did_not_begin(proxied: Proxied) -> None:
-    """A BEGIN that fails in its second half is answered as an error, and leaves a transaction all the same."""
+async def test_transaction_unknown_to_the_driver_is_ended(proxied: Proxied) -> None:
+    """A statement that fails after its BEGIN leaves a transaction that the driver doesn't track; it is ended."""
 
     async def fail(driver: Any) -> None:
         with pytest.raises(asyncpg.PostgresError):
@@ -253,18 +253,18 @@ async def test_transaction_that_the_driver_did_not_begin(proxied: Proxied) -> No
     await check_sound(proxied, 0)
 
 
-async def test_short_deadlines(server: Server, client: Client) -> None:
-    """After 20 rounds of lists whose callers have a deadline of 4 to 34 ms, every balance and posting succeeds."""
+async def test_calls_succeed_after_short_deadlines(server: Server, client: Client) -> None:
+    """After each of 20 rounds of lists with deadlines of 4 to 34 ms, every balance and posting succeeds."""
     await client.create_account("acme")
     await client.post("acme", Transaction.GRANT, "10")
 
-    async def give_up(milliseconds: int) -> None:
+    async def list_with_deadline(milliseconds: int) -> None:
         request = ListTransactionsRequest(parent="accounts/-", order_by="create_time")
         with suppress(grpc.aio.AioRpcError):
             await client.ledger.ListTransactions(request, metadata=client.metadata, timeout=milliseconds / 1000)
 
     for _ in range(20):
-        await asyncio.gather(*map(give_up, range(4, 35)))
+        await asyncio.gather(*map(list_with_deadline, range(4, 35)))
         for _ in range(server.book.database.pools["read"].size):
             await client.balance()
             await client.post("acme", Transaction.GRANT, "1")

@@ -1,4 +1,4 @@
-"""What the compiled statements of lists take of memory, whatever lists are asked for."""
+"""The memory of compiled list statements."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from server.store.transactions import TransactionStore
 
 BYTES_MAX = 1_000_000
 ALLOWANCE = 1.5
-"""Python's own objects are counted approximately."""
+"""The sizes of Python's own objects are approximate."""
 
 
-async def test_statements_have_a_bound_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lists that are merged of many scans evict each other, and the statements that SQLAlchemy built are not kept."""
+async def test_cached_statements_are_bounded_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Statements of many merged scans evict each other, and SQLAlchemy's statement objects are not kept."""
     monkeypatch.setattr(transactions, "QUERIES_BYTES_MAX", BYTES_MAX)
     database = Database(f"sqlite+aiosqlite:///{tmp_path}/daybook.db")
     await migrate(database)
@@ -35,15 +35,15 @@ async def test_statements_have_a_bound_in_bytes(tmp_path: Path, monkeypatch: pyt
         shapes = product(range(SCANS_MAX - 4, SCANS_MAX + 1), (True, False), (None, TransactionKey(1, 1, 1)))
         for count, descending, after in shapes:
             pairs = tuple((Transaction.GRANT, f"category-{number}") for number in range(count))
-            wanted = TransactionFilter(kind_categories=pairs, states=(Transaction.SUCCEEDED,))
-            query = TransactionList(1, 1, wanted, Order(descending=descending), after, 50)
+            criteria = TransactionFilter(kind_categories=pairs, states=(Transaction.SUCCEEDED,))
+            query = TransactionList(1, 1, criteria, Order(descending=descending), after, 50)
             assert isinstance(strategy_of(query), MergedScans)
             await store.list(query)
             assert store._queries.bytes <= BYTES_MAX
         gc.collect()
-        kept = tracemalloc.get_traced_memory()[0] - before
+        used = tracemalloc.get_traced_memory()[0] - before
     finally:
         tracemalloc.stop()
         await database.close()
-    assert store._queries.bytes > BYTES_MAX / 2, "too few to tell"
-    assert kept <= ALLOWANCE * BYTES_MAX
+    assert store._queries.bytes > BYTES_MAX / 2, "too few statements to fill the cache"
+    assert used <= ALLOWANCE * BYTES_MAX

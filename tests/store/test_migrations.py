@@ -1,4 +1,4 @@
-"""Migrations, and what the database is set to: on both engines."""
+"""Migrations, settings and constraints of the database, on both engines."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Schema: TypeAlias = "list[tuple[object, ...]]"
 
 @pytest.fixture
 async def open_database(database_url: str) -> AsyncIterator[Callable[[], Database]]:
-    """Opens the database under test, as often as one likes; all are closed in the end."""
+    """Opens the database under test any number of times, and closes all in the end."""
     opened: list[Database] = []
 
     def open_one() -> Database:
@@ -75,7 +75,7 @@ POSTGRESQL_SCHEMA = """
 
 
 async def schema_of(database: Database) -> Schema:
-    """Everything the database itself says of its tables, but for alembic's own."""
+    """The catalogue entries of all tables except alembic's."""
     statement = SQLITE_SCHEMA if database.url.get_backend_name() == "sqlite" else POSTGRESQL_SCHEMA
     async with database.primary.snapshot() as connection:
         rows = (await connection.execute(text(statement))).all()
@@ -90,11 +90,11 @@ async def test_migrated_schema_is_the_metadata(open_database: Callable[[], Datab
 
 
 async def differences_of(database: Database) -> list[object]:
-    """Where a database parts from the tables of the code."""
+    """The differences between a database and the tables of the code."""
 
     def differences(connection: Connection) -> list[object]:
         with warnings.catch_warnings():
-            # Neither library reads SQLite's indexes on expressions; the next test compares their text.
+            # Neither library reflects SQLite's indexes on expressions; the next test compares their text.
             warnings.filterwarnings("ignore", ".*expression-based index .?lots_open")
             return list(compare_metadata(MigrationContext.configure(connection), metadata))
 
@@ -103,9 +103,9 @@ async def differences_of(database: Database) -> list[object]:
 
 
 async def test_migrated_schema_is_the_created_schema(open_database: Callable[[], Database]) -> None:
-    """Column by column, constraint by constraint, migrating gives what creating the tables afresh gives.
+    """Migrating results in exactly the columns, constraints and indexes of newly created tables.
 
-    Alembic's comparison sees neither checks nor collations nor WITHOUT ROWID.
+    Alembic's comparison misses check constraints, collations and WITHOUT ROWID.
     """
     database = open_database()
     await migrate(database)
@@ -118,14 +118,14 @@ async def test_migrated_schema_is_the_created_schema(open_database: Callable[[],
     created = await schema_of(database)
     assert len(created) > len(metadata.tables)
     if database.url.get_backend_name() == "sqlite":
-        # The two write the same statement with other white space and order of constraints.
+        # The statements differ only in white space and in the order of constraints.
         assert [normal(row) for row in migrated] == [normal(row) for row in created]
     else:
         assert migrated == created
 
 
 def normal(row: tuple[object, ...]) -> tuple[object, ...]:
-    """A row of sqlite_master with its statement as a bag of words."""
+    """A row of sqlite_master with the sorted words of its statement."""
     *names, statement = row
     return *names, sorted(str(statement).replace(",", " ").replace("(", " ( ").replace(")", " ) ").split())
 
@@ -145,7 +145,7 @@ async def test_migrating_twice_changes_nothing(open_database: Callable[[], Datab
 
 
 def test_files_are_named_by_their_revisions() -> None:
-    """What the names of the files say, by which a start finds missing migrations, is what alembic applies."""
+    """The file names, by which a start finds missing migrations, have the revisions that alembic applies."""
     scripts = ScriptDirectory(str(migrate_module.MIGRATIONS)).walk_revisions()
     assert list(migrate_module._revisions()) == [script.revision for script in scripts]
 
@@ -153,7 +153,7 @@ def test_files_are_named_by_their_revisions() -> None:
 async def test_the_next_migration_is_applied(
     open_database: Callable[[], Database], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A database of this version is migrated by a version that has one migration more."""
+    """A database of this version is migrated by a version with one more migration."""
     database = open_database()
     await migrate(database)
     folder = tmp_path / "migrations"
@@ -174,8 +174,8 @@ async def test_the_next_migration_is_applied(
         migrate_module._revisions.cache_clear()
 
 
-async def test_concurrent_migrations(open_database: Callable[[], Database]) -> None:
-    """Eight processes that start at once on an empty database all find it migrated."""
+async def test_concurrent_migrations_succeed(open_database: Callable[[], Database]) -> None:
+    """Eight processes that start concurrently on an empty database all find it migrated."""
     databases = [open_database() for _ in range(8)]
     await asyncio.gather(*(migrate(database) for database in databases))
     for database in databases:
@@ -185,7 +185,7 @@ async def test_concurrent_migrations(open_database: Callable[[], Database]) -> N
 
 
 async def migrate_to(database: Database, revision: str) -> None:
-    """Brings an empty database to the schema of an older version."""
+    """Migrates an empty database to the schema of an older version."""
 
     def upgrade(connection: Connection) -> None:
         config = Config()
@@ -197,28 +197,28 @@ async def migrate_to(database: Database, revision: str) -> None:
         await connection.run_sync(upgrade)
 
 
-async def test_who_is_migrated(open_database: Callable[[], Database]) -> None:
-    """A database is fit for this version if it has its schema, or one that a later version has made of it."""
+async def test_a_database_of_this_or_a_compatible_version_is_migrated(open_database: Callable[[], Database]) -> None:
+    """A database is migrated if it has this version's schema, or a later one that stays usable for this version."""
     database = open_database()
-    assert not await is_migrated(database), "there is nothing in it"
+    assert not await is_migrated(database), "it is empty"
     await migrate_to(database, "0001")
     assert not await is_migrated(database), "its schema is older"
     await migrate(database)
     assert await is_migrated(database)
     async with writing(database) as connection:
         await connection.execute(text("UPDATE alembic_version SET version_num = '9999_since_0006'"))
-    assert await is_migrated(database), "the later version leaves what this one needs"
+    assert await is_migrated(database), "its schema is later and compatible"
     await migrate(database)
     for later in ("9999", "9999_since_9998"):
         async with writing(database) as connection:
             await connection.execute(text("UPDATE alembic_version SET version_num = :later"), {"later": later})
-        assert not await is_migrated(database), "the later version leaves nothing to this one"
+        assert not await is_migrated(database), "its schema is later and incompatible"
         with pytest.raises(SchemaTooNew, match=f"migrated to {later} by a later version"):
             await migrate(database)
 
 
-async def test_keys_of_before_scopes_keep_what_they_opened(open_database: Callable[[], Database]) -> None:
-    """A key without scopes was good for reading and posting and still is; one with `admin` keeps it."""
+async def test_keys_without_scopes_keep_their_access(open_database: Callable[[], Database]) -> None:
+    """After the migration, a key without scopes can read and post, and a key with `admin` can do everything."""
     database = open_database()
     await migrate_to(database, "0001")
     async with writing(database) as connection:
@@ -235,12 +235,14 @@ async def test_keys_of_before_scopes_keep_what_they_opened(open_database: Callab
             )
     await migrate(database)
     authenticator = Authenticator(CredentialStore(database), Clock(), lambda _: None)
-    opened = {}
+    granted = {}
     for key_id in ("poster", "admin"):
         caller = (await authenticator.authenticate([("x-api-key", f"{key_id}.{key_id}")])).caller
-        opened[key_id] = [scope for scope, sufficient in SUFFICIENT.items() if not caller.scopes.isdisjoint(sufficient)]
-    everyday = ["transactions.readonly", "transactions", "accounts.readonly", "accounts"]
-    assert opened == {"poster": everyday, "admin": [*everyday, "admin"]}
+        granted[key_id] = [
+            scope for scope, sufficient in SUFFICIENT.items() if not caller.scopes.isdisjoint(sufficient)
+        ]
+    default = ["transactions.readonly", "transactions", "accounts.readonly", "accounts"]
+    assert granted == {"poster": default, "admin": [*default, "admin"]}
 
 
 PREBUILT = (
@@ -254,10 +256,8 @@ PREBUILT_OF_LABEL = (
 
 
 @pytest.mark.parametrize(("revision", "statement"), [("0004", PREBUILT), ("0005", PREBUILT_OF_LABEL)])
-async def test_an_index_built_beforehand_is_taken(
-    open_database: Callable[[], Database], revision: str, statement: str
-) -> None:
-    """An operator may build an index before the migration that brings it, which then leaves it as it is."""
+async def test_a_prebuilt_index_is_kept(open_database: Callable[[], Database], revision: str, statement: str) -> None:
+    """A migration keeps an index that an operator has built in advance."""
     database = open_database()
     await migrate_to(database, revision)
     async with writing(database) as connection:
@@ -272,7 +272,7 @@ async def test_an_index_built_beforehand_is_taken(
 
 
 def places_of_indexes(connection: Connection) -> dict[str, int]:
-    """Where in its file or by which number the engine keeps each index, which another one would not get."""
+    """The storage location of each index, which changes if the index is rebuilt."""
     statement = (
         "SELECT name, rootpage FROM sqlite_master WHERE type = 'index'"
         if connection.dialect.name == "sqlite"
@@ -281,7 +281,7 @@ def places_of_indexes(connection: Connection) -> dict[str, int]:
     return {str(name): number for name, number in connection.execute(text(statement))}
 
 
-# What CREATE INDEX CONCURRENTLY leaves behind where it was interrupted.
+# The state that an interrupted CREATE INDEX CONCURRENTLY leaves.
 INTERRUPT = "UPDATE pg_index SET indisvalid = false WHERE indexrelid = '{}'::regclass"
 
 
@@ -290,10 +290,10 @@ INTERRUPT = "UPDATE pg_index SET indisvalid = false WHERE indexrelid = '{}'::reg
     ("revision", "prebuilt"), [("0004", PREBUILT), ("0005", PREBUILT_OF_LABEL)], ids=["0005", "0006"]
 )
 @pytest.mark.parametrize("is_interrupted", [True, False], ids=["interrupted", "of other columns"])
-async def test_an_index_that_is_no_good_is_replaced(
+async def test_an_unusable_prebuilt_index_is_replaced(
     open_database: Callable[[], Database], revision: str, prebuilt: str, is_interrupted: bool
 ) -> None:
-    """An index of the right name that can't serve is not taken for the one that the migration brings."""
+    """A migration replaces an index of the right name that is invalid or has other columns."""
     database = open_database()
     await migrate_to(database, revision)
     statements = (
@@ -311,8 +311,8 @@ async def test_an_index_that_is_no_good_is_replaced(
         assert (await connection.execute(invalid)).scalar_one() == 0
 
 
-async def test_concurrent_token_keys(open_database: Callable[[], Database]) -> None:
-    """Eight processes that each bring a key for page tokens agree on one of them."""
+async def test_concurrent_first_token_keys_agree(open_database: Callable[[], Database]) -> None:
+    """Eight processes that each propose a first key for page tokens agree on one."""
     databases = [open_database() for _ in range(8)]
     await migrate(databases[0])
     candidates = [bytes([number]) * 32 for number in range(8)]
@@ -325,11 +325,11 @@ async def test_concurrent_token_keys(open_database: Callable[[], Database]) -> N
     (first,) = await CredentialStore(databases[0]).token_keys()
     assert first.key in candidates
     await CredentialStore(databases[0]).ensure_token_key(b"x" * 32, NOON)
-    assert await CredentialStore(databases[7]).token_keys() == [first], "and it stays"
+    assert await CredentialStore(databases[7]).token_keys() == [first], "the first key stays"
 
 
-async def test_concurrent_rotations_of_token_keys(open_database: Callable[[], Database]) -> None:
-    """Keys for page tokens that several processes add at once are all there, the newest first."""
+async def test_concurrent_token_keys_are_all_added(open_database: Callable[[], Database]) -> None:
+    """Keys for page tokens that several processes add concurrently are all stored, newest first."""
     databases = [open_database() for _ in range(4)]
     await migrate(databases[0])
     store = CredentialStore(databases[0])
@@ -344,7 +344,7 @@ async def test_concurrent_rotations_of_token_keys(open_database: Callable[[], Da
     assert (await store.token_keys())[0] == TokenKey(b"n" * 32, NOON + 2)
 
 
-async def test_failed_migration_leaves_nothing(
+async def test_failed_migration_is_rolled_back(
     open_database: Callable[[], Database], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A migration that fails midway leaves an empty database, and the next one succeeds."""
@@ -377,7 +377,7 @@ async def test_failed_migration_leaves_nothing(
 async def test_sqlite_settings(
     open_database: Callable[[], Database], pragma: str, of_writer: object, of_reader: object
 ) -> None:
-    """SQLite writes ahead, syncs every commit and checks foreign keys; readers can't write."""
+    """SQLite uses the write-ahead log, syncs every commit and checks foreign keys; readers can't write."""
     database = open_database()
     await migrate(database)
     for _ in range(2):
@@ -389,7 +389,7 @@ async def test_sqlite_settings(
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 async def test_sqlite_readers_cannot_write(open_database: Callable[[], Database]) -> None:
-    """A statement that writes is refused on a connection that reads."""
+    """A writing statement is refused on a connection for reads."""
     database = open_database()
     await migrate(database)
     with pytest.raises(ServiceUnavailable):
@@ -399,7 +399,7 @@ async def test_sqlite_readers_cannot_write(open_database: Callable[[], Database]
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 async def test_sqlite_reads_while_writing(open_database: Callable[[], Database]) -> None:
-    """A reader doesn't wait for the writer, and sees nothing of it before the commit."""
+    """A reader doesn't wait for the writer, and sees none of its changes before the commit."""
     database = open_database()
     await migrate(database)
     store = CredentialStore(database)
@@ -412,7 +412,7 @@ async def test_sqlite_reads_while_writing(open_database: Callable[[], Database])
 
 
 def an_account(**changes: object) -> dict[str, object]:
-    """A row of accounts that is right but for its changes."""
+    """A valid row of accounts with changed values."""
     return {
         "tenant_number": 1,
         "id": "a",
@@ -428,7 +428,7 @@ def an_account(**changes: object) -> dict[str, object]:
 
 
 def a_transaction(**changes: object) -> dict[str, object]:
-    """A row of transactions that is right but for its changes."""
+    """A valid row of transactions with changed values."""
     return {
         "account_number": 1,
         "sequence": 1,
@@ -467,10 +467,10 @@ def a_transaction(**changes: object) -> dict[str, object]:
     ids=range(12),
 )
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-async def test_constraints(
+async def test_constraints_exclude_invalid_rows(
     open_database: Callable[[], Database], rows: list[tuple[object, dict[str, object]]], accepted: bool
 ) -> None:
-    """The database itself refuses what the rules of the ledger exclude."""
+    """The database refuses rows that violate the rules of the ledger."""
     database = open_database()
     await migrate(database)
     await CredentialStore(database).create_tenant(slug="s", uid="u", display_name="n", create_time=1)
@@ -487,8 +487,8 @@ async def test_constraints(
             await write()
 
 
-async def test_stored_body_is_what_is_served(server: Server, client: Client) -> None:
-    """GetTransaction and the lists hand out the very bytes that are stored."""
+async def test_stored_bodies_are_served_unchanged(server: Server, client: Client) -> None:
+    """GetTransaction and the lists serve exactly the stored bytes."""
     await client.create_account("acme")
     labels = dict.fromkeys(("z", "a", "location", "m"), "x")
     posted = await client.post("acme", Transaction.GRANT, "1.5", labels=labels, description="é")
@@ -505,13 +505,13 @@ async def test_stored_body_is_what_is_served(server: Server, client: Client) -> 
 
 
 def varint(number: int) -> bytes:
-    """A length as the wire format has it, for up to two bytes."""
+    """A length as a varint of at most two bytes."""
     assert number < 1 << 14
     return bytes([number]) if number < 128 else bytes([number & 127 | 128, number >> 7])
 
 
 async def test_indexed_columns_agree_with_the_body(client: Client, book: Book) -> None:
-    """What lists filter and sort by says the same as the body beside it."""
+    """The columns by which lists filter and sort have the values of the body."""
     await client.create_account("acme", credit_limit="5")
     await client.post("acme", Transaction.GRANT, "1.5", labels={"location": "l", "membership": "m", "company": "c"})
     await client.post("acme", Transaction.CHARGE, "-2.000001", category="other", labels={"project": "p"})
@@ -533,8 +533,8 @@ async def test_indexed_columns_agree_with_the_body(client: Client, book: Book) -
     assert [(row.amount, row.balance_after) for row in rows] == [(1_500_000, 1_500_000), (-2_000_001, -500_001)]
 
 
-async def test_reopened_book_goes_on(database_url: str) -> None:
-    """A ledger that is closed and opened again has its tenants and its token key."""
+async def test_reopened_book_keeps_its_data(database_url: str) -> None:
+    """A reopened ledger has its tenants and its token key."""
     async with open_book(database_url) as book:
         tenant_number = await book.credentials.create_tenant(slug="s", uid="u", display_name="n", create_time=1)
         await book.credentials.ensure_token_key(b"k" * 32, 1)
@@ -544,9 +544,9 @@ async def test_reopened_book_goes_on(database_url: str) -> None:
         assert await book.credentials.token_keys() == [TokenKey(b"k" * 32, 1)]
 
 
-async def test_unreachable_database() -> None:
-    """Whoever can't reach the database learns that, and not where it is."""
-    database = Database("postgresql+asyncpg://nobody@/nothing?host=/nonexistent")
+async def test_error_of_an_unreachable_database_hides_its_address() -> None:
+    """The error of an unreachable database shows nothing of its address."""
+    database = Database("postgresql+asyncpg://user@/nothing?host=/nonexistent")
     try:
         with pytest.raises(ServiceUnavailable) as caught:
             await CredentialStore(database).has_tenant()

@@ -1,4 +1,4 @@
-"""A driver that fails at the n-th statement, for every n, of each mutation: all of it is there, or nothing."""
+"""Failures at every statement of each mutation: a mutation takes effect completely or not at all."""
 
 from __future__ import annotations
 
@@ -37,27 +37,27 @@ from tests.support.refusals import read_refusal, read_status
 pytestmark = only_sqlite
 
 GRANT, CHARGE = Transaction.GRANT, Transaction.CHARGE
-DRIVER_WORDS = "disk I/O error in /var/lib/secret"
-NEVER_TOLD = ("disk", "secret", "sqlite", "sql", "select", "insert", "update ", "begin", "account_states", ".db")
+DRIVER_MESSAGE = "disk I/O error in /var/lib/secret"
+NEVER_SHOWN = ("disk", "secret", "sqlite", "sql", "select", "insert", "update ", "begin", "account_states", ".db")
 
 
 class Fault:
-    """Fails the n-th statement of the connection that writes, counted from 0; later ones pass."""
+    """Fails one statement of the writer's connection, the one with the index `at`; others pass."""
 
     def __init__(self, at: int) -> None:
         self.at = at
         self.statements: list[str] = []
 
     def __call__(self, statement: str) -> None:
-        """Stands in the driver's place, so that what it raises passes for the driver's own."""
+        """Called in place of the driver, so its error counts as the driver's."""
         self.statements.append(statement)
         if len(self.statements) == self.at + 1:
-            raise sqlite3.OperationalError(DRIVER_WORDS)
+            raise sqlite3.OperationalError(DRIVER_MESSAGE)
 
 
 @contextmanager
 def failing_at(database: Database, at: int) -> Iterator[Fault]:
-    """Rigs the database: one row or many, a statement that fails is one; the commit counts as the last."""
+    """Makes one statement fail until the end of the block. A commit counts as a statement."""
     fault = Fault(at)
     engine = database.primary.writer
     dialect: Any = engine.dialect
@@ -91,10 +91,10 @@ async def contents(database: Database) -> dict[str, list[Any]]:
 
 
 def check_unavailable(error: grpc.aio.AioRpcError) -> None:
-    """Holds an error to what a caller may learn of a broken database: that it is one."""
+    """Asserts that an error is UNAVAILABLE and shows no details of the database."""
     assert read_refusal(error).verdict == ("UNAVAILABLE", "SERVICE_UNAVAILABLE")
-    told = f"{error.details()} {error.trailing_metadata()}".lower()
-    assert not [word for word in NEVER_TOLD if word in told]
+    shown = f"{error.details()} {error.trailing_metadata()}".lower()
+    assert not [word for word in NEVER_SHOWN if word in shown]
 
 
 Call = Callable[[Client], Awaitable[Message]]
@@ -109,14 +109,14 @@ def item(
 
 
 async def create_transaction(client: Client) -> Message:
-    """A charge that writes to every table to which a charge can."""
+    """A charge that writes to every table that a charge can write to."""
     request = item(CHARGE, "-12", category="computing", usage=Usage(model="m"), labels={"location": "l"})
     request.request_id = "id"
     return await client.ledger.CreateTransaction(request, metadata=client.metadata)
 
 
 async def expiring_charge(client: Client) -> Message:
-    """A charge of an account of which something has expired."""
+    """A charge of an account with an expired lot."""
     request = item(CHARGE, "-1", "expired")
     request.request_id = "id"
     return await client.ledger.CreateTransaction(request, metadata=client.metadata)
@@ -140,7 +140,7 @@ async def refund(client: Client) -> Message:
 
 
 async def second_refund(client: Client) -> Message:
-    """The second refund of a charge, into a lot that was spent."""
+    """The second refund of a charge, into a spent lot."""
     charge = next(row for row in await client.history("other") if row.kind == CHARGE)
     return await client.ledger.RefundTransaction(
         RefundTransactionRequest(name=charge.name, request_id="id"), metadata=client.metadata
@@ -148,7 +148,7 @@ async def second_refund(client: Client) -> Message:
 
 
 async def transfer(client: Client) -> Message:
-    """Credits of two lots to another account."""
+    """A transfer of credits of two lots."""
     return await client.ledger.TransferCredits(
         TransferCreditsRequest(name="accounts/acme", destination="accounts/other", amount="12", request_id="id"),
         metadata=client.metadata,
@@ -164,7 +164,7 @@ async def create_account(client: Client) -> Message:
 
 
 async def update_account(client: Client) -> Message:
-    """Another name for an account."""
+    """An update of an account's display_name and credit_limit."""
     return await client.ledger.UpdateAccount(
         UpdateAccountRequest(
             account=Account(name="accounts/acme", display_name="New", credit_limit="7"), request_id="id"
@@ -173,8 +173,8 @@ async def update_account(client: Client) -> Message:
     )
 
 
-async def bring_in(client: Client) -> Message:
-    """A message of history."""
+async def import_history(client: Client) -> Message:
+    """An import of one message."""
     items = [
         ImportTransactionsRequest.Item(
             parent="accounts/fresh",
@@ -189,7 +189,7 @@ async def bring_in(client: Client) -> Message:
 
 
 async def fill(client: Client, clock: Clock) -> None:
-    """Accounts on which each of the calls has something to do."""
+    """Creates accounts with the transactions that the calls need."""
     for account_id in ("acme", "other", "fresh", "expired"):
         await client.create_account(account_id)
     await client.post("expired", GRANT, "5")
@@ -208,7 +208,7 @@ async def fill(client: Client, clock: Clock) -> None:
 @pytest.mark.parametrize(
     ("call", "statements_min", "is_replayed"),
     [
-        # Each begins, reads the states, writes its rows and its answer, and commits.
+        # BEGIN, reads of the states, writes of rows and of the answer, and COMMIT.
         (create_transaction, 10, True),
         (expiring_charge, 9, True),
         (batch, 9, True),
@@ -217,14 +217,14 @@ async def fill(client: Client, clock: Clock) -> None:
         (transfer, 9, True),
         (create_account, 5, True),
         (update_account, 5, True),
-        (bring_in, 9, False),
+        (import_history, 9, False),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )
-async def test_failure_at_every_statement(
+async def test_failure_at_any_statement_rolls_back(
     server: Server, admin: Client, clock: Clock, call: Call, statements_min: int, is_replayed: bool
 ) -> None:
-    """A call that fails at any statement changes nothing, tells nothing, and succeeds when it is repeated."""
+    """A call that fails at any statement changes nothing, shows no details, and succeeds when repeated."""
     database = server.book.database
     await fill(admin, clock)
     before = await contents(database)
@@ -237,7 +237,7 @@ async def test_failure_at_every_statement(
                 check_unavailable(error)
             else:
                 break
-        assert len(fault.statements) == at + 1, f"went on after {fault.statements[-2:]}"
+        assert len(fault.statements) == at + 1, f"continued after {fault.statements[-2:]}"
         assert await contents(database) == before, f"after a failure at {fault.statements[-1]}"
         assert await admin.verify() == []
         places.append(fault.statements[-1])
@@ -251,8 +251,10 @@ async def test_failure_at_every_statement(
 
 
 @pytest.mark.parametrize("call", [create_transaction, batch, refund, transfer], ids=lambda call: call.__name__)
-async def test_lost_answer(server: Server, admin: Client, clock: Clock, call: Call) -> None:
-    """Where the commit happened and only its answer was lost, a repetition gets the answer and posts nothing more."""
+async def test_repetition_after_a_lost_answer_posts_nothing(
+    server: Server, admin: Client, clock: Clock, call: Call
+) -> None:
+    """If only the answer to a commit is lost, a repetition gets the stored answer and posts nothing more."""
     await fill(admin, clock)
     dialect: Any = server.book.database.primary.writer.dialect
     do_commit: Callable[[object], None] = dialect.do_commit
@@ -260,7 +262,7 @@ async def test_lost_answer(server: Server, admin: Client, clock: Clock, call: Ca
     def commit(connection: object) -> None:
         dialect.do_commit = do_commit
         do_commit(connection)
-        raise sqlite3.OperationalError(DRIVER_WORDS)
+        raise sqlite3.OperationalError(DRIVER_MESSAGE)
 
     before = len(await admin.history("-"))
     dialect.do_commit = commit
@@ -274,26 +276,28 @@ async def test_lost_answer(server: Server, admin: Client, clock: Clock, call: Ca
     assert await admin.verify() == []
 
 
-async def test_every_item_of_a_submission(server: Server, admin: Client, clock: Clock) -> None:
-    """Where the database fails, each item of SubmitTransactions says so for itself, and none of them is there."""
+async def test_each_item_of_a_submission_is_unavailable(server: Server, admin: Client, clock: Clock) -> None:
+    """If the database fails, each valid item of SubmitTransactions gets UNAVAILABLE, and none is posted."""
     database = server.book.database
     await fill(admin, clock)
     before = await contents(database)
     request = SubmitTransactionsRequest(parent="accounts/-", requests=[item(GRANT, "1"), item(GRANT, "x")])
     with failing_at(database, 3):
         answer = await admin.ledger.SubmitTransactions(request, metadata=admin.metadata)
-    told = [read_status(result.error) for result in answer.results]
-    assert [each.verdict for each in told] == [
+    statuses = [read_status(result.error) for result in answer.results]
+    assert [each.verdict for each in statuses] == [
         ("UNAVAILABLE", "SERVICE_UNAVAILABLE"),
         ("INVALID_ARGUMENT", "FIELD_INVALID"),
     ]
-    assert not [word for word in NEVER_TOLD if word in told[0].message]
+    assert not [word for word in NEVER_SHOWN if word in statuses[0].message]
     assert await contents(database) == before
 
 
-async def test_import_that_fails_in_the_middle(server: Server, admin: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An import whose second message meets a broken database keeps the first and goes on when it is repeated."""
-    # Else messages that come while another is posted may share a database transaction.
+async def test_interrupted_import_continues_when_repeated(
+    server: Server, admin: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An import that fails at its second message keeps the first, and continues after it when repeated."""
+    # Otherwise messages received while another is posted may share a database transaction.
     monkeypatch.setattr("server.usecases.imports.PART_ITEMS_MAX", 1)
     database = server.book.database
     await admin.create_account("acme")
@@ -316,9 +320,9 @@ async def test_import_that_fails_in_the_middle(server: Server, admin: Client, mo
         for message in messages:
             yield message
 
-    with failing_at(database, 10**6) as sound:
+    with failing_at(database, 10**6) as complete:
         await admin.admin.ImportTransactions(stream(), metadata=admin.metadata)
-    begins = [at for at, statement in enumerate(sound.statements) if statement == sound.statements[0]]
+    begins = [at for at, statement in enumerate(complete.statements) if statement == complete.statements[0]]
     assert len(begins) == 3
     await admin.create_account("other")
     for message in messages:

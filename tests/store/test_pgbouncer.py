@@ -40,7 +40,7 @@ pytestmark = pytest.mark.skipif(PGBOUNCER is None, reason="the program pgbouncer
 
 @asynccontextmanager
 async def pgbouncer(postgresql: PostgreSQL, database: str, mode: str, *more: str) -> AsyncIterator[str]:
-    """Runs PgBouncer until the end of the block; gives the URL of the database through it."""
+    """Runs PgBouncer until the end of the block; yields the URL of the database through it."""
     assert PGBOUNCER is not None
     upstream = postgresql.url(database).partition("?host=")[2]
     with TemporaryDirectory(prefix="daybook-pgbouncer-") as name:
@@ -59,7 +59,7 @@ async def pgbouncer(postgresql: PostgreSQL, database: str, mode: str, *more: str
         (folder / "pgbouncer.ini").write_text("\n".join(lines))
         arguments = [PGBOUNCER, str(folder / "pgbouncer.ini")]
         if os.geteuid() == 0:
-            # It doesn't run as root, and the server of the tests has a user.
+            # PgBouncer refuses to run as root, so it gets the user of the tests' PostgreSQL.
             user = postgresql._server.system_user
             assert user is not None
             shutil.chown(folder, user)
@@ -79,7 +79,7 @@ async def pgbouncer(postgresql: PostgreSQL, database: str, mode: str, *more: str
 
 
 async def listens(socket: Path) -> bool:
-    """Whether a connection can be made."""
+    """Whether the socket accepts connections."""
     try:
         _, writer = await asyncio.open_unix_connection(socket)
     except OSError:
@@ -97,7 +97,7 @@ def name(reused_database: ReusedDatabase) -> str:
 
 
 async def work(url: str, limits: DatabaseLimits, clock: Clock) -> None:
-    """Eight callers of two processes post, list and verify at the same time."""
+    """Eight callers of two servers post, list and read concurrently; the books stay correct."""
     async with (
         open_book(url, clock, limits=limits) as book,
         serving(book, Settings(port=0, shutdown_grace_seconds=1)) as port,
@@ -110,10 +110,10 @@ async def work(url: str, limits: DatabaseLimits, clock: Clock) -> None:
         tenant_number = await server.create_tenant("house")
         client = await server.client(tenant_number, scopes={"admin"})
         await client.create_account("acme")
-        stranger = type(client)(other_channel, client.key)
+        other_client = type(client)(other_channel, client.key)
 
         async def call(number: int) -> None:
-            caller = (client, stranger)[number % 2]
+            caller = (client, other_client)[number % 2]
             for _ in range(5):
                 posted = await caller.post("acme", Transaction.GRANT, "1")
                 assert posted.name in {each.name for each in await caller.history()}
@@ -127,13 +127,13 @@ async def work(url: str, limits: DatabaseLimits, clock: Clock) -> None:
 
 
 async def limits_of(database: Database) -> list[str]:
-    """The limits in a transaction that writes."""
+    """The timeouts of a writing transaction."""
     names = ("lock_timeout", "statement_timeout", "idle_in_transaction_session_timeout")
     return await database.transact(lambda connection: [str(connection.scalar(text(f"SHOW {name}"))) for name in names])
 
 
 async def test_session_mode_works_by_default(postgresql: PostgreSQL, name: str, clock: Clock) -> None:
-    """Without any setting: everything works, and the limits hold."""
+    """A pooler in session mode works without any setting, and the timeouts are set."""
     async with pgbouncer(postgresql, name, "session") as url:
         await work(url, DatabaseLimits(), clock)
         database = Database(url)
@@ -142,7 +142,7 @@ async def test_session_mode_works_by_default(postgresql: PostgreSQL, name: str, 
 
 
 async def test_transaction_mode_works_when_it_is_set(postgresql: PostgreSQL, name: str, clock: Clock) -> None:
-    """With fewer sessions than connections: everything works, and limits hold within transactions only."""
+    """Transaction mode works with fewer sessions than connections, and timeouts are set within transactions only."""
     async with pgbouncer(postgresql, name, "transaction", "default_pool_size = 3") as url:
         await work(url, BY_TRANSACTION, clock)
         database = Database(url, BY_TRANSACTION)
@@ -154,7 +154,7 @@ async def test_transaction_mode_works_when_it_is_set(postgresql: PostgreSQL, nam
 
 
 async def test_transaction_mode_is_refused_by_default(postgresql: PostgreSQL, name: str) -> None:
-    """The error names the setting."""
+    """By default a pooler in transaction mode is refused, and the error names the setting."""
     async with pgbouncer(postgresql, name, "transaction") as url:
         database = Database(url)
         with pytest.raises(DatabaseUnfit, match="set DAYBOOK_DATABASE_POOLER_MODE=transaction"):
@@ -163,8 +163,8 @@ async def test_transaction_mode_is_refused_by_default(postgresql: PostgreSQL, na
 
 
 @pytest.mark.parametrize(("mode", "limits"), [("session", DatabaseLimits()), ("transaction", BY_TRANSACTION)])
-async def test_migration_through_it(postgresql: PostgreSQL, mode: str, limits: DatabaseLimits) -> None:
-    """An empty database is migrated, by two processes at a time."""
+async def test_migration_works_through_a_pooler(postgresql: PostgreSQL, mode: str, limits: DatabaseLimits) -> None:
+    """Two processes migrate an empty database concurrently."""
     postgresql.execute("CREATE DATABASE pooled")
     try:
         async with pgbouncer(postgresql, "pooled", mode) as url:
@@ -177,8 +177,8 @@ async def test_migration_through_it(postgresql: PostgreSQL, mode: str, limits: D
         postgresql.execute("DROP DATABASE pooled WITH (FORCE)")
 
 
-async def test_callers_who_leave(postgresql: PostgreSQL, name: str) -> None:
-    """In transaction mode, a read that is given up at any turn of the loop leaves no transaction to the next one."""
+async def test_a_cancelled_read_leaves_no_transaction(postgresql: PostgreSQL, name: str) -> None:
+    """In transaction mode, a read cancelled at any step of the event loop leaves no transaction open."""
     async with pgbouncer(postgresql, name, "transaction", "default_pool_size = 1") as url:
         database = Database(url, DatabaseLimits(connections=1, pooler_mode="transaction"))
         primary = database.primary
@@ -188,8 +188,8 @@ async def test_callers_who_leave(postgresql: PostgreSQL, name: str) -> None:
         await database.close()
 
 
-async def test_pgbouncer_that_ends(postgresql: PostgreSQL, name: str) -> None:
-    """Callers get UNAVAILABLE, and the next PgBouncer serves them."""
+async def test_a_stopped_pgbouncer_is_unavailable(postgresql: PostgreSQL, name: str) -> None:
+    """Calls get UNAVAILABLE after PgBouncer has stopped."""
     async with pgbouncer(postgresql, name, "session") as url:
         database = Database(url, DatabaseLimits(connect_seconds=1))
         await migrate(database)

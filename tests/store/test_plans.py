@@ -1,4 +1,4 @@
-"""How the engines scan the big table for each list of the product: along an index, already in order."""
+"""Query plans: each list of the product is a scan of an index in the order of the list."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ async def database(tmp_path: Path) -> AsyncIterator[Database]:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A line of EXPLAIN QUERY PLAN."""
+    """A row of EXPLAIN QUERY PLAN."""
 
     number: int
     parent: int
@@ -69,7 +69,7 @@ class Step:
 
     @property
     def bounds(self) -> str:
-        """The conditions that a search uses of its index."""
+        """The conditions of a search in its index."""
         return self.detail[self.detail.index("(") + 1 : self.detail.rindex(")")]
 
 
@@ -78,9 +78,9 @@ Statement: TypeAlias = "tuple[Select[Any], dict[str, object]]"
 
 
 def list_of(shape: Shape, after: TransactionKey | None, tenant_number: int = 1) -> TransactionList:
-    """A page of 50 rows of a list."""
-    account_number, wanted, order = shape
-    return TransactionList(tenant_number, account_number, wanted, order, after, 50)
+    """A list with a page of 50 rows."""
+    account_number, criteria, order = shape
+    return TransactionList(tenant_number, account_number, criteria, order, after, 50)
 
 
 def page_statement(query: TransactionList) -> Statement:
@@ -89,12 +89,12 @@ def page_statement(query: TransactionList) -> Statement:
 
 
 async def plan_of(database: Database, shape: Shape, after: TransactionKey | None) -> list[Step]:
-    """How SQLite goes about a list."""
+    """SQLite's query plan for a list."""
     return await explain(database, *page_statement(list_of(shape, after)))
 
 
 async def explain(database: Database, statement: Select[Any], parameters: dict[str, object]) -> list[Step]:
-    """How SQLite goes about a statement."""
+    """SQLite's query plan for a statement."""
     compiled = statement.compile(dialect=sqlite.dialect(), compile_kwargs={"render_postcompile": True})
     values = compiled.construct_params(parameters)
 
@@ -109,7 +109,7 @@ async def explain(database: Database, statement: Select[Any], parameters: dict[s
 
 
 SCANS: list[tuple[str, Shape, str, str]] = [
-    # A name, the list, the index, and what of the index bounds the scan.
+    # Name, list, index, and the conditions that bound the scan.
     ("account", (ACCOUNT, TransactionFilter(), TIME_DESC), "PRIMARY KEY", "account_number=?"),
     ("account, oldest first", (ACCOUNT, TransactionFilter(), TIME_ASC), "PRIMARY KEY", "account_number=?"),
     (
@@ -152,7 +152,7 @@ SCANS: list[tuple[str, Shape, str, str]] = [
 ]
 
 NUMBERED: list[tuple[str, Shape, str, str]] = [
-    # Lists with a filter along the rows of an account as they are stored.
+    # Filtered lists of an account by sequence, along the primary key.
     (
         "account, one kind",
         (ACCOUNT, TransactionFilter(kinds=(CHARGE,)), TIME_DESC),
@@ -186,7 +186,7 @@ NUMBERED: list[tuple[str, Shape, str, str]] = [
 ]
 
 FILTERED: list[tuple[str, Shape, str, str]] = [
-    # Lists whose index serves a part of the filter.
+    # Lists whose index serves only a part of the filter.
     (
         "account, category by amount",
         (ACCOUNT, TransactionFilter(categories=("x",)), AMOUNT_DESC),
@@ -311,13 +311,13 @@ MERGES: list[tuple[str, Shape, str, str]] = [
 
 @pytest.mark.parametrize("after", [None, AFTER], ids=["first page", "next page"])
 @pytest.mark.parametrize(("name", "shape", "index", "bounds"), SCANS, ids=[row[0] for row in SCANS])
-async def test_scan(
+async def test_list_without_residual_filter_is_one_scan(
     database: Database, after: TransactionKey | None, name: str, shape: Shape, index: str, bounds: str
 ) -> None:
-    """A list is one search along its index, which is in the order of the list: nothing is sorted."""
+    """A list is one search in its index, which has the order of the list, so nothing is sorted."""
     del name
     plan = await plan_of(database, shape, after)
-    # Values of an IN are looked up in a list of constants, which is no table.
+    # The values of an IN are a list subquery of constants.
     scans = [step for step in plan if step.parent == 0 and "SUBQUERY" not in step.detail]
     access = index if index == "PRIMARY KEY" else f"INDEX {index}"
     assert [step.detail.partition(" (")[0] for step in scans] == [f"SEARCH transactions USING {access}"], plan
@@ -326,51 +326,51 @@ async def test_scan(
     if after is None:
         assert scans[0].bounds == bounds, plan
     else:
-        assert goes_on_from_the_key(scans[0], shape), plan
+        assert continues_after_the_key(scans[0], shape), plan
 
 
 @pytest.mark.parametrize("after", [None, AFTER], ids=["first page", "next page"])
 @pytest.mark.parametrize(("name", "shape", "index", "bounds"), MERGES, ids=[row[0] for row in MERGES])
-async def test_merge(
+async def test_list_of_categories_merges_scans(
     database: Database, after: TransactionKey | None, name: str, shape: Shape, index: str, bounds: str
 ) -> None:
-    """A list of categories is one search for each kind, category and state, along an index in order.
+    """A list of categories is one search for each kind, category and state, in an index with the list's order.
 
-    Only their pages are sorted, and the bodies come by primary key, for the rows of the page alone.
+    Only the merged page is sorted, and only its bodies are read, by primary key.
     """
     del name
-    wanted = shape[1]
+    criteria = shape[1]
     plan = await plan_of(database, shape, after)
-    kinds = len(wanted.kinds) or len(Transaction.Kind.values()) - 1
-    pairs = len(wanted.kind_categories) or kinds * len(wanted.categories)
+    kinds = len(criteria.kinds) or len(Transaction.Kind.values()) - 1
+    pairs = len(criteria.kind_categories) or kinds * len(criteria.categories)
     scans = [step for step in plan if f" INDEX {index} (" in step.detail]
-    states = len(wanted.states) or len(Transaction.State.values()) - 1
+    states = len(criteria.states) or len(Transaction.State.values()) - 1
     assert len(scans) == pairs * states, plan
     for scan in scans:
         assert scan.detail.startswith(f"SEARCH transactions USING COVERING INDEX {index} ("), scan
-        assert goes_on_from_the_key(scan, shape) if after else scan.bounds == bounds, scan
-        beside = [step.detail for step in plan if step.parent == scan.parent and step != scan]
-        assert not [detail for detail in beside if "TEMP B-TREE" in detail], f"a scan is sorted: {plan}"
+        assert continues_after_the_key(scan, shape) if after else scan.bounds == bounds, scan
+        siblings = [step.detail for step in plan if step.parent == scan.parent and step != scan]
+        assert not [detail for detail in siblings if "TEMP B-TREE" in detail], f"a scan is sorted: {plan}"
     others = [step.detail for step in plan if "transactions" in step.detail and step not in scans]
     assert others == ["SEARCH transactions USING PRIMARY KEY (account_number=? AND sequence=?)"], plan
 
 
-def goes_on_from_the_key(step: Step, shape: Shape) -> bool:
-    """Whether a search begins where the page before ended, rather than at the beginning of the list."""
+def continues_after_the_key(step: Step, shape: Shape) -> bool:
+    """Whether a search begins after the last row of the previous page."""
     of_account, order = shape[0] is not None, shape[2]
     if "PRIMARY KEY" in step.detail:
         return f"sequence{'<' if order.descending else '>'}?" in step.bounds
     columns = f"{order.field.value},{'' if of_account else 'account_number,'}sequence"
-    marks = "?,?" if of_account else "?,?,?"
-    return f"({columns}){'<' if order.descending else '>'}({marks})" in step.bounds
+    placeholders = "?,?" if of_account else "?,?,?"
+    return f"({columns}){'<' if order.descending else '>'}({placeholders})" in step.bounds
 
 
 @pytest.mark.parametrize("after", [None, AFTER], ids=["first page", "next page"])
 @pytest.mark.parametrize(("name", "shape", "index", "bounds"), NUMBERED, ids=[row[0] for row in NUMBERED])
-async def test_sequence_scan(
+async def test_filtered_list_by_sequence_is_one_bounded_scan(
     database: Database, after: TransactionKey | None, name: str, shape: Shape, index: str, bounds: str
 ) -> None:
-    """A filter along the rows of an account is one search, limited at both ends, and its end is one row."""
+    """A filtered list by sequence is one search with two bounds, and its boundary is a lookup of one row."""
     assert (index, bounds) == ("PRIMARY KEY", "account_number=?"), name
     plan = await plan_of(database, shape, after)
     (scan,) = [step for step in plan if "SEARCH transactions" in step.detail]
@@ -388,13 +388,13 @@ async def test_sequence_scan(
 
 @pytest.mark.parametrize("after", [None, AFTER], ids=["first page", "next page"])
 @pytest.mark.parametrize(("name", "shape", "index", "bounds"), FILTERED, ids=[row[0] for row in FILTERED])
-async def test_filtered_scan(
+async def test_filtered_list_is_a_filter_around_a_bounded_scan(
     database: Database, after: TransactionKey | None, name: str, shape: Shape, index: str, bounds: str
 ) -> None:
-    """A filter that no index serves is applied to a bounded scan, in order, and stops it when the page is full.
+    """A filter that no index serves is applied to the rows of a bounded scan, until the page is full.
 
-    The scan is a co-routine: nothing is stored or sorted before the filter. Bodies are fetched by primary key for
-    the rows of the page, which alone are sorted. A scan of the tenant by one index reads that index only.
+    The scan is a co-routine: nothing is stored or sorted before the filter. Only the page is sorted, and only its
+    bodies are read, by primary key. A scan of a tenant's index reads that index only.
     """
     plan = await plan_of(database, shape, after)
     (scan,) = [step for step in plan if step.detail.startswith("SEARCH transactions USING") and step.parent != 0]
@@ -402,7 +402,7 @@ async def test_filtered_scan(
     assert scan.detail.partition(" (")[0].replace("COVERING ", "") == f"SEARCH transactions USING {access}", plan
     if name.startswith(("tenant", "spacebring")) and name != "tenant, two labels":
         assert "COVERING" in scan.detail, plan
-    assert goes_on_from_the_key(scan, shape) if after else scan.bounds == bounds, scan
+    assert continues_after_the_key(scan, shape) if after else scan.bounds == bounds, scan
     routine, page = [step for step in plan if step.detail.startswith(("CO-ROUTINE", "MATERIALIZE"))][::-1]
     assert scan.parent == routine.number, plan
     assert (routine.detail.split()[0], routine.parent, page.detail.split()[0]) == (
@@ -418,10 +418,10 @@ async def test_filtered_scan(
 
 @pytest.mark.parametrize("after", [None, AFTER], ids=["first page", "next page"])
 @pytest.mark.parametrize(("name", "shape", "index", "bounds"), FILTERED, ids=[row[0] for row in FILTERED])
-async def test_boundary(
+async def test_boundary_is_read_from_the_index(
     database: Database, after: TransactionKey | None, name: str, shape: Shape, index: str, bounds: str
 ) -> None:
-    """The end of a scan is found along its index alone."""
+    """The boundary of a filtered scan is read from its index alone."""
     query = list_of(shape, after)
     strategy = strategy_of(query)
     assert isinstance(strategy, FilteredScan), name
@@ -429,7 +429,7 @@ async def test_boundary(
     (step,) = await explain(database, strategy.boundary(), parameters)
     access = "PRIMARY KEY" if index == "PRIMARY KEY" else f"COVERING INDEX {index}"
     assert step.detail.partition(" (")[0] == f"SEARCH transactions USING {access}"
-    assert goes_on_from_the_key(step, shape) if after else step.bounds == bounds, step
+    assert continues_after_the_key(step, shape) if after else step.bounds == bounds, step
 
 
 @pytest.mark.parametrize(
@@ -442,19 +442,19 @@ async def test_boundary(
     ],
     ids=[row[0] for row in (*SCANS, *MERGES, *NUMBERED, *FILTERED)],
 )
-def test_strategy(shape: Shape, strategy: type) -> None:
-    """Only a list whose filter no index serves is bounded in the rows that it reads."""
+def test_list_has_the_expected_strategy(shape: Shape, strategy: type) -> None:
+    """Only a list whose filter no index serves gets a strategy with a bounded number of rows."""
     assert type(strategy_of(list_of(shape, AFTER))) is strategy
 
 
 Plans: TypeAlias = "dict[tuple[str, bool], list[str]]"
-"""The lines of EXPLAIN, by the name of a list and whether it is a further page."""
+"""The lines of EXPLAIN, by the name of a list and whether the page is a further one."""
 SEEDED_ROWS = 20_000
 
 
 @pytest.fixture(scope="module")
 def plans(postgresql: PostgreSQL) -> Iterator[Plans]:
-    """How PostgreSQL goes about each list of an account with many rows, by the statistics of seeded data."""
+    """PostgreSQL's query plans for all lists, with the statistics of seeded data."""
     name = f"plans_{uuid.uuid4().hex}"
     postgresql.execute(f"CREATE DATABASE {name}")
     yield asyncio.run(read_plans(postgresql.url(name)))
@@ -462,7 +462,7 @@ def plans(postgresql: PostgreSQL) -> Iterator[Plans]:
 
 
 async def read_plans(database_url: str) -> Plans:
-    """Seeds a database and has everything explained, with parameters that are there."""
+    """Seeds a database and explains every list, with values of a stored row as parameters."""
     await load(database_url, Wish("seed", SEEDED_ROWS, 1, parse("2024-10-31T00:00:00Z"), 1), lambda *_: None)
     database = Database(database_url)
     try:
@@ -478,9 +478,9 @@ async def read_plans(database_url: str) -> Plans:
             ).one()
             found: Plans = {}
             for name, shape, *_ in (*SCANS, *NUMBERED, *FILTERED, *MERGES):
-                account_number, wanted, order = shape
+                account_number, criteria, order = shape
                 number = None if account_number is None else row.account_number
-                real = (number, with_values_of(row, wanted), order)
+                real = (number, with_values_of(row, criteria), order)
                 after = TransactionKey(getattr(row, order.field.value), row.account_number, row.sequence)
                 for key in (None, after):
                     statement = page_statement(list_of(real, key, row.tenant_number))
@@ -490,29 +490,29 @@ async def read_plans(database_url: str) -> Plans:
         await database.close()
 
 
-def with_values_of(row: Any, wanted: TransactionFilter) -> TransactionFilter:
-    """The filter with values that the row has in the place of made-up ones."""
-    given = {label: getattr(row, label) for label in LABELS if getattr(wanted, label) is not None}
-    if wanted.categories:
-        given["categories"] = (row.category, *wanted.categories[1:])
-    if wanted.month is not None:
+def with_values_of(row: Any, criteria: TransactionFilter) -> TransactionFilter:
+    """The filter with the values of a stored row."""
+    given = {label: getattr(row, label) for label in LABELS if getattr(criteria, label) is not None}
+    if criteria.categories:
+        given["categories"] = (row.category, *criteria.categories[1:])
+    if criteria.month is not None:
         given["month"] = row.month
-    if wanted.create_time_from is not None:
+    if criteria.create_time_from is not None:
         given |= {"create_time_from": row.create_time - 9 * HOUR, "create_time_before": row.create_time + 9 * HOUR}
-    return replace(wanted, **given)
+    return replace(criteria, **given)
 
 
 async def explain_prepared(
     connection: AsyncConnection, statement: Select[Any], parameters: dict[str, object]
 ) -> list[str]:
-    """How PostgreSQL goes about a prepared statement with these parameters."""
+    """PostgreSQL's query plan for a prepared statement with these parameters."""
     compiled = statement.compile(dialect=connection.dialect, compile_kwargs={"render_postcompile": True})
     values = compiled.construct_params(parameters)
     raw = (await connection.get_raw_connection()).driver_connection
     assert raw is not None
     await raw.execute(f"PREPARE list AS {compiled}")
-    shown = ", ".join(f"'{values[name]}'" for name in compiled.positiontup or ())
-    rows = await raw.fetch(f"EXPLAIN (COSTS OFF) EXECUTE list({shown})")
+    arguments = ", ".join(f"'{values[name]}'" for name in compiled.positiontup or ())
+    rows = await raw.fetch(f"EXPLAIN (COSTS OFF) EXECUTE list({arguments})")
     await raw.execute("DEALLOCATE list")
     return [str(row[0]).strip() for row in rows]
 
@@ -520,7 +520,7 @@ async def explain_prepared(
 @pytest.mark.parametrize("is_further", [False, True], ids=["first page", "next page"])
 @pytest.mark.parametrize(
     ("name", "index"),
-    # With so few rows it is cheaper to pick the account's out of another index, and to sort them.
+    # Without lists for which another index and a sort are cheaper, because the seeded data has few rows.
     [
         (row[0], row[2])
         for row in (*SCANS, *NUMBERED, *FILTERED, *MERGES)
@@ -529,11 +529,11 @@ async def explain_prepared(
         and not row[0].startswith(("spacebring, location", "spacebring, membership", "spacebring, company"))
     ],
 )
-def test_postgresql_scans_too(plans: Plans, name: str, index: str, is_further: bool) -> None:
-    """PostgreSQL takes the same indexes, in their order. It reads no table through, and sorts at most the page."""
+def test_postgresql_scans_the_same_indexes(plans: Plans, name: str, index: str, is_further: bool) -> None:
+    """PostgreSQL scans the same indexes in their order, scans no whole table, and sorts at most the page."""
     plan = plans[name, is_further]
     scans = [line for line in plan if re.match(r"(->  )?(Parallel )?(Seq|Bitmap|Index)", line) and "Cond" not in line]
-    # The few accounts of the seeded data are read through.
+    # A sequential scan of the few accounts of the seeded data is fine.
     scans = [line for line in scans if "account_states" not in line]
     scanned = {re.findall(r"using (\w+)", line)[0] for line in scans if "Index" in line}
     assert scanned - {"transactions_pkey"} == {index} - {"PRIMARY KEY"}, plan
@@ -543,23 +543,23 @@ def test_postgresql_scans_too(plans: Plans, name: str, index: str, is_further: b
     assert sorts == [] or (sorts == [0] and name in {row[0] for row in FILTERED}), plan
 
 
-async def test_slice(database: Database) -> None:
-    """A page by number is one search by primary key, whatever the number: nothing is passed over or sorted."""
+async def test_slice_is_one_search(database: Database) -> None:
+    """A page at any offset is one search by primary key: no row is skipped or sorted."""
     state, rows = await explain(database, slice_statement(), {"account_number": ACCOUNT, "offset": 42, "limit": 51})
     assert state.detail == "SEARCH account_states USING INDEX sqlite_autoindex_account_states_1 (account_number=?)"
     search = "SEARCH transactions USING PRIMARY KEY (account_number=? AND sequence>? AND sequence<?)"
     assert rows.detail.removesuffix(" LEFT-JOIN") == search
 
 
-async def test_windows(database: Database) -> None:
-    """A page of hour windows is one search by primary key too."""
+async def test_page_of_windows_is_one_search(database: Database) -> None:
+    """A page of hour windows is one search by primary key."""
     (rows,) = await explain(database, windows_statement(), {"account_number": ACCOUNT, "last": 42, "limit": 51})
     search = "SEARCH usage_windows USING PRIMARY KEY (account_number=? AND number>? AND number<?)"
     assert rows.detail == search
 
 
-async def test_refunds(database: Database) -> None:
-    """What was given back of the charges of a page is found charge by charge, however many refunds there are."""
+async def test_refunds_are_looked_up_by_charge(database: Database) -> None:
+    """The refund totals of a page are looked up by the primary key of each charge."""
     charges = {f"{name}_{number}": number for number in range(50) for name in ("account", "sequence")}
     plan = await explain(database, refunds_statement(50), dict(charges))
     (search,) = [step.detail for step in plan if "refunds" in step.detail]
@@ -583,15 +583,15 @@ LOTS_OF_ACCOUNT = "SEARCH lots USING INDEX lots_open (account_number=?)"
         ),
     ],
 )
-async def test_open_lots(database: Database, statement: Select[Any], search: str) -> None:
-    """Open lots are read along an index in the order in which they are wanted, without a sort."""
+async def test_open_lots_are_read_in_order(database: Database, statement: Select[Any], search: str) -> None:
+    """Open lots are read from an index in the required order, without a sort."""
     parameters: dict[str, object] = {"account_number": 1, "limit": 64, "now": 1}
     assert [step.detail for step in await explain(database, statement, parameters)] == [search]
 
 
-async def test_loading(database: Database) -> None:
-    """Who posts reads no lot of an account but open ones."""
-    asked: list[tuple[str, Any]] = []
+async def test_loading_a_state_reads_open_lots_only(database: Database) -> None:
+    """Loading the state of an account searches only indexes of open lots."""
+    executed: list[tuple[str, Any]] = []
 
     def load_state(connection: Connection) -> list[str]:
         connection.execute(insert(tenants).values(number=1, slug="t", uid="t", display_name="", create_time=0, demo=0))
@@ -623,17 +623,17 @@ async def test_loading(database: Database) -> None:
                 open_lot_count=1,
             )
         )
-        event.listen(connection, "before_cursor_execute", lambda *heard: asked.append((heard[2], heard[3])))
+        event.listen(connection, "before_cursor_execute", lambda *call: executed.append((call[2], call[3])))
         load_states(connection, [1])
         return [
             str(row[-1])
-            for statement, parameters in asked[:]
+            for statement, parameters in executed[:]
             for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
         ]
 
     plan = await database.transact(load_state)
     assert [line for line in plan if " lots " in line] == [
-        # The first three for an account that a server of an older version posted to, or that has many.
+        # The first three are for an account with many lots, or whose last posting was by an older version.
         LOTS_OF_ACCOUNT,
         "SEARCH lots USING INDEX lots_expiring (account_number=? AND expire_time>?)",
         "SEARCH lots USING INDEX lots_expiring (account_number=? AND expire_time>?)",
@@ -641,26 +641,26 @@ async def test_loading(database: Database) -> None:
     ]
 
 
-async def test_holdings(database: Database) -> None:
-    """What an account holds is told from its state; of its lots only those are read that have expired."""
+async def test_holdings_read_expired_lots_only(database: Database) -> None:
+    """The credits of an account are computed from its state and its expired lots."""
     query = holdings_query(1).compiled(database.primary.dialect)
     values = query.values({"account_0": 1, "now": 1})
     async with database.primary.snapshot() as connection:
         rows = await connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {query.text}", values)
         plan = [str(row[-1]) for row in rows if " lots " in str(row[-1])]
     assert plan[-1:] == ["SEARCH lots USING INDEX lots_expiring (account_number=? AND expire_time<?)"]
-    # For an account that a server of an older version posted to.
+    # For an account whose last posting was by an older version.
     assert [line.partition(" INDEX ")[2].partition(" ")[0] for line in plan[:-1]] == ["lots_open", "lots_expiring"]
 
 
-def test_postgresql_reads_open_lots_so_too(reused_database: ReusedDatabase) -> None:
-    """Of an account with many lots, also by a plan that was made for any account."""
+def test_postgresql_reads_open_lots_in_order(reused_database: ReusedDatabase) -> None:
+    """PostgreSQL reads open lots from the indexes without a sort, even with a generic plan."""
     reused_database.empty()
     asyncio.run(check_plans_of_lots(reused_database.url))
 
 
 async def check_plans_of_lots(database_url: str) -> None:
-    """Fills the table of lots and has the statements explained."""
+    """Fills the table lots and checks the plans of its statements."""
     database = Database(database_url)
     try:
         async with writing(database) as connection:
@@ -686,8 +686,8 @@ async def check_plans_of_lots(database_url: str) -> None:
         await database.close()
 
 
-async def test_lookup(database: Database) -> None:
-    """A transaction is found by its uid within its account."""
+async def test_transaction_is_looked_up_by_uid(database: Database) -> None:
+    """A transaction is looked up in the index by account and uid."""
     async with database.primary.snapshot() as connection:
         rows = await connection.exec_driver_sql(
             "EXPLAIN QUERY PLAN SELECT body FROM transactions WHERE account_number = 1 AND uid = x'00'"
@@ -700,7 +700,7 @@ async def test_lookup(database: Database) -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 512])
 @pytest.mark.parametrize(
-    ("wanted", "columns", "key", "index"),
+    ("column", "columns", "key", "index"),
     [
         (transactions.c.body, ("account_number", "sequence"), (1, 1), "PRIMARY KEY"),
         (transactions.c.body, ("account_number", "uid"), (1, b""), "INDEX sqlite_autoindex_transactions_2"),
@@ -709,12 +709,12 @@ async def test_lookup(database: Database) -> None:
     ],
     ids=["bodies", "charges", "refunds", "requests"],
 )
-async def test_lookup_of_many(
-    database: Database, wanted: Column[Any], columns: tuple[str, ...], key: tuple[object, ...], index: str, count: int
+async def test_rows_are_looked_up_by_their_whole_key(
+    database: Database, column: Column[Any], columns: tuple[str, ...], key: tuple[object, ...], index: str, count: int
 ) -> None:
-    """Rows are searched for by all of their key, however many are looked up at once."""
-    table = wanted.table
-    statement = database.primary.with_keys(select(wanted), [table.c[name] for name in columns], [key] * count)
+    """Each of any number of rows is looked up by its whole key."""
+    table = column.table
+    statement = database.primary.with_keys(select(column), [table.c[name] for name in columns], [key] * count)
     plan = [step.detail for step in await explain(database, statement, {})]
     condition = " AND ".join(f"{name}=?" for name in columns)
     assert [detail for detail in plan if f" {table} " in f"{detail} "] == [

@@ -1,4 +1,4 @@
-"""The URL of a PostgreSQL: libpq's parameters, and TLS to a real server."""
+"""URLs of PostgreSQL: libpq's parameters, and TLS to a real server."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ BASE = f"postgresql+asyncpg://daybook:{PASSWORD}@127.0.0.1/daybook"
 
 
 async def setting(url: str, name: str) -> str:
-    """What a session of the pool has of a setting."""
+    """The value of a setting in a session of the pool."""
     database = Database(url)
     try:
         ((value,),) = await database.primary.fetch(Query(text(f"SHOW {name}")), {})
@@ -44,7 +44,7 @@ async def setting(url: str, name: str) -> str:
 
 
 async def test_parameters_reach_the_server(postgresql: PostgreSQL) -> None:
-    """Names and options are the session's."""
+    """Parameters of the URL apply to the session."""
     url = postgresql.url("postgres")
     assert await setting(url, "application_name") == "daybook"
     assert await setting(f"{url}&application_name=ledger%201", "application_name") == "ledger 1"
@@ -68,8 +68,8 @@ async def test_parameters_reach_the_server(postgresql: PostgreSQL) -> None:
     ],
 )
 @pytest.mark.parametrize("name", ["database_url", "database_replica_url"])
-async def test_wrong_parameters(name: str, query: str, problem: str) -> None:
-    """One line that names the setting and the parameter, and shows no password."""
+async def test_a_wrong_parameter_is_refused(name: str, query: str, problem: str) -> None:
+    """The error of a wrong parameter names the setting and the parameter, and shows no password."""
     wrong = f"{BASE}?{query}"
     with pytest.raises(DatabaseUrlInvalid) as caught:
         Database(*((wrong,) if name == "database_url" else (BASE, None, wrong)))
@@ -78,7 +78,7 @@ async def test_wrong_parameters(name: str, query: str, problem: str) -> None:
 
 
 def test_the_command_prints_one_line(tmp_path: Path) -> None:
-    """A wrong parameter is no traceback."""
+    """For a wrong parameter the command prints one line and no traceback."""
     done = run("migrate", "--database-url", f"{BASE}?colour=blue", folder=tmp_path)
     assert done.returncode == 1
     assert done.stderr.startswith("daybook: database_url has an unknown parameter 'colour'")
@@ -86,7 +86,7 @@ def test_the_command_prints_one_line(tmp_path: Path) -> None:
 
 
 class TlsPostgreSQL:
-    """A PostgreSQL that takes connections of TLS only."""
+    """A PostgreSQL that accepts only TLS connections."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -98,7 +98,7 @@ class TlsPostgreSQL:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def tls_server(authority: Authority) -> AsyncIterator[TlsPostgreSQL]:
-    """Debian's PostgreSQL, because the wheel's has no TLS."""
+    """Runs the system's PostgreSQL, because that of the Python package lacks TLS."""
     if PROGRAMS is None:
         pytest.skip("no PostgreSQL with TLS is installed (/usr/lib/postgresql)")
     user = "postgres" if os.geteuid() == 0 else None
@@ -124,11 +124,11 @@ async def tls_server(authority: Authority) -> AsyncIterator[TlsPostgreSQL]:
             )
 
         data = str(folder / "data")
-        made = await program(
+        initialization = await program(
             *("initdb", "-D", data, "-U", "daybook", "--pwfile", str(folder / "password"), "-E", "UTF8"),
             *("--auth", "scram-sha-256", "--no-sync", "--locale", "C"),
         )
-        assert await asyncio.wait_for(made.wait(), SECONDS_MAX) == 0
+        assert await asyncio.wait_for(initialization.wait(), SECONDS_MAX) == 0
         (folder / "data" / "pg_hba.conf").write_text("hostssl all all 127.0.0.1/32 scram-sha-256\n")
         settings = {
             "listen_addresses": "127.0.0.1",
@@ -161,8 +161,8 @@ async def answers(url: str) -> bool:
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_tls(tls_server: TlsPostgreSQL, authority: Authority, tmp_path: Path) -> None:
-    """Each mode does what libpq's does, and what fails to be verified is one line in the log."""
+async def test_sslmode_works_as_in_libpq(tls_server: TlsPostgreSQL, authority: Authority, tmp_path: Path) -> None:
+    """Each sslmode works as in libpq, and a failed verification is one line in the log."""
     verified = f"?sslmode=verify-full&sslrootcert={authority.file}"
     for query in ("", "?sslmode=require", "?ssl=require", verified, f"?sslmode=verify-ca&sslrootcert={authority.file}"):
         assert await setting(tls_server.url(query), "ssl") == "on", query
@@ -172,15 +172,15 @@ async def test_tls(tls_server: TlsPostgreSQL, authority: Authority, tmp_path: Pa
     other = Authority(tmp_path / "other")
     with capture_logs() as logs:
         assert not await answers(tls_server.url(f"?sslmode=verify-full&sslrootcert={other.file}"))
-    (told,) = logs
-    assert told["event"] == "database unavailable"
-    assert "CERTIFICATE_VERIFY_FAILED" in told["error"]
-    assert "\n" not in told["error"]
+    (line,) = logs
+    assert line["event"] == "database unavailable"
+    assert "CERTIFICATE_VERIFY_FAILED" in line["error"]
+    assert "\n" not in line["error"]
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_ledger_over_tls(tls_server: TlsPostgreSQL, authority: Authority) -> None:
-    """A database is migrated and serves, over sessions that are all encrypted."""
+async def test_a_ledger_works_over_tls(tls_server: TlsPostgreSQL, authority: Authority) -> None:
+    """A database is migrated and can serve, over encrypted sessions only."""
     database = Database(tls_server.url(f"?sslmode=verify-full&sslrootcert={authority.file}"))
     try:
         await migrate(database)

@@ -1,4 +1,4 @@
-"""The clock for postings against its reference: on SQLite what it showed before, on PostgreSQL the database's clock."""
+"""The clock for postings and its reference: its own earlier readings on SQLite, the database's clock on PostgreSQL."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SKEW_MAX = 5 * SECOND
 
 
 class Machine:
-    """A machine whose clock and stopwatch stand still until a test moves them."""
+    """A machine whose clock and stopwatch stand still until a test advances them."""
 
     def __init__(self, database: Database) -> None:
         self.wall: Instant = NOON
@@ -28,12 +28,12 @@ class Machine:
         self.clock = PostingClock(database, lambda: self.wall, lambda: 1000 * self.elapsed, SKEW_MAX)
 
     def run(self, seconds: float) -> None:
-        """Lets time go by: clock and stopwatch count it alike."""
+        """Advances clock and stopwatch by the same time."""
         self.wall += round(seconds * SECOND)
         self.elapsed += round(seconds * SECOND)
 
     def set(self, seconds: float) -> None:
-        """Sets the clock ahead, or back."""
+        """Sets the clock forward, or back."""
         self.wall += round(seconds * SECOND)
 
 
@@ -45,8 +45,8 @@ def machine(book: Book) -> Machine:
 
 @only_sqlite
 @pytest.mark.parametrize("jump", [5, -5, 0.5, 0])
-async def test_a_small_step_is_no_jump(machine: Machine, jump: float) -> None:
-    """A clock that is off by no more than the bound is right, and gives its own time."""
+async def test_a_small_step_is_accepted(machine: Machine, jump: float) -> None:
+    """A clock that deviates by at most the bound is right, and returns its own time."""
     machine.run(100)
     machine.set(jump)
     assert machine.clock() == machine.wall
@@ -56,7 +56,7 @@ async def test_a_small_step_is_no_jump(machine: Machine, jump: float) -> None:
 @only_sqlite
 @pytest.mark.parametrize("jump", [5.000001, -5.000001, 2 * DAY_SECONDS, -2 * DAY_SECONDS])
 async def test_a_jump_is_refused_at_once(machine: Machine, jump: float) -> None:
-    """A clock that jumps by more than the bound is refused without a check in between, until it is set back."""
+    """A clock that jumps by more than the bound is refused before the next check, until it is set back."""
     await machine.clock.check()
     machine.set(jump)
     with pytest.raises(ClockSkewed) as refusal:
@@ -72,7 +72,7 @@ async def test_a_jump_is_refused_at_once(machine: Machine, jump: float) -> None:
 
 @only_sqlite
 async def test_small_steps_do_not_add_up(machine: Machine) -> None:
-    """A clock that is slewed by a second at each check, an hour in all, is right throughout."""
+    """A clock that is slewed by a second at each check, an hour in total, is right throughout."""
     for _ in range(3600):
         machine.run(2)
         machine.set(1)
@@ -82,8 +82,8 @@ async def test_small_steps_do_not_add_up(machine: Machine) -> None:
 
 
 @only_sqlite
-async def test_a_jump_that_lasts_is_believed(machine: Machine) -> None:
-    """A clock that runs evenly after a jump is the new reference after a minute, and not a moment sooner."""
+async def test_an_even_clock_after_a_jump_becomes_the_reference(machine: Machine) -> None:
+    """A clock that runs evenly after a jump becomes the reference after exactly a minute."""
     machine.set(-DAY_SECONDS)
     await machine.clock.check()
     machine.run(SETTLE_SECONDS - 0.000001)
@@ -95,8 +95,8 @@ async def test_a_jump_that_lasts_is_believed(machine: Machine) -> None:
 
 
 @only_sqlite
-async def test_a_clock_that_is_off_is_logged(machine: Machine) -> None:
-    """The log tells once that the clock is off, and by how much, and once that it is right again."""
+async def test_a_wrong_clock_is_logged(machine: Machine) -> None:
+    """The log has one line with the skew when the clock becomes wrong, and one when it is right again."""
     with capture_logs() as logs:
         for step in (0, -6, -0.5, 6.5, 0, 7):
             machine.set(step)
@@ -109,15 +109,15 @@ async def test_a_clock_that_is_off_is_logged(machine: Machine) -> None:
         ("error", -6.0),
         ("info", None),
         ("error", 7.0),
-        # That it is believed, and so right again.
+        # The clock became the reference, and is therefore right.
         ("warning", 7.0),
         ("info", None),
     ]
 
 
 @only_sqlite
-async def test_a_clock_that_jumps_about_is_not_believed(machine: Machine) -> None:
-    """Each further jump begins the minute anew."""
+async def test_each_jump_restarts_the_minute(machine: Machine) -> None:
+    """A clock that jumps again within the minute stays refused."""
     for _ in range(10):
         machine.set(DAY_SECONDS)
         await machine.clock.check()
@@ -130,15 +130,15 @@ async def test_a_clock_that_jumps_about_is_not_believed(machine: Machine) -> Non
 
 @only_postgresql
 @pytest.mark.parametrize("offset_seconds", [2 * DAY_SECONDS, -2 * DAY_SECONDS, 6, -6])
-async def test_a_clock_that_was_wrong_at_the_start(book: Book, offset_seconds: int) -> None:
-    """PostgreSQL's clock is the reference, also for a process that starts with a wrong one of its own."""
+async def test_a_clock_that_is_wrong_at_the_start_is_refused(book: Book, offset_seconds: int) -> None:
+    """PostgreSQL's clock is the reference, even for a process whose clock is wrong at its start."""
     offset = offset_seconds * SECOND
     clock = PostingClock(book.database, lambda: system_clock() + offset, boot_stopwatch, SKEW_MAX)
     await clock.check()
     assert abs(clock.skew - offset) < SECOND / 2
     with pytest.raises(ClockSkewed):
         clock()
-    # However long it lasts: there is a second opinion.
+    # On PostgreSQL a wrong clock never becomes the reference.
     await clock.check()
     assert not clock.is_right
     offset = 0
@@ -146,19 +146,19 @@ async def test_a_clock_that_was_wrong_at_the_start(book: Book, offset_seconds: i
 
 
 @only_postgresql
-async def test_an_answer_that_took_too_long_says_nothing(book: Book) -> None:
-    """A time of the database that may be older than the bound is not taken; the reference stays what it was."""
+async def test_a_slow_answer_is_ignored(book: Book) -> None:
+    """A time of the database from a round trip longer than the bound does not change the reference."""
     readings = count(0, 6_000_000_000)
     clock = PostingClock(book.database, lambda: NOON, lambda: next(readings), SKEW_MAX)
     await clock.check()
-    assert abs(clock.skew) < 60 * SECOND, "that of the database is years away from NOON"
+    assert abs(clock.skew) < 60 * SECOND, "the database's time is years away from NOON"
     with pytest.raises(ServiceUnavailable):
         clock()
 
 
-async def test_a_database_that_is_away_at_the_start() -> None:
-    """Until the database has told its time once, nothing is posted by a clock that may be wrong."""
-    database = Database("postgresql+asyncpg://nobody@127.0.0.1:1/none")
+async def test_nothing_is_posted_before_the_first_answer() -> None:
+    """Nothing is posted until the database's clock has been read once."""
+    database = Database("postgresql+asyncpg://user@127.0.0.1:1/none")
     clock = PostingClock(database, lambda: NOON, lambda: 0, SKEW_MAX)
     try:
         await clock.check()
@@ -170,14 +170,14 @@ async def test_a_database_that_is_away_at_the_start() -> None:
 
 
 @only_postgresql
-async def test_a_database_that_is_away_later(book: Book, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The reference goes on by the stopwatch while the database can't be asked."""
+async def test_the_reference_continues_without_the_database(book: Book, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reference continues by the stopwatch while the database is unavailable."""
     wall, elapsed = system_clock(), 0
     clock = PostingClock(book.database, lambda: wall, lambda: 1000 * elapsed, SKEW_MAX)
     await clock.check()
     assert clock() == wall
-    away = Database("postgresql+asyncpg://nobody@127.0.0.1:1/none")
-    monkeypatch.setattr(clock, "_database", away)
+    unavailable = Database("postgresql+asyncpg://user@127.0.0.1:1/none")
+    monkeypatch.setattr(clock, "_database", unavailable)
     try:
         wall, elapsed = wall + 9 * SECOND, 9 * SECOND
         await clock.check()
@@ -186,11 +186,11 @@ async def test_a_database_that_is_away_later(book: Book, monkeypatch: pytest.Mon
         await clock.check()
         assert not clock.is_right
     finally:
-        await away.close()
+        await unavailable.close()
 
 
 def test_the_stopwatch_counts_nanoseconds() -> None:
-    """The stopwatch never goes back, and counts in the unit that its readers expect."""
+    """The stopwatch increases, and its unit is nanoseconds."""
     first = boot_stopwatch()
     started = system_clock()
     while system_clock() < started + 2000:

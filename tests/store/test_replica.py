@@ -1,4 +1,4 @@
-"""Lists that a streaming standby serves, of a real primary: they show what the primary would show."""
+"""Lists served by a streaming standby of a real primary show the same as at the primary."""
 
 from __future__ import annotations
 
@@ -53,22 +53,22 @@ from tests.support.refusals import refusal_of
 
 SECONDS_MAX = 60
 LIMITS = DatabaseLimits(replica_wait_seconds=0.4)
-"""So long that a machine that is busy gets no list served by the primary that the standby could serve."""
+"""A long wait, so that the standby serves its lists even on a busy machine."""
 PASSWORD = "hunter2-of-the-replica"
 
-in_the_house = pytest.mark.asyncio(loop_scope="module")
+module_loop = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest.fixture(scope="module")
 def standby(postgresql: PostgreSQL) -> Iterator[Standby]:
-    """A standby of the server of the tests."""
+    """A standby of the tests' PostgreSQL."""
     with standby_of(postgresql) as standby:
         yield standby
 
 
 @asynccontextmanager
 async def served(url: str, replica_url: str, clock: Clock, limits: DatabaseLimits = LIMITS) -> AsyncIterator[Server]:
-    """A server of the ledger with a replica, which it uses by then."""
+    """A server with a replica that it already uses."""
     async with (
         open_book(url, clock, limits=limits, replica_url=replica_url) as book,
         serving(book, Settings(port=0, shutdown_grace_seconds=1)) as port,
@@ -80,35 +80,37 @@ async def served(url: str, replica_url: str, clock: Clock, limits: DatabaseLimit
 
 
 @dataclass(frozen=True)
-class House:
-    """Two servers that share nothing but the database and its replica, as processes of any two machines do."""
+class Deployment:
+    """Two servers that share only the database and its replica, as processes on two machines do."""
 
-    here: Server
-    there: Server
+    first: Server
+    second: Server
     caller: Caller
     client: Client
-    """A caller at the one."""
-    stranger: Client
-    """A caller with the same key at the other."""
+    """A client of the first server."""
+    second_client: Client
+    """A client of the second server with the same key."""
     clock: Clock
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def house(postgresql: PostgreSQL, standby: Standby) -> AsyncIterator[House]:
-    """A ledger with something of each kind that is listed."""
+async def deployment(postgresql: PostgreSQL, standby: Standby) -> AsyncIterator[Deployment]:
+    """A ledger with rows in every kind of list."""
     postgresql.execute("CREATE DATABASE replicated")
     postgresql.execute("ALTER DATABASE replicated SET log_statement = 'all'")
     url, replica_url, clock = postgresql.url("replicated"), standby.url("replicated"), Clock()
     async with AsyncExitStack() as stack:
-        stack.enter_context(pytest.MonkeyPatch.context()).setattr(replica, "WATCH_SECONDS", 0.05)
-        here = await stack.enter_async_context(served(url, replica_url, clock))
-        there = await stack.enter_async_context(served(url, replica_url, clock))
-        tenant_number = await here.create_tenant("house")
-        client = await here.client(tenant_number)
+        stack.enter_context(pytest.MonkeyPatch.context()).setattr(replica, "CHECK_SECONDS", 0.05)
+        first = await stack.enter_async_context(served(url, replica_url, clock))
+        second = await stack.enter_async_context(served(url, replica_url, clock))
+        tenant_number = await first.create_tenant("house")
+        client = await first.client(tenant_number)
         await client.create_account("acme")
         await client.post("acme", Transaction.GRANT, "1000000")
         await spend(client)
-        yield House(here, there, Caller(tenant_number, "", "test"), client, Client(there.channel, client.key), clock)
+        yield Deployment(
+            first, second, Caller(tenant_number, "", "test"), client, Client(second.channel, client.key), clock
+        )
     postgresql.execute("DROP DATABASE replicated WITH (FORCE)")
 
 
@@ -121,7 +123,7 @@ def replica_of(server: Server) -> Replica:
 
 @contextlib.contextmanager
 def reads(*servers: Server) -> Iterator[Counter[str]]:
-    """How many reads of lists were served by whom in the block, once it has ended."""
+    """Counts the reads of lists in the block by server, `replica` or `primary`; filled at the end of the block."""
     before = [Counter(replica_of(server).reads) for server in servers]
     found = Counter[str]()
     yield found
@@ -129,20 +131,20 @@ def reads(*servers: Server) -> Iterator[Counter[str]]:
         found += replica_of(server).reads - each
 
 
-async def until(happened: Callable[[], object]) -> None:
-    """Waits until something has happened."""
+async def until(condition: Callable[[], object]) -> None:
+    """Waits until the condition holds."""
     async with asyncio.timeout(SECONDS_MAX):
-        while not happened():
+        while not condition():
             await asyncio.sleep(0.01)
 
 
 async def until_used(*servers: Server) -> None:
-    """Waits until each server lets its replica serve."""
+    """Waits until each server uses its replica."""
     await until(lambda: all(replica_of(server)._is_used for server in servers))
 
 
 async def spend(client: Client) -> Transaction:
-    """Posts a charge that shows in lists of every kind."""
+    """Posts a charge, which appears in every kind of list."""
     return await client.post("acme", Transaction.CHARGE, "-1", category="computing", usage=Usage(model="m"))
 
 
@@ -154,7 +156,7 @@ async def list_page(client: Client, parent: str = "accounts/acme", **fields: Any
 
 
 async def list_all(clients: Iterator[Client], **fields: Any) -> list[str]:
-    """The names of all pages of a list, each asked of the next client."""
+    """The names of all pages of a list; each page is read by the next client."""
     names, token = await list_page(next(clients), **fields)
     while token:
         more, token = await list_page(next(clients), page_token=token, **fields)
@@ -164,41 +166,41 @@ async def list_all(clients: Iterator[Client], **fields: Any) -> list[str]:
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads lists of every kind, of one server."""
+    """Reads every kind of list from one server."""
 
     server: Server
     client: Client
     caller: Caller
 
     async def of_account(self) -> object:
-        """By gRPC, in an order of which nothing is remembered."""
+        """An account's transactions, in an order that is not cached."""
         return (await list_page(self.client, order_by="amount"))[0]
 
     async def of_tenant(self) -> object:
-        """By gRPC."""
+        """A tenant's transactions."""
         return (await list_page(self.client, "accounts/-"))[0]
 
     async def by_filter(self) -> object:
-        """A list that no index serves, so that its end is looked for first."""
+        """A list whose filter no index serves, which also reads its boundary."""
         return (await list_page(self.client, filter="kind = CHARGE"))[0]
 
     async def accounts(self) -> object:
-        """By gRPC."""
+        """A tenant's accounts."""
         answer = await self.client.ledger.ListAccounts(ListAccountsRequest(), metadata=self.client.metadata)
         return [account.name for account in answer.accounts]
 
     async def lots(self) -> object:
-        """By gRPC."""
+        """An account's lots."""
         return [str(lot) for lot in await self.client.lots()]
 
     async def slice_and_refunds(self) -> object:
-        """The reads of the paged list, and those of Spacebring's: a page and its refunds."""
+        """The reads of the facade Paged, and those of Spacebring: a page and its refunds."""
         transactions = self.server.book.transactions
         page = await transactions.slice(self.caller, "acme", 0, 10)
         return page, await transactions.list_network(self.caller, TransactionFilter(), None, 10)
 
     async def usage(self) -> object:
-        """What Nebula Block's list reads."""
+        """The reads of Nebula Block's list."""
         return await self.server.book.usage.history(self.caller, "acme", 0, 10)
 
 
@@ -211,22 +213,24 @@ LISTS: dict[Callable[[Reader], Awaitable[object]], int] = {
     Reader.slice_and_refunds: 3,
     Reader.usage: 2,
 }
-"""Every kind of list, and how many reads it takes."""
+"""Every kind of list, with its number of reads."""
 
 
 def lists_in(log: Path) -> int:
-    """How many statements of lists of transactions a PostgreSQL has run, by its own log."""
+    """The number of statements for lists of transactions in the log of a PostgreSQL."""
     return len(re.findall(r"(?:FROM|JOIN) transactions\b", log.read_text()))
 
 
-@in_the_house
-async def test_lists_are_served_by_the_standby(house: House, standby: Standby, postgresql: PostgreSQL) -> None:
-    """Every kind of list is read there, as the standby itself says, and none of it at the primary."""
-    await until_used(house.here)
+@module_loop
+async def test_lists_are_served_by_the_standby(
+    deployment: Deployment, standby: Standby, postgresql: PostgreSQL
+) -> None:
+    """Every kind of list is read from the standby only, according to the logs of both servers."""
+    await until_used(deployment.first)
     at_primary, at_standby = lists_in(postgresql.log), lists_in(standby.log)
-    reader = Reader(house.here, house.client, house.caller)
+    reader = Reader(deployment.first, deployment.client, deployment.caller)
     for each, number in LISTS.items():
-        with reads(house.here) as found:
+        with reads(deployment.first) as found:
             await each(reader)
         assert found == {"replica": number}, each.__name__
     # The account, the tenant, a filter and its boundary, a slice, and the page of the network.
@@ -234,65 +238,65 @@ async def test_lists_are_served_by_the_standby(house: House, standby: Standby, p
     assert lists_in(postgresql.log) == at_primary
 
 
-@in_the_house
-async def test_what_was_written_is_listed_by_everybody(house: House, standby: Standby) -> None:
-    """A list shows what was answered before, by whichever server, while the standby shows nothing of it."""
-    await until_used(house.here, house.there)
+@module_loop
+async def test_lists_show_all_answered_writes(deployment: Deployment, standby: Standby) -> None:
+    """Lists of both servers show a write that was answered before, even if the standby has not replayed it."""
+    await until_used(deployment.first, deployment.second)
     with standby.paused():
-        posted = await spend(house.client)
-        with reads(house.here, house.there) as found:
-            for client in (house.client, house.stranger):
+        posted = await spend(deployment.client)
+        with reads(deployment.first, deployment.second) as found:
+            for client in (deployment.client, deployment.second_client):
                 assert (await list_page(client))[0][0] == posted.name
         assert found["replica"] == 0
-        await house.client.create_account("newcomer")
-        await house.client.post("acme", Transaction.GRANT, "1")
-        here, there = (
-            Reader(server, client, house.caller)
-            for server, client in ((house.here, house.client), (house.there, house.stranger))
+        await deployment.client.create_account("newcomer")
+        await deployment.client.post("acme", Transaction.GRANT, "1")
+        first, second = (
+            Reader(server, client, deployment.caller)
+            for server, client in ((deployment.first, deployment.client), (deployment.second, deployment.second_client))
         )
         for each in LISTS:
-            assert await each(here) == await each(there)
-        assert await there.accounts() == ["accounts/acme", "accounts/newcomer"]
-        assert len(await house.stranger.lots()) == 2
+            assert await each(first) == await each(second)
+        assert await second.accounts() == ["accounts/acme", "accounts/newcomer"]
+        assert len(await deployment.second_client.lots()) == 2
 
 
-@in_the_house
-async def test_a_standby_that_follows_is_waited_for(house: House) -> None:
-    """Each list comes right behind a posting, to another server, and the standby serves it all the same."""
-    await until_used(house.here, house.there)
-    with reads(house.there) as found:
+@module_loop
+async def test_lists_wait_for_a_standby_that_keeps_up(deployment: Deployment) -> None:
+    """The standby serves lists that are read from another server right after each posting."""
+    await until_used(deployment.first, deployment.second)
+    with reads(deployment.second) as found:
         for _ in range(50):
-            posted = await spend(house.client)
-            assert (await list_page(house.stranger, page_size=1))[0] == [posted.name]
+            posted = await spend(deployment.client)
+            assert (await list_page(deployment.second_client, page_size=1))[0] == [posted.name]
     assert found["replica"] >= 45
 
 
-@in_the_house
-async def test_a_standby_that_is_behind_is_not_waited_for(house: House, standby: Standby) -> None:
-    """The first lists find out; from then on the primary serves at once, until the standby has caught up."""
-    await until_used(house.here)
+@module_loop
+async def test_lists_do_not_wait_for_a_lagging_standby(deployment: Deployment, standby: Standby) -> None:
+    """Once lists find the standby lagging, the primary serves immediately until it has caught up."""
+    await until_used(deployment.first)
     with standby.paused(), capture_logs() as logs:
-        await spend(house.client)
-        await list_page(house.client)
-        await until(lambda: not replica_of(house.here)._is_used)
+        await spend(deployment.client)
+        await list_page(deployment.client)
+        await until(lambda: not replica_of(deployment.first)._is_used)
         started = time.monotonic()
-        with reads(house.here) as found:
-            await asyncio.gather(*(list_page(house.client) for _ in range(20)))
+        with reads(deployment.first) as found:
+            await asyncio.gather(*(list_page(deployment.client) for _ in range(20)))
         assert set(found) == {"primary"}
         assert time.monotonic() - started < 20 * LIMITS.replica_wait_seconds / 4
-        # It is looked at several times, and its log has it once.
-        await until(lambda: (replica_of(house.here).lag_seconds or 0) > 1.5)
-    told = [(each["event"], each.get("reason")) for each in logs if "replica" in each["event"]]
-    assert Counter(told) == {("replica disabled", "is behind"): len({house.here, house.there})}
-    await until_used(house.here, house.there)
-    with reads(house.here) as found:
-        await list_page(house.client)
+        # Long enough for several checks; the log has one line.
+        await until(lambda: (replica_of(deployment.first).lag_seconds or 0) > 1.5)
+    events = [(each["event"], each.get("reason")) for each in logs if "replica" in each["event"]]
+    assert Counter(events) == {("replica disabled", "is behind"): len({deployment.first, deployment.second})}
+    await until_used(deployment.first, deployment.second)
+    with reads(deployment.first) as found:
+        await list_page(deployment.client)
     assert found == {"replica": 1}
 
 
-@in_the_house
-async def test_those_in_line_do_not_wait_for_it_either(house: House, standby: Standby) -> None:
-    """Of many lists at a time only those that have a connection wait for a standby that is behind."""
+@module_loop
+async def test_queued_lists_do_not_wait_for_a_lagging_standby(deployment: Deployment, standby: Standby) -> None:
+    """Of many concurrent lists, only those with a connection wait for a lagging standby."""
     waiting: list[int] = []
 
     class Observed(Replica):
@@ -300,90 +304,98 @@ async def test_those_in_line_do_not_wait_for_it_either(house: House, standby: St
             waiting.append(committed)
             await super()._reach(session, committed)
 
-    primary = house.here.book.database.primary
-    observed = Observed(replica_of(house.here).server, primary, LIMITS.replica_wait_seconds)
+    primary = deployment.first.book.database.primary
+    observed = Observed(replica_of(deployment.first).server, primary, LIMITS.replica_wait_seconds)
     await observed.check()
     waiting.clear()
     with standby.paused():
-        await spend(house.client)
+        await spend(deployment.client)
         await asyncio.gather(*(observed.fetch(ISOLATION, {}) for _ in range(10 * LIMITS.connections)))
     assert observed.reads == {"primary": 10 * LIMITS.connections}
-    # And perhaps who is given the connection of one that is just giving up.
+    # Twice, because a list may get the connection of one that is just giving up.
     assert 0 < len(waiting) <= 2 * LIMITS.connections
 
 
-@in_the_house
+@module_loop
 @pytest.mark.parametrize("order_by", ["", "create_time", "amount", "amount desc"])
-async def test_pages_of_both_are_one_list(house: House, standby: Standby, order_by: str) -> None:
-    """A list that begins at the one and goes on at the other is complete, in both directions."""
-    await until_used(house.here, house.there)
+async def test_pages_of_replica_and_primary_are_one_list(
+    deployment: Deployment, standby: Standby, order_by: str
+) -> None:
+    """A list that begins at the replica and continues at the primary is complete, and vice versa."""
+    await until_used(deployment.first, deployment.second)
     account = f"pages-{order_by.replace(' ', '-') or 'newest'}"
     parent = f"accounts/{account}"
-    await house.client.create_account(account)
-    posted = [(await house.client.post(account, Transaction.GRANT, "1")).name for _ in range(4)]
-    with reads(house.here, house.there) as found:
-        first, token = await list_page(house.client, parent, order_by=order_by, page_size=2)
+    await deployment.client.create_account(account)
+    posted = [(await deployment.client.post(account, Transaction.GRANT, "1")).name for _ in range(4)]
+    with reads(deployment.first, deployment.second) as found:
+        first, token = await list_page(deployment.client, parent, order_by=order_by, page_size=2)
     assert set(found) == {"replica"}
     with standby.paused():
-        later = [(await house.client.post(account, Transaction.GRANT, "1")).name for _ in range(4)]
-        # What was begun at the standby goes on at the primary, at another server.
-        with reads(house.here, house.there) as found:
-            more, _ = await list_page(house.stranger, parent, order_by=order_by, page_size=1000, page_token=token)
+        later = [(await deployment.client.post(account, Transaction.GRANT, "1")).name for _ in range(4)]
+        # Begun at the standby, the list continues at the primary, through another server.
+        with reads(deployment.first, deployment.second) as found:
+            more, _ = await list_page(
+                deployment.second_client, parent, order_by=order_by, page_size=1000, page_token=token
+            )
         assert found["replica"] == 0
         assert len(first + more) == len({*first, *more})
         assert {*posted} <= {*first, *more}
-        # What is begun at the primary goes on where all of it is.
-        first, token = await list_page(house.client, parent, order_by=order_by, page_size=2)
-        second, token = await list_page(house.stranger, parent, order_by=order_by, page_size=2, page_token=token)
-    await until_used(house.there)
-    with reads(house.there) as found:
-        rest, token = await list_page(house.stranger, parent, order_by=order_by, page_size=1000, page_token=token)
+        # Begun at the primary, the list continues at the primary, and then at the standby.
+        first, token = await list_page(deployment.client, parent, order_by=order_by, page_size=2)
+        second, token = await list_page(
+            deployment.second_client, parent, order_by=order_by, page_size=2, page_token=token
+        )
+    await until_used(deployment.second)
+    with reads(deployment.second) as found:
+        rest, token = await list_page(
+            deployment.second_client, parent, order_by=order_by, page_size=1000, page_token=token
+        )
     assert found == {"replica": 1}
     assert not token
     assert sorted([*first, *second, *rest]) == sorted(posted + later)
 
 
-@in_the_house
-async def test_pages_while_others_post(house: House, standby: Standby) -> None:
-    """Whoever reads all pages, of whichever server, gets each row once that was there when they began."""
-    await until_used(house.here, house.there)
+@module_loop
+async def test_pages_are_complete_during_postings(deployment: Deployment, standby: Standby) -> None:
+    """All pages, read from both servers, have every row once that was posted before the first page."""
+    await until_used(deployment.first, deployment.second)
     account = "busy"
-    await house.client.create_account(account)
+    await deployment.client.create_account(account)
     answered: list[str] = []
     ended = asyncio.Event()
 
     async def post(client: Client, amounts: Iterator[int]) -> None:
         while not ended.is_set():
             answered.append((await client.post(account, Transaction.GRANT, str(next(amounts)))).name)
-            house.clock.advance(0.5)
+            deployment.clock.advance(0.5)
             await asyncio.sleep(0.01)
 
-    async def pause_now_and_then() -> None:
+    async def pause_periodically() -> None:
         while not ended.is_set():
             with standby.paused():
                 await asyncio.sleep(2 * LIMITS.replica_wait_seconds)
-            await until_used(house.here, house.there)
+            await until_used(deployment.first, deployment.second)
             await asyncio.sleep(LIMITS.replica_wait_seconds)
 
     def have_both_served() -> bool:
         since = Counter[str]()
-        for server in (house.here, house.there):
+        for server in (deployment.first, deployment.second):
             since += replica_of(server).reads
         return all(since[each] > before[each] + 50 for each in ("replica", "primary"))
 
     async def read(parent: str, order_by: str) -> None:
-        clients = cycle((house.client, house.stranger))
+        clients = cycle((deployment.client, deployment.second_client))
         while not ended.is_set():
-            there = set(answered)
+            expected = set(answered)
             names = await list_all(clients, parent=parent, order_by=order_by, page_size=7)
             assert len(names) == len(set(names))
-            assert there <= set(names)
+            assert expected <= set(names)
 
-    before = replica_of(house.here).reads + replica_of(house.there).reads
+    before = replica_of(deployment.first).reads + replica_of(deployment.second).reads
     async with asyncio.TaskGroup() as working:
-        working.create_task(post(house.client, count(1)))
-        working.create_task(post(house.stranger, count(1)))
-        working.create_task(pause_now_and_then())
+        working.create_task(post(deployment.client, count(1)))
+        working.create_task(post(deployment.second_client, count(1)))
+        working.create_task(pause_periodically())
         for order_by in ("", "create_time", "amount"):
             working.create_task(read(f"accounts/{account}", order_by))
         working.create_task(read("accounts/-", ""))
@@ -391,13 +403,13 @@ async def test_pages_while_others_post(house: House, standby: Standby) -> None:
         ended.set()
 
 
-@in_the_house
+@module_loop
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
-async def test_a_standby_that_stops_under_load(
-    house: House, standby: Standby, mode: Literal["fast", "immediate"]
+async def test_lists_survive_a_restart_of_the_standby(
+    deployment: Deployment, standby: Standby, mode: Literal["fast", "immediate"]
 ) -> None:
-    """No list fails while it goes, is away, and comes; then it serves again. Servers are ready throughout."""
-    await until_used(house.here, house.there)
+    """While the standby stops and starts, no list fails and servers stay ready; then it serves again."""
+    await until_used(deployment.first, deployment.second)
     ended = asyncio.Event()
 
     async def read(client: Client) -> int:
@@ -407,31 +419,35 @@ async def test_a_standby_that_stops_under_load(
             number += 1
         return number
 
-    reading = [asyncio.create_task(read(client)) for client in (house.client, house.stranger) for _ in range(3)]
+    reading = [
+        asyncio.create_task(read(client)) for client in (deployment.client, deployment.second_client) for _ in range(3)
+    ]
     await asyncio.to_thread(standby.halt, mode)
-    with reads(house.here, house.there) as found:
-        posted = await spend(house.client)
-        assert (await list_page(house.stranger, page_size=1))[0] == [posted.name]
-        stub: Any = HealthStub(house.here.channel)
+    with reads(deployment.first, deployment.second) as found:
+        posted = await spend(deployment.client)
+        assert (await list_page(deployment.second_client, page_size=1))[0] == [posted.name]
+        stub: Any = HealthStub(deployment.first.channel)
         health = await stub.Check(HealthCheckRequest(service="daybook.v1.Ledger"))
         assert health.status == HealthCheckResponse.SERVING
     assert found["primary"] > 0
     assert found["replica"] == 0
     await asyncio.to_thread(standby.start)
-    await until_used(house.here, house.there)
-    with reads(house.here, house.there) as found:
-        assert (await list_page(house.stranger, page_size=1))[0] == [posted.name]
+    await until_used(deployment.first, deployment.second)
+    with reads(deployment.first, deployment.second) as found:
+        assert (await list_page(deployment.second_client, page_size=1))[0] == [posted.name]
     ended.set()
     assert min(await asyncio.gather(*reading)) > 0
     assert found["replica"] > 0
 
 
-@in_the_house
-async def test_a_standby_that_hangs(house: House, standby: Standby, postgresql: PostgreSQL) -> None:
-    """The primary soon serves the lists that it keeps, and the next ones at once."""
+@module_loop
+async def test_primary_serves_while_the_standby_hangs(
+    deployment: Deployment, standby: Standby, postgresql: PostgreSQL
+) -> None:
+    """Lists under way time out at a hanging standby and go to the primary; later ones go there immediately."""
     short = DatabaseLimits(wait_seconds=0.5, connect_seconds=0.5, statement_seconds=0.5)
-    async with served(postgresql.url("replicated"), standby.url("replicated"), house.clock, short) as server:
-        client = Client(server.channel, house.client.key)
+    async with served(postgresql.url("replicated"), standby.url("replicated"), deployment.clock, short) as server:
+        client = Client(server.channel, deployment.client.key)
         newest, _ = await list_page(client, page_size=1)
 
         async def list_eight() -> None:
@@ -451,11 +467,11 @@ async def test_a_standby_that_hangs(house: House, standby: Standby, postgresql: 
         assert set(found) == {"replica"}
 
 
-@in_the_house
-async def test_reads_that_are_given_up(house: House, standby: Standby) -> None:
-    """Whenever that is, the one connection to the standby lies in no transaction that it would read of from then on."""
+@module_loop
+async def test_cancelled_read_leaves_no_transaction(deployment: Deployment, standby: Standby) -> None:
+    """A read cancelled at any step leaves no transaction, and so no old snapshot, on the standby's connection."""
     limits = replace(LIMITS, connections=1)
-    database = Database(house.here.book.database.url.render_as_string(), limits, standby.url("replicated"))
+    database = Database(deployment.first.book.database.url.render_as_string(), limits, standby.url("replicated"))
     standing_by = database.replica
     assert standing_by is not None
 
@@ -463,37 +479,37 @@ async def test_reads_that_are_given_up(house: House, standby: Standby) -> None:
         await until(lambda: standing_by._is_used)
         await check_no_transaction(database.lists)
 
-    async with database.replica_watched():
+    async with database.checking_replica():
         await check()
         assert await cancel_at_every_step(partial(database.lists.fetch, ISOLATION, {}), check) > 1
     assert standing_by.reads["replica"] > standing_by.reads["primary"]
     await database.close()
 
 
-@in_the_house
-async def test_reads_that_are_given_up_at_every_message(house: House, standby: Standby) -> None:
-    """A caller leaves before a message of the standby arrives, or in the turn after: the next one isn't affected."""
+@module_loop
+async def test_read_cancelled_at_any_message_leaves_no_transaction(deployment: Deployment, standby: Standby) -> None:
+    """A read cancelled before any message of the standby, or a step after it, leaves no transaction."""
     folder = standby.url("x").partition("?host=")[2]
     with TemporaryDirectory(prefix="daybook-proxy-") as name:
         proxy = PostgreSQLProxy(Path(name), folder)
         async with proxy.listening():
-            url = house.here.book.database.url.render_as_string()
+            url = deployment.first.book.database.url.render_as_string()
             database = Database(url, replace(LIMITS, connections=1), proxy.url("replicated"))
             read = partial(database.lists.fetch, ISOLATION, {})
-            assert await give_up_at_every_message(proxy, database, read) > 5
+            assert await cancel_at_every_message(proxy, database, read) > 5
             await database.close()
 
 
-async def give_up_at_every_message(
+async def cancel_at_every_message(
     proxy: PostgreSQLProxy, database: Database, read: Callable[[], Awaitable[object]]
 ) -> int:
-    """Leaves a read at each message that the standby sends; tells how many there are."""
+    """Cancels a read at each message of the standby; returns the number of messages."""
     standing_by = database.replica
     assert standing_by is not None
     for at in count():
         for is_late in (False, True):
             proxy.cut()
-            # Once, by hand: a watch would use the one connection too.
+            # One explicit check, because periodic ones would use the only connection.
             await standing_by.check()
             proxy.hold_at(at)
             task = asyncio.ensure_future(read())
@@ -510,67 +526,69 @@ async def give_up_at_every_message(
             proxy.release()
             await asyncio.wait([task])
             await check_no_transaction(database.lists)
-            assert standing_by._is_used, "it was the standby that answered"
+            assert standing_by._is_used, "the standby answered"
     raise AssertionError("it never ends")
 
 
-@in_the_house
-async def test_keys_balances_and_names_are_of_the_primary(house: House, standby: Standby) -> None:
-    """While the standby shows nothing new, a key that was revoked is refused, and an account that is new is found."""
-    tenant_number = house.caller.tenant_number
-    revoked = Client(house.there.channel, (await house.here.client(tenant_number)).key)
+@module_loop
+async def test_keys_balances_and_accounts_are_read_from_the_primary(deployment: Deployment, standby: Standby) -> None:
+    """While the standby is paused, a revoked key is refused and a new account is found."""
+    tenant_number = deployment.caller.tenant_number
+    revoked = Client(deployment.second.channel, (await deployment.first.client(tenant_number)).key)
     key_id = revoked.key.partition(".")[0]
     with standby.paused():
-        await house.here.book.credentials.revoke_api_key(tenant_number, key_id, house.clock())
+        await deployment.first.book.credentials.revoke_api_key(tenant_number, key_id, deployment.clock())
         assert (await refusal_of(list_page(revoked))).reason == "CREDENTIAL_INVALID"
-        await house.client.create_account("fresh")
-        await house.client.post("fresh", Transaction.GRANT, "7")
-        assert (await house.stranger.balance("fresh")).amount == "7"
+        await deployment.client.create_account("fresh")
+        await deployment.client.post("fresh", Transaction.GRANT, "7")
+        assert (await deployment.second_client.balance("fresh")).amount == "7"
 
 
-@in_the_house
-async def test_what_is_no_standby_of_the_primary(house: House, standby: Standby, postgresql: PostgreSQL) -> None:
-    """The primary itself, another database of the cluster, and what has more than the primary, serve nothing."""
+@module_loop
+async def test_other_servers_are_not_used_as_replica(
+    deployment: Deployment, standby: Standby, postgresql: PostgreSQL
+) -> None:
+    """The primary itself, and another or a missing database of the standby, are refused as replica."""
     url = postgresql.url("replicated")
     for replica_url, problem in {
-        url: "is no standby",
-        standby.url("postgres"): "is no copy of the primary's database",
+        url: "is not a standby",
+        standby.url("postgres"): "is not a copy of the primary's database",
         standby.url("nowhere"): 'database "nowhere" does not exist',
     }.items():
-        async with open_book(url, house.clock, limits=LIMITS, replica_url=replica_url) as book:
+        async with open_book(url, deployment.clock, limits=LIMITS, replica_url=replica_url) as book:
             found = book.database.replica
             assert found is not None
             with capture_logs() as logs, pytest.raises(ReplicaUnfit):
                 await found.check()
             assert [(each["event"], each["reason"]) for each in logs] == [("replica disabled", problem)]
-            # Lists are served all the same.
-            assert (await book.transactions.slice(house.caller, "acme", 0, 1))[1] > 0
+            # The primary serves lists.
+            assert (await book.transactions.slice(deployment.caller, "acme", 0, 1))[1] > 0
 
 
-@in_the_house
-async def test_a_standby_that_has_more_than_the_primary(house: House) -> None:
-    """It followed a primary that is lost; the one of now was made of another standby, which had less."""
-    standing_by, primary = replica_of(house.here).server, house.here.book.database.primary
+@module_loop
+async def test_a_standby_ahead_of_the_primary_is_not_used(deployment: Deployment) -> None:
+    """A standby of a lost primary is not used if it has more WAL than the new primary, a promoted standby."""
+    standing_by, primary = replica_of(deployment.first).server, deployment.first.book.database.primary
 
-    # Once and for all: the log grows by itself, too, between a look at the standby and one at the primary.
+    # Read once, because the WAL may grow between reads of the standby and of the primary.
     ((committed,),) = await primary.fetch(COMMITTED, {})
 
-    class WithLess(engine.Reader):
+    class PrimaryBehind(engine.Reader):
         async def fetch(self, query: Query, parameters: Mapping[str, object]) -> Rows:
             return [(committed - 1,)] if query is COMMITTED else await primary.fetch(query, parameters)
 
-    of_this_primary, of_another = (Replica(standing_by, each, 5) for each in (primary, WithLess()))
+    of_this_primary, of_another = (Replica(standing_by, each, 5) for each in (primary, PrimaryBehind()))
     await of_this_primary.check()
     assert of_this_primary._is_used
-    with pytest.raises(ReplicaUnfit, match="has what the primary has not"):
+    with pytest.raises(ReplicaUnfit, match="is ahead of the primary"):
         await of_another.check()
     assert not of_another._is_used
 
 
-@in_the_house
-async def test_metrics_of_the_replica(house: House, standby: Standby) -> None:
-    """Reads by who served them, how far the replica is behind, and its connections."""
-    book = house.here.book
+@module_loop
+async def test_metrics_show_reads_lag_and_connections_of_the_replica(deployment: Deployment, standby: Standby) -> None:
+    """The metrics have the reads by server, the lag of the replica, and its connections."""
+    book = deployment.first.book
     metrics = Metrics(book, Admissions(Admission(1), Admission(1)))
 
     def scrape() -> dict[tuple[str, str], float]:
@@ -578,14 +596,14 @@ async def test_metrics_of_the_replica(house: House, standby: Standby) -> None:
         samples = [sample for family in families for sample in family.samples]
         return {(sample.name, "".join(sample.labels.values())): sample.value for sample in samples}
 
-    await until_used(house.here)
+    await until_used(deployment.first)
     before = scrape()
-    # A scraper is answered in another thread.
+    # Metrics are served in another thread.
     assert 0 <= (await asyncio.to_thread(scrape))["daybook_database_replica_lag_seconds", ""] < 60
-    await list_page(house.client, order_by="amount")
+    await list_page(deployment.client, order_by="amount")
     with standby.paused():
-        await spend(house.client)
-        await list_page(house.client, order_by="amount")
+        await spend(deployment.client)
+        await list_page(deployment.client, order_by="amount")
         await until(lambda: scrape()["daybook_database_replica_lag_seconds", ""] > 0.6)
     after = scrape()
     assert {
@@ -610,10 +628,10 @@ async def test_metrics_of_the_replica(house: House, standby: Standby) -> None:
         ("postgresql+asyncpg://h/d", PASSWORD, "can't be read"),
     ],
 )
-def test_urls_that_are_refused(
+def test_invalid_replica_url_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, replica_url: str, problem: str
 ) -> None:
-    """The start is refused in one line that names the setting and says nothing of the URL."""
+    """The error at the start is one line that names the setting and shows nothing of the URL."""
     monkeypatch.setenv("DAYBOOK_DATABASE_URL", url.format(folder=tmp_path))
     monkeypatch.setenv("DAYBOOK_DATABASE_REPLICA_URL", replica_url.format(folder=tmp_path))
     monkeypatch.setattr(options, "configure_logs", lambda _settings: None)
@@ -627,14 +645,14 @@ def test_urls_that_are_refused(
     assert not (tmp_path / "replica.db").exists()
 
 
-@in_the_house
-async def test_a_standby_that_is_promoted(house: House, standby: Standby) -> None:
-    """What is no standby any more is left alone, though it has all that the primary had: the end of the standby."""
-    await until_used(house.here, house.there)
+@module_loop
+async def test_a_promoted_standby_is_not_used(deployment: Deployment, standby: Standby) -> None:
+    """A promoted standby is not used, although it has all data. Runs last, because it ends the standby."""
+    await until_used(deployment.first, deployment.second)
     with capture_logs() as logs:
         standby.ask("SELECT pg_promote()")
-        await until(lambda: not replica_of(house.here)._is_used)
-        with reads(house.here) as found:
-            assert len((await list_page(house.client, page_size=1))[0]) == 1
+        await until(lambda: not replica_of(deployment.first)._is_used)
+        with reads(deployment.first) as found:
+            assert len((await list_page(deployment.client, page_size=1))[0]) == 1
     assert set(found) == {"primary"}
-    assert {"is no standby"} <= {each["reason"] for each in logs if each["event"] == "replica disabled"}
+    assert {"is not a standby"} <= {each["reason"] for each in logs if each["event"] == "replica disabled"}

@@ -1,7 +1,7 @@
-"""Fit for a sharded PostgreSQL: the schema, the statements, and `daybook migrate --distribute`.
+"""The rules of a sharded PostgreSQL for schema and statements, and `daybook migrate --distribute`.
 
-The extension itself isn't at hand here: functions of its names stand in for it in a real
-PostgreSQL and write down how they are called.
+The tests do not need the extension Citus: stand-in functions with the names of its functions
+record their calls in a real PostgreSQL.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ BIG, SMALL = {table.name for table in DISTRIBUTED}, {table.name for table in COP
 
 
 def test_every_table_is_big_or_small() -> None:
-    """No table is forgotten, and none is both."""
+    """Every table is either in DISTRIBUTED or in COPIED."""
     assert set(metadata.tables) == BIG | SMALL
     assert not BIG & SMALL
 
 
 @pytest.mark.parametrize("table", DISTRIBUTED, ids=str)
-def test_keys_hold_the_account(table: Table) -> None:
-    """What must be unique in a big table is unique within an account: nobody could check more on one node."""
+def test_unique_keys_contain_the_account(table: Table) -> None:
+    """Every unique key of a big table contains the account number, because a node can check only its own rows."""
     unique = [each for each in table.constraints if isinstance(each, PrimaryKeyConstraint | UniqueConstraint)]
     indexes: list[Index] = [each for each in table.indexes if each.unique]
     assert unique
@@ -43,13 +43,13 @@ def test_keys_hold_the_account(table: Table) -> None:
 
 
 @pytest.mark.parametrize("table", metadata.sorted_tables, ids=str)
-def test_foreign_keys_can_be_kept(table: Table) -> None:
-    """A big table may refer to a small one, or to a big one by account; a small one only to small ones."""
+def test_foreign_keys_stay_within_a_node(table: Table) -> None:
+    """A big table may reference small tables, and big ones by account; a small table only small ones."""
     for key in (each for each in table.constraints if isinstance(each, ForeignKeyConstraint)):
         target = key.referred_table.name
         if table.name in SMALL:
             assert target in SMALL, key.name
-            # It is copied after what it refers to.
+            # The referenced table is copied first.
             names = [each.name for each in COPIED]
             assert names.index(target) < names.index(table.name)
         elif target in BIG:
@@ -74,7 +74,7 @@ BROKEN = {
     ),
     "lock of several accounts": "SELECT account_number FROM account_states WHERE account_number IN ($1, $2) FOR UPDATE",
     "lock without an account": "SELECT s.balance FROM account_states AS s WHERE s.balance > $1 FOR UPDATE",
-    "lock by another's account": (
+    "lock by the account of another table": (
         "SELECT s.balance FROM account_states s JOIN lots l ON l.account_number = s.account_number "
         "WHERE l.account_number = $1 FOR UPDATE OF s"
     ),
@@ -84,16 +84,16 @@ BROKEN = {
     "insert from select": "INSERT INTO lots (account_number, number) SELECT account_number, $1 FROM account_states",
     "insert from unnest": "INSERT INTO lots (account_number, number) SELECT * FROM unnest($1::bigint[], $2::bigint[])",
     "insert without its account": "INSERT INTO lots (number) VALUES ($1)",
-    "update of everything": "UPDATE lots SET remaining = $1 WHERE number = $2",
+    "update without an account": "UPDATE lots SET remaining = $1 WHERE number = $2",
     "update under a condition that may not hold": "UPDATE lots SET amount = 0 WHERE account_number = $1 OR number = $2",
-    "delete of everything": "DELETE FROM requests WHERE request_id = $1",
-    "join by something else": (
+    "delete without an account": "DELETE FROM requests WHERE request_id = $1",
+    "join without the account": (
         "SELECT t.body FROM transactions t JOIN lots l ON l.opened_by = t.sequence WHERE t.account_number = $1"
     ),
-    "join of what another select found": (
+    "join with a subquery": (
         "SELECT t.body FROM transactions t JOIN (SELECT sequence AS number FROM refunds) AS r ON r.number = t.sequence"
     ),
-    "join inside": (
+    "join in a subquery": (
         "SELECT x.body FROM (SELECT t.body FROM transactions t, requests r WHERE r.sequence = t.sequence) AS x"
     ),
     "outer join": (
@@ -101,13 +101,13 @@ BROKEN = {
         "WHERE r.account_number = $1"
     ),
 }
-KEPT = {
+VALID = {
     "account condition in a correlated subquery": (
         "SELECT t.sequence, (SELECT b.body FROM transactions b WHERE b.account_number = t.account_number "
         "AND b.account_number IN ($1) AND b.sequence = t.sequence) FROM transactions t WHERE t.account_number IN ($1)"
     ),
     "account condition inside and outside": f"{MERGED_SCANS} WHERE t.account_number = $1",
-    "account condition by way of a joined table": (
+    "account condition through a joined table": (
         "SELECT s.balance, w.number FROM account_states s LEFT OUTER JOIN usage_windows w "
         "ON w.account_number = s.account_number WHERE s.account_number IN ($1, $2)"
     ),
@@ -120,7 +120,7 @@ KEPT = {
         "SELECT t.body FROM transactions AS t JOIN refunds ON refunds.account_number = t.account_number "
         "AND refunds.sequence = t.sequence"
     ),
-    "join of what another select found": (
+    "join with a subquery": (
         "SELECT t.body FROM transactions t JOIN (SELECT account_number, sequence FROM refunds) AS r "
         "ON t.account_number = r.account_number"
     ),
@@ -130,20 +130,20 @@ KEPT = {
     ),
     "join with a small table": "SELECT 1 FROM lots JOIN accounts ON accounts.number = lots.account_number",
     "small tables": "UPDATE api_keys SET revoke_time = $1 WHERE id = $2",
-    "all of a tenant": "SELECT body FROM transactions WHERE tenant_number = $1 ORDER BY create_time LIMIT $2",
+    "list of a tenant": "SELECT body FROM transactions WHERE tenant_number = $1 ORDER BY create_time LIMIT $2",
 }
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_broken_rule_is_found(name: str) -> None:
-    """Each rule is seen to be broken, however the statement hides it."""
+def test_a_broken_rule_is_found(name: str) -> None:
+    """Each statement that breaks a rule is found."""
     assert broken_rules(plain(BROKEN[name]))
 
 
-@pytest.mark.parametrize("name", KEPT)
-def test_kept_rules(name: str) -> None:
-    """What a sharded database does well passes."""
-    assert broken_rules(plain(KEPT[name])) == ()
+@pytest.mark.parametrize("name", VALID)
+def test_a_valid_statement_passes(name: str) -> None:
+    """Statements that a sharded database executes well break no rule."""
+    assert broken_rules(plain(VALID[name])) == ()
 
 
 EXPECTED_WITH_STATES = ("transactions", "lots", "refunds", "usage_windows", "requests")
@@ -169,14 +169,14 @@ INSERT INTO pg_extension SELECT 99999, 'citus', extowner, extnamespace, false, '
 
 
 async def calls(database: Database) -> list[str]:
-    """How the stand-ins were called."""
+    """The recorded calls of the stand-ins."""
     async with database.primary.snapshot() as connection:
         return list((await connection.execute(text("SELECT call FROM stand_in.calls ORDER BY number"))).scalars())
 
 
 @only_postgresql
-async def test_distribute(database_url: str) -> None:
-    """Small tables are copied, big ones distributed by account on the same nodes; once, however often one asks."""
+async def test_distribute_is_idempotent(database_url: str) -> None:
+    """Small tables are copied, and big ones distributed by account on the same nodes. A repetition changes nothing."""
     database = Database(database_url)
     try:
         await migrate(database)
@@ -200,8 +200,8 @@ async def test_distribute(database_url: str) -> None:
         await database.close()
 
 
-async def test_distribute_is_refused(database_url: str) -> None:
-    """A SQLite database, and a PostgreSQL without the extension, are told why nothing was done."""
+async def test_distribute_without_citus_is_refused(database_url: str) -> None:
+    """For SQLite, and for a PostgreSQL without the extension, the error has the reason."""
     database = Database(database_url)
     try:
         await migrate(database)
@@ -213,7 +213,7 @@ async def test_distribute_is_refused(database_url: str) -> None:
 
 
 def test_the_command_distributes(tmp_path: Path) -> None:
-    """`daybook migrate --distribute` does it after the migration, or says why not."""
+    """`daybook migrate --distribute` migrates first, and prints why it can't distribute."""
     result = run("migrate", "--distribute", "--database-url", sqlite_url(tmp_path / "daybook.db"), folder=tmp_path)
     assert (result.returncode, result.stdout) == (1, "the database is up to date\n")
     assert "this database is SQLite" in result.stderr
@@ -221,8 +221,8 @@ def test_the_command_distributes(tmp_path: Path) -> None:
 
 
 @only_postgresql
-async def test_the_product_is_heard(database_url: str) -> None:
-    """What the product sends PostgreSQL is heard at the driver; what a test sends is not."""
+async def test_only_statements_of_the_product_are_monitored(database_url: str) -> None:
+    """The monitor records statements that the product sends to the driver, and none that tests send."""
     database, statements = Database(database_url), Statements()
     with pytest.MonkeyPatch.context() as patch:
         for name in ("_get_statement", "execute"):
@@ -235,21 +235,21 @@ async def test_the_product_is_heard(database_url: str) -> None:
                 await connection.execute(text("SELECT balance FROM account_states WHERE debt > 0 FOR UPDATE"))
         finally:
             await database.close()
-    heard = [each for each in statements.sent if "FOR UPDATE" in each]
-    assert len(heard) == 1, statements.sent
-    assert "WHERE account_states.account_number = $1" in heard[0]
+    monitored = [each for each in statements.sent if "FOR UPDATE" in each]
+    assert len(monitored) == 1, statements.sent
+    assert "WHERE account_states.account_number = $1" in monitored[0]
     assert statements.take_broken() == []
 
 
-def test_a_broken_rule_is_told() -> None:
-    """What the product sends is told with its place, once; the same from a test is none of the product's."""
+def test_a_broken_rule_is_reported_once() -> None:
+    """A statement of the product that breaks a rule is reported once, with its place; one of a test is not reported."""
     statements = Statements()
     statement = "SELECT balance FROM account_states WHERE account_number IN ($1, $2, $3) FOR UPDATE"
     statements.record(statement)
     assert statements.take_broken() == []
     for length in (3, 4):
-        code = f"hear({statement.replace('$3', '$3' if length == 3 else '$3, $4')!r})"
-        exec(compile(code, str(ROOT / "server/store/states.py"), "exec"), {"hear": statements.record})  # noqa: S102  # our own text, from a file that is said to be the product's
-    (told,) = statements.take_broken()
-    assert told.startswith("FOR UPDATE over more than one account, sent by server/store/states.py:1: SELECT balance")
+        code = f"send({statement.replace('$3', '$3' if length == 3 else '$3, $4')!r})"
+        exec(compile(code, str(ROOT / "server/store/states.py"), "exec"), {"send": statements.record})  # noqa: S102  # own code, compiled with a file name of the product
+    (report,) = statements.take_broken()
+    assert report.startswith("FOR UPDATE over more than one account, sent by server/store/states.py:1: SELECT balance")
     assert statements.take_broken() == []

@@ -1,4 +1,4 @@
-"""States of accounts: what one unit of work saves, the next one loads."""
+"""States of accounts: saving and loading."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from tests.support.clock import Clock
 LOTS = (Lot(3, 21, Terms(NOW + HOUR, 1), 900, 70), Lot(2, 20, Terms(None, 4), 800, 60))
 
 
-async def test_a_saved_state_is_loaded_as_it_was(book: Book, client: Client) -> None:
-    """Each field has a value of its own, so that no two can be confused."""
+async def test_a_saved_state_is_loaded_unchanged(book: Book, client: Client) -> None:
+    """A saved state is loaded unchanged. Each field has a different value, so that swapped fields are found."""
     account = await client.create_account("acme", credit_limit="0.000005", hour_anchor_time={"seconds": 6})
     tenant_number = await book.credentials.tenant_number("house")
     assert tenant_number is not None
@@ -62,10 +62,10 @@ async def test_a_saved_state_is_loaded_as_it_was(book: Book, client: Client) -> 
         )
 
 
-async def test_a_balance_and_its_usage_are_of_one_moment(
+async def test_a_balance_and_its_usage_are_consistent(
     book: Book, client: Client, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Usage that is posted between the reads of the state and of the windows shows in neither."""
+    """Usage posted between the reads of the state and of the windows appears in neither."""
     account = await client.create_account("acme", credit_limit="100")
 
     async def use() -> None:

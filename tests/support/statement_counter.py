@@ -35,5 +35,5 @@ class Statements(DatabaseTracer):
 def statements(book: Book) -> Iterator[Statements]:
     """Records the statements of the block."""
     found = Statements()
-    with book.database.traced(found):
+    with book.database.tracing_with(found):
         yield found
