@@ -71,8 +71,8 @@ def origin_in(gateway: Daybook, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
         def origin_in(condition: str) -> str:
             if condition not in origins:
-                made = CONDITIONS[condition](gateway, tmp_path_factory.mktemp(condition))
-                origins[condition] = stack.enter_context(made)
+                context = CONDITIONS[condition](gateway, tmp_path_factory.mktemp(condition))
+                origins[condition] = stack.enter_context(context)
             return origins[condition]
 
         yield origin_in

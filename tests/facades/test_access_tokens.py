@@ -1,4 +1,4 @@
-"""Access tokens through the gateway: the native API and every documented one take them as Bearer, like a key."""
+"""Access tokens through the gateway: the native API and every facade accept them as Bearer credentials."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ PATHS = {
     "dreadnode": ("demo-dreadnode", "/api/v1/org/example/credits/transactions?limit=3"),
     "paged": ("demo-dreadnode", "/api/billing/accounts/example/transactions?page_size=3"),
 }
-"""By API, a tenant of the demo, of which there is a key by the same name, and what is asked for."""
+"""By API: a tenant of the demo, whose key has the same name, and the path of a list."""
 
 
 @pytest.fixture(scope="module")
 def daybook(gateway: Daybook, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daybook]:
-    """The demo behind its gateway once more, with an issuer of access tokens."""
+    """A second demo behind a gateway, which accepts the access tokens of an issuer."""
     folder, ports = tmp_path_factory.mktemp("oauth2"), Ports.free()
     copy_database(gateway.folder / "daybook.db", folder / "daybook.db")
     with Endpoint().serving() as endpoint:
@@ -57,13 +57,13 @@ def daybook(gateway: Daybook, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 def token(tenant: str, **claims: object) -> str:
-    """A token of now that reads transactions of all of a tenant, unless told otherwise."""
+    """An access token issued now that may read all transactions of a tenant; `claims` replace its claims."""
     given = {"scope": "openid transactions.readonly", "account": "-", "tenant": tenant, **claims}
     return KEY.token(claims_at(int(time.time()), **given))
 
 
 def ask(daybook: Daybook, api: str, credential: str, **headers: str) -> Answer:
-    """The answer of an API to whoever comes with this as Bearer."""
+    """The answer of an API to a caller with this Bearer credential."""
     named = {"authorization": f"Bearer {credential}", **headers}
     if api == "spacebring":
         named.setdefault("spacebring-network-id", NETWORK)
@@ -71,14 +71,14 @@ def ask(daybook: Daybook, api: str, credential: str, **headers: str) -> Answer:
 
 
 def rows(body: Json) -> Json:
-    """What a list shows, without tokens of pages, which are never the same."""
+    """A page without its page token, which differs in each answer."""
     tokens = {"nextPageToken", "nextCursor"}
     return {name: value for name, value in body.items() if name not in tokens} if isinstance(body, dict) else body
 
 
 @pytest.mark.parametrize("api", PATHS)
-def test_a_token_opens_like_a_key(daybook: Daybook, api: str) -> None:
-    """A token and a key of one tenant get the same 200; a token that is bad, or is for something else, gets no rows."""
+def test_access_token_reads_the_same_as_a_key(daybook: Daybook, api: str) -> None:
+    """A token and a key of one tenant read the same page; an invalid token or one with other claims reads none."""
     tenant = PATHS[api][0]
     account = {"account": nebulablock.DOCUMENTED_USER} if api == "nebulablock" else {}
     opened = ask(daybook, api, token(tenant, **account))
@@ -86,11 +86,11 @@ def test_a_token_opens_like_a_key(daybook: Daybook, api: str) -> None:
     assert (opened.status, by_key.status) == (200, 200), opened.body
     assert rows(opened.json()) == rows(by_key.json())
     good = token(tenant, **account)
-    for bad in (good[:-6] + "AAAAAA", token(tenant, exp=int(time.time()) - 31), token("nobody"), good + ".x"):
-        refused, unknown_key = ask(daybook, api, bad), ask(daybook, api, "nobody.public")
+    for bad in (good[:-6] + "AAAAAA", token(tenant, exp=int(time.time()) - 31), token("unknown"), good + ".x"):
+        refused, unknown_key = ask(daybook, api, bad), ask(daybook, api, "unknown.public")
         assert refused.status == unknown_key.status == 401
         assert refused.header("www-authenticate") == unknown_key.header("www-authenticate")
-        assert refused.json() == unknown_key.json(), "what is wrong with a credential nobody is told"
+        assert refused.json() == unknown_key.json(), "a refusal does not say what is wrong with a credential"
         assert refused.header("content-type") == "application/json"
         if api != "native":
             assert is_error(api, 401, refused.json())
@@ -101,8 +101,8 @@ def test_a_token_opens_like_a_key(daybook: Daybook, api: str) -> None:
     assert good.encode() not in (daybook.folder / "stderr").read_bytes()
 
 
-def test_spacebrings_network(daybook: Daybook) -> None:
-    """As for any Bearer, the network must be named, and must be the token's own."""
+def test_spacebring_requires_the_network_of_the_token(daybook: Daybook) -> None:
+    """Spacebring refuses a token without a network id, or with the id of another tenant."""
     mine = token("demo-spacebring")
     headers = {"authorization": f"Bearer {mine}"}
     unnamed = send(daybook.origin, PATHS["spacebring"][1], headers=headers)
@@ -120,8 +120,8 @@ def test_spacebrings_network(daybook: Daybook) -> None:
     assert (bad.status, bad.json()) == (401, {"message": "the credential is not valid", "type": "unauthorized"})
 
 
-def test_a_token_writes(daybook: Daybook) -> None:
-    """A token with RS256 and the scope for it posts over REST."""
+def test_access_token_may_post(daybook: Daybook) -> None:
+    """An RS256 token with the scope `transactions` posts over REST."""
     claims = claims_at(int(time.time()), tenant="demo-teable", account="-", scope=["transactions"])
     headers = {"authorization": f"Bearer {rsa_key().token(claims)}", "content-type": "application/json"}
     body = json.dumps({"kind": "GRANT", "category": "purchase", "amount": "20"}).encode()
@@ -133,8 +133,8 @@ def test_a_token_writes(daybook: Daybook) -> None:
     assert (answer.status, posted["amount"]) == (200, "20")
 
 
-def test_the_longest_token(daybook: Daybook) -> None:
-    """The gateway lets the longest token through that the server takes."""
+def test_longest_access_token_passes_the_gateway(daybook: Daybook) -> None:
+    """The gateway passes on tokens of up to 8192 bytes, the most that the server accepts."""
     longest = token("demo-teable", padding="x" * 5700)
     assert 8000 < len(longest) <= 8192 - len("Bearer ")
     assert ask(daybook, "native", longest).status == 200

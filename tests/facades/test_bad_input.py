@@ -1,4 +1,4 @@
-"""Whatever stands in a query, a header or a body, nobody gets a 5xx, and a refusal is in the vendor's words."""
+"""No query, header or body causes a 5xx answer, and each refusal has the vendor's error format."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.http_client import send
 from tests.support.processes import Daybook
 from tests.support.vendors import APIS, Api, ask, require_sound, without_token
 
-# Everything that HTTP lets stand in a request line, and percent escapes of everything else, right and wrong ones.
+# All characters that HTTP allows in a request line, and valid and invalid percent escapes of other bytes.
 visible = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E, exclude_characters="#"), max_size=12)
 escaped = st.binary(max_size=6).map(lambda content: "".join(f"%{byte:02X}" for byte in content))
 unicode_escaped = st.text(max_size=4).map(
@@ -56,7 +56,7 @@ def queries(api: Api) -> st.SearchStrategy[str]:
 
 @pytest.mark.parametrize("name", APIS)
 def test_random_query(gateway: Daybook, name: str) -> None:
-    """A query string of whatever is answered or refused properly."""
+    """An API answers or refuses every query string in its documented format."""
     api = APIS[name]
 
     @settings(max_examples=examples(40), deadline=None, database=None, derandomize=True)
@@ -70,10 +70,10 @@ def test_random_query(gateway: Daybook, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["teable", "teable-without-api", "dreadnode", "paged"])
 def test_random_account(gateway: Daybook, name: str) -> None:
-    """An account in the path of whatever is refused properly: nobody has such a one."""
+    """An account id in the path that does not exist is refused in the documented format."""
     api = APIS[name]
-    before, after = api.path.replace("spcExampleStudio", "{}").replace("/example/", "/{}/").split("{}")
-    # Dots would be a way up the path, to somebody else's.
+    prefix, suffix = api.path.replace("spcExampleStudio", "{}").replace("/example/", "/{}/").split("{}")
+    # Without dots, which could lead up the path to another account.
     unreserved = st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=8).map(
         lambda text: "".join(f"%{byte:02X}" for byte in text.encode())
     )
@@ -82,7 +82,7 @@ def test_random_account(gateway: Daybook, name: str) -> None:
     @given(account=st.one_of(unreserved, escaped.filter(bool), st.sampled_from(["%zz", "-", "a%2Fb", "*", "x" * 300])))
     @example(account="%FF")
     def check(account: str) -> None:
-        target = f"{before}{account}{after}?{api.good}"
+        target = f"{prefix}{account}{suffix}?{api.good}"
         answer = ask(gateway, api, target)
         require_sound(api, target, answer)
         assert answer.status != 200, target
@@ -91,42 +91,42 @@ def test_random_account(gateway: Daybook, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["teable", "teable-without-api", "dreadnode", "paged"])
-def test_path_with_nul(gateway: Daybook, name: str) -> None:
-    """A path that the gateway itself refuses to read gets the vendor's body, with words in it."""
+def test_path_with_nul_has_the_vendors_error(gateway: Daybook, name: str) -> None:
+    """The gateway refuses a path with a NUL byte with the vendor's error body and a message."""
     api = APIS[name]
     target = api.path.replace("spcExampleStudio", "a%00b").replace("/example/", "/a%00b/")
     answer = ask(gateway, api, target)
     require_sound(api, target, answer)
     body = answer.json()
     assert isinstance(body, dict)
-    words = body.get("message", body.get("detail"))
-    assert isinstance(words, str)
-    assert words.removeprefix("Validation error: ")
+    message = body.get("message", body.get("detail"))
+    assert isinstance(message, str)
+    assert message.removeprefix("Validation error: ")
     assert b'""' not in answer.body
 
 
 @pytest.mark.parametrize("name", APIS)
-def test_text_that_is_no_utf_8(gateway: Daybook, name: str) -> None:
-    """A parameter whose bytes are no text is the caller's mistake, not the server's."""
+def test_invalid_utf_8_is_refused(gateway: Daybook, name: str) -> None:
+    """A parameter that is not valid UTF-8 gets a 4xx answer."""
     api = APIS[name]
     for parameter in api.parameters:
         for value in ("%FF", "%C3%28", "%ED%A0%80"):
-            # The good query is a month, and two of them would be another mistake.
+            # The good query has a month; a second month would be another error.
             target = f"{api.path}?{api.good if parameter != 'month' else ''}&{parameter}={value}"
             answer = ask(gateway, api, target)
             require_sound(api, target, answer)
-            # Spacebring has no parameter `createDate`, so it may be passed over.
+            # Spacebring has no parameter `createDate`, so it may ignore it.
             assert answer.status in (400, 422) or parameter == "createDate", target
 
 
-def test_long_query(gateway: Daybook) -> None:
-    """A query that is too long for the gateway is refused, not crashed on."""
+def test_too_long_query_is_refused(gateway: Daybook) -> None:
+    """A query that is too long for the gateway gets a 4xx answer."""
     padding = "".join(random.Random(1).choices("abcdef", k=30_000))
     answer = send(gateway.origin, f"/users/credits/history?x={padding}")
     assert 400 <= answer.status < 500
 
 
-# Names that mean something to somebody on the way, those that frame the request apart.
+# Names with a meaning for the gateway, gRPC or the server, without those that delimit the request.
 header_names = st.sampled_from(
     [
         "authorization",
@@ -157,7 +157,7 @@ header_names = st.sampled_from(
         "x_underscore",
     ]
 )
-# Every byte that HTTP lets stand in a header.
+# Every byte that HTTP allows in a header.
 header_bytes = st.lists(st.sampled_from([0x09, *range(0x20, 0x7F), *range(0x80, 0x100)]), max_size=12).map(
     lambda content: bytes(content).decode(errors="surrogateescape")
 )
@@ -171,7 +171,7 @@ header_values = st.one_of(
 
 @pytest.mark.parametrize("name", APIS)
 def test_random_headers(gateway: Daybook, name: str) -> None:
-    """Headers of whatever are passed over or refused properly, beside a good credential or in its place."""
+    """Random headers are ignored, or refused in the documented format if they replace a good credential."""
     api = APIS[name]
     good = {"authorization": f"Bearer {api.key}.public", "spacebring-network-id": spacebring.NETWORK}
     target = f"{api.path}?{api.good}"
@@ -199,8 +199,8 @@ def test_random_headers(gateway: Daybook, name: str) -> None:
     ids=["fields", "nothing", "list", "broken", "form", "long"],
 )
 @pytest.mark.parametrize("name", APIS)
-def test_body_means_nothing(gateway: Daybook, name: str, body: bytes) -> None:
-    """A GET that comes with a body gets what it gets without one."""
+def test_body_of_a_get_is_ignored(gateway: Daybook, name: str, body: bytes) -> None:
+    """A GET with a body has the same answer as without it."""
     api = APIS[name]
     target = f"{api.path}?{api.good}"
     headers = {
@@ -215,8 +215,8 @@ def test_body_means_nothing(gateway: Daybook, name: str, body: bytes) -> None:
 
 @pytest.mark.parametrize("name", ["teable", "teable-without-api", "dreadnode", "paged"])
 @pytest.mark.parametrize("parameter", ["account", "org", "%6Frg", "spaceId", "%73%70aceId", "space_id", "space%5fid"])
-def test_query_names_no_other_account(gateway: Daybook, name: str, parameter: str) -> None:
-    """The account is the one of the path, whatever a parameter of the same name says."""
+def test_query_cannot_change_the_account(gateway: Daybook, name: str, parameter: str) -> None:
+    """A query parameter with the name of the account's path variable is ignored."""
     api = APIS[name]
     answer = ask(gateway, api, f"{api.path}?{api.good}&{parameter}=spcExampleArchive")
     assert answer.status == 200, answer.body

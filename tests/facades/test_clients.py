@@ -1,7 +1,7 @@
-"""A long page is readable with what a client's library does by itself.
+"""HTTP client libraries with their default settings read a long page.
 
-Libraries differ in the headers that nobody asked for: what they accept, how it may be encoded,
-whether the connection stays. None of that may change what their user reads.
+Libraries differ in the headers that they add: accepted types, accepted encodings, connection reuse.
+The page is the same with each.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ HEADERS = {"Authorization": f"Bearer {dreadnode.KEY}.{SECRET}"}
 
 
 def with_http_client(origin: str) -> str:
-    """Python's http.client: asks for no encoding."""
+    """Python's http.client: accepts no compression."""
     connection = HTTPConnection(urlsplit(origin).netloc)
     connection.request("GET", PAGE, headers=HEADERS)
     body = connection.getresponse().read()
@@ -37,7 +37,7 @@ def with_http_client(origin: str) -> str:
 
 
 def with_urllib(origin: str) -> str:
-    """Python's urllib: has the connection closed."""
+    """Python's urllib: closes the connection."""
     request = urllib.request.Request(f"{origin}{PAGE}", headers=HEADERS)  # noqa: S310  # the gateway's, over HTTP
     with urllib.request.urlopen(request) as answer:  # noqa: S310  # the same
         body: bytes = answer.read()
@@ -45,7 +45,7 @@ def with_urllib(origin: str) -> str:
 
 
 def with_requests(origin: str) -> str:
-    """requests: takes gzip, deflate and what else is installed."""
+    """requests: accepts gzip, deflate and other installed encodings."""
     return requests.get(f"{origin}{PAGE}", headers=HEADERS, timeout=SECONDS_MAX).text
 
 
@@ -55,13 +55,13 @@ def with_httpx(origin: str) -> str:
 
 
 def with_httpx_over_http_2(origin: str) -> str:
-    """httpx over HTTP/2, from the first byte on."""
+    """httpx over HTTP/2 with prior knowledge."""
     with httpx.Client(http1=False, http2=True) as client:
         return client.get(f"{origin}{PAGE}", headers=HEADERS).text
 
 
 def with_fetch(origin: str) -> str:
-    """Node's fetch: takes gzip and deflate, and keeps the connection."""
+    """Node's fetch: accepts gzip and deflate, and keeps the connection."""
     return run_node(f"""
         const answer = await fetch('{origin}{PAGE}', {{headers: {{Authorization: '{HEADERS["Authorization"]}'}}}});
         process.stdout.write(await answer.text());
@@ -69,7 +69,7 @@ def with_fetch(origin: str) -> str:
 
 
 def with_fetch_and_brotli(origin: str) -> str:
-    """fetch as browsers do it: takes br too."""
+    """fetch as browsers call it: accepts br too."""
     return run_node(f"""
         const headers = {{Authorization: '{HEADERS["Authorization"]}', 'Accept-Encoding': 'gzip, deflate, br'}};
         const answer = await fetch('{origin}{PAGE}', {{headers}});
@@ -78,7 +78,7 @@ def with_fetch_and_brotli(origin: str) -> str:
 
 
 def run_node(program: str) -> str:
-    """What a program prints."""
+    """Runs a JavaScript program; returns its standard output."""
     result = subprocess.run(
         [NODE, "--input-type=module", "--eval", program],
         capture_output=True,
@@ -102,8 +102,8 @@ CLIENTS = (
 
 
 @pytest.mark.parametrize("client", CLIENTS, ids=lambda client: client.__name__)
-def test_page_is_readable(gateway: Daybook, client: Callable[[str], str]) -> None:
-    """A library gets the whole page, in the documented shape, without being told anything."""
+def test_library_reads_the_page(gateway: Daybook, client: Callable[[str], str]) -> None:
+    """A library with default settings reads the whole page in the documented shape."""
     text = client(gateway.origin)
     require_page("dreadnode", text.encode())
     rows = read_json(text)

@@ -1,7 +1,7 @@
-"""What can be stored can be listed: rows at both ends of every range, in every list, through a real gateway.
+"""Rows with the smallest and the largest valid values are listed by every API, through a real gateway.
 
-The ledger's clock stands at the first or at the last instants of the calendar. Every field that a
-caller can set is filled from the contracts' descriptors, so a new field without a rule fails here.
+The ledger's clock is at the first or the last instants of the calendar. Every field that a caller
+can set is filled from the contracts' descriptors, so a new field without a rule fails here.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ SUBJECTS = tuple(field.name for field in Transaction.DESCRIPTOR.oneofs_by_name["
 FACADE_TYPES = (teable.TYPES, spacebring.TYPES, dreadnode.TYPES)
 NETWORK = str(uuid.uuid5(uuid.NAMESPACE_URL, "house"))
 WIDE = "🪚"
-"""A character that takes four bytes, the most that UTF-8 has."""
+"""A character of four bytes, the longest in UTF-8."""
 
 _Filled = TypeVar("_Filled", bound=Message)
 Row = dict[str, Json]
 
 
 @dataclass(frozen=True)
-class End:
-    """One end of every range."""
+class Extreme:
+    """The smallest or the largest values of all ranges."""
 
     now: int
-    """Where the clock stands at first, in microseconds since 1970."""
+    """The clock's initial time, in microseconds since 1970."""
     amount: str
     account_id: str
     credit_limit: str
@@ -65,23 +65,23 @@ class End:
     hour_anchor: Timestamp
     month: str
     count: Mapping[int, int]
-    """A count, by the C++ type of its field."""
+    """A count by the C++ type of its field."""
     texts: Mapping[str, str]
-    """Texts that have a form, by the full name of their field."""
+    """Texts with a required format, by the full name of their field."""
     character: str
     is_longest: bool
     labels: Mapping[str, str]
     number: float
     hours: tuple[tuple[str, str], ...]
-    """The account's three hours of use in New York, newest first, worked out by hand."""
+    """Start and end of the account's three hour windows in New York, newest first, computed by hand."""
 
     def text(self, field: Any) -> str:
-        """A text of a field."""
+        """The value of a text field."""
         characters = CHARACTERS_MAX[field.containing_type.full_name][field.name]
         return self.texts.get(field.full_name, self.character * (characters if self.is_longest else 1))
 
     def fill(self, message: _Filled) -> _Filled:
-        """The message with a value in every field. Raises KeyError for a field without a rule."""
+        """Sets every field of a message, and returns it. Raises KeyError for a field without a rule."""
         for field in message.DESCRIPTOR.fields:
             self.fill_field(message, field.name)
         return message
@@ -105,7 +105,7 @@ class End:
             self.fill(getattr(message, field.name))
 
     def struct(self) -> Struct:
-        """Metadata with every kind of value, as deep as it may be."""
+        """Metadata with every kind of value, nested as deeply as allowed."""
         value: Any = [None, True, self.number, self.character]
         for _ in range(18):
             value = {self.character: value}
@@ -114,15 +114,15 @@ class End:
         return struct
 
 
-ENDS = {
-    "lowest": End(
+EXTREMES = {
+    "lowest": Extreme(
         now=EARLIEST,
         amount="0.000001",
         account_id="0",
         credit_limit="0",
         time=to_timestamp(EARLIEST),
         time_text="0001-01-01T00:00:00.000000Z",
-        # So that an hour begins before the calendar does.
+        # The first hour window begins before the calendar does.
         hour_anchor=to_timestamp(EARLIEST + HOUR // 2),
         month="0001-01",
         count={FieldDescriptor.CPPTYPE_INT32: 0, FieldDescriptor.CPPTYPE_INT64: 0},
@@ -131,19 +131,19 @@ ENDS = {
         is_longest=False,
         labels={"a": "\x01"},
         number=5e-324,
-        # Until 1883 New York went by the sun, 4:56:02 behind Greenwich.
+        # Until 1883 New York used local mean time, UTC-4:56:02.
         hours=(
             ("0000-12-31 20:33:58", "0000-12-31 21:33:58"),
             ("0000-12-31 19:33:58", "0000-12-31 20:33:58"),
             ("0000-12-31 18:33:58", "0000-12-31 19:33:58"),
         ),
     ),
-    "highest": End(
+    "highest": Extreme(
         now=LATEST - 2 * HOUR - 1,
         amount="999999999999.999999",
         account_id="Z" * 128,
         credit_limit="999999999999.999999",
-        # What is finer than a microsecond is kept where a time is only kept.
+        # Times that the ledger only stores keep their nanoseconds.
         time=Timestamp(seconds=LATEST // SECOND, nanos=999_999_999),
         time_text="9999-12-31T23:59:59.999999Z",
         hour_anchor=to_timestamp(LATEST),
@@ -163,27 +163,27 @@ ENDS = {
 }
 
 
-@pytest.fixture(params=ENDS)
-def end(request: pytest.FixtureRequest) -> End:
-    """Each end in turn."""
-    return ENDS[request.param]
+@pytest.fixture(params=EXTREMES)
+def extreme(request: pytest.FixtureRequest) -> Extreme:
+    """The smallest values, then the largest."""
+    return EXTREMES[request.param]
 
 
 @pytest.fixture
-def clock(end: End) -> Clock:
-    """The ledger's clock, at the end."""
-    return Clock(end.now)
+def clock(extreme: Extreme) -> Clock:
+    """The ledger's clock, at the extreme time."""
+    return Clock(extreme.now)
 
 
 @dataclass
 class Ledger:
-    """A ledger with rows at an end, behind a real gateway."""
+    """A ledger with rows of extreme values, behind a real gateway."""
 
-    end: End
+    extreme: Extreme
     origin: str
     caller: Client
     bound: Client
-    """Bound to the account that is listed."""
+    """A caller whose key is bound to the listed account."""
 
     async def get(self, target: str, *, bound: bool = False) -> Any:
         """The body of a successful answer."""
@@ -195,7 +195,7 @@ class Ledger:
         return answer.json()
 
     async def follow(self, target: str, rows: str, token: str, parameter: str) -> list[Row]:
-        """All rows of a list, page by page."""
+        """All rows of a list, read page by page."""
         found: list[Row] = []
         more = ""
         while True:
@@ -206,52 +206,54 @@ class Ledger:
             more = f"&{parameter}={body[token]}"
 
     async def transactions(self) -> dict[str, Row]:
-        """What the account has, as the native list shows it, by uid."""
-        target = f"/v1/accounts/{self.end.account_id}/transactions?pageSize=1000"
+        """The account's transactions as the native list shows them, by uid."""
+        target = f"/v1/accounts/{self.extreme.account_id}/transactions?pageSize=1000"
         rows = await self.follow(target, "transactions", "nextPageToken", "pageToken")
         return {str(row["uid"]): row for row in rows}
 
 
 @pytest.fixture
-async def ledger(book: Book, clock: Clock, end: End, tmp_path: Path) -> AsyncIterator[Ledger]:
-    """A ledger with rows at the end."""
+async def ledger(book: Book, clock: Clock, extreme: Extreme, tmp_path: Path) -> AsyncIterator[Ledger]:
+    """A ledger whose rows have the extreme values."""
     settings = Settings(port=0, shutdown_grace_seconds=1)
     async with serving(book, settings) as port, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         server = Server(book, channel)
         tenant_number = await server.create_tenant("house")
         caller = await server.client(tenant_number, scopes={"admin"})
-        await post_everything(caller, clock, end)
+        await post_everything(caller, clock, extreme)
         assert await caller.verify() == []
-        bound = await server.client(tenant_number, account_id=end.account_id)
+        bound = await server.client(tenant_number, account_id=extreme.account_id)
         with ExitStack() as stack:
             origin = await asyncio.to_thread(stack.enter_context, gateway_before(tmp_path, port))
-            yield Ledger(end, origin, caller, bound)
+            yield Ledger(extreme, origin, caller, bound)
             await asyncio.to_thread(stack.close)
 
 
-async def post_everything(client: Client, clock: Clock, end: End) -> None:
-    """Posts rows of every type that some list shows to one account, all at the end."""
-    company = end.fill(Company())
+async def post_everything(client: Client, clock: Clock, extreme: Extreme) -> None:
+    """Posts transactions of every listed type to one account, with extreme values."""
+    company = extreme.fill(Company())
     await client.create_account(
-        end.account_id,
+        extreme.account_id,
         kind=Account.COMPANY,
-        display_name=end.character * 255,
+        display_name=extreme.character * 255,
         company=company,
-        credit_limit=end.credit_limit,
-        hour_anchor_time=end.hour_anchor,
+        credit_limit=extreme.credit_limit,
+        hour_anchor_time=extreme.hour_anchor,
     )
-    await client.create_account("peer", hour_anchor_time=end.time)
-    details = Transaction(labels={"company": end.account_id})
+    await client.create_account("peer", hour_anchor_time=extreme.time)
+    details = Transaction(labels={"company": extreme.account_id})
     for name in DETAILS - set(SUBJECTS):
-        end.fill_field(details, name)
+        extreme.fill_field(details, name)
 
     async def post(kind: Transaction.Kind.ValueType, category: str, subject: str = "", **fields: Any) -> Transaction:
         transaction = Transaction(category=category, **fields)
         transaction.MergeFrom(details)
         if subject:
-            end.fill(getattr(transaction, subject))
-        taken = {field.name: value for field, value in transaction.ListFields()}
-        return await client.post(end.account_id, kind, f"-{end.amount}" if kind == CHARGE else end.amount, **taken)
+            extreme.fill(getattr(transaction, subject))
+        values = {field.name: value for field, value in transaction.ListFields()}
+        return await client.post(
+            extreme.account_id, kind, f"-{extreme.amount}" if kind == CHARGE else extreme.amount, **values
+        )
 
     async def charge(category: str, subject: str, state: Transaction.State.ValueType) -> Transaction:
         if state == Transaction.SUCCEEDED:
@@ -273,13 +275,13 @@ async def post_everything(client: Client, clock: Clock, end: End) -> None:
             await post(CHARGE, "balance")
     await post(GRANT, "balance")
     transfer = TransferCreditsRequest(
-        name=f"accounts/{end.account_id}",
+        name=f"accounts/{extreme.account_id}",
         destination="accounts/peer",
-        amount=end.amount,
-        labels={"company": end.account_id},
+        amount=extreme.amount,
+        labels={"company": extreme.account_id},
     )
     await client.ledger.TransferCredits(transfer, metadata=client.metadata)
-    # Each in an hour of its own, the last at the very end.
+    # Each in its own hour window, the last at the last instant.
     for category in USAGE_CATEGORIES:
         await charge(category, "usage", Transaction.SUCCEEDED)
         clock.advance(3600)
@@ -289,30 +291,30 @@ async def post_everything(client: Client, clock: Clock, end: End) -> None:
 
 
 def instant_of(text: Json) -> int:
-    """The microseconds since 1970 of a native time."""
+    """A native time in microseconds since 1970."""
     assert isinstance(text, str)
     moment = datetime.fromisoformat(text)
     return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
 
 
 def vendor_time(text: Json, timespec: str) -> str:
-    """A native time as a vendor's list shows it."""
+    """A native time in the format of a vendor's list."""
     assert isinstance(text, str)
     return datetime.fromisoformat(text).replace(tzinfo=None).isoformat(timespec=timespec) + "Z"
 
 
 def is_nearest(shown: Json, amount: Json) -> bool:
-    """Whether a JSON number reads as the double that is nearest to an amount."""
+    """Whether a JSON number is the double nearest to an amount."""
     assert isinstance(shown, Decimal)
     assert isinstance(amount, str)
     return float(shown) == float(amount)
 
 
 async def require_native(ledger: Ledger) -> None:
-    """Every order, page by page and at once, with filters at the bounds of time."""
+    """Checks the native lists in every order, in small pages and in one, with filters at the bounds of time."""
     everything = await ledger.transactions()
     bounds = quote('create_time >= "0001-01-01T00:00:00Z" AND create_time <= "9999-12-31T23:59:59.999999999Z"')
-    for account_id in (ledger.end.account_id, "-"):
+    for account_id in (ledger.extreme.account_id, "-"):
         uids = set()
         for order in ("create_time", "create_time desc", "amount", "amount desc"):
             if account_id == "-" and order.startswith("amount"):
@@ -321,33 +323,33 @@ async def require_native(ledger: Ledger) -> None:
             at_once = await ledger.follow(f"{target}1000", "transactions", "nextPageToken", "pageToken")
             by_page = await ledger.follow(f"{target}7", "transactions", "nextPageToken", "pageToken")
             assert by_page == at_once
-            places = [
+            keys = [
                 instant_of(row["createTime"]) if order.startswith("create") else Decimal(str(row["amount"]))
                 for row in at_once
             ]
-            assert places == sorted(places, reverse=order.endswith("desc"))
+            assert keys == sorted(keys, reverse=order.endswith("desc"))
             uids = {row["uid"] for row in at_once}
             assert uids >= everything.keys()
     (row, *_) = [row for row in everything.values() if row.get("eventTicket")]
     for name in ("amount", "balanceAfter", "description", "owner", "creator", "labels", "receiptUri", "metadata"):
         assert name in row
     lots = await ledger.follow(
-        f"/v1/accounts/{ledger.end.account_id}/lots?pageSize=7", "lots", "nextPageToken", "pageToken"
+        f"/v1/accounts/{ledger.extreme.account_id}/lots?pageSize=7", "lots", "nextPageToken", "pageToken"
     )
-    assert {lot["amount"] for lot in lots} == {ledger.end.amount}
+    assert {lot["amount"] for lot in lots} == {ledger.extreme.amount}
     for name in ("", "/balance", f"/transactions/{row['uid']}?view=TRANSACTION_VIEW_FULL"):
-        await ledger.get(f"/v1/accounts/{ledger.end.account_id}{name}")
+        await ledger.get(f"/v1/accounts/{ledger.extreme.account_id}{name}")
     accounts = await ledger.follow("/v1/accounts?pageSize=1", "accounts", "nextPageToken", "pageToken")
-    assert {account.get("displayName", "") for account in accounts} == {ledger.end.character * 255, ""}
+    assert {account.get("displayName", "") for account in accounts} == {ledger.extreme.character * 255, ""}
     assert len(await ledger.follow("/v1/apiKeys?pageSize=1", "apiKeys", "nextPageToken", "pageToken")) == 2
 
 
 async def require_teable(ledger: Ledger) -> None:
-    """Every order of the month at the end."""
+    """Checks Teable's list of the extreme month in every order."""
     native = await ledger.transactions()
     pairs = {category for _, category in teable.TYPES}
     expected = {uid for uid, row in native.items() if row["category"] in pairs and row["state"] == "SUCCEEDED"}
-    path = f"/api/space/{ledger.end.account_id}/billing/credit-history?month={ledger.end.month}"
+    path = f"/api/space/{ledger.extreme.account_id}/billing/credit-history?month={ledger.extreme.month}"
     for order_by, order in product(teable.ORDERS_BY, teable.ORDERS):
         target = f"{path}&orderBy={order_by}&order={order}"
         at_once = await ledger.follow(f"{target}&take=100", "data", "nextCursor", "cursor")
@@ -361,7 +363,7 @@ async def require_teable(ledger: Ledger) -> None:
 
 
 async def require_nebulablock(ledger: Ledger) -> None:
-    """Hours that begin before the first year or end after the last, in New York's time of then."""
+    """Checks Nebula Block's hours, which begin before year 1 or end after 9999, in New York's historical time."""
     path = "/users/credits/history?limit="
     body = (await ledger.get(f"{path}100", bound=True))["data"]
     hours = body["credit_history"]
@@ -370,13 +372,13 @@ async def require_nebulablock(ledger: Ledger) -> None:
         page = (await ledger.get(f"{path}1&offset={offset}", bound=True))["data"]["credit_history"]
         assert page == hours[offset : offset + 1]
     assert (await ledger.get(f"{path}1&offset={2**63 - 1}", bound=True))["data"]["credit_history"] == []
-    assert all(is_nearest(hour["total"], ledger.end.amount) for hour in hours)
+    assert all(is_nearest(hour["total"], ledger.extreme.amount) for hour in hours)
     times = [(hour["create_time"], hour["update_time"]) for hour in hours]
-    assert times == [(f"EST {start}", f"EST {stop}") for start, stop in ledger.end.hours]
+    assert times == [(f"EST {start}", f"EST {stop}") for start, stop in ledger.extreme.hours]
 
 
 async def require_spacebring(ledger: Ledger) -> None:
-    """All rows with their companies and subjects, between the first and the last instant."""
+    """Checks Spacebring's list of all time, with companies and subjects."""
     native = await ledger.transactions()
     path = "/transactions/credits/v1?createDate[gte]=0001-01-01T00:00:00Z&createDate[lte]=9999-12-31T23:59:59.999999Z"
     at_once = await ledger.follow(f"{path}&limit=100", "transactions", "nextPageToken", "nextPageToken")
@@ -392,24 +394,24 @@ async def require_spacebring(ledger: Ledger) -> None:
         assert row["createDate"] == vendor_time(posted["createTime"], "microseconds")
         company = row["company"]
         assert isinstance(company, dict)
-        assert company["deleteDate"] == company["createDate"] == ledger.end.time_text
-        assert company["title"] == ledger.end.character * (255 if ledger.end.is_longest else 1)
+        assert company["deleteDate"] == company["createDate"] == ledger.extreme.time_text
+        assert company["title"] == ledger.extreme.character * (255 if ledger.extreme.is_longest else 1)
         if "ticket" in row:
             ticket = row["ticket"]
             assert isinstance(ticket, dict)
             event = ticket["event"]
             assert isinstance(event, dict)
-            assert event["startDate"] == event["endDate"] == ticket["createDate"] == ledger.end.time_text
+            assert event["startDate"] == event["endDate"] == ticket["createDate"] == ledger.extreme.time_text
         if row["type"] in ("order", "booking", "eventTicket") and row["status"] == "succeeded":
             refund = row["refund"]
             assert isinstance(refund, dict)
-            assert is_nearest(refund["amount"], ledger.end.amount)
+            assert is_nearest(refund["amount"], ledger.extreme.amount)
 
 
 async def require_dreadnode(ledger: Ledger) -> None:
-    """All types, each with what is known of its usage."""
+    """Checks Dreadnode's list of all types, with their usage."""
     native = await ledger.transactions()
-    path = f"/api/v1/org/{ledger.end.account_id}/credits/transactions?limit="
+    path = f"/api/v1/org/{ledger.extreme.account_id}/credits/transactions?limit="
     everything = await ledger.get(f"{path}100")
     assert everything[:1] == await ledger.get(f"{path}1")
     assert {row["transaction_type"] for row in everything} == set(dreadnode.TYPES.values())
@@ -418,15 +420,19 @@ async def require_dreadnode(ledger: Ledger) -> None:
         assert row["amount"] == Decimal(str(posted["amount"])).quantize(Decimal(1), ROUND_HALF_UP)
         assert row["created_at"] == vendor_time(posted["createTime"], "microseconds")
         if "usage" in posted:
-            assert float(row["input_tokens"]) == float(row["output_tokens"]) == float(2**63 - 1) * ledger.end.is_longest
-            assert is_nearest(row["inference_cost_usd"], ledger.end.credit_limit)
+            assert (
+                float(row["input_tokens"])
+                == float(row["output_tokens"])
+                == float(2**63 - 1) * ledger.extreme.is_longest
+            )
+            assert is_nearest(row["inference_cost_usd"], ledger.extreme.credit_limit)
     assert any(row["inference_cost_usd"] is not None for row in everything)
 
 
 async def require_paged(ledger: Ledger) -> None:
-    """All pages, forwards by their links."""
+    """Checks Paged's list by following the links to the next page."""
     native = await ledger.transactions()
-    path = f"/api/billing/accounts/{ledger.end.account_id}/transactions?page_size="
+    path = f"/api/billing/accounts/{ledger.extreme.account_id}/transactions?page_size="
     rows: list[Row] = []
     target: str | None = f"{path}7"
     while target is not None:
@@ -441,8 +447,8 @@ async def require_paged(ledger: Ledger) -> None:
         assert row["created"] == vendor_time(posted["createTime"], "microseconds")
 
 
-async def test_what_is_stored_is_listed(ledger: Ledger) -> None:
-    """Every list shows the rows at an end, in every order, page by page and at once."""
+async def test_extreme_values_are_listed(ledger: Ledger) -> None:
+    """Every list shows the rows with extreme values, in every order, in small pages and in one."""
     await require_native(ledger)
     await require_teable(ledger)
     await require_nebulablock(ledger)

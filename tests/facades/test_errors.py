@@ -1,4 +1,4 @@
-"""Refusals in each vendor's words: of every error, of both limits, and on every page of the documentation."""
+"""Errors have each vendor's format: every error of reading, both rate limits, and every documented status."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ KEY = "demo-dreadnode.public"
 FOLDER = Path(__file__).parent
 
 RENDERERS = {service.split(".")[2]: render for service, render in FACADES.items()}
-# Nothing is written through a facade, and an unknown method belongs to none.
+# Facades never write, and an unknown method belongs to no facade.
 ERRORS_OF_READING = [
     each for each in LEAVES if not issubclass(each, AlreadyExists | Aborted | FailedPrecondition | Unimplemented)
 ]
@@ -51,20 +51,20 @@ ERRORS_OF_READING = [
 
 @pytest.mark.parametrize("vendor", VENDORS)
 @pytest.mark.parametrize("leaf", ERRORS_OF_READING, ids=lambda leaf: leaf.__name__)
-def test_every_error_of_reading_has_the_vendors_envelope(vendor: str, leaf: type[DaybookError]) -> None:
-    """Whatever a list may raise leaves in the vendor's shape, with the word of its status, as the gateway has it."""
+def test_every_read_error_has_the_vendors_format(vendor: str, leaf: type[DaybookError]) -> None:
+    """Every error that a list raises has the vendor's body, with the error type of its status."""
     error = RENDERERS[vendor](make(leaf))
     assert is_error(vendor, error.status, read_json(json.dumps(error.body))), error
 
 
 @pytest.mark.parametrize("vendor", VENDORS)
 @pytest.mark.parametrize("error", [ServiceUnavailable(), InternalFailure(), RateLimited(7), TooBusy()])
-def test_what_is_not_the_callers_fault_tells_nothing_of_us(vendor: str, error: DaybookError) -> None:
-    """A vendor's client is told neither of our log nor of our line."""
+def test_server_error_hides_internal_details(vendor: str, error: DaybookError) -> None:
+    """The native message of an error that the caller did not cause, about the log or the queue, is not shown."""
     assert error.message not in json.dumps(RENDERERS[vendor](error).body)
 
 
-# The statuses that each vendor's page lists for errors; Teable's 5xx are those of its published codes.
+# The error statuses that each vendor's page lists; Teable's 5xx are from its published error codes.
 DOCUMENTED = {
     "teable": {400, 401, 403, 404, 429, 500, 503, 504},
     "spacebring": {400},
@@ -73,13 +73,13 @@ DOCUMENTED = {
 
 
 def shown_by_golden_files(vendor: str) -> set[tuple[int, str]]:
-    """The statuses of the vendor's refusals, each with the number of a file that shows it."""
+    """The error statuses in a vendor's golden files, each with the number of a file."""
     files = sorted((FOLDER / vendor).glob("*.http"))
     return {(each.status, file.name[:2]) for file in files for each in read_exchanges(file) if each.status >= 400}
 
 
 def read_table(vendor: str) -> tuple[set[tuple[int, str]], set[int]]:
-    """The table of errors on a vendor's page: statuses with the numbers of their files, and those that do not arise."""
+    """The table of errors on a vendor's page: statuses with their file numbers, and statuses that do not arise."""
     text = (ROOT / f"docs/facades/{vendor}.md").read_text()
     arise, absent = set(), set()
     for status, row, numbers in re.findall(r"(?m)^\| (\d{3}) \| (.*) \| ([\d, ]*)\|$", text):
@@ -92,8 +92,8 @@ def read_table(vendor: str) -> tuple[set[tuple[int, str]], set[int]]:
 
 
 @pytest.mark.parametrize("vendor", VENDORS)
-def test_every_documented_status_is_shown_or_explained(vendor: str) -> None:
-    """Each status has golden exchanges and a row in the vendor's page, or a row that says why it does not arise."""
+def test_every_documented_status_has_exchanges_or_a_reason(vendor: str) -> None:
+    """Each status has golden exchanges and a row on the vendor's page, or a row that says why it does not arise."""
     arise, absent = read_table(vendor)
     shown = shown_by_golden_files(vendor)
     assert arise <= shown
@@ -103,7 +103,7 @@ def test_every_documented_status_is_shown_or_explained(vendor: str) -> None:
     assert DOCUMENTED.get(vendor, set()) <= statuses | absent
 
 
-def test_native_callers_are_limited_too(gateway: Daybook, tmp_path: Path) -> None:
+def test_native_calls_are_rate_limited(gateway: Daybook, tmp_path: Path) -> None:
     """The third call with a key gets RATE_LIMITED with RetryInfo, over REST with retry-after, and over gRPC."""
     with limited(gateway, tmp_path) as origin:
         headers = {"authorization": f"Bearer {KEY}"}
@@ -125,15 +125,15 @@ def test_native_callers_are_limited_too(gateway: Daybook, tmp_path: Path) -> Non
         assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         details = dict(error.trailing_metadata())["grpc-status-details-bin"]
         assert isinstance(details, bytes)
-        of_status, of_retry = ErrorInfo(), RetryInfo()
-        assert Status.FromString(details).details[0].Unpack(of_status)
-        assert Status.FromString(details).details[1].Unpack(of_retry)
-        assert of_status.reason == "RATE_LIMITED"
-        assert 900 < of_retry.retry_delay.ToTimedelta().total_seconds() <= 1000
+        info_detail, retry_detail = ErrorInfo(), RetryInfo()
+        assert Status.FromString(details).details[0].Unpack(info_detail)
+        assert Status.FromString(details).details[1].Unpack(retry_detail)
+        assert info_detail.reason == "RATE_LIMITED"
+        assert 900 < retry_detail.retry_delay.ToTimedelta().total_seconds() <= 1000
 
 
-def test_a_crowded_gateway(origin_in: OriginIn) -> None:
-    """What the gateway does not let pass is 429 over REST and RESOURCE_EXHAUSTED over gRPC."""
+def test_gateway_rate_limit_over_rest_and_grpc(origin_in: OriginIn) -> None:
+    """A call over the gateway's rate limit gets 429 over REST and RESOURCE_EXHAUSTED over gRPC."""
     origin = origin_in("crowded")
     answer = send(origin, "/v1/accounts/example", headers={"authorization": f"Bearer {KEY}"})
     assert not list(problems_of_any_answer(answer))
@@ -145,13 +145,13 @@ def test_a_crowded_gateway(origin_in: OriginIn) -> None:
     error = caught.value
     assert isinstance(error, grpc.Call)
     assert (error.code(), error.details()) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "Too many requests")
-    # gRPC may find it in either place of an answer that is all trailers.
+    # gRPC may report the metadata of a trailers-only answer as initial or as trailing.
     metadata = [*(error.initial_metadata() or ()), *(error.trailing_metadata() or ())]
     assert ("retry-after", "1") in [tuple(each) for each in metadata]
 
 
-def test_health_is_not_limited(origin_in: OriginIn) -> None:
-    """A crowded gateway still says that it is healthy: a balancer must not take it away as well."""
+def test_health_checks_are_not_rate_limited(origin_in: OriginIn) -> None:
+    """Health checks succeed over the rate limit, so that a load balancer keeps the gateway."""
     origin = origin_in("crowded")
     for path in ("/healthz", "/readyz"):
         assert [send(origin, path).status for _ in range(5)] == [200] * 5
@@ -162,18 +162,18 @@ def test_health_is_not_limited(origin_in: OriginIn) -> None:
 
 
 class Refusing(grpc.GenericRpcHandler):
-    """Ends every call with a code, in words that are for nobody's client, and without a vendor's body."""
+    """Ends every call with a status code and an internal message, without a vendor's error body."""
 
     code = grpc.StatusCode.UNKNOWN
 
     def service(self, _details: grpc.HandlerCallDetails) -> Any:
-        """The handler of whatever method."""
-        return grpc.unary_unary_rpc_method_handler(lambda _, context: context.abort(self.code, "words of gRPC"))
+        """The handler of every method."""
+        return grpc.unary_unary_rpc_method_handler(lambda _, context: context.abort(self.code, "internal message"))
 
 
 @pytest.fixture(scope="module")
 def refusing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Refusing, str]]:
-    """A server that refuses everything, and the gateway before it."""
+    """A server that refuses every call, and a gateway in front of it."""
     handler, server = Refusing(), grpc.server(ThreadPoolExecutor())
     server.add_generic_rpc_handlers((handler,))
     port = server.add_insecure_port("127.0.0.1:0")
@@ -184,11 +184,11 @@ def refusing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Refusin
 
 
 @pytest.mark.parametrize("vendor", VENDORS)
-def test_what_grpc_refuses_is_in_the_vendors_words(refusing: tuple[Refusing, str], vendor: str) -> None:
-    """An error that no facade has put into words has those of its status, and is our fault if it is no other's.
+def test_grpc_error_has_the_vendors_format(refusing: tuple[Refusing, str], vendor: str) -> None:
+    """An error that no facade rendered gets the vendor's body for 503, 504 or else 500.
 
-    RESOURCE_EXHAUSTED is not 429: gRPC says it of a message that is too large, and that
-    would be no better a moment later.
+    RESOURCE_EXHAUSTED is 500 and not 429: gRPC uses it for a message that is too large, and a
+    retry would not help.
     """
     handler, origin = refusing
     for code in grpc.StatusCode:
@@ -200,11 +200,11 @@ def test_what_grpc_refuses_is_in_the_vendors_words(refusing: tuple[Refusing, str
         status = {grpc.StatusCode.UNAVAILABLE: 503, grpc.StatusCode.DEADLINE_EXCEEDED: 504}.get(code, 500)
         assert answer.status == VENDORS[vendor].statuses.get(status, status), code
         assert is_error(vendor, answer.status, answer.json()), answer.body
-        assert b"words of gRPC" not in answer.body
+        assert b"internal message" not in answer.body
 
 
 @pytest.mark.parametrize(
-    ("vendor", "error", "status", "told"),
+    ("vendor", "error", "status", "text"),
     [
         ("teable", FieldInvalid("take", "is not UTF-8"), 400, 'Validation error: Invalid at "take"'),
         ("dreadnode", FieldInvalid("org", "is not UTF-8"), 422, '"loc": ["path", "org"]'),
@@ -213,8 +213,8 @@ def test_what_grpc_refuses_is_in_the_vendors_words(refusing: tuple[Refusing, str
         ("nebulablock", FieldInvalid("limit", "is not UTF-8"), 400, "limit is not UTF-8"),
     ],
 )
-def test_where_the_mistake_is(vendor: str, error: DaybookError, status: int, told: str) -> None:
-    """A refusal names the parameter in the way of the vendor."""
+def test_invalid_parameter_is_named(vendor: str, error: DaybookError, status: int, text: str) -> None:
+    """A refusal names the invalid parameter in the vendor's format."""
     rendered = RENDERERS[vendor](error)
     assert rendered.status == status
-    assert told in json.dumps(rendered.body, ensure_ascii=False).replace('\\"', '"')
+    assert text in json.dumps(rendered.body, ensure_ascii=False).replace('\\"', '"')

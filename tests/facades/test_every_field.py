@@ -1,8 +1,8 @@
-"""No input is dropped without a word: each field of each method changes what comes of a call, or is refused by name.
+"""No field is ignored: each field of each method changes the outcome of a call, or is refused by name.
 
-The fields are read from the contracts. Each is set in a request that is sound without it, over gRPC and,
-where the method has a path, over REST. What comes of the call then differs from what came without it, or
-the refusal names the field. A field for which neither is true is in EXPLAINED, with the reason.
+The fields are read from the contracts. Each is added to a valid request, over gRPC and, if the method
+has a path, over REST. The outcome must differ from the outcome without the field, or the refusal must name
+the field. EXPLAINED lists the exceptions, with the reason.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from tests.support.native_methods import (
 )
 from tests.support.refusals import read_status
 
-WHOLE = {f"google.protobuf.{name}" for name in ("Timestamp", "Duration", "Struct", "FieldMask")}
-"""Messages that JSON has as one value."""
+ATOMIC = {f"google.protobuf.{name}" for name in ("Timestamp", "Duration", "Struct", "FieldMask")}
+"""Messages that are one value in JSON."""
 
 VALUES: Mapping[str, object] = {
     "kind": "ADJUSTMENT",
@@ -53,7 +53,7 @@ VALUES: Mapping[str, object] = {
     "country_code": "DE",
     "cost_usd": "0.5",
     "ttl": "3600s",
-    # What these do shows only in calls that follow, which other tests make.
+    # Invalid or harmless: other tests show the effect of these fields, which is in later calls.
     "grace_period": "-1s",
     "request_id": "é",
     "update_mask": "displayName",
@@ -62,31 +62,34 @@ VALUES: Mapping[str, object] = {
     "labels": {"location": "here"},
     "metadata": {"key": "value"},
 }
-"""By the name of a field, or by its path; what any other gets says its type."""
+"""A value by the name or the path of a field; for other fields the type decides."""
 EXPLAINED = {
-    ("UpdateAccount", "account.update_time"): "is as old as the caller's copy; see the contract",
+    (
+        "UpdateAccount",
+        "account.update_time",
+    ): "output only, and ignored: a caller may send back the account that it read",
 }
 IDS = {"User", "Booking", "Order", "EventTicket"}
-"""Messages of the contract that need their id."""
+"""Messages whose id is required."""
 
 
-def paths(descriptor: Descriptor, before: Path = ()) -> Iterator[Path]:
-    """Every field of a message that has one value in JSON, at any depth."""
+def paths(descriptor: Descriptor, prefix: Path = ()) -> Iterator[Path]:
+    """The paths of all fields that are one value in JSON, at any depth."""
     for each in descriptor.fields:
         inside = each.message_type
-        if inside is None or inside.full_name in WHOLE or inside.GetOptions().map_entry:
-            yield (*before, each)
+        if inside is None or inside.full_name in ATOMIC or inside.GetOptions().map_entry:
+            yield (*prefix, each)
         else:
-            yield from paths(inside, (*before, each))
+            yield from paths(inside, (*prefix, each))
 
 
 def text_of(path: Path) -> str:
-    """A path by the names of the contract."""
+    """A path in the contract's field names, joined by dots."""
     return ".".join(each.name for each in path)
 
 
 def value_of(path: Path) -> object:
-    """A value that a field takes and that no request here has for it otherwise."""
+    """A valid value of a field that no base request has."""
     last = path[-1]
     for name in (text_of(path), last.name):
         if name in VALUES:
@@ -104,7 +107,7 @@ def value_of(path: Path) -> object:
 
 
 def put(request: JsonObject, path: Path, value: object) -> JsonObject:
-    """A copy of a request in which a field has a value; a message that needs an id has one."""
+    """A copy of a request with a field set; messages with a required id get one."""
     changed = copy.deepcopy(request)
     inside: Any = changed
     for each in path[:-1]:
@@ -118,22 +121,22 @@ def put(request: JsonObject, path: Path, value: object) -> JsonObject:
     return changed
 
 
-DOORS = [("grpc", name) for name in METHODS] + [("rest", name) for name in REST_METHODS]
+ENTRIES = [("grpc", name) for name in METHODS] + [("rest", name) for name in REST_METHODS]
 
 
 NAMES = {"name", "parent", "account", "destination", "etag"}
-"""Fields that name something: a refusal may be about what they name."""
+"""Fields that name a resource: a refusal may be about the resource."""
 
 
 def plain(place: object) -> str:
-    """The path of a field, without which of several it is in."""
+    """The path of a field without list indexes."""
     return re.sub(r"\[\d*\]", "", str(place))
 
 
-@pytest.mark.parametrize(("door", "method"), DOORS, ids=map("-".join, DOORS))
-def test_every_field_counts(world: World, door: str, method: str) -> None:
-    """What comes of a call differs with the field, or the call is refused and the field is named."""
-    call = getattr(world, door)
+@pytest.mark.parametrize(("protocol", "method"), ENTRIES, ids=map("-".join, ENTRIES))
+def test_every_field_has_an_effect(world: World, protocol: str, method: str) -> None:
+    """Setting a field changes the outcome of a call, or the refusal names the field."""
+    call = getattr(world, protocol)
     ignored: list[str] = []
     without: dict[str, Outcome] = {}
     for path in paths(METHODS[method].input_type):
@@ -142,27 +145,27 @@ def test_every_field_counts(world: World, door: str, method: str) -> None:
         assert owner is not None
         id_path = (*path[:-1], owner.fields_by_name["id"]) if owner.name in IDS and path[-1].name != "id" else None
 
-        def lacking(request: JsonObject, id_path: Path | None = id_path) -> JsonObject:
+        def without_field(request: JsonObject, id_path: Path | None = id_path) -> JsonObject:
             return request if id_path is None else put(request, id_path, "id")
 
-        # Requests that lack different fields are often the same but for their accounts: one call answers for all.
-        shape = UUID.sub("", json.dumps(lacking(given)))
+        # Base requests of different fields often differ only in their accounts: one call serves for all.
+        shape = UUID.sub("", json.dumps(without_field(given)))
         if shape not in without:
-            without[shape] = call(method, lacking(world.base(method, path)))
+            without[shape] = call(method, without_field(world.base(method, path)))
         outcome = call(method, put(given, path, value_of(path)))
         if outcome == without[shape]:
             ignored.append(text_of(path))
         elif outcome[0] != "OK" and path[-1].name not in NAMES:
             (place,) = outcome[1]
-            # An error about a message that only Daybook sets names all of it.
+            # A refusal of an output-only message names the message.
             assert f"{text_of(path)}.".startswith(f"{plain(place)}.")
     assert [each for each in ignored if (method, each) not in EXPLAINED] == []
 
 
-@pytest.mark.parametrize(("door", "method"), DOORS, ids=map("-".join, DOORS))
-def test_the_same_request_has_the_same_outcome(world: World, door: str, method: str) -> None:
-    """What test_every_field_counts compares differs by nothing but the field."""
-    call = getattr(world, door)
+@pytest.mark.parametrize(("protocol", "method"), ENTRIES, ids=map("-".join, ENTRIES))
+def test_equal_requests_have_equal_outcomes(world: World, protocol: str, method: str) -> None:
+    """A base request always has the same outcome, so test_every_field_has_an_effect compares fields only."""
+    call = getattr(world, protocol)
     assert call(method, world.base(method)) == call(method, world.base(method))
 
 
@@ -173,7 +176,7 @@ REQUIRED_PATHS = [
     if REQUIRED in path[-1].GetOptions().Extensions[field_behavior]
     and (name, text_of(path))
     not in {
-        # An update keeps it, and a batch gives its requests its own.
+        # An update keeps the kind, and the requests of a batch inherit its parent.
         ("UpdateAccount", "account.kind"),
         ("BatchCreateTransactions", "requests.parent"),
         ("SubmitTransactions", "requests.parent"),
@@ -184,8 +187,8 @@ REQUIRED_PATHS = [
 @pytest.mark.parametrize(
     ("method", "path"), REQUIRED_PATHS, ids=[f"{name}-{text_of(path)}" for name, path in REQUIRED_PATHS]
 )
-def test_required_field_is_called_missing(world: World, method: str, path: Path) -> None:
-    """A required field that isn't given is refused by its name, and called required."""
+def test_missing_required_field_is_named(world: World, method: str, path: Path) -> None:
+    """A request without a required field is refused with the field's name and `is required`."""
     request = put(world.base(method), path, value_of(path))
     inside: Any = request
     for each in path[:-1]:
@@ -193,7 +196,7 @@ def test_required_field_is_called_missing(world: World, method: str, path: Path)
         inside = inside[0] if each.is_repeated else inside
     del inside[path[-1].json_name]
     if method == "SubmitTransactions" and path[0].name == "requests":
-        # The transactions of it are refused one by one.
+        # Each transaction has its own refusal.
         answer = world.rest_answer(method, request)
         assert "is required" in answer.body.decode()
         return
@@ -204,18 +207,18 @@ def test_required_field_is_called_missing(world: World, method: str, path: Path)
     assert world.message.startswith(f"{field}: is required")
 
 
-def messages(descriptor: Descriptor, before: Path = ()) -> Iterator[Path]:
-    """The path of each message in a request, whose own is empty."""
-    yield before
+def messages(descriptor: Descriptor, prefix: Path = ()) -> Iterator[Path]:
+    """The path of each message in a request; that of the request is empty."""
+    yield prefix
     for each in descriptor.fields:
         inside = each.message_type
-        if inside is not None and inside.full_name not in WHOLE and not inside.GetOptions().map_entry:
-            yield from messages(inside, (*before, each))
+        if inside is not None and inside.full_name not in ATOMIC and not inside.GetOptions().map_entry:
+            yield from messages(inside, (*prefix, each))
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_field_that_the_contract_lacks_is_refused(world: World, method: str) -> None:
-    """A field of a newer contract is refused, in whatever message of a request it is."""
+def test_unknown_field_is_refused(world: World, method: str) -> None:
+    """An unknown field, as of a newer contract, is refused in every message of a request."""
     request_type = GetMessageClass(METHODS[method].input_type)
     for path in messages(METHODS[method].input_type):
         message = ParseDict(world.base(method), request_type())
@@ -224,7 +227,7 @@ def test_field_that_the_contract_lacks_is_refused(world: World, method: str) -> 
             inside = getattr(inside, each.name)
             if each.is_repeated:
                 inside = inside[0] if len(inside) else inside.add()
-        # Field 999, a length, and so many bytes.
+        # Field 999, of three bytes.
         inside.MergeFromString(b"\xba\x3e\x03abc")
         code, fields = world.grpc_bytes(method, message.SerializeToString())
         assert isinstance(fields, tuple)
@@ -235,8 +238,8 @@ WITH_BODY = [name for name in REST_METHODS if METHODS[name].GetOptions().Extensi
 
 
 @pytest.mark.parametrize("method", WITH_BODY)
-def test_key_that_a_message_lacks_is_refused(world: World, method: str) -> None:
-    """A key of a body that the contract lacks is refused by its path, in whatever message it is."""
+def test_unknown_key_of_a_body_is_refused(world: World, method: str) -> None:
+    """An unknown key of a JSON body is refused by its path, in every message."""
     body = METHODS[method].GetOptions().Extensions[http].body
     for path in messages(METHODS[method].input_type):
         if body != "*" and (not path or path[0].name != body):
@@ -254,8 +257,8 @@ def test_key_that_a_message_lacks_is_refused(world: World, method: str) -> None:
 
 
 @pytest.mark.parametrize("method", REST_METHODS)
-def test_parameter_that_would_be_dropped_is_refused(world: World, method: str) -> None:
-    """A parameter that is unknown, bound by the path, without a value, or there twice is refused by its name."""
+def test_ambiguous_parameter_is_refused(world: World, method: str) -> None:
+    """A parameter that is unknown, bound by the path, without a value, or repeated is refused by its name."""
     rule = METHODS[method].GetOptions().Extensions[http]
     bound = re.findall(r"\{([a-z_.]+)=", getattr(rule, rule.WhichOneof("pattern")))
     bad = [("colour=red", "colour"), ("colour", "colour"), *((f"{name}=accounts/x", name) for name in bound)]
@@ -274,7 +277,7 @@ def test_parameter_that_would_be_dropped_is_refused(world: World, method: str) -
         assert world.rest(method, request, query=f"&{query}") == ("INVALID_ARGUMENT", (name,)), query
 
 
-TWICE = [
+REPEATED = [
     ('{"kind": "GRANT", "category": "a", "category": "b", "amount": "1"}', "transaction.category"),
     (
         '{"kind": "GRANT", "category": "a", "amount": "1", "receiptUri": "a", "receipt_uri": "b"}',
@@ -285,7 +288,7 @@ TWICE = [
         "transaction.owner.id",
     ),
 ]
-NO_JSON = [
+NOT_JSON = [
     "{kind: 'GRANT', category: 'a', 'amount': '1'}",
     '{"kind": "GRANT", "category": "a", "amount": "1",}',
     '{"kind": "GRANT", "category": "a", "amount": "1"} {}',
@@ -299,10 +302,10 @@ NO_JSON = [
 
 
 @pytest.mark.parametrize(
-    ("body", "field"), [*TWICE, *((body, "request") for body in NO_JSON)], ids=lambda text: text[-40:]
+    ("body", "field"), [*REPEATED, *((body, "request") for body in NOT_JSON)], ids=lambda text: text[-40:]
 )
-def test_body_that_would_be_read_in_part_is_refused(world: World, body: str, field: str) -> None:
-    """A key that is there twice is refused by its name, and so is what only looks like JSON."""
+def test_repeated_key_and_invalid_json_are_refused(world: World, body: str, field: str) -> None:
+    """A repeated key is refused by its name, and invalid JSON as the field `request`."""
     parent = world.base("ListLots")["parent"]
     headers = {"authorization": f"Bearer {world.key}", "content-type": "application/json"}
     answer = send(world.origin, f"/v1/{parent}/transactions", method="POST", headers=headers, body=body.encode())
@@ -310,8 +313,8 @@ def test_body_that_would_be_read_in_part_is_refused(world: World, body: str, fie
     assert (answer.status, refusal.code.name, refusal.fields) == (400, "INVALID_ARGUMENT", (field,))
 
 
-def test_keys_inside_of_what_is_the_callers_own_are_free(world: World) -> None:
-    """Labels and metadata have whatever keys a caller likes, also those that look like ours, or like anything."""
+def test_labels_and_metadata_have_any_keys(world: World) -> None:
+    """Labels and metadata may have any keys, also names of the contract's fields."""
     parent = world.base("ListLots")["parent"]
     metadata = {"requestId": "x", "a.b,c": {"": [{'é😀\n"\\': None}]}, "category": "x", "category_": "y", "x" * 999: {}}
     transaction = {**GRANT, "metadata": metadata, "labels": {"amount": "x", "colour": "y"}}
@@ -322,15 +325,15 @@ def test_keys_inside_of_what_is_the_callers_own_are_free(world: World) -> None:
 
 
 def test_value_in_query_and_body_is_refused(world: World) -> None:
-    """What both the query and the body give is taken from neither."""
+    """A request_id in both the query and the body is refused."""
     charge = world.base("RefundTransaction")["name"]
     answer = world.send("POST", f"/v1/{charge}:refund?requestId=a", {"requestId": "b"})
     refusal = read_status(ParseDict(json.loads(answer.body), Status()))
     assert (answer.status, refusal.fields) == (400, ("request_id",))
 
 
-def test_number_of_history_that_a_double_rounds_is_refused(world: World) -> None:
-    """What an import brings in is held to the same as what is posted."""
+def test_import_refuses_a_number_that_a_double_rounds(world: World) -> None:
+    """Imported metadata may have no integer that a double would round."""
     request = world.base("ImportTransactions")
     request["items"][0]["transaction"]["metadata"] = {"order": 2**53 + 1}
     assert world.grpc("ImportTransactions", request) == (

@@ -1,7 +1,7 @@
-"""The golden exchanges leave out no field of the vendors' pages, and show none that the pages lack.
+"""The golden exchanges show every documented field of the vendors, and no undocumented one.
 
-Each list below is a page's response, field by field. Every field must be there with a value of its
-type in some exchange, and without one in some other, as the page has it: `null` or left out.
+Each list below has the fields of a documented response. Some exchange must show each field with a value
+of its type; for an optional or nullable field, another must show it absent or null.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ FIELDS: dict[str, dict[str, Field]] = {
         "transactions.company.dayPasses": (PART, OPTIONAL),
         "transactions.company.dayPasses.expiring": (NUMBER, ALWAYS),
         "transactions.company.deleteDate": (DATE, OPTIONAL),
-        # The page gives no format here, but it is what companyRef refers to.
+        # The page gives no format, but companyRef, a UUID, refers to this id.
         "transactions.company.id": (UUID, ALWAYS),
         "transactions.company.legalName": (TEXT, OPTIONAL),
         "transactions.company.locationRef": (UUID, OPTIONAL),
@@ -151,7 +151,7 @@ FIELDS: dict[str, dict[str, Field]] = {
         "output_tokens": (NUMBER, NULLABLE),
         "model": (TEXT, NULLABLE),
     },
-    # What the vendor's SDK reads.
+    # From the vendor's SDK; no page documents it.
     "dreadnode-balance": {
         "balance": (NUMBER, ALWAYS),
         "is_low_balance": (FLAG, ALWAYS),
@@ -161,18 +161,18 @@ FIELDS: dict[str, dict[str, Field]] = {
 
 _DATE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.(\d{3}|\d{6})Z")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|<uuid7(: [^<>]+)?>")
-_OF_PYTHON = {Decimal: NUMBER, bool: FLAG, dict: PART, list: LIST, type(None): NULLABLE}
+_TYPES_OF_PYTHON = {Decimal: NUMBER, bool: FLAG, dict: PART, list: LIST, type(None): NULLABLE}
 
 
 def type_of(value: Json) -> str:
-    """What a value is, in the terms of the lists above."""
+    """The type of a value, in the terms of the lists above."""
     if isinstance(value, str):
         return DATE if _DATE.fullmatch(value) else UUID if _UUID.fullmatch(value) else TEXT
-    return _OF_PYTHON[type(value)]
+    return _TYPES_OF_PYTHON[type(value)]
 
 
 def occurrences(fields: dict[str, Field], place: str, value: Json) -> Iterator[tuple[str, str]]:
-    """Every field in a body, and every one that could be there and isn't, each with what it is."""
+    """Every field in a body with its type, and every absent field with OPTIONAL."""
     if fields.get(place, ("", ""))[0] == ANYTHING:
         return
     if isinstance(value, list):
@@ -189,8 +189,8 @@ def occurrences(fields: dict[str, Field], place: str, value: Json) -> Iterator[t
 
 
 @pytest.mark.parametrize("vendor", FIELDS)
-def test_exchanges_show_every_field_with_and_without_a_value(vendor: str) -> None:
-    """No exchange has a field that the page lacks, or one of another type; together they have them all."""
+def test_exchanges_show_every_documented_field(vendor: str) -> None:
+    """The exchanges together show exactly the documented fields, with their types, absences and nulls."""
     fields = FIELDS[vendor]
     found: dict[str, set[str]] = defaultdict(set)
     for file in FILES:

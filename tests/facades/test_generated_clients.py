@@ -1,7 +1,7 @@
-"""The programs and commands of docs/clients.md, as they stand, are compiled from the contracts and call the demo.
+"""The programs and commands of docs/clients.md are compiled from the contracts and call the demo.
 
-What needs a toolchain that this machine lacks isn't collected; pytest's header names it. Where its libraries can't
-be had, it is left out, and pytest's last lines say so. The versions of libraries are in the folders of clients/.
+A test whose toolchain is not installed isn't collected; pytest's header names the toolchain. A test whose libraries
+can't be downloaded is skipped. The folders of clients/ pin the libraries' versions.
 """
 
 from __future__ import annotations
@@ -35,26 +35,26 @@ ROOT = Path(__file__).resolve().parents[2]
 GUIDE = (ROOT / "docs" / "clients.md").read_text()
 PINS = Path(__file__).parent / "clients"
 BUILD_SECONDS_MAX = 600
-"""A deadline that compiling on a busy machine, with nothing cached, does not reach."""
+"""A deadline long enough to compile on a busy machine with empty caches."""
 
 pytestmark = pytest.mark.long
 
 
 def blocks(language: str) -> list[str]:
-    """The programs of the guide in a language."""
+    """The code blocks of the guide in a language."""
     found = re.findall(rf"^```{language}\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL)
     assert found
     return found
 
 
-def line(start: str) -> str:
-    """The command of the guide that begins like this."""
+def command_line(start: str) -> str:
+    """The indented command of the guide that begins with `start`."""
     (found,) = re.findall(rf"^    ({re.escape(start)}.*)$", GUIDE, re.MULTILINE)
     return str(found)
 
 
 def run(command: str | list[str], folder: Path, **settings: str) -> str:
-    """Runs a command, by a shell if it is one text; returns what it prints, and fails unless it ends well."""
+    """Runs a command, a string in a shell; returns its standard output. Fails if its exit code is not 0."""
     path = os.pathsep.join(filter(None, (settings.pop("PATH", ""), str(BIN), os.environ["PATH"])))
     result = subprocess.run(
         ["sh", "-c", command] if isinstance(command, str) else command,
@@ -70,7 +70,7 @@ def run(command: str | list[str], folder: Path, **settings: str) -> str:
 
 
 def download(command: str, folder: Path) -> None:
-    """Runs a command that gets libraries; leaves the test out where it can't, as without a network."""
+    """Runs a command that downloads libraries; skips the test if it fails, as without a network."""
     result = subprocess.run(
         ["sh", "-c", command], cwd=folder, capture_output=True, timeout=BUILD_SECONDS_MAX, check=False
     )
@@ -80,7 +80,7 @@ def download(command: str, folder: Path) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder that looks like a checkout with nothing but contracts, and an empty folder `client`."""
+    """A folder like a checkout with only the contracts, and an empty folder `client`."""
     (tmp_path / "client").mkdir()
     (tmp_path / "protos").symlink_to(generate.PROTOS)
     return tmp_path
@@ -88,7 +88,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def newest(native: NativeCaller) -> list[str]:
-    """What every program must print: the newest two transactions, each with its amount."""
+    """The expected output of every program: the newest two transactions, each with its amount."""
     request = ListTransactionsRequest(parent=f"accounts/{dreadnode.ORGANIZATION}", page_size=2)
     page = native.ledger.ListTransactions(request, metadata=credential(DREADNODE))
     return [f"{each.name} {each.amount}" for each in page.transactions]
@@ -96,13 +96,13 @@ def newest(native: NativeCaller) -> list[str]:
 
 @pytest.fixture(scope="session")
 def go_programs(gateway: Daybook, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Go module with all that protos/buf.gen.yaml generates, and the programs `client` and `gateway` in bin/."""
+    """A Go module with the code of protos/buf.gen.yaml, and the programs `client` and `gateway` in bin/."""
     module = tmp_path_factory.mktemp("shop")
     for name in ("go.mod", "go.sum"):
         shutil.copyfile(PINS / "go" / name, module / name)
     download("go mod download", module)
     run("go install tool", module, GOBIN=str(module / "bin"))
-    run(line("cd protos && buf generate").replace("../../shop", str(module)), ROOT, PATH=str(module / "bin"))
+    run(command_line("cd protos && buf generate").replace("../../shop", str(module)), ROOT, PATH=str(module / "bin"))
     for name, program in zip(("client", "gateway"), blocks("go"), strict=True):
         (module / name).mkdir()
         (module / name / "main.go").write_text(directed_at(gateway, program))
@@ -112,25 +112,25 @@ def go_programs(gateway: Daybook, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def directed_at(gateway: Daybook, text: str) -> str:
-    """A program or command with the server and the gateway of the tests for the reader's."""
+    """A program or command with the ports of the tests' server and gateway in place of the documented ones."""
     assert "127.0.0.1:50051" in text or "127.0.0.1:8080" in text
     ports = {"127.0.0.1:50051": gateway.ports.server, "127.0.0.1:8080": gateway.ports.gateway}
-    for reader, port in ports.items():
-        text = text.replace(reader, f"127.0.0.1:{port}")
+    for documented, port in ports.items():
+        text = text.replace(documented, f"127.0.0.1:{port}")
     return text
 
 
 def with_python(gateway: Daybook, folder: Path) -> str:
-    """grpcio with the code of grpcio-tools."""
-    run(line("python -m grpc_tools.protoc"), folder)
+    """grpcio with code generated by grpcio-tools."""
+    run(command_line("python -m grpc_tools.protoc"), folder)
     (program,) = blocks("python")
     (folder / "client.py").write_text(directed_at(gateway, program))
-    # Not the generated code of this project.
+    # Without the generated code of this project.
     return run([sys.executable, "-S", "client.py"], folder, PYTHONPATH=os.pathsep.join(("client", *site_packages())))
 
 
 def site_packages() -> list[str]:
-    """Where libraries are installed; -S leaves out what else an environment adds, such as gen/ of this project."""
+    """The folders of installed libraries. `python -S` ignores other paths of an environment, such as gen/."""
     return [path for path in sys.path if path.endswith("site-packages")]
 
 
@@ -143,9 +143,9 @@ def with_proto_loader(gateway: Daybook, folder: Path) -> str:
 
 
 def with_typescript(gateway: Daybook, folder: Path) -> str:
-    """Connect's client with gRPC as its transport, and with those that a page in a browser has."""
+    """Connect's client over gRPC, and over the transports for browsers: gRPC-Web and Connect."""
     install_npm(folder)
-    run(line("PATH=$PWD/node_modules/.bin:$PATH buf generate"), folder)
+    run(command_line("PATH=$PWD/node_modules/.bin:$PATH buf generate"), folder)
     (program,) = blocks("ts")
     (grpc_transport,) = re.findall(r"createGrpcTransport\(.*? \}\)", program)
     programs = {"client": program}
@@ -169,7 +169,7 @@ def install_npm(folder: Path) -> None:
 
 def with_java(gateway: Daybook, folder: Path) -> str:
     """grpc-java with the stubs of its plugin."""
-    run(line("protoc -I protos"), folder)
+    run(command_line("protoc -I protos"), folder)
     (program,) = blocks("java")
     (folder / "Client.java").write_text(directed_at(gateway, program))
     compile_java(folder)
@@ -184,7 +184,7 @@ def compile_java(folder: Path) -> None:
 
 
 def with_command(name: str) -> Callable[[Daybook, Path], str]:
-    """The command of the guide that lists with this tool."""
+    """The guide's command that lists transactions with a tool."""
 
     def call(gateway: Daybook, folder: Path) -> str:
         (command,) = [each for each in blocks("sh") if each.startswith(name) and "describe" not in each]
@@ -206,14 +206,14 @@ CLIENTS: dict[str, tuple[Callable[[Daybook, Path], str], tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("client", [name for name, (_, needs) in CLIENTS.items() if with_tools(*needs)])
-def test_client_lists(gateway: Daybook, newest: list[str], folder: Path, client: str) -> None:
-    """A client that is made from the contracts alone, as the guide says, lists what the server lists."""
+def test_generated_client_lists_transactions(gateway: Daybook, newest: list[str], folder: Path, client: str) -> None:
+    """A client generated from the contracts by the guide's commands lists the newest transactions."""
     call, _ = CLIENTS[client]
     assert call(gateway, folder).splitlines() == newest
 
 
 def test_guide_registers_every_service() -> None:
-    """The grpc-gateway of the guide serves all that the contracts have."""
+    """The guide's grpc-gateway registers every service of the contracts."""
     registered = re.findall(r"(\w+)\.Register(\w+)Handler\b", GUIDE)
     assert sorted(registered) == sorted((full_name.split(".")[-3], full_name.split(".")[-1]) for full_name in SERVICES)
 
@@ -222,8 +222,8 @@ PROTOC_OUTPUTS = ("cpp", "csharp", "java", "kotlin", "objc", "php", "pyi", "pyth
 
 
 @pytest.mark.parametrize("language", PROTOC_OUTPUTS)
-def test_protoc_generates(folder: Path, language: str) -> None:
-    """protoc generates every language that it knows, without a word."""
+def test_protoc_generates_without_warnings(folder: Path, language: str) -> None:
+    """protoc generates code for each of its languages without a warning."""
     files = [str(generate.PROTOS / name) for name in generate.files_in(generate.PROTOS)]
     include = [f"-I{generate.PROTOS}", f"-I{generate.GOOGLE_PROTOS}"]
     result = subprocess.run(
@@ -234,20 +234,20 @@ def test_protoc_generates(folder: Path, language: str) -> None:
         check=False,
     )
     assert (result.returncode, result.stdout + result.stderr) == (0, "")
-    made = {str(path.relative_to(folder / "client")) for path in (folder / "client").rglob("*") if path.is_file()}
-    assert len(made) >= len(files)
+    generated = {str(path.relative_to(folder / "client")) for path in (folder / "client").rglob("*") if path.is_file()}
+    assert len(generated) >= len(files)
     if language == "java":
-        assert "com/example/daybook/v1/Transaction.java" in made
-        assert not [name for name in made if "OuterClass" in name]
+        assert "com/example/daybook/v1/Transaction.java" in generated
+        assert not [name for name in generated if "OuterClass" in name]
     if language == "csharp":
-        # All of its files are beside each other: only the namespace tells them apart.
+        # protoc writes all C# files into one folder.
         assert "namespace Daybook.V1 {" in (folder / "client" / "Transaction.cs").read_text()
 
 
 if with_tools("java"):
 
     def test_java_messages_compile(folder: Path) -> None:
-        """The messages of every contract compile with the libraries that their users have."""
+        """The Java messages of every contract compile with the pinned libraries."""
         files = " ".join(f"protos/{name}" for name in generate.files_in(generate.PROTOS))
         run(f"protoc -I protos -I protos/googleapis --java_out=client {files}", folder)
         compile_java(folder)
@@ -256,8 +256,8 @@ if with_tools("java"):
 
 if with_tools("grpcurl"):
 
-    def test_grpcurl_describes_a_method(gateway: Daybook, folder: Path) -> None:
-        """A method is found by its name, with its path over REST."""
+    def test_grpcurl_describes_method(gateway: Daybook, folder: Path) -> None:
+        """grpcurl describes a method by its name, with its REST path."""
         (command,) = [each for each in blocks("sh") if "describe" in each]
         described = run(directed_at(gateway, command), folder)
         assert "rpc ListTransactions" in described
@@ -266,8 +266,8 @@ if with_tools("grpcurl"):
 
 if with_tools("ghz"):
 
-    def test_ghz_finds_a_method(gateway: Daybook, folder: Path) -> None:
-        """A load generator needs no files either, and all of its calls succeed."""
+    def test_ghz_calls_method_by_reflection(gateway: Daybook, folder: Path) -> None:
+        """ghz calls a method without proto files, and all its calls succeed."""
         (command,) = [each for each in blocks("sh") if each.startswith("ghz")]
         report = json.loads(run(f"{directed_at(gateway, command).rstrip()} --format json", folder))
         assert report["statusCodeDistribution"] == {"OK": 100}
@@ -282,7 +282,7 @@ TARGETS = {
     f"/v1/accounts/{ORGANIZATION}/balance": NATIVE,
     f"/v1/accounts/{ORGANIZATION}/lots": NATIVE,
     f"/v1/accounts/{ORGANIZATION}/transactions?page_size=3&orderBy=amount&filter=kind%3DCHARGE": NATIVE,
-    "/v1/accounts/nobody": NATIVE,
+    "/v1/accounts/unknown": NATIVE,
     "/v1/accounts?pageSize=-1": NATIVE,
     "/v1/apiKeys": NATIVE,
     f"/api/v1/org/{ORGANIZATION}/credits": NATIVE,
@@ -294,12 +294,12 @@ TARGETS = {
     "/transactions/credits/v1?limit=3&createDate%5Bgte%5D=2024-10-22T14:00:00Z": SPACEBRING,
 }
 VOLATILE = frozenset(("nextPageToken", "nextCursor", "readTime"))
-"""Sealed anew for each answer, or the time of it."""
+"""Fields that differ in each answer: page tokens and the time of the read."""
 
 if with_tools("go"):
 
-    def test_go_client_lists(go_programs: Path, newest: list[str]) -> None:
-        """A client that is made from the contracts alone, as the guide says, lists what the server lists."""
+    def test_go_client_lists_transactions(go_programs: Path, newest: list[str]) -> None:
+        """A client generated from the contracts by the guide's commands lists the newest transactions."""
         assert run([str(go_programs / "bin" / "client")], go_programs).splitlines() == newest
 
     @pytest.fixture(scope="module")
@@ -318,15 +318,17 @@ if with_tools("go"):
                 process.terminate()
 
     def test_go_gateway_serves_what_envoy_serves(gateway: Daybook, go_gateway: str) -> None:
-        """A grpc-gateway that is generated from the contracts answers every API like Envoy."""
+        """A grpc-gateway generated from the contracts has the same answers as Envoy for every API."""
         for target, key in TARGETS.items():
             headers = {"authorization": f"Bearer {key}", "spacebring-network-id": spacebring.NETWORK}
             envoy, go = (send(origin, target, headers=headers) for origin in (gateway.origin, go_gateway))
             assert go.status == envoy.status, target
             assert stable(go.body) == stable(envoy.body.replace(gateway.origin.encode(), b"")), target
 
-    def test_go_gateway_replays_a_mutation(gateway: Daybook, go_gateway: str, native: NativeCaller) -> None:
-        """A body is read, and an idempotency key passed on: Envoy replays what the grpc-gateway posted."""
+    def test_go_gateway_passes_on_body_and_idempotency_key(
+        gateway: Daybook, go_gateway: str, native: NativeCaller
+    ) -> None:
+        """The grpc-gateway passes on a body and its idempotency key: Envoy replays the same answer."""
         account_id = native.create_account(NATIVE)
         headers = {"authorization": f"Bearer {NATIVE}", "idempotency-key": "grant-1"}
         body = b'{"kind": "GRANT", "category": "purchase", "amount": "2.5"}'
@@ -339,7 +341,7 @@ if with_tools("go"):
         assert stable(go.body) == stable(envoy.body)
 
     def test_openapi_document_has_every_path(go_programs: Path) -> None:
-        """The OpenAPI document that comes with the grpc-gateway describes all that has a path."""
+        """The OpenAPI document generated with the grpc-gateway describes every method with a REST path."""
         document = json.loads((go_programs / "gen" / "apidocs.swagger.json").read_text())
         described = [each["operationId"] for path in document["paths"].values() for each in path.values()]
         expected = {
@@ -351,7 +353,7 @@ if with_tools("go"):
 
 
 def is_listening(origin: str) -> bool:
-    """Whether something answers there."""
+    """Whether a server answers at an origin."""
     try:
         send(origin, "/")
     except ConnectionRefusedError:
@@ -360,7 +362,7 @@ def is_listening(origin: str) -> bool:
 
 
 def stable(body: bytes) -> object:
-    """A body without what differs from answer to answer."""
+    """A parsed body without the fields of VOLATILE."""
 
     def without_volatile(pairs: list[tuple[str, object]]) -> dict[str, object]:
         return {name: value for name, value in pairs if name not in VOLATILE}

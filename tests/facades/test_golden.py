@@ -1,4 +1,4 @@
-"""Every exchange of the golden files, through a real gateway."""
+"""The exchanges of the golden files, sent through a real gateway."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from tests.support.http_client import read_json, send
 from tests.support.processes import Daybook, Ports
 from tests.support.waiting import wait_until
 
-STATES_OF_POSTGRESQL = {
+STATEMENTS_OF_CONDITIONS = {
     "": "SELECT 1",
     "damaged": r"""
         UPDATE transactions SET body = '\xFF';
         ALTER TABLE usage_windows ALTER COLUMN computing TYPE text USING 'x'
     """,
-    # Each read fails as if a file of the table were gone: a table that isn't there is no outage.
+    # Each read fails as if a table's file were lost. A missing table would be another error than an outage.
     "lost": """
         ALTER TABLE transactions RENAME TO lost_transactions;
         CREATE VIEW transactions AS SELECT * FROM lost_transactions WHERE pg_read_file('nowhere') <> '';
@@ -32,12 +32,12 @@ STATES_OF_POSTGRESQL = {
         CREATE VIEW usage_windows AS SELECT * FROM lost_windows WHERE pg_read_file('nowhere') <> ''
     """,
 }
-"""What is done to the demo's database, by the condition that it makes. Others have nothing to do with the engine."""
+"""The SQL that brings the demo's database into a condition. The other conditions do not depend on the engine."""
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}/{file.stem}")
-def test_exchanges(origin_in: OriginIn, file: Path) -> None:
-    """Each request of the file gets the answer that the file shows."""
+def test_exchange_is_answered_as_written(origin_in: OriginIn, file: Path) -> None:
+    """Each request of a file gets the answer in the file."""
     origin, matcher = origin_in(read_condition(file)), Matcher()
     problems = [problem for each in read_exchanges(file) for problem in each.replay(origin, matcher)]
     if problems:
@@ -46,11 +46,11 @@ def test_exchanges(origin_in: OriginIn, file: Path) -> None:
 
 @pytest.mark.long
 def test_exchanges_on_postgresql(postgresql: PostgreSQL, tmp_path: Path) -> None:
-    """The same answers on PostgreSQL, also where it is damaged, and where its tables can't be read."""
+    """The answers are the same on PostgreSQL, also with damaged rows and with tables that can't be read."""
     name = f"golden_{uuid.uuid4().hex}"
     postgresql.execute(f"CREATE DATABASE {name}")
     problems = []
-    for condition, statements in STATES_OF_POSTGRESQL.items():
+    for condition, statements in STATEMENTS_OF_CONDITIONS.items():
         run_apart(execute(postgresql.url(name), statements))
         files = [file for file in FILES if read_condition(file) == condition]
         assert files, condition
@@ -65,7 +65,7 @@ def test_exchanges_on_postgresql(postgresql: PostgreSQL, tmp_path: Path) -> None
 
 
 async def execute(database_url: str, statements: str) -> None:
-    """Changes a database behind the product's back."""
+    """Executes SQL statements on a connection of its own."""
     connection = await asyncpg.connect(database_url.replace("+asyncpg", ""))
     try:
         await connection.execute(statements)
@@ -75,7 +75,7 @@ async def execute(database_url: str, statements: str) -> None:
 
 @contextmanager
 def demo_on(database_url: str, folder: Path) -> Iterator[str]:
-    """The demo on a database, which is loaded unless it is there; gives the gateway's origin."""
+    """Runs the demo on a database, loaded if it is missing; gives the gateway's origin."""
     ports = Ports.free()
     flags = ("up", "--demo", "--database-url", database_url, *ports.flags)
     daybook = Daybook.start(*flags, folder=folder, ports=ports)
@@ -89,7 +89,7 @@ def demo_on(database_url: str, folder: Path) -> Iterator[str]:
 
 
 def test_every_vendor_has_golden_files() -> None:
-    """No folder of exchanges is empty or lost."""
+    """Each facade has golden files."""
     assert {file.parent.name for file in FILES} == {service.split(".")[2] for service in FACADES}
 
 
@@ -117,7 +117,7 @@ def test_every_vendor_has_golden_files() -> None:
     ],
 )
 def test_comparison_finds_difference(expected: str, actual: str) -> None:
-    """What is not the same JSON is not taken for it."""
+    """The matcher reports a difference between unequal JSON values."""
     assert Matcher().differences(read_json(expected), read_json(actual))
 
 
@@ -131,13 +131,13 @@ def test_comparison_finds_difference(expected: str, actual: str) -> None:
         ('"<text: take>"', '"take is wrong"'),
     ],
 )
-def test_comparison_lets_same_pass(expected: str, actual: str) -> None:
-    """The same JSON in another spelling is the same."""
+def test_comparison_ignores_formatting(expected: str, actual: str) -> None:
+    """The matcher accepts equal JSON values in other notations."""
     assert not Matcher().differences(read_json(expected), read_json(actual))
 
 
-def test_name_stands_for_one_value() -> None:
-    """A named placeholder means the same value in all exchanges of a file."""
+def test_named_placeholder_has_one_value() -> None:
+    """A named placeholder matches only one value in all exchanges of a file."""
     matcher = Matcher()
     first, second = "0192e2e0-3f00-705b-a856-6f43b10310ce", "0192e272-6200-795b-8a71-8f1946db6388"
     assert not matcher.differences("<uuid7: row>", first)
@@ -145,7 +145,7 @@ def test_name_stands_for_one_value() -> None:
     assert matcher.differences("<uuid7: row>", second)
 
 
-def test_key_that_comes_twice_is_refused() -> None:
-    """JSON with a key twice is not read as if it had one."""
+def test_repeated_key_is_refused() -> None:
+    """read_json refuses an object with a repeated key."""
     with pytest.raises(AssertionError, match="twice"):
         read_json('{"a": 1, "a": 2}')

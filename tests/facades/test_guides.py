@@ -1,4 +1,4 @@
-"""The commands of README.md and docs/get-started.md, run against the demo as a reader would paste them."""
+"""The commands of README.md and docs/get-started.md, run against the demo."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from tests.support.waiting import SECONDS_MAX
 
 
 def answers(text: str) -> list[Any]:
-    """The JSON values that stand in a text one after another."""
-    decoder, values, place = json.JSONDecoder(), [], 0
-    while text[place:].strip():
-        value, place = decoder.raw_decode(text, place + len(text[place:]) - len(text[place:].lstrip()))
+    """The concatenated JSON values of a text."""
+    decoder, values, offset = json.JSONDecoder(), [], 0
+    while text[offset:].strip():
+        value, offset = decoder.raw_decode(text, offset + len(text[offset:]) - len(text[offset:].lstrip()))
         values.append(value)
     return values
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/get-started.md"])
-def test_commands_work(gateway: Daybook, page: str, tmp_path: Path) -> None:
-    """All commands succeed in their order: no answer is an error, the charge is in the balance, and in the list."""
+def test_documented_commands_succeed(gateway: Daybook, page: str, tmp_path: Path) -> None:
+    """A page's commands succeed in order: no answer is an error, and balance and list have the charge."""
     account = f"acme-{uuid.uuid4()}"
     script = "".join(re.findall(r"(?ms)^```sh\n(.*?)^```", (ROOT / page).read_text()))
     script = script.replace(":8080", f":{gateway.ports.gateway}").replace(".venv/bin", str(BIN))
     script = re.sub(r"\bacme\b(?!-)", account, script)
-    # Last on the path, so that it is used only on a machine without curl.
+    # Last on the path: used only if curl is not installed.
     curl.install(tmp_path)
     result = subprocess.run(
         ["sh", "-e"],

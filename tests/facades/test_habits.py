@@ -1,4 +1,4 @@
-"""What clients and proxies of HTTP are used to: HEAD, CORS, compression, connections, and headers of every answer."""
+"""HTTP semantics of the gateway: HEAD, CORS, compression, connections, and headers of every answer."""
 
 from __future__ import annotations
 
@@ -42,36 +42,36 @@ OTHERS = {
     "unreadable path": Target("/v1/accounts/a%00b", "demo-dreadnode", 400),
     "unknown parameter": Target(f"{ACCOUNT}?colour=red", "demo-dreadnode", 400),
 }
-OF_THE_MOMENT = {"date", "x-request-id"}
-OF_THE_BODY = {"content-length", "transfer-encoding", "vary"}
+PER_ANSWER_HEADERS = {"date", "x-request-id"}
+BODY_HEADERS = {"content-length", "transfer-encoding", "vary"}
 
 
 @pytest.mark.parametrize("encoding", ["identity", "gzip", "br"])
 @pytest.mark.parametrize("name", [*LISTS, *OTHERS])
 def test_head_has_the_headers_of_get(gateway: Daybook, name: str, encoding: str) -> None:
-    """HEAD answers with status and headers of GET, and with no other length than it."""
+    """HEAD has the status and the headers of GET, and the same content-length or none."""
     target = {**LISTS, **OTHERS}[name]
     got, head = (target.send(gateway, method, **{"accept-encoding": encoding}) for method in ("GET", "HEAD"))
     assert (got.status, head.status, head.body) == (target.status, target.status, b"")
 
     def headers(answer: Answer) -> list[tuple[str, str]]:
-        return sorted((name, value) for name, value in answer.headers if name not in OF_THE_MOMENT | OF_THE_BODY)
+        return sorted((name, value) for name, value in answer.headers if name not in PER_ANSWER_HEADERS | BODY_HEADERS)
 
     assert headers(head) == headers(got)
-    # A length may be left out, and then it is open whether it would be worth compressing.
+    # Without a content-length, HEAD cannot know whether a body would be compressed, so it may lack vary.
     assert tokens(got.header("vary")) <= tokens(head.header("vary"))
     if got.status == 200 or head.header("content-length") is not None:
         assert head.header("content-length") == got.header("content-length")
 
 
 def tokens(value: str | None) -> set[str]:
-    """The elements of a header that is a list."""
+    """The elements of a comma-separated header, in lower case."""
     return {each.strip().lower() for each in (value or "").split(",")}
 
 
 @pytest.mark.parametrize("name", ["native", "dreadnode", "account", "no account"])
 def test_head_over_http_2_has_no_body(gateway: Daybook, name: str) -> None:
-    """Over HTTP/2 no data follows the headers, compressed or not; the client refuses any."""
+    """Over HTTP/2 an answer to HEAD has no DATA frame in any encoding; the client would refuse one."""
     target = {**LISTS, **OTHERS}[name]
     with httpx.Client(http1=False, http2=True, base_url=gateway.origin, headers=NATIVE) as client:
         for encoding in ("identity", "gzip", "br"):
@@ -81,12 +81,12 @@ def test_head_over_http_2_has_no_body(gateway: Daybook, name: str) -> None:
 
 
 def without_token(body: Json) -> Json:
-    """A page without what leads to the next: a token is sealed anew each time, a link names the host."""
+    """A page without its token or link to the next page, which differ by answer or by host."""
     tokens = ("nextCursor", "nextPageToken", "next")
     return {key: value for key, value in body.items() if key not in tokens} if isinstance(body, dict) else body
 
 
-# What is wanted, and what comes of a body that is worth it.
+# Accept-Encoding, and the Content-Encoding of a body that is large enough.
 ENCODINGS = {
     "gzip": "gzip",
     "br": "br",
@@ -106,15 +106,15 @@ ENCODINGS = {
 
 
 @pytest.mark.parametrize("name", LISTS)
-def test_large_answer_is_compressed_as_wanted(gateway: Daybook, name: str) -> None:
-    """A list comes in the encoding that its caller likes best, and is the same in each."""
+def test_large_answer_has_the_preferred_encoding(gateway: Daybook, name: str) -> None:
+    """A list has its caller's preferred encoding, and the same content in each."""
     target = LISTS[name]
     plain = target.send(gateway)
     assert plain.header("content-encoding") is None
     assert "accept-encoding" in tokens(plain.header("vary"))
-    for wanted, encoding in ENCODINGS.items():
-        answer = target.send(gateway, **{"accept-encoding": wanted})
-        assert answer.header("content-encoding") == encoding, wanted
+    for accepted, encoding in ENCODINGS.items():
+        answer = target.send(gateway, **{"accept-encoding": accepted})
+        assert answer.header("content-encoding") == encoding, accepted
         assert "accept-encoding" in tokens(answer.header("vary"))
         assert without_token(answer.json()) == without_token(plain.json())
         assert (len(answer.body) < len(plain.body)) == (encoding is not None)
@@ -122,23 +122,23 @@ def test_large_answer_is_compressed_as_wanted(gateway: Daybook, name: str) -> No
 
 
 def test_small_answer_is_not_compressed(gateway: Daybook) -> None:
-    """What fits into a packet anyhow stays as it is."""
+    """An answer that fits into one packet is not compressed."""
     for name in ("account", "no account", "no path", "no credential"):
         answer = OTHERS[name].send(gateway, **{"accept-encoding": "gzip, br"})
         assert answer.header("content-encoding") is None
         assert answer.header("content-length") == str(len(answer.body))
 
 
-def test_large_refusal_is_compressed_whole(gateway: Daybook) -> None:
-    """A refusal of the gateway is compressed like any answer."""
+def test_large_refusal_is_compressed(gateway: Daybook) -> None:
+    """A large refusal by the gateway is compressed."""
     target = Target(f"/v1/accounts?pageSize={'x' * 2000}", "demo-dreadnode", 400)
     plain, small = target.send(gateway), target.send(gateway, **{"accept-encoding": "gzip"})
     assert (small.status, small.header("content-encoding")) == (400, "gzip")
     assert gzip.decompress(small.body) == plain.body
 
 
-def test_grpc_is_left_alone(gateway: Daybook) -> None:
-    """A gRPC call gets none of this, whatever its headers ask for."""
+def test_grpc_answer_has_no_http_extras(gateway: Daybook) -> None:
+    """A gRPC answer is not compressed and has no CORS or cache headers, even if the request asks for them."""
     request = GetAccountRequest(name="accounts/example").SerializeToString()
     headers = {"accept-encoding": "gzip, br", "origin": "https://app.example.com", "te": "trailers", **NATIVE}
     with httpx.Client(http1=False, http2=True, base_url=gateway.origin) as client:
@@ -148,8 +148,8 @@ def test_grpc_is_left_alone(gateway: Daybook) -> None:
             headers={**headers, "content-type": "application/grpc"},
         )
     assert (answer.status_code, answer.headers["content-type"]) == (200, "application/grpc")
-    touched = ("content-encoding", "vary", "cache-control", "access-control-allow-origin")
-    assert not [name for name in touched if name in answer.headers]
+    absent = ("content-encoding", "vary", "cache-control", "access-control-allow-origin")
+    assert not [name for name in absent if name in answer.headers]
     assert b"accounts/example" in answer.content
 
 
@@ -160,8 +160,8 @@ PREFLIGHT = {"origin": "https://app.example.com", "access-control-request-header
     ("path", "method"),
     [(ACCOUNT, "PATCH"), (TRANSACTIONS, "POST"), (f"{ACCOUNT}:transferCredits", "POST"), ("/v1/accounts", "GET")],
 )
-def test_preflight_of_native_path(gateway: Daybook, path: str, method: str) -> None:
-    """A page may use each method of the native API, also at a path that has only some."""
+def test_preflight_allows_native_methods(gateway: Daybook, path: str, method: str) -> None:
+    """A CORS preflight allows a native path's method and the headers for credentials."""
     headers = {**PREFLIGHT, "access-control-request-method": method}
     answer = send(gateway.origin, path, method="OPTIONS", headers=headers)
     assert (answer.status, answer.body) == (200, b"")
@@ -172,16 +172,16 @@ def test_preflight_of_native_path(gateway: Daybook, path: str, method: str) -> N
 
 
 @pytest.mark.parametrize("name", [each for each in OTHERS if each != "unreadable path"])
-def test_page_may_read_every_native_answer(gateway: Daybook, name: str) -> None:
-    """A page of another origin gets to see answers and refusals, and the id under which to ask about them."""
+def test_web_page_may_read_every_native_answer(gateway: Daybook, name: str) -> None:
+    """A web page of another origin may read answers, refusals and x-request-id."""
     answer = OTHERS[name].send(gateway, origin="https://app.example.com")
     assert answer.status == OTHERS[name].status
     assert answer.header("access-control-allow-origin") == "https://app.example.com"
     assert "x-request-id" in tokens(answer.header("access-control-expose-headers"))
 
 
-def test_page_may_read_that_a_method_is_not_allowed(gateway: Daybook) -> None:
-    """Also what it may call instead."""
+def test_web_page_may_read_the_allow_header(gateway: Daybook) -> None:
+    """A web page of another origin may read the allow header of a 405 answer."""
     answer = OTHERS["account"].send(gateway, "DELETE", origin="https://app.example.com")
     assert (answer.status, answer.header("allow")) == (405, "GET, HEAD, PATCH")
     assert answer.header("access-control-allow-origin") == "https://app.example.com"
@@ -189,11 +189,11 @@ def test_page_may_read_that_a_method_is_not_allowed(gateway: Daybook) -> None:
 
 
 @pytest.mark.parametrize("name", APIS)
-def test_parameter_that_comes_twice_is_refused(gateway: Daybook, name: str) -> None:
-    """A parameter with two values is refused in the vendor's words."""
+def test_repeated_parameter_is_refused(gateway: Daybook, name: str) -> None:
+    """A repeated parameter is refused with the vendor's error body."""
     api: Api = APIS[name]
     for parameter in api.parameters:
-        # The page knows no plain createDate, and Dreadnode's types may be several.
+        # Spacebring documents no plain createDate, and Dreadnode's transaction_type may be repeated.
         if parameter in ("createDate", "transaction_type"):
             continue
         target = f"{api.path}?{parameter}=1&{parameter}=2"
@@ -213,30 +213,30 @@ def test_parameter_that_comes_twice_is_refused(gateway: Daybook, name: str) -> N
         ('filter=create_time+<+"2024-11-05T00:00:00%2B01:00"', "filter=create_time%20%3C%20%222024-11-04T23:00:00Z%22"),
     ],
 )
-def test_native_parameters(gateway: Daybook, query: str, same_as: str) -> None:
-    """An empty value is a value; a plus is a space; a slash at the end is no matter."""
-    wanted = without_token(Target(f"{TRANSACTIONS}?{same_as}", "demo-dreadnode").send(gateway).json())
+def test_native_parameters_are_decoded(gateway: Daybook, query: str, same_as: str) -> None:
+    """Escapes and pluses are decoded, and empty parameters and a trailing slash are ignored."""
+    expected = without_token(Target(f"{TRANSACTIONS}?{same_as}", "demo-dreadnode").send(gateway).json())
     for path in (TRANSACTIONS, f"{TRANSACTIONS}/", "/v1/accounts/%65xample/transactions"):
         answer = Target(f"{path}?{query}", "demo-dreadnode").send(gateway)
-        assert (answer.status, without_token(answer.json())) == (200, wanted)
+        assert (answer.status, without_token(answer.json())) == (200, expected)
 
 
 @pytest.mark.parametrize("name", [*LISTS, "dreadnode without v1", "balance of Dreadnode"])
-def test_slashes_of_a_base_url(gateway: Daybook, name: str) -> None:
-    """A base URL with a slash at its end, or one that a client adds, changes nothing."""
+def test_extra_slashes_are_ignored(gateway: Daybook, name: str) -> None:
+    """Repeated and trailing slashes in a path are ignored."""
     target = {**LISTS, **OTHERS}[name]
-    wanted = without_token(target.send(gateway).json())
+    expected = without_token(target.send(gateway).json())
     path, _, query = target.target.partition("?")
     for spelled in (f"/{path}", path.replace("/", "//"), f"{path}/", f"{path}//"):
         answer = Target(f"{spelled}?{query}", target.key).send(gateway)
-        assert (answer.status, without_token(answer.json())) == (200, wanted), spelled
+        assert (answer.status, without_token(answer.json())) == (200, expected), spelled
 
 
 @contextmanager
 def connected(daybook: Daybook) -> Iterator[socket.socket]:
     """A connection to the gateway."""
-    place = urlsplit(daybook.origin)
-    with socket.create_connection((place.hostname or "", place.port or 80), SECONDS_MAX) as connection:
+    address = urlsplit(daybook.origin)
+    with socket.create_connection((address.hostname or "", address.port or 80), SECONDS_MAX) as connection:
         yield connection
 
 
@@ -247,17 +247,17 @@ def request_bytes(method: str, target: str, **headers: str) -> bytes:
 
 
 class Reader:
-    """Reads the answers that come on one connection, one after the other."""
+    """Reads the answers on one connection in order."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
         self._parser = h11.Connection(h11.CLIENT)
 
     def read(self, method: str, target: str) -> tuple[int, bytes]:
-        """Status and body of the next answer, which is to this request."""
+        """Status and body of the next answer, to a request with this method and target."""
         if self._parser.our_state is h11.DONE:
             self._parser.start_next_cycle()
-        # The request was sent already; the parser needs to know what it was.
+        # The request is already sent: the parser only needs its method.
         self._parser.send(h11.Request(method=method, target=target, headers=[("host", "localhost")]))
         self._parser.send(h11.EndOfMessage())
         status, body = 0, b""
@@ -275,7 +275,7 @@ class Reader:
                 return status, body
 
 
-BY_THE_SERVER = [
+SERVER_ANSWERS = [
     ("GET", ACCOUNT, 200),
     ("HEAD", TRANSACTIONS, 200),
     ("GET", LISTS["dreadnode"].target, 200),
@@ -286,8 +286,8 @@ BY_THE_SERVER = [
     ("GET", LISTS["teable"].target, 403),
     ("GET", ACCOUNT, 200),
 ]
-# After a 400 Envoy closes a connection of HTTP/1, and says so.
-BY_THE_GATEWAY = [
+# Without a 400, after which Envoy closes an HTTP/1 connection.
+GATEWAY_ANSWERS = [
     ("GET", "/v1/nowhere", 404),
     ("HEAD", "/v1/nowhere", 404),
     ("DELETE", ACCOUNT, 405),
@@ -297,32 +297,32 @@ BY_THE_GATEWAY = [
 
 
 @pytest.mark.parametrize("encoding", ["identity", "gzip"])
-def test_connection_is_kept(gateway: Daybook, encoding: str) -> None:
-    """One connection carries request after request, across refusals and HEAD."""
+def test_connection_is_reused_after_refusals(gateway: Daybook, encoding: str) -> None:
+    """A connection stays open for further requests after refusals and HEAD."""
     with connected(gateway) as connection:
         reader = Reader(connection)
-        for method, target, status in [*BY_THE_SERVER, *BY_THE_GATEWAY, *BY_THE_SERVER]:
+        for method, target, status in [*SERVER_ANSWERS, *GATEWAY_ANSWERS, *SERVER_ANSWERS]:
             connection.sendall(request_bytes(method, target, **NATIVE, **{"accept-encoding": encoding}))
             found, body = reader.read(method, target)
             assert (found, bool(body)) == (status, method != "HEAD"), target
 
 
 @pytest.mark.parametrize("encoding", ["identity", "gzip"])
-def test_requests_may_be_sent_at_once(gateway: Daybook, encoding: str) -> None:
-    """Pipelined requests get their answers in their order."""
-    # Envoy may close a pipelined connection after a refusal of its own, as HTTP allows it.
+def test_pipelined_requests_are_answered_in_order(gateway: Daybook, encoding: str) -> None:
+    """Pipelined requests get their answers in order."""
+    # Only answers of the server: Envoy may close a pipelined connection after its own refusal, as HTTP allows.
     headers = {**NATIVE, "accept-encoding": encoding}
     with connected(gateway) as connection:
-        connection.sendall(b"".join(request_bytes(method, target, **headers) for method, target, _ in BY_THE_SERVER))
+        connection.sendall(b"".join(request_bytes(method, target, **headers) for method, target, _ in SERVER_ANSWERS))
         reader = Reader(connection)
-        for method, target, status in BY_THE_SERVER:
+        for method, target, status in SERVER_ANSWERS:
             found, body = reader.read(method, target)
             assert (found, bool(body)) == (status, method != "HEAD"), target
 
 
 @pytest.mark.parametrize("name", LISTS)
 def test_http_1_0_is_answered(gateway: Daybook, name: str) -> None:
-    """A proxy that speaks HTTP/1.0, without a Host, gets the same body, unchunked, up to the end of the connection."""
+    """An HTTP/1.0 request without a Host gets the same body, not chunked, until the connection closes."""
     target = LISTS[name]
     lines = [
         f"GET {target.target} HTTP/1.0",
@@ -340,8 +340,8 @@ def test_http_1_0_is_answered(gateway: Daybook, name: str) -> None:
 
 @pytest.mark.parametrize("offer", ["TLS/1.2", "websocket", "h2c"])
 @pytest.mark.parametrize("name", LISTS)
-def test_offer_to_switch_the_protocol_is_not_taken_up(gateway: Daybook, name: str, offer: str) -> None:
-    """A client that offers another protocol with its request, as some do with each, gets what it asked for."""
+def test_upgrade_header_is_ignored(gateway: Daybook, name: str, offer: str) -> None:
+    """A request that offers a protocol upgrade gets its normal answer."""
     target = LISTS[name]
     answer = target.send(gateway, upgrade=offer, connection="upgrade, close")
     assert answer.status == 200
@@ -349,14 +349,14 @@ def test_offer_to_switch_the_protocol_is_not_taken_up(gateway: Daybook, name: st
 
 
 def test_connect_is_refused(gateway: Daybook) -> None:
-    """Who takes the gateway for a proxy is told at once that it is none."""
+    """The gateway refuses the method CONNECT, since it is no forward proxy."""
     answer = send(gateway.origin, "db.example.com:443", method="CONNECT")
     assert answer.status == 404
     assert reason_of(answer.json())[0] == "METHOD_NOT_FOUND"
 
 
-def test_unknown_transfer_encoding(gateway: Daybook) -> None:
-    """A coding that HTTP doesn't have is the caller's mistake, and no failure of ours."""
+def test_unknown_transfer_encoding_is_refused(gateway: Daybook) -> None:
+    """An unknown transfer encoding gets 400."""
     answer = send(gateway.origin, ACCOUNT, headers={**NATIVE, "transfer-encoding": "knots"})
     body = answer.json()
     assert isinstance(body, dict)
@@ -364,8 +364,8 @@ def test_unknown_transfer_encoding(gateway: Daybook) -> None:
     assert reason_of(body)[0] == "FIELD_INVALID"
 
 
-def test_body_is_waited_for(gateway: Daybook) -> None:
-    """A client that asks before it sends a body is told to go on."""
+def test_expect_header_gets_100_continue(gateway: Daybook) -> None:
+    """A request with `expect: 100-continue` gets 100 before its body is sent."""
     body = json.dumps({"kind": "NOTHING"}).encode()
     request = request_bytes(
         "POST", "/v1/accounts?accountId=x", **NATIVE, expect="100-continue", **{"content-length": str(len(body))}
@@ -379,7 +379,7 @@ def test_body_is_waited_for(gateway: Daybook) -> None:
     assert reason_of(read_json(answer.decode()))[2] == ["request"]
 
 
-UNREADABLE = {
+UNROUTED = {
     "NUL in the path": ("/v1/accounts/a%00b", {}, 400),
     "large headers": (ACCOUNT, {"x-large": "x" * 20_000}, 431),
     "many headers": (ACCOUNT, {f"x-{number}": "1" for number in range(200)}, 431),
@@ -387,10 +387,10 @@ UNREADABLE = {
 }
 
 
-@pytest.mark.parametrize("name", UNREADABLE)
-def test_what_cannot_be_read_has_an_id_too(gateway: Daybook, name: str) -> None:
-    """What is refused before it is routed has an id of its own each time, or the caller's."""
-    target, headers, status = UNREADABLE[name]
+@pytest.mark.parametrize("name", UNROUTED)
+def test_refusal_before_routing_has_a_request_id(gateway: Daybook, name: str) -> None:
+    """A request that is refused before routing gets a new x-request-id each time."""
+    target, headers, status = UNROUTED[name]
     answers = [send(gateway.origin, target, headers=headers) for _ in range(2)]
     for answer in answers:
         assert answer.status == status
@@ -398,41 +398,41 @@ def test_what_cannot_be_read_has_an_id_too(gateway: Daybook, name: str) -> None:
     assert answers[0].header("x-request-id") != answers[1].header("x-request-id")
 
 
-def test_id_of_the_caller_is_kept_with_an_unreadable_path(gateway: Daybook) -> None:
-    """It is the caller's id that joins the logs."""
+def test_refusal_before_routing_keeps_the_callers_request_id(gateway: Daybook) -> None:
+    """A request that is refused before routing keeps its x-request-id."""
     answer = send(gateway.origin, "/v1/accounts/a%00b", headers={"x-request-id": "mine"})
     assert (answer.status, answer.header("x-request-id")) == (400, "mine")
 
 
-class NoRoom(grpc.GenericRpcHandler):
-    """Ends every call with RESOURCE_EXHAUSTED, and with the trailers that `x-wanted-...` in the request asks for."""
+class Exhausted(grpc.GenericRpcHandler):
+    """Ends every call with RESOURCE_EXHAUSTED, and with the `x-trailer-...` headers of the request as trailers."""
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
-        """The handler of whatever method."""
+        """The handler of every method."""
 
         def refuse(_request: bytes, context: grpc.ServicerContext) -> None:
             given = [(str(name), value) for name, value in context.invocation_metadata()]
-            wanted = [(name, value) for name, value in given if name.startswith("x-wanted-")]
-            context.set_trailing_metadata(tuple((name.removeprefix("x-wanted-"), value) for name, value in wanted))
-            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "no room")
+            trailers = [(name, value) for name, value in given if name.startswith("x-trailer-")]
+            context.set_trailing_metadata(tuple((name.removeprefix("x-trailer-"), value) for name, value in trailers))
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "exhausted")
 
         return grpc.unary_unary_rpc_method_handler(refuse)
 
 
-def test_refusal_for_want_of_room_says_when_to_come_back(tmp_path: Path) -> None:
-    """A 429 keeps the server's retry-after, and has one where the server said nothing."""
+def test_resource_exhausted_has_retry_after(tmp_path: Path) -> None:
+    """A 429 keeps the server's retry-after; without one the gateway adds `1`."""
     server = grpc.server(ThreadPoolExecutor())
-    server.add_generic_rpc_handlers((NoRoom(),))
+    server.add_generic_rpc_handlers((Exhausted(),))
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    body = {"x-wanted-x-error-status": "429", "x-wanted-x-error-body": '{"detail": "no room"}'}
+    body = {"x-trailer-x-error-status": "429", "x-trailer-x-error-body": '{"detail": "exhausted"}'}
     with gateway_before(tmp_path, port) as origin:
         for target, headers in ((ACCOUNT, {}), *((f"{api.path}?{api.good}", body) for api in APIS.values())):
-            said = send(origin, target, headers={**headers, "x-wanted-retry-after": "7"})
-            unsaid = send(origin, target, headers=headers)
-            assert (said.status, said.header("retry-after")) == (429, "7")
-            assert (unsaid.status, unsaid.header("retry-after")) == (429, "1")
-            assert not [*problems_of_any_answer(said), *problems_of_any_answer(unsaid)]
+            with_trailer = send(origin, target, headers={**headers, "x-trailer-retry-after": "7"})
+            without_trailer = send(origin, target, headers=headers)
+            assert (with_trailer.status, with_trailer.header("retry-after")) == (429, "7")
+            assert (without_trailer.status, without_trailer.header("retry-after")) == (429, "1")
+            assert not [*problems_of_any_answer(with_trailer), *problems_of_any_answer(without_trailer)]
     server.stop(None).wait()
 
 
@@ -440,8 +440,8 @@ def test_refusal_for_want_of_room_says_when_to_come_back(tmp_path: Path) -> None
     ("condition", "status", "reason"),
     [("away", 503, "SERVICE_UNAVAILABLE"), ("slow", 504, "TIMED_OUT"), ("crowded", 429, "RATE_LIMITED")],
 )
-def test_trouble_is_a_status_too(origin_in: OriginIn, condition: str, status: int, reason: str) -> None:
-    """What keeps a native call from the server is told in the native form, without the server's address."""
+def test_gateway_failure_is_a_native_status(origin_in: OriginIn, condition: str, status: int, reason: str) -> None:
+    """A native call that does not reach the server gets a google.rpc.Status without the server's address."""
     answer = send(origin_in(condition), ACCOUNT, headers={**NATIVE, "origin": "https://app.example.com"})
     assert not list(problems_of_any_answer(answer))
     body = answer.json()
@@ -454,8 +454,8 @@ def test_trouble_is_a_status_too(origin_in: OriginIn, condition: str, status: in
     assert b"127.0.0.1" not in answer.body
 
 
-def test_grpc_is_told_nothing_of_the_network(origin_in: OriginIn) -> None:
-    """A native caller learns that the server is away, and not how it was looked for."""
+def test_grpc_failure_hides_the_server_address(origin_in: OriginIn) -> None:
+    """A gRPC call without a server gets UNAVAILABLE and a message without network details."""
     with (
         grpc.insecure_channel(origin_in("away").removeprefix("http://")) as channel,
         pytest.raises(grpc.RpcError) as caught,
@@ -474,14 +474,14 @@ def test_grpc_is_told_nothing_of_the_network(origin_in: OriginIn) -> None:
         ("", []),
     ],
 )
-def test_origins_can_be_narrowed(gateway: Daybook, tmp_path: Path, allowed: str, origins: list[str]) -> None:
-    """By a setting; a page of another origin gets no CORS headers, asked beforehand or not."""
+def test_allowed_origins_are_a_setting(gateway: Daybook, tmp_path: Path, allowed: str, origins: list[str]) -> None:
+    """With `gateway_cors_origins`, other origins get no CORS headers, with or without a preflight."""
     with gateway_before(tmp_path, gateway.ports.server, gateway_cors_origins=allowed) as narrowed:
         for origin in ("https://app.example.com", "https://x.example.com", "https://app.example.com.evil.com", "null"):
-            asked = {"origin": origin, "access-control-request-method": "GET"}
-            beforehand = send(narrowed, ACCOUNT, method="OPTIONS", headers=asked)
+            preflight_headers = {"origin": origin, "access-control-request-method": "GET"}
+            preflight = send(narrowed, ACCOUNT, method="OPTIONS", headers=preflight_headers)
             answer = send(narrowed, ACCOUNT, headers={**NATIVE, "origin": origin})
-            for each in (beforehand, answer):
+            for each in (preflight, answer):
                 assert not list(problems_of_any_answer(each))
                 assert each.header("access-control-allow-origin") == (origin if origin in origins else None)
-            assert (beforehand.header("access-control-allow-methods") is not None) == (origin in origins)
+            assert (preflight.header("access-control-allow-methods") is not None) == (origin in origins)

@@ -1,4 +1,4 @@
-"""Headers that mean something behind the gateway: no caller sets one, and no caller of REST is shown one."""
+"""Internal headers: the gateway removes them from every request, and from every REST answer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.http_client import problems_of_any_answer, send
 from tests.support.vendors import PATHS
 
 FORGED = "forged.example"
-"""Part of each value that a caller sends, and of nothing else."""
+"""A part of each forged value, and of no other."""
 NAMES = (
     "x-envoy-original-path",
     "x-envoy-original-method",
@@ -46,14 +46,14 @@ TARGETS = PATHS | {"native": "/v1/accounts/example"}
 
 
 class Upstream(grpc.GenericRpcHandler):
-    """A server that writes down what headers it gets, and answers with headers that are nobody's business."""
+    """A server that records the headers of each call, and answers with internal headers."""
 
     def __init__(self) -> None:
         self.code = grpc.StatusCode.OK
         self.seen: list[dict[str, str]] = []
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any]:
-        """Answers every method with an empty message, or with the code that was set."""
+        """Answers every method with an empty message, or with the status `code`."""
         is_check = handler_call_details.method.startswith("/grpc.health")
 
         def answer(_request: bytes, context: grpc.ServicerContext) -> bytes:
@@ -71,7 +71,7 @@ class Upstream(grpc.GenericRpcHandler):
 
 @pytest.fixture(scope="module")
 def upstream_and_origin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Upstream, str]]:
-    """Such a server, and the gateway before it."""
+    """A recording server, and the origin of a gateway in front of it."""
     upstream, server = Upstream(), grpc.server(ThreadPoolExecutor())
     server.add_generic_rpc_handlers((upstream,))
     port = server.add_insecure_port("127.0.0.1:0")
@@ -82,7 +82,7 @@ def upstream_and_origin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tu
 
 
 def require_nothing_forged(seen: dict[str, str]) -> None:
-    """No header is there that a caller sent, under whatever name, and none that only the server may send."""
+    """Fails if a forged value, or an internal header in any spelling, is among the headers."""
     forged = {name: value for name, value in seen.items() if FORGED in value}
     assert not forged
     assert not [name for name in seen if name.replace("_", "-").startswith("x-error-")]
@@ -91,8 +91,10 @@ def require_nothing_forged(seen: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
 @pytest.mark.parametrize("name", TARGETS)
-def test_rest_caller_sets_none(upstream_and_origin: tuple[Upstream, str], name: str, spelling: str) -> None:
-    """Whatever a caller of REST sends under these names, in whatever spelling, the server gets none of it."""
+def test_rest_caller_cannot_set_internal_headers(
+    upstream_and_origin: tuple[Upstream, str], name: str, spelling: str
+) -> None:
+    """The gateway removes internal headers from a REST request in every spelling."""
     upstream, origin = upstream_and_origin
     upstream.code = grpc.StatusCode.OK
     upstream.seen.clear()
@@ -102,22 +104,22 @@ def test_rest_caller_sets_none(upstream_and_origin: tuple[Upstream, str], name: 
     (seen,) = upstream.seen
     assert seen["x-other"] == "kept"
     require_nothing_forged(seen)
-    # The only one that the gateway itself sends, for links.
+    # The gateway itself sets this one, for the links of Paged.
     assert seen.get("x-daybook-origin") == (origin if name == "paged" else None)
 
 
 @pytest.mark.parametrize("name", ["grpc-timeout", "grpc-encoding", "grpc-accept-encoding"])
-def test_rest_caller_is_no_grpc_caller(upstream_and_origin: tuple[Upstream, str], name: str) -> None:
-    """What a caller of REST sends for gRPC's own headers does nothing to the call that the gateway makes of it."""
+def test_grpc_headers_of_a_rest_call_are_ignored(upstream_and_origin: tuple[Upstream, str], name: str) -> None:
+    """A gRPC header in a REST request does not affect the gateway's call."""
     upstream, origin = upstream_and_origin
     upstream.code = grpc.StatusCode.OK
-    answer = send(origin, TARGETS["native"], headers={name: "1n" if name == "grpc-timeout" else "unheard-of"})
+    answer = send(origin, TARGETS["native"], headers={name: "1n" if name == "grpc-timeout" else "unknown"})
     assert answer.status == 200
 
 
 @pytest.mark.parametrize("spelling", ["as it is", "with underscores", "with the other underscore"])
-def test_grpc_caller_sets_none(upstream_and_origin: tuple[Upstream, str], spelling: str) -> None:
-    """A native caller can't set them either; over HTTP/2 there are no capitals."""
+def test_grpc_caller_cannot_set_internal_headers(upstream_and_origin: tuple[Upstream, str], spelling: str) -> None:
+    """The gateway removes internal headers from a gRPC call. HTTP/2 has no upper-case names."""
     upstream, origin = upstream_and_origin
     upstream.code = grpc.StatusCode.OK
     upstream.seen.clear()
@@ -132,7 +134,7 @@ def test_grpc_caller_sets_none(upstream_and_origin: tuple[Upstream, str], spelli
 
 
 def test_grpc_caller_keeps_binary_metadata(upstream_and_origin: tuple[Upstream, str]) -> None:
-    """What a native caller says in binary metadata reaches the server; of a caller of REST it doesn't, see below."""
+    """Binary metadata of a gRPC call reaches the server."""
     upstream, origin = upstream_and_origin
     upstream.code = grpc.StatusCode.OK
     upstream.seen.clear()
@@ -145,8 +147,8 @@ def test_grpc_caller_keeps_binary_metadata(upstream_and_origin: tuple[Upstream, 
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_rest_caller_sends_no_binary_metadata(upstream_and_origin: tuple[Upstream, str], name: str) -> None:
-    """Of a caller of REST the gateway takes what only gRPC can mean, right or wrong, and keeps everything else."""
+def test_binary_metadata_of_a_rest_call_is_removed(upstream_and_origin: tuple[Upstream, str], name: str) -> None:
+    """The gateway removes headers that only gRPC may have from a REST request, and keeps all others."""
     upstream, origin = upstream_and_origin
     upstream.code = grpc.StatusCode.OK
     upstream.seen.clear()
@@ -160,8 +162,10 @@ def test_rest_caller_sends_no_binary_metadata(upstream_and_origin: tuple[Upstrea
 
 @pytest.mark.parametrize("code", [grpc.StatusCode.OK, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INTERNAL])
 @pytest.mark.parametrize("name", TARGETS)
-def test_rest_caller_is_shown_none(upstream_and_origin: tuple[Upstream, str], name: str, code: grpc.StatusCode) -> None:
-    """Headers and trailers of the server under these names stay behind the gateway, and so do gRPC's own."""
+def test_internal_headers_are_removed_from_rest_answers(
+    upstream_and_origin: tuple[Upstream, str], name: str, code: grpc.StatusCode
+) -> None:
+    """The gateway removes internal and gRPC headers and trailers from REST answers."""
     upstream, origin = upstream_and_origin
     upstream.code = code
     for method in ("GET", "HEAD"):

@@ -1,4 +1,4 @@
-"""The header Idempotency-Key over REST: a mutation that is sent twice is done once, however its key is given."""
+"""The header Idempotency-Key over REST: a repeated mutation is performed once."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ CHARGE = {"kind": "CHARGE", "category": "inference", "amount": "-0.5"}
 
 
 def post(rest: Rest, target: str, body: Mapping[str, object], *keys: str) -> Answer:
-    """Sends a mutation with so many headers Idempotency-Key."""
+    """Sends a mutation with one Idempotency-Key header per key."""
     headers = {"idempotency-key" if not index else "Idempotency-Key": key for index, key in enumerate(keys)}
     return rest.send("POST", target, body, **headers)
 
 
 def funded(rest: Rest) -> str:
-    """The target of postings to an account that holds 10."""
+    """The transactions path of a new account with 10 credits."""
     account = rest.account()
     rest.post(account, "GRANT", "10")
     return f"/v1/accounts/{account}/transactions"
 
 
 def count(rest: Rest, target: str) -> int:
-    """How many transactions there are."""
+    """The number of transactions at a path."""
     rows = rest.call("GET", target)["transactions"]
     assert isinstance(rows, list)
     return len(rows)
 
 
 def test_key_in_the_body_is_refused(rest: Rest) -> None:
-    """A requestId inside of the transaction would do nothing: it is refused and nothing is posted."""
+    """A requestId within the transaction has no effect, so it is refused and nothing is posted."""
     target = funded(rest)
     for _ in range(2):
         refused = post(rest, target, {**CHARGE, "requestId": "c-1"})
@@ -48,15 +48,15 @@ def test_key_in_the_body_is_refused(rest: Rest) -> None:
     assert count(rest, target) == 1
 
 
-def test_header_makes_a_charge_safe_to_repeat(rest: Rest) -> None:
-    """The same key with the same body charges once, and gets the same answer; another body is refused."""
+def test_charge_with_the_header_is_replayed(rest: Rest) -> None:
+    """The same key and body charge once and get the same answer; another body is refused."""
     target = funded(rest)
     first = post(rest, target, CHARGE, "c-1")
     assert first.status == 200, first.body
     body = first.json()
     assert isinstance(body, dict)
     assert body["requestId"] == "c-1"
-    # The header and the query mean the same.
+    # The header and the query parameter are equivalent.
     for again in (
         post(rest, target, CHARGE, "c-1"),
         post(rest, f"{target}?requestId=c-1", CHARGE),
@@ -72,7 +72,7 @@ def test_header_makes_a_charge_safe_to_repeat(rest: Rest) -> None:
 
 
 def test_header_and_query_that_differ_are_refused(rest: Rest) -> None:
-    """Of two keys neither is taken, and the answer names both."""
+    """A request with two different keys is refused, and the answer names both."""
     target = funded(rest)
     refused = post(rest, f"{target}?requestId=one", CHARGE, "another")
     assert (refused.status, reason_of(refused.json())[2]) == (400, ["request_id"])
@@ -86,7 +86,7 @@ def test_header_and_query_that_differ_are_refused(rest: Rest) -> None:
 @pytest.mark.parametrize(
     "keys", [("",), ("x" * 129,), ("caf\udcc3\udca9",), ("a\udca0",), ("a\tb",), ("same", "same"), ("a", "b")]
 )
-def test_header_that_is_no_key_is_refused(rest: Rest, keys: tuple[str, ...]) -> None:
+def test_invalid_header_is_refused(rest: Rest, keys: tuple[str, ...]) -> None:
     """A key that is empty, too long, not printable ASCII, or given twice is refused by the name of the header."""
     target = funded(rest)
     refused = post(rest, target, CHARGE, *keys)
@@ -95,8 +95,8 @@ def test_header_that_is_no_key_is_refused(rest: Rest, keys: tuple[str, ...]) -> 
 
 
 @pytest.mark.parametrize("key", ["x" * 128, "a b", '"quoted"', "~!@#$%^&*()", "a, b"])
-def test_header_is_taken_as_it_is(rest: Rest, key: str) -> None:
-    """Any other key is taken over unchanged, quotes and commas included."""
+def test_header_value_is_used_unchanged(rest: Rest, key: str) -> None:
+    """The request_id is the header's value unchanged, including quotes and commas."""
     answer = post(rest, funded(rest), CHARGE, key).json()
     assert isinstance(answer, dict)
     assert answer["requestId"] == key
@@ -109,8 +109,8 @@ def repeated(world: World, method: str, headers: Mapping[str, str]) -> tuple[Ans
 
 
 @pytest.mark.parametrize("method", REST_METHODS)
-def test_every_method_takes_the_header_refuses_it_or_only_reads(world: World, method: str) -> None:
-    """A mutation is done once, or says that it takes no key; what only reads may be repeated anyway."""
+def test_header_is_honoured_or_refused_by_every_mutation(world: World, method: str) -> None:
+    """A mutation is performed once per key or refuses the header; a read ignores it."""
     first, second = repeated(world, method, {"idempotency-key": str(uuid.uuid4())})
     if "request_id" in METHODS[method].input_type.fields_by_name:
         assert (first.status, second.status, second.body) == (200, 200, first.body)
@@ -121,8 +121,8 @@ def test_every_method_takes_the_header_refuses_it_or_only_reads(world: World, me
             assert (answer.status, reason_of(answer.json())[2]) == (400, ["Idempotency-Key"])
 
 
-def test_an_import_refuses_the_header(world: World) -> None:
-    """Each item of an import has a key of its own."""
+def test_import_refuses_the_header(world: World) -> None:
+    """ImportTransactions refuses the header, since each item has its own request_id."""
     request = world.base("ImportTransactions")
     assert world.grpc("ImportTransactions", request, {"idempotency-key": "a"}) == (
         "INVALID_ARGUMENT",
@@ -131,8 +131,8 @@ def test_an_import_refuses_the_header(world: World) -> None:
 
 
 @pytest.mark.parametrize("path", ["/api/v1/org/example/credits/transactions?limit=1", "/v1/accounts/example"])
-def test_reads_ignore_the_header(gateway: Daybook, path: str) -> None:
-    """Clients that send it with everything can read, also at documented APIs; whatever the key is."""
+def test_read_ignores_the_header(gateway: Daybook, path: str) -> None:
+    """A read with an invalid Idempotency-Key succeeds, natively and through a facade."""
     headers: dict[str, Any] = {"authorization": f"Bearer {KEY}", "idempotency-key": "x" * 200}
     answer = send(gateway.origin, path, headers=headers)
     assert answer.status == 200, answer.body

@@ -21,7 +21,7 @@ PAGE = "/api/billing/accounts/example/transactions?page_size=1"
 
 
 def has_ipv6() -> bool:
-    """Whether this machine has the loopback address of IPv6; a container may not."""
+    """Whether this machine has the IPv6 loopback address; a container may lack it."""
     try:
         with socket.socket(socket.AF_INET6) as probe:
             probe.bind(("::1", 0))
@@ -34,15 +34,15 @@ pytestmark = pytest.mark.skipif(not has_ipv6(), reason="this machine has no ::1"
 
 
 class Start(Protocol):
-    """Starts a `daybook` command in a folder of its own."""
+    """Starts a `daybook` command in a new folder."""
 
     def __call__(self, *arguments: str, ports: Ports) -> Daybook:
-        """Starts it; it is killed at the end of the test."""
+        """Starts a command, which is killed at the end of the test."""
 
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Starts commands; kills those that a failed test leaves."""
+    """Starts commands, and kills the remaining ones at the end of the test."""
     started: list[Daybook] = []
 
     def start(*arguments: str, ports: Ports) -> Daybook:
@@ -67,8 +67,10 @@ def connects(host: str, port: int) -> bool:
     ("host", "reached", "workers"),
     [("::1", {"::1"}, 1), ("[::1]", {"::1"}, 2), ("::", {"::1", "127.0.0.1"}, 1), ("::", {"::1", "127.0.0.1"}, 2)],
 )
-def test_serve(start: Start, tmp_path: Path, host: str, reached: set[str], workers: int) -> None:
-    """The server listens on its host only, with one process and with two, and `health` reaches it there."""
+def test_serve_listens_on_its_host_only(
+    start: Start, tmp_path: Path, host: str, reached: set[str], workers: int
+) -> None:
+    """The server listens on its host only, with one process and with two, and `health` connects to it."""
     ports = Ports.free()
     address = ("--host", host, "--port", str(ports.server))
     daybook = start(
@@ -88,8 +90,10 @@ def test_serve(start: Start, tmp_path: Path, host: str, reached: set[str], worke
     ("host", "gateway_host", "reached"),
     [("::1", "::1", {"::1"}), ("::", "::", {"::1", "127.0.0.1"}), ("localhost", "localhost", {"127.0.0.1"})],
 )
-def test_up(gateway: Daybook, start: Start, tmp_path: Path, host: str, gateway_host: str, reached: set[str]) -> None:
-    """The gateway listens on its host only, reaches the server, and makes links with the host of the request."""
+def test_up_listens_on_its_host_only(
+    gateway: Daybook, start: Start, tmp_path: Path, host: str, gateway_host: str, reached: set[str]
+) -> None:
+    """The gateway listens on its host only, reaches the server, and writes links with the request's host."""
     ports = Ports.free()
     copy_database(gateway.folder / "daybook.db", tmp_path / "daybook.db")
     is_demo_refused = host == "::"
@@ -116,7 +120,7 @@ def test_up(gateway: Daybook, start: Start, tmp_path: Path, host: str, gateway_h
     assert daybook.stop() == 0
 
 
-def test_guide_names_the_address(gateway: Daybook, start: Start, tmp_path: Path) -> None:
+def test_printed_commands_have_the_gateways_address(gateway: Daybook, start: Start, tmp_path: Path) -> None:
     """The commands that `up --demo` prints have the gateway's address."""
     ports = Ports.free()
     copy_database(gateway.folder / "daybook.db", tmp_path / "daybook.db")
@@ -139,11 +143,11 @@ def test_guide_names_the_address(gateway: Daybook, start: Start, tmp_path: Path)
         ("serve with workers", "::1", "the port is taken"),
         ("up", "::1", "the port is taken"),
         ("serve", "no-such-host.invalid", "Name or service not known"),
-        # An address for documentation, which no machine has.
+        # An address reserved for documentation, which no machine has.
         ("serve", "2001:db8::1", "Cannot assign requested address"),
     ],
 )
-def test_unusable_address_is_told(tmp_path: Path, command: str, host: str, reason: str) -> None:
+def test_unusable_address_is_named(tmp_path: Path, command: str, host: str, reason: str) -> None:
     """A server that can't listen prints one line with the reason and the address, IPv6 in brackets."""
     ports = Ports.free()
     flags = ports.flags if command == "up" else ("--port", str(ports.server))
@@ -153,7 +157,7 @@ def test_unusable_address_is_told(tmp_path: Path, command: str, host: str, reaso
     with socket.create_server(("::1", ports.server), family=socket.AF_INET6):
         result = run(command.split(maxsplit=1)[0], *url, "--host", host, *flags, folder=tmp_path)
     written = f"[{host}]" if ":" in host else host
-    # Log lines come before it.
+    # Log lines may precede the error.
     assert result.returncode == 1, result.stderr
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("daybook: ")]
     assert f"{written}:{ports.server}" in line

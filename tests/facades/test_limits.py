@@ -1,7 +1,7 @@
-"""The limits of the gateway: each just below, which is served, and just above, which is told.
+"""The limits of the gateway: a request at each limit is served, and one above it is refused.
 
-Those of a call over gRPC are in tests/rpc/test_limits.py, bodies that are too large at a
-vendor's path in */46-body-too-large.http, rates in test_errors.py and */4?-*rate-limit.http.
+tests/rpc/test_limits.py tests the limits of gRPC calls, */46-body-too-large.http too large bodies at
+vendors' paths, test_errors.py and */4?-*rate-limit.http rate limits.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NONE: Mapping[str, str] = {}
 
 
 def ask(gateway: Daybook, target: str = ACCOUNT, *, headers: Mapping[str, str] = NONE, body: bytes = b"") -> Answer:
-    """Sends a request; holds the answer to what every answer of REST must keep."""
+    """Sends a request; checks the answer against the rules for every REST answer."""
     more = {"content-type": "application/json"} if body else {}
     method = "POST" if body else "GET"
     answer = send(gateway.origin, target, method=method, headers={**CREDENTIAL, **more, **headers}, body=body)
@@ -42,15 +42,15 @@ def reason_of(answer: Answer) -> str:
 
 
 @pytest.mark.parametrize(("size", "status"), [(BODY_BYTES_MAX, 409), (BODY_BYTES_MAX + 1, 413)])
-def test_size_of_a_body(gateway: Daybook, size: int, status: int) -> None:
-    """A body of 1 MiB is read, and here refused for what it says; one byte more is 413."""
+def test_body_size_is_bounded(gateway: Daybook, size: int, status: int) -> None:
+    """A body of 1 MiB reaches the server, which refuses this one with 409; one byte more gets 413."""
     body = json.dumps({"kind": "OTHER"}).encode().ljust(size)
     assert ask(gateway, "/v1/accounts?accountId=example", body=body).status == status
 
 
 @pytest.mark.parametrize(("size", "status"), [(HEADERS_BYTES_MAX - 512, 200), (HEADERS_BYTES_MAX, 431)])
-def test_size_of_headers(gateway: Daybook, size: int, status: int) -> None:
-    """Headers of less than 16 KiB are taken; more are 431, with a reason."""
+def test_size_of_headers_is_bounded(gateway: Daybook, size: int, status: int) -> None:
+    """Headers of less than 16 KiB in total are accepted; larger ones get 431 with a reason."""
     answer = ask(gateway, headers={"x-filler": "x" * size})
     assert answer.status == status
     if status == 431:
@@ -58,28 +58,28 @@ def test_size_of_headers(gateway: Daybook, size: int, status: int) -> None:
 
 
 @pytest.mark.parametrize(("size", "status"), [(HEADERS_BYTES_MAX - 512, 404), (HEADERS_BYTES_MAX, 431)])
-def test_length_of_a_path(gateway: Daybook, size: int, status: int) -> None:
-    """A path is one of the headers: it is looked at, at once, until it is longer than they may be together."""
+def test_path_counts_as_a_header(gateway: Daybook, size: int, status: int) -> None:
+    """An unknown path gets 404, and 431 if it exceeds the limit for headers."""
     assert ask(gateway, "/" + "x" * size).status == status
 
 
 @pytest.mark.parametrize(("size", "status"), [(HEADERS_BYTES_MAX - 512, 400), (HEADERS_BYTES_MAX, 431)])
-def test_length_of_a_query(gateway: Daybook, size: int, status: int) -> None:
-    """So is a query."""
+def test_query_counts_as_a_header(gateway: Daybook, size: int, status: int) -> None:
+    """A long query gets 431 if it exceeds the limit for headers."""
     assert ask(gateway, f"{ACCOUNT}/transactions?pageToken={'x' * size}").status == status
 
 
 @pytest.mark.parametrize(("count", "status"), [(HEADERS_MAX, 200), (HEADERS_MAX + 1, 431)])
-def test_number_of_headers(gateway: Daybook, count: int, status: int) -> None:
-    """A hundred headers are taken, the three among them that each of these requests has; one more is 431."""
+def test_number_of_headers_is_bounded(gateway: Daybook, count: int, status: int) -> None:
+    """A request with 100 headers is accepted; one more gets 431. Each request here has three headers by itself."""
     assert ask(gateway, headers={f"x-{number}": "1" for number in range(count - 3)}).status == status
 
 
 @pytest.mark.parametrize(
     ("depth", "reason"), [(20, "INSUFFICIENT_CREDITS"), (21, "FIELD_INVALID"), (90, "FIELD_INVALID"), (20_000, "")]
 )
-def test_depth_of_json(gateway: Daybook, depth: int, reason: str) -> None:
-    """Metadata may be twenty levels deep, and here is refused for what it costs; what is deeper is for that."""
+def test_depth_of_json_is_bounded(gateway: Daybook, depth: int, reason: str) -> None:
+    """Metadata 20 levels deep is valid, so that the charge fails for lack of credits; deeper metadata is refused."""
     metadata = '{"in":' * depth + "1" + "}" * depth
     body = f'{{"kind":"CHARGE","category":"test","amount":"-999999999999","metadata":{metadata}}}'
     answer = ask(gateway, f"{ACCOUNT}/transactions", body=body.encode())
@@ -89,29 +89,29 @@ def test_depth_of_json(gateway: Daybook, depth: int, reason: str) -> None:
 
 
 LONG_BODIES = {
-    "a word": '{"priority":"' + "x" * 1_000_000 + '"}',
-    "words of a refusal": '{"priority":"' + ": invalid value " * 60_000 + '"}',
-    "more words of it": '{"priority":"' + ": invalid value x for type " * 35_000 + '"}',
-    "other words of it": '{"priority":"' + "Could not find field " * 40_000 + '"}',
-    "lists in lists": '{"metadata":' + "[" * 500_000 + "]" * 500_000 + "}",
+    "long string": '{"priority":"' + "x" * 1_000_000 + '"}',
+    "text of an error": '{"priority":"' + ": invalid value " * 60_000 + '"}',
+    "text of a longer error": '{"priority":"' + ": invalid value x for type " * 35_000 + '"}',
+    "text of another error": '{"priority":"' + "Could not find field " * 40_000 + '"}',
+    "nested lists": '{"metadata":' + "[" * 500_000 + "]" * 500_000 + "}",
 }
 
 
-@pytest.mark.parametrize("what", LONG_BODIES)
-def test_what_is_long_keeps_nobody_waiting(gateway: Daybook, what: str) -> None:
-    """A refusal takes time in proportion to what was sent: one of a megabyte is there long before `send` gives up."""
-    assert ask(gateway, f"{ACCOUNT}/transactions", body=LONG_BODIES[what].encode()).status == 400
+@pytest.mark.parametrize("name", LONG_BODIES)
+def test_long_body_is_refused_in_linear_time(gateway: Daybook, name: str) -> None:
+    """Refusing a body takes time in proportion to its size: 1 MB is refused before the timeout of `send`."""
+    assert ask(gateway, f"{ACCOUNT}/transactions", body=LONG_BODIES[name].encode()).status == 400
 
 
 def filters_of(configuration: dict[str, Any]) -> dict[str, Any]:
-    """What each filter of a gateway is told, by its name; its listeners share them."""
+    """The configuration of each HTTP filter, by its name; all listeners share the filters."""
     listener = configuration["static_resources"]["listeners"][0]
     filters = listener["filter_chains"][0]["filters"][0]["typed_config"]["http_filters"]
     return {each["name"].removeprefix("envoy.filters.http."): each["typed_config"] for each in filters}
 
 
-def test_rate_of_the_gateway_is_a_setting() -> None:
-    """`daybook up` limits all callers together as its settings say; 0 a second is no limit."""
+def test_gateway_rate_limit_is_a_setting() -> None:
+    """`daybook up` limits the rate of all callers together by its settings; 0 per second means no limit."""
     settings = Settings(gateway_rate_limit_requests_per_second=7, gateway_rate_limit_burst=9)
     limit = filters_of(configuration_of(settings))["local_ratelimit"]
     assert limit["token_bucket"] == {"max_tokens": 9, "tokens_per_fill": 7, "fill_interval": "1s"}
@@ -120,8 +120,8 @@ def test_rate_of_the_gateway_is_a_setting() -> None:
     assert unlimited["filter_enforced"] == {"default_value": {"numerator": 0}}
 
 
-def test_rate_of_the_gateway_is_by_default_that_of_its_file() -> None:
-    """Envoy by itself, with the project's file, limits as `daybook up` does."""
+def test_default_rate_limit_equals_envoy_yaml() -> None:
+    """envoy.yaml has the default rate limit of `daybook up`."""
     defaults = {name: field.default for name, field in Settings.model_fields.items()}
     bucket = filters_of(yaml.safe_load((ROOT / "envoy.yaml").read_text()))["local_ratelimit"]["token_bucket"]
     assert bucket == {
@@ -132,7 +132,7 @@ def test_rate_of_the_gateway_is_by_default_that_of_its_file() -> None:
 
 
 @pytest.mark.parametrize(("bytes_max", "body"), [(1024, 1024), (2**20, 2**20), (4 * 2**20, 2**20)])
-def test_body_is_no_larger_than_a_message(bytes_max: int, body: int) -> None:
-    """Where the server takes less than the gateway would, it is the gateway that refuses, in words of HTTP."""
+def test_body_limit_is_at_most_the_message_limit(bytes_max: int, body: int) -> None:
+    """If the server's message limit is below 1 MiB, the gateway refuses larger bodies itself."""
     settings = Settings(message_bytes_max=bytes_max)
     assert filters_of(configuration_of(settings))["buffer"]["max_request_bytes"] == body

@@ -1,4 +1,4 @@
-"""What is posted natively is shown by each vendor's API at once, by the rules of its page."""
+"""Transactions posted natively appear at once in each vendor's API, by the rules of its page."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from tests.support.processes import Daybook
 
 
 def time_of(transaction: Transaction) -> datetime:
-    """When it was posted."""
+    """The create_time of a transaction."""
     return transaction.create_time.ToDatetime(UTC)
 
 
 def test_teable_shows_charges_of_five_categories(gateway: Daybook, native: NativeCaller) -> None:
-    """Charges of the five sources are shown as consumption, to the millisecond; all else is not."""
+    """Teable shows only charges of its five source types, with times in milliseconds."""
     space = native.create_account(TEABLE)
     creator = User(id="u1", name="Ада", surname="Лавлейс", photo_uri="https://example.com/a.png")
     posted = [
@@ -70,8 +70,10 @@ def test_teable_shows_charges_of_five_categories(gateway: Daybook, native: Nativ
         ("999999999990", 999999999990),
     ],
 )
-def test_dreadnode_amount_is_whole(gateway: Daybook, native: NativeCaller, amount: str, shown: int) -> None:
-    """Credits are whole numbers with their sign; half a credit goes away from zero; none is too large."""
+def test_dreadnode_amount_is_rounded_to_whole_credits(
+    gateway: Daybook, native: NativeCaller, amount: str, shown: int
+) -> None:
+    """Amounts are signed integers of any size, rounded half away from zero."""
     organization = native.create_account(DREADNODE, credit_limit="10")
     native.post(DREADNODE, organization, Transaction.ADJUSTMENT, "admin_adjustment", amount)
     answer = send(
@@ -79,12 +81,12 @@ def test_dreadnode_amount_is_whole(gateway: Daybook, native: NativeCaller, amoun
         f"/api/v1/org/{organization}/credits/transactions",
         headers={"authorization": f"Bearer {DREADNODE}"},
     )
-    # An integer of JSON has neither a point nor an exponent.
+    # A JSON integer has neither a decimal point nor an exponent.
     assert re.findall(rb'"amount":([^,]*),', answer.body) == [str(shown).encode()]
 
 
 def test_dreadnode_shows_each_type_of_its_kind_only(gateway: Daybook, native: NativeCaller) -> None:
-    """A category is one of the vendor's types only where credits moved in the way that the type means."""
+    """A category is shown as a vendor's type only for the type's transaction kind."""
     organization = native.create_account(DREADNODE)
     native.post(DREADNODE, organization, Transaction.GRANT, "inference", "10")
     native.post(DREADNODE, organization, Transaction.CHARGE, "purchase", "-1")
@@ -116,14 +118,14 @@ def network(gateway: Daybook) -> Network:
 
 @pytest.fixture
 def unlisted_account(native: NativeCaller, network: Network) -> str:
-    """An account with credits, given in a way that Spacebring's list does not show."""
+    """An account with credits from a grant that Spacebring's list does not show."""
     account = native.create_account(network.key)
     native.post(network.key, account, Transaction.GRANT, "purchase", "100")
     return account
 
 
-def test_spacebring_leaves_out_what_is_not_there(network: Network, native: NativeCaller, unlisted_account: str) -> None:
-    """The barest rows: no empty text, no null, no company that nobody knows; only the eleven types."""
+def test_spacebring_omits_absent_fields(network: Network, native: NativeCaller, unlisted_account: str) -> None:
+    """Minimal rows have no empty text, no null and no unknown company; only the eleven types are listed."""
     location, company = str(uuid.uuid4()), str(uuid.uuid4())
     labels = {"location": location, "company": company}
     for kind, category, amount in (
@@ -161,17 +163,17 @@ def test_spacebring_leaves_out_what_is_not_there(network: Network, native: Nativ
     ]
 
 
-def test_spacebring_tells_what_a_company_has_now(network: Network, native: NativeCaller) -> None:
-    """A company's credits are those of this moment, also beside an old transaction."""
+def test_spacebring_shows_a_companys_current_credits(network: Network, native: NativeCaller) -> None:
+    """A company's credits are its current ones, also in an old transaction's row."""
     location = str(uuid.uuid4())
-    company = native.create_account(network.key, Account.COMPANY, display_name="Shown for want of a title")
+    company = native.create_account(network.key, Account.COMPANY, display_name="Shown without a title")
     labels = {"location": location, "company": company}
     native.post(network.key, company, Transaction.GRANT, "credit_package", "10", labels=labels)
 
     def credits_now() -> list[Json]:
         rows = network.rows(location)
         companies = [row["company"] for row in rows if isinstance(row, dict)]
-        assert all(isinstance(each, dict) and each["title"] == "Shown for want of a title" for each in companies)
+        assert all(isinstance(each, dict) and each["title"] == "Shown without a title" for each in companies)
         return [each["credits"] for each in companies if isinstance(each, dict)]
 
     assert credits_now() == [{"expiring": Decimal(0), "permanent": Decimal(10)}]
@@ -179,8 +181,8 @@ def test_spacebring_tells_what_a_company_has_now(network: Network, native: Nativ
     assert credits_now() == [{"expiring": Decimal(0), "permanent": Decimal("7.5")}] * 2
 
 
-def test_nebulablock_hours_of_now(gateway: Daybook, native: NativeCaller) -> None:
-    """An id that is no number shows as the account's number; hours begin at the anchor, by New York's clock."""
+def test_nebulablock_hours_begin_at_the_anchor(gateway: Daybook, native: NativeCaller) -> None:
+    """user_id is the account's number if its id is not one; hours begin at the anchor, in New York's time."""
     key = create_key(gateway, "demo-nebulablock")
     anchor = Timestamp()
     anchor.FromJsonString("2020-01-01T00:17:42Z")
@@ -209,13 +211,13 @@ def test_nebulablock_hours_of_now(gateway: Daybook, native: NativeCaller) -> Non
     assert data["credit_balance"] == Decimal("3.4")
     assert isinstance(row["user_id"], Decimal)
     assert row["user_id"] == account_number(gateway, key, user)
-    # Only usage counts. It may have begun in one hour and gone on in the next.
+    # Only usage counts. The charges may fall into two hour windows.
     assert data["total_credit_histories"] == Decimal(len(rows))
     assert sum(Decimal(str(each["total"])) for each in rows if isinstance(each, dict)) == Decimal("0.3")
 
 
 def account_number(gateway: Daybook, key: str, account: str) -> Decimal:
-    """The number that Daybook assigned."""
+    """The number that Daybook assigned to an account."""
     body = get(gateway, key, f"/v1/accounts/{account}")
     assert isinstance(body, dict)
     return Decimal(str(body["number"]))

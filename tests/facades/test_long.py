@@ -1,4 +1,4 @@
-"""What is as long as it may be: every list still answers, and shows all of it."""
+"""Pages of rows with texts of maximum length are answered in full by every list."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from tests.support.http_client import Json
 from tests.support.processes import Daybook
 
 ROWS = 100
-# Of all characters that take the most bytes.
+# A character of four bytes, the longest in UTF-8.
 WIDE = "🪚"
 
 _Filled = TypeVar("_Filled", bound=Message)
 
 
 def filled(message: _Filled) -> _Filled:
-    """The message with every text as long as it may be, unless it has one."""
+    """Fills the empty texts of a message to their maximum length; returns the message."""
     for name, characters in CHARACTERS_MAX[message.DESCRIPTOR.full_name].items():
         if not getattr(message, name):
             setattr(message, name, WIDE * characters)
@@ -34,7 +34,7 @@ def filled(message: _Filled) -> _Filled:
 
 
 def metadata() -> Struct:
-    """As much as may be kept."""
+    """Metadata of nearly the maximum size."""
     struct = Struct()
     struct.update({"saw": WIDE * 2000})
     return struct
@@ -63,8 +63,8 @@ def pages_of(network: Network, location: str) -> list[list[Json]]:
 
 
 @pytest.mark.parametrize("is_long", [False, True], ids=["company", "company and row"])
-def test_spacebring(network: Network, native: NativeCaller, is_long: bool) -> None:
-    """A hundred rows, each with all of its company: where they are too much for an answer, a page is shorter."""
+def test_spacebring_shortens_large_pages(network: Network, native: NativeCaller, is_long: bool) -> None:
+    """100 rows with large companies are listed completely, on shorter pages if an answer would be too large."""
     profile = Company(business_address=filled(Company.Address(country_code="NL")), metadata=metadata())
     company = native.create_account(network.key, Account.COMPANY, company=filled(profile))
     native.post(network.key, company, Transaction.GRANT, "credit_package", str(ROWS))
@@ -85,8 +85,8 @@ def test_spacebring(network: Network, native: NativeCaller, is_long: bool) -> No
         assert rows[0]["userOwner"]["about"] == WIDE * 2048
 
 
-def test_teable(gateway: Daybook, native: NativeCaller) -> None:
-    """A page of a hundred records of long texts, of which Teable shows some."""
+def test_teable_shows_long_texts(gateway: Daybook, native: NativeCaller) -> None:
+    """A page of 100 records shows its texts in full."""
     space = native.create_account(TEABLE)
     native.post(TEABLE, space, Transaction.GRANT, "purchase", str(ROWS))
     charge = {"creator": filled(User()), "description": WIDE * 1024}
@@ -102,8 +102,8 @@ def test_teable(gateway: Daybook, native: NativeCaller) -> None:
     assert newest["user"] == user
 
 
-def test_dreadnode(gateway: Daybook, native: NativeCaller) -> None:
-    """A limit is kept to, also where the rows are long: there is no next page on which the rest could come."""
+def test_dreadnode_keeps_the_limit_for_long_rows(gateway: Daybook, native: NativeCaller) -> None:
+    """A page of long rows has as many as the limit, since the list has no next page."""
     organization = native.create_account(DREADNODE)
     native.post(DREADNODE, organization, Transaction.GRANT, "bonus", str(ROWS))
     charge = {"creator": filled(User()), "description": WIDE * 1024, "usage": filled(Usage()), "metadata": metadata()}

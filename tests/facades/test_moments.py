@@ -1,4 +1,4 @@
-"""What the facades tell of this moment: by the clock, whether or not anything is posted meanwhile."""
+"""Facade fields that depend on the time of the read: credits, companies and refunds."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ IN_AN_HOUR = to_timestamp(NOON + 3600 * SECOND)
 
 
 async def rows_of(client: Client) -> list[CreditsTransaction]:
-    """What Spacebring lists of the tenant `house`, newest first."""
+    """Spacebring's list of the tenant `house`, newest first."""
     network = ("spacebring-network-id", str(uuid.uuid5(uuid.NAMESPACE_URL, "house")))
     answer = await TransactionsStub(client.channel).GetCreditsTransactions(
         GetCreditsTransactionsRequest(), metadata=(*client.metadata, network)
@@ -34,13 +34,13 @@ async def rows_of(client: Client) -> list[CreditsTransaction]:
 
 
 async def credits_of(client: Client) -> tuple[float, float]:
-    """The expiring and the permanent credits of the company of the newest row."""
+    """The expiring and the permanent credits of the newest row's company."""
     held = (await rows_of(client))[0].company.credits
     return held.expiring, held.permanent
 
 
-async def test_spacebring_counts_no_credits_that_are_past(client: Client, clock: Clock) -> None:
-    """A company's credits are those that it can spend at this moment, before anybody posts that some expired."""
+async def test_spacebring_excludes_expired_credits(client: Client, clock: Clock) -> None:
+    """A company's credits exclude expired ones, even before their expiration is posted."""
     await client.create_account("acme", kind=Account.COMPANY)
     labels = {"company": "acme"}
     await client.post("acme", GRANT, "10", category="credit_package", expire_time=IN_AN_HOUR, labels=labels)
@@ -51,7 +51,7 @@ async def test_spacebring_counts_no_credits_that_are_past(client: Client, clock:
     clock.advance(0.000001)
     assert await credits_of(client) == (0, 4)
     assert [row.type for row in await rows_of(client)] == ["order", "creditPackage", "creditPackage"]
-    # The next posting tells what expired, and changes nothing about it.
+    # The next posting posts the expiration, which does not change the credits.
     await client.post("acme", CHARGE, "-1", category="order", labels=labels)
     assert await credits_of(client) == (0, 3)
     newest, expiration = (await rows_of(client))[:2]
@@ -59,8 +59,8 @@ async def test_spacebring_counts_no_credits_that_are_past(client: Client, clock:
     assert (expiration.create_date, expiration.company_ref) == ("2024-10-10T13:00:00.000000Z", "acme")
 
 
-async def test_spacebring_counts_what_was_borrowed_as_permanent(client: Client) -> None:
-    """A company in debt has less than no permanent credits, and the charge that led there is of permanent ones."""
+async def test_spacebring_counts_debt_as_permanent(client: Client) -> None:
+    """A company in debt has negative permanent credits, and the charge beyond its credits is of permanent ones."""
     await client.create_account("acme", kind=Account.COMPANY, credit_limit="5")
     labels = {"company": "acme"}
     await client.post("acme", GRANT, "2", category="credit_package", expire_time=IN_AN_HOUR, labels=labels)
@@ -71,14 +71,14 @@ async def test_spacebring_counts_what_was_borrowed_as_permanent(client: Client) 
     assert parts == ("chargePermanentCredits", 6, 2, 4)
 
 
-async def test_spacebring_shows_a_company_as_it_is_now(client: Client) -> None:
-    """Its title for want of one is the display name; an account of another kind is no company."""
+async def test_spacebring_shows_current_companies(client: Client) -> None:
+    """A company without a title has its display name; other accounts are shown as no company."""
     await client.create_account("acme", kind=Account.COMPANY, display_name="Acme", company=Company(notes="n"))
     await client.create_account("person", kind=Account.USER, display_name="Person")
-    for company in ("acme", "person", "nobody"):
+    for company in ("acme", "person", "unknown"):
         await client.post("acme", GRANT, "1", category="credit_package", labels={"company": company})
-    nobody, person, acme = await rows_of(client)
-    assert (nobody.company_ref, nobody.HasField("company")) == ("nobody", False)
+    unknown, person, acme = await rows_of(client)
+    assert (unknown.company_ref, unknown.HasField("company")) == ("unknown", False)
     assert (person.company_ref, person.HasField("company")) == ("person", False)
     shown = acme.company
     assert (shown.id, shown.title, shown.notes, shown.create_date) == (
@@ -91,12 +91,12 @@ async def test_spacebring_shows_a_company_as_it_is_now(client: Client) -> None:
     assert not shown.HasField("day_passes")
 
 
-async def test_spacebring_refund_grows_with_each_refund(client: Client, clock: Clock) -> None:
-    """A charge tells what was given back of it so far, and when last; a refund tells nothing of the kind."""
+async def test_spacebring_charge_shows_its_total_refund(client: Client, clock: Clock) -> None:
+    """A charge shows its total refund and the time of the latest; a refund has no such field."""
     await client.create_account("acme")
     await client.post("acme", GRANT, "10", category="credit_package")
     charge = await client.post("acme", CHARGE, "-8", category="booking")
-    told = []
+    refunds = []
     for amount in ("1.25", "2", ""):
         clock.advance(60)
         await client.ledger.RefundTransaction(
@@ -105,8 +105,8 @@ async def test_spacebring_refund_grows_with_each_refund(client: Client, clock: C
         rows = await rows_of(client)
         assert [row.HasField("refund") for row in rows if row.id != charge.uid] == [False] * (len(rows) - 1)
         (refund,) = [row.refund for row in rows if row.id == charge.uid]
-        told.append((rows[0].amount, refund.amount, refund.create_date))
-    assert told == [
+        refunds.append((rows[0].amount, refund.amount, refund.create_date))
+    assert refunds == [
         (1.25, 1.25, "2024-10-10T12:01:00.000000Z"),
         (2, 3.25, "2024-10-10T12:02:00.000000Z"),
         (4.75, 8, "2024-10-10T12:03:00.000000Z"),
@@ -117,10 +117,10 @@ async def test_spacebring_refund_grows_with_each_refund(client: Client, clock: C
     ("credit_limit", "spent", "available"),
     [("0", "3", 7.5), ("0", "10.5", 0), ("20", "3", 27.5), ("20", "25", 5.5), ("20", "30.5", 0)],
 )
-async def test_nebulablock_tells_what_is_available(
+async def test_nebulablock_balance_is_the_available_amount(
     server: Server, client: Client, clock: Clock, credit_limit: str, spent: str, available: float
 ) -> None:
-    """credit_balance is the available amount: with the credit limit, without what is past."""
+    """credit_balance is the available amount: it includes the credit limit and excludes expired credits."""
     await client.create_account("266", credit_limit=credit_limit)
     await client.post("266", GRANT, "10.5")
     await client.post("266", GRANT, "100", expire_time=IN_AN_HOUR)
@@ -135,8 +135,8 @@ async def test_nebulablock_tells_what_is_available(
     assert (hour.user_id, hour.total, hour.create_time) == (266, float(spent), "EST 2024-10-10 09:00:00")
 
 
-async def test_nebulablock_counts_nothing_that_is_past(server: Server, client: Client, clock: Clock) -> None:
-    """Credits that are past are not available, before anybody posts that they expired."""
+async def test_nebulablock_excludes_expired_credits(server: Server, client: Client, clock: Clock) -> None:
+    """Expired credits are not available, even before their expiration is posted."""
     await client.create_account("266")
     await client.post("266", GRANT, "10.5", expire_time=IN_AN_HOUR)
     tenant_number = await server.book.credentials.tenant_number("house")

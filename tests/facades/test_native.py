@@ -53,8 +53,8 @@ USER = {
     "about": "",
     "membership": "",
 }
-"""A person of whom nothing is known, as JSON shows them."""
-NOTHING_MORE = {
+"""A user with only an id, in JSON."""
+EMPTY_FIELDS = {
     "description": "",
     "labels": {},
     "receiptUri": "",
@@ -64,11 +64,11 @@ NOTHING_MORE = {
     "allocations": [],
     "priority": 0,
 }
-"""What JSON shows of a transaction that lacks it."""
+"""The fields of a transaction that JSON shows when they are empty."""
 
 
 def test_account_is_created_and_read(rest: Rest) -> None:
-    """A new account has what it was given, and can be read and listed as it was answered."""
+    """A new account has the requested fields, and is read and listed as it was answered."""
     account_id = f"rest-{uuid.uuid4()}"
     user = {"id": "u1", "name": "Ada", "surname": "Lovelace", "photoUri": "https://example.com/ada.png"}
     created = rest.call(
@@ -89,7 +89,7 @@ def test_account_is_created_and_read(rest: Rest) -> None:
         "creditLimit": "2.5",
         "user": {**USER, **user},
     }
-    assert isinstance(number, str), "64-bit integers are texts in JSON"
+    assert isinstance(number, str), "64-bit integers are strings in JSON"
     assert int(number) > 0
     assert times[0] == times[1]
     # The anchor is the time of creation, without its fraction of a second.
@@ -108,8 +108,8 @@ def test_account_is_created_and_read(rest: Rest) -> None:
     assert read in accounts
 
 
-def test_repeated_request_id_repeats_the_answer(rest: Rest) -> None:
-    """The same request again gets the same account; another one under the same id is refused."""
+def test_repeated_request_gets_the_same_answer(rest: Rest) -> None:
+    """A repeated request gets the same account; another request with the same request_id is refused."""
     account_id = f"rest-{uuid.uuid4()}"
     target = f"/v1/accounts?accountId={account_id}&requestId=once"
     first = rest.call("POST", target, {"kind": "OTHER"})
@@ -120,7 +120,7 @@ def test_repeated_request_id_repeats_the_answer(rest: Rest) -> None:
 
 
 def test_transaction_is_posted_and_read(rest: Rest) -> None:
-    """A transaction is answered, read, listed and counted into the balance alike."""
+    """A transaction is read and listed as it was answered, and is in the balance."""
     account = rest.account()
     grant = rest.post(account, "GRANT", "10", description="ten")
     charge = rest.call(
@@ -151,7 +151,7 @@ def test_transaction_is_posted_and_read(rest: Rest) -> None:
                 "expiringAmount": "0",
                 "permanentAmount": "-2.5",
                 "balanceAfter": "7.5",
-                **NOTHING_MORE,
+                **EMPTY_FIELDS,
                 "requestId": "r1",
                 "labels": {"location": "here"},
                 "creator": USER,
@@ -178,8 +178,8 @@ def test_transaction_is_posted_and_read(rest: Rest) -> None:
     }
 
 
-def test_list_is_read_by_pages_filter_and_order(rest: Rest) -> None:
-    """Parameters in either spelling, a filter, and an order with a plus for its space."""
+def test_list_has_pages_filter_and_order(rest: Rest) -> None:
+    """A list takes parameters in snake_case and camelCase, a filter, and an order with `+` as a space."""
     account = rest.account()
     rest.post(account, "GRANT", "100")
     charges = [rest.post(account, "CHARGE", f"-{amount}")["uid"] for amount in (3, 1, 2)]
@@ -204,8 +204,8 @@ def test_list_is_read_by_pages_filter_and_order(rest: Rest) -> None:
 
 
 @pytest.mark.parametrize("spelled", ["updateMask=displayName", "update_mask=display_name"])
-def test_update_writes_what_the_mask_names(rest: Rest, spelled: str) -> None:
-    """A field outside of the mask stays; one inside that is left out is cleared."""
+def test_update_writes_the_fields_of_the_mask(rest: Rest, spelled: str) -> None:
+    """An update keeps fields outside the mask, and clears absent fields in the mask."""
     account = rest.account(displayName="before", creditLimit="5")
     changed = rest.call("PATCH", f"/v1/accounts/{account}?{spelled}", {"displayName": "after", "creditLimit": "9"})
     assert (changed["displayName"], changed["creditLimit"]) == ("after", "5")
@@ -214,15 +214,15 @@ def test_update_writes_what_the_mask_names(rest: Rest, spelled: str) -> None:
     assert rest.call("GET", f"/v1/accounts/{account}") == cleared
 
 
-def test_update_without_mask_writes_what_is_given(rest: Rest) -> None:
-    """Without a mask the fields that are set are written, and no others."""
+def test_update_without_mask_writes_the_set_fields(rest: Rest) -> None:
+    """Without a mask an update writes only the fields that are set."""
     account = rest.account(displayName="before", creditLimit="5", user={"id": "u1"})
     changed = rest.call("PATCH", f"/v1/accounts/{account}", {"creditLimit": "9"})
     assert (changed["displayName"], changed["creditLimit"], changed["user"]) == ("before", "9", USER)
 
 
 def test_update_with_stale_etag_is_refused(rest: Rest) -> None:
-    """Of two who read the same account, the second to write is told."""
+    """An update with the etag of an earlier version is refused."""
     account = rest.account()
     etag = rest.call("GET", f"/v1/accounts/{account}")["etag"]
     rest.call("PATCH", f"/v1/accounts/{account}", {"displayName": "first", "etag": etag})
@@ -258,7 +258,7 @@ GRANT = {"kind": "GRANT", "category": "test", "amount": "1"}
             "FIELD_INVALID",
             ["transaction.amount"],
         ),
-        # A double rounds it, so that another number would come back.
+        # A double would round this integer.
         (
             "POST",
             "/v1/accounts/example/transactions",
@@ -322,10 +322,10 @@ GRANT = {"kind": "GRANT", "category": "test", "amount": "1"}
         ("GET", "/v1/accounts/example/transactions/abc", None, 400, "FIELD_INVALID", ["name"]),
     ],
 )
-def test_refusal_is_a_status_with_its_reason(
+def test_refusal_is_a_status_with_a_reason(
     rest: Rest, method: str, path: str, body: object, status: int, reason: str, fields: list[str]
 ) -> None:
-    """Each refusal is a google.rpc.Status with one ErrorInfo, and names the field that is at fault."""
+    """Each refusal is a google.rpc.Status with one ErrorInfo, and names the invalid field."""
     answer = rest.send(method, path, body)
     assert answer.status == status, answer.body
     found_reason, metadata, found_fields = reason_of(answer.json())
@@ -339,7 +339,7 @@ CODES = {400: 3, 404: 5, 405: 12, 413: 8}
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "body", "status", "reason", "field", "word"),
+    ("method", "path", "body", "status", "reason", "field", "text"),
     [
         ("GET", "/v1/accounts/example?colour=red", None, 400, "FIELD_INVALID", "colour", "colour"),
         ("GET", f"{LIST}?page_size=2&pagesize=3", None, 400, "FIELD_INVALID", "pagesize", "pagesize"),
@@ -378,21 +378,21 @@ CODES = {400: 3, 404: 5, 405: 12, 413: 8}
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_what_the_gateway_refuses_is_a_status_too(
-    rest: Rest, method: str, path: str, body: object, status: int, reason: str, field: str, word: str
+def test_refusal_by_the_gateway_is_a_status(
+    rest: Rest, method: str, path: str, body: object, status: int, reason: str, field: str, text: str
 ) -> None:
-    """What doesn't reach the server is refused in the same form, with the reason and the field that is at fault."""
+    """The gateway's refusals are google.rpc.Status too, with a reason and the invalid field."""
     answer = rest.send(method, path, body)
     found = answer.json()
     assert answer.status == status, answer.body
     assert isinstance(found, dict)
     assert found["code"] == CODES[status]
-    assert word in str(found["message"])
+    assert text in str(found["message"])
     assert reason_of(found) == (reason, {"field": field} if field else {}, [field] if field else [])
 
 
 def native_paths() -> dict[str, set[str]]:
-    """The HTTP methods of each path of the native API, out of the contracts; an id for each `*`."""
+    """The HTTP methods of each native path in the contracts; `an-id` replaces each `*`."""
     methods: dict[str, set[str]] = {}
     services = (ledger_service_pb2.DESCRIPTOR, admin_service_pb2.DESCRIPTOR)
     for method in (each for file in services for service in file.services_by_name.values() for each in service.methods):
@@ -405,8 +405,8 @@ def native_paths() -> dict[str, set[str]]:
 
 
 @pytest.mark.parametrize("path", sorted(native_paths()))
-def test_path_is_refused_to_other_methods_only(rest: Rest, path: str) -> None:
-    """A path of the contracts answers 405 to what it isn't bound to, and names what it is."""
+def test_unbound_method_gets_405(rest: Rest, path: str) -> None:
+    """A path answers 405 to the methods that it isn't bound to, with the bound ones in `allow`."""
     allowed = native_paths()[path]
     for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"):
         for spelled in (path, f"{path}/", f"{path}?page_size=1"):
@@ -418,8 +418,8 @@ def test_path_is_refused_to_other_methods_only(rest: Rest, path: str) -> None:
                 assert set((answer.header("allow") or "").split(", ")) == allowed
 
 
-def test_json_that_is_broken_is_refused(rest: Rest) -> None:
-    """A body that is no JSON is the caller's mistake."""
+def test_broken_json_is_refused(rest: Rest) -> None:
+    """A body of invalid JSON gets 400."""
     answer = send(
         rest.origin,
         "/v1/accounts?accountId=never",
@@ -435,8 +435,8 @@ def test_json_that_is_broken_is_refused(rest: Rest) -> None:
 @pytest.mark.parametrize(
     "target", ["/v1/accounts/%FF", "/v1/accounts?pageToken=%FF", "/v1/accounts/example/transactions?filter=%C3%28"]
 )
-def test_text_that_is_no_utf_8(rest: Rest, target: str) -> None:
-    """Bytes that are no text are the caller's mistake, and the answer tells nothing of how we parse."""
+def test_invalid_utf_8_is_refused(rest: Rest, target: str) -> None:
+    """Invalid UTF-8 gets a 4xx answer without internal details."""
     answer = rest.send("GET", target)
     assert 400 <= answer.status < 500, answer.body
     assert b"DecodeError" not in answer.body
@@ -446,21 +446,21 @@ def test_text_that_is_no_utf_8(rest: Rest, target: str) -> None:
     ("key", "status", "reason"),
     [
         (None, 401, "CREDENTIAL_MISSING"),
-        ("nobody.public", 401, "CREDENTIAL_INVALID"),
+        ("unknown.public", 401, "CREDENTIAL_INVALID"),
         ("demo-dreadnode.wrong", 401, "CREDENTIAL_INVALID"),
         (BOUND_KEY, 403, "ACCOUNT_NOT_PERMITTED"),
         ("demo-teable.public", 404, "ACCOUNT_NOT_FOUND"),
     ],
 )
-def test_credential(gateway: Daybook, key: str | None, status: int, reason: str) -> None:
-    """Who may not see an account is told why, in this order, and never whether another tenant has it."""
+def test_credential_is_checked_before_the_account(gateway: Daybook, key: str | None, status: int, reason: str) -> None:
+    """A caller gets 401 without a valid credential, 403 for an account out of scope, 404 for another tenant's."""
     answer = Rest(gateway.origin, key).send("GET", "/v1/accounts/example")
     assert answer.status == status
     assert reason_of(answer.json())[0] == reason
 
 
 def test_grpc_reads_what_rest_wrote(rest: Rest, native: NativeCaller) -> None:
-    """Both doors lead to the same ledger."""
+    """gRPC reads an account and a transaction that REST created."""
     account = rest.account(displayName="by REST")
     posted = rest.post(account, "GRANT", "3")
     read: Account = native.ledger.GetAccount(GetAccountRequest(name=f"accounts/{account}"), metadata=credential(KEY))
@@ -472,7 +472,7 @@ def test_grpc_reads_what_rest_wrote(rest: Rest, native: NativeCaller) -> None:
 
 
 def test_grpc_error_keeps_its_details(native: NativeCaller) -> None:
-    """A gRPC client gets the status with its details through the gateway."""
+    """The details of a status reach a gRPC client through the gateway."""
     with pytest.raises(grpc.RpcError) as caught:
         native.post(KEY, "example", Transaction.CHARGE, "test", "1")
     error = caught.value
@@ -490,8 +490,8 @@ def test_grpc_error_keeps_its_details(native: NativeCaller) -> None:
     assert [violation.field for violation in bad_request.field_violations] == ["transaction.amount"]
 
 
-def test_grpc_call_to_a_facade_has_no_vendors_body(channel: grpc.Channel) -> None:
-    """A native caller of a method that isn't there gets gRPC's own status, not JSON."""
+def test_unknown_grpc_method_has_no_json_error(channel: grpc.Channel) -> None:
+    """A gRPC call of an unknown method gets UNIMPLEMENTED, without a JSON body."""
     call: Any = channel.unary_unary("/daybook.v1.Ledger/Nothing")
     with pytest.raises(grpc.RpcError) as caught:
         call(b"", metadata=credential(KEY))
@@ -501,15 +501,15 @@ def test_grpc_call_to_a_facade_has_no_vendors_body(channel: grpc.Channel) -> Non
 
 
 @pytest.mark.parametrize("service", ["", *SERVICES])
-def test_health_of_each_service(channel: grpc.Channel, service: str) -> None:
-    """Each service says that it serves, to anybody."""
+def test_health_check_needs_no_credential(channel: grpc.Channel, service: str) -> None:
+    """The health check of each service answers SERVING without a credential."""
     health: Any = HealthStub(channel)
     answer = health.Check(HealthCheckRequest(service=service))
     assert answer.status == HealthCheckResponse.SERVING
 
 
 def test_reflection_lists_every_service(channel: grpc.Channel) -> None:
-    """Reflection names what can be called, to anybody."""
+    """Reflection lists the services without a credential."""
     requests = iter([ServerReflectionRequest(list_services="")])
     reflection: Any = ServerReflectionStub(channel)
     (answer,) = list(reflection.ServerReflectionInfo(requests))
@@ -529,13 +529,13 @@ def buf_curl(*arguments: str) -> str:
     return result.stdout
 
 
-def test_buf_curl_lists_every_service(gateway: Daybook) -> None:
-    """An engineer finds the services without having the contracts at hand."""
+def test_buf_curl_lists_services(gateway: Daybook) -> None:
+    """buf curl lists the services by reflection."""
     assert set(buf_curl("--list-services", gateway.origin).split()) == LISTED_BY_REFLECTION
 
 
 def test_buf_curl_calls_by_reflection(gateway: Daybook) -> None:
-    """An engineer calls a method without having the contracts at hand."""
+    """buf curl calls a method by reflection."""
     printed = buf_curl(
         *("-H", f"Authorization: Bearer {KEY}", "-d", '{"name": "accounts/example"}'),
         f"{gateway.origin}/daybook.v1.Ledger/GetAccount",
@@ -546,8 +546,8 @@ def test_buf_curl_calls_by_reflection(gateway: Daybook) -> None:
 
 
 @pytest.mark.parametrize("version", ["v1", "v1alpha"])
-def test_buf_curl_finds_every_method(gateway: Daybook, version: str) -> None:
-    """An engineer finds the methods too, in both versions of reflection."""
+def test_buf_curl_lists_methods(gateway: Daybook, version: str) -> None:
+    """buf curl lists the methods by both versions of reflection."""
     printed = buf_curl("--reflect-protocol", f"grpc-{version}", "--list-methods", gateway.origin)
     served = {
         f"{service.full_name}/{method.name}"
@@ -557,8 +557,8 @@ def test_buf_curl_finds_every_method(gateway: Daybook, version: str) -> None:
     assert served < set(printed.split())
 
 
-def test_unknown_method_of_grpc_is_told(channel: grpc.Channel) -> None:
-    """The gateway leaves the refusal to the server, which has words for it."""
+def test_unknown_grpc_method_is_named(channel: grpc.Channel) -> None:
+    """A gRPC call of an unknown method is refused with its name and a similar method's."""
     call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary("/daybook.v1.Ledger/GetAcount")
     with pytest.raises(grpc.RpcError) as caught:
         call(b"", timeout=60)
@@ -573,16 +573,16 @@ def test_unknown_method_of_grpc_is_told(channel: grpc.Channel) -> None:
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz"])
-def test_gateway_tells_its_health(gateway: Daybook, path: str) -> None:
-    """The gateway says to anybody that it is up, and that there is a server."""
+def test_gateway_answers_health_checks(gateway: Daybook, path: str) -> None:
+    """The gateway's health checks succeed without a credential."""
     answer = send(gateway.origin, path)
     assert (answer.status, answer.body) == (200, b"")
 
 
-def test_gateway_without_a_server_is_healthy_and_not_ready(origin_in: OriginIn) -> None:
-    """Nobody should start the gateway again because of a server, and nobody should send it calls."""
+def test_gateway_without_a_server_is_healthy_but_not_ready(origin_in: OriginIn) -> None:
+    """Without a server /readyz fails, so the gateway gets no calls; /healthz succeeds, so it isn't restarted."""
     origin = origin_in("away")
-    wait_until(lambda: send(origin, "/readyz").status == 503, "the server's absence is noticed")
+    wait_until(lambda: send(origin, "/readyz").status == 503, "/readyz fails")
     refusal = send(origin, "/readyz").json()
     assert isinstance(refusal, dict)
     assert (refusal["code"], refusal["message"]) == (14, "The service is unavailable")
@@ -605,14 +605,14 @@ FORGED = {"x-error-body": '{"forged": true}', "x-error-status": "418", "x-envoy-
     ],
 )
 def test_forged_headers_change_nothing(rest: Rest, target: str, status: int) -> None:
-    """Headers that mean something between our filters mean nothing when a caller sends them."""
+    """The gateway's internal headers have no effect in a request."""
     plain, forged = rest.send("GET", target), rest.send("GET", target, **FORGED)
     assert (forged.status, forged.body) == (plain.status, plain.body) == (status, plain.body)
     assert "forged" not in str(forged.headers)
 
 
 def test_forged_headers_change_no_grpc_error(native: NativeCaller) -> None:
-    """Nor do they come back to a gRPC client."""
+    """An internal header in a gRPC request does not appear in the answer."""
     with pytest.raises(grpc.RpcError) as caught:
         native.ledger.GetAccount(
             GetAccountRequest(name="accounts/nowhere"), metadata=(*credential(KEY), ("x-error-body", "forged"))
@@ -623,14 +623,14 @@ def test_forged_headers_change_no_grpc_error(native: NativeCaller) -> None:
 
 
 def test_request_id_of_the_caller_is_kept(rest: Rest) -> None:
-    """A caller's x-request-id comes back unchanged; others get one each."""
+    """An answer has the request's x-request-id, or else a new one."""
     assert rest.send("GET", "/v1/accounts/example", **{"x-request-id": "mine"}).header("x-request-id") == "mine"
     given = {rest.send("GET", "/v1/accounts/example").header("x-request-id") for _ in range(3)}
     assert len(given) == 3
 
 
-def test_grpc_headers_of_a_rest_caller_change_nothing(rest: Rest) -> None:
-    """A timeout or an encoding meant for gRPC doesn't reach the server with a REST call."""
+def test_grpc_headers_of_a_rest_call_are_ignored(rest: Rest) -> None:
+    """A gRPC timeout or encoding in a REST request has no effect."""
     headers = {"grpc-timeout": "1n", "grpc-encoding": "gzip", "grpc-accept-encoding": "gzip"}
     assert rest.send("GET", "/v1/accounts/example", **headers).status == 200
 
@@ -645,16 +645,16 @@ def test_grpc_headers_of_a_rest_caller_change_nothing(rest: Rest) -> None:
         "/nowhere",
     ],
 )
-def test_http_2_answers_are_the_same(rest: Rest, gateway: Daybook, target: str) -> None:
-    """Over HTTP/2 the same comes back, without gRPC's headers and trailers."""
+def test_http_2_answer_equals_http_1(rest: Rest, gateway: Daybook, target: str) -> None:
+    """An HTTP/2 answer has the status and body of HTTP/1.1, without gRPC's headers and trailers."""
     headers, trailers, body = get_over_http_2(gateway, target)
     plain = rest.send("GET", target)
     assert (headers[":status"], body) == (str(plain.status), plain.body)
     assert not [name for name in {**headers, **trailers} if name.startswith(("grpc-", "x-envoy-", "x-error-"))]
 
 
-def test_query_names_no_other_resource(rest: Rest) -> None:
-    """The resource is the one of the path: a parameter of the same name is refused, in whatever spelling."""
+def test_query_cannot_change_the_resource(rest: Rest) -> None:
+    """A query parameter with the name of a path variable is refused in every spelling."""
     mine, other = rest.account(displayName="mine"), rest.account(displayName="other")
     grant = {"kind": "GRANT", "category": "test", "amount": "1"}
     for method, target, body, field in (
@@ -672,7 +672,7 @@ def test_query_names_no_other_resource(rest: Rest) -> None:
 
 
 def get_over_http_2(gateway: Daybook, target: str) -> tuple[dict[str, str], dict[str, str], bytes]:
-    """Headers, trailers and body of an answer; no client at hand shows trailers."""
+    """Headers, trailers and body of an answer. Uses h2, since httpx does not show trailers."""
     connection = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
     connection.initiate_connection()
     request = {":method": "GET", ":scheme": "http", ":authority": "localhost", ":path": target}
@@ -697,8 +697,8 @@ def get_over_http_2(gateway: Daybook, target: str) -> tuple[dict[str, str], dict
             raw.sendall(connection.data_to_send())
 
 
-def test_http_2_client(gateway: Daybook) -> None:
-    """A client of HTTP/2 that knows it beforehand is served many calls on one connection."""
+def test_http_2_connection_is_reused(gateway: Daybook) -> None:
+    """A client with prior knowledge of HTTP/2 makes several calls on one connection."""
     with httpx.Client(http1=False, http2=True, base_url=gateway.origin) as client:
         for limit in (1, 2, 3):
             query = urlencode({"limit": limit})
@@ -715,18 +715,18 @@ def test_http_2_client(gateway: Daybook) -> None:
         ("/v1/accounts/{account}/lots", {"lots": [], "nextPageToken": ""}),
     ],
 )
-def test_empty_list_has_its_key(rest: Rest, target: str, empty: JsonObject) -> None:
-    """A reader of JSON finds the list, also where nothing is in it, and that there are no more pages."""
+def test_empty_list_is_printed(rest: Rest, target: str, empty: JsonObject) -> None:
+    """An empty page has an empty array and an empty page token."""
     assert rest.call("GET", target.format(account=rest.account())) == empty
 
 
-def test_answer_has_keys_for_what_is_empty(rest: Rest) -> None:
-    """Zeros and empty texts have their keys; what is neither set nor plain (an owner, a subject) has none."""
+def test_empty_fields_are_printed(rest: Rest) -> None:
+    """JSON has zeros and empty texts, and omits unset messages such as an owner or a subject."""
     account = rest.account()
     balance = rest.call("GET", f"/v1/accounts/{account}/balance")
     assert (balance["amount"], balance["sequence"]) == ("0", "0")
     grant = rest.post(account, "GRANT", "1")
-    assert NOTHING_MORE.items() <= grant.items()
+    assert EMPTY_FIELDS.items() <= grant.items()
     assert not grant.keys() & {"owner", "creator", "metadata", "expireTime", "ttl", "booking", "order", "usage"}
     lots = rest.call("GET", f"/v1/accounts/{account}/lots")["lots"]
     assert isinstance(lots, list)

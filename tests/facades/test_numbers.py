@@ -1,6 +1,6 @@
-"""What a JSON number of a documented API holds: docs/facades has the bounds, and here they are held.
+"""The precision of JSON numbers in facades is within the bounds that docs/facades documents.
 
-The transcoder prints a double with 15 digits, or with 17 where 15 are not enough to read it back.
+The transcoder prints a double with 15 digits, or with 17 if 15 don't identify it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.support.http_client import send
 from tests.support.processes import ROOT, Daybook
 
 EXACT_MAX = "999999999.999999"
-"""The largest amount below which all have at most 15 digits."""
+"""The largest amount up to which every amount has at most 15 digits."""
 AMOUNTS = {
     "0.000001": "1e-06",
     "0.000099": "9.9e-05",
@@ -35,11 +35,11 @@ AMOUNTS = {
     "999999999": "999999999",
     "999999999.999998": "999999999.999998",
     EXACT_MAX: EXACT_MAX,
-    # Beyond it the nearest double is another number, though often one that prints the same.
+    # Above EXACT_MAX the nearest double may differ from the amount.
     "33333333333.333333": "33333333333.333332",
     "999999999999.999999": "1000000000000",
 }
-"""Amounts, and how a number with each of them is create_key, create_tenant."""
+"""Amounts, each with its JSON number."""
 TOKENS = {
     0: "0",
     999_999_999_999_999: "999999999999999",
@@ -47,29 +47,29 @@ TOKENS = {
     2**53 + 1: "9007199254740992",
     2**63 - 1: "9.2233720368547758e+18",
 }
-"""The same for counts of tokens."""
+"""Token counts, each with its JSON number."""
 
 
 @given(st.integers(-(10**15) + 1, 10**15 - 1))
 @example(10**15 - 1)
 @example(1 - 10**15)
 def test_amounts_are_exact_within_the_bound(amount: int) -> None:
-    """The number reads back as the amount, with as many digits as the transcoder prints."""
+    """Amounts up to EXACT_MAX equal their number with the transcoder's 15 digits."""
     exact = Decimal(amount).scaleb(-6)
     assert Decimal(f"{money.to_number(amount):.15g}") == exact
     assert money.to_number(amount) == float(exact)
 
 
 @given(st.integers(-money.LARGEST, money.LARGEST))
-def test_amounts_beyond_it_are_the_nearest_double(amount: int) -> None:
-    """No other double is nearer to the amount, so that it is off by less than 0.0001 at most."""
+def test_amounts_beyond_the_bound_are_the_nearest_double(amount: int) -> None:
+    """Every number is the double nearest to its amount, with an error below 0.0001."""
     number = money.to_number(amount)
     assert number == float(Decimal(amount).scaleb(-6))
     assert abs(Decimal(number) - Decimal(amount).scaleb(-6)) < Decimal("0.0001")
 
 
 def numbers(gateway: Daybook, key: str, target: str, name: str, **headers: str) -> Sequence[str]:
-    """Every number under a name in an answer, as it is create_key, create_tenant."""
+    """The printed numbers of a field in an answer; `name` is a regular expression."""
     answer = send(gateway.origin, target, headers={"authorization": f"Bearer {key}", **headers})
     assert answer.status == 200, answer.body
     return re.findall(rf'"{name}":([^,}}]*)', answer.body.decode())
@@ -81,8 +81,8 @@ def network(gateway: Daybook) -> Network:
     return make_network(gateway)
 
 
-def test_teable(gateway: Daybook, native: NativeCaller) -> None:
-    """An amount consumed."""
+def test_teable_amounts(gateway: Daybook, native: NativeCaller) -> None:
+    """`amount` has the printed numbers of AMOUNTS."""
     space = native.create_account(TEABLE, credit_limit="999999999999.999999")
     for amount in AMOUNTS:
         charge = native.post(TEABLE, space, Transaction.CHARGE, "ai_chat", f"-{amount}")
@@ -92,8 +92,8 @@ def test_teable(gateway: Daybook, native: NativeCaller) -> None:
     assert numbers(gateway, TEABLE, target, "amount") == list(AMOUNTS.values())
 
 
-def test_nebulablock(gateway: Daybook, native: NativeCaller) -> None:
-    """What was used in an hour, and what is available."""
+def test_nebulablock_amounts(gateway: Daybook, native: NativeCaller) -> None:
+    """An hour's usage and `credit_balance` have the printed numbers of AMOUNTS."""
     slug = f"numbers-{uuid.uuid4()}"
     create_tenant(gateway, slug)
     owner = create_key(gateway, slug)
@@ -107,8 +107,8 @@ def test_nebulablock(gateway: Daybook, native: NativeCaller) -> None:
         assert numbers(gateway, key, "/users/credits/history", "(?:computing_amount|total)") == [shown, shown]
 
 
-def test_spacebring(gateway: Daybook, network: Network, native: NativeCaller) -> None:
-    """What moved, and what a company holds."""
+def test_spacebring_amounts(gateway: Daybook, network: Network, native: NativeCaller) -> None:
+    """A transaction's amounts and a company's credits have the printed numbers of AMOUNTS."""
     headers = {"spacebring-network-id": network.uid}
     for amount, shown in AMOUNTS.items():
         company = native.create_account(network.key, Account.COMPANY)
@@ -119,8 +119,8 @@ def test_spacebring(gateway: Daybook, network: Network, native: NativeCaller) ->
             assert numbers(gateway, network.key, target, name, **headers) == [shown]
 
 
-def test_dreadnode(gateway: Daybook, native: NativeCaller) -> None:
-    """What inference cost, and how many tokens it took; amounts are whole credits, all of them exact."""
+def test_dreadnode_costs_and_token_counts(gateway: Daybook, native: NativeCaller) -> None:
+    """Costs and token counts have the printed numbers of AMOUNTS and TOKENS. Amounts are whole credits, so exact."""
     organization = native.create_account(DREADNODE, credit_limit="100")
     target = f"/api/v1/org/{organization}/credits/transactions?limit=1"
     for cost, shown in AMOUNTS.items():
@@ -134,8 +134,8 @@ def test_dreadnode(gateway: Daybook, native: NativeCaller) -> None:
 
 
 @pytest.mark.parametrize("vendor", ["teable", "nebulablock", "spacebring", "dreadnode", "paged"])
-def test_pages_say_what_a_number_holds(vendor: str) -> None:
-    """Each facade's page has a section with the bound, and links to the rules of printing."""
+def test_pages_document_the_bounds(vendor: str) -> None:
+    """Each facade's page has a section with the bound, and links to the rules for JSON numbers."""
     section = (ROOT / f"docs/facades/{vendor}.md").read_text().partition("## Numbers\n")[2].partition("\n## ")[0]
     if vendor == "paged":
         assert "2^53" in section

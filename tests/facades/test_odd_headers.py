@@ -1,7 +1,7 @@
-"""Headers that HTTP allows and gRPC can't carry: a REST call is answered as if they were not there.
+"""Headers that HTTP allows and gRPC can't carry are ignored in a REST call.
 
-gRPC takes lower-case letters, digits, `_`, `-` and `.` in a name, base64 alone in the value of
-a name that ends in `-bin`, and has a grammar of its own for names that begin with `grpc-`.
+gRPC allows lower-case letters, digits, `_`, `-` and `.` in a name and requires base64 in the value
+of a name that ends in `-bin`. Values of names that begin with `grpc-` have their own grammars.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from tests.support.rest import KEY, reason_of
 from tests.support.vendors import without_token
 
 TOKEN_CHARACTERS = "!#$%&'*+-.^_`|~" + string.digits + string.ascii_letters
-"""What RFC 9110 allows in the name of a header."""
-OF_GRPC = (
+"""The characters that RFC 9110 allows in a header name."""
+GRPC_HEADERS = (
     "grpc-accept-encoding",
     "grpc-encoding",
     "grpc-internal-encoding-request",
@@ -41,31 +41,31 @@ OF_GRPC = (
 ODD: dict[str, dict[str, str]] = {
     **{f"{each!r} in the name": {f"x{each}y": "1"} for each in TOKEN_CHARACTERS},
     **{f"{each!r} alone": {each: "1"} for each in "!#$%&'*+-.^_`|~"},
-    **{name: {name: "no such thing!"} for name in OF_GRPC},
-    "no base64": {"x-trace-bin": "not base64!"},
+    **{name: {name: "not valid!"} for name in GRPC_HEADERS},
+    "invalid base64": {"x-trace-bin": "not base64!"},
     "base64 of another alphabet": {"x-trace-bin": "-_-_"},
-    "base64 that is cut off": {"X-Trace-Bin": "A"},
+    "truncated base64": {"X-Trace-Bin": "A"},
     "two base64 values": {"x-trace-bin": "AA,AA!"},
-    "no binary value": {"x-trace-bin": ""},
-    "only the ending": {"-bin": "!"},
+    "empty binary value": {"x-trace-bin": ""},
+    "only the suffix": {"-bin": "!"},
     "of a load balancer": {"lb-cost-bin": "!", "lb-token": "!", "endpoint-load-metrics-bin": "!"},
     "empty value": {"x-empty": ""},
     "value over two lines": {"x-folded": "one\r\n two"},
-    "accepts no trailers": {"te": "gzip;q=1"},
-    "accepts trailers": {"te": "trailers"},
-    "offers HTTP/2": {"upgrade": "h2c", "http2-settings": "!"},
-    "expects something unknown": {"expect": "a miracle"},
-    "waits to be asked for a body": {"expect": "100-continue"},
+    "no trailers accepted": {"te": "gzip;q=1"},
+    "trailers accepted": {"te": "trailers"},
+    "upgrade to HTTP/2": {"upgrade": "h2c", "http2-settings": "!"},
+    "unknown expectation": {"expect": "a miracle"},
+    "expectation of 100": {"expect": "100-continue"},
     "compressed body": {"content-encoding": "gzip"},
-    "body of an unknown coding": {"content-encoding": "knots"},
+    "body of an unknown encoding": {"content-encoding": "knots"},
     "content type of gRPC": {"content-type": "application/grpc"},
     "content type of gRPC with JSON": {"content-type": "application/grpc+json"},
-    "strange content type": {"content-type": "application/grpcjson"},
+    "unknown content type": {"content-type": "application/grpcjson"},
     "content type of gRPC-Web": {"content-type": "application/grpc-web+proto"},
-    "finished error": {"x-error-body": "{}", "x-error-status": "200"},
-    "host that is no host": {"host": "[::1"},
-    "no host": {"host": ""},
-    "scheme that is none": {"x-forwarded-proto": "gopher"},
+    "internal error headers": {"x-error-body": "{}", "x-error-status": "200"},
+    "invalid host": {"host": "[::1"},
+    "empty host": {"host": ""},
+    "unknown scheme": {"x-forwarded-proto": "gopher"},
     "cookies": {"cookie": "a=b; =; c"},
     "many": {f"x-{number}": "1" for number in range(85)},
     "many that gRPC can't carry": {f"x!{number}": "1" for number in range(85)},
@@ -74,23 +74,23 @@ ODD: dict[str, dict[str, str]] = {
 }
 
 
-def require_passed_over(gateway: Daybook, api: str, headers: dict[str, str]) -> None:
-    """Fails unless the page is the one that is served without these headers."""
+def require_ignored(gateway: Daybook, api: str, headers: dict[str, str]) -> None:
+    """Fails unless an API serves the same page with and without the headers."""
     answer = LISTS[api].send(gateway, **headers)
     assert answer.status == 200, (headers, answer.status, answer.body[:200])
     assert without_token(answer.json()) == without_token(LISTS[api].send(gateway).json())
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_odd_header_changes_nothing(gateway: Daybook, name: str) -> None:
-    """Each is passed over on native REST."""
-    require_passed_over(gateway, "native", ODD[name])
+def test_odd_header_is_ignored(gateway: Daybook, name: str) -> None:
+    """The native REST API ignores each odd header."""
+    require_ignored(gateway, "native", ODD[name])
 
 
 @pytest.mark.parametrize("api", LISTS)
-def test_odd_header_changes_nothing_at_any_path(gateway: Daybook, api: str) -> None:
-    """What gRPC can't carry is passed over at each vendor's path, all of it in one request too."""
-    odd = {**ODD["no base64"], **{f"x{each}y": "1" for each in TOKEN_CHARACTERS}}
+def test_odd_header_is_ignored_by_every_api(gateway: Daybook, api: str) -> None:
+    """Every API ignores headers that gRPC can't carry, alone and all in one request."""
+    odd = {**ODD["invalid base64"], **{f"x{each}y": "1" for each in TOKEN_CHARACTERS}}
     for headers in (
         {"x-trace-bin": "!"},
         {"x!y": "1"},
@@ -98,12 +98,12 @@ def test_odd_header_changes_nothing_at_any_path(gateway: Daybook, api: str) -> N
         {"grpc-retry-pushback-ms": "soon"},
         odd,
     ):
-        require_passed_over(gateway, api, headers)
+        require_ignored(gateway, api, headers)
 
 
 @pytest.mark.parametrize("api", LISTS)
-def test_odd_header_hides_no_refusal(gateway: Daybook, api: str) -> None:
-    """A refusal stays the refusal that it is."""
+def test_odd_header_does_not_change_a_refusal(gateway: Daybook, api: str) -> None:
+    """A request without a credential gets 401, with or without odd headers."""
     for headers in ({}, {"x-trace-bin": "not base64!"}, {"x!y": "1"}):
         answer = send(gateway.origin, LISTS[api].target, headers=headers)
         assert answer.status == 401, answer.body
@@ -115,50 +115,50 @@ values = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), max_size
 
 
 @pytest.mark.parametrize("api", LISTS)
-def test_any_header_is_passed_over(gateway: Daybook, api: str) -> None:
-    """No name and no value that HTTP allows makes a call fail."""
+def test_random_headers_are_ignored(gateway: Daybook, api: str) -> None:
+    """No header that HTTP allows makes a call fail."""
 
     @settings(max_examples=examples(15), deadline=None, database=None, derandomize=True)
     @given(
         st.dictionaries(st.one_of(names, names.map("{}-bin".format), names.map("grpc-{}".format)), values, max_size=6)
     )
     def check(headers: dict[str, str]) -> None:
-        require_passed_over(gateway, api, headers)
+        require_ignored(gateway, api, headers)
 
     check()
 
 
-def test_odd_headers_are_not_logged_as_failures(gateway: Daybook) -> None:
-    """Neither the gateway nor the server writes a line about them."""
-    before = len(gateway.stdout), len(gateway.stderr)
+def test_odd_headers_are_not_logged(gateway: Daybook) -> None:
+    """Neither the gateway nor the server logs odd headers."""
+    lengths = len(gateway.stdout), len(gateway.stderr)
     for headers in ODD.values():
         LISTS["native"].send(gateway, **headers)
-    logged = gateway.stdout[before[0] :] + gateway.stderr[before[1] :]
+    logged = gateway.stdout[lengths[0] :] + gateway.stderr[lengths[1] :]
     assert not logged
 
 
-def test_unknown_transfer_encoding_is_not_logged_as_a_failure(gateway: Daybook) -> None:
-    """A caller's mistake is a 4xx, before the gateway knows the path too."""
-    before = len(gateway.stdout)
+def test_unknown_transfer_encoding_is_refused_and_not_logged(gateway: Daybook) -> None:
+    """An unknown transfer encoding gets 400 before routing, without a log line."""
+    length = len(gateway.stdout)
     answer: Answer = send(gateway.origin, "/v1/accounts", headers={**NATIVE, "transfer-encoding": "knots"})
     assert answer.status == 400
     assert reason_of(answer.json())[0] == "FIELD_INVALID"
-    assert not gateway.stdout[before:]
+    assert not gateway.stdout[length:]
 
 
-def test_name_that_grpc_cannot_carry_is_passed_over_natively(gateway: Daybook) -> None:
-    """The gateway takes it from a native call too. Clients of gRPC refuse to send it, so this one speaks HTTP/2."""
+def test_invalid_name_in_a_native_call_is_ignored(gateway: Daybook) -> None:
+    """The gateway removes an invalid name from a native call. gRPC clients can't send one, so the test uses HTTP/2."""
     headers = {"content-type": "application/grpc", "te": "trailers", "authorization": f"Bearer {KEY}", "x!y": "1"}
     with httpx.Client(http1=False, http2=True, base_url=gateway.origin, timeout=60) as client:
         answer = client.post("/daybook.v1.Ledger/ListAccounts", headers=headers, content=bytes(5))
-    # The status comes in trailers, which httpx doesn't show, unless the call was refused at once.
+    # A successful call has its status in trailers, which httpx doesn't show.
     assert "grpc-status" not in answer.headers
     assert answer.content
 
 
 @pytest.mark.parametrize("api", LISTS)
 def test_content_type_of_grpc_makes_a_native_call(gateway: Daybook, api: str) -> None:
-    """A POST with gRPC's content type is a native call: a REST path is no method of gRPC, and said to be none."""
+    """A POST with gRPC's content type is a native call, so a REST path is refused as an unknown method."""
     headers = {**NATIVE, "content-type": "application/grpc"}
     answer = send(gateway.origin, LISTS[api].target, method="POST", headers=headers, body=bytes(5))
     assert (answer.status, answer.header("grpc-status")) == (200, "12")

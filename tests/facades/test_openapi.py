@@ -1,9 +1,8 @@
-"""Requests made up from each vendor's contract get answers that fit it.
+"""Requests generated from each vendor's contract get answers that conform to it.
 
-The contracts are `<vendor>/openapi.yaml`, written from the vendors' pages. Schemathesis makes
-requests that a contract allows and requests that it forbids; the real gateway answers them.
-Its strategies are used like any other, without its plugin for pytest, so that it is in sight
-here how many requests there are and what each must get.
+The contracts are `<vendor>/openapi.yaml`, written from the vendors' pages. Schemathesis generates
+valid and invalid requests, which the real gateway answers. Its strategies are used without its
+plugin for pytest, so that the number of requests and the checks are explicit.
 """
 
 from __future__ import annotations
@@ -47,40 +46,40 @@ EXAMPLES = settings(
     deadline=None,
     database=None,
     derandomize=True,
-    # Requests that a contract forbids are found by trial and error.
+    # Schemathesis finds invalid requests by trial and error.
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
 
 
 @dataclass(frozen=True)
 class Api:
-    """A documented operation, and what a caller of the demo says in every request."""
+    """A documented operation, with the parameters of every request to the demo."""
 
     vendor: str
     key: str
     base: str = ""
-    """What the gateway has before the path."""
+    """The gateway's prefix of the path."""
     path_parameters: dict[str, str] = field(default_factory=dict)
     headers: dict[str, str] = field(default_factory=dict)
-    known: dict[str, str | int] = field(default_factory=dict)
-    """A query to which the demo has rows; what else may be asked is made up beside it."""
+    populated: dict[str, str | int] = field(default_factory=dict)
+    """A query for which the demo has rows; half of the generated queries extend it."""
     cursor: str | None = None
-    """The parameter that asks for the next page. One that is made up is no page's, and refused."""
+    """The parameter for the next page; a generated value is refused."""
     next_cursor: str = ""
-    """The member of a page that has its value."""
+    """The field of a page with the next cursor."""
 
     def cases(self, mode: GenerationMode) -> st.SearchStrategy[Case[Any]]:
-        """Requests whose query is what the contract allows or forbids, half of them beside the known query."""
-        anything, beside_known = (
+        """Requests whose query the contract allows or forbids; half of them extend `populated`."""
+        unrestricted, extended = (
             operation(self.vendor).as_strategy(
                 mode, path_parameters=self.path_parameters, headers=self.headers, query=query
             )
-            for query in (None, self.known)
+            for query in (None, self.populated)
         )
-        return st.one_of(anything, beside_known)
+        return st.one_of(unrestricted, extended)
 
-    def edges(self, mode: GenerationMode) -> Iterator[Case[Any]]:
-        """Requests at the bounds of what the contract allows, or just past them; the same in every run."""
+    def boundary_cases(self, mode: GenerationMode) -> Iterator[Case[Any]]:
+        """Requests at the contract's bounds, or just past them; the same in every run."""
         schema = contract(self.vendor)
         for case in schema.iter_coverage_cases(
             operation(self.vendor),
@@ -89,18 +88,18 @@ class Api:
         ):
             case.path_parameters.update(self.path_parameters)
             case.headers.update(self.headers)
-            # There is but one method.
+            # GET is the only documented method.
             if case.method == "GET":
                 yield case
 
     def case(self) -> Case[Any]:
-        """The request for all that the demo has."""
+        """A valid request for rows of the demo."""
         return operation(self.vendor).Case(
-            path_parameters=self.path_parameters, headers=self.headers, query=dict(self.known)
+            path_parameters=self.path_parameters, headers=self.headers, query=dict(self.populated)
         )
 
     def send(self, gateway: Daybook, case: Case[Any]) -> Response:
-        """Sends a request with a good credential; whatever the answer is, it must fit the contract."""
+        """Sends a request with a valid credential; fails unless the answer conforms to the contract."""
         answer = case.call(
             base_url=f"{gateway.origin}{self.base}",
             headers={"authorization": f"Bearer {self.key}"},
@@ -114,11 +113,11 @@ _TEABLE = Api(
     "teable",
     f"{teable.KEY}.{SECRET}",
     path_parameters={"spaceId": teable.SPACE},
-    known={"month": teable.MONTH},
+    populated={"month": teable.MONTH},
     cursor="cursor",
     next_cursor="nextCursor",
 )
-_NEBULABLOCK = Api("nebulablock", f"{nebulablock.BUSY_KEY}.{SECRET}", known={"offset": 1})
+_NEBULABLOCK = Api("nebulablock", f"{nebulablock.BUSY_KEY}.{SECRET}", populated={"offset": 1})
 APIS = {
     "teable": replace(_TEABLE, base="/api"),
     "teable-without-api": _TEABLE,
@@ -128,7 +127,7 @@ APIS = {
         "spacebring",
         f"{spacebring.KEY}.{SECRET}",
         headers={"spacebring-network-id": spacebring.NETWORK},
-        known={"createDate[gte]": "2024-08-01T00:00:00+02:00", "locationRef": spacebring.HARBOUR},
+        populated={"createDate[gte]": "2024-08-01T00:00:00+02:00", "locationRef": spacebring.HARBOUR},
         cursor="nextPageToken",
         next_cursor="nextPageToken",
     ),
@@ -141,19 +140,19 @@ APIS = {
 
 
 @pytest.mark.parametrize("vendor", VENDORS)
-def test_contract_is_openapi(vendor: str) -> None:
-    """The contract itself is well-formed."""
+def test_contract_is_valid_openapi(vendor: str) -> None:
+    """A vendor's contract is a valid OpenAPI document."""
     contract(vendor).validate()
 
 
-def test_every_vendor_is_asked() -> None:
-    """No contract is left out below."""
+def test_every_vendor_has_an_api() -> None:
+    """APIS has every vendor with a contract."""
     assert {api.vendor for api in APIS.values()} == set(VENDORS)
 
 
 @pytest.mark.parametrize("name", APIS)
-def test_what_the_contract_allows(gateway: Daybook, name: str) -> None:
-    """A request that fits the contract gets 200 and a body that fits it, and so does the one for the next page."""
+def test_allowed_request_succeeds(gateway: Daybook, name: str) -> None:
+    """A request that the contract allows, and the request for its next page, get 200."""
     api = APIS[name]
 
     @EXAMPLES
@@ -172,8 +171,8 @@ def test_what_the_contract_allows(gateway: Daybook, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", APIS)
-def test_what_the_contract_forbids(gateway: Daybook, name: str) -> None:
-    """A request that breaks the contract gets a documented error with its documented body."""
+def test_forbidden_request_gets_a_documented_error(gateway: Daybook, name: str) -> None:
+    """A request that the contract forbids gets a documented error."""
     api = APIS[name]
 
     @EXAMPLES
@@ -185,10 +184,10 @@ def test_what_the_contract_forbids(gateway: Daybook, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", APIS)
-def test_edges_within(gateway: Daybook, name: str) -> None:
-    """Each parameter at each end of its range and with each value of its list, alone and beside others, gets 200."""
+def test_boundary_values_succeed(gateway: Daybook, name: str) -> None:
+    """Each parameter at its bounds and with each of its values gets 200, alone and with others."""
     api = APIS[name]
-    cases = list(api.edges(GenerationMode.POSITIVE))
+    cases = list(api.boundary_cases(GenerationMode.POSITIVE))
     assert len(cases) >= 10
     for case in cases:
         answer = api.send(gateway, case)
@@ -196,10 +195,10 @@ def test_edges_within(gateway: Daybook, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", APIS)
-def test_edges_without(gateway: Daybook, name: str) -> None:
-    """Each parameter just past its range, of another type, empty or missing is refused; one that is unknown is not."""
+def test_values_past_the_bounds_are_refused(gateway: Daybook, name: str) -> None:
+    """A parameter that is out of range, of another type, empty or missing is refused; an unknown one is ignored."""
     api = APIS[name]
-    cases = list(api.edges(GenerationMode.NEGATIVE))
+    cases = list(api.boundary_cases(GenerationMode.NEGATIVE))
     assert len(cases) >= 20
     for case in cases:
         answer = api.send(gateway, case)
@@ -208,8 +207,8 @@ def test_edges_without(gateway: Daybook, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, api in APIS.items() if api.cursor is not None])
-def test_cursor_of_nobody(gateway: Daybook, name: str) -> None:
-    """The contract lets a cursor be any text; one that no page gave is refused all the same."""
+def test_unknown_cursor_is_refused(gateway: Daybook, name: str) -> None:
+    """A cursor that no page returned is refused, although the contract allows any text."""
     api = APIS[name]
 
     @EXAMPLES
@@ -223,8 +222,8 @@ def test_cursor_of_nobody(gateway: Daybook, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", APIS)
-def test_pages_of_the_demo(gateway: Daybook, name: str) -> None:
-    """The longest page fits the contract and, where there is a cursor, every page to the last."""
+def test_pages_of_the_demo_conform(gateway: Daybook, name: str) -> None:
+    """The longest page conforms to the contract or, with a cursor, every page to the last."""
     api = APIS[name]
     case = api.case()
     if api.cursor is None:
@@ -238,11 +237,11 @@ def test_pages_of_the_demo(gateway: Daybook, name: str) -> None:
     assert pages > 1 or api.cursor is None
 
 
-def test_every_type_of_spacebring(gateway: Daybook, native: NativeCaller) -> None:
-    """Rows of all eleven types, and of every status, with all that a transaction can hold, fit the contract."""
+def test_spacebring_types_conform(gateway: Daybook, native: NativeCaller) -> None:
+    """Rows with all eleven types, all statuses and all fields conform to Spacebring's contract."""
     network = make_network(gateway)
     key = network.key
-    api = replace(APIS["spacebring"], key=key, headers={"spacebring-network-id": network.uid}, known={})
+    api = replace(APIS["spacebring"], key=key, headers={"spacebring-network-id": network.uid}, populated={})
     company, other = str(uuid.uuid4()), str(uuid.uuid4())
     for account_id in (company, other):
         account = Account(kind=Account.COMPANY, company=Company(title="Studio", location=str(uuid.uuid4())))
@@ -280,7 +279,7 @@ def test_every_type_of_spacebring(gateway: Daybook, native: NativeCaller) -> Non
     post(Transaction.GRANT, "credit_package", "1", ttl=Duration(seconds=1))
 
     def rows() -> list[dict[str, Any]]:
-        # What has expired is written down before the next transaction.
+        # A posting first posts due expirations.
         post(Transaction.GRANT, "not_listed", "1")
         answer = api.send(gateway, api.case())
         assert answer.status_code == 200, answer.text
@@ -298,27 +297,30 @@ def test_every_type_of_spacebring(gateway: Daybook, native: NativeCaller) -> Non
 
 
 BAD_BODIES: dict[str, tuple[str, Callable[[Any], object]]] = {
-    "teable: another field in a row": ("teable", lambda body: body["data"][0].update(unit="credit")),
-    "teable: another field in a user": ("teable", lambda body: user_of(body).update(email="a@example.com")),
-    "teable: no avatar": ("teable", lambda body: user_of(body).pop("avatar")),
-    "teable: no name to show": ("teable", lambda body: body["data"][0].pop("displayName")),
+    "teable: unknown field in a row": ("teable", lambda body: body["data"][0].update(unit="credit")),
+    "teable: unknown field in a user": ("teable", lambda body: user_of(body).update(email="a@example.com")),
+    "teable: missing avatar": ("teable", lambda body: user_of(body).pop("avatar")),
+    "teable: missing displayName": ("teable", lambda body: body["data"][0].pop("displayName")),
     "teable: amount as text": ("teable", lambda body: body["data"][0].update(amount="1")),
-    "teable: no such day": ("teable", lambda body: body["data"][0].update(createdTime="2024-10-32T06:54:58.000Z")),
+    "teable: invalid day": ("teable", lambda body: body["data"][0].update(createdTime="2024-10-32T06:54:58.000Z")),
     "teable: no milliseconds": ("teable", lambda body: body["data"][0].update(createdTime="2024-10-10T06:54:58Z")),
-    "teable: a source of its own": ("teable", lambda body: body["data"][0].update(sourceType="ai")),
-    "teable: no cursor": ("teable", lambda body: body.pop("nextCursor")),
+    "teable: unknown source": ("teable", lambda body: body["data"][0].update(sourceType="ai")),
+    "teable: missing cursor": ("teable", lambda body: body.pop("nextCursor")),
     "nebulablock: user_id as text": ("nebulablock", lambda body: hour_of(body).update(user_id="271")),
-    "nebulablock: an id": ("nebulablock", lambda body: hour_of(body).update(id=1)),
-    "nebulablock: no total": ("nebulablock", lambda body: hour_of(body).pop("total")),
+    "nebulablock: undocumented id": ("nebulablock", lambda body: hour_of(body).update(id=1)),
+    "nebulablock: missing total": ("nebulablock", lambda body: hour_of(body).pop("total")),
     "nebulablock: time in ISO 8601": (
         "nebulablock",
         lambda body: hour_of(body).update(create_time="2024-10-10T06:54:58Z"),
     ),
-    "nebulablock: other words": ("nebulablock", lambda body: body.update(message="OK")),
+    "nebulablock: another message": ("nebulablock", lambda body: body.update(message="OK")),
     "nebulablock: failed": ("nebulablock", lambda body: body.update(status="failed")),
-    "spacebring: id is no uuid": ("spacebring", lambda body: body["transactions"][0].update(id="1")),
-    "spacebring: reference is no uuid": ("spacebring", lambda body: body["transactions"][0].update(locationRef="here")),
-    "spacebring: no such hour": (
+    "spacebring: id is not a UUID": ("spacebring", lambda body: body["transactions"][0].update(id="1")),
+    "spacebring: reference is not a UUID": (
+        "spacebring",
+        lambda body: body["transactions"][0].update(locationRef="here"),
+    ),
+    "spacebring: invalid hour": (
         "spacebring",
         lambda body: body["transactions"][0].update(createDate="2024-10-10T25:54:58.000000Z"),
     ),
@@ -330,32 +332,32 @@ BAD_BODIES: dict[str, tuple[str, Callable[[Any], object]]] = {
         "spacebring",
         lambda body: body["transactions"][0].update(createDate="2024-10-10T06:54:58Z"),
     ),
-    "spacebring: a type of its own": ("spacebring", lambda body: body["transactions"][0].update(type="gift")),
+    "spacebring: unknown type": ("spacebring", lambda body: body["transactions"][0].update(type="gift")),
     "spacebring: null token": ("spacebring", lambda body: body.update(nextPageToken=None)),
     "spacebring: empty text": ("spacebring", lambda body: body["transactions"][0].update(description="")),
     "spacebring: signed amount": ("spacebring", lambda body: body["transactions"][0].update(amount=-1)),
-    "dreadnode: id is no uuid": ("dreadnode", lambda body: body[0].update(id="1")),
-    "dreadnode: half a credit": ("dreadnode", lambda body: body[0].update(amount=0.5)),
-    "dreadnode: a day only": ("dreadnode", lambda body: body[0].update(created_at="2024-10-10")),
-    "dreadnode: a type of its own": ("dreadnode", lambda body: body[0].update(transaction_type="gift")),
-    "dreadnode: another field": ("dreadnode", lambda body: body[0].update(currency="USD")),
+    "dreadnode: id is not a UUID": ("dreadnode", lambda body: body[0].update(id="1")),
+    "dreadnode: fraction of a credit": ("dreadnode", lambda body: body[0].update(amount=0.5)),
+    "dreadnode: date without time": ("dreadnode", lambda body: body[0].update(created_at="2024-10-10")),
+    "dreadnode: unknown type": ("dreadnode", lambda body: body[0].update(transaction_type="gift")),
+    "dreadnode: unknown field": ("dreadnode", lambda body: body[0].update(currency="USD")),
 }
 
 
 def user_of(page: dict[str, Any]) -> dict[str, Any]:
-    """The first user on a page of Teable's."""
+    """The first user on a page of Teable."""
     return next(record["user"] for record in page["data"] if record["user"])
 
 
 def hour_of(history: dict[str, Any]) -> dict[str, Any]:
-    """The first hour on a page of Nebula Block's."""
+    """The first hour on a page of Nebula Block."""
     hour: dict[str, Any] = history["data"]["credit_history"][0]
     return hour
 
 
 @pytest.mark.parametrize("name", BAD_BODIES)
-def test_contract_is_strict(gateway: Daybook, name: str) -> None:
-    """A contract finds what is wrong with a body that is right but for one thing."""
+def test_contract_rejects_invalid_pages(gateway: Daybook, name: str) -> None:
+    """A contract rejects a page with one change that makes it invalid."""
     vendor, spoil = BAD_BODIES[name]
     case = APIS[vendor].case()
     answer = APIS[vendor].send(gateway, case)
@@ -382,8 +384,8 @@ def test_contract_is_strict(gateway: Daybook, name: str) -> None:
         ("dreadnode", 503, {"code": 503, "detail": "d", "type": "bad_gateway_error"}),
     ],
 )
-def test_contract_is_strict_with_errors(gateway: Daybook, vendor: str, status: int, body: Any) -> None:
-    """A contract finds an error that is not the vendor's, or is the server's fault."""
+def test_contract_rejects_invalid_errors(gateway: Daybook, vendor: str, status: int, body: Any) -> None:
+    """A contract rejects an undocumented error, and one of the server."""
     case = APIS[vendor].case()
     answer = APIS[vendor].send(gateway, case)
     with pytest.raises(FailureGroup):
@@ -391,7 +393,7 @@ def test_contract_is_strict_with_errors(gateway: Daybook, vendor: str, status: i
 
 
 def answer_of(like: Response, status: int, body: Any) -> Response:
-    """Another answer to the same request."""
+    """An answer to the same request with another status and body."""
     return Response(
         status,
         {"content-type": ["application/json"]},

@@ -1,4 +1,4 @@
-"""What clients of REST are told while as many calls are under way as may be: 429, in each vendor's words."""
+"""An overloaded server answers REST calls with 429 in each vendor's error format."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ ANSWERS: Mapping[str, tuple[str, object]] = {
     ),
     f"/api/billing/accounts/{dreadnode.ORGANIZATION}/transactions": (dreadnode.KEY, {"detail": TOO_MANY}),
 }
-"""A request of each documented API, with its key, and what it is answered."""
+"""A request path of each facade, with its key and the body of its 429 answer."""
 NATIVE = f"/v1/accounts/{dreadnode.ORGANIZATION}/transactions"
 
 
 @pytest.fixture(scope="module")
 def full(gateway: Daybook, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daybook]:
-    """The demo once more, with one place for calls."""
+    """A second demo, which admits one call at a time."""
     folder, ports = tmp_path_factory.mktemp("full"), Ports.free()
     copy_database(gateway.folder / "daybook.db", folder / "daybook.db")
     settings = {
@@ -65,8 +65,8 @@ def get(origin: str, target: str, key: str) -> tuple[int, str | None, Any]:
     return answer.status, answer.header("retry-after"), json.loads(answer.body)
 
 
-async def test_every_vendors_words(full: Daybook) -> None:
-    """While the only place is taken, each API answers 429 with retry-after; before and after that it serves."""
+async def test_call_without_admission_gets_429(full: Daybook) -> None:
+    """While another call occupies the only slot, each API answers 429 with retry-after; otherwise it serves."""
     release = asyncio.Event()
 
     async def body() -> AsyncIterator[Any]:
@@ -80,7 +80,7 @@ async def test_every_vendors_words(full: Daybook) -> None:
         assert await asyncio.to_thread(statuses) == {200}
         holding: Any = channel.stream_unary(CREATE)(body())
         while await asyncio.to_thread(statuses) != {429}:
-            # One of these requests may have had the place when the call came, which is refused then.
+            # One of the requests may have occupied the slot, so that the call was refused.
             if holding.done():
                 holding = channel.stream_unary(CREATE)(body())
         for target, (key, expected) in ANSWERS.items():
@@ -91,7 +91,7 @@ async def test_every_vendors_words(full: Daybook) -> None:
         info, retry = native["details"]
         assert (info["reason"], info["domain"]) == ("TOO_BUSY", "daybook")
         assert retry["retryDelay"] == "1s"
-        # Neither needs a place.
+        # Health checks need no admission.
         assert (await asyncio.to_thread(send, full.origin, "/readyz")).status == 200
         assert (await asyncio.to_thread(send, full.origin, "/healthz")).status == 200
         release.set()
@@ -100,14 +100,14 @@ async def test_every_vendors_words(full: Daybook) -> None:
             pass
 
 
-def test_the_gateways_own_bound(gateway: Daybook, tmp_path: Path) -> None:
-    """Where the gateway has too many requests under way itself, it says the same as the server."""
+def test_gateway_circuit_breaker_answers_like_the_server(gateway: Daybook, tmp_path: Path) -> None:
+    """A request over the gateway's own limit of concurrent requests gets the server's 429 answer."""
 
-    def without_room(configuration: dict[str, Any]) -> None:
+    def without_capacity(configuration: dict[str, Any]) -> None:
         (thresholds,) = configuration["static_resources"]["clusters"][0]["circuit_breakers"]["thresholds"]
         thresholds["max_requests"] = 0
 
-    with gateway_before(tmp_path, gateway.ports.server, without_room) as origin:
+    with gateway_before(tmp_path, gateway.ports.server, without_capacity) as origin:
         for target, (key, expected) in ANSWERS.items():
             assert get(origin, target, key) == (429, "1", expected), target
         status, retry_after, native = get(origin, NATIVE, dreadnode.KEY)

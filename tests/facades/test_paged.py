@@ -1,4 +1,4 @@
-"""Numbered pages on each engine, against a list that is cut by hand."""
+"""The facade Paged on each engine: its numbered pages are slices of the account's list."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ async def page_of(client: Client, page: int, size: int) -> ListAccountTransactio
     )
 
 
-async def test_every_page_of_every_size(client: Client) -> None:
-    """However many rows there are: their number, the right ones of them, and links as long as there are more."""
+async def test_every_page_has_its_rows_and_links(client: Client) -> None:
+    """Every page of 0 to 5 rows has the count, its rows and its links; a page after the last is refused."""
     await client.create_account("acme")
     newest_first: list[str] = []
     for count in range(6):
@@ -42,7 +42,7 @@ async def test_every_page_of_every_size(client: Client) -> None:
                 assert page.count == count
                 assert [row.id for row in page.results] == newest_first[(number - 1) * size : number * size]
                 links = MessageToDict(page)
-                # Nobody came by a URL, so the links have no origin.
+                # A gRPC call has no URL, so the links have no origin.
                 assert links["next"] == (f"{PATH}?page_size={size}&page={number + 1}" if number < last else None)
                 assert links["previous"] == (f"{PATH}?page_size={size}&page={number - 1}" if number > 1 else None)
             for number in (last + 1, last + 2, 2**63, 10**29):
@@ -53,7 +53,7 @@ async def test_every_page_of_every_size(client: Client) -> None:
 
 
 async def test_every_kind_and_state_is_shown(client: Client, clock: Clock) -> None:
-    """Nothing is left out, for the count is the largest sequence."""
+    """Transactions of every kind and state are listed, as the count, the largest sequence, requires."""
     await client.create_account("acme")
     await client.create_account("other")
     await client.post("acme", Transaction.GRANT, "5.50", description="Top-up")
@@ -91,7 +91,7 @@ async def test_every_kind_and_state_is_shown(client: Client, clock: Clock) -> No
 
 
 async def test_expiration_is_shown(client: Client, clock: Clock) -> None:
-    """Credits that expired are a row once that is posted."""
+    """A posted expiration is listed at its expire_time."""
     await client.create_account("acme")
     await client.post("acme", Transaction.GRANT, "2", ttl=Duration(seconds=60))
     clock.advance(61)
@@ -104,8 +104,8 @@ async def test_expiration_is_shown(client: Client, clock: Clock) -> None:
     ]
 
 
-async def test_count_and_rows_are_of_one_instant(client: Client) -> None:
-    """While others post, each answer is whole: its rows are those that its count leads to."""
+async def test_count_and_rows_are_one_snapshot(client: Client) -> None:
+    """During concurrent postings, the rows of each page match its count."""
     await client.create_account("acme")
     await client.post("acme", Transaction.GRANT, "1")
 
@@ -113,22 +113,22 @@ async def test_count_and_rows_are_of_one_instant(client: Client) -> None:
         for _ in range(60):
             await client.post("acme", Transaction.GRANT, "1")
 
-    async def look() -> None:
+    async def read_pages() -> None:
         count = 0
         while count < 61:
             page = await page_of(client, 1, 2)
             assert page.count >= count
             count = int(page.count)
-            # Each grants one credit, so the balance says which it is.
+            # Each transaction grants one credit, so its balance equals its sequence.
             assert [int(row.balance) for row in page.results] == list(range(count, max(0, count - 2), -1))
 
     async with asyncio.TaskGroup() as group:
-        for work in (post, look, look, look, look):
+        for work in (post, *[read_pages] * 4):
             group.create_task(work())
 
 
-async def test_nothing_is_left_out_while_others_post(client: Client) -> None:
-    """What was there at the first page is on some page, however many are posted in between."""
+async def test_no_row_is_skipped_during_postings(client: Client) -> None:
+    """Every row that existed at the first page is on some page, despite postings between the pages."""
     await client.create_account("acme")
     posted = {(await client.post("acme", Transaction.GRANT, "1")).uid for _ in range(7)}
     found: set[str] = set()
@@ -142,8 +142,8 @@ async def test_nothing_is_left_out_while_others_post(client: Client) -> None:
     assert posted <= found
 
 
-def test_grpc_caller_cannot_make_links(channel: grpc.Channel) -> None:
-    """What the gateway tells the server of a URL is not taken from a caller."""
+def test_grpc_caller_cannot_forge_links(channel: grpc.Channel) -> None:
+    """A caller's x-daybook-origin and x-envoy-original-path have no effect on the links."""
     statements: Any = StatementsStub(channel)  # type: ignore[arg-type]  # called without asyncio
     page = statements.ListAccountTransactions(
         ListAccountTransactionsRequest(account="266", page_size="5"),

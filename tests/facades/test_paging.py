@@ -1,4 +1,4 @@
-"""Reading all pages gives every row of the stories exactly once and in order, at any size of page."""
+"""All pages together have every row of the demo exactly once and in order, at any page size."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SIZE_MAX = 100
 
 @pytest.fixture(scope="module")
 def client(gateway: Daybook) -> Iterator[httpx.Client]:
-    """A client that keeps its connection to the gateway."""
+    """An HTTP client that reuses its connection to the gateway."""
     with httpx.Client(base_url=gateway.origin) as client:
         yield client
 
@@ -41,7 +41,7 @@ def get(client: httpx.Client, key: str, target: str) -> Json:
 
 
 def pages_of(read: Callable[[str], tuple[list[Row], str | None]], size: int) -> list[Row]:
-    """All rows: reads pages until there is no token, and holds each page to its size."""
+    """Reads all pages; returns their rows. Fails if a page has another size than it should."""
     rows, token = read("")
     found = list(rows)
     while token is not None:
@@ -54,27 +54,27 @@ def pages_of(read: Callable[[str], tuple[list[Row], str | None]], size: int) -> 
 
 
 def sizes_for(count: int) -> list[int]:
-    """The sizes at which pages end in interesting places, as far as a page may be so long."""
+    """Valid page sizes around 1, the number of rows and the maximum."""
     return sorted({size for size in (1, 2, count - 1, count, count + 1, SIZE_MAX) if 1 <= size <= SIZE_MAX})
 
 
 def without_ids(rows: list[Row]) -> list[Row]:
-    """The rows without what nobody can know before; no two have the same id."""
+    """The rows without their ids, which are random. Fails if two ids are equal."""
     assert len({cast("str", row["id"]) for row in rows}) == len(rows), "a row comes twice"
     return [{name: value for name, value in row.items() if name != "id"} for row in rows]
 
 
 def in_any_order(rows: list[Row]) -> list[str]:
-    """Something that is equal for the same rows in another order."""
+    """A value that is equal for the same rows in another order."""
     return sorted(write_json(row) for row in rows)
 
 
 def all_of_teable(client: httpx.Client, space: str, size: int, **query: str) -> list[Row]:
-    """All records of a list of Teable's."""
+    """All records of a Teable list."""
 
     def read(cursor: str) -> tuple[list[Row], str | None]:
-        shown = urlencode({"month": MONTH, **query, "take": size, **({"cursor": cursor} if cursor else {})})
-        body = get(client, "demo-teable", f"/api/space/{space}/billing/credit-history?{shown}")
+        query_string = urlencode({"month": MONTH, **query, "take": size, **({"cursor": cursor} if cursor else {})})
+        body = get(client, "demo-teable", f"/api/space/{space}/billing/credit-history?{query_string}")
         assert isinstance(body, dict)
         return cast("list[Row]", body["data"]), cast("str | None", body["nextCursor"])
 
@@ -83,8 +83,8 @@ def all_of_teable(client: httpx.Client, space: str, size: int, **query: str) -> 
 
 @pytest.mark.parametrize("order", ["asc", "desc"])
 @pytest.mark.parametrize("source_type", [None, *oracle.SOURCE_TYPES])
-def test_teable_by_time(client: httpx.Client, source_type: str | None, order: str) -> None:
-    """Every record of the month once, by time, and of one time in the order of posting."""
+def test_teable_lists_by_time(client: httpx.Client, source_type: str | None, order: str) -> None:
+    """The list has every record of the month once, by time and then in order of posting."""
     expected = oracle.teable_records(MONTH, source_type)[:: 1 if order == "desc" else -1]
     query = {"sourceType": source_type} if source_type else {}
     for size in sizes_for(len(expected)):
@@ -93,29 +93,33 @@ def test_teable_by_time(client: httpx.Client, source_type: str | None, order: st
 
 
 @pytest.mark.parametrize("source_type", [None, *oracle.SOURCE_TYPES])
-def test_teable_by_amount(client: httpx.Client, source_type: str | None) -> None:
-    """Every record of the month once, by amount; many are equal, and up is down reversed at every size."""
+def test_teable_lists_by_amount(client: httpx.Client, source_type: str | None) -> None:
+    """The list has every record of the month once, by amount; the orders are exact reverses, also for equal amounts."""
     expected = oracle.teable_records(MONTH, source_type)
     query = {"sourceType": source_type} if source_type else {}
     for size in sizes_for(len(expected)):
-        down = all_of_teable(client, teable.SPACE, size, orderBy="amount", order="desc", **query)
-        up = all_of_teable(client, teable.SPACE, size, orderBy="amount", order="asc", **query)
-        assert in_any_order(without_ids(down)) == in_any_order(expected), f"at size {size}"
-        assert all(cast("Decimal", one["amount"]) >= cast("Decimal", other["amount"]) for one, other in pairwise(down))
-        assert up == down[::-1], f"at size {size}"
+        descending = all_of_teable(client, teable.SPACE, size, orderBy="amount", order="desc", **query)
+        ascending = all_of_teable(client, teable.SPACE, size, orderBy="amount", order="asc", **query)
+        assert in_any_order(without_ids(descending)) == in_any_order(expected), f"at size {size}"
+        assert all(
+            cast("Decimal", one["amount"]) >= cast("Decimal", other["amount"]) for one, other in pairwise(descending)
+        )
+        assert ascending == descending[::-1], f"at size {size}"
 
 
 @pytest.mark.parametrize("month", ["2024-08", "2024-09", "2024-11", "2024-12"])
-def test_teable_months(client: httpx.Client, month: str) -> None:
-    """Every month has its own records."""
+def test_teable_lists_one_month(client: httpx.Client, month: str) -> None:
+    """The list of a month has the month's records only."""
     rows = all_of_teable(client, teable.SPACE, SIZE_MAX, month=month)
     assert without_ids(rows) == oracle.teable_records(month)
 
 
 @pytest.mark.parametrize("order_by", ["createdTime", "amount"])
 @pytest.mark.parametrize("order", ["asc", "desc"])
-def test_teable_while_others_spend(client: httpx.Client, native: NativeCaller, order_by: str, order: str) -> None:
-    """What was there at the first page comes once, whatever is posted between the pages."""
+def test_teable_skips_no_record_during_postings(
+    client: httpx.Client, native: NativeCaller, order_by: str, order: str
+) -> None:
+    """Every record that existed at the first page is listed once, despite postings between the pages."""
     space = native.create_account("demo-teable.public")
     native.post("demo-teable.public", space, Transaction.GRANT, "purchase", "1000")
     charge = [
@@ -149,8 +153,8 @@ def test_teable_while_others_spend(client: httpx.Client, native: NativeCaller, o
     [(nebulablock.DOCUMENTED_USER, nebulablock.DOCUMENTED_KEY), (nebulablock.BUSY_USER, nebulablock.BUSY_KEY)],
     ids=["documented", "busy"],
 )
-def test_nebulablock(client: httpx.Client, user: tuple[str, str]) -> None:
-    """Offsets by any limit give every hour once, newest first; balance and total stand on every page."""
+def test_nebulablock_lists_every_hour(client: httpx.Client, user: tuple[str, str]) -> None:
+    """Pages of any limit have every hour once, newest first; every page has the balance and the total."""
     account, key = user
     expected = oracle.nebulablock_hours(account)
     for size in sizes_for(len(expected)):
@@ -168,8 +172,8 @@ def test_nebulablock(client: httpx.Client, user: tuple[str, str]) -> None:
         assert found == expected, f"at limit {size}"
 
 
-def test_nebulablock_at_every_offset(client: httpx.Client) -> None:
-    """Each offset begins at the row of that number."""
+def test_nebulablock_page_begins_at_its_offset(client: httpx.Client) -> None:
+    """A page begins with the row at its offset."""
     expected = oracle.nebulablock_hours(nebulablock.BUSY_USER)
     for offset in range(len(expected) + 2):
         body = get(client, nebulablock.BUSY_KEY, f"/users/credits/history?limit=3&offset={offset}")
@@ -179,19 +183,19 @@ def test_nebulablock_at_every_offset(client: httpx.Client) -> None:
 
 
 def project(rows: list[Row]) -> list[Row]:
-    """Of each transaction of Spacebring what the oracle tells."""
+    """The fields of Spacebring's transactions that the oracle has."""
     refs = ("locationRef", "membershipRef", "companyRef", "userRefOwner", "userRefCreator")
     names = ("amount", "createDate", "type", "description", *refs)
     projected = [{name: row[name] for name in names if name in row} for row in rows]
-    for row, kept in zip(rows, projected, strict=True):
+    for row, projection in zip(rows, projected, strict=True):
         for subject in ("booking", "order", "ticket"):
             if subject in row:
-                kept[subject] = {"id": cast("Row", row[subject])["id"]}
+                projection[subject] = {"id": cast("Row", row[subject])["id"]}
     return projected
 
 
 def all_of_spacebring(client: httpx.Client, size: int, query: str) -> list[Row]:
-    """All transactions of a list of Spacebring's; `query` is sent as it stands."""
+    """All transactions of a Spacebring list; `query` is sent unchanged."""
 
     def read(token: str) -> tuple[list[Row], str | None]:
         parts = [query, f"limit={size}", *([f"nextPageToken={token}"] if token else [])]
@@ -241,8 +245,8 @@ def all_of_spacebring(client: httpx.Client, size: int, query: str) -> list[Row]:
         "place+company",
     ],
 )
-def test_spacebring(client: httpx.Client, query: str, filters: dict[str, str]) -> None:
-    """Every transaction that passes the filter once, newest first."""
+def test_spacebring_lists_by_filter(client: httpx.Client, query: str, filters: dict[str, str]) -> None:
+    """The list has every transaction that matches the filter once, newest first."""
     expected = oracle.spacebring_transactions(**filters)  # type: ignore[arg-type]  # all of these are texts
     assert expected
     for size in sizes_for(len(expected)):
@@ -256,8 +260,8 @@ LAST = datetime(2024, 9, 26, 10, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
 
 
-def test_bounds_are_times_of_the_story() -> None:
-    """The bounds below fall on transactions, so that inclusive and exclusive differ."""
+def test_bounds_are_times_of_the_demo() -> None:
+    """FIRST, BETWEEN and LAST are times of transactions, so that inclusive and exclusive bounds differ."""
     times = {each["createDate"] for each in oracle.spacebring_transactions()}
     assert {moment.strftime("%Y-%m-%dT%H:%M:%S.000000Z") for moment in (FIRST, BETWEEN, LAST)} <= times
 
@@ -277,10 +281,10 @@ def test_bounds_are_times_of_the_story() -> None:
     ],
     ids=["from", "after", "to", "before", "range", "inside", "instant", "nothing"],
 )
-def test_spacebring_dates(
+def test_spacebring_dates_are_inclusive(
     client: httpx.Client, first: datetime | None, last: datetime | None, encode: Callable[[str], str]
 ) -> None:
-    """Both bounds are inclusive, with their names and values raw or percent-encoded."""
+    """Both date bounds are inclusive, raw and percent-encoded."""
     bounds = {"createDate[gte]": first, "createDate[lte]": last}
     query = encode("&".join(f"{name}={moment:%Y-%m-%dT%H:%M:%S.%fZ}" for name, moment in bounds.items() if moment))
     expected = oracle.spacebring_transactions(first=first, last=last)
@@ -292,17 +296,17 @@ def test_spacebring_dates(
     "spelled",
     ["2024-09-02T11:00:00%2B02:00", "2024-09-02T04:00:00-05:00", "2024-09-02T09:00:00-00:00", "2024-09-02t09:00:00z"],
 )
-def test_spacebring_offsets(client: httpx.Client, spelled: str) -> None:
-    """An instant is the same in every time zone, as either bound."""
-    from_then = all_of_spacebring(client, SIZE_MAX, f"createDate[gte]={spelled}")
-    until_then = all_of_spacebring(client, SIZE_MAX, f"createDate[lte]={spelled}")
-    assert from_then == oracle.spacebring_transactions(first=BETWEEN)
-    assert until_then == oracle.spacebring_transactions(last=BETWEEN)
+def test_spacebring_dates_accept_time_zones(client: httpx.Client, spelled: str) -> None:
+    """A date bound in another time zone means the same instant."""
+    not_before = all_of_spacebring(client, SIZE_MAX, f"createDate[gte]={spelled}")
+    not_after = all_of_spacebring(client, SIZE_MAX, f"createDate[lte]={spelled}")
+    assert not_before == oracle.spacebring_transactions(first=BETWEEN)
+    assert not_after == oracle.spacebring_transactions(last=BETWEEN)
 
 
 @pytest.mark.parametrize("size", [1, 2, SIZE_MAX - 1, SIZE_MAX])
-def test_dreadnode_limit(client: httpx.Client, size: int) -> None:
-    """The newest of all types, as many as the limit."""
+def test_dreadnode_lists_the_newest(client: httpx.Client, size: int) -> None:
+    """The list has the newest transactions of all types, as many as the limit."""
     rows = get(client, dreadnode.KEY, f"/api/v1/org/example/credits/transactions?limit={size}")
     assert without_ids(cast("list[Row]", rows)) == oracle.dreadnode_transactions()[:size]
 
@@ -320,8 +324,8 @@ def test_dreadnode_limit(client: httpx.Client, size: int) -> None:
     ],
     ids=lambda types: f"{types[0]}+{len(types) - 1}",
 )
-def test_dreadnode_types(client: httpx.Client, types: tuple[str, ...]) -> None:
-    """The newest of the types that are asked for, as many as the limit."""
+def test_dreadnode_lists_by_type(client: httpx.Client, types: tuple[str, ...]) -> None:
+    """The list has the newest transactions of the requested types, as many as the limit."""
     expected = oracle.dreadnode_transactions(*types)
     query = urlencode([("transaction_type", name) for name in types])
     for size in sizes_for(len(expected)):
@@ -338,8 +342,8 @@ def test_dreadnode_types(client: httpx.Client, types: tuple[str, ...]) -> None:
     ],
     ids=["organization", "space", "user"],
 )
-def test_paged_links(client: httpx.Client, story: Story, account: str) -> None:
-    """Going by the links, forth and back, gives every transaction once; the count stands on every page."""
+def test_paged_links_lead_to_every_row(client: httpx.Client, story: Story, account: str) -> None:
+    """Following the `next` links lists every transaction once, `previous` leads back, and every page has the count."""
     expected = oracle.paged_transactions(story, account)
     (key, *_) = (
         name for name, bound_to in story.keys.items() if bound_to in (None, account) and name not in story.narrow_keys
@@ -360,8 +364,8 @@ def test_paged_links(client: httpx.Client, story: Story, account: str) -> None:
         assert without_ids([row for page in pages for row in page]) == expected, f"at size {size}"
 
 
-def test_defaults_of_size(client: httpx.Client) -> None:
-    """Without a size a page has 50 (Teable), 20 (Nebula Block, Paged), 25 (Spacebring) and 50 (Dreadnode) rows."""
+def test_default_page_sizes(client: httpx.Client) -> None:
+    """The default page size is 50 (Teable, Dreadnode), 20 (Nebula Block, Paged) or 25 (Spacebring)."""
     records = get(client, teable.KEY, f"/api/space/{teable.SPACE}/billing/credit-history?month={MONTH}")
     hours = get(client, nebulablock.BUSY_KEY, "/users/credits/history")
     transactions = get(client, spacebring.KEY, "/transactions/credits/v1")
@@ -376,5 +380,5 @@ def test_defaults_of_size(client: httpx.Client) -> None:
     assert project(cast("list[Row]", transactions["transactions"])) == oracle.spacebring_transactions()[:25]
     assert without_ids(cast("list[Row]", credits_)) == oracle.dreadnode_transactions()[:50]
     assert isinstance(paged, dict)
-    of_organization = oracle.paged_transactions(dreadnode.STORY, "example")
-    assert without_ids(cast("list[Row]", paged["results"])) == of_organization[:20]
+    transactions_of_organization = oracle.paged_transactions(dreadnode.STORY, "example")
+    assert without_ids(cast("list[Row]", paged["results"])) == transactions_of_organization[:20]

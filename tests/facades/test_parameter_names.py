@@ -1,4 +1,4 @@
-"""A parameter that reads like a documented one and isn't is refused by name, and not dropped in silence."""
+"""A parameter whose name resembles a documented one is refused by name, not ignored."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.processes import Daybook
 from tests.support.vendors import APIS, Api, ask, require_sound
 
 STATUSES = {"dreadnode": 422}
-"""What a wrong parameter gets; 400 elsewhere."""
+"""The status for an invalid parameter if it is not 400."""
 DATES = [
     'createDate={"lte":"2024-10-22T12:00:00Z"}',
     "createDate=2024-10-22T12:00:00Z",
@@ -38,12 +38,12 @@ DATES = [
 
 
 def documented(api: Api) -> set[str]:
-    """The names of a page's parameters. APIS has `createDate` too, to be tried."""
+    """The documented parameters of an API: those in APIS without `createDate`, which only tests send."""
     return {name.replace("%5B", "[").replace("%5D", "]") for name in api.parameters} - {"createDate"}
 
 
 def misspellings(names: set[str]) -> Iterator[str]:
-    """What programs and people make of names: another case, other words' joints, a way to write arrays and objects."""
+    """Variants of names: other letter cases, other word separators, notations of arrays and objects."""
     for name in sorted(names):
         snake = re.sub("[A-Z]", lambda letter: f"_{letter[0].lower()}", name)
         camel = re.sub("_([a-z])", lambda letter: letter[1].upper(), name)
@@ -54,26 +54,26 @@ def misspellings(names: set[str]) -> Iterator[str]:
             yield f"{name}{tail}"
 
 
-def named_in(answer: Answer) -> str:
-    """A refusal, as one text."""
+def text_of(answer: Answer) -> str:
+    """The body of a refusal, as text."""
     return json.dumps(json.loads(answer.body), ensure_ascii=False)
 
 
 @pytest.mark.parametrize("name", APIS)
 def test_misspelled_name_is_refused(gateway: Daybook, name: str) -> None:
-    """Of each documented parameter every usual misspelling gets a 400 of the vendor's that names it."""
+    """A misspelled parameter is refused in the vendor's format, with its name."""
     api = APIS[name]
     for wrong in misspellings(documented(api)):
         target = f"{api.path}?{api.good}{'&' if api.good else ''}{wrong}=1"
         answer = ask(gateway, api, target)
         require_sound(api, target, answer)
         assert answer.status == STATUSES.get(name, 400), (target, answer.body)
-        assert wrong.replace("%20", " ") in named_in(answer), (target, answer.body)
+        assert wrong.replace("%20", " ") in text_of(answer), (target, answer.body)
 
 
 @pytest.mark.parametrize("query", DATES)
-def test_dates_of_spacebring(gateway: Daybook, query: str) -> None:
-    """Every name that begins like the documented two, raw and escaped."""
+def test_misspelled_date_of_spacebring_is_refused(gateway: Daybook, query: str) -> None:
+    """A name that resembles Spacebring's date parameters is refused, raw and escaped."""
     api = APIS["spacebring"]
     for target in (f"{api.path}?{query}", f"{api.path}?limit=1&{query}&x=1", f"{api.path}/?{quote(query, safe='=%')}"):
         answer = ask(gateway, api, target)
@@ -84,7 +84,7 @@ def test_dates_of_spacebring(gateway: Daybook, query: str) -> None:
 
 @pytest.mark.parametrize("name", APIS)
 def test_other_names_are_ignored(gateway: Daybook, name: str) -> None:
-    """What no page has, and nobody could take for a parameter of this one, changes nothing; nor does a name alone."""
+    """Names that resemble no parameter are ignored, and so are misspelled names without a value."""
     api = APIS[name]
     plain = ask(gateway, api, f"{api.path}?{api.good}")
     others = "utm_source=x&_=1&debug=true&fields=id&sort=x&location_id=x&X-API-Key=x&%5B%5D=1&=1"
@@ -94,8 +94,8 @@ def test_other_names_are_ignored(gateway: Daybook, name: str) -> None:
         assert answer.status == plain.status == 200, answer.body
 
 
-def test_credential_comes_first(gateway: Daybook) -> None:
-    """Without a credential nothing is said about the query."""
+def test_credential_is_checked_before_the_query(gateway: Daybook) -> None:
+    """A request without a credential gets 401, even if its query is invalid."""
     assert send(gateway.origin, f"{APIS['spacebring'].path}?createDate[gt]=x").status == 401
     headers = {"authorization": "Bearer demo-spacebring.public", "spacebring-network-id": spacebring.NETWORK}
     answer = send(gateway.origin, f"{APIS['spacebring'].path}?createDate[gt]=x", headers=headers, method="HEAD")

@@ -1,4 +1,4 @@
-"""Credentials with bytes that no client library sends, over raw sockets: none opens, and none is in the log."""
+"""Credentials with bytes that no client library sends are refused, and are not logged."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ STRAY_BYTES = [
     *(bytes([code]) for code in range(0x80, 0x100)),
     *(character.encode() for character in "\x85\xa0\u1680\u2003\u2028\u2029\u202f\u205f\u3000\ufeff"),
 ]
-"""Single bytes, which are no UTF-8, and spaces of Unicode in UTF-8."""
+"""Single bytes that are invalid UTF-8, and Unicode spaces in UTF-8."""
 CONTROL_BYTES = [bytes([code]) for code in (0x0B, 0x0C, 0x1C, 0x1D, 0x1E, 0x1F)]
-"""What str.strip() takes for a space within ASCII. Envoy closes a connection on which such a byte is in a header."""
+"""ASCII control characters that str.strip() removes. Envoy closes a connection with such a byte in a header."""
 SIGNATURE = "c2lnbmF0dXJlLW9mLXRoaXMtdG9rZW4"
 JWT = f"eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJqYW5lLWRvZSJ9.{SIGNATURE}"
 UNAUTHENTICATED = "16"
 _STREAMS = 50
-"""How many calls are under way at once."""
+"""The number of concurrent calls."""
 
 
 @pytest.fixture(scope="module")
 def daybook(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Daybook, str]]:
-    """A `daybook up` that logs all it can, and a key of it."""
+    """A `daybook up` with debug logs, and an API key."""
     folder, ports = tmp_path_factory.mktemp("raw"), Ports.free()
     url = sqlite_url(folder / "daybook.db")
     key = asyncio.run(create_key(url, {"admin"}))
@@ -52,7 +52,7 @@ Header = tuple[bytes, bytes]
 
 
 def headers_of(key: str) -> list[Header]:
-    """A key, given in every way, and an access token."""
+    """Headers with a key in every format, and with an access token."""
     key_id, _, secret = key.partition(".")
     basic = base64.b64encode(f"{key_id}:{secret}".encode())
     return [
@@ -64,23 +64,23 @@ def headers_of(key: str) -> list[Header]:
 
 
 def spoiled(header: Header, strays: list[bytes]) -> Iterator[Header]:
-    """A header with each stray byte in every place that parsing tells apart."""
+    """A header with each stray byte at every position that the parser treats differently."""
     name, value = header
-    places = {0, value.find(b" ") + 1, value.find(b"."), value.find(b".") + 1, len(value) - 9, len(value)}
+    positions = {0, value.find(b" ") + 1, value.find(b"."), value.find(b".") + 1, len(value) - 9, len(value)}
     for stray in strays:
-        for place in sorted(places - {-1}):
-            yield name, value[:place] + stray + value[place:]
+        for position in sorted(positions - {-1}):
+            yield name, value[:position] + stray + value[position:]
 
 
 def secrets_of(key: str) -> list[str]:
-    """What of the headers must not be in a log: also parts, where a stray byte is in the middle."""
+    """Parts of the headers that must not be logged; short, since a stray byte may divide the rest."""
     key_id, _, secret = key.partition(".")
     basic = base64.b64encode(f"{key_id}:{secret}".encode()).decode()
     return [secret[:20], secret[-8:], basic[:20], basic[-8:], SIGNATURE[:20], SIGNATURE[-8:], JWT.split(".")[1]]
 
 
 def call_with_each(port: int, headers: list[Header]) -> list[str]:
-    """Calls ListAccounts once with each header; gives each grpc-status, empty for a stream that was reset."""
+    """Calls ListAccounts once with each header; returns each grpc-status, empty for a reset stream."""
     connection = h2.connection.H2Connection(
         h2.config.H2Configuration(
             client_side=True, validate_outbound_headers=False, normalize_outbound_headers=False, header_encoding=None
@@ -126,7 +126,7 @@ def call_with_each(port: int, headers: list[Header]) -> list[str]:
 
 
 def get_with(port: int, header: Header) -> int:
-    """Gets the accounts over REST with a header; gives the status."""
+    """Lists accounts over REST with a header; returns the status."""
     name, value = header
     with socket.create_connection(("127.0.0.1", port), SECONDS_MAX) as wire:
         wire.sendall(b"GET /v1/accounts HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n")
@@ -136,23 +136,25 @@ def get_with(port: int, header: Header) -> int:
         return response.status
 
 
-def test_only_what_was_given_opens(daybook: tuple[Daybook, str]) -> None:
-    """A credential with a stray byte is refused as invalid, directly and through the gateway, and the log has none."""
+def test_credential_with_a_stray_byte_is_refused(daybook: tuple[Daybook, str]) -> None:
+    """The server, with and without the gateway, refuses a credential with a stray byte and does not log it."""
     process, key = daybook
     for port, strays in (
         (process.ports.server, STRAY_BYTES + CONTROL_BYTES),
         (process.ports.gateway, STRAY_BYTES),
     ):
-        assert call_with_each(port, headers_of(key)) == ["0", "0", UNAUTHENTICATED, "0"], "the key is good as it is"
+        assert call_with_each(port, headers_of(key)) == ["0", "0", UNAUTHENTICATED, "0"], (
+            "the key without a stray byte is valid"
+        )
         for header in headers_of(key):
             sent = list(spoiled(header, strays))
             outcomes = dict(zip(sent, call_with_each(port, sent), strict=True))
-            # A byte that HTTP allows in no header may also end its stream.
-            opened = {each: status for each, status in outcomes.items() if status not in (UNAUTHENTICATED, "", "13")}
-            assert not opened
-            no_utf_8 = [status for (_, value), status in outcomes.items() if b"\xa0" in value]
-            assert UNAUTHENTICATED in no_utf_8, "our own code sees such a header, and refuses it"
-    # HTTP/1.1 takes spaces off the ends of a value, so that only the same bytes within it are another credential.
+            # A byte that is invalid in a header may also reset the stream.
+            accepted = {each: status for each, status in outcomes.items() if status not in (UNAUTHENTICATED, "", "13")}
+            assert not accepted
+            invalid_utf_8 = [status for (_, value), status in outcomes.items() if b"\xa0" in value]
+            assert UNAUTHENTICATED in invalid_utf_8, "the server's own code refuses such a header"
+    # Over HTTP/1.1 the gateway may refuse a header itself, with 400.
     statuses = {get_with(process.ports.gateway, header) for header in spoiled(headers_of(key)[0], STRAY_BYTES)}
     assert statuses <= {400, 401}
     assert 401 in statuses
@@ -160,5 +162,5 @@ def test_only_what_was_given_opens(daybook: tuple[Daybook, str]) -> None:
     logged = process.stdout + process.stderr
     found = [secret for secret in secrets_of(key) if secret in logged]
     assert not found
-    assert "Traceback" not in logged, "a caller's malformed header is no failure of the server's"
+    assert "Traceback" not in logged, "a malformed header is not logged as a server error"
     assert all(json.loads(line) for line in process.stderr.splitlines())

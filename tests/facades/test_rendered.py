@@ -1,4 +1,4 @@
-"""Rendered rows that are cached are never out of date, and never those of another row."""
+"""Cached rendered rows are never stale, and never those of another row."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ from tests.support.clock import Clock
 from tests.support.methods import facade_requests
 
 COMPANY = str(uuid.uuid5(uuid.NAMESPACE_URL, "daybook:test:company"))
-KEPT = [
+CACHED = [
     (facade, name) for facade in all_facades() for name, each in vars(facade).items() if hasattr(each, "__wrapped__")
 ]
-"""The functions whose results are cached: each by its module and its name."""
+"""The functions with cached results, each as its module and its name."""
 
 Pages = dict[str, list[Message]]
 
 
 async def pages(client: Client, bound: Client, network: str) -> Pages:
-    """The first page of every facade: that of the caller's hours by who is bound to the account."""
+    """The first page of every facade; Nebula Block's is read with the key that is bound to the account."""
     found: Pages = {}
     for method, request in facade_requests(COMPANY):
         service, answer = method.containing_service.full_name, GetMessageClass(method.output_type)
         caller = bound if service == NEBULA_BLOCK.service else client
-        # A method that answers with one message looks no different on the wire.
+        # A unary method has the same wire format as a stream of one message.
         call: Any = caller.channel.unary_stream(f"/{service}/{method.name}")
         metadata = (*caller.metadata, (NETWORK_HEADER, network))
         messages = call(request.SerializeToString(), metadata=metadata)
@@ -49,10 +49,10 @@ async def pages(client: Client, bound: Client, network: str) -> Pages:
     return found
 
 
-async def test_kept_rows_show_every_change(
+async def test_cached_pages_show_every_change(
     client: Client, server: Server, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever happens, a page of rows that are kept is the page that is rendered from nothing."""
+    """After every kind of change, a page with cached rows equals the page rendered without a cache."""
     tenant_number = await server.book.credentials.tenant_number("house")
     assert tenant_number is not None
     network = str(uuid.uuid5(uuid.NAMESPACE_URL, "house"))
@@ -80,7 +80,7 @@ async def test_kept_rows_show_every_change(
         )
         await client.ledger.TransferCredits(request, metadata=client.metadata)
 
-    async def pass_by(seconds: float) -> None:
+    async def advance(seconds: float) -> None:
         clock.advance(seconds)
 
     changes: list[Callable[[], Awaitable[object]]] = [
@@ -102,27 +102,27 @@ async def test_kept_rows_show_every_change(
         partial(transfer, COMPANY, "other"),
         partial(transfer, "other", COMPANY),
         partial(post, Transaction.ADJUSTMENT, "-1", category="admin_adjustment", metadata={"text": "-" * 2048}),
-        # What expires is gone before that is posted.
-        partial(pass_by, 4 * 3600),
+        # Credits expire before their expiration is posted.
+        partial(advance, 4 * 3600),
         partial(post, Transaction.CHARGE, "-1", category="computing", usage=usage),
     ]
-    before: Pages = {}
+    previous: Pages = {}
     for change in changes:
         await change()
-        kept = await pages(client, bound, network)
+        cached = await pages(client, bound, network)
         with monkeypatch.context() as patch:
-            for facade, name in KEPT:
+            for facade, name in CACHED:
                 patch.setattr(facade, name, getattr(facade, name).__wrapped__)
-            anew = await pages(client, bound, network)
-        assert kept == anew
-        assert kept != before
-        before = kept
-    assert all(before.values())
-    assert len(before[f"{NEBULA_BLOCK.service}.GetCreditsHistory"][0].data.credit_history) == 2  # type: ignore[attr-defined]
+            fresh = await pages(client, bound, network)
+        assert cached == fresh
+        assert cached != previous
+        previous = cached
+    assert all(previous.values())
+    assert len(previous[f"{NEBULA_BLOCK.service}.GetCreditsHistory"][0].data.credit_history) == 2  # type: ignore[attr-defined]
 
 
-def test_cache_evicts_and_skips_large_entries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Equal arguments are rendered once; the least recently used entries are evicted; a large entry is never kept."""
+def test_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal arguments are rendered once; the least recently used entry is evicted; a large entry is not cached."""
     monkeypatch.setattr(rendered, "_cache", ByteLRU(3 * (ENTRY_BYTES + 230), rendered._size))
     calls: list[bytes] = []
 
@@ -136,7 +136,7 @@ def test_cache_evicts_and_skips_large_entries(monkeypatch: pytest.MonkeyPatch) -
         assert render(bytes(bytearray(body)), 1) == body + b"1"
     assert calls == bodies[:3]
     assert render(bodies[0], 2) == bodies[0] + b"2", "another argument is another entry"
-    # That evicted the one that was used the longest ago.
+    # The last call evicted the least recently used entry.
     assert render(bodies[0], 1) == bodies[0] + b"1"
     assert calls == [*bodies[:3], bodies[0]]
     render(bodies[1], 1)

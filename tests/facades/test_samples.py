@@ -1,10 +1,9 @@
-"""The samples of vendors' pages run as they stand, the host, the token and TLS aside.
+"""The samples of vendors' pages run unchanged, except for the host, the token and TLS.
 
-Each `<vendor>/samples/sample.*` has the form in which the vendor's page, or the generator
-behind such pages, shows a call: a line of curl, Python's http.client, JavaScript's fetch,
-Node's http. Node comes from the package index. curl doesn't, so the shell that runs a sample
-finds a stand-in (`curl.py`); that the real one gets on with the gateway is seen by
-`test_up.py` where there is one.
+Each `<vendor>/samples/sample.*` has the form of a call on the vendor's page, or of the generator
+of such pages: a curl command, Python's http.client, JavaScript's fetch, Node's http. Node is
+installed from the package index. curl isn't, so a sample runs with a substitute (`curl.py`);
+`test_up.py` uses the real curl if it is installed.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ KEYS = {
     "spacebring": spacebring.KEY,
     "teable": teable.KEY,
 }
-# console.log shortens what it shows of an object; this has it print the whole of it.
+# console.log abbreviates nested objects; this prints them in full.
 PRINT_ALL = "console.log = (value) => process.stdout.write(typeof value === 'string' ? value : JSON.stringify(value));"
 PROGRAMS = {
     ".sh": ["sh"],
@@ -45,11 +44,11 @@ PROGRAMS = {
 
 
 def directed_at(gateway: Daybook, vendor: str, text: str) -> str:
-    """A sample with the gateway for the vendor's host, and a credential of the demo for the reader's."""
-    place, key = urlsplit(gateway.origin).netloc, KEYS[vendor]
+    """A sample with the gateway's address and a credential of the demo."""
+    address, key = urlsplit(gateway.origin).netloc, KEYS[vendor]
     replacements = {
         "https://api.example.com": gateway.origin,
-        'HTTPSConnection("api.example.com")': f'HTTPConnection("{place}")',
+        'HTTPSConnection("api.example.com")': f'HTTPConnection("{address}")',
         "require('https')": "require('http')",
         "hostname: 'api.example.com'": "hostname: '127.0.0.1'",
         "port: null": f"port: {gateway.ports.gateway}",
@@ -80,8 +79,8 @@ def rows_of(vendor: str, body: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: f"{sample.parent.parent.name}{sample.suffix}")
-def test_sample(gateway: Daybook, tmp_path: Path, sample: Path) -> None:
-    """A sample ends well and prints the two newest rows, in the documented shape."""
+def test_sample_prints_a_page(gateway: Daybook, tmp_path: Path, sample: Path) -> None:
+    """A sample exits with 0 and prints two rows in the documented shape."""
     vendor = sample.parent.parent.name
     program = tmp_path / sample.name
     program.write_text(directed_at(gateway, vendor, sample.read_text()))
@@ -99,6 +98,6 @@ def test_sample(gateway: Daybook, tmp_path: Path, sample: Path) -> None:
 
 
 def test_every_vendor_has_samples() -> None:
-    """No sample is lost: each vendor has them in three languages."""
+    """Each vendor has samples in three languages."""
     found = {(sample.parent.parent.name, sample.suffix) for sample in SAMPLES}
     assert {(vendor, suffix) for vendor in VENDORS for suffix in (".sh", ".py", ".mjs")} <= found

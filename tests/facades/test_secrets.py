@@ -1,4 +1,4 @@
-"""What nobody may find in an answer or in a log, however chatty the log is: secrets, tokens, SQL, passwords, paths."""
+"""Answers and logs, even at debug level, have no secrets, tokens, SQL, passwords or paths."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from tests.support.processes import ROOT, Daybook, Ports, run, sqlite_url
 PASSWORD = "pass-word-of-the-database"
 PERSON = "person-who-is-named"
 TOKEN_KEY = bytes(range(100, 132)).hex()
-OF_ANSWERS = (
+FORBIDDEN_IN_ANSWERS = (
     "Traceback",
     ".py",
     "SELECT",
@@ -53,20 +53,20 @@ OF_ANSWERS = (
     "asyncpg",
     "no such table",
 )
-"""What shows how we are made, and is in no answer."""
-OF_LOGS = ("SELECT ", "INSERT ", "UPDATE ", "DELETE ", "[SQL", "[parameters")
-"""What is in no log either: statements, and with them what was to be stored."""
+"""Implementation details that no answer may have."""
+FORBIDDEN_IN_LOGS = ("SELECT ", "INSERT ", "UPDATE ", "DELETE ", "[SQL", "[parameters")
+"""Parts of SQL statements, which would log stored values."""
 
 
-class Told:
-    """Everything that callers were told, and what they sent and got that is secret."""
+class Recorder:
+    """Records all answers to callers, and all secrets that were sent or answered."""
 
     def __init__(self) -> None:
         self.answers: list[str] = []
         self.secrets: set[str] = set()
 
     def call(self, method: Any, request: object, metadata: Any) -> Any:
-        """Calls over gRPC; gives the answer, or None for a refusal."""
+        """Calls over gRPC; returns the answer, or None for a refusal."""
         try:
             answer = method(request, metadata=metadata)
         except grpc.RpcError as error:
@@ -77,15 +77,15 @@ class Told:
         return answer
 
     def ask(self, daybook: Daybook, target: str, headers: dict[str, str]) -> None:
-        """Asks over REST."""
+        """Sends a GET over REST."""
         answer = send(daybook.origin, target, headers=headers)
         self.answers.append(f"{answer.status} {answer.headers} {answer.body.decode()}")
 
 
 def credentials_of(key: str) -> Iterator[tuple[tuple[str, str], ...]]:
-    """A key, given in every way, and wrong ones."""
+    """Metadata with a key in every format, and with invalid keys."""
     key_id, _, secret = key.partition(".")
-    for text in (key, f"{key_id}.{secret[::-1]}", f"nobody.{secret}", secret, f"{key} {key}"):
+    for text in (key, f"{key_id}.{secret[::-1]}", f"unknown.{secret}", secret, f"{key} {key}"):
         yield (("authorization", f"Bearer {text}"),)
         yield (("x-api-key", text),)
         yield (("authorization", f"Basic {base64.b64encode(text.replace('.', ':').encode()).decode()}"),)
@@ -93,8 +93,8 @@ def credentials_of(key: str) -> Iterator[tuple[tuple[str, str], ...]]:
     yield (("authorization", f"Bearer {key}" + "x" * 5000),)
 
 
-def spoil(database: Path) -> None:
-    """Makes the database fail in several ways: a row that is none, a write that is refused, a table that is gone."""
+def corrupt(database: Path) -> None:
+    """Makes the database fail in several ways: invalid rows, refused writes, a missing table."""
     with closing(sqlite3.connect(database)) as connection:
         connection.executescript("""
             UPDATE transactions SET body = X'FF', allocations = X'FF';
@@ -106,9 +106,9 @@ def spoil(database: Path) -> None:
         """)
 
 
-def exercise(daybook: Daybook, key: str, told: Told, *, has_gateway: bool) -> None:
-    """Sends every sort of credential and token, and calls that fail in every way."""
-    told.secrets |= {key.partition(".")[2], key.partition(".")[2][::-1]}
+def exercise(daybook: Daybook, key: str, recorder: Recorder, *, has_gateway: bool) -> None:
+    """Sends valid and invalid credentials and tokens, and calls that fail in different ways."""
+    recorder.secrets |= {key.partition(".")[2], key.partition(".")[2][::-1]}
     grant = Transaction(
         kind=Transaction.GRANT, category="test", amount="5", description=PERSON, owner=User(id=PERSON, email=PERSON)
     )
@@ -118,26 +118,26 @@ def exercise(daybook: Daybook, key: str, told: Told, *, has_gateway: bool) -> No
         ledger, admin = ledger_stub(channel), AdminStub(channel)  # type: ignore[arg-type]  # as in ledger_stub
         sound = credential(key)
         account = CreateAccountRequest(account_id="acme", account=Account(kind=Account.SPACE))
-        told.call(ledger.CreateAccount, account, sound)
-        posted = [told.call(ledger.CreateTransaction, posting, sound) for _ in range(3)]
-        token = told.call(ledger.ListTransactions, listing, sound).next_page_token
-        made = told.call(admin.CreateApiKey, CreateApiKeyRequest(api_key=ApiKey(scopes=["accounts"])), sound)
-        rotated = told.call(admin.RotateApiKey, RotateApiKeyRequest(name=made.api_key.name), sound)
-        # Whom they were made for has seen them; the rest is for nobody.
-        told.answers.clear()
-        told.secrets |= {token, made.key_string.partition(".")[2], rotated.key_string.partition(".")[2]}
+        recorder.call(ledger.CreateAccount, account, sound)
+        posted = [recorder.call(ledger.CreateTransaction, posting, sound) for _ in range(3)]
+        token = recorder.call(ledger.ListTransactions, listing, sound).next_page_token
+        made = recorder.call(admin.CreateApiKey, CreateApiKeyRequest(api_key=ApiKey(scopes=["accounts"])), sound)
+        rotated = recorder.call(admin.RotateApiKey, RotateApiKeyRequest(name=made.api_key.name), sound)
+        # The caller may see these answers; later ones may not have the secrets.
+        recorder.answers.clear()
+        recorder.secrets |= {token, made.key_string.partition(".")[2], rotated.key_string.partition(".")[2]}
         for metadata in credentials_of(key):
-            told.call(ledger.ListAccounts, ListAccountsRequest(), metadata)
+            recorder.call(ledger.ListAccounts, ListAccountsRequest(), metadata)
         for wrong in (token[:-1], token[::-1], f"{token}A", TOKEN_KEY):
             listing.page_token = wrong
-            told.call(ledger.ListTransactions, listing, sound)
-        told.call(ledger.ListAccounts, ListAccountsRequest(page_token=token), sound)
-        spoil(daybook.folder / "daybook.db")
-        told.call(ledger.CreateTransaction, posting, sound)
-        told.call(ledger.CreateAccount, CreateAccountRequest(account_id="b", account=account.account), sound)
-        told.call(admin.CreateApiKey, CreateApiKeyRequest(api_key=ApiKey(scopes=["accounts"])), sound)
-        told.call(admin.RotateApiKey, RotateApiKeyRequest(name=made.api_key.name), sound)
-        told.call(ledger.GetTransaction, GetTransactionRequest(name=posted[0].name, view=2), sound)  # type: ignore[arg-type]
+            recorder.call(ledger.ListTransactions, listing, sound)
+        recorder.call(ledger.ListAccounts, ListAccountsRequest(page_token=token), sound)
+        corrupt(daybook.folder / "daybook.db")
+        recorder.call(ledger.CreateTransaction, posting, sound)
+        recorder.call(ledger.CreateAccount, CreateAccountRequest(account_id="b", account=account.account), sound)
+        recorder.call(admin.CreateApiKey, CreateApiKeyRequest(api_key=ApiKey(scopes=["accounts"])), sound)
+        recorder.call(admin.RotateApiKey, RotateApiKeyRequest(name=made.api_key.name), sound)
+        recorder.call(ledger.GetTransaction, GetTransactionRequest(name=posted[0].name, view=2), sound)  # type: ignore[arg-type]
         if has_gateway:
             headers = {"authorization": f"Bearer {key}"}
             for path in (
@@ -149,7 +149,7 @@ def exercise(daybook: Daybook, key: str, told: Told, *, has_gateway: bool) -> No
                 f"/v1/accounts/acme?apiKey={key}",
                 f"/nowhere?apiKey={key}",
             ):
-                told.ask(daybook, path, headers)
+                recorder.ask(daybook, path, headers)
         with closing(sqlite3.connect(daybook.folder / "daybook.db")) as connection:
             connection.executescript("ALTER TABLE accounts RENAME TO lost; ALTER TABLE api_keys RENAME TO lost_keys")
         for method, request in (
@@ -157,14 +157,14 @@ def exercise(daybook: Daybook, key: str, told: Told, *, has_gateway: bool) -> No
             (ledger.CreateAccount, account),
             (ledger.CreateTransaction, posting),
         ):
-            told.call(method, request, sound)
-            told.call(method, request, credential(f"unknown.{key.partition('.')[2]}"))
+            recorder.call(method, request, sound)
+            recorder.call(method, request, credential(f"unknown.{key.partition('.')[2]}"))
 
 
 @pytest.mark.parametrize(("command", "log_format"), [("up", "json"), ("serve", "console")])
-def test_nothing_secret_is_told_or_logged(tmp_path: Path, command: str, log_format: str) -> None:
-    """Of all that callers were answered and the process wrote, nothing is secret, or shows how we are made."""
-    database, ports, told = sqlite_url(tmp_path / "daybook.db"), Ports.free(), Told()
+def test_no_secret_is_answered_or_logged(tmp_path: Path, command: str, log_format: str) -> None:
+    """No answer and no log line has a secret or an implementation detail."""
+    database, ports, recorder = sqlite_url(tmp_path / "daybook.db"), Ports.free(), Recorder()
     key = asyncio.run(create_key(database, {"admin"}))
     settings = {"DAYBOOK_LOG_LEVEL": "debug", "DAYBOOK_LOG_FORMAT": log_format, "DAYBOOK_TOKEN_KEYS": TOKEN_KEY}
     flags = ports.flags if command == "up" else ports.flags[:2]
@@ -173,25 +173,25 @@ def test_nothing_secret_is_told_or_logged(tmp_path: Path, command: str, log_form
     )
     try:
         daybook.wait_for("gateway" if command == "up" else "serving")
-        exercise(daybook, key, told, has_gateway=command == "up")
+        exercise(daybook, key, recorder, has_gateway=command == "up")
         assert daybook.stop() == 0
     finally:
         daybook.kill()
     logged = daybook.stdout + daybook.stderr
-    assert "no more keys" in logged, "failures are logged, with what the database said"
+    assert "no more keys" in logged, "failures are logged with the database's message"
     assert "UNAUTHENTICATED" in logged, "every call is logged"
     if log_format == "json":
         assert all(json.loads(line) for line in daybook.stderr.splitlines())
     folders = (str(ROOT), sys.prefix, sys.base_prefix, str(tmp_path))
-    found = {secret for secret in {*told.secrets, TOKEN_KEY, PERSON, *OF_LOGS, *folders} if secret in logged}
-    assert 'File \\"server/' in logged or 'File "server/' in logged, (
-        "tracebacks tell where in the product they come from"
-    )
-    answered = "\n".join(told.answers)
-    found |= {word for word in {*told.secrets, TOKEN_KEY, *OF_ANSWERS, str(tmp_path)} if word in answered}
+    found = {
+        secret for secret in {*recorder.secrets, TOKEN_KEY, PERSON, *FORBIDDEN_IN_LOGS, *folders} if secret in logged
+    }
+    assert 'File \\"server/' in logged or 'File "server/' in logged, "tracebacks have paths relative to the project"
+    answered = "\n".join(recorder.answers)
+    found |= {word for word in {*recorder.secrets, TOKEN_KEY, *FORBIDDEN_IN_ANSWERS, str(tmp_path)} if word in answered}
     assert not found
     assert {"UNAVAILABLE", "INTERNAL", "UNAUTHENTICATED"} <= {
-        word for answer in told.answers for word in answer.replace(".", " ").split()
+        word for answer in recorder.answers for word in answer.replace(".", " ").split()
     }
 
 
@@ -205,12 +205,12 @@ URLS = {
     f"sqlite+aiosqlite:////dev/null/{PASSWORD}/daybook.db": "can't be made",
     PASSWORD: "can't be read",
 }
-"""What can't be opened, and what is said of it."""
+"""Invalid or unusable URLs, each with a part of its error message."""
 
 
 @pytest.mark.parametrize("url", URLS)
-async def test_a_url_that_cannot_be_opened(url: str, capfd: pytest.CaptureFixture[str]) -> None:
-    """What is wrong with a URL is said without the URL, and nothing but that is in the log."""
+async def test_error_of_an_unusable_url_hides_the_url(url: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """The error of a URL that can't be opened, and the log, have no part of the URL."""
     with pytest.raises((ValueError, ServiceUnavailable), match=URLS[url]) as caught:
         async with open_book(url):
             pass
@@ -219,8 +219,8 @@ async def test_a_url_that_cannot_be_opened(url: str, capfd: pytest.CaptureFixtur
         assert word not in f"{caught.value!r} {caught.value} {output.out} {output.err}"
 
 
-def test_a_start_without_a_database(tmp_path: Path) -> None:
-    """The start is refused in one line."""
+def test_start_with_an_invalid_url_fails_in_one_line(tmp_path: Path) -> None:
+    """`daybook serve` with an invalid URL exits with 1 and prints one line without the password."""
     url = f"postgresql+asyncpg://user:{PASSWORD}@[::1/ledger"
     result = run(
         "serve", "--port", "0", "--log-level", "debug", folder=tmp_path, settings={"DAYBOOK_DATABASE_URL": url}
@@ -231,9 +231,9 @@ def test_a_start_without_a_database(tmp_path: Path) -> None:
     assert result.stderr.count("\n") == 1
 
 
-async def test_a_database_that_lets_nobody_in(postgresql: PostgreSQL) -> None:
-    """No such database and no such role are the same to callers as a database that is away."""
-    for url in (postgresql.url("nowhere"), postgresql.url("postgres").replace("postgres@", f"nobody:{PASSWORD}@")):
+async def test_database_that_refuses_the_login_is_unavailable(postgresql: PostgreSQL) -> None:
+    """A missing database and a missing role raise ServiceUnavailable, like an unreachable database."""
+    for url in (postgresql.url("nowhere"), postgresql.url("postgres").replace("postgres@", f"unknown:{PASSWORD}@")):
         with pytest.raises(ServiceUnavailable) as caught:
             async with open_book(url):
                 pass

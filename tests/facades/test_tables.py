@@ -1,4 +1,4 @@
-"""Which transaction is which type: the code, the facade's page in docs/ and the vendor's list of types agree."""
+"""The mapping of transactions to vendors' types: code, docs/facades and the vendors' enumerations agree."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ STATUSES_OF_SPACEBRING = {"canceled", "failed", "succeeded"}
 
 
 def table_of(types: Mapping[tuple[Kind, str], str | spacebring.ByLots]) -> Table:
-    """A facade's table, each pair with the types that it can be."""
+    """A facade's table: the possible types of each pair of kind and category."""
     return {pair: (named,) if isinstance(named, str) else tuple(named) for pair, named in types.items()}
 
 
@@ -72,26 +72,26 @@ def documented_table(vendor: str) -> Table:
     for transaction, types in rows[1:-1]:
         (category,) = re.findall(r"`(\w+)`", transaction)
         for kind in re.findall(r"\b[A-Z_]{5,}\b", transaction):
-            assert (Transaction.Kind.Value(kind), category) not in table, f"{kind} {category} stands there twice"
+            assert (Transaction.Kind.Value(kind), category) not in table, f"{kind} {category} is repeated"
             table[Transaction.Kind.Value(kind), category] = tuple(re.findall(r"`(\w+)`", types))
     assert rows[-1] == (" anything else ", " not shown ")
     return table
 
 
 @pytest.mark.parametrize("vendor", TABLES)
-def test_page_has_the_table_of_the_code(vendor: str) -> None:
-    """What docs/facades says of types is what the facade does."""
+def test_documented_table_equals_the_code(vendor: str) -> None:
+    """The table of types in docs/facades equals the facade's."""
     assert documented_table(vendor) == TABLES[vendor]
 
 
 @pytest.mark.parametrize("vendor", TYPES_OF_PAGES)
-def test_every_type_comes_of_some_transaction(vendor: str) -> None:
-    """The tables give each type of the vendor's page, and none that the page lacks."""
+def test_table_has_every_type(vendor: str) -> None:
+    """A facade's table has exactly the types of the vendor's page."""
     assert {name for names in TABLES[vendor].values() for name in names} == TYPES_OF_PAGES[vendor]
 
 
 def values_of(body: Json, name: str) -> Iterator[str]:
-    """Every text that stands in a body under a name, however deep."""
+    """The text values of a field in a body, at any depth."""
     if isinstance(body, list):
         for element in body:
             yield from values_of(element, name)
@@ -112,7 +112,7 @@ def values_of(body: Json, name: str) -> Iterator[str]:
     ],
 )
 def test_exchanges_show_every_type(vendor: str, name: str, expected: set[str]) -> None:
-    """Each type and each status stands in a golden exchange, made by a transaction of the demo."""
+    """The golden exchanges show exactly the documented types and statuses."""
     shown = {
         value
         for file in FILES

@@ -1,18 +1,18 @@
-"""Tenants: what somebody else holds is as unknown as what isn't there, by every method and every REST path.
+"""Tenant isolation: a foreign resource is answered like a missing one, by every method and every REST path.
 
-There are two worlds. In the full one a stranger holds things of every kind; in the bare one
-those don't exist, and all else is the same to the bit: clock, randomness, the caller's own
-books. A caller asks both for the stranger's things, in every field that can name one. Each
-answer must be the same to the byte, status, headers and trailers included, so that it holds
-no row of the stranger's and not even whether there is one. The stranger's books are the same
-afterwards. How long an answer takes is not compared.
+A resource is foreign if it belongs to another tenant, or to another account than the caller's key.
+There are two worlds. The full one has foreign resources of every kind; the bare one has none, and
+is otherwise identical: clock, randomness, the caller's own resources. A caller requests the foreign
+resources from both, in every field that can name one. Each answer must be the same in both worlds,
+byte for byte with status, headers and trailers, so that it discloses neither a foreign row nor its
+existence. The foreign rows must not change. The duration of a call is not compared.
 
-What the contracts themselves let through, and so both worlds share:
+Two disclosures are documented in the contracts, and equal in both worlds:
 
-- An account's `number` counts the accounts of all tenants (account.proto). Both worlds have as many.
-- A page token that was sealed for another tenant is PAGE_TOKEN_MISMATCH, where a made-up one is
-  PAGE_TOKEN_INVALID (ListTransactionsRequest.page_token). It tells only whoever holds a token
-  that it is one, which they could not guess. Both worlds seal with the same key.
+- An account's `number` counts the accounts of all tenants (account.proto). Both worlds have equally many.
+- A page token that was sealed for another tenant gets PAGE_TOKEN_MISMATCH, an invalid one
+  PAGE_TOKEN_INVALID (ListTransactionsRequest.page_token). A caller cannot guess a sealed token.
+  Both worlds seal with the same key.
 """
 
 from __future__ import annotations
@@ -84,29 +84,31 @@ from tests.support.http_client import send
 from tests.support.methods import facade_requests
 
 Requests: TypeAlias = Sequence[Message]
-"""What is sent in one call: one message, or several where the method takes a stream."""
+"""The messages of one call: one, or several for a client stream."""
 Answer: TypeAlias = tuple[object, ...]
 
-WORD = "zq7"
-"""Every name of the stranger's has it."""
+FOREIGN_PREFIX = "zq7"
+"""The prefix of all foreign ids."""
 PRIVATE = "q9private"
-"""Whatever else the stranger wrote down has it, and no caller ever sends it."""
+"""The value of all other foreign texts. No caller sends it."""
 GRANTED = "31415.926535"
-"""What the stranger was given, and nobody else. What is left of it has the same fraction."""
+"""The grant of foreign accounts only. Their balance keeps its fraction."""
 SECRETS = (PRIVATE, ".926535", '"balance":31415,')
-"""What no other answer may have. The last is Dreadnode's balance, in whole credits."""
+"""Foreign content that no caller's answer may have. The last is Dreadnode's balance, in whole credits."""
 TOKEN_FIELDS = ("page_token", "cursor", "next_page_token")
 EVERYTHING = {"admin"}
+TENANTS = ("own", "shared", "foreign")
+"""The slugs of the tenants; two callers share the second."""
 
 
 @dataclass
-class Names:
-    """What somebody holds, by the names of it."""
+class Resources:
+    """The names of a tenant's resources."""
 
     network: str
     account: str
     other: str
-    """Another account."""
+    """Another account of the tenant."""
     charge: str
     """The name of a transaction that can be refunded."""
     lot: str
@@ -119,76 +121,76 @@ class Names:
 
 @dataclass(frozen=True)
 class Caller:
-    """Somebody with a key, their own things, and those that are none of their business."""
+    """A caller with a key, the caller's own resources, and foreign ones."""
 
     title: str
     key: str
-    own: Names
-    theirs: Names
+    own: Resources
+    foreign: Resources
 
 
 @dataclass(frozen=True)
 class World:
-    """A ledger, its server, and a gateway before it."""
+    """A ledger, its server, and a gateway in front of it."""
 
     book: Book
     channel: grpc.aio.Channel
     origin: str
     callers: Sequence[Caller]
-    strangers: Sequence[Client]
-    """Who may see what is compared; only in the full world."""
+    owners: Sequence[Client]
+    """Clients that may read the foreign resources of the callers, in the same order."""
 
 
-def transaction(word: str, kind: Transaction.Kind.ValueType, category: str, amount: str, **fields: Any) -> Transaction:
-    """A transaction that says a word wherever it says anything."""
+def transaction(text: str, kind: Transaction.Kind.ValueType, category: str, amount: str, **fields: Any) -> Transaction:
+    """A transaction whose free texts all have one value."""
     return Transaction(
         kind=kind,
         category=category,
         amount=amount,
         **{
-            "description": word,
-            "owner": User(id=word, name=word),
-            "creator": User(id=word, name=word, email=word, membership=word),
-            "metadata": Struct(fields={word: Value(string_value=word)}),
-            "receipt_uri": word,
+            "description": text,
+            "owner": User(id=text, name=text),
+            "creator": User(id=text, name=text, email=text, membership=text),
+            "metadata": Struct(fields={text: Value(string_value=text)}),
+            "receipt_uri": text,
             **fields,
         },
     )
 
 
-async def furnish(client: Client, prefix: str, network: str, word: str, granted: str) -> Names:
-    """Gives a tenant two accounts with things of every kind; answers with their names."""
+async def create_resources(client: Client, prefix: str, network: str, text: str, granted: str) -> Resources:
+    """Creates two accounts of a tenant with resources of every kind; returns their names."""
     account, other, request_id = f"{prefix}-space", f"{prefix}-other", f"{prefix}-request"
     parent = f"accounts/{account}"
-    company = Company(title=word, legal_name=word, tax_id=word, notes=word)
-    await client.create_account(account, kind=Account.COMPANY, display_name=word, company=company)
-    await client.create_account(other, kind=Account.USER, display_name=word, user=User(id=word, name=word))
+    company = Company(title=text, legal_name=text, tax_id=text, notes=text)
+    await client.create_account(account, kind=Account.COMPANY, display_name=text, company=company)
+    await client.create_account(other, kind=Account.USER, display_name=text, user=User(id=text, name=text))
     labels = {"location": f"{prefix}-location", "membership": f"{prefix}-membership", "company": account}
 
     async def post(kind: Transaction.Kind.ValueType, category: str, amount: str, **fields: Any) -> Transaction:
-        message = transaction(word, kind, category, amount, labels=labels, **fields)
+        message = transaction(text, kind, category, amount, labels=labels, **fields)
         return await client.ledger.CreateTransaction(
             CreateTransactionRequest(parent=parent, transaction=message), metadata=client.metadata
         )
 
     await post(Transaction.GRANT, "purchase", granted)
     await post(Transaction.GRANT, "credit_package", "7", ttl=Duration(seconds=86_400))
-    charge = await post(Transaction.CHARGE, "inference", "-2", usage=Usage(model=word, input_tokens=5))
-    await post(Transaction.CHARGE, "computing", "-1", usage=Usage(model=word))
+    charge = await post(Transaction.CHARGE, "inference", "-2", usage=Usage(model=text, input_tokens=5))
+    await post(Transaction.CHARGE, "computing", "-1", usage=Usage(model=text))
     await post(Transaction.CHARGE, "ai_chat", "-1")
-    await post(Transaction.CHARGE, "booking", "-1", booking=Booking(id=word))
-    await post(Transaction.CHARGE, "order", "-1", order=Order(id=word))
-    await post(Transaction.CHARGE, "event_ticket", "-1", event_ticket=EventTicket(id=word))
+    await post(Transaction.CHARGE, "booking", "-1", booking=Booking(id=text))
+    await post(Transaction.CHARGE, "order", "-1", order=Order(id=text))
+    await post(Transaction.CHARGE, "event_ticket", "-1", event_ticket=EventTicket(id=text))
     await client.ledger.RefundTransaction(
         RefundTransactionRequest(name=charge.name, amount="1", request_id=request_id), metadata=client.metadata
     )
     await client.ledger.TransferCredits(
-        TransferCreditsRequest(name=parent, destination=f"accounts/{other}", amount="1", description=word),
+        TransferCreditsRequest(name=parent, destination=f"accounts/{other}", amount="1", description=text),
         metadata=client.metadata,
     )
     lots = await client.ledger.ListLots(ListLotsRequest(parent=parent, page_size=1), metadata=client.metadata)
     made = await client.admin.CreateApiKey(
-        CreateApiKeyRequest(api_key=ApiKey(display_name=word, scopes=["admin"], account=parent)),
+        CreateApiKeyRequest(api_key=ApiKey(display_name=text, scopes=["admin"], account=parent)),
         metadata=client.metadata,
     )
     pages = (
@@ -204,7 +206,7 @@ async def furnish(client: Client, prefix: str, network: str, word: str, granted:
     )
     tokens = [page.next_page_token for page in pages]
     assert all(tokens), "each list has another page"
-    return Names(
+    return Resources(
         network=network,
         account=account,
         other=other,
@@ -218,34 +220,35 @@ async def furnish(client: Client, prefix: str, network: str, word: str, granted:
 
 
 async def populate(server: Server, *, is_full: bool) -> tuple[list[Caller], list[Client]]:
-    """The callers' own things first, so that they are the same in both worlds; then the strangers'."""
-    mine, shared, alien = [await server.create_tenant(slug) for slug in ("mine", "shared", "alien")]
-    networks = {slug: str(uuid5(NAMESPACE_URL, slug)) for slug in ("mine", "shared", "alien")}
-    owner, landlord = await server.client(mine, scopes=EVERYTHING), await server.client(shared, scopes=EVERYTHING)
-    own = await furnish(owner, "own", networks["mine"], "own", "1000")
-    home = await furnish(landlord, "own", networks["shared"], "own", "1000")
-    lodger = await server.client(shared, account_id=home.account, scopes=EVERYTHING)
-    stranger = await server.client(alien, scopes=EVERYTHING)
-    strangers = [stranger, landlord]
+    """Creates the callers' own resources, equal in both worlds, then the foreign ones; returns callers and owners."""
+    own_tenant, shared_tenant, foreign_tenant = [await server.create_tenant(slug) for slug in TENANTS]
+    networks = {slug: str(uuid5(NAMESPACE_URL, slug)) for slug in TENANTS}
+    own_admin = await server.client(own_tenant, scopes=EVERYTHING)
+    shared_admin = await server.client(shared_tenant, scopes=EVERYTHING)
+    own = await create_resources(own_admin, "own", networks["own"], "own", "1000")
+    own_account = await create_resources(shared_admin, "own", networks["shared"], "own", "1000")
+    bound_client = await server.client(shared_tenant, account_id=own_account.account, scopes=EVERYTHING)
+    foreign_admin = await server.client(foreign_tenant, scopes=EVERYTHING)
+    owners = [foreign_admin, shared_admin]
     if is_full:
-        theirs = await furnish(stranger, WORD, networks["alien"], PRIVATE, GRANTED)
-        neighbours = await furnish(landlord, WORD, networks["shared"], PRIVATE, GRANTED)
+        of_tenant = await create_resources(foreign_admin, FOREIGN_PREFIX, networks["foreign"], PRIVATE, GRANTED)
+        of_account = await create_resources(shared_admin, FOREIGN_PREFIX, networks["shared"], PRIVATE, GRANTED)
     else:
-        for client in strangers:
-            for name in ("nobody", "nothing"):
+        for client in owners:
+            for name in ("first", "second"):
                 await client.create_account(name)
-        # Never looked at: what is asked for is what the full world holds.
-        theirs = neighbours = own
+        # Unused: the requests to both worlds name the resources of the full one.
+        of_tenant = of_account = own
     return [
-        Caller("another tenant", owner.key, own, theirs),
-        Caller("another account", lodger.key, home, neighbours),
-    ], strangers
+        Caller("another tenant", own_admin.key, own, of_tenant),
+        Caller("another account", bound_client.key, own_account, of_account),
+    ], owners
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def worlds(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[World, World]]:
     """The full world and the bare one."""
-    made = []
+    worlds = []
     async with AsyncExitStack() as stack:
         for is_full in (True, False):
             folder = tmp_path_factory.mktemp("world")
@@ -255,30 +258,27 @@ async def worlds(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tupl
                 serving(book, Settings(port=0)) as port,
                 grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
             ):
-                callers, strangers = await populate(Server(book, channel), is_full=is_full)
-            # From here on both have seen the same randomness.
+                callers, owners = await populate(Server(book, channel), is_full=is_full)
+            # Both worlds restart with the same clock and randomness.
             book = await stack.enter_async_context(open_book(database_url, Clock(NOON + SECOND), Random(2).randbytes))
             port = await stack.enter_async_context(serving(book, Settings(port=0)))
             channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{port}"))
             origin = await asyncio.to_thread(stack.enter_context, gateway_before(folder, port))
-            strangers = [Client(channel, each.key) for each in strangers]
-            made.append(World(book, channel, origin, callers, strangers))
-        yield made[0], made[1]
+            owners = [Client(channel, each.key) for each in owners]
+            worlds.append(World(book, channel, origin, callers, owners))
+        yield worlds[0], worlds[1]
 
 
 def methods() -> dict[str, MethodDescriptor]:
-    """Every method of every service, by its full name, as the contracts have it."""
+    """Every method of the contracts, by its full name."""
     services = [Default().FindServiceByName(service) for service in SERVICES]
     found = {f"{service.full_name}/{method.name}": method for service in services for method in service.methods}
-    # The other way round, so that a key is rotated before it is revoked.
+    # In descending order, so that a key is rotated before it is revoked.
     return dict(sorted(found.items(), reverse=True))
 
 
-def base_requests(own: Names) -> dict[str, Requests]:
-    """A request for each method that its caller may make, about their own things.
-
-    A method that is missing here fails test_every_method_is_asked.
-    """
+def base_requests(own: Resources) -> dict[str, Requests]:
+    """A permitted request for each method, for the caller's own resources."""
     parent, post = f"accounts/{own.account}", transaction("own", Transaction.CHARGE, "ai_chat", "-1")
     created = CreateTransactionRequest(parent=parent, transaction=post)
     ledger, admin = "daybook.v1.Ledger", "daybook.v1.Admin"
@@ -321,36 +321,36 @@ def base_requests(own: Names) -> dict[str, Requests]:
     }
 
 
-def their_values(name: str, theirs: Names) -> Iterable[str]:
-    """What a field of some name is set to, to name what is the stranger's. A field that isn't known gets an id."""
-    account = f"accounts/{theirs.account}"
+def foreign_values(name: str, foreign: Resources) -> Iterable[str]:
+    """Values of a field that name foreign resources; account ids for a field without a rule."""
+    account = f"accounts/{foreign.account}"
     match name:
         case "name" | "refund_of" | "transfer_peer":
-            return account, f"{account}/balance", theirs.charge, theirs.lot, theirs.api_key
+            return account, f"{account}/balance", foreign.charge, foreign.lot, foreign.api_key
         case "parent" | "destination" | "account.name" | "api_key.account":
-            return account, f"accounts/{theirs.other}"
+            return account, f"accounts/{foreign.other}"
         case _ if name in TOKEN_FIELDS:
-            return theirs.tokens
+            return foreign.tokens
         case "request_id":
-            return (theirs.request_id,)
+            return (foreign.request_id,)
         case "filter":
             return [
                 f'labels.{label} = "{value}"'
                 for label, value in (
-                    ("company", theirs.account),
-                    ("location", f"{WORD}-location"),
-                    ("membership", f"{WORD}-membership"),
+                    ("company", foreign.account),
+                    ("location", f"{FOREIGN_PREFIX}-location"),
+                    ("membership", f"{FOREIGN_PREFIX}-membership"),
                 )
             ]
         case "account":
-            return account, theirs.account
-    return theirs.account, theirs.other
+            return account, foreign.account
+    return foreign.account, foreign.other
 
 
 def texts(descriptor: Descriptor) -> Iterator[list[tuple[str, FieldDescriptor]]]:
-    """Every text in a message of the project's own, at any depth, by its path.
+    """The text fields of Daybook's messages with their paths, at any depth.
 
-    One by one, except those of a message that is kept as a whole.
+    Each is a group of its own, except those of a message in STORED_MESSAGES, which form one group.
     """
     for each in descriptor.fields:
         inside = each.message_type
@@ -358,11 +358,11 @@ def texts(descriptor: Descriptor) -> Iterator[list[tuple[str, FieldDescriptor]]]
             yield [(each.name, each)]
         elif inside is not None and inside.full_name.startswith("daybook."):
             found = [[(f"{each.name}.{path}", text) for path, text in group] for group in texts(inside)]
-            yield from [[text for group in found for text in group]] if inside.full_name in KEPT else found
+            yield from [[text for group in found for text in group]] if inside.full_name in STORED_MESSAGES else found
 
 
-def put(message: Any, path: str, value: str) -> None:
-    """Sets a text at a path; all elements of what is repeated get it, and one that is empty gets one."""
+def set_text(message: Any, path: str, value: str) -> None:
+    """Sets the text at a path. A repeated field gets it in its last message, which is added if there is none."""
     name, _, rest = path.partition(".")
     descriptor = message.DESCRIPTOR.fields_by_name[name]
     if not rest:
@@ -373,36 +373,36 @@ def put(message: Any, path: str, value: str) -> None:
         return
     inside = getattr(message, name)
     if not descriptor.is_repeated:
-        put(inside, rest, value)
+        set_text(inside, rest, value)
     elif descriptor.message_type.GetOptions().map_entry:
         inside["company"] = value
     else:
-        put(inside[-1] if inside else inside.add(), rest, value)
+        set_text(inside[-1] if inside else inside.add(), rest, value)
 
 
-PATHS = ("account.name", "api_key.account")
-"""Texts that are known by their path, since others of the same name mean something else."""
-KEPT = CHARACTERS_MAX.keys() - {Account.DESCRIPTOR.full_name, ApiKey.DESCRIPTOR.full_name}
-"""Messages that are kept as they are, or refused where they are output only, and looked up nowhere."""
+TEXT_PATHS = ("account.name", "api_key.account")
+"""Texts identified by their path, since fields of the same name have another meaning elsewhere."""
+STORED_MESSAGES = CHARACTERS_MAX.keys() - {Account.DESCRIPTOR.full_name, ApiKey.DESCRIPTOR.full_name}
+"""Messages that are stored unchanged, or refused if output-only. Their texts are never used for a lookup."""
 FORMATTED = ("amount", "category", "country_code", "cost_usd", "key")
-"""Texts in them that can't name anything, and would have all of it refused."""
+"""Texts of these messages with a required format: a foreign name there would make the whole request invalid."""
 
 
-def probes(method: MethodDescriptor, base: Requests, theirs: Names) -> Iterator[tuple[str, Requests]]:
-    """The request as it is, and once for each text in it and each thing of the stranger's that it can name."""
+def probes(method: MethodDescriptor, base: Requests, foreign: Resources) -> Iterator[tuple[str, Requests]]:
+    """The base request, and a copy for each text and each foreign name that the text can have."""
     yield "", base
     for group in texts(method.input_type):
         free = [(path, text) for path, text in group if len(group) == 1 or text.name not in FORMATTED]
-        values = [their_values(path if path in PATHS else text.name, theirs) for path, text in free]
+        values = [foreign_values(path if path in TEXT_PATHS else text.name, foreign) for path, text in free]
         for some in [values] if len(group) > 1 else zip(*values, strict=True):
             changed = [type(each).FromString(each.SerializeToString()) for each in base]
             for (path, _), value in zip(free, some, strict=True):
-                put(changed[-1], path, value if isinstance(value, str) else value[0])
+                set_text(changed[-1], path, value if isinstance(value, str) else value[0])
             yield free[0][0], changed
 
 
-async def ask(world: World, method: str, requests: Requests, metadata: Sequence[tuple[str, str]]) -> Answer:
-    """All that comes back over gRPC. On the wire every method is a stream both ways."""
+async def call_grpc(world: World, method: str, requests: Requests, metadata: Sequence[tuple[str, str]]) -> Answer:
+    """The answer over gRPC. Every method can be called as a bidirectional stream."""
     multicallable: Any = world.channel.stream_stream(f"/{method}")
     call = multicallable(iter([each.SerializeToString() for each in requests]), metadata=metadata)
     messages: list[bytes] = []
@@ -418,7 +418,7 @@ async def ask(world: World, method: str, requests: Requests, metadata: Sequence[
 
 
 def bindings(method: MethodDescriptor) -> list[HttpRule]:
-    """Every REST path of a method."""
+    """The HTTP rules of a method, one per REST path."""
     rule: HttpRule = method.GetOptions().Extensions[http]
     return [each for each in (rule, *rule.additional_bindings) if each.WhichOneof("pattern")]
 
@@ -433,7 +433,7 @@ class RestRequest:
 
 
 def transcode(rule: HttpRule, request: Message) -> RestRequest | None:
-    """A request the way REST says it; None where the path can't say it."""
+    """The REST form of a request, or None if the path cannot express it."""
     verb = cast("str", rule.WhichOneof("pattern"))
     template: str = getattr(rule, verb)
     fields = MessageToDict(request, preserving_proto_field_name=True)
@@ -460,13 +460,13 @@ def transcode(rule: HttpRule, request: Message) -> RestRequest | None:
 
 
 def send_rest(world: World, request: RestRequest, headers: dict[str, str]) -> Answer:
-    """All that comes back over REST but the time of day."""
+    """The answer over REST, without its date header."""
     more = {"content-type": "application/json"} if request.body else {}
     answer = send(
         world.origin,
         request.target,
         method=request.method,
-        # What would differ by itself between two gateways.
+        # Without these two headers, the answers of two gateways would differ.
         headers={"host": "daybook.example", "x-request-id": "same", **headers, **more},
         body=request.body,
     )
@@ -475,46 +475,48 @@ def send_rest(world: World, request: RestRequest, headers: dict[str, str]) -> An
 
 
 def headers_of(method: str, caller: Caller) -> Iterator[dict[str, str]]:
-    """With what headers a caller asks: where one of them names a tenant, also with the stranger's."""
+    """The headers of a caller; for Spacebring, which names the tenant in one, also with the foreign tenant."""
     credential = {"authorization": f"Bearer {caller.key}"}
     if not method.startswith(spacebring.VENDOR.service):
         yield credential
         return
-    for network in (caller.own.network, caller.theirs.network):
+    for network in (caller.own.network, caller.foreign.network):
         yield {**credential, NETWORK_HEADER: network}
 
 
-async def strangers_books(book: Book) -> dict[str, list[str]]:
-    """Every row that is about what the strangers hold."""
+async def foreign_rows(book: Book) -> dict[str, list[str]]:
+    """All rows of foreign resources, by table."""
     async with book.database.primary.snapshot() as connection:
         rows = {
             table.name: [row._asdict() for row in await connection.execute(select(table))]
             for table in schema.sorted_tables
         }
-    (tenant,) = [row["number"] for row in rows["tenants"] if row["slug"] == "alien"]
-    # The owner may have an account of the same id.
-    (owner,) = [row["number"] for row in rows["tenants"] if row["slug"] == "mine"]
+    (tenant,) = [row["number"] for row in rows["tenants"] if row["slug"] == "foreign"]
+    # Callers may have created an account with the same id.
+    (own,) = [row["number"] for row in rows["tenants"] if row["slug"] == "own"]
     numbers = {
-        row["number"] for row in rows["accounts"] if row["id"].startswith(WORD) and row["tenant_number"] != owner
+        row["number"]
+        for row in rows["accounts"]
+        if row["id"].startswith(FOREIGN_PREFIX) and row["tenant_number"] != own
     }
     keys = {row["id"] for row in rows["api_keys"] if row["account_number"] in numbers or row["tenant_number"] == tenant}
-    theirs = {"account_number": numbers, "tenant_number": {tenant}, "key_id": keys}
+    foreign = {"account_number": numbers, "tenant_number": {tenant}, "key_id": keys}
     numbered = {"accounts": numbers, "tenants": {tenant}}
     return {
         table: sorted(
             repr(row)
             for row in each
-            if any(row.get(column) in values for column, values in theirs.items())
+            if any(row.get(column) in values for column, values in foreign.items())
             or row.get("number") in numbered.get(table, ())
         )
         for table, each in rows.items()
     }
 
 
-def test_every_method_is_asked() -> None:
-    """The table of requests has each method of the contracts, and no other, and each path leads to one of them."""
-    nothing = Names("", "a", "b", "accounts/a/transactions/c", "", "apiKeys/k", "", "")
-    table = base_requests(nothing)
+def test_every_method_has_a_request() -> None:
+    """base_requests has exactly the methods of the contracts, and each REST path can express its request."""
+    names = Resources("", "a", "b", "accounts/a/transactions/c", "", "apiKeys/k", "", "")
+    table = base_requests(names)
     assert table.keys() == methods().keys()
     unreachable = [
         (name, rule)
@@ -526,22 +528,22 @@ def test_every_method_is_asked() -> None:
 
 
 def credentials(caller: Caller) -> Iterator[str]:
-    """Credentials that are half the stranger's, or nobody's."""
-    secret, their_id = caller.key.partition(".")[2], caller.theirs.api_key.removeprefix("apiKeys/")
-    for key in (f"{their_id}.{secret}", f"{their_id}.x", f"nobody.{secret}"):
+    """Invalid credentials: a foreign or an unknown key id, with the caller's secret or a wrong one."""
+    secret, foreign_id = caller.key.partition(".")[2], caller.foreign.api_key.removeprefix("apiKeys/")
+    for key in (f"{foreign_id}.{secret}", f"{foreign_id}.x", f"unknown.{secret}"):
         yield f"Bearer {key}"
         yield f"Basic {b64encode(key.replace('.', ':').encode()).decode()}"
 
 
-def questions(caller: Caller) -> Iterator[tuple[str, MethodDescriptor, Requests, dict[str, str]]]:
-    """Everything that a caller asks: the field that is not their own, the method, the messages and the headers."""
+def calls_of(caller: Caller) -> Iterator[tuple[str, MethodDescriptor, Requests, dict[str, str]]]:
+    """All calls of a caller: the changed field or credential, the method, its messages and headers."""
     table = base_requests(caller.own)
     for name, method in methods().items():
-        # One interceptor looks at them for all methods; each facade has words of its own.
+        # One interceptor checks credentials for all native methods; each facade has its own error format.
         if name.partition("/")[0] in FACADES or method.name == "GetAccount":
             for credential in credentials(caller):
                 yield credential, method, table[name], {"authorization": credential}
-        for path, requests in probes(method, table[name], caller.theirs):
+        for path, requests in probes(method, table[name], caller.foreign):
             for headers in headers_of(name, caller):
                 yield path, method, requests, headers
 
@@ -549,9 +551,9 @@ def questions(caller: Caller) -> Iterator[tuple[str, MethodDescriptor, Requests,
 async def answers(
     world: World, method: MethodDescriptor, requests: Requests, headers: dict[str, str]
 ) -> list[tuple[object, Answer]]:
-    """What a world answers over gRPC, and over each REST path, each with what was sent."""
+    """The answers of a world over gRPC and over each REST path, each with its request."""
     name = f"{method.containing_service.full_name}/{method.name}"
-    found: list[tuple[object, Answer]] = [(requests, await ask(world, name, requests, tuple(headers.items())))]
+    found: list[tuple[object, Answer]] = [(requests, await call_grpc(world, name, requests, tuple(headers.items())))]
     for rule in bindings(method):
         rest = transcode(rule, requests[0])
         if rest is not None:
@@ -560,40 +562,42 @@ async def answers(
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_what_is_somebody_elses_is_not_there(worlds: tuple[World, World]) -> None:
-    """Every answer is the same to the byte whether or not the stranger has what was asked for."""
+async def test_foreign_resource_is_answered_like_a_missing_one(worlds: tuple[World, World]) -> None:
+    """Every answer is byte for byte the same, whether or not the foreign resource exists."""
     full, bare = worlds
-    before = await strangers_books(full.book)
+    rows = await foreign_rows(full.book)
     problems: list[str] = []
     reached: set[str] = set()
     for caller in full.callers:
-        for what, method, requests, headers in questions(caller):
+        for field_name, method, requests, headers in calls_of(caller):
             pairs = await asyncio.gather(*(answers(world, method, requests, headers) for world in (full, bare)))
             for (sent, one), (_, other) in zip(*pairs, strict=True):
                 if one != other or any(secret in repr(one) for secret in SECRETS):
-                    problems.append(f"{caller.title}, {method.name}, {what}: {sent}\n  full: {one}\n  bare: {other}")
+                    problems.append(
+                        f"{caller.title}, {method.name}, {field_name}: {sent}\n  full: {one}\n  bare: {other}"
+                    )
                 if one[0] in (200, grpc.StatusCode.OK):
                     reached.add(method.full_name)
-                    assert what not in TOKEN_FIELDS, f"{method.name} took a page token of the stranger's"
+                    assert field_name not in TOKEN_FIELDS, f"{method.name} accepted a foreign page token"
     assert not problems, f"{len(problems)}:\n" + "\n".join(problems[:10])
-    # A table of requests that are all refused would prove nothing.
+    # The comparison is meaningful only if each method also succeeds.
     assert reached == {method.full_name for method in methods().values()}
-    assert await strangers_books(full.book) == before
+    assert await foreign_rows(full.book) == rows
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_the_stranger_sees_what_nobody_else_does(worlds: tuple[World, World]) -> None:
-    """What is asked for is there: each path that reads answers its owner with what no other answer may have."""
+async def test_owner_reads_the_foreign_resources(worlds: tuple[World, World]) -> None:
+    """Each reading path answers the owner of a foreign resource with its content, so the resource exists."""
     full, _ = worlds
-    for caller, stranger in zip(full.callers, full.strangers, strict=True):
-        table = base_requests(caller.theirs)
+    for caller, owner in zip(full.callers, full.owners, strict=True):
+        table = base_requests(caller.foreign)
         for name, method in methods().items():
             for rule in bindings(method):
                 if rule.WhichOneof("pattern") != "get" or method.name == "VerifyAccounts":
                     continue
-                key = caller.theirs.key_string if method.name == "GetCreditsHistory" else stranger.key
+                key = caller.foreign.key_string if method.name == "GetCreditsHistory" else owner.key
                 request = transcode(rule, table[name][0])
                 assert request is not None
-                headers = {"authorization": f"Bearer {key}", NETWORK_HEADER: caller.theirs.network}
+                headers = {"authorization": f"Bearer {key}", NETWORK_HEADER: caller.foreign.network}
                 answer = await asyncio.to_thread(send_rest, full, request, headers)
                 assert any(secret in repr(answer) for secret in SECRETS), (request, answer)

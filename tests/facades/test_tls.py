@@ -1,4 +1,4 @@
-"""TLS before the gateway and behind it: by the settings of `daybook up`, and for envoy.yaml as the docs have it."""
+"""TLS of the gateway towards clients and towards servers: with `daybook up`, and with envoy.yaml."""
 
 from __future__ import annotations
 
@@ -47,19 +47,19 @@ PAGE = (ROOT / "docs/operate/tls.md").read_text()
 
 @dataclass(frozen=True)
 class Secured:
-    """A `daybook up` with TLS everywhere, and what a client needs for it."""
+    """A `daybook up` with TLS on all connections, and the certificates."""
 
     daybook: Daybook
     gateway: Pair
-    """What the gateway shows; a test may replace it."""
+    """The gateway's pair; a test may replace it."""
     server: Pair
     client: Pair
-    """What the server lets in."""
+    """The client pair that the server accepts."""
 
 
 @pytest.fixture(scope="module")
 def secured(gateway: Daybook, authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
-    """The demo once more, with TLS before the gateway and mutual TLS behind it."""
+    """A second demo, with TLS at the gateway and mutual TLS between gateway and server."""
     folder, ports = tmp_path_factory.mktemp("secured"), Ports.free()
     copy_database(gateway.folder / "daybook.db", folder / "daybook.db")
     live = Pair(folder / "gateway.crt", folder / "gateway.key")
@@ -69,7 +69,7 @@ def secured(gateway: Daybook, authority: Authority, tmp_path_factory: pytest.Tem
         "TLS_CERTIFICATE_FILE": server.certificate,
         "TLS_KEY_FILE": server.key,
         "TLS_CLIENT_CA_FILE": authority.file,
-        # As people write them, relative to where they are.
+        # Relative paths, as users may write them.
         "GATEWAY_TLS_CERTIFICATE_FILE": live.certificate.name,
         "GATEWAY_TLS_KEY_FILE": live.key.name,
         "GATEWAY_SERVER_CA_FILE": authority.file,
@@ -92,8 +92,8 @@ def secured(gateway: Daybook, authority: Authority, tmp_path_factory: pytest.Tem
 
 
 @pytest.mark.parametrize(("protocol", "version"), [("h2", "HTTP/2"), ("http/1.1", "HTTP/1.1")])
-def test_rest_over_tls(secured: Secured, authority: Authority, protocol: str, version: str) -> None:
-    """The gateway takes HTTP/1.1 and HTTP/2, as the client likes, and the server answers behind its own TLS."""
+def test_rest_over_tls_succeeds(secured: Secured, authority: Authority, protocol: str, version: str) -> None:
+    """The gateway negotiates HTTP/1.1 or HTTP/2 by ALPN, and calls the server over TLS."""
     port = secured.daybook.ports.gateway
     with connect(port, authority, protocols=(protocol,)) as connection:
         assert connection.selected_alpn_protocol() == protocol
@@ -102,16 +102,16 @@ def test_rest_over_tls(secured: Secured, authority: Authority, protocol: str, ve
         answer = client.get(f"https://localhost:{port}{BALANCE}")
         assert (answer.status_code, answer.http_version) == (200, version)
         paged = client.get(f"https://localhost:{port}/api/billing/accounts/example/transactions?page_size=3").json()
-    assert paged["next"].startswith(f"https://localhost:{port}/"), "links are as the caller came"
+    assert paged["next"].startswith(f"https://localhost:{port}/"), "links have the scheme of the request"
 
 
 def trusting(authority: Authority) -> ssl.SSLContext:
-    """What verifies the gateway."""
+    """A context that trusts an authority."""
     return ssl.create_default_context(cafile=str(authority.file))
 
 
-def test_grpc_over_tls(secured: Secured, authority: Authority) -> None:
-    """Native gRPC goes through the gateway's TLS."""
+def test_grpc_over_tls_succeeds(secured: Secured, authority: Authority) -> None:
+    """A native gRPC call succeeds over the gateway's TLS."""
     credentials = grpc.ssl_channel_credentials(authority.file.read_bytes())
     with grpc.secure_channel(f"localhost:{secured.daybook.ports.gateway}", credentials) as channel:
         balance = ledger_stub(channel).GetBalance(
@@ -120,9 +120,9 @@ def test_grpc_over_tls(secured: Secured, authority: Authority) -> None:
         assert balance.amount
 
 
-def test_nobody_gets_in_without_tls(secured: Secured, authority: Authority) -> None:
-    """The gateway answers no plain HTTP, and the server nobody who shows no certificate of its authority."""
-    with pytest.raises(OSError):  # noqa: PT011  # which one depends on how far the client has come
+def test_connection_without_tls_or_client_certificate_is_refused(secured: Secured, authority: Authority) -> None:
+    """The gateway refuses plain HTTP, and the server a client without a certificate of its authority."""
+    with pytest.raises(OSError):  # noqa: PT011  # the subclass depends on timing
         send(secured.daybook.origin, "/healthz")
     for port, client in ((secured.daybook.ports.server, None), (secured.daybook.ports.server, secured.client)):
         with connect(port, authority, client=client) as connection:
@@ -131,12 +131,12 @@ def test_nobody_gets_in_without_tls(secured: Secured, authority: Authority) -> N
                 greeting = connection.recv(9)
             except ssl.SSLError:
                 greeting = b""
-        # A server of HTTP/2 speaks first: its settings.
+        # An HTTP/2 server sends its settings first.
         assert bool(greeting) is (client is not None)
 
 
-def test_gateway_takes_up_a_new_certificate(secured: Secured, authority: Authority) -> None:
-    """A pair that is moved into place counts from the next connection on; one that doesn't fit changes nothing."""
+def test_gateway_reloads_its_certificate(secured: Secured, authority: Authority) -> None:
+    """The gateway uses a replaced pair for new connections, and ignores a pair that does not match."""
     port = secured.daybook.ports.gateway
     assert served_serial(port, authority) == secured.gateway.serial
     first, second = secured.gateway.serial, authority.issue("second gateway")
@@ -144,7 +144,7 @@ def test_gateway_takes_up_a_new_certificate(secured: Secured, authority: Authori
     Pair(secured.gateway.certificate, stranger.key).move_to(secured.gateway)
     assert served_serial(port, authority) == first
     second.move_to(secured.gateway)
-    wait_until(lambda: served_serial(port, authority) == second.serial, "the new certificate is shown")
+    wait_until(lambda: served_serial(port, authority) == second.serial, "the gateway presents the new certificate")
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_gateway_takes_up_a_new_certificate(secured: Secured, authority: Authori
 def test_gateway_verifies_the_server(
     secured: Secured, authority: Authority, tmp_path: Path, name: str, is_trusted: bool, status: int
 ) -> None:
-    """Envoy passes nothing on to a server whose certificate is for another name, or signed by somebody else."""
+    """Envoy does not call a server whose certificate has another name or another authority."""
     trusted = authority if is_trusted else Authority(tmp_path)
     settings = Settings(
         port=secured.daybook.ports.server,
@@ -172,14 +172,14 @@ def test_gateway_verifies_the_server(
 
     write_secrets(settings, tmp_path)
     with gateway_before(tmp_path, settings.port, with_tls) as origin:
-        # A server that is not healthy is asked all the same, and so is one that is not known to be yet.
-        wait_until(lambda: send(origin, BALANCE, headers=CREDENTIAL).status == status, "the answer that is due")
+        # Until the first health check, Envoy calls the server regardless of its health.
+        wait_until(lambda: send(origin, BALANCE, headers=CREDENTIAL).status == status, f"the gateway answers {status}")
         assert send(origin, "/readyz").status == status
 
 
 @pytest.mark.parametrize("command", ["serve", "up"])
-def test_unusable_certificate_ends_the_start(tmp_path: Path, command: str) -> None:
-    """Both commands say in one line which setting is wrong."""
+def test_start_with_an_unreadable_certificate_fails_in_one_line(tmp_path: Path, command: str) -> None:
+    """Both commands print one line with the invalid setting."""
     settings = {"DAYBOOK_TLS_CERTIFICATE_FILE": "nothing.crt", "DAYBOOK_TLS_KEY_FILE": "nothing.key"}
     ports = Ports.free()
     flags = ports.flags if command == "up" else ("--port", str(ports.server))
@@ -193,7 +193,7 @@ def snippets(language: str) -> list[str]:
 
 
 def run_shell(command: str, folder: Path) -> str:
-    """What a command prints that must succeed, run as a reader would paste it."""
+    """Runs a shell command; returns its standard output. Fails if its exit code is not 0."""
     tools = folder / "tools"
     tools.mkdir(exist_ok=True)
     curl.install(tools)
@@ -211,8 +211,8 @@ def run_shell(command: str, folder: Path) -> str:
 
 
 @pytest.mark.parametrize("number", [1, 2], ids=["through the gateway", "past it"])
-def test_documented_commands_work(secured: Secured, authority: Authority, tmp_path: Path, number: int) -> None:
-    """The commands of docs/operate/tls.md, with the files in this folder and the ports of this test."""
+def test_documented_commands_succeed(secured: Secured, authority: Authority, tmp_path: Path, number: int) -> None:
+    """The commands of docs/operate/tls.md succeed with the test's files and ports."""
     ports = secured.daybook.ports
     for name, file in {
         "tls.crt": secured.gateway.certificate,
@@ -227,7 +227,7 @@ def test_documented_commands_work(secured: Secured, authority: Authority, tmp_pa
 
 
 def test_printed_commands_trust_the_certificate(secured: Secured, tmp_path: Path) -> None:
-    """What `daybook up --demo` prints works with TLS too."""
+    """The commands that `daybook up --demo` prints succeed over TLS."""
     commands = printed_commands(secured.daybook)
     for title in ("Teable: what a space consumed", "Native gRPC, by reflection"):
         command = commands[title].replace(secured.gateway.certificate.name, str(secured.gateway.certificate))
@@ -236,7 +236,7 @@ def test_printed_commands_trust_the_certificate(secured: Secured, tmp_path: Path
 
 @contextmanager
 def envoy_in(folder: Path, configuration: str) -> Iterator[None]:
-    """Envoy in a folder, until the end of the block; what it prints is in the file `output`."""
+    """Runs Envoy in a folder until the end of the block; its output is in the file `output`."""
     command = [envoy_path(), "-c", configuration, "--disable-hot-restart", "--log-level", "warning"]
     with (folder / "output").open("wb") as output:
         process = subprocess.Popen(command, cwd=folder, stdout=output, stderr=output)
@@ -256,8 +256,8 @@ def answers(origin: str, path: str = "/readyz", **options: Any) -> bool:
         return False
 
 
-def test_envoy_yaml_by_itself(authority: Authority, tmp_path: Path) -> None:
-    """envoy.yaml starts without certificates, and takes them up."""
+def test_envoy_yaml_loads_certificates_later(authority: Authority, tmp_path: Path) -> None:
+    """Envoy with envoy.yaml starts without certificates, and loads them when they exist."""
     ports = Ports.free()
     text = (ROOT / "envoy.yaml").read_text().replace("0.0.0.0", "127.0.0.1")  # noqa: S104  # what is replaced
     for port, other in ((8080, ports.gateway), (8443, ports.server), (9901, ports.admin)):
@@ -270,29 +270,29 @@ def test_envoy_yaml_by_itself(authority: Authority, tmp_path: Path) -> None:
     (tmp_path / "server/gateway/tls.yaml").write_text(secrets)
     (tmp_path / "gateway").mkdir()
     with envoy_in(tmp_path, "envoy.yaml"):
-        wait_until(lambda: answers(f"http://127.0.0.1:{ports.gateway}", "/healthz"), "the gateway works")
+        wait_until(lambda: answers(f"http://127.0.0.1:{ports.gateway}", "/healthz"), "/healthz answers 200")
         tls = ports.server
         with pytest.raises((ssl.SSLError, ConnectionResetError)):
             connect(tls, authority)
         pair = authority.issue("late")
         pair.move_to(Pair(tmp_path / "gateway/tls.crt", tmp_path / "gateway/tls.key"))
 
-        def shows_it() -> bool:
+        def presents_certificate() -> bool:
             try:
                 return served_serial(tls, authority) == pair.serial
             except (ssl.SSLError, ConnectionResetError):
                 return False
 
-        wait_until(shows_it, "the certificate is taken up")
+        wait_until(presents_certificate, "the gateway presents the certificate")
         assert handshake(tls, authority, ssl.TLSVersion.TLSv1_2) == "TLSv1.2"
         with pytest.raises(ssl.SSLError, match="PROTOCOL_VERSION"):
             handshake(tls, authority, ssl.TLSVersion.TLSv1_1)
-    said = (tmp_path / "output").read_text()
-    assert [line for line in said.splitlines() if "Invalid path" in line and "tls.crt" in line]
+    output = (tmp_path / "output").read_text()
+    assert [line for line in output.splitlines() if "Invalid path" in line and "tls.crt" in line]
 
 
-def test_gateway_elsewhere_speaks_tls(secured: Secured, authority: Authority, tmp_path: Path) -> None:
-    """What `daybook gateway-config` writes speaks TLS, and finds a server with mutual TLS."""
+def test_gateway_config_supports_tls(secured: Secured, authority: Authority, tmp_path: Path) -> None:
+    """A gateway configured by `daybook gateway-config` serves TLS and calls the server over mutual TLS."""
     ports = Ports.free()
     settings = {
         "DAYBOOK_GATEWAY_TLS_CERTIFICATE_FILE": str(secured.gateway.certificate),
@@ -302,11 +302,11 @@ def test_gateway_elsewhere_speaks_tls(secured: Secured, authority: Authority, tm
         "DAYBOOK_GATEWAY_CLIENT_CERTIFICATE_FILE": str(secured.client.certificate),
         "DAYBOOK_GATEWAY_CLIENT_KEY_FILE": str(secured.client.key),
     }
-    places = ["--gateway-host", "127.0.0.1", "--gateway-port", str(ports.gateway)]
-    places += ["--gateway-admin-port", str(ports.admin)]
+    addresses = ["--gateway-host", "127.0.0.1", "--gateway-port", str(ports.gateway)]
+    addresses += ["--gateway-admin-port", str(ports.admin)]
     server = f"localhost:{secured.daybook.ports.server}"
-    written = run("gateway-config", ".", "--server", server, *places, folder=tmp_path, settings=settings)
-    assert written.returncode == 0, written.stderr
+    result = run("gateway-config", ".", "--server", server, *addresses, folder=tmp_path, settings=settings)
+    assert result.returncode == 0, result.stderr
     with envoy_in(tmp_path, "envoy.yaml"), httpx.Client(verify=trusting(authority), http2=True) as client:
 
         def is_ready() -> bool:
@@ -315,7 +315,7 @@ def test_gateway_elsewhere_speaks_tls(secured: Secured, authority: Authority, tm
             except httpx.TransportError:
                 return False
 
-        wait_until(is_ready, "the gateway finds the server")
+        wait_until(is_ready, "/readyz answers 200")
         answer = client.get(f"https://localhost:{ports.gateway}{BALANCE}", headers=CREDENTIAL)
     assert (answer.status_code, answer.http_version) == (200, "HTTP/2")
 
@@ -329,23 +329,23 @@ def test_gateway_elsewhere_speaks_tls(secured: Secured, authority: Authority, tm
         ("gateway_server_ca_file", "gateway_server_name"),
     ],
 )
-def test_gateway_elsewhere_needs_what_belongs_together(tmp_path: Path, given: str, missing: str) -> None:
-    """What Envoy would look for at no path, and the name without which it could verify no server."""
+def test_gateway_config_refuses_incomplete_settings(tmp_path: Path, given: str, missing: str) -> None:
+    """A certificate without a key, and a CA without a server name, are refused with the missing setting."""
     settings = {f"DAYBOOK_{given.upper()}": "/etc/daybook/file.pem"}
     result = run("gateway-config", ".", "--server", "server-1:50051", folder=tmp_path, settings=settings)
     require_refusal(result, f"{missing} is missing: {given} is set")
     assert not list(tmp_path.iterdir())
 
 
-def test_gateway_elsewhere_presents_its_certificate_over_tls_only(tmp_path: Path) -> None:
-    """A certificate for the servers is no use, and no protection, without TLS to them."""
+def test_gateway_config_refuses_a_client_certificate_without_tls(tmp_path: Path) -> None:
+    """A client certificate requires TLS to the servers."""
     settings = {f"DAYBOOK_GATEWAY_CLIENT_{each}_FILE": "/etc/daybook/file.pem" for each in ("CERTIFICATE", "KEY")}
     result = run("gateway-config", ".", "--server", "server-1:50051", folder=tmp_path, settings=settings)
     require_refusal(result, "gateway_server_ca_file is missing: gateway_client_certificate_file is set")
 
 
-def test_gateway_elsewhere_listens_at_an_address(tmp_path: Path) -> None:
-    """Envoy resolves no name to listen at, and this machine knows no other's names."""
+def test_gateway_config_refuses_a_host_name(tmp_path: Path) -> None:
+    """gateway_host must be an address: Envoy resolves no listener names, and this machine may not know the other's."""
     result = run(
         "gateway-config", ".", "--server", "server-1:50051", "--gateway-host", "localhost", folder=tmp_path, settings={}
     )

@@ -1,4 +1,4 @@
-"""The `daybook` command: what it prints, what it refuses, and how it ends."""
+"""The `daybook` command: its output, its refusals and its shutdown."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ Start = Callable[..., Daybook]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Starts `daybook` commands in a folder of the test's own; kills what a failed test leaves."""
+    """Starts `daybook` commands in new folders, and kills the remaining ones at the end of the test."""
     started: list[Daybook] = []
 
     def start(*arguments: str, ports: Ports | None = None, **settings: str) -> Daybook:
@@ -79,7 +79,7 @@ def empty_database(tmp_path: Path) -> Path:
 
 
 def start_up(start: Start, database: Path, *more: str) -> Daybook:
-    """A `daybook up` on free ports that is ready."""
+    """Starts `daybook up` on free ports; returns when it is ready."""
     ports = Ports.free()
     daybook = start("up", "--database-url", sqlite_url(database), *ports.flags, *more, ports=ports)
     wait_until(lambda: is_healthy(daybook), "/readyz answers 200")
@@ -101,15 +101,15 @@ def listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def test_guide_has_a_command_for_each_way_in(gateway: Daybook) -> None:
-    """A command is printed for each API, and no other."""
+def test_guide_has_a_command_for_each_api(gateway: Daybook) -> None:
+    """`daybook up --demo` prints exactly one command per API."""
     assert printed_commands(gateway).keys() == TITLES
 
 
 @pytest.mark.parametrize("title", sorted(TITLES))
-def test_printed_command_works(gateway: Daybook, title: str, tmp_path: Path) -> None:
-    """What the guide prints can be pasted into a shell as it stands."""
-    # Last on the path, so that it stands in only on a machine without curl.
+def test_printed_command_succeeds(gateway: Daybook, title: str, tmp_path: Path) -> None:
+    """Each printed command succeeds in a shell and prints rows."""
+    # Last on the path: used only if curl is not installed.
     curl.install(tmp_path)
     result = subprocess.run(
         ["sh", "-c", printed_commands(gateway)[title]],
@@ -128,8 +128,8 @@ def test_printed_command_works(gateway: Daybook, title: str, tmp_path: Path) -> 
     assert '"id"' in result.stdout or '"uid"' in result.stdout or '"user_id"' in result.stdout
 
 
-def test_printed_commands_name_the_gateway(gateway: Daybook) -> None:
-    """Each command asks this gateway, whatever port it was given."""
+def test_printed_commands_have_the_gateways_port(gateway: Daybook) -> None:
+    """Each printed command has the gateway's host and port."""
     for command in printed_commands(gateway).values():
         (url,) = [word for word in shlex.split(command) if word.startswith("http")]
         assert url.startswith(f"{gateway.origin}/")
@@ -137,7 +137,7 @@ def test_printed_commands_name_the_gateway(gateway: Daybook) -> None:
 
 @pytest.mark.parametrize("which", ["server", "gateway", "admin"])
 def test_taken_port_is_named(tmp_path: Path, empty_database: Path, which: str) -> None:
-    """A port that is taken ends `daybook up` with one line that names it, before anything is made."""
+    """`daybook up` with a taken port prints one line with the port, before it creates the database."""
     ports = Ports.free()
     port = int(getattr(ports, which))
     with socket.create_server(("127.0.0.1", port)):
@@ -147,7 +147,7 @@ def test_taken_port_is_named(tmp_path: Path, empty_database: Path, which: str) -
 
 
 def test_taken_port_of_serve_is_named(tmp_path: Path, empty_database: Path) -> None:
-    """`daybook serve` says so too."""
+    """`daybook serve` with a taken port prints one line with the port."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         result = run("serve", "--database-url", sqlite_url(empty_database), "--port", port, folder=tmp_path)
@@ -157,8 +157,8 @@ def test_taken_port_of_serve_is_named(tmp_path: Path, empty_database: Path) -> N
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_signal_lets_a_call_in_flight_finish(start: Start, demo_database: Path, number: signal.Signals) -> None:
-    """A call that came before the signal gets its answer; then all ends with code 0."""
+def test_signal_waits_for_calls_in_flight(start: Start, demo_database: Path, number: signal.Signals) -> None:
+    """A call that began before the signal is answered; then all processes end with exit code 0."""
     daybook = start_up(start, demo_database)
     with (
         grpc.insecure_channel(f"127.0.0.1:{daybook.ports.gateway}") as channel,
@@ -172,7 +172,7 @@ def test_signal_lets_a_call_in_flight_finish(start: Start, demo_database: Path, 
             CreateTransactionRequest(parent="accounts/example", transaction=grant), metadata=metadata
         )
         wait_until(lambda: calls_in_flight(daybook) == 1, "the gateway passes the call on")
-        # It uses the same connections, so once this is answered the server has the posting.
+        # This call uses the same connections, so the server has received the posting when it is answered.
         ledger.GetAccount(GetAccountRequest(name="accounts/example"), metadata=metadata)
         family = daybook.family()
         daybook.process.send_signal(number)
@@ -191,14 +191,14 @@ def test_signal_lets_a_call_in_flight_finish(start: Start, demo_database: Path, 
 
 
 def calls_in_flight(daybook: Daybook) -> int:
-    """How many calls the gateway has passed on and had no answer to, health checks apart."""
+    """The number of calls that the gateway has passed on and that have no answer yet, without health checks."""
     admin = f"http://127.0.0.1:{daybook.ports.admin}"
     stats = send(admin, "/stats?filter=cluster.daybook.upstream_rq_active$").body.decode()
     return int(stats.rpartition(":")[2])
 
 
-def test_kill_leaves_no_envoy(start: Start, demo_database: Path) -> None:
-    """When the parent is killed at once, Envoy ends by itself."""
+def test_envoy_ends_if_its_parent_is_killed(start: Start, demo_database: Path) -> None:
+    """Envoy ends by itself if its parent is killed."""
     daybook = start_up(start, demo_database)
     family = daybook.family()
     assert [each.name() for each in family] == ["envoy"]
@@ -208,8 +208,8 @@ def test_kill_leaves_no_envoy(start: Start, demo_database: Path) -> None:
     assert not listens(daybook.ports.gateway)
 
 
-def test_end_of_envoy_is_the_end(start: Start, demo_database: Path) -> None:
-    """Without its gateway `daybook up` ends too, and says why."""
+def test_up_ends_if_envoy_ends(start: Start, demo_database: Path) -> None:
+    """`daybook up` ends with exit code 1 and a message if Envoy ends."""
     daybook = start_up(start, demo_database, "--demo")
     daybook.wait_for("Ctrl-C stops it.")
     (envoy,) = daybook.family()
@@ -222,9 +222,9 @@ def test_end_of_envoy_is_the_end(start: Start, demo_database: Path) -> None:
 
 @pytest.mark.parametrize(("option", "address"), [("--host", "::"), ("--gateway-host", "0.0.0.0")])  # noqa: S104  # refused
 def test_demo_stays_on_loopback(tmp_path: Path, demo_database: Path, option: str, address: str) -> None:
-    """The demo's keys are public: it is refused on any address but loopback."""
+    """The demo is refused on other addresses than loopback, since its keys are public."""
     ports = Ports.free()
-    before = set(psutil.Process().children(recursive=True))
+    children = set(psutil.Process().children(recursive=True))
     result = run(
         "up", "--demo", "--database-url", sqlite_url(demo_database), *ports.flags, option, address, folder=tmp_path
     )
@@ -232,13 +232,13 @@ def test_demo_stays_on_loopback(tmp_path: Path, demo_database: Path, option: str
     assert "Traceback" not in result.stderr
     assert [line for line in result.stderr.splitlines() if line.startswith("daybook: ") and "loopback" in line]
     assert "Try, in another terminal" not in result.stdout
-    assert set(psutil.Process().children(recursive=True)) == before
+    assert set(psutil.Process().children(recursive=True)) == children
     assert not listens(ports.server)
     assert not listens(ports.gateway)
 
 
-def test_demo_database_is_served_on_loopback_only_by_serve_too(tmp_path: Path, demo_database: Path) -> None:
-    """`daybook serve` keeps demo data on loopback, also without --demo."""
+def test_serve_keeps_demo_data_on_loopback(tmp_path: Path, demo_database: Path) -> None:
+    """`daybook serve` refuses to serve demo data on other addresses than loopback."""
     port = str(Ports.free().server)
     result = run(
         *("serve", "--database-url", sqlite_url(demo_database), "--port", port, "--host", "0.0.0.0"),  # noqa: S104  # refused
@@ -247,8 +247,8 @@ def test_demo_database_is_served_on_loopback_only_by_serve_too(tmp_path: Path, d
     require_refusal(result, "loopback")
 
 
-def test_second_start_finds_the_demo(start: Start, demo_database: Path) -> None:
-    """A demo that is there is served as it is, and not told twice."""
+def test_existing_demo_is_not_loaded_again(start: Start, demo_database: Path) -> None:
+    """A second start serves the existing demo data without loading it again."""
     daybook = start_up(start, demo_database, "--demo")
     daybook.wait_for("Ctrl-C stops it.")
     assert "demo data loaded" not in daybook.stdout + daybook.stderr
@@ -260,8 +260,8 @@ def test_second_start_finds_the_demo(start: Start, demo_database: Path) -> None:
 
 
 def test_first_start_loads_the_demo(gateway: Daybook, first_start: Path) -> None:
-    """The demo says of each of its four tenants that it was loaded."""
-    del gateway  # It, or the one of another worker of pytest-xdist, fills the folder.
+    """The first start loads the demo and logs it for each of the four tenants."""
+    del gateway  # This fixture, or that of another pytest-xdist worker, fills the folder.
     assert "".join((first_start / name).read_text() for name in ("stdout", "stderr")).count("demo data loaded") == 4
 
 
@@ -272,8 +272,8 @@ def test_logs_go_to_stderr(gateway: Daybook, first_start: Path) -> None:
     assert gateway.stdout.strip().startswith("Daybook is up")
 
 
-def test_demo_goes_into_no_other_database(tmp_path: Path, empty_database: Path) -> None:
-    """The demo is not loaded into a database that has a tenant."""
+def test_demo_is_refused_in_a_used_database(tmp_path: Path, empty_database: Path) -> None:
+    """`--demo` is refused for a database that has other tenants."""
     url = sqlite_url(empty_database)
     printed(url, "tenants", "create", "house")
     result = run("up", "--demo", "--database-url", url, *Ports.free().flags, folder=tmp_path)
@@ -282,8 +282,8 @@ def test_demo_goes_into_no_other_database(tmp_path: Path, empty_database: Path) 
         assert connection.execute("SELECT slug FROM tenants").fetchall() == [("house",)]
 
 
-def test_keys_open_what_is_served(start: Start, empty_database: Path) -> None:
-    """Keys created beside a running server, bound and unbound, are accepted by it; SIGTERM stops it."""
+def test_running_server_accepts_new_keys(start: Start, empty_database: Path) -> None:
+    """A running server accepts new keys, bound and unbound, and stops on SIGTERM."""
     url, ports = sqlite_url(empty_database), Ports.free()
     daybook = start("serve", "--database-url", url, "--port", str(ports.server), ports=ports)
     daybook.wait_for("serving")
@@ -316,13 +316,13 @@ def test_keys_open_what_is_served(start: Start, empty_database: Path) -> None:
     assert unbound.partition(".")[2].encode() not in empty_database.read_bytes()
 
 
-def test_taken_and_missing_names_are_refused(empty_database: Path) -> None:
+def test_taken_and_missing_names_are_named(empty_database: Path) -> None:
     """A slug that is taken, a missing tenant and a missing account are named in one line."""
     url = sqlite_url(empty_database)
     printed(url, "tenants", "create", "house")
     for arguments, word in (
         (("tenants", "create", "house"), "house"),
-        (("keys", "create", "--tenant", "nobody"), "nobody"),
+        (("keys", "create", "--tenant", "unknown"), "unknown"),
         (("keys", "create", "--tenant", "house", "--account", "nothing"), "nothing"),
     ):
         require_refusal(invoke(*arguments, "--database-url", url), word)
@@ -351,8 +351,8 @@ def test_bad_setting_is_named(tmp_path: Path, flags: tuple[str, ...], settings: 
     assert not (tmp_path / "never.db").exists()
 
 
-def test_environment_sets_and_flag_wins(start: Start, empty_database: Path) -> None:
-    """DAYBOOK_PORT and DAYBOOK_DATABASE_URL count where there is no flag; a flag counts more."""
+def test_flag_takes_precedence_over_environment(start: Start, empty_database: Path) -> None:
+    """A flag takes precedence over DAYBOOK_PORT, which takes precedence over the default."""
     of_environment, of_flag = Ports.free(), Ports.free()
     settings = {"DAYBOOK_PORT": str(of_environment.server), "DAYBOOK_DATABASE_URL": sqlite_url(empty_database)}
     by_environment = start("serve", ports=of_environment, **settings)

@@ -1,4 +1,4 @@
-"""gRPC-Web and Connect through the gateway: for pages in a browser, and for `buf curl` by its default protocol."""
+"""gRPC-Web and Connect through the gateway, for web pages and for `buf curl`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Curl = Callable[..., tuple[int, str]]
 
 @pytest.fixture(params=PROTOCOLS)
 def curl(request: pytest.FixtureRequest, gateway: Daybook) -> Curl:
-    """`buf curl` by a protocol, with a key; its exit status, and what it prints."""
+    """Runs `buf curl` over a protocol with a key; returns its exit code and its output."""
 
     def call(method: str, body: object, key: str = KEY) -> tuple[int, str]:
         flags = ["--protocol", request.param, "-H", f"authorization: Bearer {key}", "-d", json.dumps(body)]
@@ -43,14 +43,14 @@ def curl(request: pytest.FixtureRequest, gateway: Daybook) -> Curl:
 
 
 def test_buf_curl_lists(curl: Curl) -> None:
-    """By reflection, which streams both ways, without a schema."""
+    """`buf curl` lists transactions by reflection, a bidirectional stream."""
     status, printed = curl("daybook.v1.Ledger/ListTransactions", {"parent": ACCOUNT, "pageSize": 2})
     assert status == 0, printed
     assert [each["name"].startswith(ACCOUNT) for each in json.loads(printed)["transactions"]] == [True, True]
 
 
 def test_buf_curl_reads_a_stream(curl: Curl, gateway: Daybook) -> None:
-    """The server's stream of a verification comes to its end."""
+    """`buf curl` reads the server stream of VerifyAccounts to its end."""
     database = sqlite_url(gateway.folder / "daybook.db")
     made = run(
         "keys",
@@ -70,28 +70,28 @@ def test_buf_curl_reads_a_stream(curl: Curl, gateway: Daybook) -> None:
 
 
 def test_error_has_its_details(curl: Curl) -> None:
-    """As a caller of gRPC gets them."""
-    status, printed = curl("daybook.v1.Ledger/ListTransactions", {"parent": "accounts/nobody"})
+    """An error has the code, message and details of gRPC."""
+    status, printed = curl("daybook.v1.Ledger/ListTransactions", {"parent": "accounts/unknown"})
     assert status != 0
     error = json.loads(printed)
-    assert (error["code"], error["message"]) == ("not_found", "accounts/nobody is not found")
+    assert (error["code"], error["message"]) == ("not_found", "accounts/unknown is not found")
     assert error["details"][0]["type"].endswith("google.rpc.ErrorInfo")
 
 
 def ask(origin: str, path: str, body: bytes, **headers: str) -> Answer:
-    """A POST as a page makes it."""
+    """Sends a POST as a web page of another origin."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     origin_of_page = {"origin": "https://app.example.com"}
     return send(origin, path, method="POST", body=body, headers={**CREDENTIAL, **origin_of_page, **named})
 
 
 def framed(message: bytes) -> bytes:
-    """A message of gRPC, without compression."""
+    """A gRPC frame with an uncompressed message."""
     return b"\0" + len(message).to_bytes(4) + message
 
 
-def test_page_calls_from_another_origin(gateway: Daybook) -> None:
-    """What a browser needs to hand out an answer of gRPC-Web: CORS, and sight of the status."""
+def test_web_page_calls_from_another_origin(gateway: Daybook) -> None:
+    """A gRPC-Web answer has the CORS headers that let a web page read it and its status."""
     request = ListTransactionsRequest(parent=ACCOUNT, page_size=1).SerializeToString()
     answer = ask(gateway.origin, LIST, framed(request), **GRPC_WEB)
     assert answer.status == 200
@@ -104,8 +104,8 @@ def test_page_calls_from_another_origin(gateway: Daybook) -> None:
     assert b"grpc-status:0" in answer.body[5 + length :]
 
 
-def test_message_of_connect_is_bare(gateway: Daybook) -> None:
-    """A unary answer of Connect is the message alone."""
+def test_unary_answer_of_connect_is_unframed(gateway: Daybook) -> None:
+    """The body of a unary Connect answer is the message without a frame."""
     request = ListTransactionsRequest(parent=ACCOUNT, page_size=1).SerializeToString()
     answer = ask(gateway.origin, LIST, request, **CONNECT)
     assert (answer.status, answer.header("content-type")) == (200, "application/proto")
@@ -113,15 +113,15 @@ def test_message_of_connect_is_bare(gateway: Daybook) -> None:
 
 
 @pytest.mark.parametrize("protocol", [CONNECT, GRPC_WEB], ids=PROTOCOLS[::-1])
-def test_unknown_method_is_told(gateway: Daybook, protocol: dict[str, str]) -> None:
-    """In the form of the protocol, with the methods that there are."""
+def test_unknown_method_is_named(gateway: Daybook, protocol: dict[str, str]) -> None:
+    """A call of an unknown method is refused in the protocol's format, with the existing methods."""
     answer = ask(gateway.origin, "/daybook.v1.Ledger/Nothing", framed(b""), **protocol)
-    told = answer.body + (answer.header("grpc-message") or "").encode()
-    assert b"there is no method daybook.v1.Ledger/Nothing; daybook.v1.Ledger has " in told
+    text = answer.body + (answer.header("grpc-message") or "").encode()
+    assert b"there is no method daybook.v1.Ledger/Nothing; daybook.v1.Ledger has " in text
 
 
-def test_server_that_is_away_is_told(gateway: Daybook, tmp_path: Path) -> None:
-    """What the gateway refuses itself: gRPC-Web has a status; a client of Connect goes by that of HTTP."""
+def test_unreachable_server_is_unavailable(gateway: Daybook, tmp_path: Path) -> None:
+    """Without a server, a gRPC-Web call gets UNAVAILABLE and a Connect call 503."""
     with away(gateway, tmp_path) as origin:
         connect = ask(origin, LIST, b"", **CONNECT)
         web = ask(origin, LIST, framed(b""), **GRPC_WEB)
@@ -134,7 +134,7 @@ def test_server_that_is_away_is_told(gateway: Daybook, tmp_path: Path) -> None:
     "content_type", ["application/json", "application/connect+json; charset=utf-8", "Application/JSON", "text/plain"]
 )
 def test_json_of_connect_is_refused(gateway: Daybook, content_type: str) -> None:
-    """In the form of Connect's errors, with what to use instead."""
+    """Connect's JSON is refused as a Connect error that names the alternatives."""
     answer = ask(gateway.origin, LIST, b"{}", content_type=content_type, connect_protocol_version="1")
     assert answer.status == 415
     assert answer.json() == {
@@ -143,25 +143,25 @@ def test_json_of_connect_is_refused(gateway: Daybook, content_type: str) -> None
     }
 
 
-def test_path_of_grpc_without_a_protocol_is_not_found(gateway: Daybook) -> None:
-    """A POST of JSON that is none of these protocols is answered as any unknown path."""
+def test_json_post_to_a_grpc_path_is_not_found(gateway: Daybook) -> None:
+    """A POST of JSON to a gRPC path without a Connect header gets 404."""
     answer = ask(gateway.origin, LIST, b"{}", content_type="application/json")
     assert answer.status == 404
     assert answer.json()["message"] == f"POST {LIST} is not found"  # type: ignore[index,call-overload]
 
 
 REST = f"/v1/{ACCOUNT}/transactions?pageSize=1"
-OF_CONNECT = "&connect=v1&encoding=json&message=%7B%7D"
-"""What makes a GET of Connect."""
+CONNECT_QUERY = "&connect=v1&encoding=json&message=%7B%7D"
+"""The query of a Connect GET."""
 
 
 @pytest.mark.parametrize(
     "content_type", ["application/grpc-web", "application/grpc-web-text", "application/connect+proto"]
 )
 @pytest.mark.parametrize("method", ["GET", "PATCH"])
-def test_rest_stays_rest(gateway: Daybook, method: str, content_type: str) -> None:
-    """Only a POST is a call of gRPC-Web or Connect: what claims to be one is answered as any request of REST."""
-    path, body = (REST, b"") if method == "GET" else ("/v1/accounts/nobody", b'{"displayName": "Nobody"}')
+def test_only_a_post_is_grpc_web_or_connect(gateway: Daybook, method: str, content_type: str) -> None:
+    """A GET or PATCH with the headers of gRPC-Web or Connect is answered as REST."""
+    path, body = (REST, b"") if method == "GET" else ("/v1/accounts/unknown", b'{"displayName": "Unknown"}')
     claims = {"content-type": content_type, "connect-protocol-version": "1", "accept": content_type}
     plain = send(gateway.origin, path, method=method, body=body, headers=CREDENTIAL)
     answer = send(gateway.origin, path, method=method, body=body, headers={**CREDENTIAL, **claims})
@@ -170,16 +170,16 @@ def test_rest_stays_rest(gateway: Daybook, method: str, content_type: str) -> No
 
 
 @pytest.mark.parametrize(("path", "status"), [(REST, 400), (f"{LIST}?", 404)])
-def test_get_of_connect_is_none(gateway: Daybook, path: str, status: int) -> None:
-    """Its query makes no POST of a GET, whose answer would name another method and another request."""
-    answer = send(gateway.origin, path + OF_CONNECT, headers=CREDENTIAL)
+def test_connect_get_is_not_supported(gateway: Daybook, path: str, status: int) -> None:
+    """A Connect GET is answered as REST, so its query is refused or its path not found."""
+    answer = send(gateway.origin, path + CONNECT_QUERY, headers=CREDENTIAL)
     assert answer.status == status
     expected = f"GET {LIST} is not found" if status == 404 else "connect"
     assert expected in answer.json()["message"]  # type: ignore[index,call-overload,operator]
 
 
-async def test_native_call_is_no_call_of_connect(gateway: Daybook) -> None:
-    """gRPC that names a version of Connect, as a proxy between both may do, is gRPC."""
+async def test_grpc_call_with_a_connect_header_is_grpc(gateway: Daybook) -> None:
+    """A gRPC call with a connect-protocol-version header, as from a proxy, is answered as gRPC."""
     metadata = (("authorization", f"Bearer {KEY}"), ("connect-protocol-version", "1"))
     async with grpc.aio.insecure_channel(gateway.origin.removeprefix("http://")) as channel:
         answer = await LedgerStub(channel).ListTransactions(ListTransactionsRequest(parent=ACCOUNT), metadata=metadata)

@@ -1,4 +1,4 @@
-"""Several server processes behind one gateway: shared traffic, a process that dies, and what is tried again."""
+"""Several server processes behind one gateway: load balancing, crashes and retries."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ READS = (
 
 @pytest.fixture(scope="module")
 def workers(gateway: Daybook, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daybook]:
-    """The demo, served by two processes behind a gateway; SIGTERM stops it all with exit code 0."""
+    """The demo with two workers behind a gateway; SIGTERM stops all with exit code 0."""
     folder, ports = tmp_path_factory.mktemp("workers"), Ports.free()
     copy_database(gateway.folder / "daybook.db", folder / "daybook.db")
     daybook = Daybook.start(
@@ -52,7 +52,7 @@ def workers(gateway: Daybook, tmp_path_factory: pytest.TempPathFactory) -> Itera
         ports=ports,
     )
     try:
-        wait_until(lambda: "gateway" in daybook.stderr and len(healthy(daybook.ports)) == 2, "both are asked")
+        wait_until(lambda: "gateway" in daybook.stderr and len(healthy(daybook.ports)) == 2, "both servers are healthy")
         yield daybook
         assert daybook.stop(signal.SIGTERM) == 0
         assert "Traceback" not in daybook.stderr
@@ -61,62 +61,62 @@ def workers(gateway: Daybook, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 def endpoints(ports: Ports) -> dict[int, dict[str, str]]:
-    """What the gateway knows of each server, by its port."""
+    """Envoy's statistics of each server, by its port."""
     try:
         text = send(f"http://127.0.0.1:{ports.admin}", "/clusters").body.decode()
     except OSError:
         return {}
-    known: dict[int, dict[str, str]] = {}
+    statistics: dict[int, dict[str, str]] = {}
     for port, name, value in re.findall(r"daybook::127\.0\.0\.1:(\d+)::(\w+)::(.*)", text):
-        known.setdefault(int(port), {})[name] = value
-    return known
+        statistics.setdefault(int(port), {})[name] = value
+    return statistics
 
 
 def healthy(ports: Ports) -> list[int]:
-    """The ports of the servers that get calls."""
-    return [port for port, known in endpoints(ports).items() if known["health_flags"] == "healthy"]
+    """The ports of the healthy servers, which get calls."""
+    return [port for port, statistics in endpoints(ports).items() if statistics["health_flags"] == "healthy"]
 
 
 def stat(ports: Ports, name: str) -> int:
-    """A number that the gateway keeps of its servers."""
+    """A counter of Envoy's cluster of servers."""
     text = send(f"http://127.0.0.1:{ports.admin}", f"/stats?filter=^cluster.daybook.{name}$").body.decode()
     return int(text.rpartition(":")[2])
 
 
 def processes(daybook: Daybook) -> dict[int, psutil.Process]:
-    """The workers, by their own ports."""
-    known = sorted(endpoints(daybook.ports))
+    """The worker processes, by their own ports."""
+    ports = sorted(endpoints(daybook.ports))
     found = {}
     for each in daybook.family():
         if "worker" in each.cmdline():
-            found[known[int(each.cmdline()[-1])]] = each
+            found[ports[int(each.cmdline()[-1])]] = each
     return found
 
 
 def account(port: int) -> object:
-    """Reads an account over gRPC, on a connection of its own."""
+    """Reads an account over gRPC, on a new connection."""
     with grpc.insecure_channel(f"127.0.0.1:{port}", [("grpc.use_local_subchannel_pool", 1)]) as channel:
         return ledger_stub(channel).GetAccount(GetAccountRequest(name="accounts/example"), metadata=credential(KEY))
 
 
 def connections(process: psutil.Process, port: int) -> int:
-    """How many connections a process has at a port of its own."""
+    """The number of connections that a process has accepted at a port."""
     return sum(
         each.status == psutil.CONN_ESTABLISHED and each.laddr.port == port for each in process.net_connections("tcp")
     )
 
 
-def test_gateway_gives_calls_to_every_worker(workers: Daybook) -> None:
-    """Both get their share of what comes through the gateway."""
-    before = {port: int(known["rq_total"]) for port, known in endpoints(workers.ports).items()}
-    assert len(before) == 2
+def test_gateway_balances_calls_over_workers(workers: Daybook) -> None:
+    """Each of two workers gets at least 10 of 60 calls through the gateway."""
+    totals = {port: int(statistics["rq_total"]) for port, statistics in endpoints(workers.ports).items()}
+    assert len(totals) == 2
     assert {send(workers.origin, READS[number % 3], headers=BEARER).status for number in range(60)} == {200}
-    shares = [int(known["rq_total"]) - before[port] for port, known in endpoints(workers.ports).items()]
+    shares = [int(statistics["rq_total"]) - totals[port] for port, statistics in endpoints(workers.ports).items()]
     assert min(shares) >= 10
 
 
-def test_direct_callers_share_one_port(workers: Daybook) -> None:
-    """Connections to the common port are spread over the workers, and each worker's own port works."""
+def test_workers_share_the_common_port(workers: Daybook) -> None:
+    """Connections to the common port are distributed over the workers, and each worker also has its own port."""
     for port in (workers.ports.server, *endpoints(workers.ports)):
         assert account(port)
     channels = [
@@ -134,56 +134,58 @@ def test_direct_callers_share_one_port(workers: Daybook) -> None:
             channel.close()
 
 
-def test_health_command(workers: Daybook) -> None:
-    """`daybook health` tells whether a server can answer, by its exit code; nobody at a port can't."""
-    nobody = Ports.free().server
-    for port, code, words in ((workers.ports.server, 0, "serving\n"), (nobody, 1, "daybook: not serving\n")):
+def test_health_command_reports_workers(workers: Daybook) -> None:
+    """`daybook health` exits with 0 if a server is serving at a port, and with 1 if none is."""
+    unused = Ports.free().server
+    for port, code, output in ((workers.ports.server, 0, "serving\n"), (unused, 1, "daybook: not serving\n")):
         result = run("health", "--port", str(port), folder=workers.folder)
-        assert (result.returncode, result.stdout + result.stderr) == (code, words)
+        assert (result.returncode, result.stdout + result.stderr) == (code, output)
 
 
-def test_killed_worker_is_noticed_by_no_reader(workers: Daybook) -> None:
-    """Under a load of reads a worker is killed: none fails. It is started again, and gets calls again.
+def test_reads_survive_a_killed_worker(workers: Daybook) -> None:
+    """No unary read fails when a worker is killed under load; the worker is restarted and gets calls again.
 
-    They are reads with one message as the answer. A stream that has begun can't be tried again.
+    Streaming reads are excluded, since the gateway can't retry a stream that has begun.
     """
     answered: Counter[int] = Counter()
-    is_over = threading.Event()
+    is_stopped = threading.Event()
 
     def read(number: int) -> None:
-        while not is_over.is_set():
+        while not is_stopped.is_set():
             answered[send(workers.origin, READS[number % 2], headers=BEARER).status] += 1
 
     with ThreadPoolExecutor(CALLERS + 1) as pool:
         readers = [pool.submit(read, number) for number in range(CALLERS)]
-        readers.append(pool.submit(read_natively, workers.ports.gateway, is_over))
+        readers.append(pool.submit(read_natively, workers.ports.gateway, is_stopped))
         try:
-            wait_until(lambda: answered[200] > 100, "the load is there")
+            wait_until(lambda: answered[200] > 100, "100 reads are answered")
             port, victim = processes(workers).popitem()
             victim.kill()
-            seen = answered[200]
-            wait_until(lambda: answered[200] > seen + 100, "the others are still answered")
-            wait_until(lambda: processes(workers).get(port, victim) != victim, "it is started again")
-            wait_until(lambda: len(healthy(workers.ports)) == 2, "it is asked again")
+            count = answered[200]
+            wait_until(lambda: answered[200] > count + 100, "100 more reads are answered")
+            wait_until(lambda: processes(workers).get(port, victim) != victim, "the worker is restarted")
+            wait_until(lambda: len(healthy(workers.ports)) == 2, "both workers are healthy")
             total = int(endpoints(workers.ports)[port]["rq_total"])
-            wait_until(lambda: int(endpoints(workers.ports)[port]["rq_total"]) > total + 50, "it gets its share again")
+            wait_until(
+                lambda: int(endpoints(workers.ports)[port]["rq_total"]) > total + 50, "the new worker gets 50 calls"
+            )
         finally:
-            is_over.set()
+            is_stopped.set()
         for reader in readers:
             reader.result(timeout=60)
     assert answered.keys() == {200}
 
 
-def read_natively(port: int, is_over: threading.Event) -> None:
-    """Reads over gRPC until it is over; fails with the first call that fails."""
+def read_natively(port: int, is_stopped: threading.Event) -> None:
+    """Reads over gRPC until `is_stopped` is set; raises the error of the first call that fails."""
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         ledger = ledger_stub(channel)
-        while not is_over.is_set():
+        while not is_stopped.is_set():
             ledger.GetAccount(GetAccountRequest(name="accounts/example"), metadata=credential(KEY))
 
 
-def test_write_is_never_tried_again(workers: Daybook) -> None:
-    """A posting whose worker is killed is UNAVAILABLE, and the gateway brings it to no other one."""
+def test_write_is_never_retried(workers: Daybook) -> None:
+    """A posting whose worker is killed gets UNAVAILABLE, and the gateway does not retry it."""
     grant = Transaction(kind=Transaction.GRANT, category="test", amount="1")
     request = CreateTransactionRequest(parent="accounts/example", transaction=grant, request_id="killed")
     retries = stat(workers.ports, "upstream_rq_retry")
@@ -191,13 +193,13 @@ def test_write_is_never_tried_again(workers: Daybook) -> None:
         closing(sqlite3.connect(workers.folder / "daybook.db", isolation_level=None)) as other,
         grpc.insecure_channel(f"127.0.0.1:{workers.ports.gateway}") as channel,
     ):
-        # While somebody else writes, no posting can end.
+        # SQLite has one writer: no posting can commit during this transaction.
         other.execute("BEGIN IMMEDIATE")
         call = ledger_stub(channel).CreateTransaction.future(request, metadata=credential(KEY))
         busy: list[int] = []
 
         def is_passed_on() -> bool:
-            busy[:] = [port for port, known in endpoints(workers.ports).items() if known["rq_active"] == "1"]
+            busy[:] = [port for port, statistics in endpoints(workers.ports).items() if statistics["rq_active"] == "1"]
             return bool(busy)
 
         wait_until(is_passed_on, "the call is passed on")
@@ -205,19 +207,19 @@ def test_write_is_never_tried_again(workers: Daybook) -> None:
         with pytest.raises(grpc.RpcError, match="UNAVAILABLE"):
             call.result(timeout=60)
         other.execute("ROLLBACK")
-        # Whatever comes now comes after what the gateway might have passed on in the meantime.
+        # A retry by the gateway would be posted before this later call.
         request.request_id = "later"
-        wait_until(lambda: is_posted(channel, request), "a posting that its caller repeats arrives")
+        wait_until(lambda: is_posted(channel, request), "a later posting succeeds")
         ids = [
             row[0] for row in other.execute("SELECT request_id FROM requests WHERE request_id IN ('killed', 'later')")
         ]
     assert ids == ["later"]
     assert stat(workers.ports, "upstream_rq_retry") == retries
-    wait_until(lambda: len(processes(workers)) == 2 and len(healthy(workers.ports)) == 2, "it is started again")
+    wait_until(lambda: len(processes(workers)) == 2 and len(healthy(workers.ports)) == 2, "the worker is restarted")
 
 
 def is_posted(channel: grpc.Channel, request: CreateTransactionRequest) -> bool:
-    """Posts; whether it came through. No failure may be anything but UNAVAILABLE."""
+    """Posts a transaction; whether it succeeded. Fails on another error than UNAVAILABLE."""
     call = ledger_stub(channel).CreateTransaction.future(request, metadata=credential(KEY))
     code = call.code()
     assert code in {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE}
@@ -225,7 +227,7 @@ def is_posted(channel: grpc.Channel, request: CreateTransactionRequest) -> bool:
 
 
 def retriable_methods() -> dict[str, bool]:
-    """For each method of the contracts, by its path, whether envoy.yaml tries it again."""
+    """Whether envoy.yaml retries each method of the contracts, by its path."""
     listener = yaml.safe_load((ROOT / "envoy.yaml").read_text())["static_resources"]["listeners"][0]
     (host,) = listener["filter_chains"][0]["filters"][0]["typed_config"]["route_config"]["virtual_hosts"]
     (rule,) = host["retry_policy"]["retriable_request_headers"]
@@ -236,7 +238,7 @@ def retriable_methods() -> dict[str, bool]:
 
 
 def methods() -> dict[str, MethodDescriptorProto]:
-    """Each method of the contracts, by its path in gRPC."""
+    """Each method of the contracts, by its gRPC path."""
     descriptors = FileDescriptorSet.FromString((ROOT / "gen" / "descriptors.binpb").read_bytes())
     return {
         f"/{file.package}.{service.name}/{method.name}": method
@@ -246,15 +248,15 @@ def methods() -> dict[str, MethodDescriptorProto]:
     }
 
 
-def test_what_is_tried_again_is_what_reads() -> None:
-    """The gateway tries a method again if its contract binds a GET, and no other."""
+def test_only_reads_are_retried() -> None:
+    """The gateway retries exactly the methods that the contracts bind to GET."""
     reads = {path: method.options.Extensions[http].HasField("get") for path, method in methods().items()}
     assert retriable_methods() == reads
     assert set(reads.values()) == {True, False}
 
 
-def test_errors_take_no_server_away(origin_in: OriginIn) -> None:
-    """A server that fails at what somebody stored is still asked."""
+def test_internal_errors_eject_no_server(origin_in: OriginIn) -> None:
+    """A server that answers INTERNAL, as for damaged rows, is not ejected."""
     origin = origin_in("damaged")
     assert {send(origin, READS[2], headers=BEARER).status for _ in range(15)} == {500}
     assert send(origin, "/readyz").status == 200
@@ -262,7 +264,7 @@ def test_errors_take_no_server_away(origin_in: OriginIn) -> None:
 
 @pytest.fixture
 def lost_port(gateway: Daybook, tmp_path: Path) -> Iterator[int]:
-    """The port of a server that runs, and whose database fails at every list."""
+    """The port of a running server whose database fails for every list."""
     copy_database(gateway.folder / "daybook.db", tmp_path / "daybook.db")
     with closing(sqlite3.connect(tmp_path / "daybook.db")) as connection:
         connection.executescript("DROP TABLE transactions")
@@ -277,8 +279,8 @@ def lost_port(gateway: Daybook, tmp_path: Path) -> Iterator[int]:
         daybook.kill()
 
 
-def test_server_without_its_database_hurts_no_reader(gateway: Daybook, lost_port: int, tmp_path: Path) -> None:
-    """What a server can't read, another one is asked for; and who fails ten times in a row is asked no more."""
+def test_reads_survive_a_server_without_its_database(gateway: Daybook, lost_port: int, tmp_path: Path) -> None:
+    """The gateway retries a failed read on another server, and ejects a server after ten consecutive failures."""
 
     def both(configuration: dict[str, Any]) -> None:
         (cluster,) = configuration["static_resources"]["clusters"]
@@ -289,7 +291,7 @@ def test_server_without_its_database_hurts_no_reader(gateway: Daybook, lost_port
     ports = Ports.free()
     (tmp_path / "gateway").mkdir()
     with gateway_before(tmp_path / "gateway", lost_port, both, ports) as origin:
-        wait_until(lambda: len(healthy(ports)) == 2, "both are asked")
+        wait_until(lambda: len(healthy(ports)) == 2, "both servers are healthy")
         for _ in range(60):
             assert send(origin, READS[2], headers=BEARER).status == 200
         assert stat(ports, "upstream_rq_retry_success") >= 10
