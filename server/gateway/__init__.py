@@ -1,1 +1,1 @@
-"""The Envoy gateway: the parts that its configuration is generated from, and what runs it."""
+"""The Envoy gateway: the sources of its configuration, and the code that runs it."""

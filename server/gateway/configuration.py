@@ -1,4 +1,4 @@
-"""Envoy's configuration: the template filled in from the contracts, the vendors' tables and the settings.
+"""Envoy's configuration, rendered from the template, the contracts, the vendors' tables and the settings.
 
 `python -m server.gateway.configuration` writes envoy.yaml, as `make gen` does.
 """
@@ -40,23 +40,23 @@ _NEEDED_ELSEWHERE = (
     # The name in the servers' certificates.
     ("gateway_server_ca_file", "gateway_server_name"),
 )
-"""Settings of a gateway that runs elsewhere, each with one that it needs."""
+"""Settings of a gateway that runs elsewhere, each with another setting that it needs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """Where the gateway accepts connections."""
+    """A listener of the gateway."""
 
     name: str
     host: str
     port: int
     secret: str = ""
-    """The file with the secret resource of its certificate; empty for a listener without TLS."""
+    """The file with the SDS resource of its certificate; empty without TLS."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """What differs between gateways."""
+    """The parameters of the template."""
 
     listeners: Sequence[Listener]
     servers: Sequence[Address]
@@ -67,16 +67,16 @@ class Gateway:
     rate_limit_burst: int
     request_bytes_max: int
     cors_origins: Sequence[str]
-    """Origins whose pages may call; `*` is any."""
+    """Origins of web pages that may call the API; `*` is any."""
     trusted_proxies: int
     resolves_names: bool = False
     """Whether the hosts of the servers are names, which Envoy resolves periodically."""
     server_secret: str = ""
-    """The file with the secret resource by which Envoy verifies the servers; empty without TLS to them."""
+    """The file with the SDS resource by which Envoy verifies the servers; empty without TLS to them."""
     client_secret: str = ""
-    """The file with the secret resource of the certificate that Envoy presents to the servers, or empty."""
+    """The file with the SDS resource of the certificate that Envoy presents to the servers, or empty."""
     collector: Address | None = None
-    """Where traces go."""
+    """The trace collector."""
     trace_ratio: float = 0
 
 
@@ -87,7 +87,7 @@ def render(gateway: Gateway) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        autoescape=False,  # noqa: S701  # YAML is no HTML; values of settings go through the filter json
+        autoescape=False,  # noqa: S701  # not HTML; the filter json escapes settings
     )
     environment.filters["json"] = partial(json.dumps, ensure_ascii=False)
     template = environment.from_string((FOLDER / "template.yaml").read_text())
@@ -135,16 +135,16 @@ def write_deployment(settings: Settings, folder: Path, servers: Sequence[Address
     """Writes envoy.yaml and the files that it names, for a gateway that runs elsewhere.
 
     `servers` have names or addresses. The gateway must find the folder under the same path, and
-    the certificates under the paths of the settings. It listens on every address unless the
-    settings say otherwise. Raises CannotStart, naming the setting, if one lacks another that it
-    needs, or if the gateway's host is a name.
+    the certificates under the paths of the settings. It listens on every address unless
+    gateway_host is set. Raises CannotStart, naming the setting, if a setting lacks another that
+    it needs, or if gateway_host is a name.
     """
     for given, needed in _NEEDED_ELSEWHERE:
         if getattr(settings, given) and not getattr(settings, needed):
             raise CannotStart(f"{needed} is missing: {given} is set")
     host = settings.gateway_host if "gateway_host" in settings.model_fields_set else _ANY_HOST
     if not _is_ip_address(host):
-        raise CannotStart("gateway_host must be an address, for a gateway that runs elsewhere")
+        raise CannotStart("gateway_host must be an IP address for a gateway that runs elsewhere")
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     descriptors = folder / DESCRIPTORS.name
@@ -177,7 +177,7 @@ def _gateway(
         admin_port=settings.gateway_admin_port,
         rate_limit_requests_per_second=settings.gateway_rate_limit_requests_per_second,
         rate_limit_burst=settings.gateway_rate_limit_burst,
-        # A larger body than the server accepts gets a 413 of HTTP here.
+        # The gateway refuses a body that is too large for the server with 413.
         request_bytes_max=min(_REQUEST_BYTES, settings.message_bytes_max),
         cors_origins=settings.gateway_cors_origins,
         trusted_proxies=settings.gateway_trusted_proxies,
@@ -190,14 +190,14 @@ def _gateway(
 
 
 def _listener(settings: Settings, host: str, secrets: Path) -> Listener:
-    """The one listener: with a certificate it speaks TLS only."""
+    """The only listener. With a certificate it serves only TLS."""
     if settings.gateway_tls_certificate_file:
         return Listener("gateway_tls", host, settings.gateway_port, str(secrets / "gateway.yaml"))
     return Listener("gateway", host, settings.gateway_port)
 
 
 def write_secrets(settings: Settings, folder: Path) -> None:
-    """Writes Envoy's secret (SDS) resources, which name the files of certificates and keys, a file each."""
+    """Writes a file for each SDS resource, which names the files of a certificate and its key."""
     for name, secret in _secrets(settings).items():
         resource = {"@type": f"{_TLS_TYPES}.Secret", "name": name, **secret}
         # JSON is YAML.

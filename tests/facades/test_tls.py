@@ -349,4 +349,4 @@ def test_gateway_config_refuses_a_host_name(tmp_path: Path) -> None:
     result = run(
         "gateway-config", ".", "--server", "server-1:50051", "--gateway-host", "localhost", folder=tmp_path, settings={}
     )
-    require_refusal(result, "gateway_host must be an address, for a gateway that runs elsewhere")
+    require_refusal(result, "gateway_host must be an IP address for a gateway that runs elsewhere")

@@ -1,7 +1,7 @@
--- Tells the server the keys of a body, because the transcoder ignores those that a message lacks.
--- FREE, the fields whose keys are the caller's own, is defined in front of this file.
+-- Sends the keys of a body to the server in headers, because the transcoder ignores unknown keys.
+-- FREE, the set of fields with free keys (maps and Structs), is defined before this file.
 
--- More than the keys of any message take: a body with more has one that the contracts lack.
+-- No message has so many keys: a body beyond this limit has an unknown key.
 local KEYS_BYTES_MAX = 4096
 local DEPTH_MAX = 64
 
@@ -21,9 +21,9 @@ local function unescaped(code)
   return string.char(tonumber(code, 16))
 end
 
--- Collects the keys of JSON in `found`. Fails if the text isn't JSON, also where the transcoder
--- accepts it: single quotes, keys without quotes, trailing commas. It blocks every other request
--- of its thread, so it reads each byte and each key once, and ends when there are too many keys.
+-- Collects the keys of JSON in `found`. Fails if the text isn't JSON, even if the transcoder would
+-- accept it: single quotes, keys without quotes, trailing commas. Reads each byte and each key only
+-- once and stops at too many keys, because it blocks all other requests of its thread.
 local function collect(text, found)
   local position, bytes, places = 1, 0, {}
   local read
@@ -37,7 +37,7 @@ local function collect(text, found)
     return byte
   end
 
-  -- A string as it is written, without its quotes.
+  -- A string without its quotes, with its escapes.
   local function read_string()
     local from, last = position + 1, position
     local backslashes
@@ -52,10 +52,9 @@ local function collect(text, found)
     return text:sub(from, last - 1)
   end
 
-  -- What a key of a place means: the path of what is inside, unless that
-  -- is free; its path, and the same in one spelling for order_by and
-  -- orderBy.
-  local function known(path, written)
+  -- The entry of a key: `whole` is its path, `same` its path in camel case (order_by and orderBy are
+  -- equal), and `inner` the prefix of the keys inside, or false if these are free.
+  local function entry_of(path, written)
     local place = places[path]
     if not place then
       place = {}
@@ -94,9 +93,9 @@ local function collect(text, found)
       end
       local inner, written = nil, read_string()
       if path then
-        local key = known(path, written)
+        local key = entry_of(path, written)
         inner = key.inner
-        -- None of ours is longer.
+        -- The paths of the contracts are shorter.
         if own[key.same] and #key.whole <= 256 then
           found.repeated = key.whole
         end
@@ -156,7 +155,7 @@ local function collect(text, found)
 
   read("", 0)
   if next_byte() then
-    error("more behind it")
+    error("trailing text")
   end
 end
 

@@ -1,13 +1,13 @@
--- Requests and answers of REST, before the transcoder sees the request and after it made the answer.
--- BOUND, the fields that paths bind, is defined in front of this file.
+-- Rewrites REST requests before the transcoder, and responses after it.
+-- BOUND, the set of fields that paths bind, is defined before this file.
 
--- The transcoder ignores in a query what the path binds, but looks for it before it undoes
--- escapes, so the name is spelled out here.
-local function spell_out(before, name)
+-- Unescapes the name of a query parameter that the path binds. The transcoder ignores such a
+-- parameter, but compares its name before it undoes escapes.
+local function unescape_bound(separator, name)
   local plain = name:gsub("%%(%x%x)", function(code)
     return string.char(tonumber(code, 16))
   end)
-  return BOUND[plain] and before .. plain
+  return BOUND[plain] and separator .. plain
 end
 
 function envoy_on_request(handle)
@@ -17,18 +17,18 @@ function envoy_on_request(handle)
     handle:respond({[":status"] = "405", allow = allow}, "")
     return
   end
-  -- CONNECT has no path, and this is no proxy.
+  -- Only CONNECT has no path. The gateway is not a proxy.
   local path = headers:get(":path")
   if not path then
     handle:respond({[":status"] = "404"}, "")
     return
   end
-  headers:replace(":path", (path:gsub("([?&])([^=&]*)", spell_out)))
-  -- The transcoder passes on unchanged what claims to be gRPC.
+  headers:replace(":path", (path:gsub("([?&])([^=&]*)", unescape_bound)))
+  -- The transcoder would pass on a request with the content type of gRPC unchanged.
   if (headers:get("content-type") or ""):find("^application/grpc") then
     headers:remove("content-type")
   end
-  -- The body of a GET means nothing, but the transcoder would let it override path and query.
+  -- A GET has no body, but the transcoder would let it override path and query.
   if headers:get(":method") == "GET" then
     local body = handle:body()
     if body then
@@ -38,9 +38,9 @@ function envoy_on_request(handle)
   end
 end
 
--- The status and the body of a vendor's error; nil for an error of the native API, and for one of
--- the gateway, whose body is finished. An error of the server carries both in headers. One that
--- gRPC itself raised is a google.rpc.Status and gets the vendor's body for its HTTP status.
+-- The status and the body of a vendor's error. The server's errors have both in headers. An error
+-- that gRPC itself raised is a google.rpc.Status; it gets the vendor's body for its HTTP status.
+-- Returns nil for errors of the native API, and for the gateway's own, whose body is complete.
 local function vendor_error(handle, status, text)
   local headers = handle:headers()
   local body = headers:get("x-error-body")
@@ -54,15 +54,15 @@ local function vendor_error(handle, status, text)
   end
 end
 
--- Reduces {"name":[...]} to the array.
+-- Replaces {"name":[...]} by the array.
 local function unwrap(body, name)
-  local before = #name + 4
-  if body and body:length() > before then
-    body:setBytes(body:getBytes(before, body:length() - before - 1))
+  local prefix = #name + 4
+  if body and body:length() > prefix then
+    body:setBytes(body:getBytes(prefix, body:length() - prefix - 1))
   end
 end
 
--- Waiting for a body invalidates handles of headers, so they are fetched anew after it.
+-- Waiting for a body invalidates the handles of headers, so they are fetched again afterwards.
 function envoy_on_response(handle)
   local status = handle:headers():get(":status")
   local array = handle:metadata():get("array")
@@ -80,7 +80,7 @@ function envoy_on_response(handle)
         body:setBytes(vendor_body)
       end
     else
-      -- A refused HEAD has the length of a body that it doesn't have.
+      -- The response to a refused HEAD has a content-length without a body.
       handle:headers():remove("content-length")
     end
   end
