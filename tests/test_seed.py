@@ -35,7 +35,7 @@ from server.facades import dreadnode, spacebring, teable
 from server.ledger.audit import Finding
 from server.ledger.instants import parse
 from server.seed.history import Account, Household, Place, Setting
-from server.seed.load import Report, Wish, load, row_counts
+from server.seed.load import Parameters, Report, load, row_counts
 from server.store.tables import accounts, metadata, requests, transactions
 from tests.support.command_line import invoke
 from tests.support.databases import PostgreSQL
@@ -63,7 +63,7 @@ def unheard(rows: int, doing: str) -> None:
 
 def load_now(database_url: str, tenant: str = "seed", report: Report = unheard) -> None:
     """Does what the command does, with a thousand transactions."""
-    asyncio.run(load(database_url, Wish(tenant, 1000, 1, parse(UNTIL), 3), report))
+    asyncio.run(load(database_url, Parameters(tenant, 1000, 1, parse(UNTIL), 3), report))
 
 
 @dataclass(frozen=True)

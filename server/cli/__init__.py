@@ -22,7 +22,7 @@ class Command(NamedTuple):
     module: str
     """The module below server.cli whose `app` has the command."""
     help: str
-    """The first paragraph of its help."""
+    """The first paragraph of the command's help."""
 
 
 COMMANDS: Mapping[str, Command] = {
@@ -38,7 +38,7 @@ COMMANDS: Mapping[str, Command] = {
     "tenants": Command("tenants", "Tenants: each runs a set of accounts."),
     "keys": Command("keys", "API keys."),
     "token-keys": Command("keys", "Keys that seal page tokens."),
-    "worker": Command("serving", "One process of `serve --workers`, which starts it."),
+    "worker": Command("serving", "Serves as one process of `serve --workers`, which starts it."),
 }
 HIDDEN = {"worker"}
 
@@ -64,7 +64,7 @@ def _daybook() -> None:
 
 
 def _placeholder() -> None:
-    """Stands for a command in the list of commands; never runs."""
+    """Stands for a command in the help; never runs."""
 
 
 for _name, _command in COMMANDS.items():
@@ -73,11 +73,10 @@ for _name, _command in COMMANDS.items():
 
 def main() -> None:
     """Runs the command of this process's arguments."""
-    # Flushes each line also if standard output is a pipe.
+    # Flushes each line, even if standard output is a pipe.
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)
-    # Calls create few reference cycles, and collections at the default thresholds cost an
-    # import of history an eighth of its time.
+    # Calls create few reference cycles, and frequent collections slow down imports of history.
     gc.set_threshold(*COLLECTOR_THRESHOLDS)
     try:
         app()

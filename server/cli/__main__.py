@@ -1,4 +1,4 @@
-"""`python -m server.cli`, which starts the same command without its script."""
+"""`python -m server.cli`: the `daybook` command without its script."""
 
 from __future__ import annotations
 

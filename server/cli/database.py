@@ -22,7 +22,8 @@ app = typer.Typer()
 def migrate(
     database_url: DatabaseUrl = None,
     distribute: Annotated[
-        bool, typer.Option("--distribute", help="Then distribute the tables over the nodes of a PostgreSQL with Citus.")
+        bool,
+        typer.Option("--distribute", help="Distribution of the tables over the nodes of Citus, after the migration."),
     ] = False,
 ) -> None:
     """Creates the database, or migrates it to the schema of this version."""

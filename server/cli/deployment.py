@@ -26,14 +26,14 @@ def _read_server(text: str) -> tuple[str, int]:
 @with_options("gateway_host", "gateway_port", "gateway_admin_port", "otlp_endpoint")
 def gateway_config(
     *,
-    folder: Annotated[Path, typer.Argument(help="Folder to write to; the gateway must find it under the same path.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of the files; the gateway must find it under the same path.")],
     server: Annotated[list[str], typer.Option(help="Name or address, and port, of a server; may be repeated.")],
     **flags: object,
 ) -> None:
     """Writes envoy.yaml and the files that it names, for a gateway that runs elsewhere.
 
-    It goes by the settings of the gateway: addresses, certificates, the rate limit and traces.
-    Without gateway_host it listens on every address.
+    Uses the gateway's settings: addresses, certificates, the rate limit and traces. The gateway
+    listens on every address unless gateway_host is set.
     """
     servers = [_read_server(each) for each in server]
     with failing_in_one_line():

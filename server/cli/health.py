@@ -20,7 +20,7 @@ app = typer.Typer()
 def health(
     *,
     service: Annotated[
-        str, typer.Option(help="Service of the contracts; empty for the process alone.")
+        str, typer.Option(help="Full name of the service to check; empty for the process.")
     ] = "daybook.v1.Ledger",
     **flags: object,
 ) -> None:

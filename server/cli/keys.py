@@ -30,7 +30,7 @@ token_keys = typer.Typer(help="Keys that seal page tokens.", no_args_is_help=Tru
 app.add_typer(token_keys, name="token-keys")
 
 Tenant = Annotated[str, typer.Option(help="Slug of the tenant.")]
-KeyId = Annotated[str, typer.Argument(help="Id of the key: its part before the point.")]
+KeyId = Annotated[str, typer.Argument(help="Id of the key: the part before its dot.")]
 
 
 def _read_span(text: str) -> Instant:
@@ -64,11 +64,13 @@ def create_key(
         list[str] | None,
         typer.Option(help=f"Scope of the key; may be repeated: {', '.join(SUFFICIENT)}.", show_default=False),
     ] = None,
-    display_name: Annotated[str, typer.Option(help="Purpose of the key, for people to read.")] = "",
+    display_name: Annotated[str, typer.Option(help="Name of the key for people to read.")] = "",
     ttl: Annotated[
         str | None, typer.Option(help="Lifetime of the key, like 90d; by default, until it is revoked.")
     ] = None,
-    expire_time: Annotated[str | None, typer.Option(help="Expiry of the key, in RFC 3339, instead of --ttl.")] = None,
+    expire_time: Annotated[
+        str | None, typer.Option(help="Expiry of the key as an RFC 3339 time, instead of --ttl.")
+    ] = None,
     database_url: DatabaseUrl = None,
 ) -> None:
     """Creates an API key and prints it. It can't be shown again.
@@ -120,7 +122,7 @@ def list_keys(tenant: Tenant, database_url: DatabaseUrl = None) -> None:
 
 @keys.command("revoke")
 def revoke_key(key: KeyId, tenant: Tenant, database_url: DatabaseUrl = None) -> None:
-    """Revokes an API key, for good. Every server refuses it within five seconds."""
+    """Revokes an API key permanently. Every server refuses it within five seconds."""
     settings = read_settings(database_url=database_url)
 
     async def work() -> None:
@@ -136,7 +138,9 @@ def revoke_key(key: KeyId, tenant: Tenant, database_url: DatabaseUrl = None) -> 
 def rotate_key(
     key: KeyId,
     tenant: Tenant,
-    grace_period: Annotated[str, typer.Option(help="Time that the previous secret stays valid, up to 30d.")] = "0s",
+    grace_period: Annotated[
+        str, typer.Option(help="Grace period of the previous secret, like 12h; at most 30d.")
+    ] = "0s",
     database_url: DatabaseUrl = None,
 ) -> None:
     """Gives an API key a new secret and prints the key. It can't be shown again."""
@@ -157,15 +161,17 @@ def rotate_key(
 def rotate_token_key(database_url: DatabaseUrl = None) -> None:
     """Creates a new key that seals page tokens, for all tenants.
 
-    Every server seals with it a minute later. Tokens of the previous key open for another day.
+    Servers seal with the new key after a minute. Tokens of the previous key stay valid for a day.
     """
     settings = read_settings(database_url=database_url)
 
     async def work() -> None:
         if settings.configured_token_keys() is not None:
-            raise CannotStart("page tokens are sealed with keys that are set; put a new one in front of them instead")
+            raise CannotStart(
+                "the settings have the keys of page tokens: put a new key in front of the configured ones"
+            )
         async with open_book(settings.database_url) as book:
             await book.credentials.add_token_key(book.random_bytes(KEY_BYTES), book.clock())
-            typer.echo("page tokens get a new key")
+            typer.echo("created a new key for page tokens")
 
     run(work())

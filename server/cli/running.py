@@ -95,7 +95,7 @@ async def unless(stopped: asyncio.Event, work: Coroutine[Any, Any, Result]) -> R
 
 
 async def first_of(*waits: Coroutine[Any, Any, object]) -> None:
-    """Waits for the first of these to end, and cancels the others. Raises what the first raises."""
+    """Waits for the first of these to end, and cancels the others. Raises the error of the first."""
     tasks = [asyncio.create_task(wait) for wait in waits]
     done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in tasks:

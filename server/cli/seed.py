@@ -17,7 +17,7 @@ from server.ledger.access import DEFAULT_SCOPES
 from server.ledger.instants import parse as parse_instant
 from server.seed.guide import what_to_try
 from server.seed.history import DAY
-from server.seed.load import HOT_ACCOUNT, ROWS_MAX, ROWS_MIN, Wish, load
+from server.seed.load import HOT_ACCOUNT, ROWS_MAX, ROWS_MIN, Parameters, load
 from server.usecases.api_keys import ApiKeyDraft
 
 app = typer.Typer()
@@ -29,7 +29,9 @@ def seed(
     tenant: Annotated[str, typer.Option(help="Slug of the tenant to create.")] = "seed",
     random_seed: Annotated[int, typer.Option(help="Seed of the random generator.")] = 1,
     years: Annotated[int, typer.Option(help="Length of the history, in years.", min=1, max=50)] = 3,
-    until: Annotated[str | None, typer.Option(help="End of the history, in RFC 3339; by default, yesterday.")] = None,
+    until: Annotated[
+        str | None, typer.Option(help="End of the history as an RFC 3339 time; by default, yesterday.")
+    ] = None,
     database_url: DatabaseUrl = None,
     gateway_port: GatewayPort = None,
 ) -> None:
@@ -37,7 +39,7 @@ def seed(
 
     The data is created completely or not at all. One account, `hot`, has a tenth of the
     transactions. The same arguments create the same data, except for the keys. No other
-    process may have a SQLite database open meanwhile.
+    process may have a SQLite database open at the same time.
     """
     try:
         end = system_clock() // DAY * DAY if until is None else parse_instant(until)
@@ -56,7 +58,7 @@ def seed(
             def report(done: int, doing: str) -> None:
                 bar.update(task, completed=done, description=doing)
 
-            uid = await load(settings.database_url, Wish(tenant, rows, random_seed, end, years), report)
+            uid = await load(settings.database_url, Parameters(tenant, rows, random_seed, end, years), report)
         async with open_for(settings.database_url, tenant) as (book, caller):
             keys = [
                 (await book.api_keys.create(caller, ApiKeyDraft(DEFAULT_SCOPES, account, "seed", None, None)))[1]

@@ -26,7 +26,7 @@ Serving: TypeAlias = Callable[..., contextlib.AbstractAsyncContextManager[int]]
 
 
 def _load_server() -> Serving:
-    """`server.app.serving`; not imported above because the supervisor of workers serves nothing itself."""
+    """Imports `server.app.serving`, which a supervisor of workers doesn't need."""
     from server.app import serving  # noqa: PLC0415
 
     # Modules live as long as the process, so the garbage collector needn't visit them.
@@ -34,7 +34,7 @@ def _load_server() -> Serving:
     return serving
 
 
-async def _for_ever() -> None:
+async def _forever() -> None:
     await asyncio.Event().wait()
 
 
@@ -42,10 +42,10 @@ async def _for_ever() -> None:
 async def server(
     book: Book, settings: Settings, flags: Mapping[str, object], stopped: Stopped
 ) -> AsyncIterator[Callable[[], Coroutine[Any, Any, None]]]:
-    """Serves, in this process or in workers; gives a function that raises CannotStart if the server ends by itself."""
+    """Serves in this process or in workers. Yields a function that waits, and raises CannotStart if workers fail."""
     if settings.workers == 1:
         async with _load_server()(book, settings, drain_seconds=partial(stopped.drain_seconds, settings)):
-            yield _for_ever
+            yield _forever
         return
     await check_demo(book, settings.host)
     async with supervising(settings, flags, lambda: stopped.number) as workers:
@@ -53,7 +53,7 @@ async def server(
 
 
 def open_ledger(settings: Settings, *, is_worker: bool = False) -> contextlib.AbstractAsyncContextManager[Book]:
-    """The ledger of the settings; its schema is migrated first."""
+    """Opens the ledger of the settings, and migrates its schema first."""
 
     def while_migrating() -> contextlib.AbstractAsyncContextManager[None]:
         # The supervisor holds the port of its workers.
@@ -91,7 +91,7 @@ def serve(**flags: object) -> None:
 
 @app.command()
 def worker(number: int) -> None:
-    """One process of `serve --workers`, which starts it."""
+    """Serves as one process of `serve --workers`, which starts it."""
     settings = read_settings()
     serving = _load_server()
     if settings.metrics_port:

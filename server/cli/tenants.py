@@ -25,8 +25,8 @@ app.add_typer(tenants, name="tenants")
 
 @tenants.command("create")
 def create_tenant(
-    slug: Annotated[str, typer.Argument(help="Short, unique name.")],
-    display_name: Annotated[str, typer.Option(help="Name for people to read.")] = "",
+    slug: Annotated[str, typer.Argument(help="Short, unique name of the tenant.")],
+    display_name: Annotated[str, typer.Option(help="Name of the tenant for people to read.")] = "",
     database_url: DatabaseUrl = None,
 ) -> None:
     """Creates a tenant and prints its uid, which Spacebring clients send as network id."""

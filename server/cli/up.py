@@ -24,7 +24,7 @@ DEMO_DATABASE_URL = "sqlite+aiosqlite:///.daybook/demo.db"
 def up(
     *,
     with_demo: Annotated[
-        bool, typer.Option("--demo", help="Load demo data into an empty database, and print what to try.")
+        bool, typer.Option("--demo", help="Demo data, loaded into an empty database; prints what to try.")
     ] = False,
     **flags: object,
 ) -> None:
@@ -46,7 +46,9 @@ def up(
             if book is None:
                 return
             if await book.credentials.has_demo_tenant() and not is_loopback(settings.gateway_host):
-                raise CannotStart("the database holds demo data: its gateway listens on loopback only")
+                raise CannotStart(
+                    "the database holds demo data, which is served on loopback only: set gateway_host to 127.0.0.1"
+                )
             async with gateway(settings) as envoy, server(book, settings, flags, stopped) as ended:
                 await first_of(envoy.ready(), ended())
                 if with_demo:

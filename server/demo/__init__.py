@@ -1,6 +1,5 @@
-"""Demo data: a tenant for each documented API, with a story that its list tells.
+"""Demo data: a tenant with a made-up history for each documented API.
 
-The same in every run: times, uids and keys are fixed. The keys are printed for everybody
-to read, so the data goes into an empty database only, and such a database is served on
-loopback only.
+The data is the same in every run: times, uids and keys are fixed. The keys are public, so the
+data is loaded only into an empty database, and such a database is served only on loopback.
 """

@@ -19,7 +19,7 @@ ACCOUNTS_KEY = "demo-dreadnode-accounts"
 
 _START = parse("2024-11-01T09:00:00Z")
 _DAYS = 28
-# The balance has fallen below 100 credits by then.
+# By then the balance is below 100 credits.
 _DAY_OF_REFILL = 23
 
 

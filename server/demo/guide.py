@@ -16,7 +16,7 @@ LOOPBACK = "127.0.0.1"
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """A gateway, for commands. With a certificate it serves TLS, and the commands trust it for `localhost`."""
+    """The gateway that the commands call. With a certificate, they call `localhost` over TLS and trust it."""
 
     port: int
     host: str = LOOPBACK
@@ -33,7 +33,7 @@ class Gateway:
         return ["--cacert", self.certificate_file] if self.certificate_file else []
 
     def rest(self, key: str, path: str, *more: str) -> str:
-        """A command that gets a path."""
+        """A command that requests a path with GET."""
         header = f"Authorization: Bearer {key}"
         return shlex.join(["curl", "-sS", *self._trust, "-H", header, *more, f"{self._origin}{path}"])
 
@@ -76,12 +76,12 @@ def commands(gateway: Gateway) -> dict[str, str]:
 
 
 def what_to_try(gateway: Gateway) -> str:
-    """The commands, to print."""
+    """The text to print: all commands, with an introduction."""
     return printed("Daybook is up, on demo data. Try, in another terminal:", commands(gateway), "Ctrl-C stops it.")
 
 
 def printed(introduction: str, commands: dict[str, str], *end: str) -> str:
-    """Commands with their titles, to print."""
+    """The text to print: commands with their titles."""
     parts = [f"# {title}\n{command}" for title, command in commands.items()]
     return "\n\n".join(["", introduction, *parts, *end, ""])
 

@@ -31,7 +31,7 @@ _NO_REQUEST = Request("", b"")
 
 
 class _Clock:
-    """Shows the time of the event that is being posted."""
+    """A clock with the time of the current event."""
 
     now: Instant = 0
 
@@ -51,8 +51,7 @@ async def load(database_url: str) -> None:
             return
         if await book.credentials.has_tenant():
             raise CannotStart(
-                "demo data goes into an empty database only; this one holds something else, or a demo "
-                "whose loading was interrupted"
+                "demo data needs an empty database: this one holds other data, or a demo whose loading was interrupted"
             )
         for story in STORIES:
             await _load_story(book, clock, story)

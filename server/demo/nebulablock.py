@@ -1,4 +1,4 @@
-"""Three users of a GPU cloud: that of the documented example, one with many hours, and one with hours all year."""
+"""Three users of a GPU cloud: the documented example, one with many hours, and one with hours all year."""
 
 from __future__ import annotations
 
@@ -50,16 +50,16 @@ def _busy() -> Iterator[Event]:
 
 
 def _seasons() -> Iterator[Event]:
-    """Hours in winter and in summer, and those in which daylight saving time ends and begins in New York."""
+    """Hours in winter and in summer, and the hours in which New York's daylight saving time ends and begins."""
     yield Event(_START, SEASONED_USER, _grant("100"))
     for time, category, amount in (
-        # It ends at 06:00 UTC: the clock goes from 2 to 1.
+        # Daylight saving time ends at 06:00 UTC: the clock goes from 2 to 1.
         ("2024-11-03T04:54:58Z", "computing", "0.1"),
         ("2024-11-03T05:54:57.999999Z", "serverless", "0.2"),
         ("2024-11-03T05:54:58Z", "computing", "1"),
         ("2024-11-03T07:54:57Z", "computing", "2"),
         ("2025-01-15T15:00:00Z", "serverless", "0.000001"),
-        # It begins at 07:00 UTC: the clock goes from 2 to 3.
+        # Daylight saving time begins at 07:00 UTC: the clock goes from 2 to 3.
         ("2025-03-09T06:54:58Z", "computing", "4"),
         ("2025-07-04T16:00:00Z", "computing", "8.25"),
     ):

@@ -120,7 +120,7 @@ _ACCOUNTS = {
             delete_time=to_timestamp(parse("2024-07-31T16:00:00Z")),
         ),
     ),
-    # A company of which only the state of its address is set.
+    # A company with nothing but a state in its address.
     STALL: Account(kind=Account.COMPANY, company=Company(business_address=Company.Address(state="Example Shore"))),
     MEMBERSHIP_LIGHTHOUSE: Account(kind=Account.MEMBERSHIP, display_name="Apprentice, lighthouse", user=_APPRENTICE),
 }
@@ -235,7 +235,7 @@ def _of_apprentice() -> Iterator[tuple[int, Transaction]]:
 
 
 def _movements() -> Iterator[Refund | Transfer]:
-    """Of the opening: two refunds of one booking, and transfers of expiring and permanent credits."""
+    """During the opening: two refunds of one booking, and transfers of expiring and permanent credits."""
     for day, amount in ((3, "5"), (4, "7.5")):
         details = Transaction(description=f"Refund of {amount}", creator=_MANAGER)
         yield Refund(_OPENING + day * DAY, WORKSHOP, "day 2", amount, details)

@@ -23,7 +23,7 @@ class Event:
     account_id: str
     transaction: Transaction
     name: str = ""
-    """Refunds refer to it by this name."""
+    """The name by which a refund refers to the event."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +33,10 @@ class Refund:
     time: Instant
     account_id: str
     charge: str
-    """The name of its event."""
+    """The name of the charge's event."""
     amount: str
     details: Transaction
-    """The fields of the refund that posting does not decide."""
+    """The fields of the refund that posting stores unchanged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Transfer:
     destination_id: str
     amount: str
     details: Transaction
-    """The same fields, of both sides."""
+    """The fields of both transactions that posting stores unchanged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +61,11 @@ class Story:
     start: Instant
     accounts: dict[str, Account]
     keys: dict[str, str | None]
-    """The ids of the tenant's keys, each with the account that it is bound to, if it is."""
+    """The account that each key is bound to, by the id of the key; None for a key to all accounts."""
     events: list[Event]
     movements: list[Refund | Transfer] = field(default_factory=list)
     narrow_keys: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """The keys whose scopes are not the default ones, with their scopes."""
+    """The scopes of each key that doesn't have the default scopes, by the id of the key."""
 
 
 def grant(category: str, amount: str, **fields: Any) -> Transaction:

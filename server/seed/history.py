@@ -1,7 +1,7 @@
 """Generates the history of a few accounts by the commands and rules of posting.
 
 They run on a unit of work that is never saved. Its rows are yielded in parts of some thousand,
-so that memory does not grow with the transactions.
+so that memory does not grow with the number of transactions.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from server.store.states import StoredState
 from server.store.units import Loaded, Rows, posted_rows, state_rows, to_charge
 
 ROWS_AT_ONCE = 2000
-"""The number of transactions of a part, approximately."""
+"""Approximate number of transactions of a part."""
 VARIANT_BITS = 3
 PLACES = 1 << VARIANT_BITS
-"""The number of places. The details of each activity have as many variants."""
+"""The number of places, and of variants of each activity's details."""
 DAY: Instant = 24 * HOUR
 YEAR: Instant = 365 * DAY
 
@@ -47,7 +47,7 @@ class Account(NamedTuple):
 
 
 class Place(NamedTuple):
-    """The ids for the labels of one variant."""
+    """The label values of one variant."""
 
     location: str
     membership: str
@@ -62,14 +62,14 @@ class Setting(NamedTuple):
     start: Instant
     end: Instant
     places: tuple[Place, ...]
-    """PLACES of them."""
+    """The places; their number is PLACES."""
 
 
 class _Activity(NamedTuple):
     """A kind of transaction to generate."""
 
     weight: int
-    """Its frequency, of 256."""
+    """Its frequency, in 256ths."""
     kind: Kind
     category: str
     description: str
@@ -94,24 +94,24 @@ ACTIVITIES = (
     _Activity(10, _CHARGE, "field_ai_generation", "Translated titles"),
     _Activity(10, _CHARGE, "automation_ai_action", "Nightly summary"),
     _Activity(8, _CHARGE, "app_generation", "Stock tracker"),
-    # For Nebula Block's.
+    # For Nebula Block's list.
     _Activity(28, _CHARGE, "computing", "Virtual machine", subject="usage"),
     _Activity(22, _CHARGE, "serverless", "Endpoint", subject="usage"),
-    # For Dreadnode's.
+    # For Dreadnode's list.
     _Activity(28, _CHARGE, "inference", "Evaluation run", subject="tokens"),
     _Activity(10, _CHARGE, "usage", "Workspace"),
     _Activity(10, _CHARGE, "span_ingestion", "Traces"),
     _Activity(8, _CHARGE, "storage", "Artifacts"),
     _Activity(8, _CHARGE, "web_search", "Search"),
     _Activity(1, _GRANT, "purchase", "Bought online"),
-    # For Spacebring's.
+    # For Spacebring's list.
     _Activity(18, _CHARGE, "booking", "Meeting room", subject="booking", is_placed=True),
     _Activity(10, _CHARGE, "order", "Coffee", subject="order", is_placed=True),
     _Activity(6, _CHARGE, "event_ticket", "Workshop", subject="event_ticket", is_placed=True),
     _Activity(4, _CHARGE, "admin_charge", "Lost key card", is_placed=True),
     _Activity(1, _GRANT, "credit_package", "Package", is_placed=True),
     _Activity(1, _GRANT, "subscription_renewal", "Monthly plan", is_placed=True),
-    # Failed and canceled ones.
+    # Failed and canceled charges.
     _Activity(4, _CHARGE, "booking", "Meeting room", Transaction.FAILED, "booking", is_placed=True),
     _Activity(3, _CHARGE, "ai_chat", "Chat", Transaction.FAILED),
     _Activity(2, _CHARGE, "storage", "Artifacts", Transaction.CANCELED),
@@ -142,14 +142,14 @@ class _Member:
             account.number, account.id, setting.tenant_number, account.credit_limit, setting.start
         )
         self.last_charge = 0
-        """The sequence of the newest charge; 0 if that was refunded."""
+        """The sequence of the newest charge; 0 if it was refunded."""
         self.due: Instant = setting.start
         """The time of the next transaction."""
         self._start = setting.start
         self._span = setting.end - setting.start
 
     def time(self, step: float) -> Instant:
-        """The time of a transaction, by its number from 0 on. Times are spread evenly."""
+        """The time of a transaction by its number, counted from 0. Times are spread evenly."""
         return self._start + int(self._span * step / self.rows)
 
     def end_of_plan(self, now: Instant) -> Instant:
@@ -215,7 +215,7 @@ class Household:
         self._schedule(member)
 
     def _try(self, member: _Member, now: Instant) -> bool:
-        """Posts a random activity; gives whether that was possible."""
+        """Posts a random activity. Returns whether that was possible."""
         bits = self._random.getrandbits(16)
         activity, amount = _WHEEL[bits & 255], AMOUNTS[bits >> 8]
         match activity.kind:
@@ -250,7 +250,7 @@ class Household:
         self._attempt.remember(member.number, request, body, sequence=posted.sequence)
 
     def _refund(self, member: _Member, activity: _Activity, now: Instant) -> bool:
-        """Refunds the newest charge, all of it or half, unless it is refunded already or its row was yielded."""
+        """Refunds the newest charge, fully or half. Returns False if it is refunded already or its row was yielded."""
         self._accept()
         row = self._unit.changes.posted.get((member.number, member.last_charge))
         if row is None:
@@ -266,7 +266,7 @@ class Household:
         return True
 
     def _transfer(self, member: _Member, activity: _Activity, amount: Millionths, now: Instant) -> bool:
-        """Transfers between the two accounts, when the smaller is to act and both have rows left."""
+        """Transfers between the two accounts. Returns False on the larger one's turn, or if an account is complete."""
         if member is self._members[0]:
             return False
         source, destination = self._members if self._random.getrandbits(1) else self._members[::-1]
@@ -323,7 +323,7 @@ def _past(state: AccountState, now: Instant) -> int:
 
 @lru_cache(64)
 def _details(activity: _Activity, places: tuple[Place, ...]) -> list[bytes]:
-    """The fields that posting does not decide, serialized: a variant for each place."""
+    """The fields that posting stores unchanged, serialized: a variant for each place."""
     found = []
     for number, (location, membership, company) in enumerate(places):
         details = Transaction(

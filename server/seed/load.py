@@ -37,12 +37,12 @@ HOT_SHARE = 10
 HOT_ACCOUNT = "hot"
 WORKERS_MAX = 4
 ROWS_OF_A_WORKER_MIN = 20_000
-"""The smallest number of transactions that is worth the start of another process."""
+"""Minimum number of transactions per worker process."""
 
 _KINDS = (native.Account.SPACE, native.Account.USER, native.Account.ORGANIZATION)
 
 
-class Wish(NamedTuple):
+class Parameters(NamedTuple):
     """The parameters of the data."""
 
     tenant: str
@@ -57,39 +57,39 @@ Report: TypeAlias = Callable[[int, str], None]
 """Receives the number of transactions written so far, and the name of the next step."""
 
 
-async def load(database_url: str, wish: Wish, report: Report) -> str:
-    """Generates a tenant; gives its uid.
+async def load(database_url: str, parameters: Parameters, report: Report) -> str:
+    """Generates a tenant and returns its uid.
 
-    All or nothing: an interruption leaves the database unchanged. Raises ValueError if the
-    tenant exists, or if another process has SQLite's file open.
+    An interruption leaves the database unchanged. Raises ValueError if the tenant exists, or if
+    another process has SQLite's file open.
     """
     database = Database(database_url)
     try:
         await migrate(database)
         async with bulk_load(database) as bulk:
-            return await _load(bulk, wish, report)
+            return await _load(bulk, parameters, report)
     finally:
         await database.close()
 
 
-async def _load(bulk: BulkLoad, wish: Wish, report: Report) -> str:
-    random = Random(f"{wish.random_seed}/{wish.tenant}")
-    start = wish.until - wish.years * YEAR
+async def _load(bulk: BulkLoad, parameters: Parameters, report: Report) -> str:
+    random = Random(f"{parameters.random_seed}/{parameters.tenant}")
+    start = parameters.until - parameters.years * YEAR
     uid = _uuid(random)
     tenant_number = await bulk.add_tenant(
-        slug=wish.tenant, uid=uid, display_name=f"Seeded {wish.tenant}", create_time=start - DAY
+        slug=parameters.tenant, uid=uid, display_name=f"Seeded {parameters.tenant}", create_time=start - DAY
     )
-    records = _records(wish, random, start)
+    records = _records(parameters, random, start)
     numbers = await bulk.add_accounts(tenant_number, records)
     companies = [record.id for record in records if record.kind == native.Account.COMPANY]
     setting = Setting(
-        random_seed=f"{wish.random_seed}/{wish.tenant}",
+        random_seed=f"{parameters.random_seed}/{parameters.tenant}",
         tenant_number=tenant_number,
         start=start,
-        end=wish.until,
+        end=parameters.until,
         places=tuple(Place(_uuid(random), _uuid(random), companies[place % len(companies)]) for place in range(PLACES)),
     )
-    counts = row_counts(wish.rows, len(records))
+    counts = row_counts(parameters.rows, len(records))
     households = _households(
         [
             Account(numbers[record.id], record.id, record.credit_limit, count)
@@ -103,7 +103,7 @@ async def _load(bulk: BulkLoad, wish: Wish, report: Report) -> str:
                 await bulk.add(rows)
                 done += len(rows.get(transactions.name, ()))
                 report(done, "posting")
-    assert done == wish.rows
+    assert done == parameters.rows
     async with aclosing(bulk.build_indexes()) as names:
         async for name in names:
             report(done, f"building {name}")
@@ -111,7 +111,7 @@ async def _load(bulk: BulkLoad, wish: Wish, report: Report) -> str:
 
 
 def row_counts(rows: int, accounts: int) -> list[int]:
-    """The number of transactions of each account: the first has a tenth, the others follow Zipf's law."""
+    """The number of transactions of each account. The first account has a tenth, the others follow Zipf's law."""
     hot = rows // HOT_SHARE
     weights = [1 / rank for rank in range(2, accounts + 1)]
     total = sum(weights)
@@ -120,8 +120,8 @@ def row_counts(rows: int, accounts: int) -> list[int]:
     return [hot, *counts]
 
 
-def _records(wish: Wish, random: Random, start: Instant) -> list[AccountRecord]:
-    count = min(max(wish.rows // ROWS_OF_AN_ACCOUNT, 2 * PLACES), ACCOUNTS_MAX)
+def _records(parameters: Parameters, random: Random, start: Instant) -> list[AccountRecord]:
+    count = min(max(parameters.rows // ROWS_OF_AN_ACCOUNT, 2 * PLACES), ACCOUNTS_MAX)
     records = []
     for number in range(count):
         # The label `company` names one of these accounts.
@@ -157,7 +157,7 @@ def _uuid(random: Random) -> str:
 
 @contextmanager
 def _histories(setting: Setting, households: list[list[Account]]) -> Iterator[list[Connection]]:
-    """Starts processes that generate the histories; gives the receiving ends of their pipes."""
+    """Starts processes that generate the histories, and yields the receiving ends of their pipes."""
     context = get_context("spawn")
     rows = sum(account.rows for household in households for account in household)
     workers = min(os.cpu_count() or 1, WORKERS_MAX, -(-rows // ROWS_OF_A_WORKER_MIN))
@@ -175,7 +175,7 @@ def _histories(setting: Setting, households: list[list[Account]]) -> Iterator[li
             connections.append(receiving)
         yield connections
     finally:
-        # Ends the workers first: a thread that still waits for a pipe then sees its end.
+        # Ends the workers first, which ends the wait of a thread for a pipe.
         for process in processes:
             process.terminate()
             process.join()
@@ -208,15 +208,15 @@ def _make(sending: Connection, setting: Setting, households: list[list[Account]]
 
 async def _received(connections: Sequence[Connection]) -> AsyncGenerator[Rows, None]:
     """The rows that the workers send, in the order of arrival."""
-    open_ones = list(connections)
-    while open_ones:
-        ready = await asyncio.to_thread(wait, open_ones)
-        for connection in [each for each in open_ones if each in ready]:
+    open_connections = list(connections)
+    while open_connections:
+        ready = await asyncio.to_thread(wait, open_connections)
+        for connection in [each for each in open_connections if each in ready]:
             try:
                 rows: Rows | None = await asyncio.to_thread(connection.recv)
             except EOFError:
-                raise ValueError("a process that made the data ended by itself; nothing of it was kept") from None
+                raise ValueError("a worker process ended unexpectedly; the database is unchanged") from None
             if rows is None:
-                open_ones.remove(connection)
+                open_connections.remove(connection)
             else:
                 yield rows

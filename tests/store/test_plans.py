@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from server.facades import dreadnode, spacebring, teable
 from server.ledger.instants import HOUR, parse
 from server.ledger.paging import Order, OrderField, TransactionFilter, TransactionKey, TransactionList
-from server.seed.load import Wish, load
+from server.seed.load import Parameters, load
 from server.store.database import Database
 from server.store.list_statements import (
     ROWS_READ_MAX,
@@ -463,7 +463,7 @@ def plans(postgresql: PostgreSQL) -> Iterator[Plans]:
 
 async def read_plans(database_url: str) -> Plans:
     """Seeds a database and explains every list, with values of a stored row as parameters."""
-    await load(database_url, Wish("seed", SEEDED_ROWS, 1, parse("2024-10-31T00:00:00Z"), 1), lambda *_: None)
+    await load(database_url, Parameters("seed", SEEDED_ROWS, 1, parse("2024-10-31T00:00:00Z"), 1), lambda *_: None)
     database = Database(database_url)
     try:
         async with database.primary.snapshot() as connection:
