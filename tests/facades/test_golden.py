@@ -65,7 +65,7 @@ def test_exchanges_on_postgresql(postgresql: PostgreSQL, tmp_path: Path) -> None
 
 
 async def execute(database_url: str, statements: str) -> None:
-    """Executes SQL statements on a connection of its own."""
+    """Executes SQL statements on a new connection."""
     connection = await asyncpg.connect(database_url.replace("+asyncpg", ""))
     try:
         await connection.execute(statements)

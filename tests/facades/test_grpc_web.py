@@ -52,7 +52,7 @@ def test_buf_curl_lists(curl: Curl) -> None:
 def test_buf_curl_reads_a_stream(curl: Curl, gateway: Daybook) -> None:
     """`buf curl` reads the server stream of VerifyAccounts to its end."""
     database = sqlite_url(gateway.folder / "daybook.db")
-    made = run(
+    created = run(
         "keys",
         "create",
         "--tenant",
@@ -63,8 +63,8 @@ def test_buf_curl_reads_a_stream(curl: Curl, gateway: Daybook) -> None:
         database,
         folder=gateway.folder,
     )
-    assert made.returncode == 0, made.stderr
-    status, printed = curl("daybook.v1.Admin/VerifyAccounts", {}, made.stdout.split()[-1])
+    assert created.returncode == 0, created.stderr
+    status, printed = curl("daybook.v1.Admin/VerifyAccounts", {}, created.stdout.split()[-1])
     assert status == 0, printed
     assert printed.count("{") > 0
 

@@ -121,11 +121,11 @@ def exercise(daybook: Daybook, key: str, recorder: Recorder, *, has_gateway: boo
         recorder.call(ledger.CreateAccount, account, sound)
         posted = [recorder.call(ledger.CreateTransaction, posting, sound) for _ in range(3)]
         token = recorder.call(ledger.ListTransactions, listing, sound).next_page_token
-        made = recorder.call(admin.CreateApiKey, CreateApiKeyRequest(api_key=ApiKey(scopes=["accounts"])), sound)
-        rotated = recorder.call(admin.RotateApiKey, RotateApiKeyRequest(name=made.api_key.name), sound)
+        created = recorder.call(admin.CreateApiKey, CreateApiKeyRequest(api_key=ApiKey(scopes=["accounts"])), sound)
+        rotated = recorder.call(admin.RotateApiKey, RotateApiKeyRequest(name=created.api_key.name), sound)
         # The caller may see these answers; later ones may not have the secrets.
         recorder.answers.clear()
-        recorder.secrets |= {token, made.key_string.partition(".")[2], rotated.key_string.partition(".")[2]}
+        recorder.secrets |= {token, created.key_string.partition(".")[2], rotated.key_string.partition(".")[2]}
         for metadata in credentials_of(key):
             recorder.call(ledger.ListAccounts, ListAccountsRequest(), metadata)
         for wrong in (token[:-1], token[::-1], f"{token}A", TOKEN_KEY):
@@ -136,7 +136,7 @@ def exercise(daybook: Daybook, key: str, recorder: Recorder, *, has_gateway: boo
         recorder.call(ledger.CreateTransaction, posting, sound)
         recorder.call(ledger.CreateAccount, CreateAccountRequest(account_id="b", account=account.account), sound)
         recorder.call(admin.CreateApiKey, CreateApiKeyRequest(api_key=ApiKey(scopes=["accounts"])), sound)
-        recorder.call(admin.RotateApiKey, RotateApiKeyRequest(name=made.api_key.name), sound)
+        recorder.call(admin.RotateApiKey, RotateApiKeyRequest(name=created.api_key.name), sound)
         recorder.call(ledger.GetTransaction, GetTransactionRequest(name=posted[0].name, view=2), sound)  # type: ignore[arg-type]
         if has_gateway:
             headers = {"authorization": f"Bearer {key}"}
@@ -202,7 +202,7 @@ URLS = {
     f"postgresql://user:{PASSWORD}@127.0.0.1:1/ledger": "must begin with",
     f"sqlite:///{PASSWORD}.db": "must begin with",
     f"oracle://user:{PASSWORD}@127.0.0.1:1/ledger": "must begin with",
-    f"sqlite+aiosqlite:////dev/null/{PASSWORD}/daybook.db": "can't be made",
+    f"sqlite+aiosqlite:////dev/null/{PASSWORD}/daybook.db": "can't be created",
     PASSWORD: "can't be read",
 }
 """Invalid or unusable URLs, each with a part of its error message."""

@@ -189,7 +189,7 @@ async def create_resources(client: Client, prefix: str, network: str, text: str,
         metadata=client.metadata,
     )
     lots = await client.ledger.ListLots(ListLotsRequest(parent=parent, page_size=1), metadata=client.metadata)
-    made = await client.admin.CreateApiKey(
+    created_key = await client.admin.CreateApiKey(
         CreateApiKeyRequest(api_key=ApiKey(display_name=text, scopes=["admin"], account=parent)),
         metadata=client.metadata,
     )
@@ -212,8 +212,8 @@ async def create_resources(client: Client, prefix: str, network: str, text: str,
         other=other,
         charge=charge.name,
         lot=lots.lots[0].name,
-        api_key=made.api_key.name,
-        key_string=made.key_string,
+        api_key=created_key.api_key.name,
+        key_string=created_key.key_string,
         request_id=request_id,
         tokens=tokens,
     )

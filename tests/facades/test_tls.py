@@ -259,7 +259,7 @@ def answers(origin: str, path: str = "/readyz", **options: Any) -> bool:
 def test_envoy_yaml_loads_certificates_later(authority: Authority, tmp_path: Path) -> None:
     """Envoy with envoy.yaml starts without certificates, and loads them when they exist."""
     ports = Ports.free()
-    text = (ROOT / "envoy.yaml").read_text().replace("0.0.0.0", "127.0.0.1")  # noqa: S104  # what is replaced
+    text = (ROOT / "envoy.yaml").read_text().replace("0.0.0.0", "127.0.0.1")  # noqa: S104  # the address to replace
     for port, other in ((8080, ports.gateway), (8443, ports.server), (9901, ports.admin)):
         assert text.count(f"port_value: {port}") == 1
         text = text.replace(f"port_value: {port}", f"port_value: {other}")
