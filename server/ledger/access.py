@@ -75,7 +75,7 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class ApiKeyRecord:
-    """An API key as it is stored, with its tenant and the account to which it is bound."""
+    """A stored API key, with its tenant and the account to which it is bound."""
 
     id: str
     secret_hash: bytes

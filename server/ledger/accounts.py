@@ -1,4 +1,4 @@
-"""Accounts as they are stored."""
+"""Stored accounts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from server.ledger.posting import AccountState
 
 @dataclass(frozen=True, slots=True)
 class AccountRecord:
-    """An account as it is stored."""
+    """A stored account."""
 
     id: str
     kind: Account.Kind.ValueType

@@ -26,7 +26,7 @@ from server.ledger.usage import UsageWindow, add_usage
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A transaction as it is stored: the serialized message, and the columns made from it."""
+    """A stored transaction: the serialized message, and the columns derived from it."""
 
     sequence: int
     tenant_number: int
@@ -277,7 +277,7 @@ class AccountAudit:
             lot = self._lots.get(number, Lot(number, 0, allocation.terms, money.LARGEST, 0))
             self._expect(entry.sequence, f"terms of lot {number}", lot.terms, allocation.terms)
             posted = post_time(entry.uid, entry.create_time)
-            if amount < 0 and entry.kind != Transaction.EXPIRATION and lot.terms.are_past(posted):
+            if amount < 0 and entry.kind != Transaction.EXPIRATION and lot.terms.have_expired(posted):
                 self._expect(entry.sequence, f"lot {number}", "not spent after its expire_time", money.write(amount))
             lot = lot.with_remaining(lot.remaining + amount)
         if not 0 <= lot.remaining <= lot.amount:

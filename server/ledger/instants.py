@@ -19,7 +19,7 @@ Instant: TypeAlias = int
 """Microseconds since 1970-01-01T00:00:00Z."""
 
 Clock: TypeAlias = Callable[[], Instant]
-"""Gives the present instant. Injected, so that a test or the demo can fix it."""
+"""Returns the present instant. Injected, so that a test or the demo can fix it."""
 
 Stopwatch: TypeAlias = Callable[[], int]
 """Nanoseconds since an arbitrary moment, independent of changes to the system clock."""

@@ -32,7 +32,7 @@ class Terms(NamedTuple):
     priority: int = 0
     """Lots of a lower number are spent first."""
 
-    def are_past(self, now: Instant) -> bool:
+    def have_expired(self, now: Instant) -> bool:
         """Whether the credits have expired."""
         expire_time = self.expire_time
         return expire_time is not None and expire_time <= now
@@ -94,7 +94,7 @@ def take_out(lots: list[Lot], number: int) -> Lot | None:
 
 
 def take(lots: tuple[Lot, ...], amount: Millionths) -> tuple[tuple[Lot, ...], list[Allocation]]:
-    """Takes an amount (above 0) out of sorted lots; gives the lots left open, and the allocations.
+    """Takes an amount (above 0) out of sorted lots; returns the lots left open, and the allocations.
 
     The amount that the lots lack is drawn from the credit line; the caller decides whether that
     is allowed.

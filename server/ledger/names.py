@@ -11,7 +11,7 @@ from server.ledger.errors import FieldInvalid
 from server.ledger.instants import Instant
 
 RandomBytes: TypeAlias = Callable[[int], bytes]
-"""Gives this number of random bytes. Injected, so that a test or the demo can fix them."""
+"""Returns this number of random bytes. Injected, so that a test or the demo can fix them."""
 
 RANDOM_BLOCK_BYTES = 1000
 
@@ -128,7 +128,7 @@ def in_blocks(random_bytes: RandomBytes) -> RandomBytes:
 
 
 def uuid7(instant: Instant, random_bytes: RandomBytes) -> bytes:
-    """A UUID of version 7 (RFC 9562, 5.7) for an instant, as it is stored.
+    """A UUID of version 7 (RFC 9562, 5.7) for an instant, as 16 bytes.
 
     Implemented here because libraries read the clock and randomness themselves, whereas a
     reproducible ledger needs both injected.

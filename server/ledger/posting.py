@@ -81,7 +81,7 @@ class AccountState(NamedTuple):
         return min(max(0, self.balance + self.credit_limit), money.LARGEST)
 
     def with_loaded(self, lots: Iterable[Lot], edge: SpendingOrder | None, horizon: Instant) -> AccountState:
-        """The state with more open lots loaded. Lots that it already has stay as they are."""
+        """The state with more open lots loaded. Lots that it already has are unchanged."""
         loaded = {lot.number for lot in self.lots}
         added = (lot for lot in lots if lot.number not in loaded)
         return self._replace(lots=sort_lots((*self.lots, *added)), edge=edge, horizon=horizon)
@@ -103,10 +103,10 @@ class AccountState(NamedTuple):
 
     def at(self, now: Instant) -> AccountState:
         """The state without expired lots, even if their expiration is not posted. All lots must be loaded."""
-        expired = sum(lot.remaining for lot in self.lots if lot.terms.are_past(now))
+        expired = sum(lot.remaining for lot in self.lots if lot.terms.have_expired(now))
         if not expired:
             return self
-        lots = tuple(lot for lot in self.lots if not lot.terms.are_past(now))
+        lots = tuple(lot for lot in self.lots if not lot.terms.have_expired(now))
         return self._replace(
             lots=lots, balance=self.balance - expired, open_lot_count=len(lots), expiring=self.expiring - expired
         )
@@ -178,7 +178,7 @@ def post(state: AccountState, draft: Draft, now: Instant) -> tuple[AccountState,
         return record(state, draft, now)
     create_time = max(now, state.last_create_time)
     terms = _terms(draft, now)
-    if terms.are_past(now):
+    if terms.have_expired(now):
         raise FieldInvalid("transaction.expire_time", "must be in the future")
     if draft.amount > 0:
         after, allocations = put(state, [Portion(draft.amount, terms)])
@@ -208,7 +208,7 @@ def expire_due(state: AccountState, now: Instant) -> list[tuple[AccountState, Po
     Returns each posting with the state after it, the earliest first. Only `now` decides which lots
     are due: if the account's newest create_time is ahead of the clock, no credits expire early.
     """
-    # Terms.are_past, inlined: every posting evaluates it for every lot.
+    # Terms.have_expired, inlined: every posting evaluates it for every lot.
     due = [lot for lot in state.lots if lot.terms.expire_time is not None and lot.terms.expire_time <= now]
     if not due:
         return []

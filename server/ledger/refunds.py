@@ -47,7 +47,7 @@ Refunds: TypeAlias = Mapping[tuple[int, int], RefundTotal]
 
 @dataclass(frozen=True, slots=True)
 class StoredCharge:
-    """A transaction to be refunded, as it is stored."""
+    """A stored transaction to be refunded."""
 
     sequence: int
     charge: Charge
@@ -80,11 +80,11 @@ def refund(
 
 
 def _portions(charge: Charge, amount: Millionths, now: Instant) -> Iterator[Portion]:
-    given_back = charge.refunded
+    already_refunded = charge.refunded
     for allocation in reversed(charge.allocations):
         taken = -allocation.amount
-        skipped = min(given_back, taken)
-        given_back -= skipped
+        skipped = min(already_refunded, taken)
+        already_refunded -= skipped
         part = min(taken - skipped, amount)
         amount -= part
         if part:

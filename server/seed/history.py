@@ -318,7 +318,7 @@ class Household:
 
 def _past(state: AccountState, now: Instant) -> int:
     """The number of expirations that are due."""
-    return sum(1 for lot in state.lots if lot.terms.are_past(now))
+    return sum(1 for lot in state.lots if lot.terms.have_expired(now))
 
 
 @lru_cache(64)

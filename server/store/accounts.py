@@ -97,10 +97,10 @@ class AccountStore:
         )
         return [to_lot(*row) for row in await self._database.lists.fetch(Query(statement), {})]
 
-    async def due_accounts(self, now: Instant, import_rest: Instant, limit: int) -> list[int]:
+    async def due_accounts(self, now: Instant, import_pause: Instant, limit: int) -> list[int]:
         """The accounts of the first `limit` lots that have expired without a posted expiration.
 
-        Skips accounts into which history was imported less than `import_rest` ago. An import_time
+        Skips accounts into which history was imported less than `import_pause` ago. An import_time
         ahead of `now` by more than that was stored by a wrong clock and is ignored.
         """
         statement = (
@@ -109,7 +109,7 @@ class AccountStore:
             .where(
                 lots.c.remaining > 0,
                 lots.c.expire_time <= now,
-                not_(account_states.c.import_time.between(now - import_rest + 1, now + import_rest)),
+                not_(account_states.c.import_time.between(now - import_pause + 1, now + import_pause)),
             )
             .order_by(lots.c.expire_time, lots.c.account_number)
             .limit(limit)

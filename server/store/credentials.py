@@ -43,7 +43,7 @@ class TokenKey(NamedTuple):
 
 
 class TenantRecord(NamedTuple):
-    """A tenant as it is stored."""
+    """A stored tenant."""
 
     number: int
     slug: str

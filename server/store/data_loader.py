@@ -21,7 +21,7 @@ class DataLoader(Generic[Key, Value]):
     """
 
     def __init__(self, read: Callable[[Collection[Key]], Awaitable[Mapping[Key, Value]]]) -> None:
-        """`read` gives the values of a batch of keys."""
+        """`read` returns the values of a batch of keys."""
         self._read = read
         self._in_flight: asyncio.Task[Mapping[Key, Value]] | None = None
         self._next: tuple[list[Key], asyncio.Task[Mapping[Key, Value]]] | None = None

@@ -1,4 +1,4 @@
-"""Errors of a database, whatever its engine."""
+"""Errors of any database engine."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ _VERSION = Query(select(_version.c.version_num))
 
 
 def _is_usable(found: str | None) -> bool:
-    """Whether this version can use a schema as it is; False if migrations are missing. Raises SchemaTooNew.
+    """Whether this version can use a schema without a migration. Raises SchemaTooNew.
 
     The name of a migration that keeps the schema usable for earlier versions has the oldest one:
     `0009_since_0007` serves versions whose newest migration is 0007 or 0008.

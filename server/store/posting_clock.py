@@ -1,4 +1,4 @@
-"""The clock for postings: the system clock, as long as it agrees with a reference.
+"""The clock for postings: the system clock, while it agrees with a reference.
 
 A create_time is permanent, and a wrong time expires credits. So a server must not post after its
 clock jumps until the clock is right again.
@@ -40,7 +40,7 @@ def boot_stopwatch() -> int:
 
 
 class PostingClock:
-    """Gives the time for postings, or raises ClockSkewed.
+    """Returns the time for postings, or raises ClockSkewed.
 
     The reference is a time plus the stopwatch's count since, so it does not follow changes to the
     system clock. On PostgreSQL it is the database's time, which all servers share, read every

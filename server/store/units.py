@@ -136,7 +136,7 @@ def load(
 
 def load_openers(connection: DatabaseTransaction, loaded: Loaded, now: Instant) -> None:
     """Loads the bodies of the transactions that opened expired lots: an expiration repeats their labels and owner."""
-    expired = {(number, lot.opened_by) for (number, _), lot in loaded.lots.items() if lot.terms.are_past(now)}
+    expired = {(number, lot.opened_by) for (number, _), lot in loaded.lots.items() if lot.terms.have_expired(now)}
     loaded.openers.update(load_bodies(connection, expired))
 
 
@@ -270,7 +270,7 @@ def state_rows(changes: Changes) -> Rows:
 def _write(connection: Connection, table: Table, rows: Sequence[tuple[object, ...]], *, is_update: bool) -> None:
     """Writes whole rows; all of them are new, or all of them are stored already.
 
-    Statements are compiled once and the values go to the driver as they are: SQLAlchemy costs
+    Statements are compiled once and the values go directly to the driver: SQLAlchemy costs
     more per row than the database. The numbers of rows per statement are powers of two, so that
     few statements are compiled.
     """

@@ -95,7 +95,7 @@ class Accounts:
         number = await self._store.number(caller.tenant_number, account_id)
         now = self._clock()
         rows = [
-            lot._replace(remaining=0) if lot.terms.are_past(now) else lot
+            lot._replace(remaining=0) if lot.terms.have_expired(now) else lot
             for lot in await self._store.lots(number, after, limit + 1)
         ]
         return Page.of(rows, limit, key=lambda row: row.number)

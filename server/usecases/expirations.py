@@ -19,7 +19,7 @@ log = structlog.get_logger(__name__)
 SWEEP_SECONDS = 20.0
 """Time between two sweeps, in seconds, so that an expiration is posted within a minute."""
 LOTS_AT_ONCE = 500
-IMPORT_REST: Instant = 10 * 60 * SECOND
+IMPORT_PAUSE: Instant = 10 * 60 * SECOND
 """Time for which sweeps skip an account after an import. More rows of its history may follow, and
 an expiration posted now would refuse those older than it."""
 
@@ -40,7 +40,7 @@ class Expirations:
         """Posts every expiration that is due now; returns the number of lots expired."""
         now = self._clock()
         total = 0
-        while numbers := await self._accounts.due_accounts(now, IMPORT_REST, LOTS_AT_ONCE):
+        while numbers := await self._accounts.due_accounts(now, IMPORT_PAUSE, LOTS_AT_ONCE):
             expired = await asyncio.gather(*(self._poster.submit(Expire(number)) for number in numbers))
             total += sum(expired)
             self.lot_count += sum(expired)

@@ -124,7 +124,7 @@ def test_taking_changes_only_the_remaining_amount() -> None:
 
 
 @pytest.mark.parametrize(
-    ("expire_time", "now", "are_past"),
+    ("expire_time", "now", "have_expired"),
     [
         (None, 0, False),
         (None, LAST_EVER, False),
@@ -135,9 +135,9 @@ def test_taking_changes_only_the_remaining_amount() -> None:
         (0, -1, False),
     ],
 )
-def test_terms_are_past_from_their_expire_time_on(expire_time: int | None, now: int, are_past: bool) -> None:
+def test_credits_expire_at_their_expire_time(expire_time: int | None, now: int, have_expired: bool) -> None:
     """Credits expire at exactly their expire_time, and not a microsecond earlier."""
-    assert Terms(expire_time).are_past(now) is are_past
+    assert Terms(expire_time).have_expired(now) is have_expired
 
 
 @pytest.mark.parametrize(

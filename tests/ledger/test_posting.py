@@ -770,7 +770,7 @@ def test_the_books_always_add_up(steps: list[tuple[Draft, Instant]], credit_limi
         assert state.debt == 0 or not state.lots
         assert state.lots == sort_lots(state.lots)
         assert all(0 < each.remaining <= each.amount for each in state.lots)
-        assert not [each for each in state.lots if each.terms.are_past(now)]
+        assert not [each for each in state.lots if each.terms.have_expired(now)]
     balance = 0
     for sequence, posting in enumerate(postings, 1):
         moves = posting.state == SUCCEEDED

@@ -292,7 +292,7 @@ def test_no_account_loses_credits_by_the_other_accounts_time(
         (destination, answer.incoming, amount),
     ):
         assert money.parse(side.balance_after) == state.at(NOW).balance + moved_amount
-        expired = [each for each in state.lots if each.terms.are_past(NOW)]
+        expired = [each for each in state.lots if each.terms.have_expired(NOW)]
         assert side.sequence == state.sequence + len(expired) + 1
         newest = max([state.last_create_time, *(each.terms.expire_time or 0 for each in expired)])
         assert from_timestamp(side.create_time) == max(NOW, newest)
