@@ -202,7 +202,7 @@ URLS = {
     f"postgresql://user:{PASSWORD}@127.0.0.1:1/ledger": "must begin with",
     f"sqlite:///{PASSWORD}.db": "must begin with",
     f"oracle://user:{PASSWORD}@127.0.0.1:1/ledger": "must begin with",
-    f"sqlite+aiosqlite:////dev/null/{PASSWORD}/daybook.db": "can't be created",
+    f"sqlite+aiosqlite:////dev/null/{PASSWORD}/daybook.db": "can't be made",
     PASSWORD: "can't be read",
 }
 """Invalid or unusable URLs, each with a part of its error message."""
