@@ -1,7 +1,7 @@
-"""The contracts follow Google's AIPs: the rules that matter, each under the name that the AIP linter has for it.
+"""The contracts follow Google's AIPs. Each rule has the name that it has in the AIP linter.
 
-The linter is a Go program that a machine may lack. protos/api-linter.yaml, its configuration, lists the exceptions
-of both. Rules that the linter lacks begin with `daybook::`.
+The AIP linter is a Go program that a machine may lack, so this module implements its most important rules. Its
+configuration, protos/api-linter.yaml, lists the exceptions. Rules that the linter lacks begin with `daybook::`.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ STANDARD = ("Get", "List", "Create", "Update", "Delete", "BatchCreate")
 TIMESTAMP = "google.protobuf.Timestamp"
 MUTATIONS_WITHOUT_REQUEST_ID = frozenset(
     (
-        # Each of its requests has one.
+        # Each of its requests has a request_id.
         "daybook.v1.Ledger.SubmitTransactions",
-        # To repeat the answer is to keep the secret.
+        # To repeat the response, the secret would have to be stored.
         "daybook.v1.Admin.CreateApiKey",
         "daybook.v1.Admin.RotateApiKey",
-        # The second time changes nothing.
+        # It is idempotent.
         "daybook.v1.Admin.RevokeApiKey",
     )
 )
@@ -55,7 +55,7 @@ RULES: dict[str, Rule] = {}
 
 
 def rule(name: str) -> Callable[[Rule], Rule]:
-    """Registers a rule: what it yields are the full names of the elements that break it."""
+    """Registers a rule, a function that yields the full names of the elements that break it."""
 
     def register(function: Rule) -> Rule:
         RULES[name] = function
@@ -65,7 +65,7 @@ def rule(name: str) -> Callable[[Rule], Rule]:
 
 
 def messages(file: FileDescriptor) -> Iterator[Descriptor]:
-    """Every message of a file, at any depth, without the entries of maps."""
+    """Yields every message of a file, at any depth, without map entries."""
     waiting = list(file.message_types_by_name.values())
     while waiting:
         message = waiting.pop()
@@ -75,20 +75,20 @@ def messages(file: FileDescriptor) -> Iterator[Descriptor]:
 
 
 def fields(file: FileDescriptor) -> Iterator[FieldDescriptor]:
-    """Every field of a file."""
+    """Yields every field of a file."""
     for message in messages(file):
         yield from message.fields
 
 
 def enums(file: FileDescriptor) -> Iterator[EnumDescriptor]:
-    """Every enum of a file."""
+    """Yields every enum of a file."""
     yield from file.enum_types_by_name.values()
     for message in messages(file):
         yield from message.enum_types
 
 
 def methods(file: FileDescriptor, *verbs: str) -> Iterator[tuple[MethodDescriptor, str]]:
-    """Every method of a file, or those with one of these standard verbs, each with its noun."""
+    """Yields every method of a file, or the methods with one of these standard verbs, each with its noun."""
     for service in file.services_by_name.values():
         for method in service.methods:
             verb = next((each for each in STANDARD if method.name.startswith(each)), "")
@@ -97,25 +97,25 @@ def methods(file: FileDescriptor, *verbs: str) -> Iterator[tuple[MethodDescripto
 
 
 def type_name(field: FieldDescriptor) -> str:
-    """The full name of the message that a field holds, or nothing."""
+    """Returns the full name of the message type of a field, or an empty text."""
     return field.message_type.full_name if field.message_type is not None else ""
 
 
 def bindings(method: MethodDescriptor) -> list[tuple[str, str, str]]:
-    """The HTTP method, path and body of each binding of a method."""
+    """Returns the HTTP method, path and body of each binding of a method."""
     first = method.GetOptions().Extensions[http]
     found = [(each, each.WhichOneof("pattern")) for each in (first, *first.additional_bindings)]
     return [(verb, getattr(each, verb), each.body) for each, verb in found if verb]
 
 
 def has_text(message: Descriptor, name: str) -> bool:
-    """Whether a message has a field of this name that is one text."""
+    """Whether a message has a singular text field of this name."""
     field = message.fields_by_name.get(name)
     return field is not None and field.type == FieldDescriptor.TYPE_STRING and not field.is_repeated
 
 
 def snake(name: str) -> str:
-    """A name in camel case with underscores instead."""
+    """Converts a name from camel case to snake case."""
     return re.sub(r"(?<!^)([A-Z])", r"_\1", name).lower()
 
 
@@ -127,7 +127,7 @@ def _resource_without_get(file: FileDescriptor) -> Iterator[str]:
 
 
 @rule("core::0122::name-suffix")
-def _name_that_is_none(file: FileDescriptor) -> Iterator[str]:
+def _name_of_no_resource(file: FileDescriptor) -> Iterator[str]:
     yield from (each.full_name for each in fields(file) if each.name.endswith("_name") and each.name not in NAMES)
 
 
@@ -225,7 +225,7 @@ def _update(file: FileDescriptor) -> Iterator[str]:
 
 @rule("core::0136::http-uri-suffix")
 def _custom_verb(file: FileDescriptor) -> Iterator[str]:
-    """The path has the verb where the noun is its collection or resource, and else verb and noun."""
+    """The path ends with the verb, and with the noun unless that is the collection or resource of the path."""
     for method, _ in methods(file, ""):
         verb, _, noun = snake(method.name).partition("_")
         for _, path, _ in bindings(method):
@@ -376,14 +376,14 @@ def _mutation_without_request_id(file: FileDescriptor) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def described(tmp_path_factory: pytest.TempPathFactory) -> FileDescriptorSet:
-    """The contracts as they are now, with their comments."""
+    """The descriptors of the contracts, with comments."""
     path = tmp_path_factory.mktemp("contracts") / "contracts.binpb"
     generate.write_descriptors(path, source_info=True)
     return FileDescriptorSet.FromString(path.read_bytes())
 
 
 def load(files: Any) -> DescriptorPool:
-    """A pool with these files alone."""
+    """Returns a pool with only these files."""
     pool = DescriptorPool()
     for file in files:
         pool.AddSerializedFile(file.SerializeToString())
@@ -391,7 +391,7 @@ def load(files: Any) -> DescriptorPool:
 
 
 def exceptions() -> list[tuple[str, str]]:
-    """The exceptions of protos/api-linter.yaml: the pattern of a path, and a rule or a group of rules."""
+    """Returns the exceptions in protos/api-linter.yaml, each with a path pattern and a rule or a group of rules."""
     configurations = yaml.safe_load((generate.PROTOS / "api-linter.yaml").read_text())
     return [
         (path.replace("**/", ""), name)
@@ -402,13 +402,13 @@ def exceptions() -> list[tuple[str, str]]:
 
 
 def excepts(path: str, name: str, exception: tuple[str, str]) -> bool:
-    """Whether an exception is about a file and a rule."""
+    """Whether an exception applies to a file and a rule."""
     return fnmatch(path, exception[0]) and (name == exception[1] or name.startswith(f"{exception[1]}::"))
 
 
 @pytest.mark.parametrize("name", RULES)
 def test_contracts_follow_the_rule(described: FileDescriptorSet, name: str) -> None:
-    """No element of a contract breaks the rule, but for the exceptions."""
+    """No element of a contract breaks the rule, except for the listed exceptions."""
     pool, listed = load(described.file), exceptions()
     found = {
         path: broken
@@ -421,7 +421,7 @@ def test_contracts_follow_the_rule(described: FileDescriptorSet, name: str) -> N
 
 @pytest.mark.parametrize("exception", exceptions(), ids="-".join)
 def test_exception_is_needed(described: FileDescriptorSet, exception: tuple[str, str]) -> None:
-    """Each exception allows something that its rule finds, and says why in a comment."""
+    """Each exception allows an element that its rule finds, and has a comment with the reason."""
     pool = load(described.file)
     assert [
         broken
@@ -435,23 +435,23 @@ def test_exception_is_needed(described: FileDescriptorSet, exception: tuple[str,
 
 
 def comments(file: FileDescriptorProto) -> dict[tuple[int, ...], str]:
-    """The comments of a file, by the paths of their elements."""
+    """Returns the comments of a file, by the paths of their elements."""
     return {tuple(each.path): each.leading_comments for each in file.source_code_info.location}
 
 
 def resource_names(described: FileDescriptorSet) -> Iterator[tuple[str, str]]:
-    """Each text whose comment shows the pattern of a resource, with the type that it refers to."""
+    """Yields each text field whose comment has the pattern of a resource, with the type that it refers to."""
 
-    def of_message(message: Any, path: tuple[int, ...], said: dict[tuple[int, ...], str], scope: str) -> Any:
+    def of_message(message: Any, path: tuple[int, ...], texts: dict[tuple[int, ...], str], scope: str) -> Any:
         for number, field in enumerate(message.field):
-            shown = re.search(r"`[a-zA-Z]+/\{[^`]*`", said.get((*path, 2, number), ""))
+            shown = re.search(r"`[a-zA-Z]+/\{[^`]*`", texts.get((*path, 2, number), ""))
             if shown and not message.options.Extensions[resource].type:
                 reference = field.options.Extensions[resource_reference]
                 yield f"{scope}{message.name}.{field.name}", reference.type or reference.child_type
             elif shown and field.name != "name":
                 yield f"{scope}{message.name}.{field.name}", field.options.Extensions[resource_reference].type
         for number, nested in enumerate(message.nested_type):
-            yield from of_message(nested, (*path, 3, number), said, f"{scope}{message.name}.")
+            yield from of_message(nested, (*path, 3, number), texts, f"{scope}{message.name}.")
 
     for file in described.file:
         if file.package == "daybook.v1":
@@ -460,7 +460,7 @@ def resource_names(described: FileDescriptorSet) -> Iterator[tuple[str, str]]:
 
 
 def test_resource_names_have_their_type(described: FileDescriptorSet) -> None:
-    """Each field whose comment shows the pattern of a resource has a reference, to a type that there is."""
+    """Each field whose comment has the pattern of a resource has a reference to an existing resource type."""
     found = dict(resource_names(described))
     assert {"Transaction.refund_of", "Allocation.lot", "GetAccountRequest.name", "ApiKey.account"} <= found.keys()
     types = {message.options.Extensions[resource].type for file in described.file for message in file.message_type} - {
@@ -470,7 +470,7 @@ def test_resource_names_have_their_type(described: FileDescriptorSet) -> None:
 
 
 def test_lines_are_wrapped() -> None:
-    """No line of a contract is longer than a line of code may be."""
+    """No line of a contract has more than 120 characters."""
     for path in generate.files_in(generate.PROTOS):
         assert [line for line in (generate.PROTOS / path).read_text().splitlines() if len(line) > 120] == []
 
@@ -528,6 +528,6 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> FileDescriptor:
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_rule_finds_what_breaks_it(bad: FileDescriptor, name: str) -> None:
-    """Each rule sees something in a contract that breaks all."""
+def test_rule_finds_a_violation(bad: FileDescriptor, name: str) -> None:
+    """Each rule finds an element in a contract that breaks all rules."""
     assert list(RULES[name](bad))

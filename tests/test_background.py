@@ -1,4 +1,4 @@
-"""Work that repeats in the background: it survives its failures and ends with its block."""
+"""Background tasks: they survive failed runs and end with their block."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from server.ledger.errors import ServiceUnavailable
 
 
 @pytest.mark.parametrize("at_once", [True, False])
-async def test_a_run_that_fails_is_logged_and_the_next_follows(at_once: bool) -> None:
-    """Known errors are logged by their reason, unexpected ones with a traceback, and neither ends the task."""
+async def test_failed_run_is_logged_and_repeated(at_once: bool) -> None:
+    """A known error is logged with its reason, an unexpected one with a traceback; neither ends the task."""
     outcomes: list[Exception | None] = [ServiceUnavailable(), ZeroDivisionError(), None]
     succeeded = asyncio.Event()
 
@@ -34,8 +34,8 @@ async def test_a_run_that_fails_is_logged_and_the_next_follows(at_once: bool) ->
     assert logs[0]["reason"] == "SERVICE_UNAVAILABLE"
 
 
-async def test_the_first_run_follows_after_the_interval() -> None:
-    """Without `at_once` nothing runs before the first interval is over; with it the first run begins immediately."""
+async def test_first_run_starts_after_the_interval_or_at_once() -> None:
+    """Without `at_once` the first run starts after the first interval; with `at_once` it starts immediately."""
     runs: list[str] = []
 
     async def late() -> None:
@@ -51,8 +51,8 @@ async def test_the_first_run_follows_after_the_interval() -> None:
 
 
 @pytest.mark.parametrize("error", [None, KeyError("of the block"), asyncio.CancelledError()])
-async def test_a_run_in_flight_ends_before_the_block(error: BaseException | None) -> None:
-    """A run is cancelled and its cleanup awaited, however the block ends; what the block raises is raised on."""
+async def test_run_in_flight_ends_before_the_block(error: BaseException | None) -> None:
+    """When the block ends, the run is cancelled and its cleanup awaited. An exception of the block propagates."""
     started, cleaned_up = asyncio.Event(), False
 
     async def work() -> None:
@@ -80,8 +80,8 @@ async def test_a_run_in_flight_ends_before_the_block(error: BaseException | None
     assert cleaned_up
 
 
-async def test_a_caller_cancelled_while_the_run_ends_stays_cancelled() -> None:
-    """A second cancellation that comes during the cleanup of a run reaches the caller."""
+async def test_cancellation_during_cleanup_reaches_the_caller() -> None:
+    """A cancellation during the cleanup of a run cancels the caller."""
     cleaning, never = asyncio.Event(), asyncio.Event()
 
     async def work() -> None:

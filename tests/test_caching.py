@@ -1,4 +1,4 @@
-"""The LRU cache with a bound in bytes."""
+"""The LRU cache, whose size is limited in bytes."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ ENTRY = ENTRY_BYTES + 10
 
 
 def cache(entries: int) -> ByteLRU[str, bytes]:
-    """A cache with room for so many entries of ten bytes."""
+    """Returns a cache with room for `entries` entries of ten bytes."""
     return ByteLRU(entries * ENTRY, lambda key, value: len(key) + len(value))
 
 
-def test_the_least_recently_used_entry_is_evicted() -> None:
-    """A read counts as a use."""
+def test_least_recently_used_entry_is_evicted() -> None:
+    """A full cache evicts the entry that was written or read least recently."""
     kept = cache(2)
     kept.put("a", b"9 bytes a")
     kept.put("b", b"9 bytes b")
@@ -23,8 +23,8 @@ def test_the_least_recently_used_entry_is_evicted() -> None:
     assert kept.bytes == 2 * ENTRY
 
 
-def test_an_entry_is_replaced() -> None:
-    """One key has one entry, of the size of its last value."""
+def test_entry_is_replaced() -> None:
+    """Writing a key again replaces its entry, and the size is that of the new value."""
     kept = cache(2)
     for _ in range(1000):
         kept.put("a", b"")
@@ -32,8 +32,8 @@ def test_an_entry_is_replaced() -> None:
     assert (kept.get("a"), kept.bytes) == (b"9 bytes a", ENTRY)
 
 
-def test_an_entry_beyond_the_bound_is_not_kept() -> None:
-    """Nor is the entry that it would replace, and no other entry is evicted for it."""
+def test_entry_larger_than_the_limit_is_not_cached() -> None:
+    """An entry larger than the cache is not stored. Its previous entry is removed; other entries stay."""
     kept = cache(2)
     kept.put("a", b"9 bytes a")
     kept.put("b", b"9 bytes b")
@@ -42,8 +42,8 @@ def test_an_entry_beyond_the_bound_is_not_kept() -> None:
     assert kept.bytes == ENTRY
 
 
-def test_the_size_never_exceeds_the_bound() -> None:
-    """Whatever is put."""
+def test_size_never_exceeds_the_limit() -> None:
+    """The size stays within the limit for values of any size."""
     kept = cache(8)
     for number in range(2000):
         kept.put(f"{number % 37}", bytes(number * 7919 % 900))

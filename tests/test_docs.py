@@ -1,4 +1,4 @@
-"""The documentation: fresh tables, links that lead somewhere, examples that parse, and plain English."""
+"""The documentation: generated tables are up to date, links work, examples parse, and the English is plain."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PAGES = [*sorted(ROOT.glob("*.md")), *generate.pages()]
 REFERENCE = ROOT / "docs/reference"
 SENTENCE_WORDS_MAX = 40
 
-# Constants that no caller can reach: caches, waits, retries, and how much of an input is repeated in an answer.
+# Constants that are not limits for callers: sizes of caches, waits, retries, and lengths of echoed input.
 INTERNAL = {
     "ANSWER_SECONDS_MAX",
     "ATTRIBUTE_CHARACTERS_MAX",
@@ -84,24 +84,24 @@ INTERNAL = {
 
 
 def by_path(page: Path) -> str:
-    """The id of a case."""
+    """Returns the path of a page, as the id of a test case."""
     return str(page.relative_to(ROOT))
 
 
 def without_code(text: str) -> str:
-    """A page without code blocks and comments."""
+    """Returns a page without code blocks and comments."""
     text = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
     return re.sub(r"<!--.*?-->", "", re.sub(r"^(    .*\n)+", "\n", text, flags=re.MULTILINE), flags=re.DOTALL)
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors that a forge gives the headings of a page."""
+    """Returns the anchors of the headings of a page, as a forge generates them."""
     headings = re.findall(r"^#+ (.+)$", without_code(page.read_text()), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def targets(page: Path) -> Iterator[tuple[Path, str]]:
-    """The file and the anchor of each link of a page into the project."""
+    """Yields the file and the anchor of each link from a page into the project."""
     for target in re.findall(r"\]\(([^)\s]+)\)", without_code(page.read_text())):
         if not re.match(r"https?:", target):
             file, _, anchor = target.partition("#")
@@ -109,8 +109,8 @@ def targets(page: Path) -> Iterator[tuple[Path, str]]:
 
 
 @pytest.mark.parametrize("page", generate.pages(), ids=by_path)
-def test_tables_are_fresh(page: Path) -> None:
-    """The generated tables of a page are what `make gen` writes."""
+def test_tables_are_up_to_date(page: Path) -> None:
+    """The generated tables of a page equal the output of `make gen`."""
     assert page.read_text() == generate.generated(page.read_text()), "run `make gen`"
 
 
@@ -123,14 +123,14 @@ def test_tables_are_fresh(page: Path) -> None:
     ],
 )
 def test_tables_are_complete(page: str, names: set[str]) -> None:
-    """The generator leaves out no setting, no method and no reason."""
+    """The generated tables have every setting, method and error reason."""
     block = generate.BLOCK.search((ROOT / "docs" / page).read_text())
     assert block is not None
     assert set(re.findall(r"^\| `(\w+)` \|", block[0], re.MULTILINE)) == names
 
 
 def test_every_limit_is_in_the_table() -> None:
-    """The table of limits has each setting that is a limit, and each constant that a caller can reach."""
+    """The table of limits has each setting that is a limit, and each constant that limits callers."""
     sources = {each for _, rows in generate.LIMITS for row in rows for each in (row.source, *row.equal)}
     assert sources & Settings.model_fields.keys() == {
         name for name in Settings.model_fields if name.endswith("_max") or "rate_limit" in name
@@ -143,16 +143,16 @@ def test_every_limit_is_in_the_table() -> None:
     assert {each.removeprefix("gateway: ") for each in sources if " " in each} == generate.gateway_limits().keys()
 
 
-def test_limits_fit_together() -> None:
-    """The gateway's limits and the server's leave the refusal to the side that can explain it."""
+def test_limits_of_gateway_and_server_are_consistent() -> None:
+    """Of two limits, the lower one is on the side that can explain the error better."""
     gateway, defaults = generate.gateway_limits(), Settings.model_fields
     (least,) = [each.ge for each in defaults["metadata_bytes_max"].metadata if hasattr(each, "ge")]
-    # gRPC counts 32 bytes more for each header (RFC 9113, 6.5.2).
+    # gRPC adds 32 bytes for each header (RFC 9113, 6.5.2).
     assert least > gateway["headers"] * 1024 + 32 * gateway["header count"]
-    # The server refuses, because it knows whose calls they are.
+    # The server must refuse first, because it knows the caller.
     running = defaults["calls_in_flight_max"].default + defaults["streams_in_flight_max"].default
     assert gateway["requests"] > running + admission.WAITING_CALLS_MAX
-    # The server refuses a stream on a full connection, and counts each for a moment longer than Envoy.
+    # The server refuses streams on a full connection, and counts each stream slightly longer than Envoy.
     (cluster,) = yaml.safe_load((ROOT / "envoy.yaml").read_text())["static_resources"]["clusters"]
     (protocol,) = cluster["typed_extension_protocol_options"].values()
     streams = protocol["explicit_http_config"]["http2_protocol_options"]["max_concurrent_streams"]
@@ -160,8 +160,8 @@ def test_limits_fit_together() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=by_path)
-def test_links_lead_somewhere(page: Path) -> None:
-    """Each link names a file of the project, and a heading of it."""
+def test_links_work(page: Path) -> None:
+    """The target of each link is an existing file and heading."""
     dead = [
         f"{file.name}#{anchor}"
         for file, anchor in targets(page)
@@ -171,14 +171,14 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_every_page_is_in_the_index() -> None:
-    """docs/README.md links to every page, except the decisions, which docs/adr/README.md links to."""
+    """docs/README.md or docs/adr/README.md links to every page."""
     indexes = [ROOT / "docs/README.md", ROOT / "docs/adr/README.md"]
     linked = {file for index in indexes for file, _ in targets(index)}
     assert not [by_path(page) for page in generate.pages() if page not in linked and page != indexes[0]]
 
 
-def test_code_names_pages_that_exist() -> None:
-    """Each page that code, tests and contracts mention is there."""
+def test_pages_named_in_code_exist() -> None:
+    """Each page that code, tests or contracts mention exists."""
     files = [
         file
         for folder in ("server", "tests", "protos", "bench", ".ci")
@@ -196,7 +196,7 @@ def test_code_names_pages_that_exist() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=by_path)
 def test_examples_parse(page: Path) -> None:
-    """Blocks of JSON and YAML parse, and `daybook` takes the arguments of each command that a page shows."""
+    """Blocks of JSON and YAML parse, and `daybook` accepts the arguments of each command on a page."""
     text = page.read_text()
     for language, block in re.findall(r"(?s)```(json|yaml)\n(.*?)```", text):
         (json.loads if language == "json" else yaml.safe_load)(block)
@@ -207,8 +207,8 @@ def test_examples_parse(page: Path) -> None:
             require_command(*shlex.split(line)[1:])
 
 
-def test_indexes_that_are_built_beforehand_are_those_of_the_schema() -> None:
-    """Each statement in the page of upgrades builds the index that its migration looks for."""
+def test_indexes_in_the_upgrade_page_match_the_schema() -> None:
+    """Each statement in the page of upgrades builds an index of the schema."""
     (block,) = re.findall(r"(?s)```sql\n(.*?)```", (ROOT / "docs/operate/upgrades.md").read_text())
     shown = {" ".join(each.split()) for each in re.sub(r"--.*", "", block).split(";") if each.strip()}
     dialect = PGDialect()  # type: ignore[no-untyped-call]  # SQLAlchemy's constructor has no types
@@ -219,22 +219,22 @@ def test_indexes_that_are_built_beforehand_are_those_of_the_schema() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=by_path)
-def test_changes_in_examples_have_a_key(page: Path) -> None:
-    """A reader who copies a mutation over REST copies the header that makes it safe to repeat."""
+def test_mutations_in_examples_have_an_idempotency_key(page: Path) -> None:
+    """Each curl example of a mutation sends the header Idempotency-Key."""
     for line in page.read_text().splitlines():
         if "curl" in line and " -d " in line and "/v1/" in line:
             assert "Idempotency-Key" in line
 
 
 @pytest.mark.parametrize("page", PAGES, ids=by_path)
-def test_words(page: Path) -> None:
-    """No word is used that has a better one in the glossary or the field. Generated tables are the code's words."""
+def test_pages_have_no_banned_words(page: Path) -> None:
+    """No page has a banned word, outside of generated tables, whose text is checked in the code."""
     text = " ".join(without_code(generate.BLOCK.sub("", page.read_text())).split())
     assert not [match[0] for match in BANNED.finditer(text)]
 
 
 def sentences(text: str) -> Iterator[str]:
-    """The sentences of a page; a cell of a table and an item of a list end one."""
+    """Yields the sentences of a page. A table cell or a list item also ends a sentence."""
     text = re.sub(r"\]\([^)\s]*\)", "]", re.sub(r"`[^`]*`", "code", without_code(text)))
     for part in re.split(r"\n\s*\n|\n\s*(?:[-*]|\d+\.) |\||<br>|(?m:^#+ .*$)", text):
         yield from re.split(r"(?<=[.:?!])\s", " ".join(part.split()))
@@ -246,15 +246,15 @@ def test_sentences_are_short(page: Path) -> None:
     assert not [each for each in sentences(page.read_text()) if len(each.split()) > SENTENCE_WORDS_MAX]
 
 
-def test_rules_notice() -> None:
-    """The rules above find what they are about."""
+def test_rules_of_language_find_violations() -> None:
+    """The banned words and the length of sentences are detected."""
     text = "Whoever asks is told. Keys of before | a | " + "word " * 41 + "\n"
     assert [match[0] for match in BANNED.finditer(text)] == ["Whoever", "is told", "of before"]
     assert max(len(each.split()) for each in sentences(text)) == 41
 
 
 def quoted() -> Iterator[tuple[str, str]]:
-    """Every text between backticks in the documentation, without generated tables, with its page."""
+    """Yields every text between backticks in the documentation, without generated tables, with its page."""
     for page in PAGES:
         text = generate.BLOCK.sub("", without_code(page.read_text()))
         yield from ((by_path(page), each) for each in re.findall(r"`([^`\n]+)`", text) if page.name != "CHANGELOG.md")
@@ -266,31 +266,31 @@ SETTING = re.compile(
 )
 
 
-def test_settings_that_pages_name_exist() -> None:
-    """Each name of a setting or of its variable in a page is one of Settings. Vendors have words like these."""
+def test_settings_named_in_pages_exist() -> None:
+    """Each name of a setting or its variable in a page exists. Facade pages have similar names of vendors."""
     named = {(page, each) for page, each in quoted() if SETTING.fullmatch(each) and "facades" not in page}
     assert named
     assert not {each for each in named if each[1].removeprefix("DAYBOOK_").lower() not in Settings.model_fields}
 
 
-def test_metrics_that_pages_name_exist() -> None:
-    """Each metric in a page, with the suffix of its series, is in the table of metrics."""
+def test_metrics_named_in_pages_exist() -> None:
+    """Each metric in a page, without the suffix of its series, is in the table of metrics."""
     table = set(re.findall(r"^\| `(\w+)` \|", (REFERENCE / "metrics.md").read_text(), re.MULTILINE))
     named = {(page, name) for page, each in quoted() for name in re.findall(r"\bdaybook_\w+", each)}
     assert named
     assert not {(page, name) for page, name in named if re.sub(r"_(bucket|count|sum)$", "", name) not in table}
 
 
-def test_files_that_pages_name_exist() -> None:
-    """Each path of the project in a page is there; `<vendor>` and `NNNN_name` stand for any name."""
+def test_files_named_in_pages_exist() -> None:
+    """Each path of the project in a page exists; `<vendor>` and `NNNN_name` match any name."""
     paths = {(page, each) for page, each in quoted() if re.match(r"(server|tests|protos|docs|bench|\.ci)/", each)}
     assert paths
     patterns = {each: re.sub(r"<\w+>|NNNN_name", "*", each[1].rstrip("/")) for each in paths}
     assert not [each for each, pattern in patterns.items() if not list(ROOT.glob(pattern))]
 
 
-def test_events_that_pages_name_exist() -> None:
-    """Each event of the log and each span that a page of operators names is in the code."""
+def test_events_named_in_pages_exist() -> None:
+    """Each log event and span in a page for operators is in the code."""
     source = "".join(file.read_text() for file in (ROOT / "server").rglob("*.py"))
     events = {
         (page, each)

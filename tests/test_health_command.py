@@ -1,4 +1,4 @@
-"""`daybook health`: it calls the server of its settings, over TLS where they have it, and never through a proxy."""
+"""`daybook health` calls the server of its settings, over TLS if they have it, and never through a proxy."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from tests.support.command_line import invoke
 from tests.support.processes import Daybook, Ports, run, sqlite_url
 
 PROXIES = dict.fromkeys(("http_proxy", "https_proxy", "grpc_proxy", "all_proxy"), "http://127.0.0.1:1")
-"""Every variable that names a proxy, with an address that refuses connections."""
+"""All proxy variables, with an address that refuses connections."""
 NONE: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True)
 class Served:
-    """A `daybook serve` with settings of its own."""
+    """A running `daybook serve` with its settings."""
 
     daybook: Daybook
     settings: Mapping[str, str]
 
     def health(self, *flags: str, **settings: str) -> str:
-        """The last line that `daybook health` prints, with the settings of the server and others on top."""
+        """Runs `daybook health` with the settings of the server and more. Returns the last line of its output."""
         arguments = ("health", "--port", str(self.daybook.ports.server), *flags)
         merged = {**self.settings, **settings}
         if merged.keys() & PROXIES:
-            # gRPC reads the variables of proxies once for a process.
+            # gRPC reads proxy variables once per process, so this runs in a new one.
             result = run(*arguments, folder=self.daybook.folder, settings=merged)
             assert (result.returncode == 0) == (result.stdout == "serving\n")
             printed, logged = result.stdout, result.stderr
@@ -38,7 +38,7 @@ class Served:
             assert (invoked.exit_code == 0) == (invoked.stdout == "serving\n")
             printed, logged = invoked.stdout, invoked.stderr
         assert "Traceback" not in logged
-        # gRPC may log the details of a handshake before it.
+        # gRPC may log the details of a handshake before the last line.
         return (printed or logged).splitlines()[-1]
 
 
@@ -63,22 +63,22 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
 
 
 def environment_of(**settings: Path) -> dict[str, str]:
-    """Settings as the environment has them."""
+    """Returns settings as environment variables."""
     return {f"DAYBOOK_{name.upper()}": str(value) for name, value in settings.items()}
 
 
 def tls(pair: Pair) -> dict[str, str]:
-    """The settings of a server with a certificate."""
+    """Returns the settings of a server with a certificate."""
     return environment_of(tls_certificate_file=pair.certificate, tls_key_file=pair.key)
 
 
-def shown(pair: Pair) -> dict[str, str]:
-    """The settings of what is shown to a server that asks for certificates."""
+def client_certificate(pair: Pair) -> dict[str, str]:
+    """Returns the settings of a client certificate."""
     return environment_of(gateway_client_certificate_file=pair.certificate, gateway_client_key_file=pair.key)
 
 
-def test_without_tls(serve: Serve) -> None:
-    """A server is healthy by its services and as a whole; one that is not there isn't."""
+def test_health_without_tls(serve: Serve) -> None:
+    """A running server is healthy as a whole and by service; an unknown service or a stopped server is not."""
     served = serve(NONE)
     assert served.health() == served.health("--service", "") == "serving"
     assert served.health("--service", "daybook.v1.Nothing") == "daybook: not serving"
@@ -86,44 +86,47 @@ def test_without_tls(serve: Serve) -> None:
     assert served.health() == "daybook: not serving"
 
 
-def test_no_proxy_is_asked(serve: Serve, authority: Authority) -> None:
-    """The server is on this machine, whatever proxy the environment names."""
+def test_health_bypasses_proxies(serve: Serve, authority: Authority) -> None:
+    """`daybook health` connects directly, even if the environment names a proxy."""
     for settings in (NONE, tls(authority.issue("server"))):
         served = serve({**PROXIES, "no_proxy": "", "no_grpc_proxy": "", **settings})
         assert served.health() == "serving"
         assert served.daybook.stop() == 0
 
 
-def test_tls(serve: Serve, authority: Authority) -> None:
-    """Of a server with a certificate that one is trusted, whoever signed it, and no other."""
+def test_health_with_tls(serve: Serve, authority: Authority) -> None:
+    """`daybook health` trusts exactly the certificate in the settings, regardless of its issuer."""
     served = serve(tls(authority.issue("server")))
     assert served.health() == "serving"
     assert served.health(**tls(authority.issue("another server"))) == "daybook: not serving"
     assert served.health("--host", "localhost") == "serving"
 
 
-def test_mutual_tls(serve: Serve, authority: Authority, tmp_path: Path) -> None:
-    """A server that lets nobody in without a certificate is shown the one that the gateway shows."""
+def test_health_with_mutual_tls(serve: Serve, authority: Authority, tmp_path: Path) -> None:
+    """If the server requires client certificates, `daybook health` presents the one of the gateway."""
     settings = {**tls(authority.issue("server")), **environment_of(tls_client_ca_file=authority.file)}
     served = serve(settings)
-    told = served.health()
-    assert told == (
+    output = served.health()
+    assert output == (
         "daybook: gateway_client_certificate_file is missing: tls_client_ca_file is set, "
         "and the server requires client certificates"
     )
     client = authority.issue("client")
-    assert served.health(**shown(client)) == "serving"
-    assert served.health(**shown(client), **PROXIES, no_proxy="") == "serving"
+    assert served.health(**client_certificate(client)) == "serving"
+    assert served.health(**client_certificate(client), **PROXIES, no_proxy="") == "serving"
     (tmp_path / "stranger").mkdir()
-    assert served.health(**shown(Authority(tmp_path / "stranger").issue("stranger"))) == "daybook: not serving"
-    missing = {**shown(client), **environment_of(gateway_client_key_file=tmp_path / "nothing.key")}
+    assert (
+        served.health(**client_certificate(Authority(tmp_path / "stranger").issue("stranger")))
+        == "daybook: not serving"
+    )
+    missing = {**client_certificate(client), **environment_of(gateway_client_key_file=tmp_path / "nothing.key")}
     assert served.health(**missing).startswith("daybook: gateway_client_key_file can't be read")
 
 
-def test_unusable_certificate_is_told(serve: Serve, authority: Authority, tmp_path: Path) -> None:
-    """A file that can't be used is said in one line, with its setting."""
+def test_unusable_certificate_is_reported(serve: Serve, authority: Authority, tmp_path: Path) -> None:
+    """An unusable file is reported in one line that names its setting."""
     served = serve(tls(authority.issue("server")))
     (tmp_path / "nothing.pem").write_text("nothing")
     for file, problem in {"absent.pem": "can't be read", "nothing.pem": "must hold a certificate"}.items():
-        told = served.health(**environment_of(tls_certificate_file=tmp_path / file))
-        assert told.startswith(f"daybook: tls_certificate_file {problem}")
+        output = served.health(**environment_of(tls_certificate_file=tmp_path / file))
+        assert output.startswith(f"daybook: tls_certificate_file {problem}")

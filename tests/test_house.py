@@ -1,4 +1,4 @@
-"""The rules of the house, held by a test: layers, linters, contracts, and lists that must agree."""
+"""Rules of the project: linters, layers, contracts, generated files, and lists that must agree."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ ERROR_REASONS = ErrorReason.keys()[1:]
 
 
 def run(*command: str) -> None:
-    """Runs a tool of the house; its findings are the failure."""
+    """Runs a tool, and fails with its output if it finds a problem."""
     result = subprocess.run(
         [str(BIN / command[0]), *command[1:]], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -55,13 +55,13 @@ def run(*command: str) -> None:
     ],
     ids=lambda command: "-".join(command[:2]),
 )
-def test_tool_finds_nothing(command: tuple[str, ...]) -> None:
-    """Linters, formatter, types and layers are clean."""
+def test_tool_finds_no_problem(command: tuple[str, ...]) -> None:
+    """Linter, formatter, type checker and import linter find no problem."""
     run(*command)
 
 
-def test_generated_code_is_fresh(tmp_path: Path) -> None:
-    """What is committed in gen/ is what the contracts generate."""
+def test_generated_code_is_up_to_date(tmp_path: Path) -> None:
+    """The committed files in gen/ equal the code generated from the contracts."""
     generate.generate(tmp_path / "gen")
     fresh, committed = files_under(tmp_path / "gen"), files_under(ROOT / "gen")
     assert fresh.keys() == committed.keys()
@@ -71,7 +71,7 @@ def test_generated_code_is_fresh(tmp_path: Path) -> None:
 
 
 def files_under(folder: Path) -> dict[str, bytes]:
-    """The content of every file, by its path in the folder."""
+    """Returns the content of every file in a folder, by its relative path."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
@@ -81,14 +81,14 @@ def files_under(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("folder", [generate.PROTOS, generate.INTERNAL_PROTOS], ids=["contracts", "internal"])
 def test_contracts_build_and_pass_buf_lint(folder: Path) -> None:
-    """Each folder is a module that builds by itself; every element follows the rules of its buf.yaml."""
+    """Each folder is a buf module that builds and follows the rules of its buf.yaml."""
     for command in (("build", str(folder), "--output", os.devnull), ("lint", str(folder))):
         result = generate.buf(*command)
         assert result.returncode == 0, result.stdout + result.stderr
 
 
 def test_contracts_break_no_client(tmp_path: Path) -> None:
-    """The contracts still serve the clients of the descriptor set that is committed."""
+    """The contracts are compatible with the committed descriptor set."""
     committed = tmp_path / "committed.binpb"
     result = subprocess.run(
         ["git", "show", f"HEAD:gen/{generate.DESCRIPTORS}"], cwd=ROOT, capture_output=True, check=False
@@ -100,8 +100,8 @@ def test_contracts_break_no_client(tmp_path: Path) -> None:
     assert generate.breaking_changes(tmp_path / "contracts.binpb", committed) == ""
 
 
-def test_a_breaking_change_is_noticed(tmp_path: Path) -> None:
-    """A contract that lost a field is refused, by the field's name."""
+def test_breaking_change_is_detected(tmp_path: Path) -> None:
+    """The removal of a field is reported with the field's name."""
     descriptors = FileDescriptorSet.FromString((ROOT / "gen" / generate.DESCRIPTORS).read_bytes())
     (transactions,) = [file for file in descriptors.file if file.name == "daybook/v1/transaction.proto"]
     fields = transactions.message_type[0].field
@@ -111,8 +111,8 @@ def test_a_breaking_change_is_noticed(tmp_path: Path) -> None:
     assert "balance_after" in found
 
 
-def test_an_uncommented_field_is_noticed(tmp_path: Path) -> None:
-    """A field that lost its comment is refused."""
+def test_missing_comment_is_detected(tmp_path: Path) -> None:
+    """A field without a comment is reported."""
     shutil.copytree(generate.PROTOS, tmp_path / "protos")
     contract = tmp_path / "protos/daybook/v1/ledger_service.proto"
     comment = "  // The lots of this page.\n"
@@ -121,15 +121,15 @@ def test_an_uncommented_field_is_noticed(tmp_path: Path) -> None:
     assert 'Field "lots" should have a non-empty comment' in generate.buf("lint", str(tmp_path / "protos")).stdout
 
 
-def test_descriptors_hold_the_types_of_error_details() -> None:
-    """Envoy can print every detail that an error carries."""
+def test_descriptors_contain_the_types_of_error_details() -> None:
+    """The descriptor set has every type of error detail, so that Envoy can print them."""
     descriptors = FileDescriptorSet.FromString((ROOT / "gen" / generate.DESCRIPTORS).read_bytes())
     messages = {f"{file.package}.{message.name}" for file in descriptors.file for message in file.message_type}
     assert {"google.rpc.Status", "google.rpc.ErrorInfo", "google.rpc.BadRequest"} <= messages
 
 
 def services_in(part: Any) -> Iterator[str]:
-    """Every service that some transcoder of envoy.yaml serves."""
+    """Yields every service that a transcoder in envoy.yaml serves."""
     if isinstance(part, dict):
         if "proto_descriptor" in part:
             yield from part["services"]
@@ -141,21 +141,21 @@ def services_in(part: Any) -> Iterator[str]:
 
 
 def test_gateway_serves_every_service() -> None:
-    """Each service of the contracts is in the server, in envoy.yaml, and nothing else is."""
+    """The server and envoy.yaml have exactly the services of the contracts."""
     descriptors = FileDescriptorSet.FromString((ROOT / "gen" / generate.DESCRIPTORS).read_bytes())
     contracts = {f"{file.package}.{service.name}" for file in descriptors.file for service in file.service}
     assert set(services_in(yaml.safe_load((ROOT / "envoy.yaml").read_text()))) == contracts == set(SERVICES)
 
 
-def test_envoy_yaml_is_fresh() -> None:
-    """It is what `make gen` writes, and says so."""
+def test_envoy_yaml_is_up_to_date() -> None:
+    """envoy.yaml equals the output of `make gen`, and its first line says so."""
     text = (ROOT / "envoy.yaml").read_text()
     assert text == render(committed())
     assert "make gen" in text.partition("\n")[0]
 
 
 def body_fields(message: Descriptor, before: str = "") -> Iterator[tuple[str, FieldDescriptor]]:
-    """Every field that the JSON of a message can have, at any depth, by its path."""
+    """Yields every field that the JSON of a message can have, at any depth, with its path."""
     for each in message.fields:
         inside, path = each.message_type, f"{before}{each.name}"
         yield path, each
@@ -163,8 +163,8 @@ def body_fields(message: Descriptor, before: str = "") -> Iterator[tuple[str, Fi
             yield from body_fields(inside, f"{path}.")
 
 
-def test_gateway_tells_all_keys_of_a_body() -> None:
-    """Lua leaves out only what is inside of free maps, and has room for every key that a body can have."""
+def test_gateway_lists_all_keys_of_a_body() -> None:
+    """Lua omits only keys inside free-form maps, and its limit has room for all keys of a body."""
     lua = (ROOT / "server/gateway/lua/body_keys.lua").read_text()
     free = set(read_contracts().free_fields)
     (room,) = re.findall(r"local KEYS_BYTES_MAX = (\d+)", lua)
@@ -182,7 +182,7 @@ def test_gateway_tells_all_keys_of_a_body() -> None:
 
 
 def rest_paths() -> set[str]:
-    """Every path that a facade's contract binds, written like in the documentation."""
+    """Returns every path that a facade's contract binds, spelled as in the documentation."""
     found = set()
     for contract in (ROOT / "protos/daybook/facades").rglob("*.proto"):
         found |= {path.replace("space_id", "spaceId") for path in re.findall(r'get: "([^"]+)"', contract.read_text())}
@@ -191,7 +191,7 @@ def rest_paths() -> set[str]:
 
 @pytest.mark.parametrize("service", FACADES)
 def test_facade_is_complete(service: str) -> None:
-    """Each facade has a contract, a file, a page that names its service, and golden exchanges."""
+    """Each facade has a contract, a module, a page that names its service, and golden exchanges."""
     vendor = service.split(".")[2]
     assert service in (ROOT / f"docs/facades/{vendor}.md").read_text()
     assert (ROOT / f"server/facades/{vendor}.py").is_file()
@@ -200,14 +200,14 @@ def test_facade_is_complete(service: str) -> None:
 
 
 def is_matched(rule: dict[str, Any], path: str) -> bool:
-    """Whether a matcher of envoy.yaml takes a path."""
+    """Whether a matcher in envoy.yaml matches a path."""
     if "prefix" in rule:
         return path.startswith(rule["prefix"])
     return re.fullmatch(rule["safe_regex"]["regex"], path) is not None
 
 
 def rules_for_paths(part: Any) -> Iterator[dict[str, Any]]:
-    """By what some local reply tells whose path was asked for."""
+    """Yields the path matchers of local replies."""
     if isinstance(part, dict):
         if part.get("header", {}).get("name") == ":path":
             yield part["header"]["string_match"]
@@ -218,28 +218,28 @@ def rules_for_paths(part: Any) -> Iterator[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("path", sorted(rest_paths()))
-def test_gateway_and_guide_know_every_facade_path(path: str) -> None:
-    """Each path has a route with its vendor's errors, bodies for local replies, and a command or one like it."""
+def test_gateway_and_guide_have_every_facade_path(path: str) -> None:
+    """Each facade path has a route with the vendor's errors, bodies for local replies, and a command in the guide."""
     listener = yaml.safe_load((ROOT / "envoy.yaml").read_text())["static_resources"]["listeners"][0]
     manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
     (host,) = manager["route_config"]["virtual_hosts"]
-    asked = re.sub(r"\{[^}]+\}", "x", path)
+    example = re.sub(r"\{[^}]+\}", "x", path)
     route = next(
         each
         for each in host["routes"]
-        if not each["match"].keys() & {"grpc", "headers"} and is_matched(each["match"], asked)
+        if not each["match"].keys() & {"grpc", "headers"} and is_matched(each["match"], example)
     )
     errors = route["metadata"]["filter_metadata"]["envoy.filters.http.lua"]["errors"]
     assert errors.keys() == {"500", "503", "504"}
     assert all(json.loads(each["body"]) for each in errors.values())
-    mappers = [each for each in rules_for_paths(manager["local_reply_config"]) if is_matched(each, asked)]
+    mappers = [each for each in rules_for_paths(manager["local_reply_config"]) if is_matched(each, example)]
     assert mappers
     shown = [urlsplit(shlex.split(command)[-1]).path for command in guide.commands(guide.Gateway(1)).values()]
     assert [each for each in shown if any(is_matched(rule, each) for rule in mappers)]
 
 
-def test_bare_arrays_are_those_of_the_contracts() -> None:
-    """Envoy unwraps each answer that has a response_body in its contract, by the table of its vendor, and no other."""
+def test_unwrapped_arrays_match_the_contracts() -> None:
+    """The tables of vendors make Envoy unwrap exactly the responses with a response_body in their contract."""
     arrays = [entry for vendor in all_vendors() for entry in vendor.arrays.items()]
     rules = [method.GetOptions().Extensions[http] for method in METHODS]
     for binding in (each for rule in rules for each in (rule, *rule.additional_bindings)):
@@ -251,16 +251,16 @@ def test_bare_arrays_are_those_of_the_contracts() -> None:
 
 @pytest.mark.parametrize("reason", ERROR_REASONS)
 def test_error_reason_has_an_example(reason: str) -> None:
-    """Each reason has an example in its contract."""
+    """Each error reason has an example in its comment."""
     contract = (ROOT / "protos/daybook/v1/error_reason.proto").read_text()
     assert re.search(rf'Example: {{"reason": "{reason}"', contract)
 
 
 def unclosed_generators(source: str) -> Iterator[int]:
-    """The lines at which an `async for` goes over what nothing closes when the loop is left early.
+    """Yields the lines of `async for` loops over iterators that are not closed if the loop ends early.
 
-    A loop may go over a name that `aclosing` bound, over a parameter, which its caller closes,
-    and over the chunks of an httpx response, which its context manager closes.
+    A loop may iterate over a name bound by `aclosing`, over a parameter, which the caller closes, or over the chunks of
+    an httpx response, which its context manager closes.
     """
     tree = ast.parse(source)
     closed = {
@@ -281,7 +281,7 @@ def unclosed_generators(source: str) -> Iterator[int]:
 
 
 def test_async_generators_are_closed() -> None:
-    """Whoever leaves a loop over an async generator, also by a cancellation, closes what the generator holds."""
+    """Every async generator in the server is closed when its loop ends early, for example by a cancellation."""
     found = {
         str(path.relative_to(ROOT)): lines
         for path in sorted((ROOT / "server").rglob("*.py"))
@@ -295,7 +295,7 @@ def test_async_generators_are_closed() -> None:
 
 
 def tracked_files() -> list[Path]:
-    """The text files that git knows, or will know."""
+    """Returns the text files that git tracks or does not ignore."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -307,18 +307,18 @@ def tracked_files() -> list[Path]:
 
 
 def test_no_constraint_names_a_host() -> None:
-    """What is pinned can be had from any package index."""
+    """Constraints have only names and versions, so that any package index can be used."""
     for line in (ROOT / ".ci/constraints.txt").read_text().splitlines():
         assert re.fullmatch(r"[A-Za-z0-9_.-]+==[A-Za-z0-9_.+!-]+", line), line
 
 
 def test_no_file_names_the_machine_it_was_written_on() -> None:
-    """Nothing that is committed holds the path of this checkout."""
+    """No tracked file contains the path of this checkout."""
     assert not [path for path in tracked_files() if path.is_file() and f"{ROOT}/" in path.read_text(errors="ignore")]
 
 
 def test_host_and_port_are_joined_in_one_place() -> None:
-    """Nothing but server/transport/addresses.py joins a host and a port, for an address of IPv6 needs brackets."""
+    """Only server/transport/addresses.py joins a host and a port, because IPv6 addresses need brackets."""
     joined = re.compile(r"\{[^{}\n]*(host|address)[^{}\n]*\}:\{|%s:%[ds]")
     assert joined.search('f"{settings.host}:{port}"')
     assert joined.search('f"{reachable(settings.host)}:{port}"')
@@ -333,7 +333,7 @@ def test_host_and_port_are_joined_in_one_place() -> None:
 
 
 def test_no_test_module_imports_another() -> None:
-    """Test modules share code through tests/support/ only, never through a test module or a conftest."""
+    """Test modules share code only through tests/support/, never through a test module or a conftest."""
     found = [
         f"{path.relative_to(ROOT)}:{node.lineno}"
         for path in sorted((ROOT / "tests").rglob("*.py"))

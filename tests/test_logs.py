@@ -1,4 +1,4 @@
-"""Logs as machines read them: one format, which request a line belongs to, and nothing that must not be there."""
+"""Logs: all lines have one format, lines of calls have request ids, and no line has a secret."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ Line = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Logged:
-    """A `daybook serve` that logs every call as JSON."""
+    """A running `daybook serve` that logs every call as JSON."""
 
     daybook: Daybook
     key: str
 
     @property
     def lines(self) -> list[Line]:
-        """What was logged so far; every line must be a JSON object."""
+        """The lines logged so far, each of which must be a JSON object."""
         whole, _, _ = self.daybook.stderr.rpartition("\n")
         return [json.loads(line) for line in whole.splitlines()]
 
     def of(self, **ids: str) -> list[Line]:
-        """The lines with this id. A caller may have their answer before the last of them is written."""
+        """Returns the lines with these ids. Waits for the last one, which may be written after the response."""
 
         def found() -> list[Line]:
             return [line for line in self.lines if ids.items() <= line.items()]
@@ -53,7 +53,7 @@ class Logged:
         return found()
 
     async def call(self, method: str, request: Any, *metadata: tuple[str, str]) -> grpc.StatusCode:
-        """Calls a method of the ledger; gives its status."""
+        """Calls a method of the ledger. Returns the status."""
         async with grpc.aio.insecure_channel(f"127.0.0.1:{self.daybook.ports.server}") as channel:
             try:
                 answer = getattr(LedgerStub(channel), method)
@@ -65,7 +65,7 @@ class Logged:
 
 @pytest.fixture(scope="module")
 def logged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Logged]:
-    """The server of this module, which stops well at the end."""
+    """The server of this module, which must stop cleanly at the end."""
     folder, ports = tmp_path_factory.mktemp("logged"), Ports.free()
     url = sqlite_url(folder / "daybook.db")
     key = asyncio.run(create_key(url, {"transactions", "accounts"}))
@@ -77,7 +77,7 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Logged]:
         daybook.wait_for('"event": "serving"')
         yield Logged(daybook, key)
         assert daybook.stop() == 0
-        # To the last line, and whatever was asked for.
+        # All lines are JSON, and none has the secret.
         assert [json.loads(line)["event"] for line in daybook.stderr.splitlines()][-1] == "stopped"
         assert key.partition(".")[2] not in daybook.stderr
     finally:
@@ -85,11 +85,11 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Logged]:
 
 
 async def test_line_of_a_call_names_its_request(logged: Logged) -> None:
-    """A call's line has method, status, duration, the request's id and the trace that the caller named."""
+    """The line of a call has the method, the status, the duration, the request id and the caller's trace id."""
     trace_id = uuid.uuid4().hex
     code = await logged.call(
         "GetAccount",
-        GetAccountRequest(name="accounts/nobody"),
+        GetAccountRequest(name="accounts/absent"),
         ("x-request-id", "8f14"),
         ("traceparent", f"00-{trace_id}-00f067aa0ba902b7-01"),
     )
@@ -107,8 +107,8 @@ async def test_line_of_a_call_names_its_request(logged: Logged) -> None:
     }
 
 
-async def test_calls_at_once_keep_their_ids(logged: Logged) -> None:
-    """Each of many calls under way together has one line, with its own id."""
+async def test_concurrent_calls_keep_their_ids(logged: Logged) -> None:
+    """Each of many concurrent calls has one line, with its own request id."""
     ids = [f"at-once-{number}" for number in range(50)]
     await asyncio.gather(*(logged.call("ListAccounts", ListAccountsRequest(), ("x-request-id", each)) for each in ids))
     assert [len(logged.of(request_id=each)) for each in ids] == [1] * 50
@@ -119,8 +119,8 @@ async def test_calls_at_once_keep_their_ids(logged: Logged) -> None:
     [("a b c", "a?b?c"), ("x" * 300, "x" * 128), ('"}{', '"}{'), ("", "")],
     ids=["blanks", "long", "JSON", "empty"],
 )
-async def test_request_id_is_tame(logged: Logged, sent: str, logged_as: str) -> None:
-    """An id is cut, has no blanks, and can't end its line or its field."""
+async def test_request_id_is_sanitised(logged: Logged, sent: str, logged_as: str) -> None:
+    """A request id is truncated, its blanks are replaced, and it can't end its line or field."""
     trace_id = uuid.uuid4().hex
     traceparent = f"00-{trace_id}-00f067aa0ba902b7-01"
     await logged.call("ListAccounts", ListAccountsRequest(), ("x-request-id", sent), ("traceparent", traceparent))
@@ -129,16 +129,16 @@ async def test_request_id_is_tame(logged: Logged, sent: str, logged_as: str) -> 
 
 
 @pytest.mark.parametrize("traceparent", ["", "00-xyz-1-01", f"00-{'A' * 32}-{'b' * 16}-01", f"{'a' * 400}"])
-async def test_malformed_traceparent_is_left_out(logged: Logged, traceparent: str) -> None:
-    """What is no trace is not logged as one."""
+async def test_malformed_traceparent_is_not_logged(logged: Logged, traceparent: str) -> None:
+    """A line has no trace id if the traceparent is malformed."""
     request_id = uuid.uuid4().hex
     await logged.call("ListAccounts", ListAccountsRequest(), ("x-request-id", request_id), ("traceparent", traceparent))
     (line,) = logged.of(request_id=request_id)
     assert "trace_id" not in line
 
 
-async def test_failure_is_told_once_with_its_request(logged: Logged) -> None:
-    """What fails by the server's fault has a warning of its own beside the line of the call."""
+async def test_server_failure_is_logged_with_its_request(logged: Logged) -> None:
+    """A call that fails because of the server has a warning in addition to the line of the call."""
     with closing(sqlite3.connect(logged.daybook.folder / "daybook.db")) as connection:
         connection.execute("ALTER TABLE transactions RENAME TO away")
     try:
@@ -204,7 +204,7 @@ print([name for name in sys.modules if name.startswith("opentelemetry")])
 
 @pytest.fixture(scope="module")
 def of_libraries(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
-    """A server, while libraries have something to say: first with JSON, then for people."""
+    """Runs a server while libraries log: first in JSON, then in the console format."""
     url = sqlite_url(tmp_path_factory.mktemp("libraries") / "daybook.db")
     return subprocess.run(
         [sys.executable, "-c", OF_LIBRARIES, url],
@@ -216,8 +216,8 @@ def of_libraries(tmp_path_factory: pytest.TempPathFactory) -> subprocess.Complet
     )
 
 
-def test_libraries_speak_the_same_format(of_libraries: subprocess.CompletedProcess[str]) -> None:
-    """Errors of asyncio and SQLAlchemy and warnings are JSON like ours; no statement's values are in any."""
+def test_libraries_log_in_json(of_libraries: subprocess.CompletedProcess[str]) -> None:
+    """Errors of asyncio and SQLAlchemy, and warnings, are logged as JSON, without values of statements."""
     text = of_libraries.stderr.split("-----")[1]
     assert "hunter2" not in text
     lines = [json.loads(line) for line in text.splitlines() if line]
@@ -240,23 +240,23 @@ def test_libraries_speak_the_same_format(of_libraries: subprocess.CompletedProce
     assert all(line["timestamp"] for line in lines)
 
 
-def test_libraries_speak_to_people_too(of_libraries: subprocess.CompletedProcess[str]) -> None:
-    """The same for people: no line in the standard library's own style."""
+def test_libraries_log_in_the_console_format(of_libraries: subprocess.CompletedProcess[str]) -> None:
+    """In the console format, lines of libraries look like the server's, without values of statements."""
     text = of_libraries.stderr.split("-----")[2]
     assert "hunter2" not in text
     for event in ("[error    ] ours", "[error    ] theirs", "never looked at", "something is old"):
         assert event in text
 
 
-def test_nothing_of_opentelemetry_is_loaded_unless_asked_for(of_libraries: subprocess.CompletedProcess[str]) -> None:
-    """A server without a collector has not a module of it."""
+def test_opentelemetry_is_not_imported_by_default(of_libraries: subprocess.CompletedProcess[str]) -> None:
+    """A server without a collector imports no module of OpenTelemetry."""
     assert of_libraries.stdout == "[]\n"
 
 
 KEY = new_api_key(Random(7).randbytes).text
 SECRET = KEY.partition(".")[2]
 JWT = "eyJhbGciOiJFUzI1NiIsImtpZCI6ImVjIiwidHlwIjoiYXQrand0In0.eyJzdWIiOiJqYW5lIn0.c2lnbmF0dXJl"
-TELLING = {
+SECRETS = {
     f"Bearer {KEY}": "Bearer [hidden]",
     f"'authorization': 'bearer {JWT}', 'te': 'trailers'": "'authorization': [hidden] [hidden]', 'te': 'trailers'",
     f"Basic {SECRET}== and more": "Basic [hidden] and more",
@@ -270,7 +270,7 @@ TELLING = {
     "host=db password=hunter2 dbname=ledger": "host=db password=[hidden] dbname=ledger",
     "sslpassword=hunter2&sslmode=require": "sslpassword=[hidden]&sslmode=require",
 }
-"""Texts with a secret in them, and what the log has instead."""
+"""Texts that contain a secret, and the texts that are logged instead."""
 HARMLESS = (
     "call failed: accounts/acme is not found",
     "0192f3a4-5b6c-7d8e-9f01-23456789abcd",
@@ -281,20 +281,20 @@ HARMLESS = (
 )
 
 
-@pytest.mark.parametrize("text", TELLING)
-def test_a_secret_is_hidden(text: str) -> None:
-    """What looks like a credential, a page token or a password is hidden, and the words around it stay."""
-    assert without_secrets(text) == TELLING[text]
+@pytest.mark.parametrize("text", SECRETS)
+def test_secret_is_hidden(text: str) -> None:
+    """Text that looks like a credential, a page token or a password is hidden; the text around it stays."""
+    assert without_secrets(text) == SECRETS[text]
 
 
 @pytest.mark.parametrize("text", HARMLESS)
-def test_the_rest_is_shown(text: str) -> None:
-    """Names, ids and places in code stay as they are."""
+def test_harmless_text_is_not_hidden(text: str) -> None:
+    """Names, ids and code locations are logged unchanged."""
     assert without_secrets(text) == text
 
 
-def test_envoy_speaks_the_same_format(tmp_path: Path) -> None:
-    """What Envoy logs beside a server that logs JSON is JSON too, also with quotes and line breaks in it."""
+def test_envoy_logs_in_json(tmp_path: Path) -> None:
+    """Envoy's lines are JSON if the server logs JSON, even if they contain quotes and line breaks."""
     (tmp_path / "envoy.yaml").write_text('node: {"no such \\"thing": 1}')
     flags = ("--disable-hot-restart", "--log-level", "error", "--log-format", JSON_LINES)
     result = subprocess.run(

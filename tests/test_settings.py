@@ -1,4 +1,4 @@
-"""Settings: flags override the environment; settings of access tokens that belong together or are invalid."""
+"""Settings: flags override the environment, and invalid settings of access tokens are refused."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ LOOPBACK = "http://127.0.0.1:9/jwks"
 
 
 def test_flags_override_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A command gets the value of each option in the type of its setting; 0 and an empty text are values too."""
+    """A command gets the value of each flag in the type of its setting, including 0 and an empty text."""
     for name, value in (("HOST", "::1"), ("PORT", "7000"), ("METRICS_PORT", "9000"), ("OAUTH2_AUDIENCE", "all")):
         monkeypatch.setenv(f"DAYBOOK_{name}", value)
-    # Logging is configured once for a process, and pytest has done that.
+    # Logging is configured once per process, and pytest has done that.
     monkeypatch.setattr(options, "configure_logs", lambda _settings: None)
     received: list[tuple[dict[str, object], Settings]] = []
     app = typer.Typer()
@@ -48,8 +48,8 @@ def test_flags_override_the_environment(monkeypatch: pytest.MonkeyPatch) -> None
         ({"oauth2_issuer": NAME, "oauth2_jwks": LOOPBACK}, {"oauth2_audience"}),
     ],
 )
-def test_settings_that_belong_together(settings: dict[str, str], named: set[str]) -> None:
-    """Issuer, audience and keys are set together, or the server says which is missing."""
+def test_issuer_settings_must_be_set_together(settings: dict[str, str], named: set[str]) -> None:
+    """If only some of issuer, audience and keys are set, the error names the missing or superfluous settings."""
     with pytest.raises(ValueError, match="are set together") as refusal:
         Settings(**settings)  # type: ignore[arg-type]
     assert {problem["loc"][0] for problem in refusal.value.errors()} == named  # type: ignore[attr-defined]
@@ -89,16 +89,16 @@ GOOD_SETTINGS = {"oauth2_issuer": NAME, "oauth2_audience": AUDIENCE, "oauth2_jwk
         ("gateway_cors_origins", "https://App.example.com"),
     ],
 )
-def test_settings_that_are_refused(monkeypatch: pytest.MonkeyPatch, setting: str, value: str) -> None:
-    """What can't be right is refused at the start, by the setting's name."""
+def test_invalid_settings_are_refused(monkeypatch: pytest.MonkeyPatch, setting: str, value: str) -> None:
+    """An invalid value is refused, and the error names the setting."""
     monkeypatch.setenv(f"DAYBOOK_{setting.upper()}", value)
     with pytest.raises(ValueError, match=setting):
         Settings(**{name: given for name, given in GOOD_SETTINGS.items() if name != setting})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("origin", ["https://app.example.com", "http://127.0.0.1:3000", "http://[::1]:3000"])
-def test_origin_is_what_a_browser_sends(monkeypatch: pytest.MonkeyPatch, origin: str) -> None:
-    """An address of IPv6 in brackets too; never capital letters, which a browser makes small."""
+def test_cors_origin_is_accepted(monkeypatch: pytest.MonkeyPatch, origin: str) -> None:
+    """An origin as browsers send it is accepted, including one with an IPv6 address."""
     monkeypatch.setenv("DAYBOOK_GATEWAY_CORS_ORIGINS", origin)
     assert Settings().gateway_cors_origins == (origin,)
 
@@ -113,7 +113,7 @@ def test_origin_is_what_a_browser_sends(monkeypatch: pytest.MonkeyPatch, origin:
     ],
 )
 def test_algorithms_are_a_list(monkeypatch: pytest.MonkeyPatch, given: str, algorithms: tuple[str, ...]) -> None:
-    """Algorithms have spaces or commas between them; one that is named twice is one."""
+    """Algorithms are separated by spaces or commas; duplicates are removed."""
     monkeypatch.setenv("DAYBOOK_OAUTH2_ALGORITHMS", given)
     assert Settings(**GOOD_SETTINGS).oauth2_algorithms == algorithms  # type: ignore[arg-type]
 
@@ -122,13 +122,13 @@ def test_algorithms_are_a_list(monkeypatch: pytest.MonkeyPatch, given: str, algo
     "place",
     ["https://issuer.example/jwks?a=b", "http://localhost:1/", "http://[::1]:8080/x", "/etc/daybook/jwks.json", "jwks"],
 )
-def test_places_of_keys(place: str) -> None:
-    """Keys come from an https URL, from this machine, or out of a file."""
+def test_sources_of_keys_are_accepted(place: str) -> None:
+    """Keys may come from an https URL, from loopback, or from a file."""
     assert Settings(**{**GOOD_SETTINGS, "oauth2_jwks": place}).oauth2_jwks == place  # type: ignore[arg-type]
 
 
-def test_the_default_is_off() -> None:
-    """Unless somebody sets an issuer, there are no tokens; the default algorithms are those that issuers use."""
+def test_access_tokens_are_disabled_by_default() -> None:
+    """By default no issuer is set, and the algorithms are RS256, ES256 and EdDSA."""
     settings = Settings()
     assert (settings.oauth2_issuer, settings.oauth2_audience, settings.oauth2_jwks) == ("", "", "")
     assert settings.oauth2_algorithms == ("RS256", "ES256", "EdDSA")

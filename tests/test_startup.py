@@ -1,4 +1,4 @@
-"""A command imports only what it uses, so that it starts quickly and stays small."""
+"""A command imports only the modules it uses, so that it starts quickly and needs little memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from server.cli import COMMANDS, LazyCommands, app
 from tests.support.processes import Ports, environment, run, sqlite_url
 from tests.support.waiting import SECONDS_MAX
 
-# Prints what was imported when the command ends; `serve` is ended once it listens.
+# Prints the imported modules when the command ends; `serve` is stopped when it listens.
 SHOW_MODULES = """
 import atexit, sys
 import server.cli
@@ -37,11 +37,11 @@ async def serving_once(*arguments, **options):
 server.app.serving = serving_once
 """
 EVERYWHERE = {"alembic", "asyncpg", "httpx", "jwt", "opentelemetry", "prometheus_client", "server.demo", "server.seed"}
-"""Modules that neither the help nor a server with default settings needs."""
+"""Modules that neither the help nor a server with default settings uses."""
 
 
 def modules_of(*arguments: str, folder: Path, prepare: str = "", code: int = 0) -> set[str]:
-    """The modules that a process has imported when a command ends."""
+    """Returns the modules that a process has imported when a command ends."""
     result = subprocess.run(
         [sys.executable, "-c", prepare + SHOW_MODULES, *arguments],
         cwd=folder,
@@ -58,7 +58,7 @@ def modules_of(*arguments: str, folder: Path, prepare: str = "", code: int = 0) 
 
 
 def test_help_imports_no_command(tmp_path: Path) -> None:
-    """`daybook --help` lists the commands without the modules that run them."""
+    """`daybook --help` lists the commands without importing their modules."""
     heavy = EVERYWHERE | {"cryptography", "google", "grpc", "pydantic_settings", "sqlalchemy", "structlog", "yaml"}
     modules = modules_of("--help", folder=tmp_path)
     assert not heavy & modules
@@ -66,7 +66,7 @@ def test_help_imports_no_command(tmp_path: Path) -> None:
 
 
 def test_serve_on_sqlite_imports_only_what_it_uses(tmp_path: Path) -> None:
-    """A server of a migrated SQLite database loads no migrations, PostgreSQL, traces, metrics, TLS, demo or gateway."""
+    """`serve` on migrated SQLite imports no migrations, PostgreSQL, tracing, metrics, TLS, demo or gateway."""
     url = sqlite_url(tmp_path / "daybook.db")
     assert run("migrate", "--database-url", url, folder=tmp_path).returncode == 0
     modules = modules_of(
@@ -79,13 +79,13 @@ def test_serve_on_sqlite_imports_only_what_it_uses(tmp_path: Path) -> None:
 
 
 def test_gateway_config_imports_no_server(tmp_path: Path) -> None:
-    """Writing the files of a gateway needs neither a database nor gRPC."""
+    """`gateway-config` imports neither SQLAlchemy nor gRPC."""
     modules = modules_of("gateway-config", str(tmp_path / "gateway"), "--server", "one:1", folder=tmp_path)
     assert not {"grpc", "sqlalchemy"} & modules
 
 
 def test_health_imports_no_store(tmp_path: Path) -> None:
-    """A probe of health needs no database."""
+    """`health` does not import SQLAlchemy."""
     modules = modules_of("health", "--port", str(Ports.free().server), folder=tmp_path, code=1)
     assert "grpc" in modules
     assert "sqlalchemy" not in modules
@@ -93,7 +93,7 @@ def test_health_imports_no_store(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_list_of_commands_has_the_help_of_each(name: str) -> None:
-    """The list of commands, which imports none, says the first paragraph of each one's own help."""
+    """The help in the list of commands is the first paragraph of the command's own help."""
     group = typer.main.get_command(app)
     assert isinstance(group, LazyCommands)
     context = group.make_context("daybook", [name])

@@ -1,4 +1,4 @@
-"""`daybook serve --workers`: how its processes begin, end, and are started again."""
+"""`daybook serve --workers`: the start, stop and restart of its processes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Start = Callable[..., Daybook]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Starts `daybook serve --workers 2`; kills what a failed test leaves."""
+    """Starts `daybook serve --workers 2`; kills the processes that a failed test leaves."""
     started: list[Daybook] = []
 
     def start(*flags: str, ports: Ports | None = None) -> Daybook:
@@ -45,12 +45,12 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 def wait_for_workers(daybook: Daybook, count: int) -> None:
-    """Returns when so many workers have begun to serve, since the start."""
+    """Returns when `count` workers have served since the start."""
     wait_until(lambda: daybook.stderr.count(" serving ") >= count, f"{count} workers serve\n{daybook.stderr}")
 
 
 def test_workers_die_with_their_supervisor(start: Start) -> None:
-    """A kill -9 of the supervisor leaves no worker, and its port is free."""
+    """After a SIGKILL of the supervisor no worker runs, and the port is free."""
     daybook = start()
     wait_for_workers(daybook, 2)
     family = daybook.family()
@@ -62,15 +62,15 @@ def test_workers_die_with_their_supervisor(start: Start) -> None:
         pass
 
 
-def test_second_signal_ends_all_at_once(start: Start) -> None:
-    """The first signal waits for a worker that does not end; the second, of another kind, does not."""
+def test_second_signal_stops_all_immediately(start: Start) -> None:
+    """After the first signal the supervisor waits for its workers; a second signal ends it at once."""
     daybook = start("--shutdown-grace-seconds", "600")
     wait_for_workers(daybook, 2)
     family = daybook.family()
-    # A worker that is stopped like this can't end in good order.
+    # A suspended worker can't shut down gracefully.
     family[0].suspend()
     daybook.process.send_signal(signal.SIGTERM)
-    wait_until(lambda: not family[1].is_running(), "the other one ends")
+    wait_until(lambda: not family[1].is_running(), "the other worker ends")
     assert daybook.process.poll() is None
     daybook.process.send_signal(signal.SIGINT)
     assert daybook.process.wait(60) != 0
@@ -79,22 +79,22 @@ def test_second_signal_ends_all_at_once(start: Start) -> None:
 
 
 def workers(script: str, count: int = 1, **more: str) -> Workers:
-    """Workers that are a shell script, whose first argument is the number."""
+    """Returns workers that run a shell script, whose first argument is the number of the worker."""
     settings = Settings(workers=count, shutdown_drain_seconds=0, shutdown_grace_seconds=0)
     return Workers(settings, {**os.environ, **more}, ("sh", "-c", script, "worker"))
 
 
-@pytest.mark.parametrize(("script", "told"), [("exit 3", "exit code 3"), ("kill -9 $$", "signal SIGKILL")])
-async def test_worker_that_cannot_start_is_given_up(
-    script: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("script", "status"), [("exit 3", "exit code 3"), ("kill -9 $$", "signal SIGKILL")])
+async def test_failing_worker_is_restarted_a_limited_number_of_times(
+    script: str, status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that ends at its start is started so many times, with longer and longer pauses, and then given up."""
+    """A worker that ends at its start is restarted with exponential backoff, until the supervisor fails."""
     pause = 0.02
     monkeypatch.setattr(supervisor, "PAUSE_SECONDS_MIN", pause)
     started = tmp_path / "started"
     some = workers(f'date +%s.%N >> "{started}"; {script}')
     some.start()
-    with pytest.raises(CannotStart, match=f"worker 0 ended {FAILURES_MAX} times .* {told}"):
+    with pytest.raises(CannotStart, match=f"worker 0 ended {FAILURES_MAX} times .* {status}"):
         await some.failed()
     await some.stop(signal.SIGTERM)
     times = [float(line) for line in started.read_text().splitlines()]
@@ -104,22 +104,22 @@ async def test_worker_that_cannot_start_is_given_up(
 
 
 @pytest.mark.parametrize("code", [os.EX_TEMPFAIL, os.EX_PROTOCOL])
-async def test_worker_without_a_database_is_not_given_up(
+async def test_worker_without_a_database_is_restarted_without_limit(
     code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While the database is away, or too new, a worker is started again for as long as it takes."""
+    """While the database is unavailable or too new, a worker is restarted without limit."""
     monkeypatch.setattr(supervisor, "PAUSE_SECONDS_MAX", 0.01)
     monkeypatch.setattr(supervisor, "PAUSE_SECONDS_MIN", 0.01)
-    started, arrived = tmp_path / "started", tmp_path / "arrived"
-    # The last time it finds its database, and runs on.
+    started, found = tmp_path / "started", tmp_path / "found"
+    # At the last start the database is available, and the worker keeps running.
     script = (
-        f'echo >> "{started}"; test $(wc -l < "{started}") -gt {2 * FAILURES_MAX} || exit {code}; : > "{arrived}"; cat'
+        f'echo >> "{started}"; test $(wc -l < "{started}") -gt {2 * FAILURES_MAX} || exit {code}; : > "{found}"; cat'
     )
     some = workers(script)
     some.start()
     failing = asyncio.create_task(some.failed())
     async with asyncio.timeout(60):
-        while not arrived.exists():
+        while not found.exists():
             await asyncio.sleep(0.01)
     assert not failing.done()
     failing.cancel()
@@ -128,10 +128,10 @@ async def test_worker_without_a_database_is_not_given_up(
 
 
 @pytest.mark.parametrize(("trap", "seconds_max", "said"), [("echo stopped; exit", 60.0, "stopped\n"), ("", 0.2, "")])
-async def test_worker_may_stop_and_must(
+async def test_worker_is_stopped_or_killed(
     trap: str, seconds_max: float, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A worker that stops at the signal is let go; one that doesn't is killed once it took longer than it may."""
+    """A worker may stop gracefully after the signal; it is killed after STOP_SECONDS_MAX."""
     monkeypatch.setattr(supervisor, "STOP_SECONDS_MAX", seconds_max)
     begun, heard = tmp_path / "begun", tmp_path / "heard"
     some = workers(f"exec > '{heard}'; trap '{trap}' TERM; : > '{begun}'; while :; do sleep 0.05; done")
@@ -142,7 +142,7 @@ async def test_worker_may_stop_and_must(
     pid = some._running[0].pid
     await some.stop(signal.SIGTERM)
     assert heard.read_text() == said
-    wait_until(lambda: not psutil.pid_exists(pid), "it is gone")
+    wait_until(lambda: not psutil.pid_exists(pid), "the worker has ended")
 
 
 @pytest.mark.parametrize(
@@ -154,13 +154,13 @@ async def test_worker_may_stop_and_must(
         {"workers": 3, "worker_port_base": 65534},
     ],
 )
-def test_workers_that_cannot_be_are_refused(wrong: dict[str, int]) -> None:
-    """A number or a range of ports that can't be is refused."""
+def test_invalid_worker_settings_are_refused(wrong: dict[str, int]) -> None:
+    """An invalid number of workers, and an invalid or conflicting range of ports, are refused."""
     with pytest.raises(ValidationError, match=r"workers"):
         Settings(**wrong)  # type: ignore[arg-type]
 
 
-def test_ports_of_workers() -> None:
-    """Each worker has a port of its own; a single process has none."""
+def test_each_worker_has_its_own_port() -> None:
+    """Each worker has its own port; a single process has none."""
     assert Settings(workers=3, worker_port_base=6000, port=5999).worker_ports == [6000, 6001, 6002]
     assert Settings(workers=1, worker_port_base=50051).worker_ports == []

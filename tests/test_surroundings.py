@@ -1,4 +1,4 @@
-"""The command in bad surroundings: it ends with one line that says what to mend, and no traceback."""
+"""Commands in a broken environment end with one line that names the problem, without a traceback."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tests.support.databases import PostgreSQL
 from tests.support.processes import Ports, command, environment, run
 from tests.support.waiting import SECONDS_MAX
 
-AS_NOBODY = """
+AS_UNKNOWN_USER = """
 import os, sys
 import server.cli.database
 import server.store.postgresql, server.store.sqlite
 from server.store.database import Database
-# Modules that are loaded late are loaded now: the user may not be able to read them.
+# Loads modules that are imported lazily, because the user may not be able to read them.
 Database("postgresql+asyncpg://user@127.0.0.1:1/x")
 Database("sqlite+aiosqlite:////nowhere/x")
 os.setgroups([])
@@ -28,11 +28,11 @@ os.setgid(54321)
 os.setuid(54321)
 server.cli.main()
 """
-"""Runs the command as a user who has no entry in the password database."""
+"""Runs the command as a user without an entry in the password database."""
 
 
 def require_one_line(result: subprocess.CompletedProcess[str] | Result, code: int, words: str) -> None:
-    """Fails unless the command ended with this code and with one line on standard error, and nothing else."""
+    """Fails unless the command ended with this code, and printed only one line, to standard error, with these words."""
     found = result.exit_code if isinstance(result, Result) else result.returncode
     assert (found, result.stdout) == (code, ""), result.stderr
     (line,) = result.stderr.splitlines()
@@ -53,8 +53,8 @@ def require_one_line(result: subprocess.CompletedProcess[str] | Result, code: in
         ("sqlite+aiosqlite:///text/daybook.db", "names a folder that can't be made"),
     ],
 )
-def test_file_that_cannot_be_a_database(url: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A URL of SQLite that names no usable file ends the command, and the file stays as it was."""
+def test_unusable_sqlite_file_is_refused(url: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A SQLite URL without a usable file ends the command, and the file is unchanged."""
     (tmp_path / "text").write_text("no database")
     (tmp_path / "garbage").write_bytes(b"SQLite format 3\x00 and nothing that follows")
     monkeypatch.chdir(tmp_path)
@@ -63,8 +63,8 @@ def test_file_that_cannot_be_a_database(url: str, words: str, tmp_path: Path, mo
 
 
 @pytest.mark.parametrize("arguments", [("seed", "--rows", "1000"), ("verify",), ("tenants", "list"), ("serve",)])
-def test_every_command_tells_it(arguments: tuple[str, ...], tmp_path: Path) -> None:
-    """Whatever the command, a file that is no database ends it in the same way."""
+def test_every_command_refuses_an_invalid_database(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    """Every command reports a file that is not a database in the same way."""
     (tmp_path / "daybook.db").write_text("no database")
     result = run(*arguments, folder=tmp_path)
     assert result.returncode == 1
@@ -72,15 +72,15 @@ def test_every_command_tells_it(arguments: tuple[str, ...], tmp_path: Path) -> N
     assert result.stderr.splitlines()[-1] == "daybook: database_url names a file that is not a SQLite database"
 
 
-def test_folder_of_a_gateway_that_is_a_file(tmp_path: Path) -> None:
-    """`gateway-config` names the path that it can't make."""
+def test_gateway_config_names_a_file_in_its_way(tmp_path: Path) -> None:
+    """`gateway-config` names the path at which it can't create a folder."""
     (tmp_path / "file").touch()
     result = run("gateway-config", str(tmp_path / "file"), "--server", "server-1:50051", folder=tmp_path)
     require_one_line(result, 1, f"{tmp_path / 'file'}: File exists")
 
 
-def test_full_output(tmp_path: Path) -> None:
-    """A disk that is full for the output is named."""
+def test_full_disk_for_output_is_reported(tmp_path: Path) -> None:
+    """A command whose output can't be written, because the disk is full, reports it."""
     with Path("/dev/full").open("wb") as full:
         result = subprocess.run(
             command("--help"), cwd=tmp_path, env=environment(), stdout=full, stderr=subprocess.PIPE, check=False
@@ -88,15 +88,15 @@ def test_full_output(tmp_path: Path) -> None:
     assert (result.returncode, result.stderr) == (1, b"daybook: the output can't be written: No space left on device\n")
 
 
-def test_closed_output(tmp_path: Path) -> None:
-    """A command whose standard output is closed does its work all the same."""
+def test_command_works_with_closed_output(tmp_path: Path) -> None:
+    """A command with closed standard output still does its work."""
     closing = ["sh", "-c", 'exec "$@" >&-', "sh", *command("migrate")]
     result = subprocess.run(closing, cwd=tmp_path, env=environment(), capture_output=True, timeout=60, check=False)
     assert (result.returncode, result.stderr) == (0, b"")
 
 
-def test_no_folder_for_temporary_files(tmp_path: Path, postgresql: PostgreSQL) -> None:
-    """`daybook up`, which needs one, says so where no file can be written anywhere."""
+def test_missing_temporary_folder_is_reported(tmp_path: Path, postgresql: PostgreSQL) -> None:
+    """`daybook up` reports that there is no usable folder for temporary files."""
     postgresql.execute("CREATE DATABASE no_folder")
     limited = ["sh", "-c", 'ulimit -f 0; exec "$@"', "sh"]
     url = postgresql.url("no_folder")
@@ -112,7 +112,7 @@ def test_no_folder_for_temporary_files(tmp_path: Path, postgresql: PostgreSQL) -
     postgresql.execute("DROP DATABASE no_folder WITH (FORCE)")
     assert (result.returncode, result.stdout) == (1, ""), result.stderr
     assert "Traceback" not in result.stderr
-    # Before it is the line of the log about the migration.
+    # A line of the log about the migration precedes it.
     assert result.stderr.splitlines()[-1].startswith("daybook: No usable temporary directory found")
 
 
@@ -125,16 +125,16 @@ def test_no_folder_for_temporary_files(tmp_path: Path, postgresql: PostgreSQL) -
         (("migrate", "--database-url", "sqlite+aiosqlite:///mine"), "a file that this user can't read and write"),
     ],
 )
-def test_user_without_a_name_or_rights(arguments: tuple[str, ...], words: str, tmp_path: Path) -> None:
-    """A process whose user has no passwd entry, no home and no rights says what it lacks."""
+def test_user_without_name_or_permissions_is_reported(arguments: tuple[str, ...], words: str, tmp_path: Path) -> None:
+    """A process whose user has no passwd entry, home folder or permissions reports what is missing."""
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "mine").touch(mode=0o600)
-    nameless = {name: text for name, text in environment().items() if name not in {"HOME", "USER", "LOGNAME"}}
+    without_user = {name: text for name, text in environment().items() if name not in {"HOME", "USER", "LOGNAME"}}
     result = subprocess.run(
-        [sys.executable, "-c", AS_NOBODY, *arguments],
+        [sys.executable, "-c", AS_UNKNOWN_USER, *arguments],
         cwd=folder,
-        env=nameless,
+        env=without_user,
         capture_output=True,
         text=True,
         timeout=SECONDS_MAX,

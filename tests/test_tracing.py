@@ -1,4 +1,4 @@
-"""Traces in one process: groups of calls, and collectors that don't answer."""
+"""Traces in one process: groups of calls, and unresponsive collectors."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ CALLER_SPAN_ID = "00f067aa0ba902b7"
 
 
 def traceparent(trace_id: str, flags: str = "01") -> tuple[str, str]:
-    """What says that a call is part of a trace."""
+    """Returns the metadata that makes a call part of a trace."""
     return "traceparent", f"00-{trace_id}-{CALLER_SPAN_ID}-{flags}"
 
 
 @pytest.fixture(autouse=True)
-def _nothing_is_left() -> Iterator[None]:
-    """Waits for threads that still try to send spans: no other test is to have them beside it."""
+def _no_exporter_thread_remains() -> Iterator[None]:
+    """Waits for threads that still send spans, so that they don't disturb other tests."""
     yield
     for thread in threading.enumerate():
         if thread.name == "flush traces" or thread.name.startswith("Otel"):
             thread.join(60)
 
 
-async def a_client(book: Book, channel: grpc.aio.Channel) -> Client:
-    """A caller who may do everything in a tenant of their own, with the account `acme`."""
+async def create_client(book: Book, channel: grpc.aio.Channel) -> Client:
+    """Creates an admin of a new tenant with the account `acme`."""
     server = Server(book, channel)
     client = await server.client(await server.create_tenant("house"), scopes={"admin"})
     await client.create_account("acme")
@@ -57,40 +57,39 @@ async def a_client(book: Book, channel: grpc.aio.Channel) -> Client:
     return client
 
 
-async def test_group_is_linked_with_each_of_its_calls(book: Book) -> None:
-    """Each traced call is linked with the one group that posted it, and that with all of them, below the first."""
+async def test_group_and_its_calls_are_linked(book: Book) -> None:
+    """Each sampled call links to the group that posted it. The group links to all its calls, below the first."""
     grant = CreateTransactionRequest(
         parent="accounts/acme", transaction=Transaction(kind=Transaction.GRANT, category="test", amount="1")
     )
     method = "daybook.v1.Ledger/CreateTransaction"
-    traced, untraced = [uuid.uuid4().hex for _ in range(6)], uuid.uuid4().hex
+    sampled, unsampled = [uuid.uuid4().hex for _ in range(6)], uuid.uuid4().hex
     with collecting() as (collector, endpoint):
         async with (
             serving(book, Settings(port=0, otlp_endpoint=endpoint, trace_ratio=0)) as port,
             grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
         ):
-            client = await a_client(book, channel)
-            parents = [*map(traceparent, traced[:3]), traceparent(untraced, "00"), *map(traceparent, traced[3:])]
+            client = await create_client(book, channel)
+            parents = [*map(traceparent, sampled[:3]), traceparent(unsampled, "00"), *map(traceparent, sampled[3:])]
             await asyncio.gather(
                 *(client.ledger.CreateTransaction(grant, metadata=(*client.metadata, each)) for each in parents)
             )
-        # The stop has sent all that there was.
-        assert collector.trace_ids == set(traced)
-        spans = [span for trace_id in traced for span in collector.spans(trace_id, method)]
+        # The shutdown has flushed all spans. assert collector.trace_ids == set(sampled)
+        spans = [span for trace_id in sampled for span in collector.spans(trace_id, method)]
     calls = {(span.trace_id, span.span_id): span for span in spans if span.name == method}
     groups = {(span.trace_id, span.span_id): span for span in spans if span.name == "post group"}
-    assert len(calls) == len(traced)
+    assert len(calls) == len(sampled)
     assert sorted(link for group in groups.values() for link in group.links) == sorted(calls)
     for key, group in groups.items():
         assert all(calls[link].links == (key,) for link in group.links)
         assert (group.trace_id, group.parent_id) == group.links[0]
-    # The one that is not traced was posted with some of the others, or alone.
+    # The unsampled call was posted with some of the others, or alone.
     assert sum(group.attributes["daybook.group.calls"] for group in groups.values()) in {6, 7}
 
 
 @only_sqlite
-async def test_what_the_server_does_of_itself_has_no_spans(book: Book) -> None:
-    """Sweeps, looks for keys and the like are in no trace, and begin none."""
+async def test_background_tasks_have_no_spans(book: Book) -> None:
+    """Work of the server without a call, such as a sweep, has no spans."""
     with collecting() as (collector, endpoint):
         async with serving(book, Settings(port=0, otlp_endpoint=endpoint)):
             await book.expirations.sweep()
@@ -99,17 +98,15 @@ async def test_what_the_server_does_of_itself_has_no_spans(book: Book) -> None:
 
 
 @only_sqlite
-async def test_stream_that_nobody_reads_to_its_end_leaves_no_span_behind(
-    book: Book, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A call that is given up in the middle of a stream has its span, and all below it ends without complaint."""
+async def test_cancelled_stream_ends_its_spans(book: Book, caplog: pytest.LogCaptureFixture) -> None:
+    """If a stream is cancelled, its span and all child spans end without an error in the log."""
     trace_id, method = uuid.uuid4().hex, "daybook.v1.Admin/VerifyAccounts"
     with collecting() as (collector, endpoint):
         async with (
             serving(book, Settings(port=0, otlp_endpoint=endpoint)) as port,
             grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
         ):
-            client = await a_client(book, channel)
+            client = await create_client(book, channel)
             call = client.admin.VerifyAccounts(
                 VerifyAccountsRequest(), metadata=(*client.metadata, traceparent(trace_id))
             )
@@ -122,8 +119,8 @@ async def test_stream_that_nobody_reads_to_its_end_leaves_no_span_behind(
 
 
 @only_sqlite
-async def test_collector_on_this_machine_is_reached_past_a_proxy(book: Book, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A proxy that the environment names can't reach this machine, so spans for it don't go there."""
+async def test_collector_on_loopback_is_reached_without_a_proxy(book: Book, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spans for a collector on loopback bypass the proxy of the environment."""
     trace_id = uuid.uuid4().hex
     for name in ("http_proxy", "grpc_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
@@ -134,23 +131,23 @@ async def test_collector_on_this_machine_is_reached_past_a_proxy(book: Book, mon
             serving(book, Settings(port=0, otlp_endpoint=endpoint)) as port,
             grpc.aio.insecure_channel(f"127.0.0.1:{port}", NO_PROXY) as channel,
         ):
-            client = await a_client(book, channel)
+            client = await create_client(book, channel)
             request = GetAccountRequest(name="accounts/acme")
             await client.ledger.GetAccount(request, metadata=(*client.metadata, traceparent(trace_id)))
-        # The stop has sent all that there was.
+        # The shutdown has flushed all spans.
         assert trace_id in collector.trace_ids
 
 
 @only_sqlite
-async def test_calls_that_wait_while_tracing_begins_are_posted(book: Book) -> None:
-    """A call that is in the line when a collector is named is posted like any other, without a span."""
+async def test_calls_queued_before_tracing_starts_are_posted(book: Book) -> None:
+    """A call that is queued when tracing starts is posted without a span."""
     with collecting() as (collector, endpoint):
         async with serving(book, Settings(port=0)) as port, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            client = await a_client(book, channel)
+            client = await create_client(book, channel)
             async with database_occupied(book):
                 waiting = asyncio.create_task(client.post("acme", Transaction.GRANT, "1"))
                 async with asyncio.timeout(30):
-                    # Else the poster may take both at once, and none is in the line.
+                    # Otherwise the poster may take both calls at once, and none is queued.
                     while not book.database.pools["write"].waiting:
                         await asyncio.sleep(0.01)
                     also_waiting = asyncio.create_task(client.post("acme", Transaction.GRANT, "1"))
@@ -166,15 +163,17 @@ async def test_calls_that_wait_while_tracing_begins_are_posted(book: Book) -> No
 
 @pytest.fixture
 async def silent() -> AsyncIterator[str]:
-    """The endpoint of a collector that takes connections and never says a word."""
+    """The endpoint of a collector that accepts connections and never responds."""
     with closing(socket.create_server(("127.0.0.1", 0))) as listener:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
-async def test_collector_that_is_silent_holds_nobody_up(silent: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """More spans than can wait are made in no time, and the stop is not kept waiting for longer than it should be."""
+async def test_unresponsive_collector_delays_neither_calls_nor_shutdown(
+    silent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More spans than the queue holds are created without delay, and the shutdown waits at most FLUSH_SECONDS_MAX."""
     monkeypatch.setattr(tracing, "FLUSH_SECONDS_MAX", 0.3)
-    # The exporter's thread goes on after the stop until it gives up, a batch after the other.
+    # After the shutdown the exporter's thread continues until each batch times out.
     monkeypatch.setattr(tracing, "EXPORT_SECONDS_MAX", 1.0)
     monkeypatch.setattr(tracing, "SPANS_WAITING_MAX", 2 * tracing.SPANS_AT_ONCE)
     started = time.monotonic()
@@ -182,10 +181,10 @@ async def test_collector_that_is_silent_holds_nobody_up(silent: str, monkeypatch
         trace = traces.of_method("daybook.v1.Ledger/GetAccount")
         for _ in range(tracing.SPANS_WAITING_MAX + 500):
             trace(())(grpc.StatusCode.OK, "")
-        made = time.monotonic()
-    # A span takes microseconds; a wait for the collector would take seconds.
-    assert made - started < tracing.EXPORT_SECONDS_MAX
-    assert time.monotonic() - made < tracing.EXPORT_SECONDS_MAX
+        finished = time.monotonic()
+    # Creating spans takes microseconds; waiting for the collector would take seconds.
+    assert finished - started < tracing.EXPORT_SECONDS_MAX
+    assert time.monotonic() - finished < tracing.EXPORT_SECONDS_MAX
 
 
 @pytest.mark.parametrize(
@@ -206,7 +205,7 @@ async def test_collector_that_is_silent_holds_nobody_up(silent: str, monkeypatch
     ],
 )
 def test_endpoint_is_host_and_port(endpoint: str, address: tuple[str, int] | None) -> None:
-    """A collector is given by a host and a port, and nothing else that would be dropped in silence."""
+    """A collector's endpoint has only a host and a port; other parts are refused rather than ignored."""
     assert collector_address(endpoint) == address
     if address is None:
         with pytest.raises(ValidationError, match="otlp_endpoint"):
@@ -215,8 +214,8 @@ def test_endpoint_is_host_and_port(endpoint: str, address: tuple[str, int] | Non
         assert Settings(otlp_endpoint=endpoint).otlp_endpoint == endpoint
 
 
-def test_gateway_elsewhere_traces_too(tmp_path: Path) -> None:
-    """`daybook gateway-config` sends Envoy's spans to the collector of the settings, like `daybook up`."""
+def test_deployed_gateway_sends_spans(tmp_path: Path) -> None:
+    """`daybook gateway-config` configures Envoy to send spans to the collector of the settings, like `daybook up`."""
     settings = Settings(otlp_endpoint="http://collector:4317", trace_ratio=0.5)
     write_deployment(settings, tmp_path, [("server-1", 50051)])
     written = yaml.safe_load((tmp_path / "envoy.yaml").read_text())

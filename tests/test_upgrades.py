@@ -1,4 +1,4 @@
-"""Starts beside another version or another process that migrates, each with a real process."""
+"""Starts on the schema of a later version, and during a migration by another process."""
 
 from __future__ import annotations
 
@@ -26,21 +26,23 @@ from tests.support.waiting import SECONDS_MAX
 
 @pytest.fixture
 def newer(tmp_path: Path, migrated_file: Path) -> Path:
-    """A folder whose database a later version has migrated, in a way that this version can't use."""
+    """A folder with a database that a later version has migrated incompatibly."""
     (tmp_path / "daybook.db").write_bytes(migrated_file.read_bytes())
     set_revision(tmp_path, "9999")
     return tmp_path
 
 
 def set_revision(folder: Path, revision: str) -> None:
-    """Names the newest migration of a database."""
+    """Sets the revision of a database."""
     with closing(sqlite3.connect(folder / "daybook.db")) as connection, connection:
         connection.execute("UPDATE alembic_version SET version_num = ?", (revision,))
 
 
 @pytest.mark.parametrize("arguments", [("migrate",), ("serve", "--port", "0"), ("tenants", "list"), ("verify",)])
-def test_schema_of_a_later_version(arguments: tuple[str, ...], newer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every command ends with its own exit status and one line."""
+def test_schema_of_a_later_version_is_refused(
+    arguments: tuple[str, ...], newer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On an incompatible later schema, every command ends with a distinct exit code and one line."""
     monkeypatch.chdir(newer)
     result = invoke(*arguments)
     assert (result.exit_code, result.stdout) == (os.EX_PROTOCOL, "")
@@ -49,7 +51,7 @@ def test_schema_of_a_later_version(arguments: tuple[str, ...], newer: Path, monk
 
 
 def test_worker_starts_again_during_an_upgrade(newer: Path) -> None:
-    """With a later schema that serves this version a worker that died starts again, and serves."""
+    """On a compatible later schema, a worker that died is restarted and serves."""
     set_revision(newer, "9999_since_0001")
     ports = Ports.free()
     workers = ("--workers", "2", "--worker-port-base", str(ports.gateway))
@@ -67,7 +69,7 @@ def test_worker_starts_again_during_an_upgrade(newer: Path) -> None:
 
 @asynccontextmanager
 async def migrating(database_url: str) -> AsyncIterator[None]:
-    """Holds what another process holds that migrates an empty database."""
+    """Holds the locks of a process that migrates an empty database."""
     if database_url.startswith("sqlite"):
         with closing(sqlite3.connect(database_url.partition(":///")[2], isolation_level=None)) as connection:
             connection.execute("PRAGMA journal_mode = WAL")
@@ -85,7 +87,7 @@ async def migrating(database_url: str) -> AsyncIterator[None]:
 
 
 async def test_start_during_another_migration(database_url: str, tmp_path: Path) -> None:
-    """A start that waits is alive and not ready, says what it waits for, ends on SIGTERM, and serves afterwards."""
+    """A server that waits for a migration is alive but not ready, logs it, stops on SIGTERM, and serves afterwards."""
     ports = Ports.free()
     address = f"127.0.0.1:{ports.server}"
     flags = ("serve", "--port", str(ports.server), "--database-url", database_url)

@@ -1,4 +1,4 @@
-"""The words of code: comments, docstrings, texts and names are in plain English."""
+"""Comments, docstrings, texts and names of code have no banned words."""
 
 from __future__ import annotations
 

@@ -413,7 +413,7 @@ async def test_bad_tokens(issuer: Issuer) -> None:
     assert await issuer.outcome(EC.token(claims())) == "opens"
 
 
-async def test_the_log_repeats_nothing_of_a_token(issuer: Issuer) -> None:
+async def test_log_repeats_nothing_of_a_token(issuer: Issuer) -> None:
     """No entry holds a part of a token, whatever it was refused for."""
     for make, _ in BAD.values():
         token = make()
@@ -435,7 +435,7 @@ async def test_every_algorithm(book: Book, algorithm: str) -> None:
     assert await others.outcome(key.token(claims())) == "alg is not allowed"
 
 
-async def test_a_weak_key(book: Book) -> None:
+async def test_weak_key(book: Book) -> None:
     """An RSA key of less than 2,048 bits opens nothing, though the issuer has it."""
     weak, strong = rsa_key("weak", bits=1024), rsa_key("strong")
     issuer = Issuer(book, weak, strong)
@@ -526,7 +526,7 @@ async def test_claims_by_other_names(book: Book) -> None:
     ("given", "account_id"),
     [("mine", "mine"), ("-", None), ("Mine.2_x-y", "Mine.2_x-y"), ("1042", "1042")],
 )
-async def test_a_binding(book: Book, given: str, account_id: str | None) -> None:
+async def test_binding(book: Book, given: str, account_id: str | None) -> None:
     """A token is bound to the account that it names, and to none if it says so."""
     issuer = Issuer(book, EC, account_claim="account")
     assert (await issuer.caller(EC.token(claims(account=given)))).account_id == account_id
@@ -544,12 +544,12 @@ async def test_no_binding_is_an_oversight(book: Book, given: object) -> None:
     }
 
 
-async def test_an_account_claim_that_nobody_asked_for(issuer: Issuer) -> None:
+async def test_account_claim_that_nobody_asked_for(issuer: Issuer) -> None:
     """Without the setting, a claim that is called like an account binds nothing."""
     assert (await issuer.caller(EC.token(claims(account="mine")))).account_id is None
 
 
-async def test_the_caller(book: Book, issuer: Issuer) -> None:
+async def test_caller(book: Book, issuer: Issuer) -> None:
     """Every token of one subject is one credential; another subject's, or another tenant's, is another; no key's is."""
     first = await issuer.caller(EC.token(claims()))
     again = await issuer.caller(rsa_key().token(claims(scope="admin", jti="2", exp=NOW + 200)))
@@ -586,7 +586,7 @@ async def test_only_keys_are_noted(issuer: Issuer) -> None:
         lambda token: [("access_token", token)],
     ],
 )
-async def test_a_token_is_a_bearers(issuer: Issuer, metadata: Callable[[str], list[tuple[str, str | bytes]]]) -> None:
+async def test_token_is_a_bearers(issuer: Issuer, metadata: Callable[[str], list[tuple[str, str | bytes]]]) -> None:
     """A token opens as Bearer only."""
     with pytest.raises(DaybookError):
         await issuer.authenticator.authenticate(metadata(EC.token(claims())))
@@ -640,7 +640,7 @@ async def test_what_is_remembered_is_forgotten(book: Book, issuer: Issuer) -> No
     assert await issuer.outcome(token) == "the issuer has no such key"
 
 
-async def test_a_token_like_one_that_was_let_in(issuer: Issuer) -> None:
+async def test_token_like_one_that_was_let_in(issuer: Issuer) -> None:
     """After a token was let in, one that differs in a character is looked at for itself."""
     token = EC.token(claims())
     assert await issuer.outcome(token) == "opens"

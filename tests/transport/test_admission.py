@@ -12,7 +12,7 @@ from server.transport.admission import Admission
 
 
 @pytest.mark.parametrize(("places", "most"), [(1, 1), (2, 1), (3, 2), (8, 4), (1000, 500)])
-def test_a_credential_alone_gets_half(places: int, most: int) -> None:
+def test_credential_alone_gets_half(places: int, most: int) -> None:
     """A credential that calls alone gets half of all places, and at least one."""
     admission = Admission(places)
     assert [admission.enter("a") for _ in range(places)] == [True] * most + [False] * (places - most)
@@ -65,7 +65,7 @@ async def waiting_at(admission: Admission, holders: str) -> list[asyncio.Task[bo
     return calls
 
 
-async def test_a_place_goes_to_those_that_wait() -> None:
+async def test_place_goes_to_those_that_wait() -> None:
     """The oldest call of a credential gets a place first, and the credentials take turns."""
     admission = Admission(4, wait_seconds=60)
     assert [admission.enter(holder) for holder in "aabb"] == [True, True, True, False]
@@ -83,7 +83,7 @@ async def test_a_place_goes_to_those_that_wait() -> None:
     assert (admission.in_flight, admission.waiting, admission.refused) == (2, 0, 0)
 
 
-async def test_a_wait_has_an_end() -> None:
+async def test_wait_has_an_end() -> None:
     """Without a place in time a call is refused; without a time to wait, or room to, at once."""
     for admission in (
         Admission(1, wait_seconds=0.01),
@@ -99,7 +99,7 @@ async def test_a_wait_has_an_end() -> None:
         assert admission.enter("b")
 
 
-async def test_a_call_that_is_cancelled_takes_no_place() -> None:
+async def test_call_that_is_cancelled_takes_no_place() -> None:
     """Neither while it waits, nor as it is given a place."""
     admission = Admission(1, wait_seconds=60)
     assert admission.enter("a")
@@ -114,7 +114,7 @@ async def test_a_call_that_is_cancelled_takes_no_place() -> None:
     assert (second.cancelled(), admission.in_flight, admission.waiting) == (True, 1, 0)
 
 
-async def test_a_place_passes_over_a_call_that_is_being_cancelled() -> None:
+async def test_place_passes_over_a_call_that_is_being_cancelled() -> None:
     """A place that comes back in the turn in which a waiting call is cancelled goes to the next call, once."""
     admission = Admission(4, wait_seconds=60)
     assert [admission.enter("a") for _ in range(2)] == [True, True]
@@ -129,7 +129,7 @@ async def test_a_place_passes_over_a_call_that_is_being_cancelled() -> None:
     assert [admission.enter("a") for _ in range(3)] == [True, True, False]
 
 
-async def test_a_stop_waits_for_no_place() -> None:
+async def test_stop_waits_for_no_place() -> None:
     """At the end all calls that wait are refused, and every later one for which there is no place."""
     admission = Admission(1, wait_seconds=60)
     assert admission.enter("a")

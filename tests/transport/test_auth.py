@@ -193,7 +193,7 @@ async def test_credentials(book: Book, random_bytes: RandomBytes) -> None:
 
 
 @pytest.mark.parametrize("value", ["Basic é", "Basic \N{KELVIN SIGN}ey", "Bearer é.é", "é"])
-async def test_a_credential_outside_ascii_is_invalid(book: Book, value: str) -> None:
+async def test_credential_outside_ascii_is_invalid(book: Book, value: str) -> None:
     """A credential with characters outside ASCII is refused like any other that is malformed."""
     with pytest.raises(CredentialInvalid):
         await authenticator_of(book).authenticate([("authorization", value)])
@@ -217,7 +217,7 @@ async def test_only_spaces_are_taken_off(book: Book, random_bytes: RandomBytes, 
             await authenticator_of(book).authenticate([header])
 
 
-async def test_the_caller_is_the_one_of_the_key(book: Book, random_bytes: RandomBytes) -> None:
+async def test_caller_is_the_one_of_the_key(book: Book, random_bytes: RandomBytes) -> None:
     """Each of two tenants' keys identifies its own tenant, and is bound to no account."""
     keys = {tenant: new_key(random_bytes) for tenant in ("house", "neighbour")}
     numbers = {tenant: await store_key(book, key, tenant=tenant) for tenant, key in keys.items()}
@@ -228,7 +228,7 @@ async def test_the_caller_is_the_one_of_the_key(book: Book, random_bytes: Random
         assert (caller.credential_id, caller.account_id) == (key.id, None)
 
 
-async def test_the_secret_of_another_key_is_invalid(book: Book, random_bytes: RandomBytes) -> None:
+async def test_secret_of_another_key_is_invalid(book: Book, random_bytes: RandomBytes) -> None:
     """One key's id doesn't open with another key's secret, also when both were just used."""
     first, second = new_key(random_bytes), new_key(random_bytes)
     await store_key(book, first)
@@ -240,7 +240,7 @@ async def test_the_secret_of_another_key_is_invalid(book: Book, random_bytes: Ra
         await authenticator.authenticate([("x-api-key", f"{first.id}.{second.secret}")])
 
 
-async def test_a_wrong_key_is_not_remembered(book: Book, random_bytes: RandomBytes) -> None:
+async def test_wrong_key_is_not_remembered(book: Book, random_bytes: RandomBytes) -> None:
     """A key that was refused before it was made opens as soon as it is made."""
     key = new_key(random_bytes)
     authenticator = authenticator_of(book)
@@ -250,7 +250,7 @@ async def test_a_wrong_key_is_not_remembered(book: Book, random_bytes: RandomByt
     assert await outcome_of(authenticator.authenticate(metadata)) is Scheme.API_KEY
 
 
-async def test_a_right_key_does_not_open_for_a_wrong_secret(book: Book, random_bytes: RandomBytes) -> None:
+async def test_right_key_does_not_open_for_a_wrong_secret(book: Book, random_bytes: RandomBytes) -> None:
     """After a key was let in, the same id with another secret is still refused."""
     key = new_key(random_bytes)
     await store_key(book, key)
@@ -260,7 +260,7 @@ async def test_a_right_key_does_not_open_for_a_wrong_secret(book: Book, random_b
     assert await outcome_of(authenticator.authenticate([("x-api-key", f"{key.id}.")])) is CredentialInvalid
 
 
-async def test_the_scheme_is_that_of_each_call(book: Book, random_bytes: RandomBytes) -> None:
+async def test_scheme_is_that_of_each_call(book: Book, random_bytes: RandomBytes) -> None:
     """A key that came by one scheme is told by its own scheme when it comes by another."""
     key = new_key(random_bytes)
     await store_key(book, key)
@@ -274,7 +274,7 @@ async def test_the_scheme_is_that_of_each_call(book: Book, random_bytes: RandomB
         assert (await authenticator.authenticate([(name, value)])).scheme is scheme
 
 
-async def test_an_empty_secret_never_opens(book: Book) -> None:
+async def test_empty_secret_never_opens(book: Book) -> None:
     """A credential without a secret is refused, even if the ledger held the hash of nothing."""
     await store_key(book, Key("key-1", ""))
     authenticator = authenticator_of(book)
@@ -315,7 +315,7 @@ async def test_length_is_limited(book: Book) -> None:
     )
 
 
-async def test_a_refusal_does_not_tell_what_was_wrong(book: Book, random_bytes: RandomBytes) -> None:
+async def test_refusal_does_not_tell_what_was_wrong(book: Book, random_bytes: RandomBytes) -> None:
     """An unknown id and a wrong secret are refused in the same words, and without the credential in them."""
     key = new_key(random_bytes)
     await store_key(book, key)
@@ -328,7 +328,7 @@ async def test_a_refusal_does_not_tell_what_was_wrong(book: Book, random_bytes: 
     assert told == {("the credential is not valid",)}
 
 
-async def test_the_secret_is_not_in_the_database(tmp_path: Path, clock: Clock, random_bytes: RandomBytes) -> None:
+async def test_secret_is_not_in_the_database(tmp_path: Path, clock: Clock, random_bytes: RandomBytes) -> None:
     """No file of the database holds a secret, as text or as bytes, while it is open or after it is closed."""
     key = new_api_key(random_bytes)
     key_id, _, secret = key.text.partition(".")
@@ -350,7 +350,7 @@ async def test_the_secret_is_not_in_the_database(tmp_path: Path, clock: Clock, r
         assert key.text.encode() not in stored
 
 
-def test_a_new_key_is_80_and_256_random_bits() -> None:
+def test_new_key_is_80_and_256_random_bits() -> None:
     """A key's id and secret are all of the random bytes and nothing else, and its hash is the secret's SHA-256."""
     key = new_api_key(lambda count: bytes(range(count)))
     key_id, _, secret = key.text.partition(".")
@@ -369,7 +369,7 @@ def test_new_keys_differ(seed: int) -> None:
     assert first.secret != second.secret
 
 
-async def test_a_key_that_is_gone_is_refused_within_seconds(book: Book, random_bytes: RandomBytes) -> None:
+async def test_key_that_is_gone_is_refused_within_seconds(book: Book, random_bytes: RandomBytes) -> None:
     """A key that has gone from the database may open for 5 seconds more, and is refused from then on."""
     assert KEY_CACHED_SECONDS_MAX <= 5
     key = new_key(random_bytes)
@@ -436,7 +436,7 @@ async def test_long_spellings_of_a_key_are_not_kept(book: Book, random_bytes: Ra
     assert kept < SPELLINGS * room / 4
 
 
-async def test_a_key_keeps_its_share_while_others_are_looked_up(
+async def test_key_keeps_its_share_while_others_are_looked_up(
     book: Book, random_bytes: RandomBytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The holder of a key that was let in is known, whatever is looked up since, within a bound."""
@@ -508,7 +508,7 @@ async def test_only_who_is_let_in_uses_a_key(book: Book, random_bytes: RandomByt
     assert uses == [key.id] * 3
 
 
-def test_a_secret_is_in_no_representation() -> None:
+def test_secret_is_in_no_representation() -> None:
     """What is printed of a new key is not its secret."""
     key = new_api_key(Random(1).randbytes)
     assert key.key_id in repr(key)

@@ -123,7 +123,7 @@ async def test_client_on_the_machine_knows_the_certificate(
 
 
 @shares_a_server
-async def test_a_server_of_others_is_not_trusted(
+async def test_server_of_others_is_not_trusted(
     shared_book: Book, live: Pair, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """A client that trusts another authority doesn't talk to the server."""

@@ -78,7 +78,7 @@ def test_what_is_no_key_is_refused(text: str, tmp_path: Path) -> None:
         assert word not in str(caught.value) + repr(caught.value) + str(of_file.value)
 
 
-def test_a_file_is_read(tmp_path: Path) -> None:
+def test_file_is_read(tmp_path: Path) -> None:
     """A file may hold the keys, one to a line; one that isn't there, or no text, is told without its place."""
     (tmp_path / "keys").write_text(f"{NEW.hex()}\n{OLD.hex()}\n")
     assert Settings(token_keys_file=tmp_path / "keys").configured_token_keys() == [NEW, OLD]

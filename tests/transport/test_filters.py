@@ -199,7 +199,7 @@ def test_values_are_limited(name: str, count: int, readable: bool) -> None:
         parse_filter(text)
 
 
-def test_the_longest_filter_is_read() -> None:
+def test_longest_filter_is_read() -> None:
     """A filter may have 2,048 characters, whatever their bytes. A longer one is refused before it gets here."""
     assert FILTER_CHARACTERS_MAX == 2048
     value = "ä" * (FILTER_CHARACTERS_MAX - len('labels.location = ""'))
@@ -323,7 +323,7 @@ def test_reads_what_was_composed(each: Composed) -> None:
     assert parse_filter(each.text) == each.wanted
 
 
-def test_the_same_filter_is_the_same_shape() -> None:
+def test_same_filter_is_the_same_shape() -> None:
     """What is read can be a key of a cache: equal filters are equal and have equal hashes."""
     first, second = parse_filter("kind = CHARGE"), parse_filter("( kind = CHARGE )")
     assert first == second

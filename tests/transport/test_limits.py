@@ -58,12 +58,12 @@ def wait_of(limiter: RateLimiter, credential_id: str = "one") -> float:
 @pytest.mark.parametrize(
     ("calls_per_second", "burst"), [(10, 1), (10, 5), (3, 7), (0.001, 3), (1_000_000, 500), (7.7, 99)]
 )
-def test_a_burst_is_let_in_whole(stopwatch: Stopwatch, calls_per_second: float, burst: int) -> None:
+def test_burst_is_let_in_whole(stopwatch: Stopwatch, calls_per_second: float, burst: int) -> None:
     """An idle credential may call as often as its burst says, and not once more."""
     assert taken(RateLimiter(calls_per_second, burst, stopwatch)) == burst
 
 
-def test_a_token_comes_back_exactly_in_time(stopwatch: Stopwatch) -> None:
+def test_token_comes_back_exactly_in_time(stopwatch: Stopwatch) -> None:
     """At 10 calls a second the next one is refused until a tenth of a second is over, and let in then."""
     limiter = RateLimiter(10, 2, stopwatch)
     assert taken(limiter) == 2
@@ -73,7 +73,7 @@ def test_a_token_comes_back_exactly_in_time(stopwatch: Stopwatch) -> None:
     assert taken(limiter) == 1
 
 
-def test_a_bucket_fills_up_to_its_burst_only(stopwatch: Stopwatch) -> None:
+def test_bucket_fills_up_to_its_burst_only(stopwatch: Stopwatch) -> None:
     """However long nobody called, no more than the burst is let in at once."""
     limiter = RateLimiter(10, 3, stopwatch)
     assert taken(limiter) == 3
@@ -85,7 +85,7 @@ def test_a_bucket_fills_up_to_its_burst_only(stopwatch: Stopwatch) -> None:
     assert taken(limiter) == 3
 
 
-def test_a_steady_caller_is_never_refused(stopwatch: Stopwatch) -> None:
+def test_steady_caller_is_never_refused(stopwatch: Stopwatch) -> None:
     """Who calls exactly as often as allowed needs no burst."""
     limiter = RateLimiter(10, 1, stopwatch)
     for _ in range(1000):
@@ -93,7 +93,7 @@ def test_a_steady_caller_is_never_refused(stopwatch: Stopwatch) -> None:
         stopwatch.now += 100 * MILLISECOND
 
 
-def test_a_refused_call_is_told_how_long_to_wait(stopwatch: Stopwatch) -> None:
+def test_refused_call_is_told_how_long_to_wait(stopwatch: Stopwatch) -> None:
     """The wait is what is missing to the next token, and it is enough."""
     limiter = RateLimiter(0.5, 1, stopwatch)
     assert taken(limiter) == 1
@@ -114,7 +114,7 @@ def test_refused_calls_take_nothing(stopwatch: Stopwatch) -> None:
     assert taken(limiter) == 1
 
 
-def test_a_stopwatch_that_goes_back_shuts_nobody_out(stopwatch: Stopwatch) -> None:
+def test_stopwatch_that_goes_back_shuts_nobody_out(stopwatch: Stopwatch) -> None:
     """After a step back by an hour a bucket is at worst empty: the next token comes when it always would."""
     limiter = RateLimiter(1, 5, stopwatch)
     limiter.take("one")
@@ -162,7 +162,7 @@ async def balance_under(settings: Settings, book: Book, client: Client, stopwatc
 
 
 @only_sqlite
-async def test_the_server_counts(server: Server, client: Client, stopwatch: Stopwatch) -> None:
+async def test_server_counts(server: Server, client: Client, stopwatch: Stopwatch) -> None:
     """The settings say how often a credential may call; 0 is no limit."""
     await client.create_account("acme")
     strict = Settings(port=0, rate_limit_calls_per_second=0.001, rate_limit_burst=3)
@@ -172,7 +172,7 @@ async def test_the_server_counts(server: Server, client: Client, stopwatch: Stop
 
 
 @only_sqlite
-async def test_the_server_counts_each_key(server: Server, client: Client, admin: Client, stopwatch: Stopwatch) -> None:
+async def test_server_counts_each_key(server: Server, client: Client, admin: Client, stopwatch: Stopwatch) -> None:
     """Another key of the same tenant has a bucket of its own; the same key sent in another way has not."""
     settings = Settings(port=0, rate_limit_calls_per_second=0.001, rate_limit_burst=1)
     await client.create_account("acme")
@@ -190,7 +190,7 @@ async def test_the_server_counts_each_key(server: Server, client: Client, admin:
 
 
 @only_sqlite
-async def test_a_refusal_of_the_server(server: Server, client: Client, stopwatch: Stopwatch) -> None:
+async def test_refusal_of_the_server(server: Server, client: Client, stopwatch: Stopwatch) -> None:
     """It is RESOURCE_EXHAUSTED with a RetryInfo, and retry-after in whole seconds, which are never too few."""
     settings = Settings(port=0, rate_limit_calls_per_second=0.4, rate_limit_burst=1)
     await client.create_account("acme")
@@ -214,7 +214,7 @@ async def test_a_refusal_of_the_server(server: Server, client: Client, stopwatch
 
 
 @only_sqlite
-async def test_the_credential_is_looked_at_first(server: Server, client: Client, stopwatch: Stopwatch) -> None:
+async def test_credential_is_looked_at_first(server: Server, client: Client, stopwatch: Stopwatch) -> None:
     """Who is not let in is not counted, and what is wrong with the request is told only to who may call."""
     settings = Settings(port=0, rate_limit_calls_per_second=0.001, rate_limit_burst=1)
     async with (
@@ -232,14 +232,14 @@ async def test_the_credential_is_looked_at_first(server: Server, client: Client,
 
 
 @pytest.mark.parametrize("value", [-1, 0.0009, 1e-300, 1_000_001, float("nan"), float("inf")])
-def test_a_rate_has_bounds(value: float) -> None:
+def test_rate_has_bounds(value: float) -> None:
     """A rate that no bucket could keep is refused as a setting."""
     with pytest.raises(ValueError, match="rate_limit_calls_per_second"):
         Settings(rate_limit_calls_per_second=value)
 
 
 @pytest.mark.parametrize("value", [0, -1, 10_000_001])
-def test_a_burst_has_bounds(value: int) -> None:
+def test_burst_has_bounds(value: int) -> None:
     """A bucket holds at least one token."""
     with pytest.raises(ValueError, match="rate_limit_burst"):
         Settings(rate_limit_burst=value)

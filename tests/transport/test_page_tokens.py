@@ -155,28 +155,28 @@ def test_every_request_that_takes_a_token_is_covered() -> None:
 
 
 @given(st.binary(min_size=KEY_BYTES, max_size=KEY_BYTES), st.builds(TransactionKey, INT64, INT64, INT64))
-def test_a_transaction_is_read_back(sealing_key: bytes, key: TransactionKey) -> None:
+def test_transaction_is_read_back(sealing_key: bytes, key: TransactionKey) -> None:
     """Every key of a transaction that is sealed is opened as it was, also negative and at the ends of 64 bits."""
     tokens = page_tokens(sealing_key)
     assert tokens.open(LISTING, tokens.seal(LISTING, key), TransactionKey) == key
 
 
 @given(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", fullmatch=True))
-def test_an_account_is_read_back(account_id: str) -> None:
+def test_account_is_read_back(account_id: str) -> None:
     """Every account id that is sealed is opened as it was."""
     tokens, listing = page_tokens(), listing_of(*LISTS[1])
     assert tokens.open(listing, tokens.seal(listing, account_id), str) == account_id
 
 
 @given(INT64.filter(lambda number: number != 0))
-def test_a_lot_is_read_back(number: int) -> None:
+def test_lot_is_read_back(number: int) -> None:
     """Every lot number that is sealed is opened as it was."""
     tokens, listing = page_tokens(), listing_of(*LISTS[2])
     assert tokens.open(listing, tokens.seal(listing, number), int) == number
 
 
 @given(st.builds(ApiKeyKey, INT64, st.text("abcdefghijklmnop0123456789", max_size=32)))
-def test_an_api_key_is_read_back(key: ApiKeyKey) -> None:
+def test_api_key_is_read_back(key: ApiKeyKey) -> None:
     """Every key of an API key that is sealed is opened as it was."""
     tokens, listing = page_tokens(), listing_of(*LISTS[3])
     assert tokens.open(listing, tokens.seal(listing, key), ApiKeyKey) == key
@@ -219,12 +219,12 @@ def test_an_api_key_is_read_back(key: ApiKeyKey) -> None:
         ),
     ],
 )
-def test_a_token_of_an_older_version_opens(number: int, key: RowKey, token: str) -> None:
+def test_token_of_an_older_version_opens(number: int, key: RowKey, token: str) -> None:
     """A token that the first version of this module sealed still opens."""
     assert page_tokens().open(listing_of(*LISTS[number]), token, type(key)) == key
 
 
-def test_a_token_of_another_kind_of_key_is_refused() -> None:
+def test_token_of_another_kind_of_key_is_refused() -> None:
     """A genuine token whose key is none of its list is refused, not misread."""
     with pytest.raises(PageTokenInvalid):
         page_tokens().open(LISTING, page_tokens().seal(LISTING, "acme"), TransactionKey)
@@ -233,14 +233,14 @@ def test_a_token_of_another_kind_of_key_is_refused() -> None:
 @pytest.mark.parametrize(
     "key", [TransactionKey(*values) for values in product((INT64_MIN, INT64_MAX), repeat=3)], ids=str
 )
-def test_the_longest_token_is_not_too_long(key: TransactionKey) -> None:
+def test_longest_token_is_not_too_long(key: TransactionKey) -> None:
     """A token is URL-safe, and far shorter than what is looked at, whatever the key."""
     token = page_tokens().seal(LISTING, key)
     assert set(token) <= set(ALPHABET)
     assert len(token) < TOKEN_CHARACTERS_MAX / 2
 
 
-def test_the_token_of_the_longest_account_id_opens() -> None:
+def test_token_of_the_longest_account_id_opens() -> None:
     """An account id of 128 characters fits into a token."""
     tokens, listing = page_tokens(), listing_of(*LISTS[1])
     assert tokens.open(listing, tokens.seal(listing, "a" * 128), str) == "a" * 128
@@ -269,7 +269,7 @@ def test_every_changed_character_is_noticed() -> None:
 
 
 @pytest.mark.parametrize("remainder", [0, 1, 2])
-def test_the_last_character_has_one_spelling(remainder: int) -> None:
+def test_last_character_has_one_spelling(remainder: int) -> None:
     """However many bits of the last character decoding ignores, only the spelling that was given out opens."""
     tokens, listing = page_tokens(), listing_of(*LISTS[1])
     token = next(
@@ -333,7 +333,7 @@ def test_any_other_text_is_noticed(text: str) -> None:
     assert_invalid(text)
 
 
-def test_the_token_of_another_key_is_invalid() -> None:
+def test_token_of_another_key_is_invalid() -> None:
     """A token that was sealed with another key is refused as invalid, also if the keys differ in one bit."""
     another = bytearray(SEALING_KEY)
     another[-1] ^= 1
@@ -341,7 +341,7 @@ def test_the_token_of_another_key_is_invalid() -> None:
 
 
 @pytest.mark.parametrize("body", [PageToken(), PageToken(v1=PageToken.V1())], ids=["no version", "an empty version"])
-def test_a_form_that_is_not_known_is_refused(body: PageToken) -> None:
+def test_form_that_is_not_known_is_refused(body: PageToken) -> None:
     """A genuine token of a form that this server doesn't know is refused, not read as the first page."""
     tokens = page_tokens()
     with pytest.raises(InvalidArgument):
@@ -360,7 +360,7 @@ def test_another_method_is_a_mismatch(
     assert refusal.value.reason == "PAGE_TOKEN_MISMATCH"
 
 
-def test_the_same_arguments_of_another_method_are_a_mismatch() -> None:
+def test_same_arguments_of_another_method_are_a_mismatch() -> None:
     """The method counts by itself: a token is refused for another method with an equal request."""
     method, request, token_field, size_field = LISTS[0]
     with pytest.raises(PageTokenMismatch):
@@ -403,9 +403,7 @@ def test_any_other_argument_is_a_mismatch(
 @pytest.mark.parametrize(
     ("method", "request_message", "token_field", "size_field"), LISTS, ids=[each[0] for each in LISTS]
 )
-def test_the_size_of_a_page_may_change(
-    method: str, request_message: Message, token_field: str, size_field: str
-) -> None:
+def test_size_of_a_page_may_change(method: str, request_message: Message, token_field: str, size_field: str) -> None:
     """A token opens with another page size, with none, and with a token in the request's field for it."""
     tokens = page_tokens()
     token = tokens.seal(listing_of(method, request_message, token_field, size_field), KEY)
@@ -423,7 +421,7 @@ def test_the_size_of_a_page_may_change(
     ("method", "request_message", "token_field", "size_field", "shown"),
     [(*each, shown) for each, shown in zip(LISTS, (*["page_token"] * 4, "cursor", "nextPageToken"), strict=True)],
 )
-def test_the_refusal_names_the_field_as_callers_know_it(
+def test_refusal_names_the_field_as_callers_know_it(
     method: str, request_message: Message, token_field: str, size_field: str, shown: str
 ) -> None:
     """The error names the token's field as the native contract or the vendor's JSON spells it."""
@@ -432,14 +430,14 @@ def test_the_refusal_names_the_field_as_callers_know_it(
     assert refusal.value.field == shown
 
 
-def test_a_request_is_not_changed_by_looking_at_it() -> None:
+def test_request_is_not_changed_by_looking_at_it() -> None:
     """Making a listing leaves the token and the size in the request."""
     request = ListTransactionsRequest(parent="accounts/acme", page_size=3, page_token="token")
     listing_of("daybook.v1.Ledger/ListTransactions", request, "page_token", "page_size")
     assert request == ListTransactionsRequest(parent="accounts/acme", page_size=3, page_token="token")
 
 
-def test_a_token_reveals_nothing() -> None:
+def test_token_reveals_nothing() -> None:
     """Neither the account, nor the filter, nor the method, nor any part of the body can be read in a token."""
     listing = listing_of(*LISTS[1])
     tokens = page_tokens()

@@ -53,7 +53,7 @@ def test_what_is_no_message_is_refused(request_bytes: bytes) -> None:
     assert (refusal.field, refusal.problem) == ("request", problem)
 
 
-def test_a_message_is_a_message() -> None:
+def test_message_is_a_message() -> None:
     """What can be parsed is."""
     assert parsed(GOOD) == GOOD
 
@@ -81,7 +81,7 @@ def test_field_that_the_message_lacks_is_refused(request_bytes: bytes, field: st
     assert (refusal.field, refusal.problem) == (field, "has a field that this server's version of the contract lacks")
 
 
-def test_an_unknown_field_is_refused_beside_what_is_written_too_short() -> None:
+def test_unknown_field_is_refused_beside_what_is_written_too_short() -> None:
     """An unknown field is noticed also if the message, written as Daybook writes it, is as long as the request."""
     # Field 2, the transaction; its field 14, an entry of the labels, without key and value.
     entry = next(f for f in Transaction.DESCRIPTOR.fields if f.name == "labels").number << 3 | 2
@@ -142,7 +142,7 @@ LONG = "x" * 65
         (described(1, **{LONG: "x"}), "name", "transaction.labels"),
     ],
 )
-def test_a_text_that_is_too_long_is_named(request_message: Message, naming: Naming, field: str) -> None:
+def test_text_that_is_too_long_is_named(request_message: Message, naming: Naming, field: str) -> None:
     """Wherever a text stands, its path is told in the names that the caller knows."""
     refusal = parsed(request_message, naming, 64)
     assert isinstance(refusal, FieldInvalid)
@@ -173,7 +173,7 @@ def test_each_text_of_a_list_has_its_bound(field: str, bound: int, error: type[I
         assert refusal.problem == f"must have at most {bound} characters"
 
 
-def test_a_page_token_keeps_its_bound_where_texts_are_narrowed() -> None:
+def test_page_token_keeps_its_bound_where_texts_are_narrowed() -> None:
     """A list can be read on with tokens of the server, however short the texts of callers must be."""
     narrowed = ListTransactionsRequest(page_token="x" * TOKEN_CHARACTERS_MAX)
     assert parsed(narrowed, "name", 64) == narrowed
@@ -237,7 +237,7 @@ LARGE_STRUCTS = BatchCreateTransactionsRequest(
     ],
     ids=["requests", "paths", "parts", "labels", "structs"],
 )
-def test_the_work_for_many_tiny_elements_is_bounded(
+def test_work_for_many_tiny_elements_is_bounded(
     message_type: type[Message], request_bytes: bytes, unknown: bytes
 ) -> None:
     """Of a list with very many elements the first are visited: parsing runs before authentication."""
@@ -245,7 +245,7 @@ def test_the_work_for_many_tiny_elements_is_bounded(
     assert events_of(lambda: parse(request_bytes + unknown)) < 2_000_000
 
 
-def test_an_unknown_field_beyond_many_elements_is_refused_all_the_same() -> None:
+def test_unknown_field_beyond_many_elements_is_refused_all_the_same() -> None:
     """Where no more elements are visited, the whole request is named."""
     refusal = parser(BatchCreateTransactionsRequest.FromString, "name")(TINY_REQUESTS + UNKNOWN_INSIDE)
     assert isinstance(refusal, FieldInvalid)

@@ -219,7 +219,7 @@ def test_what_is_no_set(name: str) -> None:
 
 
 @shares_a_loop
-async def test_the_largest_set(keys: SigningKeys, endpoint: Endpoint) -> None:
+async def test_largest_set(keys: SigningKeys, endpoint: Endpoint) -> None:
     """A set of a hundred keys, and one of 256 KiB, are taken."""
     many = jwk_set(ONE, *[{"kty": "oct"}] * (SET_KEYS_MAX - 1))
     endpoint.content = many + b" " * (SET_BYTES_MAX - len(many))
@@ -227,7 +227,7 @@ async def test_the_largest_set(keys: SigningKeys, endpoint: Endpoint) -> None:
 
 
 @shares_a_loop
-async def test_a_set_that_says_nothing_of_its_length(keys: SigningKeys, endpoint: Endpoint) -> None:
+async def test_set_that_says_nothing_of_its_length(keys: SigningKeys, endpoint: Endpoint) -> None:
     """Reading ends at the bound, also where nobody said beforehand how much there is."""
     endpoint.drips = True
     endpoint.content = b" " * (SET_BYTES_MAX + 1)
@@ -257,7 +257,7 @@ async def test_nothing_is_unpacked(keys: SigningKeys, endpoint: Endpoint) -> Non
 
 
 @shares_a_loop
-async def test_a_proxy_of_the_environment_is_not_asked_on_loopback(
+async def test_proxy_of_the_environment_is_not_asked_on_loopback(
     keys: SigningKeys, monkeypatch: pytest.MonkeyPatch, endpoint: Endpoint
 ) -> None:
     """What is on this machine is asked for directly."""
@@ -269,7 +269,7 @@ async def test_a_proxy_of_the_environment_is_not_asked_on_loopback(
 
 
 @shares_a_loop
-async def test_an_issuer_that_is_slow(
+async def test_issuer_that_is_slow(
     keys: SigningKeys, endpoint: Endpoint, stopwatch: Stopwatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A fetch is given up; who waited for it is told to come again, and who comes then doesn't wait."""
@@ -285,7 +285,7 @@ async def test_an_issuer_that_is_slow(
 
 
 @shares_a_loop
-async def test_an_issuer_that_sends_a_byte_now_and_then(
+async def test_issuer_that_sends_a_byte_now_and_then(
     keys: SigningKeys, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The time is that of the whole fetch, and begins anew with no byte."""
@@ -342,7 +342,7 @@ async def test_keys_are_fetched_again_when_they_are_due(
 
 
 @shares_a_loop
-async def test_an_empty_set_revokes_all(keys: SigningKeys, endpoint: Endpoint, stopwatch: Stopwatch) -> None:
+async def test_empty_set_revokes_all(keys: SigningKeys, endpoint: Endpoint, stopwatch: Stopwatch) -> None:
     """An issuer that takes all its keys back is obeyed, and not taken for one that is away."""
     assert await outcome(keys, ONE) == "found"
     endpoint.content = jwk_set()
@@ -351,7 +351,7 @@ async def test_an_empty_set_revokes_all(keys: SigningKeys, endpoint: Endpoint, s
 
 
 @shares_a_loop
-async def test_a_new_key_is_found_at_once(keys: SigningKeys, endpoint: Endpoint, stopwatch: Stopwatch) -> None:
+async def test_new_key_is_found_at_once(keys: SigningKeys, endpoint: Endpoint, stopwatch: Stopwatch) -> None:
     """A token that names a key nobody has seen makes us look, before the others are due."""
     assert await outcome(keys, ONE) == "found"
     endpoint.content = jwk_set(ONE, TWO)
@@ -362,7 +362,7 @@ async def test_a_new_key_is_found_at_once(keys: SigningKeys, endpoint: Endpoint,
 
 
 @shares_a_loop
-async def test_a_flood_of_unknown_keys(keys: SigningKeys, endpoint: Endpoint, stopwatch: Stopwatch) -> None:
+async def test_flood_of_unknown_keys(keys: SigningKeys, endpoint: Endpoint, stopwatch: Stopwatch) -> None:
     """Whatever names tokens make up, one at a time or all at once, the issuer is asked once in ten seconds."""
     made_up = [Key(f"made-up-{number}", "ES256", ONE.private) for number in range(30)]
     assert await outcome(keys, ONE) == "found"
@@ -376,7 +376,7 @@ async def test_a_flood_of_unknown_keys(keys: SigningKeys, endpoint: Endpoint, st
 
 
 @shares_a_loop
-async def test_an_issuer_that_was_never_reached(keys: SigningKeys, endpoint: Endpoint, stopwatch: Stopwatch) -> None:
+async def test_issuer_that_was_never_reached(keys: SigningKeys, endpoint: Endpoint, stopwatch: Stopwatch) -> None:
     """Nobody can say that a token is bad; and a flood doesn't ask more often than good tokens do."""
     endpoint.status = 500
     for _ in range(20):
@@ -388,7 +388,7 @@ async def test_an_issuer_that_was_never_reached(keys: SigningKeys, endpoint: End
 
 
 @shares_a_loop
-async def test_the_last_good_set_while_the_issuer_is_away(
+async def test_last_good_set_while_the_issuer_is_away(
     keys: SigningKeys, endpoint: Endpoint, stopwatch: Stopwatch
 ) -> None:
     """It is good for an hour after it was due, to the millisecond, and an unknown key may be a new one meanwhile."""
@@ -449,7 +449,7 @@ async def test_keys_without_an_id(endpoint: Endpoint, fetch: Fetch, stopwatch: S
 
 
 @shares_a_loop
-async def test_an_id_is_of_one_algorithm(endpoint: Endpoint, fetch: Fetch, stopwatch: Stopwatch) -> None:
+async def test_id_is_of_one_algorithm(endpoint: Endpoint, fetch: Fetch, stopwatch: Stopwatch) -> None:
     """The id of a key finds it by its own algorithm only."""
     endpoint.content = jwk_set(ONE, rsa_key())
     keys = SigningKeys(fetch, ("ES256", "RS256"), REFRESH, stopwatch)
@@ -472,7 +472,7 @@ async def test_keys_of_a_url_are_asked_for_at_the_start(endpoint: Endpoint) -> N
 
 
 @shares_a_loop
-async def test_a_file(tmp_path: Path, stopwatch: Stopwatch) -> None:
+async def test_file(tmp_path: Path, stopwatch: Stopwatch) -> None:
     """It is read again every ten seconds; one that has gone or is garbage is like an issuer that is away."""
     file = tmp_path / "jwks.json"
     file.write_bytes(jwk_set(ONE))
@@ -495,7 +495,7 @@ async def test_a_file(tmp_path: Path, stopwatch: Stopwatch) -> None:
 
 @shares_a_loop
 @pytest.mark.parametrize("content", [None, b"", b"{}", jwk_set(), jwk_set(ONE) + b" " * SET_BYTES_MAX])
-async def test_a_file_without_keys_at_the_start(tmp_path: Path, content: bytes | None) -> None:
+async def test_file_without_keys_at_the_start(tmp_path: Path, content: bytes | None) -> None:
     """Whoever starts a server with a wrong file is told so."""
     file = tmp_path / "jwks.json"
     if content is not None:

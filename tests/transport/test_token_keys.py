@@ -55,7 +55,7 @@ def opens(tokens: PageTokens, token: str) -> bool:
         (-HOUR, OLD),
     ],
 )
-def test_a_new_key_seals_after_a_minute(age: Instant, sealer: bytes) -> None:
+def test_new_key_seals_after_a_minute(age: Instant, sealer: bytes) -> None:
     """Until every process has seen a new key, the one before it seals."""
     clock = Clock()
     clock.now = NOON + age
@@ -64,7 +64,7 @@ def test_a_new_key_seals_after_a_minute(age: Instant, sealer: bytes) -> None:
         assert opens(tokens_of(clock, TokenKey(key, 0)), token) == (key == sealer)
 
 
-def test_the_first_key_seals_at_once() -> None:
+def test_first_key_seals_at_once() -> None:
     """Where there is but one key, nobody has to wait for it."""
     clock = Clock()
     only = TokenKey(NEW, NOON)
@@ -81,7 +81,7 @@ def test_the_first_key_seals_at_once() -> None:
         (365 * 24 * HOUR, False),
     ],
 )
-def test_a_key_opens_for_a_day_after_its_successor_seals(age: Instant, good: bool) -> None:
+def test_key_opens_for_a_day_after_its_successor_seals(age: Instant, good: bool) -> None:
     """Whoever reads a list while the key is replaced has a day to come to its end."""
     clock = Clock()
     old, new = TokenKey(OLD, NOON - HOUR), TokenKey(NEW, NOON)
@@ -92,7 +92,7 @@ def test_a_key_opens_for_a_day_after_its_successor_seals(age: Instant, good: boo
     assert opens(tokens_of(clock, TokenKey(NEWEST, NOON + SECOND), new, old), token) == good
 
 
-def test_a_new_key_opens_before_it_seals() -> None:
+def test_new_key_opens_before_it_seals() -> None:
     """A process whose clock is behind opens what another has sealed with the new key."""
     clock = Clock()
     old, new = TokenKey(OLD, NOON - HOUR), TokenKey(NEW, NOON)

@@ -158,7 +158,7 @@ FREE_TEXTS = [(place, limit) for place, limit in LIMITED if place.names[-1] != "
 @pytest.mark.parametrize(
     ("text", "good"), [("NL", True), ("nl", False), ("N", False), ("NLD", False), ("N1", False), ("ÄÖ", False)]
 )
-def test_a_country_is_two_capital_letters(text: str, good: bool) -> None:
+def test_country_is_two_capital_letters(text: str, good: bool) -> None:
     """A country code is two capital letters of ISO 3166-1, and nothing else."""
     (place,) = [place for place, _ in LIMITED if place.names[-1] == "country_code"]
     assert place.problem_with(text) == (None if good else place.path)
@@ -207,7 +207,7 @@ def documented_limits() -> dict[tuple[str, str], int]:
     return limits
 
 
-def test_the_limits_are_those_of_the_contract() -> None:
+def test_limits_are_those_of_the_contract() -> None:
     """The table says what the comments of the contract promise, and the contract mentions every limit."""
     table = {(message, field): limit for message, fields in CHARACTERS_MAX.items() for field, limit in fields.items()}
     # The contract calls this one two letters.
@@ -244,7 +244,7 @@ def test_times_are_of_the_calendar(place: Place, seconds: int, nanoseconds: int,
 
 
 @pytest.mark.parametrize("seconds", [-62_135_596_801, 253_402_300_800])
-def test_the_hour_anchor_is_of_the_calendar(seconds: int) -> None:
+def test_hour_anchor_is_of_the_calendar(seconds: int) -> None:
     """An hour anchor outside the calendar is refused by its name."""
     account = Account(kind=Account.SPACE, hour_anchor_time=Timestamp(seconds=seconds))
     assert problem_of(lambda: check_content("account", account)) == "account.hour_anchor_time"
@@ -340,7 +340,7 @@ def test_ids_are_required(field: str, value: Message) -> None:
     assert field_problem(charge(**{field: type(value)(id="id")})) is None
 
 
-def test_the_id_of_a_profile_is_required() -> None:
+def test_id_of_a_profile_is_required() -> None:
     """The person of an account has an id; a company needs none."""
     assert problem_of(lambda: check_content("account", Account(user=User(name="Ada")))) == "account.user.id"
     assert problem_of(lambda: check_content("account", Account(company=Company(title="Acme")))) is None
@@ -583,7 +583,7 @@ def server_fields(descriptor: Descriptor) -> list[FieldDescriptor]:
     ]
 
 
-def test_the_server_sets_what_matters() -> None:
+def test_server_sets_what_matters() -> None:
     """The fields on which the books depend are among those that only the server sets."""
     names = {field.name for field in server_fields(Transaction.DESCRIPTOR)}
     assert {"name", "uid", "sequence", "create_time", "balance_after"} <= names
@@ -613,7 +613,7 @@ def test_field_of_a_new_resource_that_daybook_sets_is_refused(
     assert problem_of(lambda: require_unset_by_caller("it", resource)) == f"it.{field.name}"
 
 
-def test_a_profile_is_the_user_or_the_company() -> None:
+def test_profile_is_the_user_or_the_company() -> None:
     """The profile that is kept has who is behind the account, and none of its other fields."""
     company = Company(title="Acme", expiring_day_passes=0)
     account = Account(name="accounts/a", kind=Account.COMPANY, display_name="x", credit_limit="5", company=company)
@@ -661,7 +661,7 @@ def test_request_ids(request_id: str, good: bool) -> None:
     assert read_request_id(request) == identify("CreateTransaction", request, request_id).request_id == request_id
 
 
-def test_a_fingerprint_is_of_all_but_the_request_id() -> None:
+def test_fingerprint_is_of_all_but_the_request_id() -> None:
     """The same request has the same fingerprint under any request_id; the request stays as it is."""
     request = CreateTransactionRequest(parent="accounts/acme", transaction=FULL, request_id="first")
     first = identify("CreateTransaction", request, request.request_id)
@@ -698,7 +698,7 @@ def test_another_method_has_another_fingerprint() -> None:
     assert identify("UpdateAccount", update, "").fingerprint != first
 
 
-def test_an_empty_mask_is_another_request_than_none() -> None:
+def test_empty_mask_is_another_request_than_none() -> None:
     """A mask that is there and empty has another fingerprint than no mask."""
     without = UpdateAccountRequest(account=Account(name="accounts/acme"))
     empty = UpdateAccountRequest(account=Account(name="accounts/acme"), update_mask=FieldMask())
@@ -706,7 +706,7 @@ def test_an_empty_mask_is_another_request_than_none() -> None:
 
 
 @given(st.permutations(range(32)), st.integers(0, 60))
-def test_the_order_of_labels_does_not_matter(order: list[int], removed: int) -> None:
+def test_order_of_labels_does_not_matter(order: list[int], removed: int) -> None:
     """A request whose labels were put in in another order, some of them to be taken out again, is the same request."""
     requests = []
     for numbers, extra in ((range(32), 0), (order, removed)):
