@@ -188,7 +188,7 @@ class RequestIdReused(AlreadyExists):
     reason = "REQUEST_ID_REUSED"
 
     def __init__(self, request_id: str) -> None:
-        super().__init__(f"request_id {request_id!r} was used for another request", request_id=request_id)
+        super().__init__(f"request_id {request_id!r} was used for another request: use another", request_id=request_id)
 
 
 class FailedPrecondition(DaybookError):
@@ -215,7 +215,7 @@ class BalanceOutOfRange(FailedPrecondition):
     reason = "BALANCE_OUT_OF_RANGE"
 
     def __init__(self, account: str) -> None:
-        super().__init__(f"the balance of {account} would be out of range", account=account)
+        super().__init__(f"the balance of {account} would be out of range: send a smaller amount", account=account)
 
 
 class TooManyLots(FailedPrecondition):
@@ -239,7 +239,7 @@ class NotRefundable(FailedPrecondition):
     reason = "NOT_REFUNDABLE"
 
     def __init__(self, transaction: str) -> None:
-        super().__init__(f"{transaction} is not a charge that succeeded", transaction=transaction)
+        super().__init__(f"{transaction} can't be refunded: it is not a charge that succeeded", transaction=transaction)
 
 
 class RefundExceedsCharge(FailedPrecondition):
@@ -249,7 +249,7 @@ class RefundExceedsCharge(FailedPrecondition):
 
     def __init__(self, transaction: str, *, refundable_amount: str) -> None:
         super().__init__(
-            f"{refundable_amount} credits of {transaction} are left to refund",
+            f"the amount exceeds the {refundable_amount} credits of {transaction} that are left to refund",
             transaction=transaction,
             refundable_amount=refundable_amount,
         )
@@ -261,7 +261,7 @@ class ApiKeyInactive(FailedPrecondition):
     reason = "API_KEY_INACTIVE"
 
     def __init__(self, api_key: str) -> None:
-        super().__init__(f"{api_key} is revoked or has expired", api_key=api_key)
+        super().__init__(f"{api_key} is revoked or has expired: create a new key", api_key=api_key)
 
 
 class NotStorable(FailedPrecondition):
@@ -286,7 +286,7 @@ class EtagMismatch(Aborted):
     reason = "ETAG_MISMATCH"
 
     def __init__(self, account: str) -> None:
-        super().__init__(f"{account} was changed since its etag was read", account=account)
+        super().__init__(f"{account} was changed since its etag was read: get the account again", account=account)
 
 
 class ResourceExhausted(DaybookError):
@@ -296,13 +296,13 @@ class ResourceExhausted(DaybookError):
 
 
 class TooBusy(ResourceExhausted):
-    """Too many calls are under way, wait to be posted, or are verifying."""
+    """Too many calls are in progress, wait to be posted, or are verifying."""
 
     reason = "TOO_BUSY"
     retry_seconds = 1.0
 
     def __init__(self) -> None:
-        super().__init__("too much is under way; try again in a second")
+        super().__init__("too many calls are in progress; try again in a second")
 
 
 class RateLimited(ResourceExhausted):
@@ -325,7 +325,7 @@ class TimedOut(DeadlineExceeded):
     reason = "TIMED_OUT"
 
     def __init__(self) -> None:
-        super().__init__("the call took too long; it may have had its effect all the same")
+        super().__init__("the call took too long; it may have taken effect: repeat it with the same request_id")
 
 
 class Unimplemented(DaybookError):
@@ -352,7 +352,7 @@ class ServiceUnavailable(Unavailable):
 
     def __init__(self, *, is_partial: bool = False) -> None:
         """`is_partial`: a part of a sharded database is down, so calls to other accounts may succeed."""
-        super().__init__("the service is not available at the moment")
+        super().__init__("the service is unavailable; try again later")
         self.is_partial = is_partial
 
 

@@ -80,7 +80,7 @@ class _Entry:
 
 @dataclass(frozen=True, slots=True)
 class _Details(grpc.HandlerCallDetails):
-    """Identifies the method when a service is asked for a handler before any call."""
+    """The details with which a service finds the handler of a method outside of a call."""
 
     method: str
     invocation_metadata: tuple[tuple[str, str | bytes], ...] = ()

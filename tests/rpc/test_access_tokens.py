@@ -52,7 +52,7 @@ async def test_an_issuer_that_is_away(book: Book) -> None:
             caller = holder(server)
             refusal = await refusal_of(caller.ledger.ListAccounts(ListAccountsRequest(), metadata=caller.metadata))
             assert refusal.verdict == ("UNAVAILABLE", "SERVICE_UNAVAILABLE")
-            assert refusal.message == "the service is not available at the moment"
+            assert refusal.message == "the service is unavailable; try again later"
             await house.ledger.ListAccounts(ListAccountsRequest(), metadata=house.metadata)
             other = Client(server.channel, KEY.token({}, alg="none"))
             refusal = await refusal_of(other.ledger.ListAccounts(ListAccountsRequest(), metadata=other.metadata))
