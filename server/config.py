@@ -132,8 +132,8 @@ class Settings(BaseSettings):
         default=3.0,
         ge=0,
         le=600,
-        description="Time after SIGTERM in which the server is not ready but still takes calls, in seconds. "
-        "Load balancers must notice within it. SIGINT skips it.",
+        description="Drain time after SIGTERM, in seconds: the server still takes calls, and load balancers see that"
+        " it is not ready. SIGINT skips it.",
     )
     shutdown_grace_seconds: float = Field(
         default=10.0, ge=0, le=600, description="Grace period of running calls at a shutdown, in seconds."

@@ -60,7 +60,7 @@ class Stopped(asyncio.Event):
     """The signal, once the event is set."""
 
     def drain_seconds(self, settings: Settings) -> float:
-        """How long load balancers get to notice the stop. No time after SIGINT, the Ctrl-C of a terminal."""
+        """The time in which load balancers notice the stop, in seconds; 0 after SIGINT, the Ctrl-C of a terminal."""
         return settings.shutdown_drain_seconds if self.number == signal.SIGTERM else 0.0
 
 
