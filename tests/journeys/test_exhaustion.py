@@ -1,4 +1,4 @@
-"""A server that runs out of memory for a message, or of room on its disk, refuses calls, loses nothing and goes on."""
+"""A server that runs out of memory for a message, or of disk space, refuses calls, loses nothing and keeps serving."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.support.refusals import Refusal, read_refusal, read_status
 GRANT, CHARGE = Transaction.GRANT, Transaction.CHARGE
 MEBIBYTE = 1 << 20
 BOMB_BYTES = 400 * MEBIBYTE
-"""About 400 kB on the wire."""
+"""Uncompressed size of a message that takes about 400 kB on the wire."""
 GROWTH_BYTES_MAX = 64 * MEBIBYTE
 TEXTS_GROWTH_BYTES_MAX = 16 * MEBIBYTE
 CALLS_MAX = 5000
@@ -38,7 +38,7 @@ CALLS_MAX = 5000
 
 @pytest.fixture
 def daybook(tmp_path: Path) -> Iterator[tuple[Daybook, str]]:
-    """A server on SQLite in a process of its own, and a key."""
+    """A server on SQLite in its own process, and a key."""
     url = sqlite_url(tmp_path / "daybook.db")
     key = asyncio.run(prepare(url))
     ports = Ports.free()
@@ -61,7 +61,9 @@ async def client(daybook: tuple[Daybook, str]) -> AsyncIterator[Client]:
         yield Client(channel, key)
 
 
-async def test_a_compressed_message_is_bounded_by_its_full_length(daybook: tuple[Daybook, str], client: Client) -> None:
+async def test_compressed_message_is_bounded_by_its_uncompressed_size(
+    daybook: tuple[Daybook, str], client: Client
+) -> None:
     """A message of 400 MiB that travels as 400 kB is refused, and the server's memory doesn't grow by it."""
     process = psutil.Process(daybook[0].process.pid)
     await client.create_account("acme")
@@ -79,26 +81,26 @@ async def test_a_compressed_message_is_bounded_by_its_full_length(daybook: tuple
 def _texts(
     message: Descriptor, naming: str, text: str, seen: tuple[Descriptor, ...] = ()
 ) -> Iterator[tuple[Message, str]]:
-    """For each text of a message, at any depth: a message with this one in it, and its path; no path in a Struct."""
-    made: Any
+    """A message for each text field, at any depth, that has `text` in it, with the field's path (empty in a Struct)."""
+    filled: Any
     for field in message.fields:
         name, inner = getattr(field, naming), field.message_type
-        made = GetMessageClass(message)()
+        filled = GetMessageClass(message)()
         if inner is not None and inner.full_name == Struct.DESCRIPTOR.full_name:
-            getattr(made, field.name)["key"] = text
-            yield made, ""
+            getattr(filled, field.name)["key"] = text
+            yield filled, ""
         elif inner is not None and inner.GetOptions().map_entry:
-            getattr(made, field.name)["key"] = text
-            yield made, f"{name}.key"
-            made = GetMessageClass(message)()
-            getattr(made, field.name)[text] = "value"
-            yield made, name
+            getattr(filled, field.name)["key"] = text
+            yield filled, f"{name}.key"
+            filled = GetMessageClass(message)()
+            getattr(filled, field.name)[text] = "value"
+            yield filled, name
         elif inner is not None and inner not in seen:
             for value, path in _texts(inner, naming, text, (*seen, message)):
-                made = GetMessageClass(message)(**{field.name: [value] if field.is_repeated else value})
+                filled = GetMessageClass(message)(**{field.name: [value] if field.is_repeated else value})
                 place = f"{name}{'[0]' if field.is_repeated else ''}"
                 is_mask = inner.full_name == FieldMask.DESCRIPTOR.full_name
-                yield made, place if is_mask else path and f"{place}.{path}"
+                yield filled, place if is_mask else path and f"{place}.{path}"
         elif field.type == FieldDescriptor.TYPE_STRING:
             yield (
                 GetMessageClass(message)(**{field.name: [text] if field.is_repeated else text}),
@@ -107,9 +109,9 @@ def _texts(
 
 
 async def _refusal_of(client: Client, method: MethodDescriptor, request: bytes) -> Refusal:
-    """How a request is refused, or a stream of this one alone, or the only part of a SubmitTransactionsRequest."""
+    """The refusal of a request: of its call, its stream, or its only item in SubmitTransactions."""
     name = f"/{method.containing_service.full_name}/{method.name}"
-    # The stubs tell the type of a request by its serializer, and there is none.
+    # Without a serializer mypy can't infer the type of a request.
     channel: Any = client.channel
 
     async def requests() -> AsyncIterator[bytes]:
@@ -126,19 +128,19 @@ async def _refusal_of(client: Client, method: MethodDescriptor, request: bytes) 
             return read_status(result.error)
     except grpc.aio.AioRpcError as error:
         return read_refusal(error)
-    raise AssertionError(f"{method.full_name} took it")
+    raise AssertionError(f"{method.full_name} accepted the request")
 
 
 @pytest.mark.long
-async def test_texts_of_a_mebibyte_leave_nothing_behind(daybook: tuple[Daybook, str], client: Client) -> None:
-    """Each text of each request is refused by its name if it is too long, and the server's memory doesn't grow by any.
+async def test_long_texts_leak_no_memory(daybook: tuple[Daybook, str], client: Client) -> None:
+    """Each text of each request is refused with its path if it is too long, and the server's memory doesn't grow.
 
     A Struct is bounded as a whole, after the rest of its request is checked.
     """
     process = psutil.Process(daybook[0].process.pid)
     methods = [each for service in SERVICES for each in Default().FindServiceByName(service).methods]
     sizes = []
-    # The first round warms up; its texts are others, so that none of the second one is kept already.
+    # The first round warms up, with other texts, so that no text of the second round is cached.
     for letter in "xy":
         count = 0
         for method in methods:
@@ -149,13 +151,13 @@ async def test_texts_of_a_mebibyte_leave_nothing_behind(daybook: tuple[Daybook, 
                 assert not path or list(refusal.fields) == [path], method.full_name
                 assert len(refusal.message) < 1000
                 count += 1
-        assert count > 300, "the walk finds the texts"
+        assert count > 300, "too few texts were found"
         sizes.append(process.memory_info().rss)
     assert sizes[1] < sizes[0] + TEXTS_GROWTH_BYTES_MAX
 
 
 async def test_many_tiny_elements(client: Client) -> None:
-    """Four MiB of empty parts are refused for their number, or without a credential for that."""
+    """Four MiB of empty items are refused for their number, or for a missing credential."""
     call: Any = client.channel.unary_unary("/daybook.v1.Ledger/SubmitTransactions", request_serializer=bytes)
     # Field 1, the parent, and field 2, the requests.
     request = b"\x0a\x0aaccounts/-" + b"\x12\x00" * (2 * MEBIBYTE - 100)
@@ -169,8 +171,8 @@ async def test_many_tiny_elements(client: Client) -> None:
     await client.create_account("acme")
 
 
-async def test_a_full_disk(daybook: tuple[Daybook, str], client: Client) -> None:
-    """Postings are UNAVAILABLE while files can't grow, lists go on, and postings succeed once there is room."""
+async def test_full_disk_refuses_postings(daybook: tuple[Daybook, str], client: Client) -> None:
+    """While files can't grow postings are UNAVAILABLE and lists work; postings succeed once there is space."""
     process = psutil.Process(daybook[0].process.pid)
     await client.create_account("acme")
     await client.post("acme", GRANT, str(CALLS_MAX))
@@ -180,14 +182,14 @@ async def test_a_full_disk(daybook: tuple[Daybook, str], client: Client) -> None
 
     acknowledged = 0
 
-    async def charge_on() -> None:
+    async def keep_charging() -> None:
         nonlocal acknowledged
         for _ in range(CALLS_MAX):
             await client.post("acme", CHARGE, "-1", description="x" * 1000)
             acknowledged += 1
 
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await charge_on()
+        await keep_charging()
     assert (caught.value.code(), read_refusal(caught.value).reason) == (
         grpc.StatusCode.UNAVAILABLE,
         "SERVICE_UNAVAILABLE",

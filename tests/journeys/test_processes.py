@@ -1,4 +1,4 @@
-"""Several server processes on one database: together they keep the books as one would, whatever the database does."""
+"""Several server processes on one database: the books stay correct under concurrency and database restarts."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from tests.support.waiting import SECONDS_MAX
 
 GRANT, CHARGE = Transaction.GRANT, Transaction.CHARGE
 CALLERS = 32
-"""At each of the processes."""
+"""Concurrent callers of each process."""
 CHARGES = 4
-"""Of each caller, to the account that all want."""
+"""Charges of each caller on the shared account."""
 AFFORDABLE = 100
 PATIENCE_SECONDS = 20.0
-"""How long a call may take on a busy machine. Longer than anything in the server waits."""
-RECORDERS, READERS = 12, 4
+"""Timeout of a call on a busy machine, in seconds. Longer than any wait in the server."""
+WRITERS, READERS = 12, 4
 MIGRATE = """
 import asyncio, sys
 from server.store.database import Database
@@ -47,7 +47,7 @@ from server.store.migrate import is_migrated, migrate
 
 async def work():
     database = Database(sys.argv[1])
-    print("here", flush=True)
+    print("ready", flush=True)
     sys.stdin.read()
     await migrate(database)
     assert await is_migrated(database)
@@ -57,8 +57,8 @@ asyncio.run(work())
 """
 
 
-def test_processes_that_start_at_once_migrate_once(database_url: str) -> None:
-    """Four processes find an empty database at the same moment: all go on, with one schema between them."""
+def test_concurrent_starts_migrate_once(database_url: str) -> None:
+    """Four processes that find an empty database at the same moment all succeed, and migrate it once."""
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", MIGRATE, database_url],
@@ -72,7 +72,7 @@ def test_processes_that_start_at_once_migrate_once(database_url: str) -> None:
     try:
         for each in processes:
             assert each.stdout is not None
-            assert each.stdout.readline() == b"here\n"
+            assert each.stdout.readline() == b"ready\n"
         for each in processes:
             assert each.stdin is not None
             each.stdin.close()
@@ -90,7 +90,7 @@ def test_processes_that_start_at_once_migrate_once(database_url: str) -> None:
 
 @pytest.fixture(scope="module")
 def daybooks(postgresql: PostgreSQL, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[list[Daybook], str]]:
-    """Two processes that serve one database of PostgreSQL, and a key with the scope `admin`."""
+    """Two processes that serve one PostgreSQL database, and a key with the scope `admin`."""
     name = f"test_{uuid.uuid4().hex}"
     postgresql.execute(f"CREATE DATABASE {name}")
     key = asyncio.run(prepare(postgresql.url(name)))
@@ -115,7 +115,7 @@ def daybooks(postgresql: PostgreSQL, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest_asyncio.fixture
 async def clients(daybooks: tuple[list[Daybook], str]) -> AsyncIterator[list[Client]]:
-    """A caller at each of the two processes, with the same key."""
+    """A caller of each process, with the same key."""
     started, key = daybooks
     async with AsyncExitStack() as stack:
         addresses = [f"127.0.0.1:{each.ports.server}" for each in started]
@@ -124,17 +124,17 @@ async def clients(daybooks: tuple[list[Daybook], str]) -> AsyncIterator[list[Cli
 
 
 async def outcome(call: Awaitable[Transaction]) -> Transaction | str:
-    """What was posted, or the reason of the refusal."""
+    """The posted transaction, or the reason of the refusal."""
     try:
         return await asyncio.wait_for(call, PATIENCE_SECONDS)
     except grpc.aio.AioRpcError as error:
         return read_refusal(error).reason
 
 
-async def test_all_want_the_same_credits(clients: list[Client]) -> None:
-    """64 callers at two processes charge one account: exactly as many as it can afford succeed, and no update is lost.
+async def test_concurrent_charges_across_processes(clients: list[Client]) -> None:
+    """64 callers of two processes charge one account: exactly as many as it can afford succeed, and no update is lost.
 
-    Beside it each sends the same request at both processes at once, which posts once.
+    Meanwhile pairs of callers send the same request to both processes at once, which posts once.
     """
     await clients[0].post("b", GRANT, str(AFFORDABLE))
 
@@ -165,7 +165,7 @@ async def test_all_want_the_same_credits(clients: list[Client]) -> None:
 
 
 async def test_crossing_transfers(clients: list[Client]) -> None:
-    """Transfers between two accounts in both directions, at two processes at once, are all posted; none deadlocks."""
+    """Concurrent transfers in both directions, at two processes, are all posted without a deadlock."""
     for account_id in ("left", "right"):
         await clients[0].create_account(account_id)
         await clients[0].post(account_id, GRANT, str(CALLERS))
@@ -182,8 +182,8 @@ async def test_crossing_transfers(clients: list[Client]) -> None:
     assert await clients[1].verify() == []
 
 
-async def test_page_token_opens_at_the_other_process(clients: list[Client]) -> None:
-    """A list that was begun at one process is read on at the other, page by page."""
+async def test_page_token_is_valid_at_the_other_process(clients: list[Client]) -> None:
+    """A list that begins at one process continues at the other, page by page."""
     for _ in range(3):
         await clients[0].post("e", GRANT, "1")
     request = ListTransactionsRequest(parent="accounts/e", page_size=1)
@@ -196,7 +196,7 @@ async def test_page_token_opens_at_the_other_process(clients: list[Client]) -> N
 
 
 async def test_revoked_key_is_refused_by_both(clients: list[Client]) -> None:
-    """A key that one process revokes opens nothing at either a few seconds later."""
+    """A key that one process revokes is refused by both within a few seconds."""
     created = await clients[0].admin.CreateApiKey(
         CreateApiKeyRequest(api_key=ApiKey(scopes=["accounts.readonly"])), metadata=clients[0].metadata
     )
@@ -208,7 +208,7 @@ async def test_revoked_key_is_refused_by_both(clients: list[Client]) -> None:
     revoked = time.monotonic()
     for holder in holders:
         while await outcome_of_read(holder) != "CREDENTIAL_INVALID":
-            # A little longer than what is promised: the call itself takes time on a busy machine.
+            # The cache time plus two seconds for the call itself on a busy machine.
             assert time.monotonic() - revoked < KEY_CACHED_SECONDS_MAX + 2
             await asyncio.sleep(0.2)
 
@@ -223,26 +223,26 @@ async def outcome_of_read(client: Client) -> str:
 
 
 class Load:
-    """Callers that record and read on, whatever happens, until they are told to stop."""
+    """Callers that keep posting and reading, and retry while the service is unavailable, until `stop` is called."""
 
     def __init__(self, clients: list[Client], name: str) -> None:
         self.acknowledged: dict[str, Transaction] = {}
         self.failures: Counter[int] = Counter()
-        """How often each caller was told that the service is unavailable."""
+        """The number of UNAVAILABLE answers, by caller."""
         self.successes: Counter[int] = Counter()
         self._clients = clients
         self._name = name
         self._is_over = False
 
     async def run(self) -> None:
-        """Sends one call after the other, from every caller."""
-        await asyncio.gather(*(self._call_on(number) for number in range(RECORDERS + READERS)))
+        """Sends one call after the other, for every caller."""
+        await asyncio.gather(*(self._keep_calling(number) for number in range(WRITERS + READERS)))
 
     def stop(self) -> None:
-        """Lets each caller come to the end of what it has begun."""
+        """Lets each caller finish its current call, retries included."""
         self._is_over = True
 
-    async def _call_on(self, number: int) -> None:
+    async def _keep_calling(self, number: int) -> None:
         client = self._clients[number % len(self._clients)]
         count = 0
         while not self._is_over:
@@ -254,7 +254,7 @@ class Load:
     async def _try(self, number: int, client: Client, request_id: str) -> bool:
         began = time.monotonic()
         try:
-            if number < RECORDERS:
+            if number < WRITERS:
                 self.acknowledged[request_id] = await client.post("e", GRANT, "1", request_id=request_id)
             else:
                 await client.history("e")
@@ -269,21 +269,21 @@ class Load:
         return True
 
     async def until_each(self, count: Counter[int], more: int) -> None:
-        """Returns when each caller has so many more of these than now."""
-        wanted = {number: count[number] + more for number in range(RECORDERS + READERS)}
+        """Returns once the count of every caller has grown by `more`."""
+        targets = {number: count[number] + more for number in range(WRITERS + READERS)}
         async with asyncio.timeout(SECONDS_MAX):
-            while any(count[number] < least for number, least in wanted.items()):
+            while any(count[number] < target for number, target in targets.items()):
                 await asyncio.sleep(0.05)
 
 
 async def health(client: Client, service: str) -> int:
-    """What the standard health service says."""
+    """The status that the standard health service reports."""
     stub: Any = HealthStub(client.channel)
     return int((await stub.Check(HealthCheckRequest(service=service))).status)
 
 
 async def until_health(clients: list[Client], status: int, seconds: float) -> None:
-    """Returns when both processes tell this of the ledger; fails after so many seconds."""
+    """Returns once both processes report this status of the ledger; fails after `seconds`."""
     async with asyncio.timeout(seconds):
         for client in clients:
             while await health(client, "daybook.v1.Ledger") != status:
@@ -294,7 +294,7 @@ async def until_health(clients: list[Client], status: int, seconds: float) -> No
 async def test_postgresql_is_restarted_under_load(
     clients: list[Client], postgresql: PostgreSQL, mode: Literal["fast", "immediate"]
 ) -> None:
-    """While the database is away calls are UNAVAILABLE and no server is ready; then all goes on, with nothing lost."""
+    """While the database is down calls are UNAVAILABLE and no server is ready; afterwards nothing is lost."""
     load = Load(clients, mode)
     calling = asyncio.create_task(load.run())
     try:

@@ -1,4 +1,4 @@
-"""A ledger on a real database against a model of plain dicts: anything at any time, compared after every step."""
+"""A ledger on a real database, compared with a model of plain dicts after every random step."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ SUCCEEDED, FAILED, CANCELED = Transaction.SUCCEEDED, Transaction.FAILED, Transac
 
 
 class Refused(Exception):
-    """The model refuses a call, for a reason of the contract."""
+    """A refusal by the model, with a reason of the contract."""
 
     def __init__(self, reason: str, index: int | None = None) -> None:
         super().__init__(reason)
@@ -67,7 +67,7 @@ class Refused(Exception):
 
 
 class Model:
-    """The books of a few accounts, kept the simplest way: dicts, sums and one credit at a time."""
+    """The books of a few accounts, in their simplest form: dicts, sums and one credit at a time."""
 
     def __init__(self) -> None:
         self.accounts: dict[str, dict[str, Any]] = {
@@ -76,13 +76,13 @@ class Model:
         }
 
     def balance(self, name: str) -> Millionths:
-        """What is in the lots, less what is owed."""
+        """The remaining credits of all lots, less the debt."""
         account = self.accounts[name]
         total: int = sum(lot["remaining"] for lot in account["lots"]) - account["debt"]
         return total
 
     def expire(self, name: str, now: Instant, limit: int | None = None) -> int:
-        """Posts what is past, or the first of it; gives how many lots that were."""
+        """Posts the due expirations, or the first `limit` of them; returns the number of due lots."""
         account = self.accounts[name]
         due = [lot for lot in account["lots"] if lot["remaining"] and lot["expiry"] <= now]
         due.sort(key=lambda lot: (lot["expiry"], lot["number"]))
@@ -102,7 +102,7 @@ class Model:
         moves: list[tuple[dict[str, Any] | None, Millionths]],
         state: int = SUCCEEDED,
     ) -> dict[str, Any]:
-        """Adds a transaction to the log. A move without a lot is one on the credit line."""
+        """Appends a transaction to the log; returns its row. A move without a lot changes the debt."""
         account = self.accounts[name]
         account["last"] = time
         row = {
@@ -120,10 +120,10 @@ class Model:
         account["log"].append(row)
         return row
 
-    def bring(
+    def add_credits(
         self, name: str, amount: Millionths, expiry: Instant, priority: int, lot: dict[str, Any] | None = None
     ) -> list[tuple[dict[str, Any] | None, Millionths]]:
-        """Brings credits in, into a lot or a new one; gives what moved."""
+        """Adds credits to a lot, or to a new one, after paying the debt; returns the moves."""
         account = self.accounts[name]
         moves: list[tuple[dict[str, Any] | None, Millionths]] = []
         paid = min(amount, account["debt"])
@@ -146,7 +146,7 @@ class Model:
         return moves
 
     def spend(self, name: str, amount: Millionths, *, borrow: bool) -> list[tuple[dict[str, Any] | None, Millionths]]:
-        """Takes an amount out, credit by credit; gives what moved."""
+        """Takes an amount, credit by credit; returns the moves. Raises Refused if the credits don't suffice."""
         account = self.accounts[name]
         if amount > self.balance(name) + (account["limit"] if borrow else 0):
             raise Refused("INSUFFICIENT_CREDITS")
@@ -164,64 +164,64 @@ class Model:
             (account["lots"][number - 1] if number else None, -len(list(group))) for number, group in groupby(spent)
         ]
 
-    def post(self, name: str, wanted: dict[str, Any], now: Instant) -> dict[str, Any]:
-        """Posts a grant, a charge or an adjustment; gives its row."""
+    def post(self, name: str, draft: dict[str, Any], now: Instant) -> dict[str, Any]:
+        """Posts a grant, a charge or an adjustment; returns its row."""
         self.expire(name, now)
         account = self.accounts[name]
-        time, amount, kind = max(now, account["last"]), wanted["amount"], wanted["kind"]
+        time, amount, kind = max(now, account["last"]), draft["amount"], draft["kind"]
         if amount == 0 or (kind == GRANT and amount < 0) or (kind == CHARGE and amount > 0):
             raise Refused("FIELD_INVALID")
-        if wanted["state"] != SUCCEEDED:
-            return self.write(name, kind, wanted["category"], amount, time, [], wanted["state"])
+        if draft["state"] != SUCCEEDED:
+            return self.write(name, kind, draft["category"], amount, time, [], draft["state"])
         if amount > 0:
-            expiry = FOR_EVER if wanted["expiry"] is None else wanted["expiry"]
-            if wanted["ttl"]:
-                expiry = now + wanted["ttl"]
+            expiry = FOR_EVER if draft["expiry"] is None else draft["expiry"]
+            if draft["ttl"]:
+                expiry = now + draft["ttl"]
             if expiry <= now:
                 raise Refused("FIELD_INVALID")
             return self.write(
-                name, kind, wanted["category"], amount, time, self.bring(name, amount, expiry, wanted["priority"])
+                name, kind, draft["category"], amount, time, self.add_credits(name, amount, expiry, draft["priority"])
             )
         try:
             moves = self.spend(name, -amount, borrow=True)
         except Refused:
-            if not wanted["declined"]:
+            if not draft["declined"]:
                 raise
-            return self.write(name, kind, wanted["category"], amount, time, [], FAILED)
-        if wanted["usage"] and wanted["category"] in {"computing", "serverless"}:
+            return self.write(name, kind, draft["category"], amount, time, [], FAILED)
+        if draft["usage"] and draft["category"] in {"computing", "serverless"}:
             hours = account["hours"].setdefault((time - NOON) // HOUR, {"computing": 0, "serverless": 0})
-            hours[wanted["category"]] -= amount
-        row = self.write(name, kind, wanted["category"], amount, time, moves)
+            hours[draft["category"]] -= amount
+        row = self.write(name, kind, draft["category"], amount, time, moves)
         row["clock"] = now
         return row
 
     def refund(self, name: str, sequence: int, amount: Millionths | None, now: Instant) -> dict[str, Any]:
-        """Gives back an amount of a charge, the credits taken last first; gives the refund's row."""
+        """Refunds a part of a charge, or the rest, the last taken credits first; returns the refund's row."""
         self.expire(name, now)
         account = self.accounts[name]
         time, charge = max(now, account["last"]), account["log"][sequence - 1]
         if charge["kind"] != CHARGE or charge["state"] != SUCCEEDED:
             raise Refused("NOT_REFUNDABLE")
         left = -charge["amount"] - charge["refunded"]
-        asked = left if amount is None else amount
-        if asked > left or left == 0:
+        part = left if amount is None else amount
+        if part > left or left == 0:
             raise Refused("REFUND_EXCEEDS_CHARGE")
         spent = [number for number, moved in charge["moves"] for _ in range(-moved)][::-1]
-        wanted = spent[charge["refunded"] : charge["refunded"] + asked]
+        returned = spent[charge["refunded"] : charge["refunded"] + part]
         moves = []
-        for number, group in groupby(wanted):
+        for number, group in groupby(returned):
             lot = account["lots"][number - 1] if number else None
             expiry, priority = (lot["expiry"], lot["priority"]) if lot else (FOR_EVER, 0)
             if lot and expiry <= now:
                 lot, expiry = None, now + expiry - charge["clock"]
-            moves += self.bring(name, len(list(group)), expiry, priority, lot)
-        charge["refunded"] += asked
-        return self.write(name, Transaction.REFUND, "refund", asked, time, moves)
+            moves += self.add_credits(name, len(list(group)), expiry, priority, lot)
+        charge["refunded"] += part
+        return self.write(name, Transaction.REFUND, "refund", part, time, moves)
 
     def transfer(
         self, source: str, destination: str, amount: Millionths, now: Instant
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Moves credits on the terms they have; gives both rows."""
+        """Moves credits with their terms; returns both rows."""
         self.expire(source, now)
         self.expire(destination, now)
         taken = self.spend(source, amount, borrow=False)
@@ -231,7 +231,7 @@ class Model:
         for (priority, expiry), equal in groupby(
             taken, lambda move: move[0] and (move[0]["priority"], move[0]["expiry"])
         ):
-            brought += self.bring(destination, -sum(moved for _, moved in equal), expiry, priority)
+            brought += self.add_credits(destination, -sum(moved for _, moved in equal), expiry, priority)
         return outgoing, self.write(destination, Transaction.TRANSFER_IN, "transfer", amount, times[1], brought)
 
 
@@ -245,29 +245,29 @@ class Done:
 
 
 def outcome_of(call: Callable[[], Any]) -> tuple[Any, Refused | None]:
-    """What a call of the model gives, or its refusal."""
+    """The result of a call of the model, or its refusal."""
     try:
         return call(), None
     except Refused as refusal:
         return None, refusal
 
 
-def draft_of(wanted: dict[str, Any]) -> Draft:
-    """What the service takes for a posting of the model."""
+def draft_of(draft: dict[str, Any]) -> Draft:
+    """The service's draft of a posting."""
     return Draft(
-        kind=wanted["kind"],
-        category=wanted["category"],
-        amount=wanted["amount"],
-        state=wanted["state"],
-        is_usage=wanted["usage"],
-        expire_time=None if wanted["ttl"] else wanted["expiry"],
-        time_to_live=wanted["ttl"],
-        priority=wanted["priority"],
+        kind=draft["kind"],
+        category=draft["category"],
+        amount=draft["amount"],
+        state=draft["state"],
+        is_usage=draft["usage"],
+        expire_time=None if draft["ttl"] else draft["expiry"],
+        time_to_live=draft["ttl"],
+        priority=draft["priority"],
     )
 
 
 def posting(kind: int, amount: Millionths, **fields: Any) -> dict[str, Any]:
-    """A posting that a caller wants, permanent and successful unless told otherwise."""
+    """A posting, permanent and successful unless `fields` say otherwise."""
     return {
         "kind": kind,
         "amount": amount,
@@ -282,9 +282,9 @@ def posting(kind: int, amount: Millionths, **fields: Any) -> dict[str, Any]:
     }
 
 
-def expiring(wanted: dict[str, Any], now: Instant) -> dict[str, Any]:
-    """A posting whose expire_time, if it has one, is counted from now on."""
-    return wanted if wanted["expiry"] is None else {**wanted, "expiry": now + wanted["expiry"]}
+def expiring(draft: dict[str, Any], now: Instant) -> dict[str, Any]:
+    """A posting whose expire_time, if it has one, is counted from `now`."""
+    return draft if draft["expiry"] is None else {**draft, "expiry": now + draft["expiry"]}
 
 
 accounts = st.sampled_from(sorted(LIMITS))
@@ -324,7 +324,7 @@ unusual_postings = st.one_of(
 
 
 class Ledger(RuleBasedStateMachine):
-    """Does anything that a ledger can do, to the service and to the model."""
+    """Applies every operation of a ledger to the service and to the model."""
 
     @initialize(seed=st.integers(0, 2**32), first=st.lists(st.tuples(accounts, grants), min_size=4, max_size=8))
     def open(self, seed: int, first: list[tuple[str, dict[str, Any]]]) -> None:
@@ -349,19 +349,19 @@ class Ledger(RuleBasedStateMachine):
         for name, limit in LIMITS.items():
             record = AccountRecord(name, Account.SPACE, "", limit, b"")
             self.wait(self.book.accounts.create(self.caller, record, Request("", b""), hour_anchor=NOON))
-        for name, wanted in first:
-            self.create(name, wanted)
+        for name, draft in first:
+            self.create(name, draft)
 
     def empty_database(self) -> str:
-        """The URL of a database with nothing in it."""
+        """The URL of an empty database."""
         return f"sqlite+aiosqlite:///{self.folder}/daybook.db"
 
     def teardown(self) -> None:
-        """Compares everything once more, and closes the ledger."""
+        """Compares all transactions and lists, and closes the ledger."""
         if not hasattr(self, "runner"):
             return
         try:
-            # After a failure the model may be behind, which is no second failure.
+            # After a failure the model may be behind, so a comparison would only report a second failure.
             if sys.exception() is None:
                 self.compare_transactions()
                 self.compare_lists()
@@ -371,7 +371,7 @@ class Ledger(RuleBasedStateMachine):
             shutil.rmtree(self.folder)
 
     def wait(self, awaited: Awaitable[Result]) -> Result:
-        """Runs something in the ledger's own loop."""
+        """Runs an awaitable in the ledger's own event loop."""
 
         async def run() -> Result:
             return await awaited
@@ -379,18 +379,18 @@ class Ledger(RuleBasedStateMachine):
         return self.runner.run(run())
 
     def next_request(self) -> Request:
-        """A request of its own, with an id that a refused call has left unused if there is one."""
+        """A new request, with the unused id of a refused call if there is one."""
         self.request_count += 1
         request_id = self.refused_ids.pop() if self.refused_ids else f"request-{self.request_count}"
         return Request(request_id, f"body {self.request_count}".encode())
 
-    def new(self, name: str, wanted: dict[str, Any], request: Request) -> NewTransaction:
-        """A posting, for the service."""
-        details = Transaction(usage=Usage(model="gpu")) if wanted["usage"] else Transaction()
-        return NewTransaction(name, draft_of(wanted), details, request, wanted["declined"])
+    def new(self, name: str, draft: dict[str, Any], request: Request) -> NewTransaction:
+        """The service's form of a posting."""
+        details = Transaction(usage=Usage(model="gpu")) if draft["usage"] else Transaction()
+        return NewTransaction(name, draft_of(draft), details, request, draft["declined"])
 
     def attempt(self, on_model: Callable[[Model], Any], on_service: Callable[[Request], Awaitable[bytes]]) -> Any:
-        """Does the same to both; gives the model's rows and the service's bytes, None if both refuse alike."""
+        """Makes a call on both; returns the model's rows and the service's bytes, or None if both refuse it."""
         trial, request = deepcopy(self.model), self.next_request()
         rows, refused = outcome_of(lambda: on_model(trial))
         if refused is not None:
@@ -406,7 +406,7 @@ class Ledger(RuleBasedStateMachine):
         return rows, answer
 
     def compare_row(self, row: dict[str, Any], message: Transaction) -> None:
-        """A transaction of the service is the model's."""
+        """Asserts that a transaction of the service equals the model's."""
         self.uids[message.name.split("/")[1], message.sequence] = UUID(message.uid)
         total = sum(moved for _, moved in row["moves"])
         assert {
@@ -424,35 +424,35 @@ class Ledger(RuleBasedStateMachine):
             "permanent": total - row["expiring"],
         }
 
-    async def create_one(self, name: str, wanted: dict[str, Any], request: Request) -> bytes:
+    async def create_one(self, name: str, draft: dict[str, Any], request: Request) -> bytes:
         """Posts a transaction to the service."""
-        return await self.book.transactions.create(self.caller, self.new(name, wanted, request))
+        return await self.book.transactions.create(self.caller, self.new(name, draft, request))
 
     @rule(name=accounts, relative=postings)
     def create(self, name: str, relative: dict[str, Any]) -> None:
-        """Brings credits in or takes them out."""
-        wanted = expiring(relative, self.clock.now)
+        """Posts a grant, a charge or an adjustment."""
+        draft = expiring(relative, self.clock.now)
 
-        on_service = partial(self.create_one, name, wanted)
-        outcome = self.attempt(lambda model: model.post(name, wanted, self.clock.now), on_service)
+        on_service = partial(self.create_one, name, draft)
+        outcome = self.attempt(lambda model: model.post(name, draft, self.clock.now), on_service)
         if outcome:
             self.compare_row(outcome[0], Transaction.FromString(outcome[1]))
 
     @rule(name=accounts, relative=unusual_postings)
-    def create_what_is_unusual(self, name: str, relative: dict[str, Any]) -> None:
-        """Posts what may be declined, is past, has a wrong sign or moves nothing."""
+    def create_unusual(self, name: str, relative: dict[str, Any]) -> None:
+        """Posts transactions that may be declined, have expired, have a wrong sign or move nothing."""
         self.create(name, relative)
 
     @rule(data=st.data(), of_charge=st.sampled_from((True, True, True, False)), part=st.none() | st.integers(1, 15))
     def refund(self, data: st.DataObject, of_charge: bool, part: Millionths | None) -> None:
-        """Gives back an earlier charge, or wants that of something else."""
-        known = [
+        """Refunds an earlier charge, or tries to refund another transaction."""
+        candidates = [
             key
             for key in self.uids
             if not of_charge or self.model.accounts[key[0]]["log"][key[1] - 1]["kind"] == CHARGE
         ]
-        if known:
-            self.give_back(*data.draw(st.sampled_from(known)), part)
+        if candidates:
+            self.refund_on_both(*data.draw(st.sampled_from(candidates)), part)
 
     @rule(
         name=accounts,
@@ -460,17 +460,17 @@ class Ledger(RuleBasedStateMachine):
         seconds=st.sampled_from((0, 0, 1, 15, 30, 60)),
         parts=st.lists(st.integers(1, 15), max_size=2),
     )
-    def charge_and_give_back(self, name: str, relative: dict[str, Any], seconds: int, parts: list[Millionths]) -> None:
-        """Takes credits out and gives them back after a while, first in parts and then what is left."""
+    def charge_and_refund(self, name: str, relative: dict[str, Any], seconds: int, parts: list[Millionths]) -> None:
+        """Charges credits and refunds them after a while, first in parts and then the rest."""
         self.create(name, relative)
         sequence = len(self.model.accounts[name]["log"])
         for part in (*parts, None):
             self.clock.advance(seconds)
             if (name, sequence) in self.uids:
-                self.give_back(name, sequence, part)
+                self.refund_on_both(name, sequence, part)
 
-    def give_back(self, name: str, sequence: int, part: Millionths | None) -> None:
-        """Refunds a transaction of both, or a part of it."""
+    def refund_on_both(self, name: str, sequence: int, part: Millionths | None) -> None:
+        """Refunds a transaction, or a part of it, on both."""
         uid = self.uids[name, sequence]
 
         async def on_service(request: Request) -> bytes:
@@ -503,14 +503,14 @@ class Ledger(RuleBasedStateMachine):
 
     @rule(items=st.lists(st.tuples(accounts, postings), min_size=1, max_size=5))
     def post_all_or_none(self, items: list[tuple[str, dict[str, Any]]]) -> None:
-        """Posts several transactions, all or none."""
+        """Posts a batch of transactions, all or none."""
         items = [(name, expiring(relative, self.clock.now)) for name, relative in items]
 
         def on_model(model: Model) -> list[dict[str, Any]]:
             rows = []
-            for index, (name, wanted) in enumerate(items):
+            for index, (name, draft) in enumerate(items):
                 try:
-                    rows.append(model.post(name, wanted, self.clock.now))
+                    rows.append(model.post(name, draft, self.clock.now))
                 except Refused as refusal:
                     raise Refused(refusal.reason, index) from None
             return rows
@@ -518,7 +518,7 @@ class Ledger(RuleBasedStateMachine):
         async def on_service(request: Request) -> bytes:
             nothing = Request("", b"")
             return await self.book.transactions.create_batch(
-                self.caller, [self.new(name, wanted, nothing) for name, wanted in items], request
+                self.caller, [self.new(name, draft, nothing) for name, draft in items], request
             )
 
         outcome = self.attempt(on_model, on_service)
@@ -530,14 +530,14 @@ class Ledger(RuleBasedStateMachine):
 
     @rule(items=st.lists(st.tuples(accounts, postings | unusual_postings), min_size=1, max_size=5))
     def post_each_by_itself(self, items: list[tuple[str, dict[str, Any]]]) -> None:
-        """Posts several transactions, of which some may be refused."""
+        """Posts several transactions, some of which may be refused."""
         items = [(name, expiring(relative, self.clock.now)) for name, relative in items]
         requests = [self.next_request() for _ in items]
-        new = [self.new(name, wanted, request) for (name, wanted), request in zip(items, requests, strict=True)]
+        new = [self.new(name, draft, request) for (name, draft), request in zip(items, requests, strict=True)]
         outcomes = self.wait(self.book.transactions.create_each(self.caller, new))
-        for (name, wanted), request, outcome in zip(items, requests, outcomes, strict=True):
+        for (name, draft), request, outcome in zip(items, requests, outcomes, strict=True):
             trial = deepcopy(self.model)
-            row, refused = outcome_of(partial(trial.post, name, wanted, self.clock.now))
+            row, refused = outcome_of(partial(trial.post, name, draft, self.clock.now))
             if refused is not None:
                 assert isinstance(outcome, DaybookError)
                 assert outcome.reason == refused.reason
@@ -545,13 +545,13 @@ class Ledger(RuleBasedStateMachine):
                 continue
             assert isinstance(outcome, bytes), outcome
             self.model = trial
-            self.done.append(Done(partial(self.create_one, name, wanted), request, outcome))
+            self.done.append(Done(partial(self.create_one, name, draft), request, outcome))
             self.compare_row(row, Transaction.FromString(outcome))
 
     @precondition(lambda self: self.done)
     @rule(data=st.data(), same=st.booleans())
     def repeat(self, data: st.DataObject, same: bool) -> None:
-        """Repeats an earlier call: it gets its first answer, or is refused if it has another body. Nothing moves."""
+        """Repeats an earlier call: it gets its first answer, or is refused if its body differs. Nothing is posted."""
         done = self.done[data.draw(st.integers(0, len(self.done) - 1))]
         if same:
             assert self.wait(done.call(done.request)) == done.answer
@@ -564,7 +564,7 @@ class Ledger(RuleBasedStateMachine):
         sweeps=st.booleans(),
     )
     def move_the_clock(self, seconds: int, sweeps: bool) -> None:
-        """Moves the clock, also back and forth by a day; now and then posts what has expired of every account."""
+        """Moves the clock, by up to a day back or forth, and sometimes sweeps."""
         self.clock.advance(seconds)
         if sweeps:
             swept = self.wait(self.book.expirations.sweep())
@@ -572,7 +572,7 @@ class Ledger(RuleBasedStateMachine):
 
     @invariant()
     def books_agree(self) -> None:
-        """Balance and lots of every account are the model's, and now and then all transactions are compared."""
+        """The balances and lots of every account equal the model's; every few steps transactions are compared too."""
         states = {name: self.wait(self.book.accounts.balance(self.caller, name))[0] for name in LIMITS}
         self.catch_up({name: states[name].sequence for name in LIMITS})
         for name in LIMITS:
@@ -582,10 +582,10 @@ class Ledger(RuleBasedStateMachine):
             self.compare_transactions()
 
     def catch_up(self, sequences: dict[str, int]) -> None:
-        """Has the model post what the service may have posted beside a call that it refused: nothing."""
+        """Makes the model post what the service posts before a call that it refuses: nothing."""
 
     def compare_holdings(self, name: str, state: AccountState) -> None:
-        """An account holds what the model's does, whether or not expirations are posted."""
+        """An account's lots and balance equal the model's, whether or not expirations are posted."""
         account = self.model.accounts[name]
         now = self.clock.now
         expected = [{**lot, "remaining": 0 if lot["expiry"] <= now else lot["remaining"]} for lot in account["lots"]]
@@ -610,7 +610,7 @@ class Ledger(RuleBasedStateMachine):
             assert account["log"][-1]["balance"] == state.balance
 
     def compare_transactions(self) -> None:
-        """Every transaction, in full, is the model's, without a gap, and the audit has nothing to say."""
+        """Every transaction, in full, equals the model's, without gaps, and the audit finds nothing."""
         for name, account in self.model.accounts.items():
             messages = self.listed(name, Order(descending=False))
             assert [message.sequence for message in messages] == list(range(1, len(messages) + 1))
@@ -628,7 +628,7 @@ class Ledger(RuleBasedStateMachine):
         assert self.wait(self.findings()) == []
 
     def compare_lists(self) -> None:
-        """Every list in every order, the balances and the hour windows are the model's."""
+        """Every list in every order, the balances and the hour windows equal the model's."""
         everything = []
         for name, account in self.model.accounts.items():
             messages = self.listed(name, Order())
@@ -649,11 +649,11 @@ class Ledger(RuleBasedStateMachine):
         assert times == sorted(times, reverse=True)
 
     async def findings(self) -> list[Finding]:
-        """What the audit has to say."""
+        """The findings of the audit."""
         return [event async for event in self.book.verification.verify_all(None) if isinstance(event, Finding)]
 
     def listed(self, name: str | None, order: Order) -> list[Transaction]:
-        """All pages of a list."""
+        """The transactions on all pages of a list."""
         messages, after = [], None
         while True:
             page = self.wait(self.book.transactions.list(self.caller, name, TransactionFilter(), after, PAGE, order))
@@ -674,17 +674,17 @@ TestLedger.settings = settings(
 
 
 class LedgerOfManyLots(Ledger):
-    """The same where every account with two lots has more of them than are read at once."""
+    """The same while lots are read in parts, as those of an account with many lots are."""
 
     def catch_up(self, sequences: dict[str, int]) -> None:
-        """Before a call the first of many expirations are posted, also if it is refused then."""
+        """Makes the model post the first expirations: the service posts them before a call, even a refused one."""
         for name, sequence in sequences.items():
             self.model.expire(name, self.clock.now, max(0, sequence - len(self.model.accounts[name]["log"])))
 
 
 @pytest.fixture
 def few_lots_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Has lots read by twos, so that every edge of what is known is met."""
+    """Reads lots two at a time, so that few lots reach every limit."""
     monkeypatch.setattr(states, "WHOLE_LOTS_MAX", 1)
     monkeypatch.setattr(unit, "LOTS_READ_MIN", 2)
     monkeypatch.setattr(unit, "LOTS_EXPIRED_MAX", 2)
@@ -697,29 +697,29 @@ TestLedgerOfManyLots.settings = TestLedger.settings
 class LedgerOnPostgreSQL(Ledger):
     """The same on PostgreSQL."""
 
-    kept: ClassVar[ReusedDatabase]
+    database: ClassVar[ReusedDatabase]
 
     def empty_database(self) -> str:
-        """One database, which is emptied: to make one for each example would take most of the time."""
-        self.kept.empty()
-        return self.kept.url
+        """The URL of a database that is emptied: creating one for each example would take most of the time."""
+        self.database.empty()
+        return self.database.url
 
 
 @pytest.fixture
-def a_kept_database(reused_database: ReusedDatabase) -> None:
-    """Tells the machine of its database."""
-    LedgerOnPostgreSQL.kept = reused_database
+def postgresql_database(reused_database: ReusedDatabase) -> None:
+    """Gives the state machine its database."""
+    LedgerOnPostgreSQL.database = reused_database
 
 
-TestLedgerOnPostgreSQL = pytest.mark.usefixtures("a_kept_database")(LedgerOnPostgreSQL.TestCase)
+TestLedgerOnPostgreSQL = pytest.mark.usefixtures("postgresql_database")(LedgerOnPostgreSQL.TestCase)
 TestLedgerOnPostgreSQL.settings = settings(TestLedger.settings, max_examples=examples(8))
 
 
 class LedgerOfManyLotsOnPostgreSQL(LedgerOfManyLots, LedgerOnPostgreSQL):
-    """Both."""
+    """The same on PostgreSQL while lots are read in parts."""
 
 
-TestLedgerOfManyLotsOnPostgreSQL = pytest.mark.usefixtures("a_kept_database", "few_lots_at_once")(
+TestLedgerOfManyLotsOnPostgreSQL = pytest.mark.usefixtures("postgresql_database", "few_lots_at_once")(
     LedgerOfManyLotsOnPostgreSQL.TestCase
 )
 TestLedgerOfManyLotsOnPostgreSQL.settings = TestLedgerOnPostgreSQL.settings

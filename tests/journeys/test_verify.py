@@ -1,4 +1,4 @@
-"""Books that somebody has tampered with: verify finds each divergence and says where it is."""
+"""Books that were tampered with: verify finds each divergence and reports its place."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ Change: TypeAlias = Callable[[Any], Any]
 
 
 async def fill(client: Client, clock: Clock) -> None:
-    """The books that are tampered with: `acme` has something of everything, `debtor` a debt, `sound` is left alone."""
+    """Fills the books: `acme` has every kind of row, `debtor` a debt, and `sound` is never tampered with."""
     for account_id in ("sound", "acme", "other"):
         await client.create_account(account_id)
     await client.create_account("debtor", credit_limit="10")
@@ -100,7 +100,7 @@ async def fill(client: Client, clock: Clock) -> None:
 
 @dataclass(frozen=True)
 class Ledger:
-    """A server, a caller with the scope `admin`, and the books as they should be."""
+    """A server, a caller with the scope `admin`, and the original rows."""
 
     server: Server
     client: Client
@@ -108,7 +108,7 @@ class Ledger:
     sound: Mapping[Table, list[Row]]
 
     async def restore(self) -> None:
-        """Puts every row back."""
+        """Restores every row."""
         async with writing(self.server.book.database) as connection:
             for table, rows in self.sound.items():
                 await connection.execute(delete(table))
@@ -117,7 +117,7 @@ class Ledger:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=["sqlite", "postgresql"])
 async def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ledger]:
-    """One ledger for the whole table, on each engine."""
+    """One ledger for all cases, on each engine."""
     if request.param == "sqlite":
         database_url = f"sqlite+aiosqlite:///{tmp_path_factory.mktemp('verify')}/daybook.db"
     else:
@@ -144,7 +144,7 @@ async def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
         postgresql.execute("DROP DATABASE test_verify WITH (FORCE)")
 
 
-Plant: TypeAlias = Callable[[AsyncConnection, int], Awaitable[None]]
+Tampering: TypeAlias = Callable[[AsyncConnection, int], Awaitable[None]]
 """Tampers with the books of an account, given by its number."""
 
 
@@ -153,57 +153,57 @@ def _is(table: Table, number: int, key: Mapping[str, int | str]) -> Any:
 
 
 TAMPERED: set[str] = set()
-"""The columns that some case changes."""
+"""The columns that a case changes."""
 
 
-def changed(table: Table, column: str, change: Change, **key: int | str) -> Plant:
-    """A column of one row says something else."""
+def changed(table: Table, column: str, change: Change, **key: int | str) -> Tampering:
+    """Changes a column of one row."""
     TAMPERED.add(f"{table.name}.{column}")
 
-    async def plant(connection: AsyncConnection, number: int) -> None:
+    async def tamper(connection: AsyncConnection, number: int) -> None:
         place = _is(table, number, key)
         old = (await connection.execute(select(table.c[column]).where(place))).scalar_one()
         value = change(bytes(old) if isinstance(old, memoryview) else old)
         assert value != old, "nothing would be changed"
         await connection.execute(update(table).where(place).values({column: value}))
 
-    return plant
+    return tamper
 
 
-def removed(table: Table, **key: int | str) -> Plant:
-    """One row is missing."""
+def removed(table: Table, **key: int | str) -> Tampering:
+    """Deletes one row."""
 
-    async def plant(connection: AsyncConnection, number: int) -> None:
+    async def tamper(connection: AsyncConnection, number: int) -> None:
         done = await connection.execute(delete(table).where(_is(table, number, key)))
         assert done.rowcount == 1
 
-    return plant
+    return tamper
 
 
-def added(table: Table, **values: Any) -> Plant:
-    """There is one row too many."""
+def added(table: Table, **values: Any) -> Tampering:
+    """Inserts a row."""
 
-    async def plant(connection: AsyncConnection, number: int) -> None:
+    async def tamper(connection: AsyncConnection, number: int) -> None:
         await connection.execute(insert(table).values(account_number=number, **values))
 
-    return plant
+    return tamper
 
 
-def copied(sequence: int, to: int) -> Plant:
-    """A transaction is there a second time, under another uid."""
+def copied(sequence: int, to: int) -> Tampering:
+    """Copies a transaction, under another uid."""
 
-    async def plant(connection: AsyncConnection, number: int) -> None:
+    async def tamper(connection: AsyncConnection, number: int) -> None:
         place = _is(transactions, number, {"sequence": sequence})
         row = dict((await connection.execute(select(transactions).where(place))).mappings().one())
         await connection.execute(insert(transactions).values({**row, "sequence": to, "uid": b"x" * 16}))
 
-    return plant
+    return tamper
 
 
-def swapped(first: int, second: int) -> Plant:
-    """Two transactions stand in each other's place."""
+def swapped(first: int, second: int) -> Tampering:
+    """Swaps the places of two transactions."""
 
-    async def plant(connection: AsyncConnection, number: int) -> None:
+    async def tamper(connection: AsyncConnection, number: int) -> None:
         found = transactions.c.sequence.in_([first, second]) & (transactions.c.account_number == number)
         rows = (await connection.execute(select(transactions).where(found))).mappings().all()
         await connection.execute(delete(transactions).where(found))
@@ -211,32 +211,32 @@ def swapped(first: int, second: int) -> Plant:
             sequence = first + second - row["sequence"]
             await connection.execute(insert(transactions).values({**row, "sequence": sequence}))
 
-    return plant
+    return tamper
 
 
 def flipped(place: int) -> Change:
-    """Bytes of which one has another bit."""
+    """Flips a bit of one byte, or cuts the last byte off if `place` is negative."""
     return lambda old: old[:place] + bytes([old[place] ^ 1]) + old[place + 1 :] if place >= 0 else old[:-1]
 
 
 def plus(difference: int) -> Change:
-    """A number that is off by so much."""
+    """Adds a difference to a number."""
     return lambda old: old + difference
 
 
 def to(value: Any) -> Change:
-    """Another value, whatever it was."""
+    """Replaces a value."""
     return lambda _old: value
 
 
 def replaced(old_text: bytes, new_text: bytes) -> Change:
-    """Bytes that say something else at one place, and are well-formed."""
+    """Replaces some bytes by as many others, so that the whole stays well-formed."""
     assert len(old_text) == len(new_text)
     return lambda old: old.replace(old_text, new_text)
 
 
 def dated(seconds: int) -> Change:
-    """A body that tells another time."""
+    """Changes the create_time in a body."""
 
     def change(old: bytes) -> bytes:
         message = Transaction.FromString(old)
@@ -247,9 +247,9 @@ def dated(seconds: int) -> Change:
 
 
 Where: TypeAlias = "tuple[int, str] | None"
-"""The sequence and the subject of a finding that there must be; None where only the account is known."""
+"""The sequence and the subject of an expected finding; None if only its account is compared."""
 
-CASES: dict[str, tuple[str, Plant, Where]] = {
+CASES: dict[str, tuple[str, Tampering, Where]] = {
     # Columns of a transaction.
     "amount": ("acme", changed(transactions, "amount", plus(-1), sequence=6), (6, "amount")),
     "amount of the first": ("acme", changed(transactions, "amount", plus(1), sequence=1), (1, "amount")),
@@ -276,9 +276,9 @@ CASES: dict[str, tuple[str, Plant, Where]] = {
         (6, "create_time"),
     ),
     "month": ("acme", changed(transactions, "month", to(202409), sequence=6), (6, "month")),
-    "month that is none": ("acme", changed(transactions, "month", to(0), sequence=6), (6, "month")),
+    "invalid month": ("acme", changed(transactions, "month", to(0), sequence=6), (6, "month")),
     "kind": ("acme", changed(transactions, "kind", to(int(Transaction.ADJUSTMENT)), sequence=6), (6, "kind")),
-    "kind that is none": ("acme", changed(transactions, "kind", to(99), sequence=6), (6, "kind")),
+    "invalid kind": ("acme", changed(transactions, "kind", to(99), sequence=6), (6, "kind")),
     "category": ("acme", changed(transactions, "category", to("other"), sequence=6), (6, "category")),
     "category of usage": ("acme", changed(transactions, "category", to("serverless"), sequence=3), (3, "category")),
     "state": ("acme", changed(transactions, "state", to(int(Transaction.FAILED)), sequence=6), (6, "state")),
@@ -287,7 +287,7 @@ CASES: dict[str, tuple[str, Plant, Where]] = {
     "lost label": ("acme", changed(transactions, "company", to(None), sequence=6), (6, "label company")),
     "added label": ("acme", changed(transactions, "company", to("c"), sequence=1), (1, "label company")),
     "uid": ("acme", changed(transactions, "uid", flipped(15), sequence=6), (6, "uid")),
-    "uid that is none": ("acme", changed(transactions, "uid", to(b"x"), sequence=6), (6, "uid")),
+    "invalid uid": ("acme", changed(transactions, "uid", to(b"x"), sequence=6), (6, "uid")),
     "tenant": ("acme", changed(transactions, "tenant_number", plus(1), sequence=6), (6, "tenant")),
     "hash": ("acme", changed(transactions, "hash", flipped(0), sequence=6), (6, "hash")),
     "hash of the last": ("acme", changed(transactions, "hash", flipped(31), sequence=10), (10, "hash")),
@@ -308,7 +308,7 @@ CASES: dict[str, tuple[str, Plant, Where]] = {
         changed(transactions, "body", dated(2**50), sequence=6),
         (6, "create_time"),
     ),
-    "uid of a refund that is none": ("acme", changed(transactions, "uid", to(b"x"), sequence=7), (7, "uid")),
+    "invalid uid of a refund": ("acme", changed(transactions, "uid", to(b"x"), sequence=7), (7, "uid")),
     "allocations": ("acme", changed(transactions, "allocations", flipped(5), sequence=6), (6, "hash")),
     "no allocations": (
         "acme",
@@ -380,16 +380,16 @@ CASES: dict[str, tuple[str, Plant, Where]] = {
         added(usage_windows, number=4, start=NOON + 100 * HOUR, computing=0, serverless=0),
         (0, "windows"),
     ),
-    # What was given back of charges.
+    # Refund totals of charges.
     "refund total": ("acme", changed(refunds, "amount", plus(-1), sequence=3), None),
     "refund total missing": ("acme", removed(refunds, sequence=6), None),
     "refund total too many": ("acme", added(refunds, sequence=9, amount=1, last_create_time=NOON), None),
     "refund total of another charge": ("acme", changed(refunds, "sequence", to(4), sequence=3), None),
     "time of a refund": ("acme", changed(refunds, "last_create_time", plus(1), sequence=6), None),
-    # What a repeated request is answered with.
+    # Stored answers to requests.
     "answer": ("acme", changed(requests, "sequence", plus(-1), request_id="r-9"), (9, "answer to request r-9")),
     "answer missing": ("acme", removed(requests, request_id="r-9"), (9, "answer to request r-9")),
-    "answer to another": (
+    "answer to another request": (
         "acme",
         changed(requests, "request_id", to("r-8"), request_id="r-9"),
         (9, "answer to request r-9"),
@@ -409,8 +409,8 @@ CASES: dict[str, tuple[str, Plant, Where]] = {
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_untouched_books(shared: Ledger) -> None:
-    """Books that nobody has touched have no divergence, one account at a time or all at once."""
+async def test_untouched_books_have_no_divergence(shared: Ledger) -> None:
+    """Untouched books have no divergence, one account at a time or all at once."""
     assert await shared.client.verify() == []
     for account_id in shared.numbers:
         assert await shared.client.verify(f"accounts/{account_id}") == []
@@ -418,11 +418,11 @@ async def test_untouched_books(shared: Ledger) -> None:
 
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("case", CASES)
-async def test_tampered_books(shared: Ledger, case: str) -> None:
-    """Whatever was changed behind the ledger's back is found, and told of the account and the place it is in."""
-    account_id, plant, where = CASES[case]
+async def test_tampering_is_found(shared: Ledger, case: str) -> None:
+    """Every tampering is found, and reported with its account and place."""
+    account_id, tamper, where = CASES[case]
     async with writing(shared.server.book.database) as connection:
-        await plant(connection, shared.numbers[account_id])
+        await tamper(connection, shared.numbers[account_id])
     try:
         findings = await shared.client.verify()
         alone = await shared.client.verify(f"accounts/{account_id}")
@@ -439,8 +439,8 @@ async def test_tampered_books(shared: Ledger, case: str) -> None:
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_renamed_account(shared: Ledger) -> None:
-    """An account under another id is told of once, though every transaction has the old name."""
+async def test_renamed_account_is_reported_once(shared: Ledger) -> None:
+    """A renamed account is reported once, though every transaction has the old name."""
     database, number = shared.server.book.database, shared.numbers["acme"]
 
     async def rename(account_id: str) -> None:
@@ -459,37 +459,37 @@ async def test_renamed_account(shared: Ledger) -> None:
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_several_divergences(shared: Ledger) -> None:
-    """Divergences of several accounts are all told, and one at an early row doesn't repeat at the later ones."""
+async def test_several_divergences_are_reported(shared: Ledger) -> None:
+    """Divergences of several accounts are all reported, and an early one isn't repeated at later rows."""
     async with writing(shared.server.book.database) as connection:
-        for account_id, plant in (
+        for account_id, tamper in (
             ("acme", changed(transactions, "hash", flipped(0), sequence=2)),
             ("acme", changed(transactions, "category", to("x"), sequence=9)),
             ("other", changed(account_states, "balance", plus(1))),
         ):
-            await plant(connection, shared.numbers[account_id])
+            await tamper(connection, shared.numbers[account_id])
     try:
         findings = await shared.client.verify()
     finally:
         await shared.restore()
-    told = [(finding.account, finding.sequence, finding.subject) for finding in findings]
-    assert ("accounts/acme", 2, "hash") in told
-    assert ("accounts/acme", 9, "category") in told
-    assert ("accounts/other", 0, "balance") in told
-    # A hash is part of the next one, so its neighbour differs too; nothing beyond that does.
-    assert {sequence for account, sequence, _ in told if account == "accounts/acme"} <= {2, 3, 9}
+    places = [(finding.account, finding.sequence, finding.subject) for finding in findings]
+    assert ("accounts/acme", 2, "hash") in places
+    assert ("accounts/acme", 9, "category") in places
+    assert ("accounts/other", 0, "balance") in places
+    # A hash covers its predecessor's, so the next row differs too, but no later one.
+    assert {sequence for account, sequence, _ in places if account == "accounts/acme"} <= {2, 3, 9}
 
 
-async def test_who_may_verify(server: Server, client: Client, admin: Client) -> None:
-    """Verification needs the scope `admin`, and tells nothing of other tenants or beyond a bound account."""
+async def test_verification_needs_the_scope_admin(server: Server, client: Client, admin: Client) -> None:
+    """Verification needs the scope `admin`, and reveals nothing of other tenants or of accounts outside a binding."""
     for account_id in ("acme", "other"):
         await client.create_account(account_id)
         await client.post(account_id, GRANT, "1")
-    for account in ("", "accounts/acme", "accounts/nobody"):
+    for account in ("", "accounts/acme", "accounts/unknown"):
         refusal = await refusal_of(client.verify(account))
         assert refusal.verdict == ("PERMISSION_DENIED", "SCOPE_MISSING")
         assert refusal.metadata == {"scope": "admin"}
-    assert (await refusal_of(admin.verify("accounts/nobody"))).verdict == ("NOT_FOUND", "ACCOUNT_NOT_FOUND")
+    assert (await refusal_of(admin.verify("accounts/unknown"))).verdict == ("NOT_FOUND", "ACCOUNT_NOT_FOUND")
     for account in ("accounts/-", "acme", "accounts/acme/transactions"):
         refusal = await refusal_of(admin.verify(account))
         assert (*refusal.verdict, *refusal.fields) == ("INVALID_ARGUMENT", "FIELD_INVALID", "account")
@@ -508,8 +508,8 @@ async def test_who_may_verify(server: Server, client: Client, admin: Client) -> 
     assert {finding.account for finding in await admin.verify()} == {"accounts/acme", "accounts/other"}
 
 
-async def test_few_verify_at_once(book: Book) -> None:
-    """As many verifications as may be under way are; the next is told to come again, until one has ended."""
+async def test_concurrent_verifications_are_bounded(book: Book) -> None:
+    """At most IN_FLIGHT_MAX verifications run at once; another one gets TOO_BUSY until one has ended."""
     number = await book.credentials.create_tenant(slug="t", uid="u", display_name="T", create_time=1)
     caller = Caller(number, "u", "key", scopes=frozenset({"admin"}))
     await book.accounts.create(
@@ -525,8 +525,8 @@ async def test_few_verify_at_once(book: Book) -> None:
     await in_flight.pop().aclose()
 
 
-async def test_long_books(server: Server, client: Client, admin: Client, clock: Clock) -> None:
-    """Books that are read in several parts are proved across their seams, and a fault is found in each part."""
+async def test_long_books_are_verified_in_parts(server: Server, client: Client, admin: Client, clock: Clock) -> None:
+    """Books that are read in parts are verified across the parts' boundaries, and each part's faults are found."""
     account = await client.create_account("acme")
     grant = Transaction(kind=GRANT, category="x", amount="3")
     charge = Transaction(kind=CHARGE, category="computing", amount="-1", usage=Usage())
@@ -540,7 +540,7 @@ async def test_long_books(server: Server, client: Client, admin: Client, clock: 
         clock.advance(3600)
     assert await admin.verify() == []
     async with writing(server.book.database) as connection:
-        for plant in (
+        for tamper in (
             changed(transactions, "category", to("y"), sequence=1000),
             changed(transactions, "category", to("y"), sequence=1001),
             removed(lots, number=999),
@@ -548,20 +548,20 @@ async def test_long_books(server: Server, client: Client, admin: Client, clock: 
             changed(usage_windows, "computing", plus(1), number=20),
             removed(transactions, sequence=2000),
         ):
-            await plant(connection, account.number)
-    told = {(finding.sequence, finding.subject) for finding in await admin.verify()}
+            await tamper(connection, account.number)
+    places = {(finding.sequence, finding.subject) for finding in await admin.verify()}
     assert {
         (1000, "category"),
         (1001, "category"),
         (0, "window 10"),
         (0, "window 20"),
         (2001, "sequence"),
-    } <= told
-    assert "lot 999" in {subject for _, subject in told}
+    } <= places
+    assert "lot 999" in {subject for _, subject in places}
 
 
-async def test_verifying_while_others_post(client: Client, admin: Client) -> None:
-    """Each account is judged as it was at one instant, whatever is posted meanwhile."""
+async def test_verification_during_postings(client: Client, admin: Client) -> None:
+    """Each account is verified as of one instant, whatever is posted meanwhile."""
     for account_id in ("acme", "other"):
         await client.create_account(account_id)
         await client.post(account_id, GRANT, "1000")
@@ -583,7 +583,7 @@ async def test_verifying_while_others_post(client: Client, admin: Client) -> Non
 
 
 async def run(*arguments: str) -> tuple[int, list[str], str]:
-    """Runs the `daybook` command; gives its exit status, the lines it printed, and what it said beside."""
+    """Runs the `daybook` command; returns its exit status, the lines of its stdout, and its stderr."""
     process = await asyncio.create_subprocess_exec(
         DAYBOOK, *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
@@ -593,7 +593,7 @@ async def run(*arguments: str) -> tuple[int, list[str], str]:
 
 
 async def test_command(tmp_path: Path, clock: Clock) -> None:
-    """`daybook verify` ends with 0 and tells of no divergence, or with 1 and a line for each, of every tenant."""
+    """`daybook verify` exits with 0 if there is no divergence, else with 1 and a line for each, of every tenant."""
     database_url = f"sqlite+aiosqlite:///{tmp_path}/daybook.db"
     async with (
         open_book(database_url, clock) as book,
@@ -619,7 +619,7 @@ async def test_command(tmp_path: Path, clock: Clock) -> None:
             insert(usage_windows).values(account_number=theirs.number + 5, number=1, start=0, computing=0, serverless=0)
         )
     await database.close()
-    status, lines, said = await run("verify", "--database-url", database_url)
+    status, lines, errors = await run("verify", "--database-url", database_url)
     assert status == 1
     assert lines[:-1] == [
         "accounts/acme 6 category: expected test, found other",
@@ -628,15 +628,15 @@ async def test_command(tmp_path: Path, clock: Clock) -> None:
         f"accounts/{theirs.number + 5} 0 account: expected a row of accounts, found none",
     ]
     assert lines[-1] == "6 accounts, 17 transactions, 4 divergences"
-    assert "Traceback" not in said
+    assert "Traceback" not in errors
 
 
 def test_every_column_is_tampered_with() -> None:
-    """The table above has a case for every column of the books but their keys."""
+    """CASES change every column of the books except the keys."""
     books = (account_states, transactions, lots, refunds, usage_windows, requests)
     columns = {f"{table.name}.{column.name}" for table in books for column in table.columns if not column.primary_key}
-    # The first only tells the sweep when to wait. The second only tells that two other columns
-    # hold, and they are worked out without it. The last is of a request, which is not kept.
+    # import_time only delays the sweep. counted_sequence only says that two other columns are up
+    # to date. fingerprint is computed from the request, which isn't stored.
     assert columns - TAMPERED == {
         "account_states.import_time",
         "account_states.counted_sequence",
