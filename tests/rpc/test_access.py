@@ -1,4 +1,4 @@
-"""Every kind of credential at every method of every service: what becomes of the call."""
+"""The outcome of a call of every method of every service, with every kind of credential."""
 
 from __future__ import annotations
 
@@ -40,28 +40,28 @@ POSTS = {"transactions", "admin"}
 READS_ACCOUNTS = {"accounts.readonly", "accounts", "admin"}
 WRITES_ACCOUNTS = {"accounts", "admin"}
 READS_EITHER = READS_TRANSACTIONS | READS_ACCOUNTS
-RUNS_THE_LEDGER = {"admin"}
+ADMINISTERS = {"admin"}
 
 
 @dataclass(frozen=True)
 class Row:
-    """A method, a call of it that is about the account `acme` of the tenant `house`, and what becomes of that.
+    """A method, a call of it that concerns the account `acme` of the tenant `house`, and its outcomes.
 
-    Of a credential that has one of the scopes, by what it is for; every other credential is
-    refused before that, and told that it lacks `lacking`.
+    The outcomes are those of credentials with one of `scopes`, by their reach. Any other credential
+    gets SCOPE_MISSING with the scope `lacking`.
     """
 
     scopes: AbstractSet[str]
     lacking: str
     request: dict[str, Any]
     house: str
-    """For all of the tenant."""
+    """For a credential of the whole tenant."""
     acme: str
-    """Bound to the account."""
+    """For a credential bound to the account."""
     spare: str
-    """Bound to another account of the tenant."""
+    """For a credential bound to another account of the tenant."""
     other: str
-    """For all of another tenant, which has no such account."""
+    """For a credential of another tenant, which has no such account."""
 
 
 UID = "0192f3a4-5b6c-7d8e-9f01-23456789abcd"
@@ -70,7 +70,7 @@ ITEM = {"parent": "accounts/acme", "transaction": TRANSACTION, "createTime": "20
 ACME, IN_ACME = {"name": "accounts/acme"}, {"parent": "accounts/acme"}
 
 WHOLE_ONLY, ACCOUNT_ONLY = (OK, NOT_PERMITTED, NOT_PERMITTED, OK), (OK, OK, NOT_PERMITTED, NO_ACCOUNT)
-"""What becomes of calls about all of a tenant, and of calls about the account."""
+"""Outcomes of calls that concern a whole tenant, and of calls that concern the account."""
 
 ROWS: dict[str, Row] = {
     # A facade shows the transactions of one account, unless it has a row of its own below.
@@ -86,7 +86,7 @@ ROWS: dict[str, Row] = {
     "daybook.v1.Ledger.CreateAccount": Row(
         WRITES_ACCOUNTS,
         "accounts",
-        # One that there is in both tenants.
+        # Both tenants have this account.
         {"accountId": "twin", "account": {"kind": "SPACE"}},
         *("ACCOUNT_EXISTS", NOT_PERMITTED, NOT_PERMITTED, "ACCOUNT_EXISTS"),
     ),
@@ -108,7 +108,7 @@ ROWS: dict[str, Row] = {
         POSTS,
         "transactions",
         {**IN_ACME, "requests": [{**IN_ACME, "transaction": TRANSACTION}]},
-        # Each of its transactions has an outcome of its own.
+        # Each transaction has its own outcome.
         *(OK, OK, f"{OK} {NOT_PERMITTED}", f"{OK} {NO_ACCOUNT}"),
     ),
     "daybook.v1.Ledger.RefundTransaction": Row(
@@ -136,30 +136,30 @@ ROWS: dict[str, Row] = {
     "daybook.v1.Ledger.GetBalance": Row(
         READS_EITHER, "accounts.readonly", {"name": "accounts/acme/balance"}, *ACCOUNT_ONLY
     ),
-    "daybook.v1.Admin.ImportTransactions": Row(RUNS_THE_LEDGER, "admin", {"items": [ITEM]}, *ACCOUNT_ONLY),
-    "daybook.v1.Admin.VerifyAccounts": Row(RUNS_THE_LEDGER, "admin", {}, *WHOLE_ONLY),
+    "daybook.v1.Admin.ImportTransactions": Row(ADMINISTERS, "admin", {"items": [ITEM]}, *ACCOUNT_ONLY),
+    "daybook.v1.Admin.VerifyAccounts": Row(ADMINISTERS, "admin", {}, *WHOLE_ONLY),
     "daybook.v1.Admin.CreateApiKey": Row(
-        RUNS_THE_LEDGER, "admin", {"apiKey": {"scopes": ["transactions.readonly"]}}, *WHOLE_ONLY
+        ADMINISTERS, "admin", {"apiKey": {"scopes": ["transactions.readonly"]}}, *WHOLE_ONLY
     ),
-    "daybook.v1.Admin.ListApiKeys": Row(RUNS_THE_LEDGER, "admin", {"pageSize": 1}, *WHOLE_ONLY),
+    "daybook.v1.Admin.ListApiKeys": Row(ADMINISTERS, "admin", {"pageSize": 1}, *WHOLE_ONLY),
     "daybook.v1.Admin.RevokeApiKey": Row(
-        RUNS_THE_LEDGER, "admin", {"name": "apiKeys/to-revoke"}, *(OK, NOT_PERMITTED, NOT_PERMITTED, NO_KEY)
+        ADMINISTERS, "admin", {"name": "apiKeys/to-revoke"}, *(OK, NOT_PERMITTED, NOT_PERMITTED, NO_KEY)
     ),
     "daybook.v1.Admin.RotateApiKey": Row(
-        RUNS_THE_LEDGER, "admin", {"name": "apiKeys/to-rotate"}, *(OK, NOT_PERMITTED, NOT_PERMITTED, NO_KEY)
+        ADMINISTERS, "admin", {"name": "apiKeys/to-rotate"}, *(OK, NOT_PERMITTED, NOT_PERMITTED, NO_KEY)
     ),
     "daybook.facades.nebulablock.v1.Users.GetCreditsHistory": Row(
         READS_TRANSACTIONS,
         "transactions.readonly",
         {},
-        # About the account of whoever calls.
+        # It concerns the account that the credential is bound to.
         *(NOT_PERMITTED, OK, OK, NOT_PERMITTED),
     ),
     "daybook.facades.spacebring.v1.Transactions.GetCreditsTransactions": Row(
         READS_TRANSACTIONS,
         "transactions.readonly",
         {"limit": "1"},
-        # The network that is named is that of `house`.
+        # The call names the network of `house`.
         *(OK, NOT_PERMITTED, NOT_PERMITTED, "TENANT_NOT_PERMITTED"),
     ),
     "daybook.facades.dreadnode.v1.Credits.GetCreditBalance": Row(
@@ -172,7 +172,7 @@ SETS_OF_SCOPES: dict[str, frozenset[str]] = {
     **{scope: frozenset({scope}) for scope in SUFFICIENT},
     "both readonly": frozenset({"transactions.readonly", "accounts.readonly"}),
     "no scope": frozenset(),
-    "scopes that nobody knows": frozenset({"transaction", "Admin", "transactions.", "accounts.readonly.x"}),
+    "unknown scopes": frozenset({"transaction", "Admin", "transactions.", "accounts.readonly.x"}),
 }
 ISSUER_KEY, STRANGERS_KEY = ec_key(), ec_key()
 SECONDS = NOON // SECOND
@@ -180,7 +180,7 @@ SECONDS = NOON // SECOND
 
 @dataclass(frozen=True)
 class Kind:
-    """A credential, and what it is good for; of one that is good for nothing, what its holder is told."""
+    """A credential, with its scopes and reach; for an invalid credential, the reason of its refusal."""
 
     metadata: Sequence[tuple[str, str]]
     scopes: frozenset[str] = USUAL
@@ -188,7 +188,7 @@ class Kind:
     refusal: str | None = None
 
     def expected(self, row: Row) -> str:
-        """What becomes of the call of a row with this credential."""
+        """The outcome of the row's call with this credential."""
         if self.refusal is not None:
             return self.refusal
         if not self.scopes & row.scopes:
@@ -197,17 +197,17 @@ class Kind:
 
 
 def bearer(text: str) -> list[tuple[str, str]]:
-    """A key or a token as Bearer."""
+    """Metadata with a key or a token as Bearer."""
     return [("authorization", f"Bearer {text}")]
 
 
 def basic(text: str) -> list[tuple[str, str]]:
-    """A key as Basic."""
+    """Metadata with a key as Basic."""
     return [("authorization", f"Basic {base64.b64encode(text.replace('.', ':', 1).encode()).decode()}")]
 
 
 def token(key: Key = ISSUER_KEY, **claims: object) -> str:
-    """A token for all of the tenant `house` with the scopes of a usual key, unless told otherwise."""
+    """A token of the whole tenant `house` with the scopes of a usual key, unless `claims` override them."""
     given = {"scope": "transactions accounts", "account": "-", **claims}
     return key.token(claims_at(SECONDS, **given))
 
@@ -221,21 +221,21 @@ def tokens() -> dict[str, Kind]:
     good = token()
     bad = {
         "tampered with": bearer(good[:-4] + ("AAAA" if good[-4:] != "AAAA" else "BBBB")),
-        "of a stranger": bearer(token(STRANGERS_KEY)),
+        "signed with another key": bearer(token(STRANGERS_KEY)),
         "without a signature": bearer(good.rpartition(".")[0] + "."),
         "expired": bearer(token(exp=SECONDS - 30)),
         "not valid yet": bearer(token(nbf=SECONDS + 31)),
-        "for somebody else": bearer(token(aud="https://other.example")),
+        "for another audience": bearer(token(aud="https://other.example")),
         "of another issuer": bearer(token(iss="https://other.example")),
-        "of a tenant that is not there": bearer(token(tenant="nobody", scope="admin")),
-        "that binds to nothing": bearer(token(account=None, scope="admin")),
+        "of an unknown tenant": bearer(token(tenant="unknown", scope="admin")),
+        "without an account": bearer(token(account=None, scope="admin")),
         "as X-API-Key": [("x-api-key", good)],
         "as Basic": basic(good),
     }
     return {
         **by_scopes,
-        "token: over, by less than the skew": Kind(bearer(token(exp=SECONDS - 29))),
-        "token: no claim of scopes": Kind(bearer(token(scope=None)), frozenset()),
+        "token: expired, within the allowed skew": Kind(bearer(token(exp=SECONDS - 29))),
+        "token: no scope claim": Kind(bearer(token(scope=None)), frozenset()),
         "token: scopes in a list": Kind(
             bearer(token(scope=["accounts.readonly", "x"])), frozenset({"accounts.readonly"})
         ),
@@ -252,7 +252,7 @@ def tokens() -> dict[str, Kind]:
 
 
 async def keys(server: Server, house: int, other: int) -> dict[str, Kind]:
-    """Every kind of API key, and of what is none."""
+    """Every kind of API key, and calls without one."""
 
     async def key(tenant: int = house, **given: Any) -> str:
         return (await server.client(tenant, **given)).key
@@ -287,9 +287,9 @@ async def keys(server: Server, house: int, other: int) -> dict[str, Kind]:
     usual = await key()
     bad = {
         "malformed": bearer("00"),
-        "of nobody": bearer("00.00"),
-        "of nobody, as X-API-Key": [("x-api-key", "00.00")],
-        "of nobody, as Basic": basic("00.00"),
+        "unknown": bearer("00.00"),
+        "unknown, as X-API-Key": [("x-api-key", "00.00")],
+        "unknown, as Basic": basic("00.00"),
         "with another secret": bearer(f"{usual}x"),
         "by another scheme": [("authorization", f"Digest {usual}")],
         "wrong before right": [*bearer("00.00"), *bearer(usual)],
@@ -306,7 +306,7 @@ async def keys(server: Server, house: int, other: int) -> dict[str, Kind]:
         "key: as Bearer": Kind(bearer(usual)),
         "key: as X-API-Key": Kind([("x-api-key", usual)]),
         "key: as Basic": Kind(basic(usual)),
-        "key: rotated out a while ago, within the grace period": Kind(bearer(await rotated_out(NOON + 1))),
+        "key: rotated out, within the grace period": Kind(bearer(await rotated_out(NOON + 1))),
         "key: about to expire": Kind(bearer(await expiring(NOON + 1))),
         "key: bound to acme": Kind(bearer(await key(account_id="acme")), reach="acme"),
         "key: bound to acme, admin": Kind(bearer(await key(account_id="acme", scopes=admin)), admin, "acme"),
@@ -317,7 +317,10 @@ async def keys(server: Server, house: int, other: int) -> dict[str, Kind]:
 
 
 async def outcome_of(channel: grpc.aio.Channel, method: MethodDescriptor, kind: Kind) -> str:
-    """What becomes of a row's call; behind OK the reason for which the first part of it was refused."""
+    """The outcome of a row's call: the reason of its refusal, or OK.
+
+    OK is followed by the reason of the first item's refusal, if there is one.
+    """
     request = ParseDict(ROWS[method.full_name].request, GetMessageClass(method.input_type)())
     answer = GetMessageClass(method.output_type)()
     path = f"/{method.containing_service.full_name}/{method.name}"
@@ -343,7 +346,7 @@ async def outcome_of(channel: grpc.aio.Channel, method: MethodDescriptor, kind: 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Server]:
-    """A server that takes access tokens, with the tenants `house` and `other`."""
+    """A server that accepts access tokens, with the tenants `house` and `other`."""
     folder = tmp_path_factory.mktemp("access")
     (folder / "jwks.json").write_bytes(jwk_set(ISSUER_KEY))
     settings = Settings(
@@ -361,14 +364,14 @@ async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
         yield Server(book, channel)
 
 
-def test_the_table_has_every_method() -> None:
-    """A method that is new has to say here to whom it opens; a facade's only if that differs from the others'."""
+def test_rows_cover_every_method() -> None:
+    """ROWS has every method; facades whose outcomes are the usual ones get their rows automatically."""
     assert ROWS.keys() == {method.full_name for method in METHODS}
 
 
 @shares_a_server
-async def test_every_credential_at_every_method(server: Server) -> None:
-    """Credential, scope, tenant and binding are looked at in this order, at every method, whoever calls."""
+async def test_every_method_checks_every_credential(server: Server) -> None:
+    """Every method checks credential, scope, tenant and binding, in this order."""
     house, other = [await server.create_tenant(slug) for slug in ("house", "other")]
     for tenant, accounts in ((house, ("acme", "spare", "twin")), (other, ("twin",))):
         owner = await server.client(tenant)

@@ -1,4 +1,4 @@
-"""Access tokens over the wire: what a server does without its issuer, and what it keeps of whoever holds one."""
+"""Access tokens over the wire: an unreachable issuer, rate limits of subjects, and lists across tokens."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ KEY = ec_key()
 
 @asynccontextmanager
 async def serving_tokens(book: Book, jwks: str, **settings: object) -> AsyncIterator[Server]:
-    """The book behind a server that takes the issuer's tokens, as each tenant's callers."""
+    """Serves the book with the issuer's access tokens accepted."""
     oauth2 = {"oauth2_issuer": NAME, "oauth2_audience": AUDIENCE, "oauth2_jwks": jwks}
     async with (
         serving(book, Settings(port=0, shutdown_grace_seconds=1, **oauth2, **settings)) as port,  # type: ignore[arg-type]
@@ -37,13 +37,13 @@ async def serving_tokens(book: Book, jwks: str, **settings: object) -> AsyncIter
 
 
 def holder(server: Server, **claims: object) -> Client:
-    """The caller who holds a token of the tenant `house` that reads accounts, unless told otherwise."""
+    """A caller with a token of the tenant `house` that may read accounts, unless `claims` override it."""
     given = {"scope": "accounts.readonly", **claims}
     return Client(server.channel, KEY.token(claims_at(NOON // SECOND, **given)))
 
 
-async def test_an_issuer_that_is_away(book: Book) -> None:
-    """Until the issuer can be reached its tokens are UNAVAILABLE, not invalid; all else is as ever."""
+async def test_tokens_of_an_unreachable_issuer_are_unavailable(book: Book) -> None:
+    """While the issuer is unreachable its tokens get UNAVAILABLE, API keys work, and unsigned tokens are invalid."""
     with Endpoint().serving() as endpoint:
         endpoint.reset(jwk_set(KEY))
         endpoint.status = 503
@@ -60,8 +60,8 @@ async def test_an_issuer_that_is_away(book: Book) -> None:
             assert endpoint.count == 1
 
 
-async def test_each_subject_has_a_limit_of_its_own(book: Book, tmp_path: Path) -> None:
-    """All tokens of one subject share a limit, and neither another subject nor a key shares it."""
+async def test_each_subject_has_its_own_rate_limit(book: Book, tmp_path: Path) -> None:
+    """All tokens of one subject share a rate limit; other subjects and API keys don't."""
     (tmp_path / "jwks.json").write_bytes(jwk_set(KEY))
     limits = {"rate_limit_calls_per_second": 0.001, "rate_limit_burst": 2}
     async with serving_tokens(book, str(tmp_path / "jwks.json"), **limits) as server:
@@ -77,8 +77,8 @@ async def test_each_subject_has_a_limit_of_its_own(book: Book, tmp_path: Path) -
             await caller.ledger.ListAccounts(ListAccountsRequest(), metadata=caller.metadata)
 
 
-async def test_a_list_goes_on_with_the_next_token(book: Book, tmp_path: Path) -> None:
-    """Who has to get a new access token in the middle of a list reads on with it."""
+async def test_list_continues_with_a_new_token(book: Book, tmp_path: Path) -> None:
+    """A page token stays valid when its caller gets a new access token."""
     (tmp_path / "jwks.json").write_bytes(jwk_set(KEY))
     async with serving_tokens(book, str(tmp_path / "jwks.json")) as server:
         house = await server.client(await server.create_tenant("house"))
@@ -94,8 +94,8 @@ async def test_a_list_goes_on_with_the_next_token(book: Book, tmp_path: Path) ->
         assert (names, page_token) == (["accounts/a", "accounts/b"], "")
 
 
-async def test_a_file_without_keys(book: Book, tmp_path: Path) -> None:
-    """A server whose file of keys is missing doesn't start, and says which setting it is."""
+async def test_missing_key_file_prevents_the_start(book: Book, tmp_path: Path) -> None:
+    """The server doesn't start if the file of keys is missing, and the error names the setting."""
     with pytest.raises(CannotStart, match="oauth2_jwks: the file holds no usable key"):
         async with serving_tokens(book, str(tmp_path / "missing.json")):
             pass

@@ -1,4 +1,4 @@
-"""Accounts over the wire, held to the comments of account.proto and ledger_service.proto."""
+"""Accounts over the wire, as account.proto and ledger_service.proto document them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ async def get(client: Client, account_id: str) -> Account:
 
 
 async def balance(client: Client, account_id: str) -> Balance:
-    """What the account holds now."""
+    """The account's balance."""
     return await client.ledger.GetBalance(
         GetBalanceRequest(name=f"accounts/{account_id}/balance"), metadata=client.metadata
     )
@@ -70,7 +70,7 @@ async def list_pages(client: Client, page_size: int) -> list[list[str]]:
 
 
 async def test_new_account(client: Client) -> None:
-    """A new account has the fields it was given, and what is output only from Daybook."""
+    """A new account has the given fields, and Daybook sets the output-only fields."""
     created = await client.create_account(
         "acme", kind=Account.COMPANY, display_name="Acme Ltd", credit_limit="5.50", company=COMPANY
     )
@@ -135,8 +135,8 @@ async def test_ids_are_case_sensitive(client: Client) -> None:
     assert (await refusal_of(get(client, "aCME"))).verdict == ("NOT_FOUND", "ACCOUNT_NOT_FOUND")
 
 
-async def test_numbers_are_kept_in_bounds(client: Client, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A full cache evicts an entry; the account is found all the same."""
+async def test_number_cache_is_bounded(client: Client, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache of account numbers evicts entries when full, and evicted accounts are still found."""
     size = ENTRY_BYTES + 5
     numbers: ByteLRU[tuple[int, str], int] = ByteLRU(2 * size, lambda key, _: len(key[1]))
     monkeypatch.setattr(server.book.account_store, "_numbers", numbers)
@@ -148,8 +148,8 @@ async def test_numbers_are_kept_in_bounds(client: Client, server: Server, monkey
     assert [len(await client.history(name)) for name in names] == [1, 1, 1]
 
 
-async def test_account_exists(client: Client) -> None:
-    """An id that the tenant has already gets ALREADY_EXISTS, and the account stays as it was."""
+async def test_duplicate_account_is_refused(client: Client) -> None:
+    """Creating an account whose id exists gets ALREADY_EXISTS, and changes nothing."""
     created = await client.create_account("acme", display_name="first")
     refusal = await refusal_of(client.create_account("acme", display_name="second"))
     assert refusal.verdict == ("ALREADY_EXISTS", "ACCOUNT_EXISTS")
@@ -157,8 +157,8 @@ async def test_account_exists(client: Client) -> None:
     assert await get(client, "acme") == created
 
 
-async def test_numbers_are_unique_over_tenants(server: Server) -> None:
-    """Two tenants can have the same id; the numbers still differ."""
+async def test_numbers_are_unique_across_tenants(server: Server) -> None:
+    """Two tenants may use the same account id; the numbers of the accounts still differ."""
     numbers = set()
     for slug in ("one", "two"):
         tenant_client = await server.client(await server.create_tenant(slug))
@@ -173,7 +173,7 @@ async def test_numbers_are_unique_over_tenants(server: Server) -> None:
     [(0, False), (1, True), (2, True), (3, True), (4, True), (5, True), (6, True), (7, False), (-1, False)],
 )
 async def test_kind(shared_client: Client, kind: int, accepted: bool) -> None:
-    """Every kind of the contract is kept; none, or one that nobody knows, is refused."""
+    """Every kind of the contract is stored; an unset or unknown kind is refused."""
     account_id = f"of-kind-{kind}"
     if accepted:
         assert (await shared_client.create_account(account_id, kind=kind)).kind == kind
@@ -195,8 +195,8 @@ async def test_kind(shared_client: Client, kind: int, accepted: bool) -> None:
     ids=lambda given: next(iter(given)),
 )
 @only_sqlite
-async def test_what_a_new_account_cannot_be_given(client: Client, given: dict[str, Any]) -> None:
-    """A value in a field that only Daybook sets is refused, and no account is made."""
+async def test_new_account_refuses_output_only_fields(client: Client, given: dict[str, Any]) -> None:
+    """A value in a field that only Daybook sets is refused, and no account is created."""
     refusal = await refusal_of(client.create_account("acme", **given))
     (field,) = given
     assert (*refusal.verdict, *refusal.fields) == ("INVALID_ARGUMENT", "FIELD_INVALID", f"account.{field}")
@@ -204,14 +204,14 @@ async def test_what_a_new_account_cannot_be_given(client: Client, given: dict[st
 
 
 @pytest.mark.parametrize("paths", [None, [], ["*"]])
-async def test_account_is_sent_back_as_it_was_read(client: Client, clock: Clock, paths: list[str] | None) -> None:
-    """A caller may read an account, change what can be changed, and send all of it back."""
+async def test_read_account_can_be_sent_back(client: Client, clock: Clock, paths: list[str] | None) -> None:
+    """A caller may read an account, change its mutable fields, and send all of it back."""
     read = await client.create_account("acme", kind=Account.USER, credit_limit="5", user=PERSON)
     clock.advance(60)
     read.display_name = "New"
     changed = await update(client, read, paths)
     assert (changed.display_name, changed.credit_limit, changed.user) == ("New", "5", PERSON)
-    # Another caller's update in between changes update_time only.
+    # A stale update_time is accepted, and equal values change nothing.
     read.etag = ""
     assert (await update(client, read, paths)).update_time == changed.update_time
 
@@ -228,10 +228,10 @@ async def test_account_is_sent_back_as_it_was_read(client: Client, clock: Clock,
     ids=lambda given: next(iter(given)),
 )
 @only_sqlite
-async def test_update_of_what_is_fixed_is_refused(
+async def test_update_of_an_immutable_field_is_refused(
     client: Client, given: dict[str, Any], paths: list[str] | None
 ) -> None:
-    """An update of a fixed field is refused by its name, and changes nothing else either."""
+    """An update of an immutable field is refused with the field's name, and changes no other field."""
     before = await client.create_account("acme", kind=Account.USER)
     refusal = await refusal_of(update(client, Account(name="accounts/acme", display_name="New", **given), paths))
     (field,) = given
@@ -241,7 +241,7 @@ async def test_update_of_what_is_fixed_is_refused(
 
 @shares_a_server
 @pytest.mark.parametrize(
-    ("credit_limit", "kept"),
+    ("credit_limit", "stored"),
     [
         ("", "0"),
         ("0", "0"),
@@ -264,13 +264,13 @@ async def test_update_of_what_is_fixed_is_refused(
     ],
 )
 async def test_credit_limit(
-    shared_client: Client, request: pytest.FixtureRequest, credit_limit: str, kept: str | None
+    shared_client: Client, request: pytest.FixtureRequest, credit_limit: str, stored: str | None
 ) -> None:
     """A credit limit is an exact decimal from 0 to 999999999999.999999, and empty means 0."""
-    # A name of its own for every row of the table.
+    # Each row of the table needs its own account.
     account_id = f"limit-{request.node.callspec.indices['credit_limit']}"
-    if kept is not None:
-        assert (await shared_client.create_account(account_id, credit_limit=credit_limit)).credit_limit == kept
+    if stored is not None:
+        assert (await shared_client.create_account(account_id, credit_limit=credit_limit)).credit_limit == stored
         return
     for call in (
         shared_client.create_account(account_id, credit_limit=credit_limit),
@@ -292,7 +292,7 @@ async def test_largest_credit_limit_can_be_used(client: Client) -> None:
 
 
 async def test_lowered_credit_limit(client: Client) -> None:
-    """A lowered limit undoes nothing that was charged; it only refuses further charges."""
+    """A lowered limit changes no past charge; it only refuses further charges."""
     await client.create_account("acme", credit_limit="10")
     await client.post("acme", Transaction.CHARGE, "-8")
     await update(client, Account(name="accounts/acme"), ["credit_limit"])
@@ -305,7 +305,7 @@ async def test_lowered_credit_limit(client: Client) -> None:
 
 
 @pytest.mark.parametrize(
-    ("hour_anchor", "kept"),
+    ("hour_anchor", "stored"),
     [
         (None, to_timestamp(NOON)),
         (Timestamp(), Timestamp()),
@@ -314,39 +314,39 @@ async def test_lowered_credit_limit(client: Client) -> None:
     ],
     ids=["unset", "1970", "fraction", "before-1970"],
 )
-async def test_hour_anchor(client: Client, clock: Clock, hour_anchor: Timestamp | None, kept: Timestamp) -> None:
-    """An anchor is kept to the second, 1970 included; unset it is the second of creation."""
+async def test_hour_anchor(client: Client, clock: Clock, hour_anchor: Timestamp | None, stored: Timestamp) -> None:
+    """An anchor is truncated to the second, 1970 included; if unset, it is the second of creation."""
     clock.advance(0.75)
     created = await client.create_account("acme", hour_anchor_time=hour_anchor)
     assert created.HasField("hour_anchor_time")
-    assert created.hour_anchor_time == kept
-    assert (await get(client, "acme")).hour_anchor_time == kept
+    assert created.hour_anchor_time == stored
+    assert (await get(client, "acme")).hour_anchor_time == stored
 
 
 @pytest.mark.parametrize(
     ("call", "reason_metadata"),
     [
-        ("GetAccount", {"account": "accounts/nobody"}),
-        ("UpdateAccount", {"account": "accounts/nobody"}),
-        ("GetBalance", {"account": "accounts/nobody"}),
+        ("GetAccount", {"account": "accounts/unknown"}),
+        ("UpdateAccount", {"account": "accounts/unknown"}),
+        ("GetBalance", {"account": "accounts/unknown"}),
     ],
 )
 @only_sqlite
 async def test_account_not_found(client: Client, call: str, reason_metadata: dict[str, str]) -> None:
-    """What is asked of an account that is not there gets NOT_FOUND, with its name."""
+    """A call for an unknown account gets NOT_FOUND with the account's name."""
     await client.create_account("acme")
     calls: dict[str, Callable[[], Awaitable[object]]] = {
-        "GetAccount": lambda: get(client, "nobody"),
-        "UpdateAccount": lambda: update(client, Account(name="accounts/nobody", display_name="x")),
-        "GetBalance": lambda: balance(client, "nobody"),
+        "GetAccount": lambda: get(client, "unknown"),
+        "UpdateAccount": lambda: update(client, Account(name="accounts/unknown", display_name="x")),
+        "GetBalance": lambda: balance(client, "unknown"),
     }
     refusal = await refusal_of(calls[call]())
     assert refusal.verdict == ("NOT_FOUND", "ACCOUNT_NOT_FOUND")
     assert refusal.metadata == reason_metadata
 
 
-FEW = {"display_name": "Old", "credit_limit": "5", "profile": PERSON}
-"""What the account of test_update_mask has before."""
+OLD_FIELDS = {"display_name": "Old", "credit_limit": "5", "profile": PERSON}
+"""The fields of the account of test_update_mask before the update."""
 
 
 @only_sqlite
@@ -358,7 +358,7 @@ FEW = {"display_name": "Old", "credit_limit": "5", "profile": PERSON}
         (None, {"display_name": ""}, {}),
         (None, {"credit_limit": "0"}, {"credit_limit": "0"}),
         (["credit_limit"], {"kind": Account.COMPANY, "number": 9, "credit_limit": "5"}, {}),
-        # An empty mask says as little as none.
+        # An empty mask is equivalent to none.
         ([], {"display_name": "New"}, {"display_name": "New"}),
         (None, {"company": COMPANY}, {"profile": COMPANY}),
         (["display_name"], {}, {"display_name": ""}),
@@ -385,7 +385,7 @@ FEW = {"display_name": "Old", "credit_limit": "5", "profile": PERSON}
 async def test_update_mask(
     client: Client, clock: Clock, paths: list[str] | None, sent: dict[str, Any], changes: dict[str, object]
 ) -> None:
-    """An update writes the fields of its mask and no others; update_time moves only if something did."""
+    """An update writes the fields of its mask and no others; update_time changes only if a field does."""
     before = await client.create_account("acme", kind=Account.USER, display_name="Old", credit_limit="5", user=PERSON)
     clock.advance(60)
     after = await update(client, Account(name="accounts/acme", **sent), paths)
@@ -394,7 +394,7 @@ async def test_update_mask(
         "display_name": after.display_name,
         "credit_limit": after.credit_limit,
         "profile": getattr(after, profile) if profile else None,
-    } == {**FEW, **changes}
+    } == {**OLD_FIELDS, **changes}
     assert (after.name, after.number, after.kind) == (before.name, before.number, before.kind)
     assert (after.create_time, after.hour_anchor_time) == (before.create_time, before.hour_anchor_time)
     assert after.update_time == (to_timestamp(clock.now) if changes else before.update_time)
@@ -419,8 +419,8 @@ async def test_update_mask(
     ],
     ids=lambda value: str(value)[:40],
 )
-async def test_unknown_path(shared_client: Client, paths: list[str], field: str) -> None:
-    """Any other path gets INVALID_ARGUMENT, and nothing is written."""
+async def test_unknown_path_is_refused(shared_client: Client, paths: list[str], field: str) -> None:
+    """Any other path in a mask gets INVALID_ARGUMENT, and nothing is written."""
     before = await get(shared_client, "acme")
     refusal = await refusal_of(update(shared_client, Account(name="accounts/acme", display_name="New"), paths))
     assert (*refusal.verdict, *refusal.fields) == ("INVALID_ARGUMENT", "FIELD_INVALID", field)
@@ -429,8 +429,8 @@ async def test_unknown_path(shared_client: Client, paths: list[str], field: str)
 
 
 @only_sqlite
-async def test_update_that_changes_nothing(client: Client, clock: Clock) -> None:
-    """The same values again, however they are spelled, leave the whole account alone."""
+async def test_update_with_equal_values_changes_nothing(client: Client, clock: Clock) -> None:
+    """An update with equal values, however they are spelled, leaves the account unchanged."""
     before = await client.create_account("acme", display_name="Old", credit_limit="5", user=PERSON)
     clock.advance(60)
     after = await update(
@@ -441,7 +441,7 @@ async def test_update_that_changes_nothing(client: Client, clock: Clock) -> None
 
 
 @only_sqlite
-async def test_transactions_leave_the_account_alone(client: Client, clock: Clock) -> None:
+async def test_transaction_leaves_the_account_unchanged(client: Client, clock: Clock) -> None:
     """A transaction changes the balance, not update_time or etag."""
     before = await client.create_account("acme")
     clock.advance(60)
@@ -463,8 +463,8 @@ async def test_etag(client: Client) -> None:
 
 
 @only_sqlite
-async def test_etag_of_a_stranger(client: Client) -> None:
-    """An etag that the account never had is a mismatch even where the update would change nothing."""
+async def test_unknown_etag_is_refused(client: Client) -> None:
+    """An etag that the account never had is refused even if the update would change nothing."""
     await client.create_account("acme", display_name="one")
     refusal = await refusal_of(update(client, Account(name="accounts/acme", display_name="one", etag="0" * 16)))
     assert refusal.verdict == ("ABORTED", "ETAG_MISMATCH")
@@ -482,7 +482,7 @@ async def test_etag_of_a_stranger(client: Client) -> None:
         ({"display_name": "Old"}, False),
     ],
 )
-async def test_etag_sees_every_field(client: Client, change: dict[str, Any], differs: bool) -> None:
+async def test_etag_covers_every_field(client: Client, change: dict[str, Any], differs: bool) -> None:
     """The etag changes with each field that a caller can set, and only then."""
     before = await client.create_account("acme", display_name="Old")
     after = await update(client, Account(name="accounts/acme", **change))
@@ -490,7 +490,7 @@ async def test_etag_sees_every_field(client: Client, change: dict[str, Any], dif
 
 
 async def test_new_balance(client: Client) -> None:
-    """A new account holds nothing, at sequence 0."""
+    """A new account has a balance of 0, at sequence 0."""
     await client.create_account("acme", credit_limit="2.5")
     assert await balance(client, "acme") == Balance(
         name="accounts/acme/balance",
@@ -504,7 +504,7 @@ async def test_new_balance(client: Client) -> None:
 
 
 async def test_balance(client: Client, clock: Clock) -> None:
-    """The balance is what the newest transaction left; available is that plus the credit limit."""
+    """The balance is the newest transaction's balance_after; the available amount adds the credit limit."""
     await client.create_account("acme", credit_limit="2.5")
     await client.create_account("other")
     await client.post("other", Transaction.GRANT, "1000")
@@ -518,8 +518,8 @@ async def test_balance(client: Client, clock: Clock) -> None:
     assert held.read_time == to_timestamp(clock.now)
 
 
-async def test_balance_of_an_account_that_is_ahead(client: Client, clock: Clock) -> None:
-    """With a clock that went back, read_time is the clock's, by which credits expire."""
+async def test_read_time_follows_a_clock_that_went_back(client: Client, clock: Clock) -> None:
+    """If the clock went back, read_time is the clock's time, by which credits expire."""
     await client.create_account("acme")
     await client.post("acme", Transaction.GRANT, "10")
     clock.advance(-3600)
@@ -528,7 +528,7 @@ async def test_balance_of_an_account_that_is_ahead(client: Client, clock: Clock)
 
 
 IDS = ["B", "a", "b", "A", "a_", "a-", "a.", "aB", "ab", "Ab", "10", "9", "Zz", "z"]
-"""No locale sorts these by code point: cases mix, and punctuation is skipped."""
+"""Ids that no locale sorts by code point, since locales mix cases and skip punctuation."""
 NAMES = [f"accounts/{account_id}" for account_id in sorted(IDS)]
 
 
@@ -546,7 +546,7 @@ NAMES = [f"accounts/{account_id}" for account_id in sorted(IDS)]
     ],
 )
 async def test_list_accounts(server: Server, page_size: int, page_lengths: list[int]) -> None:
-    """All pages give the tenant's accounts once each, by code point, and a token only where more follow."""
+    """All pages together have the tenant's accounts once each, by code point; only the last has no token."""
     client = await server.client(await server.create_tenant("house"))
     neighbour = await server.client(await server.create_tenant("neighbour"))
     await neighbour.create_account("aa")
@@ -558,15 +558,15 @@ async def test_list_accounts(server: Server, page_size: int, page_lengths: list[
 
 
 async def test_ids_sort_by_code_point(client: Client) -> None:
-    """Accounts are listed by code point on every engine, also where pages part them."""
+    """Accounts are listed by code point on every engine, also across pages."""
     for account_id in IDS:
         await client.create_account(account_id)
     assert [name for page in await list_pages(client, 3) for name in page] == NAMES
 
 
 @only_sqlite
-async def test_listed_account_is_whole(client: Client) -> None:
-    """A listed account is the message that GetAccount answers with."""
+async def test_listed_account_is_complete(client: Client) -> None:
+    """A list has the same message of an account as GetAccount."""
     await client.create_account("acme", display_name="Acme", credit_limit="1.5", company=COMPANY)
     page = await client.ledger.ListAccounts(ListAccountsRequest(), metadata=client.metadata)
     assert list(page.accounts) == [await get(client, "acme")]
@@ -580,7 +580,7 @@ async def test_no_accounts(client: Client) -> None:
 
 
 async def test_accounts_created_between_pages(client: Client) -> None:
-    """Accounts that come while pages are read neither repeat nor hide the others."""
+    """Accounts created between pages neither repeat nor hide others."""
     for account_id in ("b", "d", "f"):
         await client.create_account(account_id)
     names: list[str] = []
@@ -601,7 +601,7 @@ async def test_accounts_created_between_pages(client: Client) -> None:
 
 @only_sqlite
 async def test_default_page_size_of_accounts(client: Client) -> None:
-    """A page has 50 accounts unless asked otherwise."""
+    """A page has 50 accounts by default."""
     for number in range(51):
         await client.create_account(f"account-{number:02d}")
     assert [len(page) for page in await list_pages(client, 0)] == [50, 1]
@@ -617,7 +617,7 @@ async def test_negative_page_size_of_accounts(client: Client) -> None:
 
 @only_sqlite
 async def test_long_accounts_make_short_pages(client: Client) -> None:
-    """A page whose accounts would not fit into a message ends sooner, and the next one goes on from there."""
+    """A page that would exceed the message size ends early, and the next one continues after it."""
     company = Company(notes="ж" * 4096, metadata=Struct())
     company.metadata.update({"note": "x" * 8000})
     ids = [f"long-{number:03}" for number in range(280)]

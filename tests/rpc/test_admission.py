@@ -1,4 +1,4 @@
-"""Too many calls at once: admitted by their headers, shared out among keys, refused in our words, and none is lost."""
+"""Admission: calls wait once their headers arrive, keys share the places, and an overload is refused with TOO_BUSY."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tests.support.refusals import read_refusal, refusal_of
 PLACES = 8
 STREAM_PLACES = 2
 SHARE = PLACES // 2
-"""What a key gets that calls alone."""
+"""The places of a key while no other key calls."""
 TOO_BUSY = ("RESOURCE_EXHAUSTED", "TOO_BUSY")
 CREATE = "/daybook.v1.Ledger/CreateTransaction"
 
@@ -64,7 +64,7 @@ async def crowded(book: Book) -> AsyncIterator[Crowded]:
 
 @pytest.fixture
 async def client(crowded: Crowded) -> Client:
-    """A caller with every scope, whom the server knows, and an account of theirs."""
+    """A caller with every scope, a cached credential and an account `acme`."""
     client = await crowded.server.client(await crowded.server.create_tenant("house"), scopes={"admin"})
     await client.create_account("acme")
     await client.post("acme", Transaction.GRANT, "1")
@@ -72,7 +72,7 @@ async def client(crowded: Crowded) -> Client:
 
 
 async def another(crowded: Crowded) -> Client:
-    """A caller of the same tenant with another key."""
+    """A caller of the same tenant with another key, whose credential is cached."""
     tenant_number = await crowded.server.book.credentials.tenant_number("house")
     assert tenant_number is not None
     client = await crowded.server.client(tenant_number)
@@ -81,20 +81,20 @@ async def another(crowded: Crowded) -> Client:
 
 
 async def until_in_flight(crowded: Crowded, calls: int, kind: str = "call") -> None:
-    """Returns when so many calls are under way."""
+    """Returns once exactly `calls` calls of this kind are in flight."""
     await crowded.until(lambda found: found.one("daybook_rpc_in_flight_calls", kind=kind) == calls)
 
 
 def start_posts(client: Client, count: int) -> list[asyncio.Task[Transaction]]:
-    """Posts so many times at once."""
+    """Starts `count` concurrent postings."""
     return [asyncio.create_task(client.post("acme", Transaction.GRANT, "1")) for _ in range(count)]
 
 
 @pytest.mark.one_server
-async def test_a_key_gets_its_share_and_others_theirs(
+async def test_key_beyond_its_share_is_refused(
     crowded: Crowded, client: Client, admin: Client, database_url: str
 ) -> None:
-    """A key that has its share is refused at once; another one's calls are served, health too, and none is lost."""
+    """A key beyond its share is refused at once; calls of other keys and health checks are served, and none is lost."""
     other = await another(crowded)
     async with asyncio.timeout(60):
         async with held_writer(database_url):
@@ -111,7 +111,7 @@ async def test_a_key_gets_its_share_and_others_theirs(
                 refusal = read_refusal(caught.value)
                 assert refusal.verdict == TOO_BUSY
                 assert refusal.retry_delay == Duration(seconds=1)
-                # What REST has of it.
+                # The gateway passes it on as the header Retry-After.
                 assert dict(caught.value.trailing_metadata())["retry-after"] == "1"
             listing = ListTransactionsRequest(parent="accounts/acme")
             assert len((await other.ledger.ListTransactions(listing, metadata=other.metadata)).transactions) == 1
@@ -138,8 +138,8 @@ async def admin(crowded: Crowded) -> Client:
 
 
 @pytest.mark.one_server
-async def test_a_call_is_refused_before_its_body_comes(crowded: Crowded, client: Client, database_url: str) -> None:
-    """The headers alone are answered, where there is no place."""
+async def test_call_is_refused_before_its_body_arrives(crowded: Crowded, client: Client, database_url: str) -> None:
+    """Without a free place a call is refused once its headers arrive, without its body."""
     never = asyncio.Event()
 
     async def body() -> AsyncIterator[Any]:
@@ -156,8 +156,8 @@ async def test_a_call_is_refused_before_its_body_comes(crowded: Crowded, client:
 
 
 @only_sqlite
-async def test_unknown_credentials_share_one_share(crowded: Crowded, client: Client) -> None:
-    """Callers that were not let in yet hold at most one share, however many credentials they make up."""
+async def test_unauthenticated_calls_have_one_share(crowded: Crowded, client: Client) -> None:
+    """Unauthenticated calls hold at most one share of places, however many credentials they invent."""
     release = asyncio.Event()
 
     async def body() -> AsyncIterator[Any]:
@@ -180,8 +180,8 @@ async def test_unknown_credentials_share_one_share(crowded: Crowded, client: Cli
 
 
 @only_sqlite
-async def test_streams_and_calls_have_places_of_their_own(crowded: Crowded, client: Client) -> None:
-    """A key's imports take no place from its calls, and one too many is refused."""
+async def test_streams_and_calls_have_separate_places(crowded: Crowded, client: Client) -> None:
+    """A key's streams take no place from its calls, and a stream beyond the limit is refused."""
     never = asyncio.Event()
 
     async def items() -> AsyncIterator[ImportTransactionsRequest]:
@@ -206,8 +206,8 @@ async def test_streams_and_calls_have_places_of_their_own(crowded: Crowded, clie
 
 
 @pytest.mark.one_server
-async def test_every_place_comes_back(crowded: Crowded, client: Client, database_url: str) -> None:
-    """However a call ends, its place is free again: cancelled, late, malformed, refused, or its connection lost."""
+async def test_every_place_is_released(crowded: Crowded, client: Client, database_url: str) -> None:
+    """A call frees its place however it ends: cancelled, timed out, malformed, refused or disconnected."""
     address = f"127.0.0.1:{crowded.port}"
     async with asyncio.timeout(60):
         async with held_writer(database_url):
@@ -235,7 +235,7 @@ async def test_every_place_comes_back(crowded: Crowded, client: Client, database
         with pytest.raises(grpc.aio.AioRpcError):
             await headers_alone(iter(()), metadata=client.metadata, timeout=0.5)
         await refusal_of(
-            client.ledger.GetBalance(GetBalanceRequest(name="accounts/nobody/balance"), metadata=client.metadata)
+            client.ledger.GetBalance(GetBalanceRequest(name="accounts/unknown/balance"), metadata=client.metadata)
         )
         await refusal_of(client.ledger.GetBalance(GetBalanceRequest(name="accounts/acme/balance")))
         verifying = client.admin.VerifyAccounts(VerifyAccountsRequest(), metadata=client.metadata)
@@ -243,13 +243,13 @@ async def test_every_place_comes_back(crowded: Crowded, client: Client, database
         verifying.cancel()
         await until_in_flight(crowded, 0)
         await until_in_flight(crowded, 0, "stream")
-        # All of them can be taken again.
+        # Every place can be used again.
         assert [post.sequence > 1 for post in await asyncio.gather(*start_posts(client, SHARE))] == [True] * SHARE
 
 
 @pytest.mark.one_server
 async def test_calls_wait_for_a_place(book: Book, database_url: str) -> None:
-    """More calls than places are all served, one after the other, and one that is malformed gets its own refusal."""
+    """More calls than places are all served in turn, and a malformed call gets its own refusal."""
     settings = Settings(port=0, shutdown_grace_seconds=1, calls_in_flight_max=4, admission_seconds_max=60)
     async with serving(book, settings) as port, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         server = Server(book, channel)
@@ -267,8 +267,8 @@ async def test_calls_wait_for_a_place(book: Book, database_url: str) -> None:
 
 
 @pytest.mark.one_server
-async def test_a_call_waits_only_so_long(book: Book, database_url: str) -> None:
-    """Without a place in time a call is refused, and its request_id is not used up."""
+async def test_wait_for_a_place_is_bounded(book: Book, database_url: str) -> None:
+    """A call that gets no place in time is refused, and its request_id stays free."""
     settings = Settings(port=0, shutdown_grace_seconds=1, calls_in_flight_max=2, admission_seconds_max=0.1)
     async with serving(book, settings) as port, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         server = Server(book, channel)
@@ -290,8 +290,8 @@ async def test_a_call_waits_only_so_long(book: Book, database_url: str) -> None:
 
 
 @only_sqlite
-async def test_thousands_at_once_are_ours(book: Book) -> None:
-    """gRPC refuses no call by itself, though thousands wait until the server looks at them."""
+async def test_grpc_refuses_none_of_thousands_of_calls(book: Book) -> None:
+    """gRPC itself refuses no call, even while thousands wait for the server's event loop."""
     calls, connections = 4000, 4
     settings = Settings(port=0, shutdown_grace_seconds=1, calls_in_flight_max=4 * calls)
     async with AsyncExitStack() as stack:
@@ -305,13 +305,13 @@ async def test_thousands_at_once_are_ours(book: Book) -> None:
         await client.create_account("acme")
         clients = [Client(channel, client.key) for channel in channels]
         async with asyncio.timeout(60):
-            # Client and server share an event loop, so that all calls are sent before the first is looked at.
+            # Client and server share an event loop, so all calls are sent before the first is handled.
             amounts = await asyncio.gather(*(clients[number % connections].balance() for number in range(calls)))
         assert {balance.amount for balance in amounts} == {"0"}
 
 
-async def test_a_body_that_never_comes_keeps_no_place(book: Book) -> None:
-    """A call has only so long, from its headers on."""
+async def test_call_without_a_body_releases_its_place(book: Book) -> None:
+    """The time limit of a call starts with its headers, so a call without a body frees its place."""
     never = asyncio.Event()
 
     async def body() -> AsyncIterator[Any]:

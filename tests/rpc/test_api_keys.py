@@ -1,4 +1,4 @@
-"""API keys over the wire: made, shown once, listed, revoked, rotated, used, expired."""
+"""API keys over the wire: creation, listing, revocation, rotation, use and expiry."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ INVALID = ("UNAUTHENTICATED", "CREDENTIAL_INVALID")
 
 
 async def create(admin: Client, **fields: object) -> CreateApiKeyResponse:
-    """Makes a key that reads transactions, unless told otherwise."""
+    """Creates a key, which may read transactions unless `fields` say otherwise."""
     api_key = ApiKey(**{"scopes": ["transactions.readonly"], **fields})  # type: ignore[arg-type]
     return await admin.admin.CreateApiKey(CreateApiKeyRequest(api_key=api_key), metadata=admin.metadata)
 
@@ -51,7 +51,7 @@ async def list_keys(admin: Client, page_size: int = 0, page_token: str = "") -> 
 
 
 async def listed(admin: Client, name: str) -> ApiKey:
-    """One key, out of the list."""
+    """One key from the list."""
     (found,) = [each for each in (await list_keys(admin)).api_keys if each.name == name]
     return found
 
@@ -68,7 +68,7 @@ async def rotate(admin: Client, name: str, grace_seconds: int = 0) -> RotateApiK
 
 
 def holder(admin: Client, key_string: str) -> Client:
-    """The caller who was given a key."""
+    """The caller who holds a key."""
     return Client(admin.channel, key_string)
 
 
@@ -77,17 +77,17 @@ def get_acme(caller: Client) -> Awaitable[Account]:
     return caller.ledger.GetAccount(GetAccountRequest(name="accounts/acme"), metadata=caller.metadata)
 
 
-async def test_a_key_is_made(client: Client, admin: Client) -> None:
-    """A new key is what was asked for, opens what its scopes say, and stands so in the list."""
+async def test_key_is_created(client: Client, admin: Client) -> None:
+    """A new key has the requested fields, grants only its scopes, and appears in the list."""
     await client.create_account("acme")
-    made = await create(
+    created = await create(
         admin,
         scopes=["accounts.readonly", "transactions", "accounts.readonly"],
         display_name="Reports, é",
         account="accounts/acme",
     )
-    key_id, _, secret = made.key_string.partition(".")
-    assert made.api_key == ApiKey(
+    key_id, _, secret = created.key_string.partition(".")
+    assert created.api_key == ApiKey(
         name=f"apiKeys/{key_id}",
         display_name="Reports, é",
         scopes=["transactions", "accounts.readonly"],
@@ -95,8 +95,8 @@ async def test_a_key_is_made(client: Client, admin: Client) -> None:
         create_time=to_timestamp(NOON),
     )
     assert len(secret) == 43
-    assert await listed(admin, made.api_key.name) == made.api_key
-    caller = holder(admin, made.key_string)
+    assert await listed(admin, created.api_key.name) == created.api_key
+    caller = holder(admin, created.key_string)
     assert (await get_acme(caller)).name == "accounts/acme"
     await caller.post("acme", Transaction.GRANT, "1")
     for call, reason in (
@@ -129,8 +129,8 @@ async def test_a_key_is_made(client: Client, admin: Client) -> None:
         ({"ttl": Duration(seconds=36_525 * DAY, nanos=1000)}, "api_key.ttl"),
     ],
 )
-async def test_what_is_no_key(admin: Client, fields: dict[str, object], field: str) -> None:
-    """A key with a wrong field is refused by the field's name, and not made."""
+async def test_invalid_field_of_a_key_is_refused(admin: Client, fields: dict[str, object], field: str) -> None:
+    """A key with an invalid field is refused with the field's name, and not created."""
     before = await list_keys(admin)
     refusal = await refusal_of(create(admin, **fields))
     assert (*refusal.verdict, *refusal.fields) == ("INVALID_ARGUMENT", "FIELD_INVALID", field)
@@ -141,8 +141,8 @@ async def test_what_is_no_key(admin: Client, fields: dict[str, object], field: s
 @pytest.mark.parametrize(
     "name", ["", "apiKeys/", "apiKeys/A", "apiKeys/a/b", "apiKeys/-", "keys/a", "a.b", f"{'a' * 65}"]
 )
-async def test_what_is_no_name(admin: Client, name: str) -> None:
-    """A name that no key can have is refused as such."""
+async def test_invalid_name_of_a_key_is_refused(admin: Client, name: str) -> None:
+    """A name that no key can have is refused."""
     for call in (revoke(admin, name), rotate(admin, name)):
         refusal = await refusal_of(call)
         assert (*refusal.verdict, *refusal.fields) == ("INVALID_ARGUMENT", "FIELD_INVALID", "name")
@@ -152,17 +152,17 @@ async def test_what_is_no_name(admin: Client, name: str) -> None:
 @pytest.mark.parametrize(
     "grace_period", [Duration(seconds=-1), Duration(seconds=30 * DAY, nanos=1000), Duration(nanos=1_000_000_000)]
 )
-async def test_what_is_no_grace_period(admin: Client, grace_period: Duration) -> None:
-    """A grace period below 0 or above 30 days is refused, and the key stays as it is."""
-    made = await create(admin)
-    request = RotateApiKeyRequest(name=made.api_key.name, grace_period=grace_period)
+async def test_invalid_grace_period_is_refused(admin: Client, grace_period: Duration) -> None:
+    """A grace period below 0 or above 30 days is refused, and the key keeps its secret."""
+    created = await create(admin)
+    request = RotateApiKeyRequest(name=created.api_key.name, grace_period=grace_period)
     refusal = await refusal_of(admin.admin.RotateApiKey(request, metadata=admin.metadata))
     assert (*refusal.verdict, *refusal.fields) == ("INVALID_ARGUMENT", "FIELD_INVALID", "grace_period")
-    assert (await refusal_of(get_acme(holder(admin, made.key_string)))).reason == "SCOPE_MISSING", "it still opens"
+    assert (await refusal_of(get_acme(holder(admin, created.key_string)))).reason == "SCOPE_MISSING", "still valid"
 
 
-async def test_a_key_for_an_account_that_is_not_there(server: Server, admin: Client) -> None:
-    """A key can't be bound to an account that the tenant lacks, even if another has it."""
+async def test_key_for_an_unknown_account_is_refused(server: Server, admin: Client) -> None:
+    """A key can't be bound to an account that its tenant lacks, even if another tenant has it."""
     other = await server.client(await server.create_tenant("other"))
     await other.create_account("theirs")
     before = await list_keys(admin)
@@ -172,14 +172,14 @@ async def test_a_key_for_an_account_that_is_not_there(server: Server, admin: Cli
     assert await list_keys(admin) == before
 
 
-async def test_a_key_expires(client: Client, admin: Client, clock: Clock) -> None:
-    """A key opens up to the very microsecond of its expiry and no more, however lately it was let in."""
+async def test_key_expires(client: Client, admin: Client, clock: Clock) -> None:
+    """A key is valid until the microsecond before its expire_time, even if it is cached."""
     await client.create_account("acme")
     by_time = await create(admin, scopes=["accounts"], expire_time=to_timestamp(NOON + 60 * SECOND))
     by_ttl = await create(admin, scopes=["accounts"], ttl=Duration(seconds=59, nanos=999_999_999))
     assert from_timestamp(by_time.api_key.expire_time) == NOON + 60 * SECOND
     assert from_timestamp(by_ttl.api_key.expire_time) == NOON + 60 * SECOND - 1
-    for seconds, opens in (
+    for seconds, validity in (
         (0, (True, True)),
         (59.999998, (True, True)),
         (59.999999, (True, False)),
@@ -187,9 +187,9 @@ async def test_a_key_expires(client: Client, admin: Client, clock: Clock) -> Non
     ):
         clock.now = NOON
         clock.advance(seconds)
-        for made, is_open in zip((by_time, by_ttl), opens, strict=True):
-            call = get_acme(holder(admin, made.key_string))
-            if is_open:
+        for created, is_valid in zip((by_time, by_ttl), validity, strict=True):
+            call = get_acme(holder(admin, created.key_string))
+            if is_valid:
                 assert (await call).name == "accounts/acme"
             else:
                 assert (await refusal_of(call)).verdict == INVALID, seconds
@@ -199,23 +199,23 @@ async def test_a_key_expires(client: Client, admin: Client, clock: Clock) -> Non
     assert refusal.metadata == {"api_key": by_time.api_key.name}
 
 
-async def test_pages(server: Server, admin: Client, clock: Clock) -> None:
-    """All pages together have every key of the tenant once, newest first, also with equal times and new keys."""
+async def test_pages_of_keys(server: Server, admin: Client, clock: Clock) -> None:
+    """All pages together have each of the tenant's keys once, newest first, even with equal times or new keys."""
     neighbour = await server.client(await server.create_tenant("neighbour"), scopes={"admin"})
-    made = [each.name for each in (await list_keys(admin)).api_keys]
+    created = [each.name for each in (await list_keys(admin)).api_keys]
     clock.advance(1)
     for seconds in (0, 0, 0, 1, 1):
         clock.advance(seconds)
-        made.append((await create(admin)).api_key.name)
+        created.append((await create(admin)).api_key.name)
         await create(neighbour)
-    await revoke(admin, made[-1])
+    await revoke(admin, created[-1])
     whole = await list_keys(admin)
     assert whole.next_page_token == ""
     names = [each.name for each in whole.api_keys]
-    assert sorted(names) == sorted(made)
+    assert sorted(names) == sorted(created)
     times = [from_timestamp(each.create_time) for each in whole.api_keys]
     assert times == sorted(times, reverse=True)
-    assert len(set(times)) == 4, "the admin's and the client's own, three at once, and two by themselves"
+    assert len(set(times)) == 4, "one for the admin and the client, one for three keys, and two for single keys"
     read: list[ApiKey] = []
     token = ""
     while True:
@@ -241,21 +241,21 @@ async def test_pages(server: Server, admin: Client, clock: Clock) -> None:
         assert (await refusal_of(call)).verdict == ("INVALID_ARGUMENT", verdict)
 
 
-async def test_a_key_is_revoked(admin: Client, clock: Clock) -> None:
-    """A revoked key that was not let in lately is refused at once; revoking again changes nothing."""
-    made = await create(admin, scopes=["accounts"])
+async def test_revoked_key_is_refused(admin: Client, clock: Clock) -> None:
+    """A revoked key that isn't cached is refused at once; revoking it again changes nothing."""
+    created = await create(admin, scopes=["accounts"])
     clock.advance(5)
-    revoked = await revoke(admin, made.api_key.name)
+    revoked = await revoke(admin, created.api_key.name)
     assert from_timestamp(revoked.revoke_time) == clock.now
-    assert (await refusal_of(get_acme(holder(admin, made.key_string)))).verdict == INVALID
+    assert (await refusal_of(get_acme(holder(admin, created.key_string)))).verdict == INVALID
     clock.advance(5)
-    assert await revoke(admin, made.api_key.name) == revoked == await listed(admin, made.api_key.name)
-    refusal = await refusal_of(rotate(admin, made.api_key.name))
+    assert await revoke(admin, created.api_key.name) == revoked == await listed(admin, created.api_key.name)
+    refusal = await refusal_of(rotate(admin, created.api_key.name))
     assert refusal.verdict == ("FAILED_PRECONDITION", "API_KEY_INACTIVE")
 
 
-async def test_a_key_of_another_tenant(server: Server, admin: Client) -> None:
-    """Another tenant's key is as unknown as none, and nothing happens to it."""
+async def test_key_of_another_tenant_is_not_found(server: Server, admin: Client) -> None:
+    """Another tenant's key is NOT_FOUND like an unknown one, and stays valid."""
     stranger = await server.client(await server.create_tenant("stranger"), scopes={"admin"})
     theirs = await create(stranger, scopes=["accounts"])
     for name in (theirs.api_key.name, "apiKeys/nothing"):
@@ -268,24 +268,24 @@ async def test_a_key_of_another_tenant(server: Server, admin: Client) -> None:
 
 
 @only_sqlite
-async def test_a_bound_admin_hands_out_nothing(server: Server, client: Client, admin: Client) -> None:
-    """A credential that is bound to an account touches no key, whatever its scopes."""
+async def test_bound_credential_manages_no_keys(server: Server, client: Client, admin: Client) -> None:
+    """A credential bound to an account can't manage keys, whatever its scopes."""
     await client.create_account("acme")
     tenant_number = await server.book.credentials.tenant_number("house")
     assert tenant_number is not None
     bound = await server.client(tenant_number, account_id="acme", scopes={"admin"})
-    made = await create(admin)
+    created = await create(admin)
     for call in (
         create(bound, account="accounts/acme"),
         list_keys(bound),
-        revoke(bound, made.api_key.name),
-        rotate(bound, made.api_key.name),
+        revoke(bound, created.api_key.name),
+        rotate(bound, created.api_key.name),
     ):
         assert (await refusal_of(call)).verdict == ("PERMISSION_DENIED", "ACCOUNT_NOT_PERMITTED")
 
 
-async def test_nobody_hands_out_more_than_they_have(book: Book) -> None:
-    """A caller makes and rotates keys only of scopes that their own include."""
+async def test_caller_grants_only_its_own_scopes(book: Book) -> None:
+    """A caller creates and rotates only keys whose scopes its own scopes include."""
     tenant_number = await book.credentials.create_tenant(slug="house", uid="u", display_name="n", create_time=NOON)
     narrow = Caller(tenant_number, "u", "narrow", scopes=frozenset({"transactions"}))
     wide = Caller(tenant_number, "u", "wide", scopes=frozenset({"admin"}))
@@ -303,22 +303,22 @@ async def test_nobody_hands_out_more_than_they_have(book: Book) -> None:
     assert text.startswith(f"{other.id}.")
 
 
-async def test_a_key_is_rotated(client: Client, admin: Client) -> None:
-    """A rotated key keeps all but its secret: the new one opens at once, the old one no longer."""
+async def test_rotated_key_has_a_new_secret(client: Client, admin: Client) -> None:
+    """A rotated key keeps all but its secret: the new secret is valid at once, and the old one no longer."""
     await client.create_account("acme")
-    made = await create(
+    created = await create(
         admin, scopes=["accounts"], display_name="d", account="accounts/acme", ttl=Duration(seconds=DAY)
     )
-    rotated = await rotate(admin, made.api_key.name)
-    assert rotated.api_key == made.api_key == await listed(admin, made.api_key.name)
-    assert rotated.key_string.partition(".")[0] == made.key_string.partition(".")[0]
-    assert rotated.key_string != made.key_string
+    rotated = await rotate(admin, created.api_key.name)
+    assert rotated.api_key == created.api_key == await listed(admin, created.api_key.name)
+    assert rotated.key_string.partition(".")[0] == created.key_string.partition(".")[0]
+    assert rotated.key_string != created.key_string
     assert (await get_acme(holder(admin, rotated.key_string))).name == "accounts/acme"
-    assert (await refusal_of(get_acme(holder(admin, made.key_string)))).verdict == INVALID
+    assert (await refusal_of(get_acme(holder(admin, created.key_string)))).verdict == INVALID
 
 
-async def opens(admin: Client, key_string: str) -> bool:
-    """Whether a key lets in."""
+async def is_accepted(admin: Client, key_string: str) -> bool:
+    """Whether a key is a valid credential."""
     try:
         await get_acme(holder(admin, key_string))
     except grpc.aio.AioRpcError as error:
@@ -328,67 +328,70 @@ async def opens(admin: Client, key_string: str) -> bool:
     return True
 
 
-async def test_a_grace_period(client: Client, admin: Client, clock: Clock) -> None:
-    """The old secret opens to the end of its grace period; a further rotation leaves it that."""
+async def test_old_secret_is_valid_during_its_grace_period(client: Client, admin: Client, clock: Clock) -> None:
+    """The old secret is valid until its grace period ends, also after a further rotation."""
     await client.create_account("acme")
-    made = await create(admin, scopes=["accounts"])
-    name = made.api_key.name
-    secrets = [made.key_string, (await rotate(admin, name, 60)).key_string]
+    created = await create(admin, scopes=["accounts"])
+    name = created.api_key.name
+    secrets = [created.key_string, (await rotate(admin, name, 60)).key_string]
     clock.advance(10)
     secrets.append((await rotate(admin, name, 60)).key_string)
     for seconds, expected in ((59.999999, [True, True, True]), (60, [False, True, True]), (70, [False, False, True])):
         clock.now = NOON
         clock.advance(seconds)
-        assert [await opens(admin, each) for each in secrets] == expected, seconds
-    assert not await opens(admin, f"{secrets[0].partition('.')[0]}.x")
+        assert [await is_accepted(admin, each) for each in secrets] == expected, seconds
+    assert not await is_accepted(admin, f"{secrets[0].partition('.')[0]}.x")
 
 
-async def test_a_rotation_at_once_ends_every_grace_period(client: Client, admin: Client) -> None:
-    """After a rotation without a grace period only the newest secret opens; a shorter one shortens those before."""
+async def test_rotation_without_a_grace_period_ends_all_others(client: Client, admin: Client) -> None:
+    """After a rotation without a grace period only the newest secret is valid."""
     await client.create_account("acme")
-    name = (made := await create(admin, scopes=["accounts"])).api_key.name
-    older = [made.key_string, (await rotate(admin, name, DAY)).key_string]
+    name = (created := await create(admin, scopes=["accounts"])).api_key.name
+    older = [created.key_string, (await rotate(admin, name, DAY)).key_string]
     newest = (await rotate(admin, name)).key_string
-    assert [await opens(admin, each) for each in (*older, newest)] == [False, False, True]
+    assert [await is_accepted(admin, each) for each in (*older, newest)] == [False, False, True]
 
 
-async def test_a_shorter_grace_period_shortens_those_before(client: Client, admin: Client, clock: Clock) -> None:
+async def test_shorter_grace_period_shortens_earlier_ones(client: Client, admin: Client, clock: Clock) -> None:
     """No secret outlives the grace period of a later rotation."""
     await client.create_account("acme")
-    name = (made := await create(admin, scopes=["accounts"])).api_key.name
-    older = [made.key_string, (await rotate(admin, name, DAY)).key_string]
+    name = (created := await create(admin, scopes=["accounts"])).api_key.name
+    older = [created.key_string, (await rotate(admin, name, DAY)).key_string]
     newest = (await rotate(admin, name, 60)).key_string
     clock.advance(60)
-    assert [await opens(admin, each) for each in (*older, newest)] == [False, False, True]
+    assert [await is_accepted(admin, each) for each in (*older, newest)] == [False, False, True]
 
 
-async def test_how_many_secrets_are_good(client: Client, admin: Client, clock: Clock) -> None:
+async def test_key_has_at_most_five_secrets(client: Client, admin: Client, clock: Clock) -> None:
     """A key has at most five secrets: its newest, and the four whose grace periods end last."""
     await client.create_account("acme")
-    name = (made := await create(admin, scopes=["accounts"])).api_key.name
-    secrets = [made.key_string]
+    name = (created := await create(admin, scopes=["accounts"])).api_key.name
+    secrets = [created.key_string]
     for _ in range(6):
         clock.advance(1)
         secrets.append((await rotate(admin, name, DAY)).key_string)
-    assert [await opens(admin, each) for each in secrets] == [False, False, True, True, True, True, True]
+    assert [await is_accepted(admin, each) for each in secrets] == [False, False, True, True, True, True, True]
 
 
-async def test_a_grace_period_ends_with_the_key(client: Client, admin: Client, clock: Clock) -> None:
-    """No secret outlives its key, be it by expiry or by revocation."""
+async def test_grace_period_ends_with_the_key(client: Client, admin: Client, clock: Clock) -> None:
+    """A secret in its grace period ends when its key expires or is revoked."""
     await client.create_account("acme")
     for end in ("expiry", "revocation"):
-        made = await create(admin, scopes=["accounts"], ttl=Duration(seconds=60))
-        rotated = await rotate(admin, made.api_key.name, DAY)
+        created = await create(admin, scopes=["accounts"], ttl=Duration(seconds=60))
+        rotated = await rotate(admin, created.api_key.name, DAY)
         if end == "expiry":
-            assert await opens(admin, made.key_string)
+            assert await is_accepted(admin, created.key_string)
             clock.advance(60)
         else:
-            await revoke(admin, made.api_key.name)
-        assert [await opens(admin, each) for each in (made.key_string, rotated.key_string)] == [False, False], end
+            await revoke(admin, created.api_key.name)
+        assert [await is_accepted(admin, each) for each in (created.key_string, rotated.key_string)] == [
+            False,
+            False,
+        ], end
 
 
-async def test_last_use_is_told(book: Book, client: Client, admin: Client, clock: Clock) -> None:
-    """The list tells when a key was last let in, also to be refused for its scope; a key that was not has no time."""
+async def test_last_use_is_listed(book: Book, client: Client, admin: Client, clock: Clock) -> None:
+    """The list has the time of a key's last authenticated call, even a refused one; an unused key has no time."""
     await client.create_account("acme")
     used, refused, unused = [await create(admin, scopes=[scope]) for scope in ("accounts", "transactions", "accounts")]
     clock.advance(7)
@@ -397,33 +400,33 @@ async def test_last_use_is_told(book: Book, client: Client, admin: Client, clock
     await refusal_of(get_acme(holder(admin, refused.key_string)))
     await refusal_of(get_acme(holder(admin, f"{unused.key_string}x")))
     await book.api_key_uses.flush()
-    times = [(await listed(admin, made.api_key.name)).last_use_time for made in (used, refused, unused)]
+    times = [(await listed(admin, created.api_key.name)).last_use_time for created in (used, refused, unused)]
     assert [from_timestamp(time) for time in times[:2]] == [NOON + 7 * SECOND, NOON + 8 * SECOND]
     assert not (await listed(admin, unused.api_key.name)).HasField("last_use_time")
 
 
 @only_sqlite
-async def test_no_secret_is_told_twice(client: Client, admin: Client, capfd: pytest.CaptureFixture[str]) -> None:
-    """No answer but the one that makes it, no log line and no output holds a secret."""
+async def test_secret_appears_only_once(client: Client, admin: Client, capfd: pytest.CaptureFixture[str]) -> None:
+    """Only the answer that creates a secret holds it; no other answer, log line or output does."""
     await client.create_account("acme")
     with structlog.testing.capture_logs() as logs:
-        made = await create(admin, scopes=["accounts"])
-        rotated = await rotate(admin, made.api_key.name, DAY)
+        created = await create(admin, scopes=["accounts"])
+        rotated = await rotate(admin, created.api_key.name, DAY)
         answers = [
             await list_keys(admin),
-            await listed(admin, made.api_key.name),
-            await get_acme(holder(admin, made.key_string)),
+            await listed(admin, created.api_key.name),
+            await get_acme(holder(admin, created.key_string)),
             await get_acme(holder(admin, rotated.key_string)),
             await refusal_of(create(holder(admin, rotated.key_string))),
-            await refusal_of(get_acme(holder(admin, f"{made.key_string}x"))),
+            await refusal_of(get_acme(holder(admin, f"{created.key_string}x"))),
             rotated.api_key,
-            await revoke(admin, made.api_key.name),
-            await refusal_of(rotate(admin, made.api_key.name)),
+            await revoke(admin, created.api_key.name),
+            await refusal_of(rotate(admin, created.api_key.name)),
         ]
         # A call is logged after its answer is sent.
         await until(lambda: [line.get("method") for line in logs].count("daybook.v1.Admin/RotateApiKey") == 2)
     captured = capfd.readouterr()
-    told = f"{answers} {logs} {captured.out} {captured.err}"
-    for key_string in (made.key_string, rotated.key_string):
-        assert key_string.partition(".")[2] not in told
-    assert made.key_string.partition(".")[0] in told
+    output = f"{answers} {logs} {captured.out} {captured.err}"
+    for key_string in (created.key_string, rotated.key_string):
+        assert key_string.partition(".")[2] not in output
+    assert created.key_string.partition(".")[0] in output

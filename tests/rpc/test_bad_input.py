@@ -1,4 +1,4 @@
-"""Requests that nobody should send: refused as the caller's fault, with the field, and never a crash."""
+"""Malformed requests: each is refused as the caller's fault, with its field, and none fails the server."""
 
 from __future__ import annotations
 
@@ -46,17 +46,17 @@ async def call(client: Client, request: Message) -> Message:
 
 
 def create(**fields: object) -> CreateAccountRequest:
-    """A sound CreateAccount, but for these fields of its account."""
+    """A valid CreateAccount, except for these fields of its account."""
     return CreateAccountRequest(account_id="new", account=Account(**{"kind": Account.SPACE, **fields}))  # type: ignore[arg-type]
 
 
 def update(**fields: object) -> UpdateAccountRequest:
-    """An UpdateAccount of these fields."""
+    """An UpdateAccount with these fields."""
     return UpdateAccountRequest(account=Account(**{"name": "accounts/acme", **fields}))  # type: ignore[arg-type]
 
 
 def listing(**fields: object) -> ListTransactionsRequest:
-    """A sound ListTransactions, but for these fields."""
+    """A valid ListTransactions, except for these fields."""
     return ListTransactionsRequest(**{"parent": "accounts/acme", **fields})  # type: ignore[arg-type]
 
 
@@ -261,15 +261,17 @@ WRONG_LISTS: list[tuple[Message, str, str]] = [
 
 
 def short(value: object) -> str:
-    """A name for a row of a table."""
+    """The test id of a row."""
     name = type(value).__name__ if isinstance(value, Message) else ""
     return f"{name} {value}".replace("\n", " ").replace("\0", "NUL")[:70]
 
 
 @shares_a_server
 @pytest.mark.parametrize(("request_message", "field", "reason"), WRONG_ACCOUNTS + WRONG_NAMES + WRONG_LISTS, ids=short)
-async def test_wrong_request(shared_client: Client, request_message: Message, field: str, reason: str) -> None:
-    """A wrong request is INVALID_ARGUMENT, names its field in details and message, and is not echoed at length."""
+async def test_malformed_request_is_refused(
+    shared_client: Client, request_message: Message, field: str, reason: str
+) -> None:
+    """A malformed request gets INVALID_ARGUMENT, with its field in details and message, and isn't echoed at length."""
     refusal = await refusal_of(call(shared_client, request_message))
     assert (*refusal.verdict, *refusal.fields) == ("INVALID_ARGUMENT", reason, field)
     assert refusal.metadata == {"field": field}
@@ -277,7 +279,7 @@ async def test_wrong_request(shared_client: Client, request_message: Message, fi
     assert len(refusal.message) < 1000
 
 
-ODD_BUT_SOUND: list[tuple[ListTransactionsRequest, int]] = [
+EDGE_REQUESTS: list[tuple[ListTransactionsRequest, int]] = [
     (listing(filter='labels.location = "' + "😀" * 100 + '"'), 0),
     (listing(filter='labels.location = "\x01\x7f\u2028\ufeff"'), 0),
     (listing(filter='category = "' + "x" * 2000 + '"'), 0),
@@ -289,14 +291,14 @@ ODD_BUT_SOUND: list[tuple[ListTransactionsRequest, int]] = [
     (listing(order_by="  amount   desc "), 1),
     (listing(filter=" OR ".join(f"category = c{number}" for number in range(16))), 0),
 ]
-"""Values at the edge of what is allowed, and how many of one GRANT they find."""
+"""Requests at the edge of validity, and the number of rows that each finds beside a single GRANT."""
 
 
-async def test_odd_but_sound_requests(client: Client) -> None:
-    """Values at the edge of what is allowed are served by both engines."""
+async def test_edge_requests_are_served(client: Client) -> None:
+    """Both engines serve requests at the edge of validity."""
     await client.create_account("acme")
     await client.post("acme", Transaction.GRANT, "1")
-    for request, found in ODD_BUT_SOUND:
+    for request, found in EDGE_REQUESTS:
         page = await client.ledger.ListTransactions(request, metadata=client.metadata)
         assert len(page.transactions) == found, short(request)
 
@@ -341,8 +343,8 @@ categories = texts | st.just("test")
 
 @st.composite
 def random_transactions(draw: st.DrawFn) -> Transaction:
-    """A message that may be anything, with fields that are right often enough to get further."""
-    # Enums are open: a caller can send any int32, which the types of the constructor don't know.
+    """An arbitrary transaction, whose fields are valid often enough to pass the first checks."""
+    # Enums are open: a caller can send any int32, which the constructor's types exclude.
     kind, state = cast("Kind", draw(kinds)), draw(st.sampled_from([0, 0, 1, 2, -1, 99]))
     transaction = Transaction(
         kind=kind,
@@ -369,7 +371,7 @@ def random_transactions(draw: st.DrawFn) -> Transaction:
 
 @st.composite
 def random_accounts(draw: st.DrawFn) -> Account:
-    """An account of any content."""
+    """An arbitrary account."""
     account = Account(
         name=draw(texts),
         display_name=draw(texts),
@@ -419,9 +421,9 @@ requests: st.SearchStrategy[Message] = st.one_of(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(request=requests)
-async def test_no_request_is_our_fault(client: Client, request: Message) -> None:
-    """No message, however odd, gets INTERNAL or UNKNOWN: it is answered, or refused with a reason."""
-    # Hypothesis runs every example in one ledger, where the account is there from the second one on.
+async def test_arbitrary_request_never_fails_the_server(client: Client, request: Message) -> None:
+    """An arbitrary request is answered or refused with a reason; it never gets INTERNAL, UNKNOWN or UNAVAILABLE."""
+    # Hypothesis runs all examples on one ledger, so the account exists from the second example on.
     with suppress(grpc.aio.AioRpcError):
         await client.create_account("acme", credit_limit=str(LARGEST // 10**6))
     refusal = None
@@ -430,6 +432,6 @@ async def test_no_request_is_our_fault(client: Client, request: Message) -> None
     except grpc.aio.AioRpcError as error:
         refusal = read_refusal(error)
     if refusal is not None:
-        our_faults = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.UNAVAILABLE)
-        assert refusal.code not in our_faults, refusal
+        server_failures = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.UNAVAILABLE)
+        assert refusal.code not in server_failures, refusal
         assert len(refusal.message) < 1000

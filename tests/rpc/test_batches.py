@@ -1,4 +1,4 @@
-"""Batches over the wire: all or none, or each by itself, and what is kept of what was declined."""
+"""Batches over the wire: atomic batches, item-by-item submissions, and recorded declined charges."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def item(
 async def batch(
     client: Client, requests: Iterable[CreateTransactionRequest], *, parent: str = "accounts/acme", request_id: str = ""
 ) -> list[Transaction]:
-    """Posts all of these, or none."""
+    """Posts all of these requests, or none."""
     request = BatchCreateTransactionsRequest(parent=parent, requests=requests, request_id=request_id)
     return list((await client.ledger.BatchCreateTransactions(request, metadata=client.metadata)).transactions)
 
@@ -51,20 +51,20 @@ async def batch(
 async def submit(
     client: Client, requests: Iterable[CreateTransactionRequest], *, parent: str = "accounts/acme"
 ) -> list[SubmitTransactionsResponse.Result]:
-    """Posts each of these by itself."""
+    """Posts each of these requests by itself."""
     request = SubmitTransactionsRequest(parent=parent, requests=requests)
     return list((await client.ledger.SubmitTransactions(request, metadata=client.metadata)).results)
 
 
-def told(result: SubmitTransactionsResponse.Result) -> tuple[str, ...]:
-    """What became of one of several: its balance_after, or its status and reason."""
+def outcome_of(result: SubmitTransactionsResponse.Result) -> tuple[str, ...]:
+    """The outcome of an item: its balance_after, or its status and reason."""
     if result.WhichOneof("result") == "transaction":
         return (result.transaction.balance_after,)
     return read_status(result.error).verdict
 
 
 async def test_batch(client: Client, admin: Client) -> None:
-    """A batch posts its items in their order, each on top of the one before, at one time."""
+    """A batch posts its items in order, each on top of the previous one, all at the same time."""
     await client.create_account("acme")
     rows = await batch(client, [item(GRANT, "10"), item(CHARGE, "-9"), item(ADJUSTMENT, "0.5"), item(CHARGE, "-1.5")])
     assert [(row.sequence, row.kind, row.balance_after) for row in rows] == [
@@ -94,14 +94,14 @@ async def test_batch(client: Client, admin: Client) -> None:
     ids=["insufficient", "out of range", "sign", "amount", "kind", "parent", "request_id"],
 )
 @only_sqlite
-async def test_failing_item(
+async def test_refused_item_undoes_the_batch(
     client: Client,
     place: int,
     wrong: CreateTransactionRequest,
     verdict: tuple[str, str],
     field: str | None,
 ) -> None:
-    """Wherever an item is refused, nothing is posted, the refusal says which one it was, and the id is free."""
+    """If any item is refused, nothing is posted, the refusal has the item's index, and the request_id stays free."""
     await client.create_account("acme")
     await client.create_account("other")
     await client.post("acme", GRANT, "5")
@@ -121,8 +121,8 @@ async def test_failing_item(
     assert (await batch(client, requests, request_id="id"))[-1].balance_after == "1003"
 
 
-async def test_failing_item_on_each_engine(client: Client, admin: Client) -> None:
-    """An item that is refused behind others undoes them in every account."""
+async def test_refused_item_undoes_the_batch_on_each_engine(client: Client, admin: Client) -> None:
+    """A refused item undoes the earlier items in every account."""
     for account_id in ("acme", "other"):
         await client.create_account(account_id)
     requests = [
@@ -144,7 +144,7 @@ async def test_failing_item_on_each_engine(client: Client, admin: Client) -> Non
 
 
 async def test_batch_over_accounts(client: Client, admin: Client) -> None:
-    """With the parent accounts/- each item names its account, and the answer keeps their order."""
+    """With the parent accounts/- each item names its account, and the answer keeps the items' order."""
     for account_id in ("a", "b", "c"):
         await client.create_account(account_id)
     names = ["c", "a", "b", "a", "c", "c"]
@@ -198,12 +198,12 @@ async def test_batch_over_accounts(client: Client, admin: Client) -> None:
             ("INVALID_ARGUMENT", "FIELD_INVALID", "requests[1].transaction.ttl"),
         ),
         (
-            BatchCreateTransactionsRequest(parent="accounts/nobody", requests=[item()]),
+            BatchCreateTransactionsRequest(parent="accounts/unknown", requests=[item()]),
             ("NOT_FOUND", "ACCOUNT_NOT_FOUND"),
         ),
         (
             BatchCreateTransactionsRequest(
-                parent="accounts/-", requests=[item(parent="accounts/acme"), item(parent="accounts/nobody")]
+                parent="accounts/-", requests=[item(parent="accounts/acme"), item(parent="accounts/unknown")]
             ),
             ("NOT_FOUND", "ACCOUNT_NOT_FOUND"),
         ),
@@ -218,26 +218,26 @@ async def test_batch_over_accounts(client: Client, admin: Client) -> None:
         "record_declined",
         "request_id",
         "ttl",
-        "nobody",
-        "nobody among others",
+        "unknown account",
+        "unknown account among others",
     ],
 )
 @only_sqlite
-async def test_wrong_batch(
+async def test_malformed_batch_is_refused(
     client: Client, request_message: BatchCreateTransactionsRequest, verdict: tuple[str, ...]
 ) -> None:
-    """A batch that can't be is refused by the name of the field or of the account, and posts nothing."""
+    """A malformed batch is refused with the name of the field or the account, and posts nothing."""
     await client.create_account("acme")
     refusal = await refusal_of(client.ledger.BatchCreateTransactions(request_message, metadata=client.metadata))
     assert (*refusal.verdict, *refusal.fields) == verdict
     if verdict[0] == "NOT_FOUND":
         index = len(request_message.requests) - 1
-        assert refusal.metadata == {"account": "accounts/nobody", "index": str(index)}
+        assert refusal.metadata == {"account": "accounts/unknown", "index": str(index)}
     assert await client.history() == []
 
 
-async def test_a_thousand_items(client: Client, admin: Client) -> None:
-    """A batch of a thousand is posted, and read back in order."""
+async def test_batch_of_a_thousand_items(client: Client, admin: Client) -> None:
+    """A batch of a thousand items is posted, and listed in order."""
     await client.create_account("acme")
     rows = await batch(client, [item(GRANT, "1000"), *[item(CHARGE, "-1")] * 999])
     assert [row.sequence for row in rows] == list(range(1, 1001))
@@ -264,8 +264,8 @@ async def test_batch_is_replayed(client: Client, clock: Clock) -> None:
     assert len(await client.history("-")) == 3
 
 
-async def test_id_of_another_batch(client: Client) -> None:
-    """A batch's id belongs to the account of its first item: that one can't use it again, others can."""
+async def test_request_id_belongs_to_the_first_account(client: Client) -> None:
+    """A batch's request_id belongs to the account of its first item: this account can't reuse it, others can."""
     for account_id in ("acme", "other"):
         await client.create_account(account_id)
     home = item(GRANT, "5", parent="accounts/acme")
@@ -283,7 +283,7 @@ async def test_id_of_another_batch(client: Client) -> None:
 
 
 async def test_concurrent_repetitions(client: Client) -> None:
-    """One batch that is sent many times at once is posted once and answered alike."""
+    """A batch that is sent many times at once is posted once, and every call gets the same answer."""
     await client.create_account("acme")
     answers = await asyncio.gather(*(batch(client, [item(), item()], request_id="id") for _ in range(16)))
     assert all(answer == answers[0] for answer in answers)
@@ -291,7 +291,7 @@ async def test_concurrent_repetitions(client: Client) -> None:
 
 
 async def test_submission(client: Client, admin: Client) -> None:
-    """Each item has its own outcome, in the order of the request; a refusal stops none behind it."""
+    """Each item has its own outcome, in the order of the request; a refused item stops no later one."""
     for account_id in ("acme", "other"):
         await client.create_account(account_id)
     results = await submit(
@@ -301,7 +301,7 @@ async def test_submission(client: Client, admin: Client) -> None:
             item(CHARGE, "-6", parent="accounts/acme"),
             item(CHARGE, "-5", parent="accounts/acme"),
             item(GRANT, "x", parent="accounts/acme"),
-            item(GRANT, "1", parent="accounts/nobody"),
+            item(GRANT, "1", parent="accounts/unknown"),
             item(GRANT, "7", parent="accounts/other"),
             item(GRANT, "1"),
             item(CHARGE, "-8", parent="accounts/other", declined=True),
@@ -309,7 +309,7 @@ async def test_submission(client: Client, admin: Client) -> None:
         ],
         parent="accounts/-",
     )
-    assert [told(result) for result in results] == [
+    assert [outcome_of(result) for result in results] == [
         ("5",),
         INSUFFICIENT,
         ("0",),
@@ -333,7 +333,7 @@ async def test_submission(client: Client, admin: Client) -> None:
 
 
 async def test_submitted_ids(client: Client, clock: Clock) -> None:
-    """The items of one call have ids of their own: each is replayed, reused or new by itself."""
+    """The items of one call have separate request_ids: each is replayed, reused or new by itself."""
     await client.create_account("acme")
     single = await client.post("acme", GRANT, "5", request_id="one")
     requests = [
@@ -347,7 +347,7 @@ async def test_submitted_ids(client: Client, clock: Clock) -> None:
     results = await submit(client, requests)
     assert results[0].transaction == single, "the same as by CreateTransaction"
     assert results[1] == results[2]
-    assert [told(result) for result in results[1:]] == [
+    assert [outcome_of(result) for result in results[1:]] == [
         ("11",),
         ("11",),
         ("ALREADY_EXISTS", "REQUEST_ID_REUSED"),
@@ -357,7 +357,7 @@ async def test_submitted_ids(client: Client, clock: Clock) -> None:
     assert await submit(client, requests) == results
     assert (await client.post("acme", GRANT, "6", request_id="two")) == results[1].transaction
     await client.post("acme", GRANT, "100")
-    assert told((await submit(client, requests))[4]) == ("11",), "a refused item left its id free"
+    assert outcome_of((await submit(client, requests))[4]) == ("11",), "a refused item left its id free"
     assert len(await client.history()) == 4
 
 
@@ -385,15 +385,15 @@ async def test_malformed_submission(client: Client, request_message: SubmitTrans
 
 
 async def test_submission_of_a_thousand(client: Client, admin: Client) -> None:
-    """A thousand items are posted in their order, with gaps of none where some are refused."""
+    """A thousand items are posted in order, without gaps in the sequence where some are refused."""
     await client.create_account("acme")
-    # Of every three, the first gives 2, the second takes 1, the third asks for too much.
+    # Of every three, the first grants 2, the second charges 1, the third exceeds the balance.
     kinds = [(GRANT, "2"), (CHARGE, "-1"), (CHARGE, "-1000")]
     results = await submit(client, [item(*kinds[n % 3]) for n in range(1000)])
     assert len(results) == 1000
     posted = [result.transaction for result in results if result.HasField("transaction")]
     assert [row.sequence for row in posted] == list(range(1, 668))
-    assert {told(result) for result in results[2::3]} == {INSUFFICIENT}
+    assert {outcome_of(result) for result in results[2::3]} == {INSUFFICIENT}
     assert await client.history() == posted
     assert posted[-1].balance_after == "335"
     assert await admin.verify() == []
@@ -401,8 +401,8 @@ async def test_submission_of_a_thousand(client: Client, admin: Client) -> None:
 
 @pytest.mark.parametrize("method", ["BatchCreateTransactions", "SubmitTransactions"])
 @only_sqlite
-async def test_answer_that_passes_the_size_of_a_message(client: Client, method: str) -> None:
-    """A request that fits, but whose answer would not, is answered or posts nothing: never refused after the fact."""
+async def test_answer_beyond_the_message_size(client: Client, method: str) -> None:
+    """A request whose answer exceeds the message size is answered or posts nothing; no refusal follows a posting."""
     await client.create_account("acme")
     transaction = Transaction(
         kind=CHARGE,
@@ -428,7 +428,7 @@ async def test_answer_that_passes_the_size_of_a_message(client: Client, method: 
 
 
 async def test_bound_credential(server: Server, client: Client) -> None:
-    """A bound credential posts to its account in batches, and a batch with another account is refused whole."""
+    """A bound credential posts batches to its account; a batch with another account is refused as a whole."""
     for account_id in ("acme", "other"):
         await client.create_account(account_id)
     tenant_number = await server.book.credentials.tenant_number("house")
@@ -439,13 +439,13 @@ async def test_bound_credential(server: Server, client: Client) -> None:
     refusal = await refusal_of(batch(bound, requests, parent="accounts/-"))
     assert (refusal.verdict, refusal.metadata["index"]) == (denied, "1")
     assert await client.history("-") == []
-    assert [told(result) for result in await submit(bound, requests, parent="accounts/-")] == [("1",), denied]
+    assert [outcome_of(result) for result in await submit(bound, requests, parent="accounts/-")] == [("1",), denied]
     assert len(await batch(bound, requests[:1], parent="accounts/-")) == 1
     assert await client.history("other") == []
 
 
 async def test_declined_charge_is_recorded(client: Client, admin: Client, clock: Clock) -> None:
-    """With record_declined a charge that lacks credits is kept as FAILED, and stays so when it is repeated."""
+    """With record_declined a charge without enough credits is stored as FAILED, and its repetition is replayed."""
     await client.create_account("acme", credit_limit="1")
     await client.post("acme", GRANT, "5")
     request = item(CHARGE, "-6.000001", parent="accounts/acme", request_id="id", declined=True)
@@ -476,16 +476,16 @@ async def test_declined_charge_is_recorded(client: Client, admin: Client, clock:
     assert await admin.verify() == []
 
 
-async def test_record_declined_keeps_no_other_refusal(client: Client) -> None:
-    """Only a lack of credits is recorded; whatever else is wrong is refused as ever."""
+async def test_record_declined_records_no_other_refusal(client: Client) -> None:
+    """record_declined records only a lack of credits; any other fault is refused."""
     await client.create_account("acme", credit_limit="999999999999.999999")
     await client.post("acme", GRANT, "5")
     for request, verdict in (
         (item(CHARGE, "1", declined=True), ("INVALID_ARGUMENT", "FIELD_INVALID")),
-        # It would mean nothing here.
+        # The field applies to charges only.
         (item(GRANT, "1", declined=True), ("INVALID_ARGUMENT", "FIELD_INVALID")),
         (item(ADJUSTMENT, "-1", declined=True), ("INVALID_ARGUMENT", "FIELD_INVALID")),
-        (item(CHARGE, "-1", declined=True, parent="accounts/nobody"), ("NOT_FOUND", "ACCOUNT_NOT_FOUND")),
+        (item(CHARGE, "-1", declined=True, parent="accounts/unknown"), ("NOT_FOUND", "ACCOUNT_NOT_FOUND")),
     ):
         request.parent = request.parent or "accounts/acme"
         call = client.ledger.CreateTransaction(request, metadata=client.metadata)
@@ -494,8 +494,10 @@ async def test_record_declined_keeps_no_other_refusal(client: Client) -> None:
 
 
 @pytest.mark.parametrize("state", [Transaction.FAILED, Transaction.CANCELED])
-async def test_what_was_tried_elsewhere(client: Client, admin: Client, state: Transaction.State.ValueType) -> None:
-    """A FAILED or CANCELED transaction moves nothing, whatever its amount, and takes a place in the sequence."""
+async def test_failed_transaction_moves_no_credits(
+    client: Client, admin: Client, state: Transaction.State.ValueType
+) -> None:
+    """A FAILED or CANCELED transaction moves no credits, whatever its amount, and takes a sequence number."""
     await client.create_account("acme")
     await client.post("acme", GRANT, "5")
     tries: list[tuple[Kind, str]] = [

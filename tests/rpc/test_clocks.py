@@ -1,4 +1,4 @@
-"""Clocks that are wrong: they post nothing, and one account's time never decides about the credits of another."""
+"""Skewed clocks: none is used for a posting, and an account's newest time never affects another account's credits."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ TWO_DAYS_SECONDS = 2 * 24 * HOUR_SECONDS
 
 @pytest.fixture
 async def ahead(client: Client, clock: Clock) -> Client:
-    """`a` holds 100 that expire in an hour and 10 permanent; `b` got 1 from a clock that was two days ahead."""
+    """`a` holds 100 credits that expire in an hour and 10 permanent ones; `b` got 1 with the clock two days ahead."""
     for account_id in ("a", "b", "c"):
         await client.create_account(account_id)
     await client.post("a", GRANT, "100", expire_time=after(HOUR_SECONDS))
@@ -66,12 +66,12 @@ async def ahead(client: Client, clock: Clock) -> Client:
     return client
 
 
-async def test_the_time_of_one_account_expires_nothing_of_another(ahead: Client, admin: Client) -> None:
-    """Transfers to and from an account whose newest transaction is two days ahead cost nobody a credit."""
+async def test_transfer_with_an_account_ahead_expires_nothing(ahead: Client, admin: Client) -> None:
+    """Transfers to and from an account whose newest transaction is two days ahead lose no credits."""
     clock_time = after(0)
     sides = await ahead.transfer("a", "b", "5")
     assert (sides.outgoing.balance_after, sides.outgoing.create_time) == ("105", clock_time)
-    # The stamps of `b` stay in order: it repeats its newest one until the clock has passed it.
+    # The times of `b` stay in order: it repeats its newest create_time until the clock has passed it.
     assert (sides.incoming.balance_after, sides.incoming.create_time) == ("6", after(TWO_DAYS_SECONDS))
     sides = await ahead.transfer("a", "c", "5")
     assert (sides.outgoing.balance_after, sides.outgoing.create_time) == ("100", clock_time)
@@ -83,9 +83,9 @@ async def test_the_time_of_one_account_expires_nothing_of_another(ahead: Client,
     assert await admin.verify() == []
 
 
-async def test_an_account_that_is_ahead_heals(ahead: Client, admin: Client, clock: Clock) -> None:
-    """All credits of an account with a future create_time stay usable, by the clock, until the clock has passed it."""
-    # Credits that expire before the account's newest create_time can be granted, held, spent and given back.
+async def test_credits_of_an_account_ahead_are_usable(ahead: Client, admin: Client, clock: Clock) -> None:
+    """Credits of an account with a future create_time are usable, and expire by the clock."""
+    # Credits that expire before the account's newest create_time can be granted, held and spent.
     await ahead.post("b", GRANT, "7", expire_time=after(HOUR_SECONDS))
     granted = await ahead.post("b", GRANT, "2", ttl={"seconds": 600})
     assert granted.expire_time == after(600)
@@ -94,7 +94,7 @@ async def test_an_account_that_is_ahead_heals(ahead: Client, admin: Client, cloc
     charge = await ahead.post("b", CHARGE, "-3")
     assert (charge.create_time, charge.balance_after) == (after(TWO_DAYS_SECONDS), "7")
     assert [lot.remaining_amount for lot in await ahead.lots("b")] == ["1", "6", "0"]
-    # What expires does so by the clock, and its transaction keeps the account's order.
+    # Credits expire by the clock, and the expiration's create_time keeps the account's order.
     clock.advance(HOUR_SECONDS)
     assert (await ahead.balance("b")).amount == "1"
     assert (await ahead.post("b", GRANT, "1")).balance_after == "2"
@@ -105,30 +105,30 @@ async def test_an_account_that_is_ahead_heals(ahead: Client, admin: Client, cloc
     assert await admin.verify() == []
 
 
-async def test_an_account_that_is_ahead_is_logged(ahead: Client, clock: Clock) -> None:
-    """The log tells once, and by how much, that an account is ahead; again only after the clock has passed it."""
+async def test_account_ahead_is_logged_once(ahead: Client, clock: Clock) -> None:
+    """An account that is ahead is logged once, with its lead; again only after the clock has passed it."""
 
-    def told(logs: list[Any]) -> list[float]:
+    def leads(logs: list[Any]) -> list[float]:
         return [line["ahead_seconds"] for line in logs if line["event"] == "account ahead of clock"]
 
     with capture_logs() as logs:
         await ahead.post("a", GRANT, "1")
-        assert told(logs) == []
+        assert leads(logs) == []
         for account_id in ("b", "a", "b"):
             await ahead.post(account_id, GRANT, "1")
-        assert told(logs) == [TWO_DAYS_SECONDS]
+        assert leads(logs) == [TWO_DAYS_SECONDS]
         clock.advance(TWO_DAYS_SECONDS + 61)
         await ahead.post("a", GRANT, "1")
         clock.advance(-61)
         await ahead.post("a", GRANT, "1")
-        assert told(logs) == [TWO_DAYS_SECONDS, 61]
+        assert leads(logs) == [TWO_DAYS_SECONDS, 61]
         clock.advance(1)
         await ahead.post("a", GRANT, "1")
-        assert told(logs) == [TWO_DAYS_SECONDS, 61]
+        assert leads(logs) == [TWO_DAYS_SECONDS, 61]
 
 
-async def test_a_refund_on_an_account_that_is_ahead(ahead: Client, admin: Client, clock: Clock) -> None:
-    """Credits that expired after the charge come back for as long as they had left by the clock at the charge."""
+async def test_refund_on_an_account_ahead(ahead: Client, admin: Client, clock: Clock) -> None:
+    """Credits that expired after their charge return with the lifetime they had left, by the clock, at the charge."""
     await ahead.post("b", GRANT, "7", expire_time=after(HOUR_SECONDS))
     charge = await ahead.post("b", CHARGE, "-3")
     clock.advance(2 * HOUR_SECONDS)
@@ -143,17 +143,15 @@ async def test_a_refund_on_an_account_that_is_ahead(ahead: Client, admin: Client
     assert await admin.verify() == []
 
 
-async def test_a_lifetime_that_is_past_by_the_clock(ahead: Client) -> None:
-    """An expire_time is held against the clock, not against the account's newest create_time."""
+async def test_expire_time_is_compared_with_the_clock(ahead: Client) -> None:
+    """An expire_time is compared with the clock, not with the account's newest create_time."""
     refusal = await refusal_of(ahead.post("b", GRANT, "1", expire_time=after(0)))
     assert refusal.fields == ("transaction.expire_time",)
     assert (await ahead.post("b", GRANT, "1", expire_time=after(0.000001))).balance_after == "2"
 
 
-async def test_a_sweep_with_an_account_that_is_ahead(
-    server: Server, ahead: Client, admin: Client, clock: Clock
-) -> None:
-    """The sweep expires what is past by the clock, on every account, and nothing else."""
+async def test_sweep_expires_by_the_clock(server: Server, ahead: Client, admin: Client, clock: Clock) -> None:
+    """The sweep expires everything that is due by the clock, on every account, and nothing else."""
     await ahead.post("b", GRANT, "7", expire_time=after(HOUR_SECONDS))
     assert await server.book.expirations.sweep() == 0
     clock.advance(HOUR_SECONDS)
@@ -164,8 +162,8 @@ async def test_a_sweep_with_an_account_that_is_ahead(
     assert await admin.verify() == []
 
 
-async def test_a_sweep_after_an_import_by_a_clock_that_was_ahead(server: Server, admin: Client, clock: Clock) -> None:
-    """An account is not left to the next import for longer because the clock was ahead at the last one."""
+async def test_import_with_the_clock_ahead_delays_no_sweep(server: Server, admin: Client, clock: Clock) -> None:
+    """An import while the clock was ahead doesn't delay the account's next sweep."""
     await admin.create_account("acme")
     clock.advance(TWO_DAYS_SECONDS)
     transaction = Transaction(kind=GRANT, amount="5", category="test", expire_time=after(60))
@@ -182,18 +180,18 @@ async def test_a_sweep_after_an_import_by_a_clock_that_was_ahead(server: Server,
 
 @dataclass
 class WallClock:
-    """The machine's clock, and how far a test has set it ahead or back."""
+    """The system clock plus an offset that a test sets."""
 
     offset: Instant = 0
 
     def __call__(self) -> Instant:
-        """What the clock on the wall shows."""
+        """The current time, with the offset."""
         return system_clock() + self.offset
 
 
 @dataclass
 class Checked:
-    """A server that checks its clock, and callers of it."""
+    """A server that checks its clock, and its callers."""
 
     server: Server
     port: int
@@ -206,8 +204,8 @@ class Checked:
 async def checked(
     database_url: str, random_bytes: RandomBytes, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Checked]:
-    """A server whose clock may be off by five seconds, with 10 credits in `a` and 1 in `b`."""
-    # How often health is checked; tests wait for it to change.
+    """A server that tolerates a clock skew of five seconds, with 10 credits in `a` and 1 in `b`."""
+    # Tests wait for health to change.
     monkeypatch.setattr(readiness, "CHECK_SECONDS", 0.1)
     clock = WallClock()
     async with (
@@ -225,13 +223,13 @@ async def checked(
         yield Checked(server, port, clock, client, admin)
 
 
-async def until_health_is(channel: grpc.aio.Channel, wanted: object) -> None:
-    """Returns when the health service says so of the ledger."""
+async def until_health_is(channel: grpc.aio.Channel, status: object) -> None:
+    """Returns once the health service reports this status of the ledger."""
     stub: Any = health_pb2_grpc.HealthStub(channel)
     call = stub.Watch(health_pb2.HealthCheckRequest(service="daybook.v1.Ledger"))
     async with asyncio.timeout(30):
         async for answer in call:
-            if answer.status == wanted:
+            if answer.status == status:
                 break
     call.cancel()
 
@@ -269,8 +267,8 @@ def writes(checked: Checked, charge: Transaction, key: ApiKey) -> dict[str, Call
 
 
 @pytest.mark.parametrize("jump_seconds", [TWO_DAYS_SECONDS, -TWO_DAYS_SECONDS])
-async def test_nothing_is_posted_by_a_clock_that_is_off(checked: Checked, jump_seconds: int) -> None:
-    """While the clock is two days off all that stores a time is refused and all else goes on; then all works again."""
+async def test_skewed_clock_posts_nothing(checked: Checked, jump_seconds: int) -> None:
+    """While the clock is two days off, calls that store a time are refused and all others work; then all work again."""
     client, admin = checked.client, checked.admin
     charge = await client.post("a", CHARGE, "-1")
     created = await admin.admin.CreateApiKey(
@@ -284,17 +282,17 @@ async def test_nothing_is_posted_by_a_clock_that_is_off(checked: Checked, jump_s
         refusal = await refusal_of(call())
         assert refusal.verdict == ("UNAVAILABLE", "CLOCK_SKEWED"), name
         assert refusal.retry_delay == Duration(seconds=5)
-        told = re.match(r"the server's clock is ([0-9.]+) s (ahead of|behind) its reference", refusal.message)
-        assert told is not None
-        assert abs(float(told[1]) - TWO_DAYS_SECONDS) < 1
-        assert told[2] == ("ahead of" if jump_seconds > 0 else "behind")
+        skew = re.match(r"the server's clock is ([0-9.]+) s (ahead of|behind) its reference", refusal.message)
+        assert skew is not None
+        assert abs(float(skew[1]) - TWO_DAYS_SECONDS) < 1
+        assert skew[2] == ("ahead of" if jump_seconds > 0 else "behind")
     with pytest.raises(ClockSkewed):
         await checked.server.book.expirations.sweep()
     held_now = await client.balance("a")
     held_now.read_time.CopyFrom(held.read_time)
     assert (await client.history("-"), held_now) == (rows, held)
     await until_health_is(checked.server.channel, health_pb2.HealthCheckResponse.NOT_SERVING)
-    # A secret that leaked can be shut out whatever the clock says.
+    # A leaked secret can be revoked, whatever the clock says.
     revoked = await admin.admin.RevokeApiKey(RevokeApiKeyRequest(name=created.api_key.name), metadata=admin.metadata)
     assert revoked.HasField("revoke_time")
 
@@ -309,8 +307,8 @@ async def test_nothing_is_posted_by_a_clock_that_is_off(checked: Checked, jump_s
     assert await admin.verify() == []
 
 
-async def test_what_waits_when_the_clock_jumps_is_refused(checked: Checked) -> None:
-    """The clock of the commit counts: a call that waited in the queue while the clock jumped is not posted by it."""
+async def test_queued_call_is_refused_after_a_clock_jump(checked: Checked) -> None:
+    """The clock at the commit counts: a call that is queued while the clock jumps is refused."""
     book = checked.server.book
     async with database_occupied(book), asyncio.timeout(30):
         # The poster takes the first and waits for the database; the second stays in the queue.
@@ -327,8 +325,8 @@ async def test_what_waits_when_the_clock_jumps_is_refused(checked: Checked) -> N
     assert (await checked.client.post("a", GRANT, "1", request_id="waits")).balance_after == "11"
 
 
-async def test_a_small_skew_is_taken(checked: Checked) -> None:
-    """Servers whose clocks differ by less than the bound post, and each account's times are in order."""
+async def test_small_skew_is_accepted(checked: Checked) -> None:
+    """Servers whose clocks differ by less than the bound can post, and each account's times stay in order."""
     for offset_seconds in (4, -4, 0):
         checked.clock.offset = offset_seconds * SECOND
         await checked.client.transfer("a", "b", "1")
@@ -340,8 +338,8 @@ async def test_a_small_skew_is_taken(checked: Checked) -> None:
 
 
 @only_sqlite
-async def test_a_clock_that_is_off_over_rest(checked: Checked, tmp_path: Path) -> None:
-    """A posting is a 503 that says when to come again; a vendor's list goes on, though no server is ready."""
+async def test_skewed_clock_over_rest(checked: Checked, tmp_path: Path) -> None:
+    """A posting gets 503 with Retry-After; a vendor's list works, though no server is ready."""
     key = {"authorization": f"Bearer {checked.client.key}"}
     body = {"kind": "GRANT", "amount": "1", "category": "test"}
 
@@ -359,8 +357,8 @@ async def test_a_clock_that_is_off_over_rest(checked: Checked, tmp_path: Path) -
         await until_ready_is(origin, 200)
         checked.clock.offset = TWO_DAYS_SECONDS * SECOND
         refused = await ask(origin, "/v1/accounts/a/transactions", body)
-        told: Any = refused.json()
-        assert (refused.status, told["details"][0]["reason"]) == (503, "CLOCK_SKEWED")
+        error: Any = refused.json()
+        assert (refused.status, error["details"][0]["reason"]) == (503, "CLOCK_SKEWED")
         assert refused.header("retry-after") == "5"
         await until_ready_is(origin, 503)
         held: Any = (await ask(origin, "/v1/accounts/a/balance")).json()

@@ -1,4 +1,4 @@
-"""Clients of the gRPC port who are slow, silent or too lively: each is bounded, and none keeps others out."""
+"""Clients of the gRPC port that are slow, silent or too active: each is bounded, and none blocks others."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ async def shared_book(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator
 
 @dataclass
 class Peer:
-    """A client of HTTP/2 that does exactly what a test says. It never asks for more data than fits at first."""
+    """An HTTP/2 client that sends exactly the frames of a test. It never enlarges its flow-control window."""
 
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
@@ -66,7 +66,7 @@ class Peer:
         self.writer.write(b"".join(frame.serialize() for frame in frames))
 
     async def frames(self, *, answers: bool = True) -> AsyncIterator[Frame]:
-        """What comes until the server closes the connection; answers to pings and settings unless told otherwise."""
+        """Frames until the server closes the connection. With `answers`, pings and settings are acknowledged."""
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionResetError):
             while True:
                 frame, length = Frame.parse_frame_header(memoryview(await self.reader.readexactly(9)))
@@ -78,15 +78,15 @@ class Peer:
                     elif isinstance(frame, SettingsFrame):
                         self.send(SettingsFrame(0, flags=["ACK"]))
 
-    async def goodbyes(self, *, answers: bool = True) -> list[tuple[int, bytes]]:
-        """Why the server closed the connection: the codes and texts of its GOAWAYs."""
+    async def goaways(self, *, answers: bool = True) -> list[tuple[int, bytes]]:
+        """The codes and texts of the GOAWAY frames that the server sends before it closes the connection."""
         frames = [frame async for frame in self.frames(answers=answers)]
         return [(frame.error_code, frame.additional_data) for frame in frames if isinstance(frame, GoAwayFrame)]
 
 
 @asynccontextmanager
 async def peer(port: int) -> AsyncIterator[Peer]:
-    """A client that has greeted."""
+    """A client that has sent its connection preface."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + SettingsFrame(0).serialize())
@@ -98,76 +98,76 @@ async def peer(port: int) -> AsyncIterator[Peer]:
 
 
 def bounded(**seconds: float) -> Settings:
-    """A server on a free port with one bound that is short, and no other."""
+    """Settings of a server on a free port with one short time limit."""
     return Settings(port=0, shutdown_grace_seconds=0, **seconds)  # type: ignore[arg-type]  # settings have other types
 
 
 @pytest.mark.parametrize("is_secured", [False, True], ids=["plain", "TLS"])
 @shares_a_server
-async def test_who_says_nothing_is_sent_away(shared_book: Book, authority: Authority, is_secured: bool) -> None:
-    """A connection over which no greeting comes is closed, with TLS before its handshake is done."""
+async def test_silent_connection_is_closed(shared_book: Book, authority: Authority, is_secured: bool) -> None:
+    """A connection without a preface is closed, with TLS also before its handshake."""
     pair = authority.issue("connections")
     files = {"tls_certificate_file": str(pair.certificate), "tls_key_file": str(pair.key)} if is_secured else {}
     settings = Settings(port=0, shutdown_grace_seconds=0, handshake_seconds_max=MOMENT, **files)  # type: ignore[arg-type]
     async with serving(shared_book, settings) as port, asyncio.timeout(LONG):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         started = time.monotonic()
-        # With TLS the server waits for the client to begin; without it sends its own greeting first.
-        greeting = await reader.read()
+        # Without TLS the server sends its settings first; with TLS it waits for the client.
+        received = await reader.read()
         assert time.monotonic() - started > MOMENT / 2
-        assert bool(greeting) is not is_secured
+        assert bool(received) is not is_secured
         writer.close()
 
 
 @shares_a_server
 async def test_idle_connection_is_closed(shared_book: Book) -> None:
-    """A connection without a call is closed, however well it answers pings."""
+    """A connection without calls is closed, even if it answers pings."""
     async with (
         serving(shared_book, bounded(connection_idle_seconds_max=MOMENT)) as port,
         peer(port) as idle,
         asyncio.timeout(LONG),
     ):
-        assert [text for _, text in await idle.goodbyes()] == [b"connection idle"]
+        assert [text for _, text in await idle.goaways()] == [b"connection idle"]
 
 
 @shares_a_server
-async def test_old_connection_is_made_anew(shared_book: Book) -> None:
-    """A connection that is old is asked to go, and closed."""
+async def test_old_connection_is_closed(shared_book: Book) -> None:
+    """A connection beyond its maximum age gets a GOAWAY, and is closed."""
     settings = bounded(connection_age_seconds_max=MOMENT, stream_seconds_max=MOMENT)
     async with serving(shared_book, settings) as port, peer(port) as old, asyncio.timeout(LONG):
-        goodbyes = await old.goodbyes()
-        assert goodbyes[0] == (NO_ERROR, b"max_age"), "first it takes no more calls, and lets those under way end"
-        assert len(goodbyes) > 1
+        goaways = await old.goaways()
+        assert goaways[0] == (NO_ERROR, b"max_age"), "the first GOAWAY lets running calls end"
+        assert len(goaways) > 1
 
 
 @pytest.mark.parametrize("answers", [True, False])
 @shares_a_server
-async def test_who_is_not_there_any_more(shared_book: Book, answers: bool) -> None:
-    """A client is asked whether it is there; if it doesn't answer, its connection is closed, else it stays."""
+async def test_unanswered_keepalive_closes_the_connection(shared_book: Book, answers: bool) -> None:
+    """A connection whose client doesn't answer keepalive pings is closed; any other stays open."""
     settings = bounded(keepalive_seconds=MOMENT / 5, keepalive_timeout_seconds=MOMENT)
     async with serving(shared_book, settings) as port, peer(port) as silent, asyncio.timeout(LONG):
         if not answers:
-            assert [text for _, text in await silent.goodbyes(answers=False)] == [b"ping_timeout"]
+            assert [text for _, text in await silent.goaways(answers=False)] == [b"ping_timeout"]
             return
-        asked = 0
+        pings = 0
         async for frame in silent.frames():
-            asked += isinstance(frame, PingFrame)
-            if asked == 10:
-                # Which takes longer than it may take to answer once.
+            pings += isinstance(frame, PingFrame)
+            if pings == 10:
+                # Ten pings take longer than the timeout of one.
                 break
-        assert asked == 10
+        assert pings == 10
 
 
 @shares_a_server
-async def test_who_pings_too_often_is_sent_away(shared_book: Book) -> None:
-    """A client that keeps the server busy with pings is told to calm down."""
-    async with serving(shared_book, bounded()) as port, peer(port) as lively, asyncio.timeout(LONG):
-        lively.send(*(PingFrame(0, b"too many") for _ in range(20)))
-        assert await lively.goodbyes() == [(ENHANCE_YOUR_CALM, b"too_many_pings")]
+async def test_excessive_pings_close_the_connection(shared_book: Book) -> None:
+    """A client that sends too many pings gets ENHANCE_YOUR_CALM."""
+    async with serving(shared_book, bounded()) as port, peer(port) as eager, asyncio.timeout(LONG):
+        eager.send(*(PingFrame(0, b"too many") for _ in range(20)))
+        assert await eager.goaways() == [(ENHANCE_YOUR_CALM, b"too_many_pings")]
 
 
-def ask(slow: Peer, client: Client, method: str, request: Message) -> None:
-    """Asks for more than fits into what the peer takes at first."""
+def send_call(slow: Peer, client: Client, method: str, request: Message) -> None:
+    """Sends a call whose answer exceeds the peer's flow-control window."""
     body = request.SerializeToString()
     headers = {
         ":method": "POST",
@@ -185,10 +185,10 @@ def ask(slow: Peer, client: Client, method: str, request: Message) -> None:
 
 
 @shares_a_server
-async def test_who_does_not_read_an_answer(shared_book: Book) -> None:
-    """An answer that nobody reads goes with its connection, which ends all the same; others are served meanwhile."""
+async def test_unread_answer_ends_with_its_connection(shared_book: Book) -> None:
+    """A connection whose client doesn't read an answer ends at its maximum age; others are served meanwhile."""
     settings = bounded(connection_age_seconds_max=2 * MOMENT, stream_seconds_max=MOMENT)
-    # Posted at a server that keeps connections: a busy machine may take longer than the others last.
+    # Posts through a server without the limit: on a busy machine posting may take longer than the limit.
     async with (
         serving(shared_book, bounded()) as port,
         grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
@@ -202,15 +202,15 @@ async def test_who_does_not_read_an_answer(shared_book: Book) -> None:
         client = Client(channel, key)
         async with peer(port) as slow:
             request = ListTransactionsRequest(parent="accounts/acme", page_size=1000)
-            ask(slow, client, "daybook.v1.Ledger/ListTransactions", request)
+            send_call(slow, client, "daybook.v1.Ledger/ListTransactions", request)
             frames = [frame async for frame in slow.frames()]
         assert 0 < sum(len(frame.data) for frame in frames if isinstance(frame, DataFrame)) < 100_000
         assert (await client.balance()).amount == "1000"
 
 
 @shares_a_server
-async def test_who_does_not_read_a_stream(shared_book: Book, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stream that nobody reads is called off when its caller has taken no message for too long."""
+async def test_unread_stream_is_cancelled(shared_book: Book, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream is cancelled if its client reads no message for too long."""
     async with (
         serving(shared_book, bounded(stream_idle_seconds_max=MOMENT)) as port,
         grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
@@ -218,12 +218,12 @@ async def test_who_does_not_read_a_stream(shared_book: Book, monkeypatch: pytest
     ):
         server = Server(shared_book, channel)
         client = await server.client(await server.create_tenant("streams"), scopes=("admin",))
-        monkeypatch.setattr(shared_book.verification, "verify_all", find_for_ever)
+        monkeypatch.setattr(shared_book.verification, "verify_all", endless_findings)
         with structlog.testing.capture_logs() as logs:
             async with peer(port) as slow:
-                ask(slow, client, "daybook.v1.Admin/VerifyAccounts", VerifyAccountsRequest())
-                # It is there and answers; it only takes no more than what fits.
-                reading = asyncio.create_task(slow.goodbyes())
+                send_call(slow, client, "daybook.v1.Admin/VerifyAccounts", VerifyAccountsRequest())
+                # The client answers pings, but never enlarges its window.
+                reading = asyncio.create_task(slow.goaways())
                 while not (
                     ended := [
                         entry
@@ -237,14 +237,14 @@ async def test_who_does_not_read_a_stream(shared_book: Book, monkeypatch: pytest
         assert ended[0]["seconds"] > MOMENT / 2
 
 
-async def find_for_ever(_tenant_number: int | None) -> AsyncIterator[Finding]:
-    """More findings than a window takes."""
+async def endless_findings(_tenant_number: int | None) -> AsyncIterator[Finding]:
+    """Findings without end, which exceed every flow-control window."""
     while True:
         yield Finding("acme", 1, "amount", "1", "x" * 1000)
 
 
 async def with_many_transactions(server: Server) -> Client:
-    """A caller with an account of a thousand transactions, which are more than a window takes."""
+    """A caller with an account of a thousand transactions, which exceed the flow-control window."""
     client = await server.client(await server.create_tenant(f"readers-{server.book.random_bytes(4).hex()}"))
     await client.create_account("acme")
     grant = Transaction(kind=Transaction.GRANT, category="purchase", amount="1", description="x" * 1000)

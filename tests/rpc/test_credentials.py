@@ -1,4 +1,4 @@
-"""What a credential reaches: with one its tenant, with a bound one its account. test_access.py has every method."""
+"""The reach of credentials: a tenant, or one account if bound. test_access.py covers every method."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NOT_PERMITTED = ("PERMISSION_DENIED", "ACCOUNT_NOT_PERMITTED")
 
 
 def test_methods_are_enumerated() -> None:
-    """The contracts are found: the native services with all their methods, and every facade."""
+    """METHODS has all methods of the native services and of every facade."""
     names = [method.containing_service.full_name for method in METHODS]
     assert names.count("daybook.v1.Ledger") == 13
     assert names.count("daybook.v1.Admin") == 6
@@ -44,8 +44,8 @@ def test_methods_are_enumerated() -> None:
 
 
 async def test_open_services(server: Server) -> None:
-    """Health and reflection need no credential, and tell of every service."""
-    # The stubs that come with grpcio's add-ons know neither their methods nor grpc.aio.
+    """Health and reflection need no credential, and report every service."""
+    # The stubs of grpcio's add-ons have no types for their methods and for grpc.aio.
     health: Any = health_pb2_grpc.HealthStub(server.channel)
     for service in ("", *SERVICES):
         answer = await health.Check(health_pb2.HealthCheckRequest(service=service))
@@ -66,7 +66,7 @@ def basic(text: str) -> str:
 
 
 def headers_of(key: str) -> dict[str, Metadata]:
-    """Every way to give a key, and ways to give a wrong one, by a name for the table."""
+    """Metadata with a valid key in every form, and with invalid keys, by name."""
     key_id, _, secret = key.partition(".")
     return {
         "bearer": [("authorization", f"Bearer {key}")],
@@ -108,7 +108,7 @@ def headers_of(key: str) -> dict[str, Metadata]:
     ],
 )
 async def test_credential(client: Client, how: str, verdict: tuple[str, str] | None) -> None:
-    """A key opens as Bearer, X-API-Key and Basic; anything else is CREDENTIAL_INVALID, and which, nobody is told."""
+    """A key is valid as Bearer, X-API-Key and Basic; anything else gets CREDENTIAL_INVALID with the same message."""
     await client.create_account("acme")
     metadata = tuple(headers_of(client.key)[how])
     call = client.ledger.GetAccount(GetAccountRequest(name="accounts/acme"), metadata=metadata)
@@ -143,11 +143,11 @@ CALLS: Calls = {
         GetBalanceRequest(name=f"accounts/{account_id}/balance"), metadata=client.metadata
     ),
 }
-"""A call of each native method that is about one account."""
+"""A call of each native method that concerns one account."""
 
 
 async def test_bound_key_and_other_accounts(server: Server) -> None:
-    """A bound key is refused for every other account, in the same words whether it exists or not."""
+    """A bound key is refused for every other account, with the same message whether the account exists or not."""
     tenant_number = await server.create_tenant("house")
     whole = await server.client(tenant_number)
     for account_id in ("mine", "other"):
@@ -156,14 +156,14 @@ async def test_bound_key_and_other_accounts(server: Server) -> None:
     bound = await server.client(tenant_number, account_id="mine")
     for name, call in CALLS.items():
         existing = await refusal_of(call(bound, "other"))
-        absent = await refusal_of(call(bound, "nobody"))
+        absent = await refusal_of(call(bound, "unknown"))
         in_another_case = await refusal_of(call(bound, "Mine"))
         assert existing.verdict == absent.verdict == in_another_case.verdict == NOT_PERMITTED, name
-        assert existing.message == absent.message.replace("nobody", "other"), name
+        assert existing.message == absent.message.replace("unknown", "other"), name
         assert existing.metadata == {"account": "accounts/other"}, name
-        assert absent.metadata == {"account": "accounts/nobody"}, name
+        assert absent.metadata == {"account": "accounts/unknown"}, name
     assert await CALLS["GetAccount"](whole, "other") == before
-    assert (await refusal_of(CALLS["GetAccount"](whole, "nobody"))).reason == "ACCOUNT_NOT_FOUND"
+    assert (await refusal_of(CALLS["GetAccount"](whole, "unknown"))).reason == "ACCOUNT_NOT_FOUND"
 
 
 async def test_bound_key_and_the_tenant(server: Server) -> None:
@@ -199,7 +199,7 @@ async def test_bound_key_and_its_account(server: Server) -> None:
 
 
 async def test_bound_key_of_another_tenant(server: Server) -> None:
-    """A key bound to an account reaches that tenant's account, not another's of the same id."""
+    """A bound key reaches its own tenant's account, not another tenant's account with the same id."""
     tenants = [await server.create_tenant(slug) for slug in ("one", "two")]
     clients = [await server.client(tenant_number) for tenant_number in tenants]
     accounts = [await client.create_account("same") for client in clients]
@@ -208,8 +208,8 @@ async def test_bound_key_of_another_tenant(server: Server) -> None:
         assert await CALLS["GetAccount"](bound, "same") == account
 
 
-async def test_tenants_are_apart(server: Server) -> None:
-    """Whatever is asked of another tenant's resource by name is NOT_FOUND, as if there were none."""
+async def test_tenants_are_isolated(server: Server) -> None:
+    """Another tenant's resource is NOT_FOUND, like an unknown one."""
     one = await server.client(await server.create_tenant("one"))
     two = await server.client(await server.create_tenant("two"))
     await two.create_account("theirs")
@@ -219,9 +219,9 @@ async def test_tenants_are_apart(server: Server) -> None:
         if name == "CreateAccount":
             continue
         refusal = await refusal_of(call(one, "theirs"))
-        absent = await refusal_of(call(one, "nobody"))
+        absent = await refusal_of(call(one, "unknown"))
         assert refusal.verdict == absent.verdict == ("NOT_FOUND", "ACCOUNT_NOT_FOUND"), name
-        assert refusal.message == absent.message.replace("nobody", "theirs"), name
+        assert refusal.message == absent.message.replace("unknown", "theirs"), name
     get = one.ledger.GetTransaction(GetTransactionRequest(name=theirs.name), metadata=one.metadata)
     assert (await refusal_of(get)).verdict == ("NOT_FOUND", "ACCOUNT_NOT_FOUND")
     assert before == [await CALLS[name](two, "theirs") for name in ("GetAccount", "GetBalance", "ListTransactions")]

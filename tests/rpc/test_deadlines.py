@@ -1,4 +1,4 @@
-"""How long a call may take, whatever its caller asks for: DEADLINE_EXCEEDED, and what was posted stays."""
+"""Time limits of calls, whatever their deadlines: DEADLINE_EXCEEDED, and everything posted stays."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TIMED_OUT = ("DEADLINE_EXCEEDED", "TIMED_OUT")
 
 @pytest.fixture
 async def hurried(book: Book) -> AsyncIterator[Server]:
-    """A server that lets no call take longer than a moment, and no stream longer than twice that."""
+    """A server with a short time limit for calls, and twice that for streams."""
     settings = Settings(
         port=0,
         shutdown_grace_seconds=1,
@@ -49,13 +49,13 @@ async def hurried(book: Book) -> AsyncIterator[Server]:
 
 @pytest.fixture
 async def caller(hurried: Server) -> Client:
-    """A caller with every scope in a tenant of their own."""
+    """A caller with every scope in its own tenant."""
     return await hurried.client(await hurried.create_tenant("house"), scopes={"admin"})
 
 
 @asynccontextmanager
-async def no_reader_left(book: Book) -> AsyncIterator[None]:
-    """Whoever wants to read waits until the end of the block."""
+async def readers_exhausted(book: Book) -> AsyncIterator[None]:
+    """Occupies every read connection until the end of the block, so that all other reads wait."""
     engine, released = book.database.primary, asyncio.Event()
     size = engine.pools["read"].size
 
@@ -78,11 +78,11 @@ async def no_reader_left(book: Book) -> AsyncIterator[None]:
 
 @pytest.mark.parametrize("deadline", [None, 60.0], ids=["no deadline", "a longer one"])
 @only_postgresql
-async def test_a_call_ends(hurried: Server, caller: Client, deadline: float | None) -> None:
-    """A call that waits for the database ends at the bound, and the next one is well."""
+async def test_call_ends_at_the_limit(hurried: Server, caller: Client, deadline: float | None) -> None:
+    """A call that waits for the database ends at the limit, and the next one succeeds."""
     await caller.create_account("acme")
     request = GetAccountRequest(name="accounts/acme")
-    async with no_reader_left(hurried.book):
+    async with readers_exhausted(hurried.book):
         started = time.monotonic()
         refusal = await refusal_of(caller.ledger.GetAccount(request, metadata=caller.metadata, timeout=deadline))
         took = time.monotonic() - started
@@ -90,19 +90,19 @@ async def test_a_call_ends(hurried: Server, caller: Client, deadline: float | No
     assert CALL_SECONDS <= took < 10 * CALL_SECONDS
     assert (await caller.ledger.GetAccount(request, metadata=caller.metadata)).name == "accounts/acme"
     async with asyncio.timeout(60):
-        while watched():
+        while tracked_calls():
             await asyncio.sleep(0.001)
 
 
-def watched() -> list[object]:
-    """The calls that some bound still counts."""
+def tracked_calls() -> list[object]:
+    """The calls that any `Deadlines` still tracks."""
     bounds = [each for each in gc.get_objects() if isinstance(each, Deadlines)]
     return [work for each in bounds for work in (*each._ends, *each._cancelled)]
 
 
 @pytest.mark.one_server
-async def test_what_was_posted_stays(caller: Client, database_url: str) -> None:
-    """A posting that waits too long is answered in time, is posted once it can be, and a repeat gets its answer."""
+async def test_timed_out_posting_is_posted_once(caller: Client, database_url: str) -> None:
+    """A posting that times out is still posted, once, and a repetition gets its answer."""
     await caller.create_account("acme")
     async with held_writer(database_url):
         refusal = await refusal_of(caller.post("acme", Transaction.GRANT, "1", request_id="id"))
@@ -114,12 +114,12 @@ async def test_what_was_posted_stays(caller: Client, database_url: str) -> None:
 
 
 @only_postgresql
-async def test_a_vendors_client_is_told_in_its_words(hurried: Server, caller: Client) -> None:
-    """Each method of a facade answers 504 and says that it took too long."""
+async def test_facade_answers_504(hurried: Server, caller: Client) -> None:
+    """Each method of a facade answers 504 with a message about the timeout."""
 
-    async def told(method: MethodDescriptor, request: Message) -> tuple[str, str]:
+    async def error_of(method: MethodDescriptor, request: Message) -> tuple[str, str]:
         call: grpc.aio.UnaryStreamMultiCallable[bytes, bytes]
-        # Which of one or many answers come makes no difference to a refusal.
+        # The refusals of unary and streaming calls are the same on the wire.
         call = hurried.channel.unary_stream(f"/{method.containing_service.full_name}/{method.name}")
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call(request.SerializeToString(), metadata=caller.metadata).read()
@@ -127,20 +127,20 @@ async def test_a_vendors_client_is_told_in_its_words(hurried: Server, caller: Cl
         trailing = dict(caught.value.trailing_metadata())
         return str(trailing["x-error-status"]), str(trailing["x-error-body"])
 
-    async with no_reader_left(hurried.book):
-        answers = await asyncio.gather(*(told(*each) for each in facade_requests("acme")))
+    async with readers_exhausted(hurried.book):
+        answers = await asyncio.gather(*(error_of(*each) for each in facade_requests("acme")))
     for status, body in answers:
         assert status == "504"
         assert '"The request took too long"' in body
 
 
 @only_sqlite
-async def test_a_silent_answer_ends(hurried: Server, caller: Client) -> None:
-    """A stream that has nothing to say for too long ends, and whoever verifies next is not told to wait."""
+async def test_silent_stream_ends(hurried: Server, caller: Client) -> None:
+    """A stream without a message for too long ends, and stops counting as a running verification."""
     await caller.create_account("acme")
     for _ in range(3):
-        # Two may be under way: a third would be refused if they were still counted.
-        async with no_reader_left(hurried.book):
+        # At most two verifications may run, so the third would be refused if the earlier ones still counted.
+        async with readers_exhausted(hurried.book):
             call = caller.admin.VerifyAccounts(VerifyAccountsRequest(), metadata=caller.metadata)
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await call.read()
@@ -149,10 +149,8 @@ async def test_a_silent_answer_ends(hurried: Server, caller: Client) -> None:
 
 
 @only_sqlite
-async def test_a_stream_that_goes_on_is_left_alone(
-    hurried: Server, caller: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A stream with a message now and then takes longer in all than it may be silent."""
+async def test_active_stream_is_not_cancelled(hurried: Server, caller: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream that keeps sending messages may take longer than the limit between two messages."""
 
     async def verify_slowly(_tenant_number: int | None) -> AsyncIterator[Progress]:
         for _ in range(3):
@@ -181,8 +179,8 @@ def item(second: int) -> ImportTransactionsRequest:
 
 @only_sqlite
 @pytest.mark.parametrize(("pause", "seconds"), [(3600.0, CALL_SECONDS), (CALL_SECONDS / 10, 2 * CALL_SECONDS)])
-async def test_an_import_ends(caller: Client, pause: float, seconds: float) -> None:
-    """An import that stalls ends at the bound of silence, and one that never ends at the other; what it did stays."""
+async def test_import_ends_at_the_limits(caller: Client, pause: float, seconds: float) -> None:
+    """A stalled import ends at the limit between messages, an endless one at the limit of streams; its items stay."""
     await caller.create_account("acme")
     sent = 0
 

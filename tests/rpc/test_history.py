@@ -1,4 +1,4 @@
-"""The first page of an account's history is never out of date."""
+"""The first page of an account's history is never stale."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ async def first_page(client: Client, account: str = "acme", **fields: object) ->
 
 
 async def grants(client: Client, count: int, account: str = "acme", description: str = "") -> list[str]:
-    """Posts grants; answers with their names, newest first."""
+    """Posts grants; returns their names, newest first."""
     posted = [await client.post(account, Transaction.GRANT, "1", description=description) for _ in range(count)]
     return [each.name for each in reversed(posted)]
 
 
 @pytest.fixture
 async def acme(client: Client) -> Client:
-    """A caller with an account."""
+    """A caller with the account `acme`."""
     await client.create_account("acme")
     return client
 
 
-async def test_a_page_without_a_new_transaction_is_not_read_again(server: Server, acme: Client) -> None:
-    """Only the head of the account is read, for each page size; other lists are read each time."""
+async def test_unchanged_first_page_is_read_once(server: Server, acme: Client) -> None:
+    """A first page is cached, by page size, while the account's head is the same; other lists are read each time."""
     names = await grants(acme, 5)
     await acme.create_account("other")
     for size in (2, 3):
@@ -57,7 +57,7 @@ async def test_a_page_without_a_new_transaction_is_not_read_again(server: Server
             with statements(server.book) as found:
                 page = await first_page(acme, page_size=size)
             assert [row.name for row in page.transactions] == names[:size]
-            # A page that is read is kept only if the head is the same before and after.
+            # A page is cached only if the head is the same before and after its read.
             assert (found.of_bodies, len(found.texts)) == (reads, 1 + 2 * reads)
     token = (await first_page(acme, page_size=2)).next_page_token
     for request in [
@@ -70,8 +70,8 @@ async def test_a_page_without_a_new_transaction_is_not_read_again(server: Server
         assert found.of_bodies == 1
 
 
-async def test_a_transaction_posted_while_a_page_is_read(server: Server, acme: Client) -> None:
-    """A page that is newer than the head that was read first is not kept under that head."""
+async def test_page_newer_than_its_head_is_not_cached(server: Server, acme: Client) -> None:
+    """A page that is newer than the head read before it is not cached under that head."""
     await grants(acme, 1)
     store = server.book.transactions._store
     pages, read = store._first_pages, store._read
@@ -90,16 +90,16 @@ async def test_a_transaction_posted_while_a_page_is_read(server: Server, acme: C
     assert found.of_bodies == 1
 
 
-async def test_an_account_without_transactions(acme: Client) -> None:
-    """Its page is empty until it has one."""
+async def test_page_of_an_account_without_transactions(acme: Client) -> None:
+    """The page of an account is empty until its first transaction."""
     for _ in range(2):
         assert await first_page(acme) == ListTransactionsResponse()
     (name,) = await grants(acme, 1)
     assert [row.name for row in (await first_page(acme)).transactions] == [name]
 
 
-async def test_accounts_have_pages_of_their_own(acme: Client) -> None:
-    """Also those that have no transaction yet."""
+async def test_accounts_have_separate_pages(acme: Client) -> None:
+    """Each account has its own page, also before its first transaction."""
     await acme.create_account("other")
     assert await first_page(acme) == await first_page(acme, "other") == ListTransactionsResponse()
     mine, others = await grants(acme, 2), await grants(acme, 2, "other")
@@ -108,8 +108,8 @@ async def test_accounts_have_pages_of_their_own(acme: Client) -> None:
         assert [row.name for row in (await first_page(acme, "other")).transactions] == others
 
 
-async def test_what_another_process_posted_is_there(database_url: str, acme: Client, server: Server) -> None:
-    """At once."""
+async def test_transaction_of_another_process_is_listed(database_url: str, acme: Client, server: Server) -> None:
+    """A page has another process's transaction as soon as it is posted."""
     names = await grants(acme, 2)
     assert [row.name for row in (await first_page(acme)).transactions] == names
     async with (
@@ -124,13 +124,13 @@ async def test_what_another_process_posted_is_there(database_url: str, acme: Cli
 
 
 @pytest.mark.one_server
-async def test_a_database_that_is_put_back(server: Server, acme: Client, clock: Clock) -> None:
-    """As many transactions as before, but others: those that are gone are not listed."""
+async def test_restored_database_lists_no_lost_transaction(server: Server, acme: Client, clock: Clock) -> None:
+    """After a restore a page has no lost transaction, even if as many others are posted."""
     kept = await grants(acme, 1)
     async with server.book.database.primary.snapshot() as connection:
         before = (await connection.execute(account_states.select())).one()
-    gone = await grants(acme, 1, description="gone")
-    assert [row.name for row in (await first_page(acme)).transactions] == [*gone, *kept]
+    lost = await grants(acme, 1, description="lost")
+    assert [row.name for row in (await first_page(acme)).transactions] == [*lost, *kept]
     async with writing(server.book.database) as connection:
         await connection.execute(delete(transactions).where(transactions.c.sequence == 2))
         await connection.execute(update(account_states).values(**before._asdict()))

@@ -1,4 +1,4 @@
-"""History brought in with its own times: in time order, by all the rules, and safe to repeat."""
+"""Imports of history: items keep their times, in order and by every rule, and an import can be repeated safely."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Item = ImportTransactionsRequest.Item
 
 
 def ago(days: float) -> Instant:
-    """So many days before NOON, which is the present."""
+    """The time `days` before NOON, which is the present."""
     return NOON - round(days * DAY)
 
 
@@ -47,7 +47,7 @@ def item(
     request_id: str = "",
     **fields: object,
 ) -> Item:
-    """A transaction that happened so many days ago."""
+    """A transaction that happened `days` ago."""
     transaction = Transaction(**{"kind": kind, "amount": amount, "category": "test", **fields})  # type: ignore[arg-type]
     return Item(
         parent=f"accounts/{account_id}",
@@ -57,8 +57,8 @@ def item(
     )
 
 
-async def bring_in(client: Client, *messages: Iterable[Item]) -> ImportTransactionsResponse:
-    """Imports a stream of so many messages."""
+async def import_messages(client: Client, *messages: Iterable[Item]) -> ImportTransactionsResponse:
+    """Imports a stream of these messages."""
 
     async def stream() -> AsyncIterator[ImportTransactionsRequest]:
         for items in messages:
@@ -67,12 +67,14 @@ async def bring_in(client: Client, *messages: Iterable[Item]) -> ImportTransacti
     return await client.admin.ImportTransactions(stream(), metadata=client.metadata)
 
 
-async def test_times_are_kept(admin: Client) -> None:
-    """An imported transaction has the time at which it happened, to the microsecond, and all else as if posted then."""
+async def test_imported_transactions_keep_their_times(admin: Client) -> None:
+    """An imported transaction keeps its time to the microsecond; the rest is as if it were posted then."""
     await admin.create_account("acme")
     fine = item(30, GRANT, "10", description="First", labels={"location": "l-1"})
     fine.create_time.nanos += 123_456_789
-    answer = await bring_in(admin, [fine, item(20, CHARGE, "-4", request_id="id"), item(20, CHARGE, "-1"), item(0)])
+    answer = await import_messages(
+        admin, [fine, item(20, CHARGE, "-4", request_id="id"), item(20, CHARGE, "-1"), item(0)]
+    )
     assert answer == ImportTransactionsResponse(imported_count=4)
     rows = await admin.history()
     assert [from_timestamp(row.create_time) - NOON for row in rows] == [
@@ -97,7 +99,7 @@ async def test_times_are_kept(admin: Client) -> None:
         description="First",
         labels={"location": "l-1"},
     )
-    assert int(first.uid.replace("-", "")[:12], 16) == (ago(30) + 123_456) // 1000, "the uid tells the time too"
+    assert int(first.uid.replace("-", "")[:12], 16) == (ago(30) + 123_456) // 1000, "the uid has the same time"
     assert [row.balance_after for row in rows] == ["10", "6", "5", "6"]
     assert rows[1].request_id == "id"
     assert (await admin.balance()).amount == "6"
@@ -105,29 +107,29 @@ async def test_times_are_kept(admin: Client) -> None:
 
 
 @only_sqlite
-async def test_scope(server: Server, client: Client, admin: Client) -> None:
-    """Only a credential with the scope `admin` imports; one that is also bound only into its account."""
+async def test_import_needs_the_scope_admin(server: Server, client: Client, admin: Client) -> None:
+    """Only a credential with the scope `admin` can import; a bound one only into its account."""
     for account_id in ("acme", "other"):
         await client.create_account(account_id)
     for items in ([item(1)], []):
-        refusal = await refusal_of(bring_in(client, items))
+        refusal = await refusal_of(import_messages(client, items))
         assert refusal.verdict == ("PERMISSION_DENIED", "SCOPE_MISSING")
         assert refusal.metadata == {"scope": "admin"}
     tenant_number = await server.book.credentials.tenant_number("house")
     assert tenant_number is not None
     bound = await server.client(tenant_number, account_id="acme", scopes={"admin"})
-    refusal = await refusal_of(bring_in(bound, [item(2), item(1, account_id="other")]))
+    refusal = await refusal_of(import_messages(bound, [item(2), item(1, account_id="other")]))
     assert refusal.verdict == ("PERMISSION_DENIED", "ACCOUNT_NOT_PERMITTED")
     assert refusal.metadata == {"account": "accounts/other", "index": "1"}
     stranger = await server.client(await server.create_tenant("stranger"), scopes={"admin"})
-    assert (await refusal_of(bring_in(stranger, [item(1)]))).verdict == ("NOT_FOUND", "ACCOUNT_NOT_FOUND")
+    assert (await refusal_of(import_messages(stranger, [item(1)]))).verdict == ("NOT_FOUND", "ACCOUNT_NOT_FOUND")
     call = admin.admin.ImportTransactions(iter([ImportTransactionsRequest(items=[item(1)])]))
     assert (await refusal_of(call)).verdict == ("UNAUTHENTICATED", "CREDENTIAL_MISSING")
     assert len(await client.history("-")) == 1
 
 
 def without(field: str) -> Item:
-    """An item that lacks a field."""
+    """An item without a field."""
     each = item(1)
     each.ClearField(field)  # type: ignore[arg-type]
     return each
@@ -139,7 +141,7 @@ def without(field: str) -> Item:
     [
         (item(1, CHARGE, "-100"), ("FAILED_PRECONDITION", "INSUFFICIENT_CREDITS"), None),
         (item(1, GRANT, "999999999999.999999"), ("FAILED_PRECONDITION", "BALANCE_OUT_OF_RANGE"), None),
-        (item(1, account_id="nobody"), ("NOT_FOUND", "ACCOUNT_NOT_FOUND"), None),
+        (item(1, account_id="unknown"), ("NOT_FOUND", "ACCOUNT_NOT_FOUND"), None),
         (item(1, request_id="taken"), ("ALREADY_EXISTS", "REQUEST_ID_REUSED"), None),
         (item(1, GRANT, "-1"), ("INVALID_ARGUMENT", "FIELD_INVALID"), "transaction.amount"),
         (item(1, GRANT, "x"), ("INVALID_ARGUMENT", "FIELD_INVALID"), "transaction.amount"),
@@ -165,7 +167,7 @@ def without(field: str) -> Item:
     ids=[
         "insufficient",
         "out of range",
-        "nobody",
+        "unknown account",
         "reused",
         "sign",
         "amount",
@@ -182,10 +184,10 @@ def without(field: str) -> Item:
     ],
 )
 @only_sqlite
-async def test_refused_item(
+async def test_refused_item_ends_the_import(
     admin: Client, wrong: Item, verdict: tuple[str, str], field: str | None, messages: int
 ) -> None:
-    """The first item that is refused ends the import and is told by its index; those before it stay."""
+    """The first refused item ends the import, and the refusal has its index; earlier items stay."""
     await admin.create_account("acme")
     items = [item(9, request_id="taken"), item(3, GRANT, "2"), wrong, item(0.5, GRANT, "5")]
     parts: dict[int, Sequence[list[Item]]] = {
@@ -193,7 +195,7 @@ async def test_refused_item(
         2: [items[:1], items[1:]],
         4: [[each] for each in items],
     }
-    refusal = await refusal_of(bring_in(admin, *parts[messages]))
+    refusal = await refusal_of(import_messages(admin, *parts[messages]))
     assert refusal.verdict == verdict
     assert refusal.metadata["index"] == "2"
     if field is not None:
@@ -203,30 +205,30 @@ async def test_refused_item(
 
 
 async def test_history_may_begin_before_1970(admin: Client) -> None:
-    """The times of history are any that a Timestamp can say, and never decrease, also before 1970."""
+    """History may have any time of a Timestamp, also before 1970; within an account times never decrease."""
     await admin.create_account("acme")
     times = [Timestamp(seconds=seconds) for seconds in (-62_135_596_800, -14_182_940, -1, 0, 1)]
     items = [item(1, GRANT, "1") for _ in times]
     for each, time in zip(items, times, strict=True):
         each.create_time.CopyFrom(time)
-    assert (await bring_in(admin, items[:1], items[1:])).imported_count == 5
+    assert (await import_messages(admin, items[:1], items[1:])).imported_count == 5
     assert [row.create_time for row in await admin.history()] == times
-    assert (await refusal_of(bring_in(admin, items[2:3]))).fields == ("items[0].create_time",)
+    assert (await refusal_of(import_messages(admin, items[2:3]))).fields == ("items[0].create_time",)
     assert await admin.verify() == []
 
 
 @only_sqlite
-async def test_too_many_items(admin: Client) -> None:
-    """A message has at most 1,000 items; the messages before it stay."""
+async def test_message_with_too_many_items_is_refused(admin: Client) -> None:
+    """A message has at most 1,000 items; the items of earlier messages stay."""
     await admin.create_account("acme")
-    refusal = await refusal_of(bring_in(admin, [item(2)], [item(1)] * 1001))
+    refusal = await refusal_of(import_messages(admin, [item(2)], [item(1)] * 1001))
     assert (*refusal.verdict, *refusal.fields) == ("INVALID_ARGUMENT", "FIELD_INVALID", "items")
     assert len(await admin.history()) == 1
     assert (
-        await bring_in(admin, [item(1, Transaction.CHARGE, "-1", state=Transaction.FAILED)] * 1000)
+        await import_messages(admin, [item(1, Transaction.CHARGE, "-1", state=Transaction.FAILED)] * 1000)
     ).imported_count == 1000
-    assert await bring_in(admin) == ImportTransactionsResponse()
-    assert await bring_in(admin, []) == ImportTransactionsResponse()
+    assert await import_messages(admin) == ImportTransactionsResponse()
+    assert await import_messages(admin, []) == ImportTransactionsResponse()
 
 
 @pytest.mark.parametrize(
@@ -234,15 +236,15 @@ async def test_too_many_items(admin: Client) -> None:
     [
         ([item(2), item(1)], ("INVALID_ARGUMENT", "FIELD_INVALID"), None, 2),
         ([item(2), item(1, CHARGE, "-5")], ("FAILED_PRECONDITION", "INSUFFICIENT_CREDITS"), "1", 1),
-        ([item(2, account_id="nobody")], ("NOT_FOUND", "ACCOUNT_NOT_FOUND"), "0", 0),
+        ([item(2, account_id="unknown")], ("NOT_FOUND", "ACCOUNT_NOT_FOUND"), "0", 0),
     ],
-    ids=["all good", "refused", "of nobody"],
+    ids=["all good", "refused", "unknown account"],
 )
 @only_sqlite
-async def test_message_that_is_none(
+async def test_malformed_message_ends_the_import(
     server: Server, admin: Client, items: list[Item], verdict: tuple[str, str], index: str | None, count: int
 ) -> None:
-    """A message that can't be read ends the import after the one before it, whose own refusal comes first."""
+    """A malformed message ends the import after the earlier messages, whose own refusals come first."""
     await admin.create_account("acme")
     call: grpc.aio.StreamUnaryMultiCallable[bytes, ImportTransactionsResponse] = server.channel.stream_unary(
         "/daybook.v1.Admin/ImportTransactions", response_deserializer=ImportTransactionsResponse.FromString
@@ -253,34 +255,34 @@ async def test_message_that_is_none(
     assert len(await admin.history()) == count
 
 
-async def test_import_goes_on_where_it_broke_off(admin: Client) -> None:
-    """An import that broke off in the middle is repeated whole: what was there is skipped, the rest is posted."""
+async def test_interrupted_import_can_be_repeated(admin: Client) -> None:
+    """An interrupted import can be repeated as a whole: posted items are skipped, the rest is posted."""
     for account_id in ("acme", "other"):
         await admin.create_account(account_id)
     items = [
         item(100 - n, GRANT, str(n + 1), account_id=("acme", "other")[n % 2], request_id=f"id-{n}") for n in range(40)
     ]
     messages = [items[n : n + 8] for n in range(0, 40, 8)]
-    arrived = asyncio.Event()
+    some_are_posted = asyncio.Event()
 
-    async def broken() -> AsyncIterator[ImportTransactionsRequest]:
+    async def interrupted() -> AsyncIterator[ImportTransactionsRequest]:
         for message in messages[:3]:
             yield ImportTransactionsRequest(items=message)
-        # Everything up to here is on its way; the caller goes away once some of it is there.
-        await arrived.wait()
-        raise RuntimeError("the caller breaks off")
+        # The caller disconnects once some of these messages are posted.
+        await some_are_posted.wait()
+        raise RuntimeError("the caller disconnects")
 
-    call = admin.admin.ImportTransactions(broken(), metadata=admin.metadata)
+    call = admin.admin.ImportTransactions(interrupted(), metadata=admin.metadata)
     async with asyncio.timeout(30):
         while len(await admin.history("-")) < 8:
             await asyncio.sleep(0.01)
-    arrived.set()
+    some_are_posted.set()
     with pytest.raises((grpc.aio.AioRpcError, asyncio.CancelledError, RuntimeError)):
         await call
-    answer = await bring_in(admin, *messages)
+    answer = await import_messages(admin, *messages)
     assert answer.imported_count + answer.skipped_count == 40
     assert answer.skipped_count in (8, 16, 24), "messages are committed whole"
-    assert await bring_in(admin, *messages) == ImportTransactionsResponse(skipped_count=40)
+    assert await import_messages(admin, *messages) == ImportTransactionsResponse(skipped_count=40)
     rows = await admin.history("-")
     assert [row.request_id for row in rows] == [f"id-{n}" for n in range(40)]
     assert [row.sequence for row in rows[:4]] == [1, 1, 2, 2]
@@ -288,51 +290,51 @@ async def test_import_goes_on_where_it_broke_off(admin: Client) -> None:
     assert await admin.verify() == []
 
 
-async def test_import_goes_on_after_a_refusal(admin: Client) -> None:
-    """An import that was refused at an item goes on from there once that is put right; index counts the skipped."""
+async def test_import_continues_after_a_refusal(admin: Client) -> None:
+    """A refused import continues from the refused item once its cause is removed; the index counts skipped items."""
     await admin.create_account("acme")
     items = [item(5, request_id="a"), item(4, CHARGE, "-3", request_id="b"), item(3, request_id="c")]
-    refusal = await refusal_of(bring_in(admin, items))
+    refusal = await refusal_of(import_messages(admin, items))
     assert (refusal.reason, refusal.metadata["index"]) == ("INSUFFICIENT_CREDITS", "1")
-    assert (await refusal_of(bring_in(admin, items))).metadata["index"] == "1"
+    assert (await refusal_of(import_messages(admin, items))).metadata["index"] == "1"
     items.insert(1, item(4.5, GRANT, "2", request_id="a-2"))
-    assert await bring_in(admin, items) == ImportTransactionsResponse(imported_count=3, skipped_count=1)
+    assert await import_messages(admin, items) == ImportTransactionsResponse(imported_count=3, skipped_count=1)
     assert [row.balance_after for row in await admin.history()] == ["1", "3", "0", "1"]
 
 
-async def test_ids_of_an_import(admin: Client) -> None:
-    """An item's id is the account's: another request can't have it, and two items that share it are one."""
+async def test_request_ids_of_an_import(admin: Client) -> None:
+    """An item's request_id belongs to its account: no other request can use it, and equal items post once."""
     for account_id in ("acme", "other"):
         await admin.create_account(account_id)
     twin = item(5, request_id="id")
     items = [twin, twin, item(5, account_id="other", request_id="id")]
-    assert await bring_in(admin, items) == ImportTransactionsResponse(imported_count=2, skipped_count=1)
+    assert await import_messages(admin, items) == ImportTransactionsResponse(imported_count=2, skipped_count=1)
     for call in (
         admin.post("acme", GRANT, "1", request_id="id"),
-        bring_in(admin, [item(4, request_id="id")]),
-        bring_in(admin, [item(5, GRANT, "2", request_id="id")]),
+        import_messages(admin, [item(4, request_id="id")]),
+        import_messages(admin, [item(5, GRANT, "2", request_id="id")]),
     ):
         assert (await refusal_of(call)).verdict == ("ALREADY_EXISTS", "REQUEST_ID_REUSED")
     assert len(await admin.history("-")) == 2
 
 
 async def test_order_is_per_account(admin: Client) -> None:
-    """Times may not decrease within an account; between accounts they need no order."""
+    """Times may not decrease within an account; the order between accounts is free."""
     for account_id in ("acme", "other"):
         await admin.create_account(account_id)
-    await bring_in(admin, [item(5), item(9, account_id="other"), item(5), item(7, account_id="other"), item(4)])
-    refusal = await refusal_of(bring_in(admin, [item(6, account_id="other"), item(4.000001)]))
+    await import_messages(admin, [item(5), item(9, account_id="other"), item(5), item(7, account_id="other"), item(4)])
+    refusal = await refusal_of(import_messages(admin, [item(6, account_id="other"), item(4.000001)]))
     assert (refusal.fields, refusal.metadata["index"]) == (("items[1].create_time",), "1")
     await admin.post("other", GRANT, "1")
-    refusal = await refusal_of(bring_in(admin, [item(0.000001, account_id="other")]))
+    refusal = await refusal_of(import_messages(admin, [item(0.000001, account_id="other")]))
     assert refusal.fields == ("items[0].create_time",)
     assert await admin.verify() == []
 
 
-async def test_expirations_are_posted_between(admin: Client) -> None:
-    """What expired in the course of history is posted where it belongs, and is not there for what came later."""
+async def test_expirations_are_posted_in_time_order(admin: Client) -> None:
+    """Expirations within the history are posted in time order, so later items can't spend the expired credits."""
     await admin.create_account("acme")
-    answer = await bring_in(
+    answer = await import_messages(
         admin,
         [
             item(100, GRANT, "10", ttl=Duration(seconds=30 * 24 * 3600)),
@@ -343,8 +345,8 @@ async def test_expirations_are_posted_between(admin: Client) -> None:
         [item(50, GRANT, "4", expire_time=to_timestamp(ago(-10))), item(40, CHARGE, "-2")],
     )
     assert answer.imported_count == 6
-    told = [(row.kind, row.amount, (from_timestamp(row.create_time) - NOON) // DAY) for row in await admin.history()]
-    assert told == [
+    rows = [(row.kind, row.amount, (from_timestamp(row.create_time) - NOON) // DAY) for row in await admin.history()]
+    assert rows == [
         (GRANT, "10", -100),
         (GRANT, "5", -90),
         (CHARGE, "-3", -85),
@@ -356,61 +358,61 @@ async def test_expirations_are_posted_between(admin: Client) -> None:
     ]
     held = await admin.balance()
     assert (held.amount, held.expiring_amount) == ("3", "2")
-    refusal = await refusal_of(bring_in(admin, [item(30, CHARGE, "-3.000001")]))
+    refusal = await refusal_of(import_messages(admin, [item(30, CHARGE, "-3.000001")]))
     assert refusal.metadata["available_amount"] == "3"
     assert await admin.verify() == []
 
 
-async def test_a_lot_can_be_spent_up_to_its_expire_time(admin: Client) -> None:
-    """History is judged at its own time: what has expired by now was good then."""
+async def test_imported_charge_spends_unexpired_lots(admin: Client) -> None:
+    """History is judged at its own time: credits that have expired by now were valid then."""
     await admin.create_account("acme")
-    await bring_in(
+    await import_messages(
         admin,
         [
             item(10, GRANT, "5", expire_time=to_timestamp(ago(8))),
             item(8.000001, CHARGE, "-2"),
         ],
     )
-    refusal = await refusal_of(bring_in(admin, [item(8, CHARGE, "-1")]))
+    refusal = await refusal_of(import_messages(admin, [item(8, CHARGE, "-1")]))
     assert (refusal.reason, refusal.metadata["available_amount"]) == ("INSUFFICIENT_CREDITS", "0")
     assert (await admin.balance()).amount == "0"
 
 
 @only_sqlite
-async def test_sweep_in_the_middle_of_an_import(server: Server, admin: Client) -> None:
-    """A sweep between two parts of an import doesn't keep the second part out."""
+async def test_sweep_between_parts_of_an_import(server: Server, admin: Client) -> None:
+    """A sweep between two parts of an import doesn't block the second part."""
     await admin.create_account("acme")
     items = [
         item(10, GRANT, "5", expire_time=to_timestamp(ago(8)), request_id="a"),
         item(9, CHARGE, "-2", request_id="b"),
         item(7, GRANT, "1", request_id="c"),
     ]
-    await bring_in(admin, items[:1])
+    await import_messages(admin, items[:1])
     await server.book.expirations.sweep()
-    assert await bring_in(admin, items) == ImportTransactionsResponse(imported_count=2, skipped_count=1)
+    assert await import_messages(admin, items) == ImportTransactionsResponse(imported_count=2, skipped_count=1)
     assert [row.amount for row in await admin.history()] == ["5", "-2", "-3", "1"]
 
 
 @only_sqlite
 async def test_sweep_after_an_import(server: Server, admin: Client, clock: Clock) -> None:
-    """An account is swept again once its import is a while ago, and what had expired is gone in the meantime too."""
+    """An account is swept again some time after its import; until then its balance has no expired credits either."""
     await admin.create_account("acme")
-    await bring_in(admin, [item(10, GRANT, "5", expire_time=to_timestamp(ago(8)))])
+    await import_messages(admin, [item(10, GRANT, "5", expire_time=to_timestamp(ago(8)))])
     assert (await admin.balance()).amount == "0"
     clock.advance(3600)
     assert await server.book.expirations.sweep() == 1
-    told = [(row.amount, row.create_time) for row in await admin.history()]
-    assert told == [("5", to_timestamp(ago(10))), ("-5", to_timestamp(ago(8)))]
+    rows = [(row.amount, row.create_time) for row in await admin.history()]
+    assert rows == [("5", to_timestamp(ago(10))), ("-5", to_timestamp(ago(8)))]
     assert await admin.verify() == []
 
 
-async def test_hour_windows_are_those_of_the_time(server: Server, admin: Client) -> None:
-    """Imported usage is summed in the hours in which it happened."""
+async def test_imported_usage_counts_in_its_own_hour(server: Server, admin: Client) -> None:
+    """Imported usage counts in the hour in which it happened."""
     account = await admin.create_account(
         "acme", credit_limit="100", hour_anchor_time=to_timestamp(ago(500) + 90 * SECOND)
     )
     hour = 1 / 24
-    await bring_in(
+    await import_messages(
         admin,
         [
             item(10, CHARGE, "-1", category="computing", usage=Usage(model="m")),
@@ -436,10 +438,10 @@ async def test_hour_windows_are_those_of_the_time(server: Server, admin: Client)
     assert await admin.verify() == []
 
 
-async def test_posting_goes_on_after_an_import(admin: Client) -> None:
-    """What is posted after an import stands behind it, with the present time."""
+async def test_posting_after_an_import(admin: Client) -> None:
+    """A transaction that is posted after an import has the next sequence and the present time."""
     await admin.create_account("acme")
-    await bring_in(admin, [item(3, GRANT, "2"), item(1, Transaction.CHARGE, "-9", state=Transaction.FAILED)])
+    await import_messages(admin, [item(3, GRANT, "2"), item(1, Transaction.CHARGE, "-9", state=Transaction.FAILED)])
     request = CreateTransactionRequest(
         parent="accounts/acme", transaction=Transaction(kind=CHARGE, category="test", amount="-2")
     )
@@ -449,10 +451,10 @@ async def test_posting_goes_on_after_an_import(admin: Client) -> None:
 
 
 async def test_many_messages(admin: Client) -> None:
-    """A long import is posted in its order, whatever the length of its messages."""
+    """A long import is posted in order, whatever the size of its messages."""
     await admin.create_account("acme")
     items = [item(400 - n / 8, CHARGE if n % 2 else GRANT, "-1" if n % 2 else "2") for n in range(3000)]
-    answer = await bring_in(admin, items[:1000], items[1000:1001], [], items[1001:2001], items[2001:])
+    answer = await import_messages(admin, items[:1000], items[1000:1001], [], items[1001:2001], items[2001:])
     assert answer.imported_count == 3000
     rows = await admin.history()
     assert [row.sequence for row in rows] == list(range(1, 3001))
@@ -463,10 +465,10 @@ async def test_many_messages(admin: Client) -> None:
 
 @pytest.mark.parametrize("bound", ["PART_ITEMS_MAX", "PART_BYTES_MAX"])
 @only_sqlite
-async def test_messages_that_wait_are_bounded(
+async def test_waiting_messages_are_bounded(
     server: Server, admin: Client, bound: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While nothing can be posted, an import takes in as many messages as may wait, by items or bytes, and no more."""
+    """While nothing can be posted, an import reads only as many messages as may wait, by items and by bytes."""
     monkeypatch.setattr(imports, bound, 30)
     await admin.create_account("acme")
     past = PastTransaction(

@@ -1,10 +1,10 @@
-"""The limits of a call over gRPC: each just below, which is served, and just above, which is told.
+"""Limits of calls over gRPC: a request at a limit is served, and one beyond it is refused.
 
-Others are held where they are made: the lengths of all texts, the sizes of metadata and the
+Other limits are tested with their code: the lengths of all texts, the sizes of metadata and the
 number of labels in tests/transport/test_validation.py, page tokens in
-tests/transport/test_page_tokens.py, rates in tests/transport/test_limits.py, the line of the
-poster in tests/store/test_poster.py, batches in test_batches.py. Those of the gateway are in
-tests/facades/test_limits.py. docs/reference/limits.md has a table of them all.
+tests/transport/test_page_tokens.py, rates in tests/transport/test_limits.py, the poster's queue
+in tests/store/test_poster.py, batches in test_batches.py, the gateway's limits in
+tests/facades/test_limits.py. docs/reference/limits.md lists all limits.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from tests.support.markers import shares_a_server
 from tests.support.refusals import read_refusal
 
 CALLS = 12
-"""More than any limit of LOW."""
+"""Number of calls and rows, more than any limit of LOW."""
 LOW = Settings(
     port=0,
     message_bytes_max=5000,
@@ -72,7 +72,7 @@ class Limited:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def limited(shared_server: Server) -> AsyncIterator[Limited]:
-    """The ledger of the module once more, behind low limits; `acme` has as many transactions and lots as CALLS."""
+    """The module's ledger behind low limits, with CALLS transactions and lots of `acme`, accounts and keys."""
     number = await shared_server.create_tenant("limited")
     admin = await shared_server.client(number, scopes={"admin"})
     await admin.create_account("acme")
@@ -85,7 +85,7 @@ async def limited(shared_server: Server) -> AsyncIterator[Limited]:
 
 
 async def verdict_of(call: Any) -> str:
-    """OK, or the code of a refusal; behind it the field, where one is named."""
+    """OK, or the code of the refusal, followed by the field that it names."""
     try:
         await call
     except grpc.aio.AioRpcError as error:
@@ -97,13 +97,13 @@ async def verdict_of(call: Any) -> str:
 
 
 def posting(count: int, **fields: Any) -> list[CreateTransactionRequest]:
-    """So many grants to acme."""
+    """`count` grants to acme."""
     grant = Transaction(**{"kind": Transaction.GRANT, "category": "test", "amount": "1", **fields})
     return [CreateTransactionRequest(parent="accounts/acme", transaction=grant)] * count
 
 
 def of_size(size: int) -> CreateAccountRequest:
-    """A request that takes exactly so many bytes, most of them of metadata."""
+    """A request of exactly `size` bytes, most of them metadata."""
 
     def filled(count: int) -> CreateAccountRequest:
         metadata = Struct(fields={"filler": Value(string_value="x" * count)})
@@ -120,14 +120,14 @@ def of_size(size: int) -> CreateAccountRequest:
     ("size", "verdict"), [(4999, "ALREADY_EXISTS"), (5000, "ALREADY_EXISTS"), (5001, "RESOURCE_EXHAUSTED")]
 )
 async def test_size_of_a_message(limited: Limited, size: int, verdict: str) -> None:
-    """A request of exactly message_bytes_max is read, and one byte more is refused before it is."""
+    """A request of message_bytes_max bytes is read; a larger one is refused before it is read."""
     call = limited.client.ledger.CreateAccount(of_size(size), metadata=limited.client.metadata)
     assert await verdict_of(call) == verdict
 
 
 @shares_a_server
-async def test_an_answer_may_be_larger_than_a_request(limited: Limited) -> None:
-    """message_bytes_max holds for what callers send: what they may ask for, they get."""
+async def test_answer_may_exceed_the_limit_of_requests(limited: Limited) -> None:
+    """message_bytes_max limits requests only, so an answer may be larger."""
     for _ in range(3):
         await limited.client.post("acme", Transaction.GRANT, "1", receipt_uri="x" * 2048)
     call = limited.client.raw_call(
@@ -137,27 +137,29 @@ async def test_an_answer_may_be_larger_than_a_request(limited: Limited) -> None:
 
 
 @shares_a_server
-@pytest.mark.parametrize(("size", "is_let_in"), [(20_000, True), (24_000, True), (50_000, False)])
-async def test_size_of_metadata(limited: Limited, size: int, is_let_in: bool) -> None:
-    """Metadata up to metadata_bytes_max is let in; twice as much never is. In between gRPC refuses by chance."""
+@pytest.mark.parametrize(("size", "is_accepted"), [(20_000, True), (24_000, True), (50_000, False)])
+async def test_size_of_metadata(limited: Limited, size: int, is_accepted: bool) -> None:
+    """Metadata up to metadata_bytes_max is accepted, twice as much is refused; in between gRPC refuses at random."""
     metadata = (*limited.client.metadata, ("x-filler", "x" * size))
     call = limited.client.ledger.GetAccount(GetAccountRequest(name="accounts/acme"), metadata=metadata)
-    assert await verdict_of(call) == ("OK" if is_let_in else "RESOURCE_EXHAUSTED")
+    assert await verdict_of(call) == ("OK" if is_accepted else "RESOURCE_EXHAUSTED")
 
 
 @shares_a_server
-@pytest.mark.parametrize(("asked", "given"), [(0, 3), (1, 1), (2, 2), (3, 3), (4, 3), (1000, 3), (2**31 - 1, 3)])
-async def test_size_of_a_page(limited: Limited, asked: int, given: int) -> None:
-    """A page has at most page_size_max rows, also where none is asked for: to ask for more is no mistake."""
+@pytest.mark.parametrize(
+    ("page_size", "row_count"), [(0, 3), (1, 1), (2, 2), (3, 3), (4, 3), (1000, 3), (2**31 - 1, 3)]
+)
+async def test_size_of_a_page(limited: Limited, page_size: int, row_count: int) -> None:
+    """A page has at most page_size_max rows, also by default; a larger page_size is no error."""
     ledger, admin, metadata = limited.client.ledger, limited.client.admin, limited.client.metadata
-    accounts = await ledger.ListAccounts(ListAccountsRequest(page_size=asked), metadata=metadata)
+    accounts = await ledger.ListAccounts(ListAccountsRequest(page_size=page_size), metadata=metadata)
     rows = await ledger.ListTransactions(
-        ListTransactionsRequest(parent="accounts/acme", page_size=asked), metadata=metadata
+        ListTransactionsRequest(parent="accounts/acme", page_size=page_size), metadata=metadata
     )
-    lots = await ledger.ListLots(ListLotsRequest(parent="accounts/acme", page_size=asked), metadata=metadata)
-    keys = await admin.ListApiKeys(ListApiKeysRequest(page_size=asked), metadata=metadata)
+    lots = await ledger.ListLots(ListLotsRequest(parent="accounts/acme", page_size=page_size), metadata=metadata)
+    keys = await admin.ListApiKeys(ListApiKeysRequest(page_size=page_size), metadata=metadata)
     found = [len(each) for each in (accounts.accounts, rows.transactions, lots.lots, keys.api_keys)]
-    assert found == [given] * 4
+    assert found == [row_count] * 4
 
 
 @shares_a_server
@@ -165,7 +167,7 @@ async def test_size_of_a_page(limited: Limited, asked: int, given: int) -> None:
     ("count", "verdict"), [(1, "OK"), (4, "OK"), (5, "INVALID_ARGUMENT requests"), (0, "INVALID_ARGUMENT requests")]
 )
 async def test_size_of_a_batch(limited: Limited, count: int, verdict: str) -> None:
-    """A batch has 1 to batch_size_max requests, whichever sort of batch it is."""
+    """A batch of either kind has 1 to batch_size_max requests."""
     ledger, metadata = limited.client.ledger, limited.client.metadata
     batch = BatchCreateTransactionsRequest(parent="accounts/acme", requests=posting(count))
     submitted = SubmitTransactionsRequest(parent="accounts/acme", requests=posting(count))
@@ -176,7 +178,7 @@ async def test_size_of_a_batch(limited: Limited, count: int, verdict: str) -> No
 @shares_a_server
 @pytest.mark.parametrize(("count", "verdict"), [(4, "OK"), (5, "INVALID_ARGUMENT items")])
 async def test_size_of_a_message_of_an_import(limited: Limited, count: int, verdict: str) -> None:
-    """A message of an import has at most batch_size_max items, and a stream has as many messages as it takes."""
+    """A message of an import has at most batch_size_max items; a stream has any number of messages."""
     (request,) = posting(1)
     item = ImportTransactionsRequest.Item(
         parent=request.parent, transaction=request.transaction, create_time=Timestamp(seconds=NOON // SECOND)
@@ -189,15 +191,15 @@ async def test_size_of_a_message_of_an_import(limited: Limited, count: int, verd
 
 
 @shares_a_server
-async def test_calls_in_flight(limited: Limited) -> None:
-    """Of a connection's calls so many run as concurrent_streams_max says; the next one waits until one has ended."""
+async def test_concurrent_calls_of_a_connection(limited: Limited) -> None:
+    """A connection runs at most concurrent_streams_max calls at once; the next one waits until one ends."""
     async with grpc.aio.insecure_channel(f"127.0.0.1:{limited.port}", options=OWN_CONNECTION) as channel:
         crowd = Client(channel, limited.client.key)
         imports: list[Any] = []
         for _ in range(LOW.concurrent_streams_max):
             imports.append(crowd.admin.ImportTransactions(metadata=crowd.metadata))
             await imports[-1].write(ImportTransactionsRequest())
-            # It has begun once its first message is on its way and nothing ended it.
+            # The call has begun once its first message is sent.
             await imports[-1].wait_for_connection()
         waiting = asyncio.ensure_future(crowd.balance())
         # Calls of another connection are served meanwhile, however many.
@@ -215,7 +217,7 @@ async def test_calls_in_flight(limited: Limited) -> None:
 @pytest.mark.parametrize("header", ["authorization", "x-api-key"])
 @pytest.mark.parametrize(("length", "verdict"), [(0, "OK"), (1, "UNAUTHENTICATED")])
 async def test_length_of_a_credential(shared_client: Client, header: str, length: int, verdict: str) -> None:
-    """A credential of 4,096 characters is looked at, white space and all; a longer one is not."""
+    """A credential of 4,096 characters, white space included, is checked; a longer one is refused."""
     scheme = "Bearer " if header == "authorization" else ""
     text = f"{scheme}{shared_client.key.rjust(CREDENTIAL_CHARACTERS_MAX - len(scheme) + length)}"
     assert len(text) == CREDENTIAL_CHARACTERS_MAX + length
@@ -224,7 +226,7 @@ async def test_length_of_a_credential(shared_client: Client, header: str, length
 
 
 def nested(depth: int, *, in_lists: bool = False) -> Struct:
-    """A struct with others in each other, so many in all; or with lists."""
+    """A Struct of `depth` levels, the inner ones Structs or lists."""
     value: Any = 1
     for _ in range(depth - 1):
         value = [value] if in_lists else {"in": value}
@@ -239,11 +241,11 @@ def listing(**fields: Any) -> ListTransactionsRequest:
 
 
 def spaced(size: int) -> str:
-    """A filter of so many characters."""
+    """A filter of `size` characters."""
     return "kind = GRANT".ljust(size)
 
 
-AROUND: dict[str, tuple[Message, Message, str]] = {
+LIMITS: dict[str, tuple[Message, Message, str]] = {
     "filter": (
         listing(filter=spaced(FILTER_CHARACTERS_MAX)),
         listing(filter=spaced(FILTER_CHARACTERS_MAX + 1)),
@@ -276,14 +278,14 @@ AROUND: dict[str, tuple[Message, Message, str]] = {
         "transaction.metadata",
     ),
 }
-"""A request at its limit, one beyond it, and the field that is named then."""
+"""A request at a limit, a request beyond it, and the field that its refusal names."""
 
 
 @shares_a_server
-@pytest.mark.parametrize("what", AROUND)
-async def test_at_its_limit_and_beyond(shared_client: Client, what: str) -> None:
-    """What is at its limit is served, and what is beyond is refused with the field."""
-    below, above, field = AROUND[what]
+@pytest.mark.parametrize("limit", LIMITS)
+async def test_request_beyond_a_limit_is_refused(shared_client: Client, limit: str) -> None:
+    """A request at a limit is served; a request beyond it is refused with the field."""
+    below, above, field = LIMITS[limit]
     ledger, metadata = shared_client.ledger, shared_client.metadata
     methods: dict[type[Message], Callable[..., Any]] = {
         ListTransactionsRequest: ledger.ListTransactions,
@@ -297,8 +299,8 @@ async def test_at_its_limit_and_beyond(shared_client: Client, what: str) -> None
 
 @shares_a_server
 @pytest.mark.parametrize("in_lists", [False, True])
-async def test_what_is_deepest_can_be_read(shared_client: Client, in_lists: bool) -> None:
-    """Metadata that is as deep as it may be is nowhere too deep for those who read it: no row ends a list."""
+async def test_deepest_metadata_can_be_read(shared_client: Client, in_lists: bool) -> None:
+    """Metadata of the greatest depth can be read in every answer that includes it."""
     deepest = nested(METADATA_DEPTH_MAX, in_lists=in_lists)
     account_id = f"deep-{in_lists}"
     await shared_client.create_account(account_id, company=Company(metadata=deepest))
@@ -320,7 +322,7 @@ async def test_what_is_deepest_can_be_read(shared_client: Client, in_lists: bool
 @shares_a_server
 @pytest.mark.parametrize("length", [TOKEN_CHARACTERS_MAX, TOKEN_CHARACTERS_MAX + 1, 100_000])
 async def test_length_of_a_page_token(shared_client: Client, length: int) -> None:
-    """A token that is too long is refused like every other that was made up."""
+    """A page token that is too long is refused like any invalid one."""
     call = shared_client.ledger.ListTransactions(listing(page_token="A" * length), metadata=shared_client.metadata)
     assert await verdict_of(call) == "INVALID_ARGUMENT page_token"
 
@@ -337,8 +339,8 @@ async def test_length_of_a_page_token(shared_client: Client, length: int) -> Non
         ("gateway_rate_limit_burst", 1, 10_000_000),
     ],
 )
-def test_a_limit_has_limits(name: str, least: int, most: int) -> None:
-    """A limit can be set from its least to its most, and no further; the contract's own limits can't be passed."""
+def test_setting_of_a_limit_is_bounded(name: str, least: int, most: int) -> None:
+    """A limit can be set only between its least and its greatest value, which the contract's own limits bound."""
     for value in (least, most):
         assert getattr(Settings(**{name: value}), name) == value  # type: ignore[arg-type]
     for value in (least - 1, most + 1):
@@ -347,12 +349,12 @@ def test_a_limit_has_limits(name: str, least: int, most: int) -> None:
 
 
 NARROW = Settings(port=0, text_characters_max=64)
-"""No text of a request may be longer, whatever its contract says."""
+"""A limit on every text of a request, below the limits of the contract."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def narrow(shared_server: Server) -> AsyncIterator[Client]:
-    """A caller of the ledger of the module, behind a bound on all texts."""
+    """A caller of the module's ledger, behind a limit on all texts."""
     admin = await shared_server.client(await shared_server.create_tenant("narrow"), scopes={"admin"})
     await admin.create_account("acme")
     async with serving(shared_server.book, NARROW) as port, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -360,7 +362,7 @@ async def narrow(shared_server: Server) -> AsyncIterator[Client]:
 
 
 async def history(item: CreateTransactionRequest) -> AsyncIterator[ImportTransactionsRequest]:
-    """One transaction of history."""
+    """An import of one transaction."""
     past = ImportTransactionsRequest.Item(
         parent=item.parent, transaction=item.transaction, create_time=Timestamp(seconds=NOON // SECOND)
     )
@@ -368,10 +370,10 @@ async def history(item: CreateTransactionRequest) -> AsyncIterator[ImportTransac
 
 
 @shares_a_server
-@pytest.mark.parametrize(("length", "is_taken"), [(64, True), (65, False)])
+@pytest.mark.parametrize(("length", "is_accepted"), [(64, True), (65, False)])
 @pytest.mark.parametrize("letter", ["x", "\u00e9"])
-async def test_length_of_any_text(narrow: Client, length: int, is_taken: bool, letter: str) -> None:
-    """Texts of text_characters_max characters are taken wherever they stand; longer ones are told with their place."""
+async def test_length_of_any_text(narrow: Client, length: int, is_accepted: bool, letter: str) -> None:
+    """A text of text_characters_max characters is accepted in every field; a longer one is refused with its path."""
     text = letter * length
     ledger, metadata = narrow.ledger, narrow.metadata
     (described,) = posting(1, description=text)
@@ -394,12 +396,12 @@ async def test_length_of_any_text(narrow: Client, length: int, is_taken: bool, l
         "items[0].transaction.description": narrow.admin.ImportTransactions(history(described), metadata=metadata),
     }
     for place, call in calls.items():
-        assert await verdict_of(call) == ("OK" if is_taken else f"INVALID_ARGUMENT {place}")
+        assert await verdict_of(call) == ("OK" if is_accepted else f"INVALID_ARGUMENT {place}")
 
 
 @shares_a_server
 async def test_length_of_texts_inside_metadata(narrow: Client) -> None:
-    """A Struct has a bound for all of it, and so none for its texts."""
+    """The texts in a Struct have no limit, since the Struct as a whole has one."""
     struct = Struct()
     struct["long"] = "x" * 1000
     (request,) = posting(1, metadata=struct)

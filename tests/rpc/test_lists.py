@@ -1,4 +1,4 @@
-"""Lists of transactions against an oracle: plain Python that filters and sorts what was posted."""
+"""Lists of transactions, compared with an oracle in plain Python that filters and sorts the posted rows."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ AccountNumbers: TypeAlias = dict[str, int]
 
 @dataclass(frozen=True)
 class Row:
-    """A transaction and the number of its account: all that an order depends on."""
+    """A transaction and the number of its account, which determine its place in every order."""
 
     transaction: Transaction
     account_number: int
@@ -48,7 +48,7 @@ class Row:
         return self.transaction.name.split("/")[1]
 
     def key(self, order_by: str) -> tuple[Decimal, int, int]:
-        """What rows are sorted by: unique, as the contract has it."""
+        """The row's sort key, which is unique."""
         if order_by.startswith("amount"):
             position = Decimal(self.transaction.amount)
         else:
@@ -57,17 +57,17 @@ class Row:
 
 
 def expected(rows: Iterable[Row], parent: str, matches: Matches, order_by: str) -> list[str]:
-    """The oracle: the names that a list must give, in order."""
+    """The names that a list must have, in order."""
     account_id = parent.removeprefix("accounts/")
-    wanted = [row for row in rows if account_id in ("-", row.account_id) and matches(row.transaction)]
-    wanted.sort(key=lambda row: row.key(order_by), reverse=order_by == "" or order_by.endswith(" desc"))
-    return [row.transaction.name for row in wanted]
+    matching = [row for row in rows if account_id in ("-", row.account_id) and matches(row.transaction)]
+    matching.sort(key=lambda row: row.key(order_by), reverse=order_by == "" or order_by.endswith(" desc"))
+    return [row.transaction.name for row in matching]
 
 
 async def read_pages(
     client: Client, parent: str, page_sizes: Iterable[int], *, filter_text: str = "", order_by: str = ""
 ) -> list[list[Transaction]]:
-    """All pages of a list, each of its own size; the last size serves for the rest."""
+    """All pages of a list, with these page sizes, of which the last repeats."""
     pages: list[list[Transaction]] = []
     request = ListTransactionsRequest(parent=parent, filter=filter_text, order_by=order_by)
     sizes = iter(page_sizes)
@@ -85,13 +85,13 @@ def names_of(pages: Iterable[Sequence[Transaction]]) -> list[str]:
     return [each.name for page in pages for each in page]
 
 
-def same_time(seconds: float) -> str:
-    """An instant as a filter writes it."""
+def time_literal(seconds: float) -> str:
+    """The time literal of a filter, `seconds` after NOON."""
     return f'"{write(NOON + round(seconds * SECOND))}"'
 
 
 def at(transaction: Transaction) -> float:
-    """Seconds since NOON."""
+    """The create_time, in seconds since NOON."""
     return (from_timestamp(transaction.create_time) - NOON) / SECOND
 
 
@@ -132,14 +132,14 @@ FILTERS: list[tuple[str, Matches]] = [
     ("state = FAILED OR state = CANCELED", nothing),
     ("state = FAILED AND (category = ai_chat OR category = storage)", nothing),
     ("state = SUCCEEDED AND category = ai_chat", lambda each: each.category == "ai_chat"),
-    (f"create_time >= {same_time(10)}", lambda each: at(each) >= 10),
-    (f"create_time > {same_time(10)}", lambda each: at(each) > 10),
-    (f"create_time < {same_time(10)}", lambda each: at(each) < 10),
-    (f"create_time <= {same_time(10)}", lambda each: at(each) <= 10),
-    (f"create_time > {same_time(9.999999)}", lambda each: at(each) > 9.9999985),
-    (f"create_time >= {same_time(10)} AND create_time < {same_time(20)}", lambda each: 10 <= at(each) < 20),
-    (f"create_time > {same_time(0)} AND create_time <= {same_time(20)}", lambda each: 0 < at(each) <= 20),
-    (f"create_time > {same_time(20)} AND create_time < {same_time(10)}", nothing),
+    (f"create_time >= {time_literal(10)}", lambda each: at(each) >= 10),
+    (f"create_time > {time_literal(10)}", lambda each: at(each) > 10),
+    (f"create_time < {time_literal(10)}", lambda each: at(each) < 10),
+    (f"create_time <= {time_literal(10)}", lambda each: at(each) <= 10),
+    (f"create_time > {time_literal(9.999999)}", lambda each: at(each) > 9.9999985),
+    (f"create_time >= {time_literal(10)} AND create_time < {time_literal(20)}", lambda each: 10 <= at(each) < 20),
+    (f"create_time > {time_literal(0)} AND create_time <= {time_literal(20)}", lambda each: 0 < at(each) <= 20),
+    (f"create_time > {time_literal(20)} AND create_time < {time_literal(10)}", nothing),
     ('create_time >= "2024-10-10T14:00:10+02:00"', lambda each: at(each) >= 10),
     ('labels.location = "L 1"', lambda each: each.labels.get("location") == "L 1"),
     ("labels.membership = m-1", lambda each: each.labels.get("membership") == "m-1"),
@@ -150,13 +150,13 @@ FILTERS: list[tuple[str, Matches]] = [
         lambda each: (each.labels.get("location"), each.labels.get("membership")) == ("L 1", "m-1"),
     ),
     (
-        f'labels.location = "L 1" AND kind = CHARGE AND category = ai_chat AND create_time >= {same_time(10)}',
+        f'labels.location = "L 1" AND kind = CHARGE AND category = ai_chat AND create_time >= {time_literal(10)}',
         lambda each: (
             (each.labels.get("location"), each.kind, each.category) == ("L 1", CHARGE, "ai_chat") and at(each) >= 10
         ),
     ),
     (
-        f"kind=CHARGE AND(category=ai_chat OR category=storage)AND state=SUCCEEDED AND create_time<{same_time(20)}",
+        f"kind=CHARGE AND(category=ai_chat OR category=storage)AND state=SUCCEEDED AND create_time<{time_literal(20)}",
         lambda each: each.kind == CHARGE and each.category in ("ai_chat", "storage") and at(each) < 20,
     ),
     (
@@ -173,7 +173,7 @@ LISTS = [
     ("accounts/-", "create_time desc"),
     ("accounts/-", "create_time"),
 ]
-"""Every list there is: a parent and an order. Without an order it is `create_time desc`."""
+"""Every kind of list: a parent and an order, by default `create_time desc`."""
 
 Step: TypeAlias = "tuple[float, str, Kind, str, str, dict[str, str]]"
 STEPS: list[Step] = [
@@ -198,9 +198,9 @@ STEPS: list[Step] = [
 
 
 async def post_steps(client: Client, clock: Clock) -> list[Row]:
-    """Posts STEPS; answers with the truth."""
+    """Posts STEPS; returns the rows."""
     numbers: AccountNumbers = {}
-    # Created in an order that is not that of the ids.
+    # The order of creation differs from the order of ids.
     for account_id in ("b", "a", "Z"):
         numbers[account_id] = (await client.create_account(account_id, credit_limit="1000")).number
     rows = []
@@ -212,7 +212,7 @@ async def post_steps(client: Client, clock: Clock) -> list[Row]:
 
 
 async def two_tenants(server: Server, clock: Clock) -> tuple[Client, list[Row]]:
-    """A tenant with rows, and a neighbour with the same accounts and rows that must never show."""
+    """A client of a tenant with rows, beside a tenant whose equal accounts and rows must never show."""
     client = await server.client(await server.create_tenant("house"))
     neighbour = await server.client(await server.create_tenant("neighbour"))
     await post_steps(neighbour, Clock())
@@ -222,32 +222,32 @@ async def two_tenants(server: Server, clock: Clock) -> tuple[Client, list[Row]]:
 
 @pytest.mark.parametrize(("parent", "order_by"), LISTS)
 async def test_every_filter_at_every_page_size(server: Server, clock: Clock, parent: str, order_by: str) -> None:
-    """Reading all pages gives what the oracle says, for every filter and page size of a list."""
+    """The pages of a list agree with the oracle for every filter and page size."""
     client, rows = await two_tenants(server, clock)
     truth = {row.transaction.name: row.transaction for row in rows}
     for filter_text, matches in FILTERS:
-        wanted = expected(rows, parent, matches, order_by)
-        length = len(wanted)
+        names = expected(rows, parent, matches, order_by)
+        length = len(names)
         for page_size in sorted({1, max(1, length - 1), max(1, length), length + 1}):
             pages = await read_pages(client, parent, [page_size], filter_text=filter_text, order_by=order_by)
             where = f"{filter_text!r} by {page_size}"
-            assert names_of(pages) == wanted, where
+            assert names_of(pages) == names, where
             assert all(len(page) == page_size for page in pages[:-1]), f"{where}: a page is short"
-            assert pages[-1] or not wanted, f"{where}: the last page is empty"
+            assert pages[-1] or not names, f"{where}: the last page is empty"
             assert all(each == truth[each.name] for page in pages for each in page), where
 
 
 @pytest.mark.parametrize(("parent", "order_by"), LISTS)
-async def test_every_filter_if_pages_read_little(
+async def test_every_filter_with_pages_that_end_early(
     server: Server, clock: Clock, monkeypatch: pytest.MonkeyPatch, parent: str, order_by: str
 ) -> None:
-    """Where pages end because they have read enough, all of them together still give every row once, in order."""
+    """Pages that end early, because they have read ROWS_READ_MAX rows, together have every row once, in order."""
     monkeypatch.setattr(store, "ROWS_READ_MAX", 4)
     client, rows = await two_tenants(server, clock)
     for filter_text, matches in FILTERS:
-        wanted = expected(rows, parent, matches, order_by)
+        names = expected(rows, parent, matches, order_by)
         pages = await read_pages(client, parent, [3], filter_text=filter_text, order_by=order_by)
-        assert names_of(pages) == wanted, filter_text
+        assert names_of(pages) == names, filter_text
 
 
 @pytest.mark.parametrize(
@@ -259,17 +259,17 @@ async def test_every_filter_if_pages_read_little(
         ("accounts/a", "create_time", "labels.location = L", [9, 10, 5]),
         ("accounts/a", "", "category = test AND labels.location = nowhere", [0, 0, 0]),
         ("accounts/a", "amount desc", "category = test", [10, 10, 5]),
-        ("accounts/a", "amount", f"create_time < {same_time(0)}", [0, 0, 0]),
+        ("accounts/a", "amount", f"create_time < {time_literal(0)}", [0, 0, 0]),
         ("accounts/-", "", "kind = CHARGE", [2, 2, 1]),
         ("accounts/-", "create_time", "category = nowhere", [0, 0, 0]),
         ("accounts/-", "", "labels.location = L AND labels.membership = M", [0, 0, 0]),
-        # What an index serves is read on to the end of the page.
+        # A list that an index serves fills its pages.
         ("accounts/a", "", "category = test", [25]),
         ("accounts/a", "", "category = test AND kind = CHARGE", [5]),
         ("accounts/a", "", "category = test AND state = FAILED", [6]),
         ("accounts/a", "create_time", "state = CANCELED AND category = test", [0]),
         ("accounts/a", "", "category = test OR category = b OR category = c", [25]),
-        # It would take 4 categories times 7 kinds times 3 states of short walks.
+        # Merging would take 4 categories times 7 kinds times 3 states of index scans.
         ("accounts/a", "", "category = test OR category = b OR category = c OR category = d", [10, 10, 5]),
         (
             "accounts/a",
@@ -277,15 +277,15 @@ async def test_every_filter_if_pages_read_little(
             "(category = test OR category = b OR category = c OR category = d) AND state = SUCCEEDED",
             [19],
         ),
-        ("accounts/a", "", f"create_time >= {same_time(0)}", [25]),
+        ("accounts/a", "", f"create_time >= {time_literal(0)}", [25]),
         ("accounts/-", "", "labels.location = L", [24]),
     ],
 )
 @only_sqlite
-async def test_a_page_reads_so_many_rows(
+async def test_page_reads_a_bounded_number_of_rows(
     server: Server, monkeypatch: pytest.MonkeyPatch, parent: str, order_by: str, filter_text: str, lengths: list[int]
 ) -> None:
-    """A page of which few rows fit ends early, may be empty, and has a token that leads on."""
+    """A page with few matching rows ends early, may be empty, and has a token with which the list continues."""
     monkeypatch.setattr(store, "ROWS_READ_MAX", 10)
     tenant_number = await server.create_tenant("house")
     client = await server.client(tenant_number)
@@ -321,7 +321,7 @@ async def test_a_page_reads_so_many_rows(
 )
 @only_sqlite
 async def test_page_lengths(server: Server, page_size: int, page_lengths: list[int]) -> None:
-    """A page has 50 rows by default and 1,000 at most, and no row is lost to that."""
+    """A page has 50 rows by default and at most 1,000, and all pages together have every row."""
     tenant_number = await server.create_tenant("house")
     client = await server.client(tenant_number)
     number = (await client.create_account("a")).number
@@ -334,7 +334,7 @@ async def test_page_lengths(server: Server, page_size: int, page_lengths: list[i
 
 
 async def test_large_rows(server: Server) -> None:
-    """Rows that together pass the size of a message are still all read, in as many pages as that takes."""
+    """Rows that together exceed the message size are all listed, on as many pages as needed."""
     tenant_number = await server.create_tenant("house")
     client = await server.client(tenant_number)
     number = (await client.create_account("a")).number
@@ -347,7 +347,7 @@ async def test_large_rows(server: Server) -> None:
 
 @pytest.mark.parametrize(("parent", "order_by"), LISTS)
 async def test_rows_posted_between_pages(client: Client, clock: Clock, parent: str, order_by: str) -> None:
-    """Rows that were there when the first page was read come once each, in order, whatever is posted meanwhile."""
+    """The rows that exist at the first page are listed once each, in order, whatever is posted meanwhile."""
     rows = await post_steps(client, clock)
     older = expected(rows, parent, everything, order_by)
     names: list[str] = []
@@ -363,7 +363,7 @@ async def test_rows_posted_between_pages(client: Client, clock: Clock, parent: s
             for account_id in ("a", "b"):
                 await client.post(account_id, CHARGE, "-2")
                 await client.post(account_id, GRANT, ("0.000001", "5", "100")[turn % 3])
-    assert len(names) == len(set(names)), "a row came twice"
+    assert len(names) == len(set(names)), "a row is repeated"
     assert [name for name in names if name in set(older)] == older
 
 
@@ -372,7 +372,7 @@ async def test_rows_posted_between_pages(client: Client, clock: Clock, parent: s
 async def test_rows_posted_while_a_page_is_read(
     server: Server, clock: Clock, monkeypatch: pytest.MonkeyPatch, parent: str, order_by: str, filter_text: str
 ) -> None:
-    """A row inserted after a page and before its boundary is read makes no other row come twice, or not at all."""
+    """A row inserted after a page and before its boundary is read makes no other row repeat or disappear."""
     monkeypatch.setattr(store, "ROWS_READ_MAX", 4)
     client = await server.client(await server.create_tenant("house"))
     rows = await post_steps(client, clock)
@@ -391,7 +391,7 @@ async def test_rows_posted_while_a_page_is_read(
 
     monkeypatch.setattr(reader, "fetch", post_before)
     names = names_of(await read_pages(client, parent, [3], filter_text=filter_text, order_by=order_by))
-    assert len(names) == len(set(names)), "a row came twice"
+    assert len(names) == len(set(names)), "a row is repeated"
     assert [name for name in names if name in set(older)] == older
     assert next(posted) > 0, "nothing was posted in between"
 
@@ -399,18 +399,18 @@ async def test_rows_posted_while_a_page_is_read(
 @pytest.mark.parametrize(("parent", "order_by"), LISTS)
 @only_sqlite
 async def test_page_size_may_change(client: Client, clock: Clock, parent: str, order_by: str) -> None:
-    """Each page may be of another size than the one before."""
+    """Each page may have another size."""
     rows = await post_steps(client, clock)
     filter_text = "kind = CHARGE OR kind = GRANT"
-    wanted = expected(rows, parent, lambda each: each.kind in (CHARGE, GRANT), order_by)
+    names = expected(rows, parent, lambda each: each.kind in (CHARGE, GRANT), order_by)
     for page_sizes in ([1, 3, 2, 1000], [2, 1, 1, 3], [4, 0], [3, 1_000_000]):
         pages = await read_pages(client, parent, page_sizes, filter_text=filter_text, order_by=order_by)
-        assert names_of(pages) == wanted
+        assert names_of(pages) == names
         assert [len(page) for page in pages[:-1]] == page_sizes[: len(pages) - 1] or len(pages) > len(page_sizes)
 
 
 async def test_empty_lists(client: Client) -> None:
-    """An account without transactions, and a tenant without any, give one empty page."""
+    """An account without transactions, and a tenant without any, have one empty page."""
     assert await read_pages(client, "accounts/-", [10]) == [[]]
     await client.create_account("a")
     assert await read_pages(client, "accounts/a", [10]) == [[]]
@@ -430,7 +430,7 @@ def make_row(
     labels: dict[str, str] | None = None,
     metadata: Struct | None = None,
 ) -> Row:
-    """A row of any kind and state, also those that no call posts yet. The uid tells the place."""
+    """A row of any kind and state, also those that no call posts. Its uid encodes its account and sequence."""
     uid = f"00000000-0000-7000-8000-{account_number:04x}{sequence:08x}"
     transaction = Transaction(
         name=f"accounts/{account_id}/transactions/{uid}",
@@ -448,7 +448,7 @@ def make_row(
 
 
 async def insert_rows(server: Server, tenant_number: int, rows: Sequence[Row]) -> None:
-    """Stores rows as they are, past the rules of posting."""
+    """Stores rows directly, without the rules of posting."""
     values = [
         {
             "account_number": row.account_number,
@@ -480,7 +480,7 @@ async def insert_rows(server: Server, tenant_number: int, rows: Sequence[Row]) -
 
 LABELS = ("location", "membership", "company")
 CATEGORIES = ("ai_chat", "purchase", "x")
-# Nothing that a query or a filter could take for its own syntax may mean anything in a value.
+# Values that contain the syntax of SQL and of filters.
 VALUES = ("L", "l", 'say "hi"', "back\\slash", "percent%_", "'; --", "é\u0301 😀\n", "AND", "(x)")
 
 row_values = st.fixed_dictionaries(
@@ -497,14 +497,14 @@ row_values = st.fixed_dictionaries(
 
 
 def quoted(value: str) -> str:
-    """A string as AIP-160 writes it."""
+    """A string literal of AIP-160."""
     escaped = value.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
 
 
 @st.composite
 def filters(draw: st.DrawFn) -> tuple[str, Matches]:
-    """A filter, and whether a transaction passes it."""
+    """A filter, and its predicate in Python."""
     factors: list[str] = []
     tests: list[Matches] = []
 
@@ -524,7 +524,7 @@ def filters(draw: st.DrawFn) -> tuple[str, Matches]:
         one_of("state", states, lambda each: Transaction.State.Name(each.state) in states)
     for label in draw(st.sets(st.sampled_from(LABELS), max_size=2)):
         value = draw(st.sampled_from(VALUES))
-        # Defaults, because a lambda sees the last value of the loop otherwise.
+        # Defaults bind the values of this iteration.
         one_of(
             f"labels.{label}",
             [quoted(value)],
@@ -555,18 +555,18 @@ tenants = count()
 )
 @given(
     values=st.lists(row_values, max_size=14),
-    wanted=filters(),
-    of=st.sampled_from(LISTS),
+    filter_and_matches=filters(),
+    parent_and_order=st.sampled_from(LISTS),
     page_sizes=st.lists(st.integers(1, 5), min_size=1, max_size=3),
 )
 async def test_generated_lists(
     server: Server,
     values: list[dict[str, object]],
-    wanted: tuple[str, Matches],
-    of: tuple[str, str],
+    filter_and_matches: tuple[str, Matches],
+    parent_and_order: tuple[str, str],
     page_sizes: list[int],
 ) -> None:
-    """Whatever the rows, the filter, the order and the page sizes are, the pages agree with the oracle."""
+    """The pages agree with the oracle for any rows, filter, order and page sizes."""
     tenant_number = await server.create_tenant(f"generated-{next(tenants)}")
     client = await server.client(tenant_number)
     numbers = {account_id: (await client.create_account(account_id)).number for account_id in ("b", "a")}
@@ -582,6 +582,6 @@ async def test_generated_lists(
             make_row(account_id, numbers[account_id], sequences[account_id], at_seconds=seconds, **fields)  # type: ignore[arg-type]
         )
     await insert_rows(server, tenant_number, rows)
-    (parent, order_by), (filter_text, matches) = of, wanted
+    (parent, order_by), (filter_text, matches) = parent_and_order, filter_and_matches
     pages = await read_pages(client, parent, page_sizes, filter_text=filter_text, order_by=order_by)
     assert names_of(pages) == expected(rows, parent, matches, order_by)

@@ -1,4 +1,4 @@
-"""Lots over the wire: how credits are kept, spent in their order, and gone when they expire."""
+"""Lots over the wire: lists, spending order, allocations and expiry."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ CENTURY_SECONDS = 36_525 * 24 * 3600
 
 
 def lot(number: int, amount: str, remaining: str, **fields: object) -> Lot:
-    """A lot of acme; the n-th transaction opened the n-th lot, unless told otherwise."""
+    """A lot of acme, opened by the transaction of the same number unless `fields` say otherwise."""
     return Lot(
         **{  # type: ignore[arg-type]
             "name": f"accounts/acme/lots/{number}",
@@ -62,13 +62,13 @@ async def pages_of(client: Client, page_size: int) -> list[list[Lot]]:
 
 
 async def test_lots_are_listed_in_order_of_opening(server: Server, client: Client, clock: Clock) -> None:
-    """A list of lots has the spent and the expired ones, with what is left of each, before and after a sweep."""
+    """A list of lots includes spent and expired ones, with their remaining amounts, before and after a sweep."""
     await client.create_account("acme")
     await client.post("acme", GRANT, "10")
     await client.post("acme", GRANT, "5", expire_time=after(HOUR_SECONDS), priority=3)
     await client.post("acme", GRANT, "7", priority=-1)
     await client.post("acme", ADJUSTMENT, "0.5", expire_time=after(HOUR_SECONDS + 1))
-    # 7 of the lot of priority -1, then 0.5 that expires, then 0.75 of the permanent one.
+    # Takes 7 from the lot of priority -1, then 0.5 from an expiring lot, then 0.75 from the permanent one.
     await client.post("acme", CHARGE, "-8.25")
     fields: list[dict[str, object]] = [
         {},
@@ -89,7 +89,7 @@ async def test_lots_are_listed_in_order_of_opening(server: Server, client: Clien
 
 
 async def test_pages_of_lots(client: Client) -> None:
-    """Whatever the size of the pages, every lot is on one of them, in order, and no page is empty."""
+    """Every lot is on exactly one page, in order, for any page size, and no page is empty."""
     await client.create_account("acme")
     await client.create_account("other")
     for number in range(1, 6):
@@ -103,7 +103,7 @@ async def test_pages_of_lots(client: Client) -> None:
 
 
 async def test_lots_opened_between_pages(client: Client) -> None:
-    """A lot that is opened while pages are read comes at the end and moves no other."""
+    """A lot that is opened between pages is listed last and moves no other."""
     await client.create_account("acme")
     for _ in range(3):
         await client.post("acme", GRANT, "1")
@@ -117,7 +117,7 @@ async def test_lots_opened_between_pages(client: Client) -> None:
 
 
 async def test_sizes_of_pages_of_lots(client: Client) -> None:
-    """A page has 50 lots unless told otherwise."""
+    """A page has 50 lots by default, and more if requested."""
     await client.create_account("acme")
     requests = [CreateTransactionRequest(transaction=Transaction(kind=GRANT, category="x", amount="1"))] * 51
     await client.ledger.BatchCreateTransactions(
@@ -134,7 +134,7 @@ async def test_sizes_of_pages_of_lots(client: Client) -> None:
         (ListLotsRequest(parent=""), ("INVALID_ARGUMENT", "FIELD_INVALID", "parent")),
         (ListLotsRequest(parent="accounts/-"), ("INVALID_ARGUMENT", "FIELD_INVALID", "parent")),
         (ListLotsRequest(parent="accounts/acme/lots"), ("INVALID_ARGUMENT", "FIELD_INVALID", "parent")),
-        (ListLotsRequest(parent="accounts/nobody"), ("NOT_FOUND", "ACCOUNT_NOT_FOUND")),
+        (ListLotsRequest(parent="accounts/unknown"), ("NOT_FOUND", "ACCOUNT_NOT_FOUND")),
         (
             ListLotsRequest(parent="accounts/acme", page_token="made-up"),
             ("INVALID_ARGUMENT", "PAGE_TOKEN_INVALID", "page_token"),
@@ -147,10 +147,10 @@ async def test_sizes_of_pages_of_lots(client: Client) -> None:
     ids=lambda value: "" if isinstance(value, tuple) else str(value).replace("\n", " "),
 )
 @only_sqlite
-async def test_wrong_request_for_lots(
+async def test_malformed_request_for_lots_is_refused(
     client: Client, request_message: ListLotsRequest, verdict: tuple[str, ...]
 ) -> None:
-    """A list of lots that can't be is refused, by the name of the field."""
+    """A malformed request for lots is refused with the name of its field."""
     await client.create_account("acme")
     await client.create_account("other")
     for _ in range(2):
@@ -165,8 +165,8 @@ async def test_wrong_request_for_lots(
 
 
 @only_sqlite
-async def test_lots_of_others(server: Server, client: Client) -> None:
-    """A bound credential lists the lots of its account alone, and no tenant those of another."""
+async def test_lots_of_other_accounts_are_refused(server: Server, client: Client) -> None:
+    """A bound credential lists only its own account's lots, and no tenant lists another tenant's lots."""
     await client.create_account("acme")
     await client.create_account("other")
     await client.post("acme", GRANT, "1")
@@ -180,7 +180,7 @@ async def test_lots_of_others(server: Server, client: Client) -> None:
 
 
 async def test_allocations(client: Client) -> None:
-    """The full view tells what moved in which lot, in spending order, and it sums to the amount."""
+    """The full view has the amount moved in each lot, in spending order; they add up to the transaction's amount."""
     await client.create_account("acme", credit_limit="10")
     grants = [
         await client.post("acme", GRANT, "4"),
@@ -216,14 +216,14 @@ async def test_allocations(client: Client) -> None:
         full.ClearField("allocations")
         assert full == row
     parts = [(row.expiring_amount, row.permanent_amount) for row in await client.history()]
-    # What was borrowed and paid back counts as permanent.
+    # Debt, and its repayment, counts as permanent.
     assert parts == [("0", "4"), ("3", "0"), ("0", "2"), ("-3", "-8.5"), ("3.5", "2.5")]
-    assert (await client.lots())[3].amount == "3.5", "a lot begins with what was left after paying back"
+    assert (await client.lots())[3].amount == "3.5", "a lot opens with the credits left after the debt"
 
 
 @only_sqlite
-async def test_unknown_view(client: Client) -> None:
-    """A view that nobody knows is refused."""
+async def test_unknown_view_is_refused(client: Client) -> None:
+    """An unknown view is refused."""
     await client.create_account("acme")
     grant = await client.post("acme", GRANT, "1")
     request = GetTransactionRequest(name=grant.name, view=3)  # type: ignore[arg-type]
@@ -251,7 +251,7 @@ async def test_unknown_view(client: Client) -> None:
 async def test_terms_of_a_grant(
     client: Client, fields: dict[str, Any], expire_time: Timestamp | None, priority: int
 ) -> None:
-    """What a grant says of its credits is in the answer and in the lot; a ttl has become an expire_time."""
+    """The terms of a grant are in its answer and its lot; a ttl becomes an expire_time."""
     await client.create_account("acme")
     posted = await client.post("acme", GRANT, "2.5", priority=priority, **fields)
     assert (posted.expire_time if posted.HasField("expire_time") else None) == expire_time
@@ -292,8 +292,10 @@ async def test_terms_of_a_grant(
     ],
 )
 @only_sqlite
-async def test_wrong_terms(client: Client, kind: Kind, amount: str, fields: dict[str, Any], field: str) -> None:
-    """Terms out of bounds, or for credits that go, are refused by name, and nothing is posted."""
+async def test_invalid_terms_are_refused(
+    client: Client, kind: Kind, amount: str, fields: dict[str, Any], field: str
+) -> None:
+    """Terms that are out of bounds, or of a transaction that removes credits, are refused; nothing is posted."""
     await client.create_account("acme", credit_limit="10")
     refusal = await refusal_of(client.post("acme", kind, amount, **fields))
     assert (*refusal.verdict, *refusal.fields) == ("INVALID_ARGUMENT", "FIELD_INVALID", f"transaction.{field}")
@@ -328,7 +330,7 @@ async def test_spending_order(client: Client, terms: list[dict[str, Any]], spent
 
 
 async def test_balance_has_an_expiring_part(client: Client, clock: Clock) -> None:
-    """A balance tells which part has a date of expiry; what is owed belongs to the other part."""
+    """A balance has an expiring and a permanent part, and debt counts in the permanent part."""
     await client.create_account("acme", credit_limit="5")
 
     async def parts() -> tuple[str, str, str, str]:
@@ -348,8 +350,8 @@ async def test_balance_has_an_expiring_part(client: Client, clock: Clock) -> Non
     assert await parts() == ("-4", "0", "-4", "1")
 
 
-async def test_expiry_is_true_at_once(server: Server, client: Client, admin: Client, clock: Clock) -> None:
-    """Of 100 that expire 80 were spent: from the expire_time on the other 20 are gone, swept or not."""
+async def test_expiry_takes_effect_at_once(server: Server, client: Client, admin: Client, clock: Clock) -> None:
+    """Of 100 expiring credits 80 are spent; the other 20 leave the balance at the expire_time, swept or not."""
     await client.create_account("acme")
     await client.post("acme", GRANT, "100", expire_time=after(HOUR_SECONDS))
     await client.post("acme", CHARGE, "-80")
@@ -411,10 +413,10 @@ async def _batch(client: Client) -> object:
     ],
     ids=["grant", "charge", "adjustment", "failed charge", "batch", "refund", "transfer out", "transfer in"],
 )
-async def test_expirations_come_before_anything_newer(
+async def test_due_expirations_are_posted_first(
     client: Client, admin: Client, clock: Clock, post: Post, kind: Kind
 ) -> None:
-    """Whatever is posted, what expired before it is posted first, each at its own expire_time."""
+    """A posting first posts the due expirations, each at its own expire_time."""
     await client.create_account("acme")
     await client.create_account("other")
     await client.post("other", GRANT, "5")
@@ -427,8 +429,8 @@ async def test_expirations_come_before_anything_newer(
     clock.advance(200)
     await post(client)
     rows = await client.history()
-    told = [(row.sequence, row.kind, row.amount, row.create_time) for row in rows[6:8]]
-    assert told == [
+    expirations = [(row.sequence, row.kind, row.amount, row.create_time) for row in rows[6:8]]
+    assert expirations == [
         (7, Transaction.EXPIRATION, "-20", after(100)),
         (8, Transaction.EXPIRATION, "-10", after(200)),
     ]
@@ -448,13 +450,12 @@ async def test_expirations_come_before_anything_newer(
     assert await admin.verify() == []
 
 
-async def test_an_expiration_tells_whose_the_credits_were(
+async def test_expiration_has_the_owner_and_labels_of_its_lot(
     server: Server, client: Client, admin: Client, clock: Clock
 ) -> None:
-    """It has the owner and the labels of what brought the credits, so that the lists that show one show the other.
+    """An expiration has the owner and the labels of the transaction that opened its lot, so that lists show both.
 
-    Whatever brought them: a grant, a transfer, or the refund of what had expired. The rest of
-    it belongs to the opening alone.
+    A grant, a transfer or the refund of expired credits may have opened the lot. No other field is copied.
     """
     for account_id in ("acme", "other"):
         await client.create_account(account_id)
@@ -473,27 +474,27 @@ async def test_an_expiration_tells_whose_the_credits_were(
     assert await server.book.expirations.sweep() == 2
     await client.ledger.RefundTransaction(RefundTransactionRequest(name=charge.name), metadata=client.metadata)
     clock.advance(10)
-    # Not swept: the next posting brings it with it.
+    # Without a sweep the next posting posts the expiration.
     await client.post("acme", GRANT, "1", labels={"location": "elsewhere"})
 
-    def told(rows: list[Transaction]) -> list[tuple[str, User | None, dict[str, str]]]:
+    def origins(rows: list[Transaction]) -> list[tuple[str, User | None, dict[str, str]]]:
         expirations = [row for row in rows if row.kind == Transaction.EXPIRATION]
         assert not any(row.HasField("creator") or row.description for row in expirations)
         return [(row.amount, row.owner if row.HasField("owner") else None, dict(row.labels)) for row in expirations]
 
     acme, other = await client.history("acme"), await client.history("other")
-    assert told(acme) == [("-4", ada, {"company": "c", "floor": "2"}), ("-1", bob, {"membership": "m"})]
-    assert told(other) == [("-3", None, {"location": "l"})]
+    assert origins(acme) == [("-4", ada, {"company": "c", "floor": "2"}), ("-1", bob, {"membership": "m"})]
+    assert origins(other) == [("-3", None, {"location": "l"})]
     by_label = ListTransactionsRequest(parent="accounts/-", filter='labels.company = "c"')
     listed = (await client.ledger.ListTransactions(by_label, metadata=client.metadata)).transactions
     assert [(row.kind, row.amount) for row in listed] == [(Transaction.EXPIRATION, "-4"), (GRANT, "8")]
     assert await admin.verify() == []
 
 
-async def test_a_clock_that_went_back_revives_nothing(
+async def test_clock_that_went_back_revives_no_credits(
     server: Server, client: Client, admin: Client, clock: Clock
 ) -> None:
-    """What was gone when an account was last posted to stays gone, whatever the clock says afterwards."""
+    """Credits that had expired at an account's newest transaction stay expired if the clock goes back."""
     await client.create_account("acme")
     await client.post("acme", GRANT, "10", expire_time=after(100))
     clock.advance(100)
@@ -510,7 +511,7 @@ async def test_a_clock_that_went_back_revives_nothing(
 
 
 async def test_spent_lots_do_not_expire(server: Server, client: Client, clock: Clock) -> None:
-    """A lot that was spent before its expire_time leaves no EXPIRATION."""
+    """A lot that is spent before its expire_time has no EXPIRATION."""
     await client.create_account("acme")
     await client.post("acme", GRANT, "10", expire_time=after(100))
     await client.post("acme", CHARGE, "-10")
@@ -521,11 +522,11 @@ async def test_spent_lots_do_not_expire(server: Server, client: Client, clock: C
 
 
 ACCOUNT_COUNT = 260
-"""With three lots each, more than a sweep looks at in one go."""
+"""With three lots each, more than one batch of a sweep."""
 
 
 async def test_sweep_of_many_accounts(server: Server, client: Client, admin: Client, clock: Clock) -> None:
-    """A sweep posts all that is due of accounts that nobody touches, however many, and nothing else."""
+    """A sweep posts every due expiration of any number of idle accounts, and nothing else."""
     account_ids = [f"a-{number}" for number in range(ACCOUNT_COUNT)]
     await asyncio.gather(*map(client.create_account, account_ids))
     for amount, seconds in (("5", 30), ("3", 20), ("2", 1000)):
@@ -542,8 +543,8 @@ async def test_sweep_of_many_accounts(server: Server, client: Client, admin: Cli
     assert await server.book.expirations.sweep() == 0
     for account_id in account_ids[:: ACCOUNT_COUNT // 10]:
         rows = await client.history(account_id)
-        told = [(row.sequence, row.amount, from_timestamp(row.create_time) - NOON) for row in rows[3:]]
-        assert told == [(4, "-3", 20 * SECOND), (5, "-5", 30 * SECOND)]
+        expirations = [(row.sequence, row.amount, from_timestamp(row.create_time) - NOON) for row in rows[3:]]
+        assert expirations == [(4, "-3", 20 * SECOND), (5, "-5", 30 * SECOND)]
         assert (await client.balance(account_id)).amount == "2"
     assert len(await client.history("-")) == 5 * ACCOUNT_COUNT
     assert await admin.verify() == []

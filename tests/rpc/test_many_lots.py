@@ -32,12 +32,12 @@ BATCH = 500
 
 
 def grant(amount: str = "1", **fields: object) -> Transaction:
-    """Credits that were paid for."""
+    """A grant, permanent unless `fields` say otherwise."""
     return Transaction(**{"kind": GRANT, "category": "purchase", "amount": amount, **fields})  # type: ignore[arg-type]
 
 
 async def post_all(client: Client, transactions: Sequence[Transaction], account_id: str = "acme") -> None:
-    """Posts transactions in their order, many at a time."""
+    """Posts transactions in order, in batches."""
     for start in range(0, len(transactions), BATCH):
         requests = [CreateTransactionRequest(transaction=each) for each in transactions[start : start + BATCH]]
         await client.ledger.BatchCreateTransactions(
@@ -58,20 +58,20 @@ async def all_lots(client: Client, account_id: str = "acme") -> list[Lot]:
 
 
 async def taken_by(client: Client, transaction: Transaction) -> list[int]:
-    """The numbers of the lots that a transaction took from, in its order."""
+    """The numbers of the lots that a transaction took credits from, in spending order."""
     full = await client.full(transaction.name)
     return [int(each.lot.rpartition("/")[2]) for each in full.allocations]
 
 
 @pytest.fixture
 async def acme(client: Client) -> Client:
-    """A client with an account."""
+    """A caller with the account `acme`."""
     await client.create_account("acme")
     return client
 
 
-async def test_an_account_that_only_receives(acme: Client, admin: Client) -> None:
-    """Fifteen hundred permanent grants, of which the oldest are spent first."""
+async def test_oldest_of_many_grants_are_spent_first(acme: Client, admin: Client) -> None:
+    """The oldest of fifteen hundred permanent grants are spent first."""
     await post_all(acme, [grant()] * 1500)
     balance = await acme.balance()
     assert (balance.amount, balance.permanent_amount, balance.sequence) == ("1500", "1500", 1500)
@@ -82,8 +82,8 @@ async def test_an_account_that_only_receives(acme: Client, admin: Client) -> Non
     assert await admin.verify() == []
 
 
-async def test_more_lots_than_one_transaction_takes_from(acme: Client, admin: Client) -> None:
-    """It is refused with the amount that works at once; taken so, all of it can be had."""
+async def test_charge_of_too_many_lots_is_refused(acme: Client, admin: Client) -> None:
+    """A charge of too many lots is refused with the largest possible amount; several charges can take everything."""
     await post_all(acme, [grant(expire_time=after(3600 + number)) for number in range(1500, 0, -1)])
     refusal = await refusal_of(acme.post("acme", CHARGE, "-1500"))
     assert refusal.verdict == ("FAILED_PRECONDITION", "TOO_MANY_LOTS")
@@ -99,7 +99,7 @@ async def test_more_lots_than_one_transaction_takes_from(acme: Client, admin: Cl
 
 
 async def test_priorities_go_before_expire_times(acme: Client, admin: Client) -> None:
-    """A lot that comes in later is spent first where its terms say so, however many others there are."""
+    """A later lot is spent first if its terms say so, however many other lots there are."""
     lots = [(number % 5 - 2, None if number % 3 == 0 else 5000 - number) for number in range(600)]
     await post_all(
         acme,
@@ -121,7 +121,7 @@ async def test_priorities_go_before_expire_times(acme: Client, admin: Client) ->
 async def test_many_lots_that_expire_at_once(
     server: Server, acme: Client, admin: Client, clock: Clock, is_swept: bool
 ) -> None:
-    """The balance is right at once; they are posted a thousand at a time, before anything else of the account."""
+    """The balance is right at once; expirations are posted by the thousand, before the account's other transactions."""
     await post_all(acme, [grant(expire_time=after(60), owner=User(id=f"u{number}")) for number in range(2500)])
     await post_all(acme, [grant(expire_time=after(90)), grant("7")])
     clock.advance(60)
@@ -147,8 +147,8 @@ async def test_many_lots_that_expire_at_once(
     assert await admin.verify() == []
 
 
-async def in_line(book: Book, calls: Sequence[Coroutine[Any, Any, object]]) -> list[asyncio.Task[object]]:
-    """Calls that wait in the poster's queue in this order, behind the first, which it has taken."""
+async def queued(book: Book, calls: Sequence[Coroutine[Any, Any, object]]) -> list[asyncio.Task[object]]:
+    """Starts calls that wait in the poster's queue in this order, behind the first, which the poster has taken."""
     started = []
     for number, call in enumerate(calls):
         started.append(asyncio.create_task(call))
@@ -158,7 +158,7 @@ async def in_line(book: Book, calls: Sequence[Coroutine[Any, Any, object]]) -> l
 
 
 async def test_others_do_not_wait_for_expirations(server: Server, acme: Client, clock: Clock) -> None:
-    """A transfer waits for the expirations of one side; calls of other accounts don't, and order is kept."""
+    """A transfer waits for the expirations of its accounts; calls of other accounts don't, and the order is kept."""
     for name in ("other", "third"):
         await acme.create_account(name)
         await acme.post(name, GRANT, "5")
@@ -174,14 +174,14 @@ async def test_others_do_not_wait_for_expirations(server: Server, acme: Client, 
     ]
     async with asyncio.timeout(60):
         async with database_occupied(server.book):
-            started = await in_line(server.book, calls)
+            started = await queued(server.book, calls)
         await asyncio.gather(*started)
     amounts = [(await acme.balance(name)).amount for name in ("acme", "other", "third")]
     assert amounts == ["2", "0", "3"]
 
 
-async def test_credits_come_back_into_closed_lots(acme: Client, admin: Client) -> None:
-    """A refund finds the lots of its charge, also where they lie behind many others, open or closed."""
+async def test_refund_returns_credits_to_closed_lots(acme: Client, admin: Client) -> None:
+    """A refund finds the lots of its charge behind any number of other lots, open or closed."""
     await acme.post("acme", GRANT, "10", priority=5)
     await acme.post("acme", GRANT, "10", priority=5)
     charge = await acme.post("acme", CHARGE, "-15")
@@ -198,7 +198,7 @@ async def test_credits_come_back_into_closed_lots(acme: Client, admin: Client) -
 
 
 async def test_transfers_between_accounts_with_many_lots(acme: Client, admin: Client) -> None:
-    """They cross each other; lots of the same terms arrive as one."""
+    """Concurrent transfers in both directions succeed; lots with the same terms arrive as one."""
     await acme.create_account("other")
     for name in ("acme", "other"):
         await post_all(acme, [grant()] * 700, name)
@@ -215,8 +215,8 @@ async def test_transfers_between_accounts_with_many_lots(acme: Client, admin: Cl
     assert await admin.verify() == []
 
 
-async def test_an_import_into_an_account_with_many_lots(acme: Client, admin: Client, clock: Clock) -> None:
-    """What expires between its items is posted between them, however much it is, and repeating it changes nothing."""
+async def test_import_into_an_account_with_many_lots(acme: Client, admin: Client, clock: Clock) -> None:
+    """Any number of expirations is posted between an import's items, and repeating the import changes nothing."""
     await post_all(acme, [grant(expire_time=after(60 + number // 1200)) for number in range(2400)])
     clock.advance(3600)
     items = [
@@ -248,8 +248,8 @@ async def test_an_import_into_an_account_with_many_lots(acme: Client, admin: Cli
     assert await admin.verify() == []
 
 
-async def test_what_an_older_server_posted(server: Server, acme: Client, admin: Client) -> None:
-    """It keeps neither the number of open lots nor what expires; both are worked out until they are kept again."""
+async def test_states_of_an_older_server_are_counted(server: Server, acme: Client, admin: Client) -> None:
+    """States of an older server lack the open lots and the expiring credits, which are computed until a posting."""
     await post_all(acme, [grant(expire_time=after(60 + number)) for number in range(100)])
     for expected in ("100", "99"):
         async with writing(server.book.database) as connection:
@@ -263,18 +263,18 @@ async def test_what_an_older_server_posted(server: Server, acme: Client, admin: 
     assert (row.open_lot_count, row.expiring, row.counted_sequence) == (98, 98 * 10**6, row.sequence)
 
 
-async def test_refused_calls_read_no_more_lots_each_time(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Batches that are refused behind a charge of many lots read as many lots as the first, though in one group."""
+async def test_refused_calls_read_a_bounded_number_of_lots(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one group, each refused batch reads no more lots than the first."""
     await client.create_account("acme")
     await post_all(client, [grant() for _ in range(1500)])
     limits: list[int] = []
     first_to_spend = OpenLots.first_to_spend
 
-    def counted(open_lots: OpenLots, account_number: int, limit: int) -> list[StoredLot]:
+    def recorded(open_lots: OpenLots, account_number: int, limit: int) -> list[StoredLot]:
         limits.append(limit)
         return first_to_spend(open_lots, account_number, limit)
 
-    monkeypatch.setattr(OpenLots, "first_to_spend", counted)
+    monkeypatch.setattr(OpenLots, "first_to_spend", recorded)
     charges = [Transaction(kind=CHARGE, category="test", amount=amount) for amount in ("-1", "-100", "-2000")]
     batch = BatchCreateTransactionsRequest(
         parent="accounts/acme", requests=[CreateTransactionRequest(transaction=each) for each in charges]

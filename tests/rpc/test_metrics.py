@@ -1,4 +1,4 @@
-"""What Prometheus finds, scraped over HTTP after real calls."""
+"""Metrics, scraped over HTTP after real calls."""
 
 from __future__ import annotations
 
@@ -53,20 +53,20 @@ async def measured(book: Book) -> AsyncIterator[Measured]:
 
 @pytest.fixture
 async def client(measured: Measured) -> Client:
-    """A caller who may do everything in a tenant of their own."""
+    """A caller with every scope in its own tenant."""
     return await measured.server.client(await measured.server.create_tenant("house"), scopes={"admin"})
 
 
 @only_sqlite
 async def test_every_call_is_counted_by_method_and_status(measured: Measured, client: Client) -> None:
-    """Rate, errors and durations are exact: each call once, whatever became of it."""
+    """Rate, errors and durations count each call once, whatever its outcome."""
     await client.create_account("acme")
     for _ in range(3):
         await client.post("acme", Transaction.GRANT, "1")
     await refusal_of(client.post("acme", Transaction.CHARGE, "-100"))
     await refusal_of(client.post("acme", Transaction.CHARGE, "a few"))
     for _ in range(2):
-        await refusal_of(client.ledger.GetAccount(GetAccountRequest(name="accounts/nobody"), metadata=client.metadata))
+        await refusal_of(client.ledger.GetAccount(GetAccountRequest(name="accounts/unknown"), metadata=client.metadata))
     await refusal_of(client.ledger.GetAccount(GetAccountRequest(name="accounts/acme")))
     for token in ("x", "y"):
         request = ListTransactionsRequest(parent="accounts/acme", page_token=token)
@@ -78,7 +78,7 @@ async def test_every_call_is_counted_by_method_and_status(measured: Measured, cl
     counts = {
         ("OK", "daybook.v1.Ledger/CreateAccount"): 1,
         ("OK", "daybook.v1.Ledger/CreateTransaction"): 3,
-        # It has a queue of its own, and so a series from the start.
+        # It has a separate queue in gRPC, so its series exists from the start.
         ("OK", "daybook.v1.Ledger/BatchCreateTransactions"): 0,
         ("FAILED_PRECONDITION", "daybook.v1.Ledger/CreateTransaction"): 1,
         ("INVALID_ARGUMENT", "daybook.v1.Ledger/CreateTransaction"): 1,
@@ -103,8 +103,8 @@ async def test_every_call_is_counted_by_method_and_status(measured: Measured, cl
 
 
 @only_sqlite
-async def test_calls_that_stream_in_are_counted(measured: Measured, client: Client, clock: Clock) -> None:
-    """An import is one call."""
+async def test_import_counts_as_one_call(measured: Measured, client: Client, clock: Clock) -> None:
+    """An import of several messages counts as one call."""
     await client.create_account("acme")
 
     item = ImportTransactionsRequest.Item(
@@ -122,10 +122,10 @@ async def test_calls_that_stream_in_are_counted(measured: Measured, client: Clie
     assert found.of("daybook_rpc_duration_seconds_count")["OK", "daybook.v1.Admin/ImportTransactions"] == 1
 
 
-async def test_waiting_and_given_up_calls_show(measured: Measured, client: Client) -> None:
-    """While the poster is held up its line shows, and the pool; then what became of the calls, and in which groups."""
+async def test_metrics_of_waiting_and_cancelled_calls(measured: Measured, client: Client) -> None:
+    """The metrics show the queue and the pool while the poster waits, then the outcomes and groups of the calls."""
     await client.create_account("acme")
-    # The credential and the account are known from now on; nothing but the poster needs the database.
+    # The credential and the account are cached from now on; only the poster needs the database.
     await client.post("acme", Transaction.GRANT, "1")
     grant = CreateTransactionRequest(
         parent="accounts/acme", transaction=Transaction(kind=Transaction.GRANT, category="test", amount="1")
@@ -138,12 +138,12 @@ async def test_waiting_and_given_up_calls_show(measured: Measured, client: Clien
         waiting = await measured.until(lambda found: found.one("daybook_database_connections_waiting", pool=pool) == 1)
         assert waiting.one("daybook_poster_queue_calls") == 0
         assert waiting.one("daybook_database_connections_in_use", pool=pool) == pools[pool].size
-        given_up = client.ledger.CreateTransaction(grant, metadata=client.metadata)
-        too_late = client.ledger.CreateTransaction(grant, metadata=client.metadata, timeout=1)
+        cancelled = client.ledger.CreateTransaction(grant, metadata=client.metadata)
+        late = client.ledger.CreateTransaction(grant, metadata=client.metadata, timeout=1)
         await measured.until(lambda found: found.one("daybook_poster_queue_calls") == 2)
-        given_up.cancel()
+        cancelled.cancel()
         with pytest.raises(grpc.aio.AioRpcError, match="DEADLINE_EXCEEDED"):
-            await too_late
+            await late
         calls = "daybook_rpc_duration_seconds_count"
         await measured.until(
             lambda found: {("CANCELLED", method), ("DEADLINE_EXCEEDED", method)} <= found.of(calls).keys()
@@ -155,7 +155,7 @@ async def test_waiting_and_given_up_calls_show(measured: Measured, client: Clien
         "CANCELLED": 1,
         "DEADLINE_EXCEEDED": 1,
     }
-    # One, one, and the two that waited together, whose callers were gone.
+    # Two groups of one call, and one of the two calls that waited together and whose callers had left.
     assert found.one("daybook_poster_group_calls_sum") == 4
     assert found.one("daybook_poster_group_calls_bucket", le="1.0") == 2
     assert found.one("daybook_poster_group_duration_seconds_count") == 3
@@ -168,10 +168,10 @@ async def test_waiting_and_given_up_calls_show(measured: Measured, client: Clien
 
 
 @only_sqlite
-async def test_full_line_and_broken_group_are_counted(
+async def test_full_queue_and_failed_group_are_counted(
     measured: Measured, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A call that found the line full, and a group that could not be committed."""
+    """A call that is refused by a full queue and a group that fails to commit are counted."""
     await client.create_account("acme")
     await client.post("acme", Transaction.GRANT, "1")
     poster = measured.server.book.poster
@@ -195,7 +195,7 @@ async def test_full_line_and_broken_group_are_counted(
 
 
 async def test_conflicts_are_counted(measured: Measured) -> None:
-    """Work that is done again because another writer was in the way counts each time that it was undone."""
+    """Each rollback of a database transaction because of a conflict counts."""
     tries = Counter[str]()
 
     def work(_connection: object) -> str:
@@ -209,8 +209,8 @@ async def test_conflicts_are_counted(measured: Measured) -> None:
 
 
 @only_sqlite
-async def test_clocks_show(database_url: str, clock: Clock, random_bytes: RandomBytes) -> None:
-    """How far the clock is off, and the newest create_time of an account that is posted to."""
+async def test_metrics_of_clocks(database_url: str, clock: Clock, random_bytes: RandomBytes) -> None:
+    """The metrics have the clock's skew, and the newest create_time of a posting."""
     settings = Settings(port=0, metrics_port=free_port(), shutdown_grace_seconds=1)
     async with (
         # A stopwatch that stands still, like the clock of the tests.
@@ -239,8 +239,8 @@ async def test_clocks_show(database_url: str, clock: Clock, random_bytes: Random
 
 
 @only_sqlite
-async def test_sweeps_show(measured: Measured, client: Client, clock: Clock) -> None:
-    """When the last whole sweep began, and how many lots sweeps expired."""
+async def test_metrics_of_sweeps(measured: Measured, client: Client, clock: Clock) -> None:
+    """The metrics have the start of the last complete sweep, and the number of expired lots."""
     await measured.until(lambda found: ("daybook_last_sweep_timestamp_seconds", ()) in found)
     await client.create_account("acme")
     for _ in range(2):
@@ -254,7 +254,7 @@ async def test_sweeps_show(measured: Measured, client: Client, clock: Clock) -> 
 
 @only_sqlite
 async def test_keys_are_looked_up_once(measured: Measured, client: Client) -> None:
-    """Of many calls with one key the first looks it up."""
+    """Many calls with one key look it up once."""
     for account_id in ("acme", "other", "third"):
         await client.create_account(account_id)
     assert (await measured.scrape()).one("daybook_api_key_lookups_total") == 1
@@ -262,11 +262,11 @@ async def test_keys_are_looked_up_once(measured: Measured, client: Client) -> No
 
 @only_sqlite
 async def test_labels_come_from_the_contracts(measured: Measured, client: Client) -> None:
-    """No label has what a caller sent; so there are never more series than methods times statuses."""
-    account_id = "an-account-of-somebodys"
+    """No label has a caller's text, so the number of series is bounded by methods and statuses."""
+    account_id = "private-account"
     await client.create_account(account_id)
-    await client.post(account_id, Transaction.GRANT, "1", request_id="a-request-of-somebodys")
-    await refusal_of(client.post("nobodys-account", Transaction.GRANT, "1"))
+    await client.post(account_id, Transaction.GRANT, "1", request_id="private-request")
+    await refusal_of(client.post("unknown-account", Transaction.GRANT, "1"))
     found = await measured.scrape()
     values: dict[str, set[str]] = {}
     for _, labels in found:
@@ -293,13 +293,13 @@ async def test_documents_name_every_metric(measured: Measured) -> None:
 
 
 @only_sqlite
-async def test_taken_port_is_said(book: Book) -> None:
-    """A port for metrics that is taken ends the start, with a word of what it was for."""
+async def test_taken_port_prevents_the_start(book: Book) -> None:
+    """If the metrics port is taken the server doesn't start, and the error names the port and its purpose."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(CannotStart, match=rf"127\.0\.0\.1:{port} for metrics"):
             async with serving(book, Settings(port=0, metrics_port=port)):
-                raise AssertionError("served all the same")
+                raise AssertionError("the server started")
         server, gateway, admin = (free_port() for _ in range(3))
         with pytest.raises(CannotStart, match=rf"127\.0\.0\.1:{port} for metrics: the port is taken"):
             require_free_ports(Settings(metrics_port=port, port=server, gateway_port=gateway, gateway_admin_port=admin))
@@ -307,7 +307,7 @@ async def test_taken_port_is_said(book: Book) -> None:
 
 @asynccontextmanager
 async def slow_scrapers(port: int, count: int) -> AsyncIterator[list[asyncio.StreamReader]]:
-    """Scrapers that send their request a byte at a time, and never end it."""
+    """Scrapers that send their request one byte at a time, and never complete it."""
     connections = [await asyncio.open_connection("127.0.0.1", port) for _ in range(count)]
 
     async def drip() -> None:
@@ -327,8 +327,8 @@ async def slow_scrapers(port: int, count: int) -> AsyncIterator[list[asyncio.Str
 
 @only_sqlite
 @pytest.mark.parametrize("count", [50, 2 * metrics.SCRAPERS_MAX])
-async def test_slow_scrapers_stop_no_other(measured: Measured, count: int) -> None:
-    """However many send a byte now and then, another has its page at once."""
+async def test_slow_scrapers_delay_no_other(measured: Measured, count: int) -> None:
+    """Any number of slow scrapers delays no other scrape."""
     async with slow_scrapers(measured.metrics_port, count):
         started = time.monotonic()
         assert "daybook_info" in await measured.text()
@@ -337,7 +337,7 @@ async def test_slow_scrapers_stop_no_other(measured: Measured, count: int) -> No
 
 @only_sqlite
 async def test_slow_scraper_is_cut_off(measured: Measured, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A scrape ends when its time is over, however often a byte comes."""
+    """A scrape ends at its time limit, even if bytes still arrive."""
     assert 0 < metrics.SCRAPE_SECONDS_MAX <= 5
     monkeypatch.setattr(metrics, "SCRAPE_SECONDS_MAX", 0.5)
     async with slow_scrapers(measured.metrics_port, 3) as readers, asyncio.timeout(30):
@@ -346,8 +346,8 @@ async def test_slow_scraper_is_cut_off(measured: Measured, monkeypatch: pytest.M
                 assert b"200 OK" not in await reader.read()
 
 
-async def test_slow_scrapers_stop_no_end(tmp_path: Path) -> None:
-    """SIGTERM ends a process within its grace, whatever scrapers are connected."""
+async def test_slow_scrapers_delay_no_shutdown(tmp_path: Path) -> None:
+    """SIGTERM ends a process within its grace period, whatever scrapers are connected."""
     ports, port = Ports.free(), free_port()
     daybook = Daybook.start(
         *("serve", "--port", str(ports.server), "--metrics-port", str(port), "--shutdown-grace-seconds", "1"),
@@ -367,7 +367,7 @@ async def test_slow_scrapers_stop_no_end(tmp_path: Path) -> None:
 
 @only_sqlite
 async def test_port_closes_with_the_server(book: Book) -> None:
-    """Nothing answers scrapers after the stop, and nothing of the poster's is counted any more."""
+    """At the stop the port is closed, and the poster has its previous observer again."""
     port, before = free_port(), book.poster.observer
     async with serving(book, Settings(port=0, metrics_port=port, shutdown_grace_seconds=0)):
         assert book.poster.observer is not before

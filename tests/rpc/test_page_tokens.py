@@ -1,4 +1,4 @@
-"""Page tokens over the wire: good for the list that gave them, and for nothing else."""
+"""Page tokens over the wire: a token is valid for the list that returned it, and for no other."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def list_accounts(client: Client, token: str = "") -> ListAccountsResponse
 
 
 async def list_credit_history(client: Client, cursor: str = "") -> str:
-    """The cursor behind a page of one record of Teable's API."""
+    """The cursor after a page of one record of Teable's API."""
     page = await BillingStub(client.channel).GetSpaceCreditHistory(
         GetSpaceCreditHistoryRequest(space_id="a", month="2024-10", take="1", cursor=cursor or None),
         metadata=client.metadata,
@@ -61,7 +61,7 @@ async def list_credit_history(client: Client, cursor: str = "") -> str:
 
 
 async def fill(client: Client) -> None:
-    """Three charges in each of two accounts."""
+    """Creates two accounts with three charges each."""
     for account_id in ("a", "b"):
         await client.create_account(account_id, credit_limit="100")
         for _ in range(3):
@@ -69,17 +69,17 @@ async def fill(client: Client) -> None:
 
 
 SOURCES: dict[str, Callable[[Client], Awaitable[str]]] = {}
-"""Where a token comes from, by a name for the table."""
+"""Functions that get a page token, by the name of its list."""
 
 
 def source(name: str) -> Callable[[Callable[[Client], Awaitable[str]]], Callable[[Client], Awaitable[str]]]:
-    """Enters a function into SOURCES."""
+    """Registers a function in SOURCES."""
 
-    def enter(function: Callable[[Client], Awaitable[str]]) -> Callable[[Client], Awaitable[str]]:
+    def register(function: Callable[[Client], Awaitable[str]]) -> Callable[[Client], Awaitable[str]]:
         SOURCES[name] = function
         return function
 
-    return enter
+    return register
 
 
 @source("list")
@@ -137,7 +137,7 @@ async def _facade(client: Client) -> str:
 )
 @only_sqlite
 async def test_token_of_another_list(client: Client, of: str, verdict: tuple[str, str] | None) -> None:
-    """ListTransactions takes its own tokens and none of another method, parent, filter or order."""
+    """ListTransactions accepts its own tokens, and none of another method, parent, filter or order."""
     await fill(client)
     token = await SOURCES[of](client)
     assert token
@@ -156,7 +156,7 @@ async def test_token_of_another_list(client: Client, of: str, verdict: tuple[str
 )
 @only_sqlite
 async def test_token_in_list_accounts(client: Client, of: str, verdict: tuple[str, str] | None) -> None:
-    """ListAccounts takes its own tokens and none of another method."""
+    """ListAccounts accepts its own tokens, and none of another method."""
     await fill(client)
     token = await SOURCES[of](client)
     if verdict is None:
@@ -171,7 +171,7 @@ async def test_token_in_list_accounts(client: Client, of: str, verdict: tuple[st
 )
 @only_sqlite
 async def test_token_in_a_facade(client: Client, of: str, verdict: tuple[str, str] | None) -> None:
-    """A facade takes its own cursors and no native token."""
+    """A facade accepts its own cursors, and no native token."""
     await fill(client)
     token = await SOURCES[of](client)
     if verdict is None:
@@ -182,7 +182,7 @@ async def test_token_in_a_facade(client: Client, of: str, verdict: tuple[str, st
 
 
 async def test_token_of_another_tenant(server: Server) -> None:
-    """A token is no use to another tenant, though the account has the same id and rows."""
+    """A token is refused for another tenant, even if its account has the same id and rows."""
     one = await server.client(await server.create_tenant("one"))
     two = await server.client(await server.create_tenant("two"))
     for client in (one, two):
@@ -198,7 +198,7 @@ async def test_token_of_another_tenant(server: Server) -> None:
 
 
 async def test_token_of_another_key_of_the_tenant(server: Server) -> None:
-    """A token belongs to the tenant, not to the key with which it was got."""
+    """A token belongs to its tenant, not to the key of the call that returned it."""
     tenant_number = await server.create_tenant("house")
     first, second = await server.client(tenant_number), await server.client(tenant_number)
     await fill(first)
@@ -207,7 +207,7 @@ async def test_token_of_another_key_of_the_tenant(server: Server) -> None:
 
 
 async def test_token_survives_a_restart(server: Server, client: Client) -> None:
-    """A token is good in another server process on the same database."""
+    """A token is valid in another server process on the same database."""
     await fill(client)
     token = (await list_transactions(client)).next_page_token
     async with (
@@ -220,7 +220,7 @@ async def test_token_survives_a_restart(server: Server, client: Client) -> None:
 
 @only_sqlite
 async def test_token_of_another_database(client: Client, tmp_path: Path, clock: Clock) -> None:
-    """A token that another ledger sealed with its own key is refused as made up."""
+    """A token that another ledger sealed with its own key is invalid."""
     await fill(client)
     async with (
         open_book(f"sqlite+aiosqlite:///{tmp_path}/other.db", clock, Random(2).randbytes) as book,
@@ -236,18 +236,18 @@ async def test_token_of_another_database(client: Client, tmp_path: Path, clock: 
 
 
 def decode(token: str) -> bytes:
-    """What a token seals, sealed."""
+    """The sealed bytes of a token."""
     return base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
 
 
 def encode(sealed: bytes) -> str:
-    """A token out of sealed bytes."""
+    """The token of sealed bytes."""
     return base64.urlsafe_b64encode(sealed).decode().rstrip("=")
 
 
 @only_sqlite
 async def test_damaged_token(client: Client) -> None:
-    """A token with any one bit flipped, cut anywhere, or written otherwise is refused."""
+    """A token with any bit flipped, truncated anywhere, or spelled differently is refused."""
     await fill(client)
     token = (await list_transactions(client)).next_page_token
     sealed = decode(token)
@@ -259,10 +259,18 @@ async def test_damaged_token(client: Client) -> None:
     truncated = [token[:length] for length in range(1, len(token))]
     alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
     last = alphabet.index(token[-1])
-    # Where the last character has bits to spare, its neighbours decode to the same bytes.
+    # If the last character has unused bits, its neighbours decode to the same bytes.
     respelled = [token[:-1] + alphabet[last ^ bit] for bit in (1, 2)]
-    written_otherwise = [token + "=", token + "==", token + "\n", " " + token, token + "A", token * 2, token.swapcase()]
-    for damaged in (*flipped, *truncated, *respelled, *written_otherwise):
+    spelled_differently = [
+        token + "=",
+        token + "==",
+        token + "\n",
+        " " + token,
+        token + "A",
+        token * 2,
+        token.swapcase(),
+    ]
+    for damaged in (*flipped, *truncated, *respelled, *spelled_differently):
         refusal = await refusal_of(list_transactions(client, token=damaged))
         assert (*refusal.verdict, *refusal.fields) == (*INVALID, "page_token"), damaged
     assert (await list_transactions(client, token=token)).transactions
@@ -286,8 +294,8 @@ async def test_damaged_token(client: Client) -> None:
     ],
     ids=lambda value: str(value)[:20],
 )
-async def test_made_up_token(client: Client, token: str, verdict: tuple[str, str]) -> None:
-    """A token that nobody sealed is refused in every list, and is not echoed."""
+async def test_forged_token_is_refused(client: Client, token: str, verdict: tuple[str, str]) -> None:
+    """A forged token is refused in every list, and is not echoed."""
     await fill(client)
     for call in (
         list_transactions(client, token=token),
@@ -303,14 +311,14 @@ async def test_made_up_token(client: Client, token: str, verdict: tuple[str, str
 @settings(max_examples=examples(30), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(token=st.text(min_size=1) | st.binary(min_size=1, max_size=80).map(encode))
 async def test_any_text_as_token(client: Client, token: str) -> None:
-    """No text at all gets anything but PAGE_TOKEN_INVALID."""
+    """Any text as a page token gets PAGE_TOKEN_INVALID."""
     refusal = await refusal_of(list_accounts(client, token))
     assert (*refusal.verdict, *refusal.fields) == (*INVALID, "page_token")
 
 
 @only_sqlite
-async def test_tokens_tell_nothing(client: Client) -> None:
-    """A token contains no id in clear, and two tokens of one place differ."""
+async def test_tokens_reveal_nothing(client: Client) -> None:
+    """A token has no id in clear text, and two tokens of the same position differ."""
     for account_id in ("a", "confidential-name", "z"):
         await client.create_account(account_id)
     first = (await list_accounts(client)).next_page_token

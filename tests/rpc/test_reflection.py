@@ -1,4 +1,4 @@
-"""Reflection: a client without contracts finds them all, as protoc describes them, in both versions."""
+"""Reflection, in both versions: a client finds all contracts, as protoc describes them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def describe() -> list[FileDescriptorProto]:
         return list(FileDescriptorSet.FromString(path.read_bytes()).file)
 
 
-OURS = [file for file in describe() if file.package.startswith("daybook.")]
+OWN_FILES = [file for file in describe() if file.package.startswith("daybook.")]
 OPTIONS = "google.protobuf.MethodOptions"
 HTTP_RULE = 72295728
 """The number of the extension google.api.http."""
@@ -46,7 +46,7 @@ VERSIONS = ("v1", "v1alpha")
 
 
 async def ask(server: Server, version: str, requests: Sequence[ServerReflectionRequest]) -> list[Any]:
-    """Asks one thing after the other on one stream."""
+    """Sends requests one after the other on one stream; returns the answers."""
 
     async def all_requests() -> AsyncIterator[ServerReflectionRequest]:
         for request in requests:
@@ -63,7 +63,7 @@ async def ask(server: Server, version: str, requests: Sequence[ServerReflectionR
 
 
 def files_of(answer: ServerReflectionResponse) -> list[FileDescriptorProto]:
-    """The files of an answer that has some; the one that was asked for comes first."""
+    """The files of an answer, the requested one first."""
     assert answer.WhichOneof("message_response") == "file_descriptor_response", answer.error_response
     return [FileDescriptorProto.FromString(each) for each in answer.file_descriptor_response.file_descriptor_proto]
 
@@ -99,7 +99,7 @@ def symbols_of(file: FileDescriptorProto) -> Iterator[str]:
 @shares_a_server
 @pytest.mark.parametrize("version", VERSIONS)
 async def test_services_are_listed(shared_server: Server, version: str) -> None:
-    """Every service is named, those of gRPC itself too."""
+    """The list has every service, also gRPC's own."""
     (answer,) = await ask(shared_server, version, [ServerReflectionRequest(list_services="")])
     names = [service.name for service in answer.list_services_response.service]
     assert names == sorted({*SERVICES, *OPEN_SERVICES})
@@ -109,8 +109,8 @@ async def test_services_are_listed(shared_server: Server, version: str) -> None:
 @shares_a_server
 @pytest.mark.parametrize("version", VERSIONS)
 async def test_every_symbol_is_found(shared_server: Server, version: str) -> None:
-    """Messages, fields, oneofs, enums, values, services, methods, extensions: each leads to its file."""
-    expected = {symbol: file.name for file in OURS for symbol in symbols_of(file)}
+    """Every symbol leads to its file: messages, fields, oneofs, enums, values, services, methods, extensions."""
+    expected = {symbol: file.name for file in OWN_FILES for symbol in symbols_of(file)}
     assert {"daybook.v1.Ledger.ListTransactions", "daybook.v1.ErrorReason", "daybook.v1.scope"} <= expected.keys()
     requests = [ServerReflectionRequest(file_containing_symbol=symbol) for symbol in expected]
     answers = await ask(shared_server, version, requests)
@@ -125,17 +125,17 @@ async def test_every_symbol_is_found(shared_server: Server, version: str) -> Non
 
 @shares_a_server
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_files_are_as_protoc_writes_them(shared_server: Server, version: str) -> None:
-    """By name each file is the same as in the descriptor set, json_name included."""
-    requests = [ServerReflectionRequest(file_by_filename=file.name) for file in OURS]
-    for expected, answer in zip(OURS, await ask(shared_server, version, requests), strict=True):
+async def test_files_equal_the_descriptor_set(shared_server: Server, version: str) -> None:
+    """A file found by its name equals that of the descriptor set, json_name included."""
+    requests = [ServerReflectionRequest(file_by_filename=file.name) for file in OWN_FILES]
+    for expected, answer in zip(OWN_FILES, await ask(shared_server, version, requests), strict=True):
         assert files_of(answer)[0] == expected
 
 
 @shares_a_server
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_files_come_with_all_that_they_import(shared_server: Server, version: str) -> None:
-    """A client can build each listed service, those of gRPC too, out of the answer alone."""
+async def test_files_come_with_their_imports(shared_server: Server, version: str) -> None:
+    """A client can build each listed service, also gRPC's own, from one answer alone."""
     services = (*SERVICES, *OPEN_SERVICES)
     requests = [ServerReflectionRequest(file_containing_symbol=service) for service in services]
     for service, answer in zip(services, await ask(shared_server, version, requests), strict=True):
@@ -156,7 +156,7 @@ async def test_files_come_with_all_that_they_import(shared_server: Server, versi
 @shares_a_server
 @pytest.mark.parametrize("version", VERSIONS)
 async def test_extensions_are_found(shared_server: Server, version: str) -> None:
-    """By the type that they extend, and by their number."""
+    """Extensions are found by the type that they extend, and by their number."""
     numbers, file, no_number, no_type = await ask(
         shared_server,
         version,
@@ -174,15 +174,15 @@ async def test_extensions_are_found(shared_server: Server, version: str) -> None
 
 
 def extension(containing_type: str, number: int) -> ServerReflectionRequest:
-    """Asks for the file of an extension."""
-    asked = ExtensionRequest(containing_type=containing_type, extension_number=number)
-    return ServerReflectionRequest(file_containing_extension=asked)
+    """A request for the file of an extension."""
+    inner = ExtensionRequest(containing_type=containing_type, extension_number=number)
+    return ServerReflectionRequest(file_containing_extension=inner)
 
 
 @shares_a_server
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_what_is_not_there_is_said(shared_server: Server, version: str) -> None:
-    """An answer names what was not found, and the stream goes on."""
+async def test_unknown_name_is_not_found(shared_server: Server, version: str) -> None:
+    """The answer to an unknown name has the name, and the stream continues."""
     *missing, nothing, last = await ask(
         shared_server,
         version,
@@ -206,10 +206,10 @@ async def test_what_is_not_there_is_said(shared_server: Server, version: str) ->
 
 @shares_a_server
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_what_is_no_message_is_said(
+async def test_malformed_request_is_refused(
     shared_server: Server, version: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A request that can't be parsed is the caller's mistake, and no failure in the log."""
+    """A malformed request gets INVALID_ARGUMENT, and logs no failure."""
     call: Any = shared_server.channel.stream_stream(
         f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
         response_deserializer=ServerReflectionResponse.FromString,

@@ -1,4 +1,4 @@
-"""Refunds over the wire: what comes back, where to, and never more than was charged."""
+"""Refunds over the wire: their fields, the lots to which credits return, and the limit of the charge."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from tests.support.refusals import refusal_of
 
 GRANT, CHARGE, REFUND = Transaction.GRANT, Transaction.CHARGE, Transaction.REFUND
 EXCEEDS = ("FAILED_PRECONDITION", "REFUND_EXCEEDS_CHARGE")
-NOBODY = "0192f3a4-5b6c-7d8e-9f01-23456789abcd"
+UNKNOWN_UID = "0192f3a4-5b6c-7d8e-9f01-23456789abcd"
 
 
 async def refund(client: Client, name: str, amount: str = "", *, request_id: str = "") -> Transaction:
-    """Gives back an amount of a charge, or all that is left."""
+    """Refunds an amount of a charge, or all that is left."""
     return await client.ledger.RefundTransaction(
         RefundTransactionRequest(name=name, amount=amount, request_id=request_id), metadata=client.metadata
     )
 
 
 async def remaining(client: Client) -> list[str]:
-    """What is left in each lot of acme."""
+    """The remaining amount of each lot of acme."""
     return [lot.remaining_amount for lot in await client.lots()]
 
 
 async def test_refund(client: Client, clock: Clock) -> None:
-    """A refund names its charge, has the charge's owner, labels and subject, and the rest from its own request."""
+    """A refund names its charge and has its owner, labels and subject; other fields come from its own request."""
     await client.create_account("acme")
     await client.post("acme", GRANT, "10", expire_time=after(3600))
     owner = User(id="u-1", name="Ada", surname="Lovelace")
@@ -118,8 +118,8 @@ async def test_subject_of_a_refund(client: Client, subject: Transaction, copied:
     assert not refunded.HasField("creator")
 
 
-async def test_refunds_up_to_the_charge(client: Client, admin: Client) -> None:
-    """A charge can be refunded any number of times, up to its amount; nothing more comes back."""
+async def test_refunds_never_exceed_the_charge(client: Client, admin: Client) -> None:
+    """A charge can be refunded in any number of parts, up to its amount."""
     await client.create_account("acme")
     await client.post("acme", GRANT, "10")
     charge = await client.post("acme", CHARGE, "-3")
@@ -139,8 +139,8 @@ async def test_refunds_up_to_the_charge(client: Client, admin: Client) -> None:
     assert await admin.verify() == []
 
 
-async def test_refund_goes_back_the_way_the_charge_came(client: Client, admin: Client) -> None:
-    """Credits go back to the lots they came from, the last taken first."""
+async def test_refund_returns_the_last_taken_credits_first(client: Client, admin: Client) -> None:
+    """Credits return to the lots of the charge, the last taken first."""
     await client.create_account("acme")
     await client.post("acme", GRANT, "5")
     await client.post("acme", GRANT, "3", expire_time=after(3600))
@@ -159,8 +159,8 @@ async def test_refund_goes_back_the_way_the_charge_came(client: Client, admin: C
     assert await admin.verify() == []
 
 
-async def test_refund_of_what_has_expired_meanwhile(client: Client, admin: Client, clock: Clock) -> None:
-    """What came from a lot that has expired comes back in a new lot, with the life that the old one had left."""
+async def test_refund_of_expired_credits(client: Client, admin: Client, clock: Clock) -> None:
+    """Credits of an expired lot return in a new lot, with the lifetime that the old one had left at the charge."""
     await client.create_account("acme")
     await client.post("acme", GRANT, "5", expire_time=after(1000), priority=7)
     await client.post("acme", GRANT, "5", priority=8)
@@ -184,7 +184,7 @@ async def test_refund_of_what_has_expired_meanwhile(client: Client, admin: Clien
 
 
 async def test_refund_at_the_expire_time(client: Client, clock: Clock) -> None:
-    """A lot that expires at the very instant of the refund is past, so the credits come back in a new one."""
+    """A lot that expires at the instant of the refund has expired, so the credits return in a new lot."""
     await client.create_account("acme")
     await client.post("acme", GRANT, "5", expire_time=after(10))
     charge = await client.post("acme", CHARGE, "-5")
@@ -194,8 +194,8 @@ async def test_refund_at_the_expire_time(client: Client, clock: Clock) -> None:
     assert [(lot.remaining_amount, lot.expire_time) for lot in lots] == [("0", after(10)), ("5", after(20))]
 
 
-async def test_refund_of_what_was_borrowed(client: Client, admin: Client) -> None:
-    """What had been borrowed is owed no more; it comes back permanent where it has been paid meanwhile."""
+async def test_refund_of_debt(client: Client, admin: Client) -> None:
+    """Refunded debt reduces the debt; if it is paid already, the credits return as permanent ones."""
     await client.create_account("acme", credit_limit="10")
     await client.post("acme", GRANT, "2", expire_time=after(3600))
     charge = await client.post("acme", CHARGE, "-8")
@@ -214,8 +214,8 @@ async def test_refund_of_what_was_borrowed(client: Client, admin: Client) -> Non
     assert await admin.verify() == []
 
 
-async def test_refund_pays_back_a_debt_first(client: Client, admin: Client) -> None:
-    """Of credits that come back, what another charge has borrowed is paid before a lot gets any."""
+async def test_refund_pays_debt_first(client: Client, admin: Client) -> None:
+    """A refund pays the debt of another charge before credits return to lots."""
     await client.create_account("acme", credit_limit="10")
     await client.post("acme", GRANT, "5")
     charge = await client.post("acme", CHARGE, "-5")
@@ -231,14 +231,14 @@ async def test_refund_pays_back_a_debt_first(client: Client, admin: Client) -> N
 
 
 @pytest.mark.parametrize(
-    "what", ["grant", "adjustment", "failed", "canceled", "refund", "transfer out", "transfer in", "expiration"]
+    "source", ["grant", "adjustment", "failed", "canceled", "refund", "transfer out", "transfer in", "expiration"]
 )
-async def test_only_charges_that_succeeded(client: Client, clock: Clock, what: str) -> None:
-    """Nothing but a charge that succeeded can be refunded, not even a refund."""
+async def test_only_successful_charges_are_refundable(client: Client, clock: Clock, source: str) -> None:
+    """Only a charge that succeeded can be refunded."""
     await client.create_account("acme")
     await client.create_account("other")
     grant = await client.post("acme", GRANT, "10", expire_time=after(1))
-    match what:
+    match source:
         case "grant":
             name = grant.name
         case "adjustment":
@@ -258,7 +258,7 @@ async def test_only_charges_that_succeeded(client: Client, clock: Clock, what: s
                 TransferCreditsRequest(name="accounts/acme", destination="accounts/other", amount="1"),
                 metadata=client.metadata,
             )
-            name = (sides.outgoing if what == "transfer out" else sides.incoming).name
+            name = (sides.outgoing if source == "transfer out" else sides.incoming).name
     held = await client.balance()
     for amount in ("", "0.5", "100"):
         refusal = await refusal_of(refund(client, name, amount))
@@ -267,18 +267,18 @@ async def test_only_charges_that_succeeded(client: Client, clock: Clock, what: s
     assert await client.balance() == held
 
 
-async def test_refund_of_nothing(server: Server, client: Client) -> None:
-    """What the account has not is NOT_FOUND, also where another account or tenant has it."""
+async def test_refund_of_an_unknown_transaction(server: Server, client: Client) -> None:
+    """A transaction that the account lacks is NOT_FOUND, even if another account or tenant has it."""
     for account_id in ("acme", "other"):
         await client.create_account(account_id, credit_limit="5")
     charge = await client.post("acme", CHARGE, "-1")
-    unknown = f"accounts/acme/transactions/{NOBODY}"
+    unknown = f"accounts/acme/transactions/{UNKNOWN_UID}"
     elsewhere = f"accounts/other/transactions/{charge.uid}"
     for name in (unknown, elsewhere):
         refusal = await refusal_of(refund(client, name))
         assert refusal.verdict == ("NOT_FOUND", "TRANSACTION_NOT_FOUND")
         assert refusal.metadata == {"transaction": name}
-    refusal = await refusal_of(refund(client, f"accounts/nobody/transactions/{charge.uid}"))
+    refusal = await refusal_of(refund(client, f"accounts/unknown/transactions/{charge.uid}"))
     assert refusal.verdict == ("NOT_FOUND", "ACCOUNT_NOT_FOUND")
     stranger = await server.client(await server.create_tenant("stranger"))
     assert (await refusal_of(refund(stranger, charge.name))).verdict == ("NOT_FOUND", "ACCOUNT_NOT_FOUND")
@@ -288,14 +288,14 @@ async def test_refund_of_nothing(server: Server, client: Client) -> None:
 
 
 async def test_bound_credential(server: Server, client: Client) -> None:
-    """A credential that is bound to an account refunds its charges and nobody else's."""
+    """A bound credential refunds only the charges of its own account."""
     for account_id in ("acme", "other"):
         await client.create_account(account_id, credit_limit="5")
     own, foreign = [await client.post(account_id, CHARGE, "-1") for account_id in ("acme", "other")]
     tenant_number = await server.book.credentials.tenant_number("house")
     assert tenant_number is not None
     bound = await server.client(tenant_number, account_id="acme")
-    for name in (foreign.name, f"accounts/nobody/transactions/{NOBODY}"):
+    for name in (foreign.name, f"accounts/unknown/transactions/{UNKNOWN_UID}"):
         refusal = await refusal_of(refund(bound, name))
         assert refusal.verdict == ("PERMISSION_DENIED", "ACCOUNT_NOT_PERMITTED")
     assert (await client.balance("other")).amount == "-1"
@@ -311,8 +311,8 @@ async def test_bound_credential(server: Server, client: Client) -> None:
         ),
         ({"name": ""}, "name"),
         ({"name": "accounts/acme"}, "name"),
-        ({"name": f"accounts/-/transactions/{NOBODY}"}, "name"),
-        ({"name": f"accounts/acme/transactions/{NOBODY.upper()}"}, "name"),
+        ({"name": f"accounts/-/transactions/{UNKNOWN_UID}"}, "name"),
+        ({"name": f"accounts/acme/transactions/{UNKNOWN_UID.upper()}"}, "name"),
         ({"request_id": "x" * 129}, "request_id"),
         ({"request_id": "é"}, "request_id"),
         ({"description": "x" * 1025}, "description"),
@@ -322,8 +322,8 @@ async def test_bound_credential(server: Server, client: Client) -> None:
     ids=lambda value: str(value)[:40].replace("\n", " "),
 )
 @only_sqlite
-async def test_wrong_request(client: Client, changes: dict[str, object], field: str) -> None:
-    """A refund that is malformed is refused by the name of its field, and gives nothing back."""
+async def test_malformed_request_is_refused(client: Client, changes: dict[str, object], field: str) -> None:
+    """A malformed refund is refused with its field, and refunds nothing."""
     await client.create_account("acme", credit_limit="5")
     charge = await client.post("acme", CHARGE, "-2")
     request = RefundTransactionRequest(**{"name": charge.name, **changes})  # type: ignore[arg-type]
@@ -333,7 +333,7 @@ async def test_wrong_request(client: Client, changes: dict[str, object], field: 
 
 
 async def test_refund_is_replayed(client: Client, clock: Clock) -> None:
-    """A repeated refund gets the same bytes and gives nothing more, also when nothing is left."""
+    """A repeated refund gets the same bytes and refunds nothing more, also when nothing is left."""
     await client.create_account("acme", credit_limit="5")
     charge = await client.post("acme", CHARGE, "-2")
     request = RefundTransactionRequest(name=charge.name, request_id="id").SerializeToString()
@@ -346,8 +346,8 @@ async def test_refund_is_replayed(client: Client, clock: Clock) -> None:
     assert len(await client.history()) == 3
 
 
-async def test_id_of_another_request(client: Client) -> None:
-    """An id that another request has used is refused, whichever method it was; a refused one is free."""
+async def test_used_request_id_is_refused(client: Client) -> None:
+    """A request_id that any other request has used is refused; the id of a refused refund is free."""
     await client.create_account("acme", credit_limit="5")
     charge = await client.post("acme", CHARGE, "-2", request_id="charge")
     assert (await refusal_of(refund(client, charge.name, "3", request_id="refund"))).verdict == EXCEEDS
@@ -364,7 +364,7 @@ async def test_id_of_another_request(client: Client) -> None:
 
 
 async def test_concurrent_refunds(client: Client, admin: Client) -> None:
-    """However many refund at once, no more comes back than was charged."""
+    """Concurrent refunds together never exceed the charge."""
     await client.create_account("acme", credit_limit="10")
     charge = await client.post("acme", CHARGE, "-10")
     outcomes = await asyncio.gather(*(refund(client, charge.name, "1.5") for _ in range(24)), return_exceptions=True)
@@ -377,7 +377,7 @@ async def test_concurrent_refunds(client: Client, admin: Client) -> None:
 
 
 async def test_concurrent_repetitions(client: Client) -> None:
-    """One refund that is sent many times at once is done once and answered alike."""
+    """A refund that is sent many times at once is posted once, and every call gets the same answer."""
     await client.create_account("acme", credit_limit="10")
     charge = await client.post("acme", CHARGE, "-10")
     answers = await asyncio.gather(*(refund(client, charge.name, "1", request_id="id") for _ in range(16)))

@@ -1,4 +1,4 @@
-"""Calls that are repeated with their request_id: done once, answered alike."""
+"""Idempotency: a call that is repeated with its request_id takes effect once and gets the same answer."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ REUSED = ("ALREADY_EXISTS", "REQUEST_ID_REUSED")
 
 
 async def raw_call(client: Client, method: str, request: bytes) -> bytes:
-    """The bytes of an answer, as they come over the wire."""
+    """The serialized answer of a call."""
     call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = client.channel.unary_unary(f"/daybook.v1.Ledger/{method}")
     return await call(request, metadata=client.metadata)
 
 
 def grant(*, amount: str = "5", request_id: str = "id", account_id: str = "acme") -> CreateTransactionRequest:
-    """A request for a grant, with labels, which protobuf serializes in no certain order."""
+    """A request for a grant, with labels, which protobuf may serialize in any order."""
     transaction = Transaction(kind=GRANT, category="test", amount=amount)
     for key in ("location", "company", "project"):
         transaction.labels[key] = "x"
@@ -48,13 +48,13 @@ def grant(*, amount: str = "5", request_id: str = "id", account_id: str = "acme"
 def create_account(
     *, display_name: str = "Acme", request_id: str = "id", account_id: str = "acme"
 ) -> CreateAccountRequest:
-    """A request for an account."""
+    """A request to create an account."""
     account = Account(kind=Account.SPACE, display_name=display_name, user=User(id="u"))
     return CreateAccountRequest(account_id=account_id, account=account, request_id=request_id)
 
 
 def update_account(*, display_name: str = "New", request_id: str = "id", etag: str = "") -> UpdateAccountRequest:
-    """A request for another display name."""
+    """A request to change the display name."""
     return UpdateAccountRequest(
         account=Account(name="accounts/acme", display_name=display_name, etag=etag),
         update_mask=FieldMask(paths=["display_name"]),
@@ -63,7 +63,7 @@ def update_account(*, display_name: str = "New", request_id: str = "id", etag: s
 
 
 async def test_transaction_is_replayed(client: Client, clock: Clock) -> None:
-    """The same id with the same request gets the same bytes again and posts once."""
+    """A repeated request gets the same bytes and posts once."""
     await client.create_account("acme")
     request = grant().SerializeToString()
     first = await raw_call(client, "CreateTransaction", request)
@@ -78,7 +78,7 @@ async def test_transaction_is_replayed(client: Client, clock: Clock) -> None:
 
 @only_sqlite
 async def test_labels_in_another_order_are_the_same_request(client: Client) -> None:
-    """A map has no order: the same labels written the other way round are the same request."""
+    """Requests whose labels differ only in their order are the same."""
     await client.create_account("acme")
     first = await client.ledger.CreateTransaction(grant(), metadata=client.metadata)
     other = grant()
@@ -100,10 +100,10 @@ async def test_labels_in_another_order_are_the_same_request(client: Client) -> N
     ],
 )
 @only_sqlite
-async def test_other_transaction_of_the_same_id(
+async def test_other_transaction_with_a_used_id(
     client: Client, changes: dict[str, object], verdict: tuple[str, str]
 ) -> None:
-    """The same id with another request is refused, posts nothing, and spoils nothing."""
+    """Another request with a used id is refused and posts nothing; the first request is still replayed."""
     await client.create_account("acme")
     first = await client.ledger.CreateTransaction(grant(), metadata=client.metadata)
     other = grant()
@@ -116,7 +116,7 @@ async def test_other_transaction_of_the_same_id(
 
 
 async def test_refused_call_leaves_its_id_free(client: Client) -> None:
-    """A charge that was refused for want of credits succeeds with the same id after a grant."""
+    """A charge that was refused for insufficient credits succeeds with the same id after a grant."""
     await client.create_account("acme")
     refusal = await refusal_of(client.post("acme", CHARGE, "-3", request_id="charge"))
     assert refusal.reason == "INSUFFICIENT_CREDITS"
@@ -129,7 +129,7 @@ async def test_refused_call_leaves_its_id_free(client: Client) -> None:
 
 @only_sqlite
 async def test_refused_id_is_free_for_another_request(client: Client) -> None:
-    """An id of a refused call may be used for something else."""
+    """The id of a refused call may be used for another request."""
     await client.create_account("acme")
     await refusal_of(client.post("acme", CHARGE, "-3", request_id="id"))
     await refusal_of(client.post("acme", GRANT, "x", request_id="id"))
@@ -138,14 +138,14 @@ async def test_refused_id_is_free_for_another_request(client: Client) -> None:
 
 @only_sqlite
 async def test_calls_without_an_id_are_all_new(client: Client) -> None:
-    """Without an id the same request posts again."""
+    """Without an id an equal request posts again."""
     await client.create_account("acme")
     posted = [await client.post("acme", GRANT, "1") for _ in range(3)]
     assert [each.sequence for each in posted] == [1, 2, 3]
 
 
 async def test_ids_are_per_account(server: Server) -> None:
-    """One id posts once in each account, and tenants don't share accounts."""
+    """An id posts once in each account, also in accounts with the same id of different tenants."""
     one = await server.client(await server.create_tenant("one"))
     two = await server.client(await server.create_tenant("two"))
     for client, account_id in ((one, "acme"), (one, "other"), (two, "acme")):
@@ -156,7 +156,7 @@ async def test_ids_are_per_account(server: Server) -> None:
 
 
 async def test_concurrent_calls_with_one_id(client: Client) -> None:
-    """Of 16 calls at once with one id one posts, and all get its answer."""
+    """Of 16 concurrent calls with one id, one posts, and all get its answer."""
     await client.create_account("acme")
     request = grant().SerializeToString()
     answers = await asyncio.gather(*(raw_call(client, "CreateTransaction", request) for _ in range(16)))
@@ -165,7 +165,7 @@ async def test_concurrent_calls_with_one_id(client: Client) -> None:
 
 
 async def test_concurrent_requests_that_share_an_id(client: Client) -> None:
-    """Of 8 different requests at once with one id one posts, and the others are refused."""
+    """Of 8 different concurrent requests with one id, one posts, and the others are refused."""
     await client.create_account("acme")
     answers = await asyncio.gather(
         *(client.post("acme", GRANT, str(number), request_id="id") for number in range(1, 9)), return_exceptions=True
@@ -179,7 +179,7 @@ async def test_concurrent_requests_that_share_an_id(client: Client) -> None:
 
 @only_sqlite
 async def test_account_is_replayed(client: Client, clock: Clock) -> None:
-    """A repeated CreateAccount gets its first answer, also after the account was updated."""
+    """A repeated CreateAccount gets its first answer, also after an update of the account."""
     request = create_account().SerializeToString()
     first = await raw_call(client, "CreateAccount", request)
     clock.advance(60)
@@ -198,10 +198,10 @@ async def test_account_is_replayed(client: Client, clock: Clock) -> None:
         (create_account(request_id=""), ("ALREADY_EXISTS", "ACCOUNT_EXISTS")),
     ],
 )
-async def test_other_account_of_the_same_id(
+async def test_other_creation_of_an_existing_account(
     client: Client, request_message: CreateAccountRequest, verdict: tuple[str, str]
 ) -> None:
-    """Another CreateAccount of an account that exists is refused and leaves its id free."""
+    """Another CreateAccount for an existing account is refused and leaves its request_id free."""
     first = await client.ledger.CreateAccount(create_account(), metadata=client.metadata)
     refusal = await refusal_of(client.ledger.CreateAccount(request_message, metadata=client.metadata))
     assert refusal.verdict == verdict
@@ -211,7 +211,7 @@ async def test_other_account_of_the_same_id(
 
 
 async def test_concurrent_creations_with_one_id(client: Client) -> None:
-    """Of 16 CreateAccount calls at once with one id one creates, and all get its answer."""
+    """Of 16 concurrent CreateAccount calls with one id, one creates, and all get its answer."""
     for turn in range(4):
         request = create_account(account_id=f"account-{turn}").SerializeToString()
         answers = await asyncio.gather(*(raw_call(client, "CreateAccount", request) for _ in range(16)))
@@ -219,7 +219,7 @@ async def test_concurrent_creations_with_one_id(client: Client) -> None:
 
 
 async def test_concurrent_creations_without_an_id(client: Client) -> None:
-    """Of 16 CreateAccount calls at once for one account one creates it, and the others learn that it exists."""
+    """Of 16 concurrent CreateAccount calls for one account, one creates it, and the others get ALREADY_EXISTS."""
     for turn in range(4):
         request = create_account(account_id=f"account-{turn}", request_id="").SerializeToString()
         answers = await asyncio.gather(
@@ -230,7 +230,7 @@ async def test_concurrent_creations_without_an_id(client: Client) -> None:
 
 
 async def test_update_is_replayed(client: Client, clock: Clock) -> None:
-    """A repeated UpdateAccount gets its first answer and does not undo what was written since."""
+    """A repeated UpdateAccount gets its first answer and doesn't undo later updates."""
     created = await client.ledger.CreateAccount(create_account(request_id=""), metadata=client.metadata)
     request = update_account(etag=created.etag).SerializeToString()
     first = await raw_call(client, "UpdateAccount", request)
@@ -244,7 +244,7 @@ async def test_update_is_replayed(client: Client, clock: Clock) -> None:
 
 
 @only_sqlite
-async def test_other_update_of_the_same_id(client: Client) -> None:
+async def test_other_update_with_a_used_id(client: Client) -> None:
     """Another UpdateAccount with a used id is refused and writes nothing."""
     await client.ledger.CreateAccount(create_account(request_id=""), metadata=client.metadata)
     first = await client.ledger.UpdateAccount(update_account(), metadata=client.metadata)
@@ -255,7 +255,7 @@ async def test_other_update_of_the_same_id(client: Client) -> None:
 
 @only_sqlite
 async def test_refused_update_leaves_its_id_free(client: Client) -> None:
-    """An update that was refused for its etag succeeds with the same id and the right one."""
+    """An update that was refused for its etag succeeds with the same id and the current etag."""
     created = await client.ledger.CreateAccount(create_account(request_id=""), metadata=client.metadata)
     call = client.ledger.UpdateAccount(update_account(etag="stale"), metadata=client.metadata)
     assert (await refusal_of(call)).reason == "ETAG_MISMATCH"
@@ -264,7 +264,7 @@ async def test_refused_update_leaves_its_id_free(client: Client) -> None:
 
 
 async def test_concurrent_updates_with_one_id(client: Client) -> None:
-    """Of 16 UpdateAccount calls at once with one id one writes, and all get its answer."""
+    """Of 16 concurrent UpdateAccount calls with one id, one writes, and all get its answer."""
     await client.ledger.CreateAccount(create_account(request_id=""), metadata=client.metadata)
     request = update_account().SerializeToString()
     answers = await asyncio.gather(*(raw_call(client, "UpdateAccount", request) for _ in range(16)))
@@ -273,7 +273,7 @@ async def test_concurrent_updates_with_one_id(client: Client) -> None:
 
 @only_sqlite
 async def test_id_of_another_method(client: Client) -> None:
-    """An id is used up for every method of its account, not only for the one that used it."""
+    """An id that one method has used is refused by every other method of the account."""
     await client.ledger.CreateAccount(create_account(request_id="a"), metadata=client.metadata)
     await client.ledger.UpdateAccount(update_account(request_id="b"), metadata=client.metadata)
     await client.post("acme", GRANT, "1", request_id="c")
@@ -290,7 +290,7 @@ async def test_id_of_another_method(client: Client) -> None:
 
 
 async def test_concurrent_methods_that_share_an_id(client: Client) -> None:
-    """Of an update and a posting at once with one id one succeeds, and the other is refused."""
+    """Of a concurrent update and posting with one id, one succeeds, and the other is refused."""
     await client.ledger.CreateAccount(create_account(request_id=""), metadata=client.metadata)
     for turn in range(8):
         request_id = f"turn-{turn}"
@@ -322,7 +322,7 @@ async def test_concurrent_methods_that_share_an_id(client: Client) -> None:
     ],
 )
 async def test_request_id(client: Client, request_id: str, accepted: bool) -> None:
-    """An id has at most 128 characters, all of them printable ASCII, in every method."""
+    """An id has at most 128 characters, all printable ASCII, in every method."""
     for account_id in ("posted", "updated"):
         await client.create_account(account_id)
     for call in (
@@ -341,12 +341,12 @@ async def test_request_id(client: Client, request_id: str, accepted: bool) -> No
 
 
 def with_key(client: Client, *keys: str) -> list[tuple[str, str]]:
-    """The metadata of a client, with so many entries `idempotency-key`."""
+    """A client's metadata with these entries `idempotency-key`."""
     return [*client.metadata, *(("idempotency-key", key) for key in keys)]
 
 
-async def test_metadata_may_have_the_request_id(client: Client) -> None:
-    """The entry idempotency-key means what request_id means, and either can repeat the other."""
+async def test_idempotency_key_is_the_request_id(client: Client) -> None:
+    """The entry idempotency-key is equivalent to request_id, and either replays the other."""
     await client.create_account("acme")
     first = await client.ledger.CreateTransaction(grant(request_id=""), metadata=with_key(client, "id"))
     assert first.request_id == "id"
@@ -372,8 +372,8 @@ async def test_metadata_may_have_the_request_id(client: Client) -> None:
     ],
 )
 @only_sqlite
-async def test_metadata_that_is_no_request_id(client: Client, request_id: str, keys: list[str], field: str) -> None:
-    """A key that contradicts the request, is there twice or is none is refused, and nothing is posted."""
+async def test_invalid_idempotency_key_is_refused(client: Client, request_id: str, keys: list[str], field: str) -> None:
+    """A key that contradicts the request_id, is repeated or is malformed is refused, and nothing is posted."""
     await client.create_account("acme")
     call = client.ledger.CreateTransaction(grant(request_id=request_id), metadata=with_key(client, *keys))
     refusal = await refusal_of(call)
@@ -384,46 +384,46 @@ async def test_metadata_that_is_no_request_id(client: Client, request_id: str, k
 
 
 @only_sqlite
-async def test_credential_is_asked_for_before_the_key(client: Client) -> None:
-    """Who may not call learns nothing about their key."""
+async def test_credential_is_checked_before_the_key(client: Client) -> None:
+    """A call without a credential gets CREDENTIAL_MISSING, even if its keys are invalid."""
     refusal = await refusal_of(
         client.ledger.CreateTransaction(grant(), metadata=[("idempotency-key", ""), ("idempotency-key", "")])
     )
     assert refusal.verdict == ("UNAUTHENTICATED", "CREDENTIAL_MISSING")
 
 
-BAD = "\x7f"
-WORSE = Transaction(kind=GRANT, category="test", amount="nothing")
+MALFORMED_ID = "\x7f"
+INVALID_GRANT = Transaction(kind=GRANT, category="test", amount="nothing")
 
 
 @pytest.mark.parametrize(
     "request_message",
     [
-        CreateAccountRequest(request_id=BAD),
-        UpdateAccountRequest(request_id=BAD),
-        CreateTransactionRequest(transaction=WORSE, request_id=BAD),
-        RefundTransactionRequest(amount="nothing", request_id=BAD),
-        TransferCreditsRequest(amount="nothing", request_id=BAD),
-        BatchCreateTransactionsRequest(parent="nothing", request_id=BAD),
+        CreateAccountRequest(request_id=MALFORMED_ID),
+        UpdateAccountRequest(request_id=MALFORMED_ID),
+        CreateTransactionRequest(transaction=INVALID_GRANT, request_id=MALFORMED_ID),
+        RefundTransactionRequest(amount="nothing", request_id=MALFORMED_ID),
+        TransferCreditsRequest(amount="nothing", request_id=MALFORMED_ID),
+        BatchCreateTransactionsRequest(parent="nothing", request_id=MALFORMED_ID),
     ],
     ids=lambda value: type(value).__name__,
 )
 @only_sqlite
-async def test_a_malformed_id_is_named_before_other_faults(client: Client, request_message: Message) -> None:
+async def test_malformed_id_is_reported_first(client: Client, request_message: Message) -> None:
     """A request with a malformed request_id and another fault is refused for its request_id."""
     method = getattr(client.ledger, type(request_message).__name__.removesuffix("Request"))
     assert (await refusal_of(method(request_message, metadata=client.metadata))).fields == ("request_id",)
 
 
 @only_sqlite
-async def test_a_malformed_id_of_an_item_is_named_before_other_faults(server: Server) -> None:
-    """The same holds for a part of a SubmitTransactionsRequest and an item of an import."""
+async def test_malformed_id_of_an_item_is_reported_first(server: Server) -> None:
+    """An item of a submission or an import with a malformed request_id is refused for it, whatever its other faults."""
     client = await server.client(await server.create_tenant("house"), scopes={"admin", "transactions"})
-    part = CreateTransactionRequest(transaction=WORSE, request_id=BAD)
+    part = CreateTransactionRequest(transaction=INVALID_GRANT, request_id=MALFORMED_ID)
     request = SubmitTransactionsRequest(parent="accounts/-", requests=[part])
     (result,) = (await client.ledger.SubmitTransactions(request, metadata=client.metadata)).results
     assert read_status(result.error).fields == ("request_id",)
-    item = ImportTransactionsRequest.Item(transaction=WORSE, request_id=BAD)
+    item = ImportTransactionsRequest.Item(transaction=INVALID_GRANT, request_id=MALFORMED_ID)
     imported = client.admin.ImportTransactions(
         iter([ImportTransactionsRequest(items=[item])]), metadata=client.metadata
     )

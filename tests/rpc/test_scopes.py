@@ -1,4 +1,4 @@
-"""Scopes: every method declares its own. Who may call what stands in test_access.py."""
+"""Scopes: every method declares its own. test_access.py has the outcomes of all credentials."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.refusals import read_refusal, refusal_of
 
 
 def test_every_method_declares_its_scope() -> None:
-    """No method of any service is without a scope, or with one that nobody could have."""
+    """Every method of every service declares scopes, all of them known ones."""
     for method in METHODS:
         declared = list(method.GetOptions().Extensions[scope])
         assert declared, f"{method.full_name} declares no scope"
@@ -27,14 +27,14 @@ def test_every_method_declares_its_scope() -> None:
 
 
 @pytest.mark.parametrize("method", ["grpc.health.v1.Health/Check"])
-def test_a_method_without_a_scope_is_not_served(method: str) -> None:
-    """A method whose contract declares nothing is refused as a mistake, not opened to everybody."""
+def test_method_without_a_scope_is_not_served(method: str) -> None:
+    """A method whose contract declares no scope fails an assertion, so it can't be open to all callers."""
     with pytest.raises(AssertionError, match=method):
         declared_scopes(method)
 
 
-def test_a_wider_scope_includes_the_narrower() -> None:
-    """Each scope is enough for itself, `admin` for each, and a scope for its own readonly only."""
+def test_wider_scope_includes_the_narrower() -> None:
+    """Each scope suffices for itself, `admin` for every scope, and a scope for its own readonly variant."""
     includes = {(wide, narrow) for narrow, sufficient in SUFFICIENT.items() for wide in sufficient if wide != narrow}
     assert includes == {
         ("transactions", "transactions.readonly"),
@@ -44,8 +44,8 @@ def test_a_wider_scope_includes_the_narrower() -> None:
     assert all(each in sufficient for each, sufficient in SUFFICIENT.items())
 
 
-async def test_a_refused_call_has_no_effect(server: Server) -> None:
-    """A credential that may only read posts nothing, creates nothing, changes nothing, and reads on."""
+async def test_refused_call_has_no_effect(server: Server) -> None:
+    """A read-only credential posts, creates and changes nothing, and can still read."""
     tenant_number = await server.create_tenant("house")
     owner = await server.client(tenant_number)
     await owner.create_account("acme")
@@ -64,8 +64,8 @@ async def test_a_refused_call_has_no_effect(server: Server) -> None:
 
 
 @only_sqlite
-async def test_a_binding_stays_beside_the_scope(server: Server) -> None:
-    """A scope widens no binding: a bound key is told its scope first, then its account."""
+async def test_scope_widens_no_binding(server: Server) -> None:
+    """A scope doesn't widen a binding: a bound key needs first the scope, then the account."""
     tenant_number = await server.create_tenant("house")
     owner = await server.client(tenant_number)
     for account_id in ("mine", "theirs"):
@@ -76,15 +76,15 @@ async def test_a_binding_stays_beside_the_scope(server: Server) -> None:
 
 
 @only_sqlite
-async def test_teable_is_told_its_space(server: Server) -> None:
-    """Teable's refusal names the space that was asked for; a request that can't be read names none."""
+async def test_teable_refusal_names_the_space(server: Server) -> None:
+    """Teable's refusal names the requested space; the refusal of a malformed request names none."""
     client = await server.client(await server.create_tenant("house"), scopes={"accounts"})
     call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = server.channel.unary_unary(
         "/daybook.facades.teable.v1.Billing/GetSpaceCreditHistory"
     )
     sound = GetSpaceCreditHistoryRequest(space_id="spcX").SerializeToString()
-    for request, words in ((sound, "not allowed to operate space|read on spcX"), (b"\xff", "transactions.readonly")):
+    for request, text in ((sound, "not allowed to operate space|read on spcX"), (b"\xff", "transactions.readonly")):
         with pytest.raises(grpc.aio.AioRpcError) as refusal:
             await call(request, metadata=client.metadata)
         assert read_refusal(refusal.value).reason == "SCOPE_MISSING"
-        assert words in str(dict(refusal.value.trailing_metadata())["x-error-body"])
+        assert text in str(dict(refusal.value.trailing_metadata())["x-error-body"])

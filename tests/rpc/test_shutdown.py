@@ -1,4 +1,4 @@
-"""The end of a server: it is not ready first, still takes calls, and stops when load balancers have noticed."""
+"""Shutdown: a server first stops being ready but still takes calls, and stops once load balancers have noticed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.processes import Daybook, Ports, sqlite_url
 from tests.support.waiting import SECONDS_MAX, until
 
 DRAIN_SECONDS = 600
-"""Longer than any test waits."""
+"""Drain time, longer than any test waits."""
 
 
 @asynccontextmanager
@@ -35,7 +35,7 @@ async def health_at(port: int) -> AsyncIterator[Any]:
 
 
 async def is_not_ready(health: Any) -> bool:
-    """Whether the health service says that the ledger is not ready."""
+    """Whether the health service reports that the ledger is not ready."""
     answer = await health.Check(HealthCheckRequest(service="daybook.v1.Ledger"), timeout=SECONDS_MAX)
     return bool(answer.status == HealthCheckResponse.NOT_SERVING)
 
@@ -70,7 +70,7 @@ async def test_draining_server_is_not_ready_and_answers(book: Book) -> None:
 
 
 async def test_sigterm_drains_and_sigint_does_not(tmp_path: Path) -> None:
-    """After SIGTERM `daybook serve` runs on, not ready, until a second signal; after SIGINT it ends at once."""
+    """After SIGTERM `daybook serve` keeps running, not ready, until a second signal; after SIGINT it stops at once."""
     url = sqlite_url(tmp_path / "daybook.db")
     await prepare(url)
     ports = Ports.free()

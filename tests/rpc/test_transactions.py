@@ -1,4 +1,4 @@
-"""Transactions over the wire: what is posted, what is refused, and what a refusal leaves alone."""
+"""Transactions over the wire: what callers can post, and refusals, which change nothing."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ LARGEST = "999999999999.999999"
 
 
 async def balance(client: Client, account_id: str = "acme") -> Balance:
-    """What the account holds now."""
+    """The account's balance."""
     return await client.ledger.GetBalance(
         GetBalanceRequest(name=f"accounts/{account_id}/balance"), metadata=client.metadata
     )
 
 
 async def get(client: Client, name: str) -> Transaction:
-    """The transaction of this name."""
+    """The transaction with this name."""
     return await client.ledger.GetTransaction(GetTransactionRequest(name=name), metadata=client.metadata)
 
 
 async def test_posted_transaction(client: Client) -> None:
-    """A transaction keeps every field the caller set and gets the rest from Daybook."""
+    """A transaction has every field that the caller set, and Daybook sets the rest."""
     await client.create_account("acme")
     details = Transaction(
         kind=GRANT,
@@ -81,7 +81,7 @@ async def test_posted_transaction(client: Client) -> None:
     assert posted == expected
     uid = UUID(posted.uid)
     assert (uid.version, uid.variant, str(uid)) == (7, "specified in RFC 4122", posted.uid)
-    assert uid.int >> 80 == NOON // 1000, "the uid tells the millisecond of the create_time"
+    assert uid.int >> 80 == NOON // 1000, "the uid has the create_time in milliseconds"
     assert await get(client, posted.name) == posted
     assert await client.history() == [posted]
 
@@ -107,7 +107,7 @@ async def test_posted_transaction(client: Client) -> None:
 )
 @only_sqlite
 async def test_subjects(client: Client, subject: Transaction, field: str) -> None:
-    """Every subject is kept as it was given, with what was set to zero still set."""
+    """Every subject is stored as given, also its fields that are set to zero."""
     await client.create_account("acme", credit_limit="5")
     subject.MergeFrom(Transaction(kind=CHARGE, category="test", amount="-1"))
     posted = await client.ledger.CreateTransaction(
@@ -139,7 +139,7 @@ async def test_subjects(client: Client, subject: Transaction, field: str) -> Non
 )
 @only_sqlite
 async def test_amounts_are_exact(client: Client, kind: Kind, amount: str, written: str) -> None:
-    """An amount comes back as the same number in its shortest form, wherever it is shown."""
+    """An amount is returned as the same number in its shortest form, in every answer."""
     await client.create_account("acme", credit_limit=LARGEST)
     posted = await client.post("acme", kind, amount)
     assert (posted.amount, posted.permanent_amount, posted.balance_after) == (written, written, written)
@@ -149,7 +149,7 @@ async def test_amounts_are_exact(client: Client, kind: Kind, amount: str, writte
 
 @only_sqlite
 async def test_sums_are_exact(client: Client) -> None:
-    """Ten times 0.1 is 1, and what doubles can't hold is held."""
+    """Ten times 0.1 is 1, and sums that no double can represent are exact."""
     await client.create_account("acme")
     after = [(await client.post("acme", GRANT, "0.1")).balance_after for _ in range(10)]
     assert after == ["0.1", "0.2", "0.3", "0.4", "0.5", "0.6", "0.7", "0.8", "0.9", "1"]
@@ -159,7 +159,7 @@ async def test_sums_are_exact(client: Client) -> None:
 
 @only_sqlite
 async def test_sequences_and_balances(client: Client) -> None:
-    """Each account counts its own transactions from 1 and carries its own balance."""
+    """Each account has its own sequence, from 1, and its own balance."""
     for account_id in ("acme", "other"):
         await client.create_account(account_id)
     steps = [("acme", "5"), ("other", "7"), ("acme", "-2"), ("acme", "-3"), ("other", "0.5"), ("acme", "1")]
@@ -178,7 +178,7 @@ async def test_sequences_and_balances(client: Client) -> None:
 
 
 async def test_time_never_decreases(client: Client, clock: Clock) -> None:
-    """With a clock that went back, a transaction gets the time of its predecessor."""
+    """If the clock goes back, a transaction gets the create_time of its predecessor."""
     await client.create_account("acme")
     await client.create_account("other")
     times = []
@@ -190,7 +190,7 @@ async def test_time_never_decreases(client: Client, clock: Clock) -> None:
 
 
 def changed(**fields: object) -> CreateTransactionRequest:
-    """A sound request, but for these fields of its transaction."""
+    """A valid request, except for these fields of its transaction."""
     transaction = Transaction(kind=GRANT, category="test", amount="1")
     for name in fields:
         transaction.ClearField(name)  # type: ignore[arg-type]
@@ -281,7 +281,7 @@ WRONG_FIELDS: list[tuple[CreateTransactionRequest, str]] = [
     (changed(kind=CHARGE, amount="-1", usage=Usage(cost_usd="")), "transaction.usage.cost_usd"),
     (changed(kind=CHARGE, amount="-1", usage=Usage(cost_usd="-0.01")), "transaction.usage.cost_usd"),
     (changed(kind=CHARGE, amount="-1", usage=Usage(cost_usd="0.0000001")), "transaction.usage.cost_usd"),
-    # What only the server sets may be meant as input.
+    # Fields that only the server sets are refused, since a caller may mean them as input.
     (changed(name="accounts/acme/transactions/x"), "transaction.name"),
     (changed(uid="0192f3a4-5b6c-7d8e-9f01-23456789abcd"), "transaction.uid"),
     (changed(sequence=10**9), "transaction.sequence"),
@@ -296,14 +296,16 @@ WRONG_FIELDS: list[tuple[CreateTransactionRequest, str]] = [
 
 
 def short(value: object) -> str:
-    """A name for a row of a table."""
+    """The test id of a row."""
     return str(value).replace("\n", " ")[:60]
 
 
 @shares_a_server
 @pytest.mark.parametrize(("request_message", "field"), WRONG_FIELDS, ids=short)
-async def test_wrong_field(shared_client: Client, request_message: CreateTransactionRequest, field: str) -> None:
-    """A wrong field gets INVALID_ARGUMENT that names it, and nothing is posted."""
+async def test_invalid_field_is_refused(
+    shared_client: Client, request_message: CreateTransactionRequest, field: str
+) -> None:
+    """An invalid field gets INVALID_ARGUMENT with the field's name, and nothing is posted."""
     before = await shared_client.post("acme", GRANT, "1")
     refusal = await refusal_of(shared_client.ledger.CreateTransaction(request_message, metadata=shared_client.metadata))
     assert (*refusal.verdict, *refusal.fields) == ("INVALID_ARGUMENT", "FIELD_INVALID", field)
@@ -316,7 +318,7 @@ async def test_wrong_field(shared_client: Client, request_message: CreateTransac
 
 @only_sqlite
 @pytest.mark.parametrize(
-    ("request_message", "kept"),
+    ("request_message", "is_stored"),
     [
         (changed(category="a" * 63), True),
         (changed(category="a_1"), True),
@@ -331,15 +333,15 @@ async def test_wrong_field(shared_client: Client, request_message: CreateTransac
     ],
     ids=short,
 )
-async def test_bounds_are_inclusive(client: Client, request_message: CreateTransactionRequest, kept: bool) -> None:
-    """What is just within its bounds is kept as it is."""
+async def test_bounds_are_inclusive(client: Client, request_message: CreateTransactionRequest, is_stored: bool) -> None:
+    """A value at its bound is stored unchanged."""
     await client.create_account("acme", credit_limit="1")
     posted = await client.ledger.CreateTransaction(request_message, metadata=client.metadata)
     sent = request_message.transaction
     assert (
         (posted.category, posted.description, posted.receipt_uri, posted.metadata, posted.usage, dict(posted.labels))
         == (sent.category, sent.description, sent.receipt_uri, sent.metadata, sent.usage, dict(sent.labels))
-    ) == kept
+    ) == is_stored
     assert await get(client, posted.name) == posted
 
 
@@ -357,14 +359,14 @@ async def test_bounds_are_inclusive(client: Client, request_message: CreateTrans
     ],
 )
 async def test_precedence(client: Client, wrong: str, verdict: tuple[str, str]) -> None:
-    """Of several faults the one that depends least on the ledger's state is told, and nothing changes."""
+    """Of several faults the refusal names the one that depends least on the ledger's state, and nothing changes."""
     await client.create_account("acme")
     await client.post("acme", GRANT, "10", request_id="used")
     before = await balance(client)
     calls: dict[str, Callable[[], Awaitable[object]]] = {
         "parent, amount, request_id": lambda: client.post("-", GRANT, "x", request_id="é"),
-        "unknown account, malformed amount": lambda: client.post("nobody", GRANT, "x"),
-        "unknown account, no credits": lambda: client.post("nobody", CHARGE, "-11"),
+        "unknown account, malformed amount": lambda: client.post("unknown", GRANT, "x"),
+        "unknown account, no credits": lambda: client.post("unknown", CHARGE, "-11"),
         "reused request_id, no credits": lambda: client.post("acme", CHARGE, "-11", request_id="used"),
         "reused request_id, malformed amount": lambda: client.post("acme", CHARGE, "x", request_id="used"),
         "no credits": lambda: client.post("acme", CHARGE, "-11"),
@@ -392,7 +394,7 @@ async def test_precedence(client: Client, wrong: str, verdict: tuple[str, str]) 
 async def test_credit_limit(
     client: Client, credit_limit: str, kind: Kind, amount: str, available_amount: str | None
 ) -> None:
-    """A balance goes to minus the credit limit and not a millionth below."""
+    """A balance may reach minus the credit limit, and not a millionth less."""
     await client.create_account("acme", credit_limit=credit_limit)
     await client.post("acme", GRANT, "10")
     call = client.post("acme", kind, amount)
@@ -408,8 +410,8 @@ async def test_credit_limit(
 
 
 @only_sqlite
-async def test_changed_credit_limit_counts_at_once(client: Client) -> None:
-    """A raised limit lets the next charge through."""
+async def test_raised_credit_limit_applies_at_once(client: Client) -> None:
+    """A raised limit applies to the next charge."""
     await client.create_account("acme")
     assert (await refusal_of(client.post("acme", CHARGE, "-3"))).reason == "INSUFFICIENT_CREDITS"
     await client.ledger.UpdateAccount(
@@ -420,7 +422,7 @@ async def test_changed_credit_limit_counts_at_once(client: Client) -> None:
 
 @pytest.mark.parametrize(("kind", "amount"), [(GRANT, "0.000001"), (ADJUSTMENT, "0.000001"), (GRANT, LARGEST)])
 async def test_balance_out_of_range(client: Client, kind: Kind, amount: str) -> None:
-    """A balance reaches 999999999999.999999 and not a millionth more."""
+    """A balance may reach 999999999999.999999, and not a millionth more."""
     await client.create_account("acme")
     assert (await client.post("acme", GRANT, LARGEST)).balance_after == LARGEST
     refusal = await refusal_of(client.post("acme", kind, amount))
@@ -431,9 +433,9 @@ async def test_balance_out_of_range(client: Client, kind: Kind, amount: str) -> 
 
 
 async def test_usage_of_an_hour_is_not_bounded_by_a_column(client: Client) -> None:
-    """However much is granted and used within one hour, a call succeeds or is refused with a reason.
+    """Any amount of usage within an hour is posted, or refused with a reason.
 
-    Ten times the largest amount is more than a 64-bit column of millionths holds.
+    Ten times the largest amount exceeds a 64-bit column of millionths.
     """
     await client.create_account("acme")
     for turn in range(1, 11):
@@ -465,13 +467,13 @@ async def test_get_transaction(client: Client) -> None:
         refusal = await refusal_of(get(client, name))
         assert refusal.verdict == ("NOT_FOUND", "TRANSACTION_NOT_FOUND")
         assert refusal.metadata == {"transaction": name}
-    refusal = await refusal_of(get(client, f"accounts/nobody/transactions/{mine.uid}"))
+    refusal = await refusal_of(get(client, f"accounts/unknown/transactions/{mine.uid}"))
     assert refusal.verdict == ("NOT_FOUND", "ACCOUNT_NOT_FOUND")
-    assert refusal.metadata == {"account": "accounts/nobody"}
+    assert refusal.metadata == {"account": "accounts/unknown"}
 
 
-async def test_posting_to_nobody(client: Client) -> None:
-    """A transaction of an unknown account is NOT_FOUND, until the account is created."""
+async def test_posting_to_an_unknown_account(client: Client) -> None:
+    """A transaction of an unknown account is NOT_FOUND; it succeeds once the account is created."""
     refusal = await refusal_of(client.post("acme", GRANT, "1"))
     assert refusal.verdict == ("NOT_FOUND", "ACCOUNT_NOT_FOUND")
     assert (await refusal_of(client.history())).verdict == ("NOT_FOUND", "ACCOUNT_NOT_FOUND")
@@ -480,8 +482,8 @@ async def test_posting_to_nobody(client: Client) -> None:
     assert len(await client.history()) == 1
 
 
-async def test_an_answer_is_stored(client: Client, database_url: str) -> None:
-    """Whoever opens the database after the answer finds the transaction in it."""
+async def test_answered_transaction_is_stored(client: Client, database_url: str) -> None:
+    """Once its call is answered, a transaction is in the database."""
     await client.create_account("acme")
     posted = await client.post("acme", GRANT, "1")
     async with open_book(database_url) as other_book:
@@ -493,7 +495,7 @@ async def test_an_answer_is_stored(client: Client, database_url: str) -> None:
 
 
 async def test_concurrent_charges(client: Client) -> None:
-    """Of 64 callers who charge 1 at once where there is credit for 40, exactly 40 succeed."""
+    """Of 64 concurrent charges of 1 on a balance of 40, exactly 40 succeed."""
     await client.create_account("acme")
     await client.post("acme", GRANT, "40")
     answers = await asyncio.gather(
@@ -515,7 +517,7 @@ async def test_concurrent_charges(client: Client) -> None:
 
 
 async def test_concurrent_accounts(client: Client) -> None:
-    """Callers of different accounts at once each get their own account's next sequence."""
+    """Concurrent postings to several accounts each get the next sequence of their own account."""
     account_ids = [f"account-{number}" for number in range(6)]
     for account_id in account_ids:
         await client.create_account(account_id)

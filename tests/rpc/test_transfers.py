@@ -1,4 +1,4 @@
-"""Transfers over the wire: both sides or neither, on the terms that the credits had."""
+"""Transfers over the wire: both sides or neither, with the terms of the credits."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LARGEST = "999999999999.999999"
 
 @pytest.fixture
 async def two(client: Client) -> Client:
-    """The caller, with 10 credits in `giver` and none in `taker`."""
+    """A caller with 10 credits in `giver` and none in `taker`."""
     for account_id in ("giver", "taker"):
         await client.create_account(account_id)
     await client.post("giver", GRANT, "10")
@@ -36,7 +36,7 @@ async def two(client: Client) -> Client:
 
 
 async def everything(client: Client, *account_ids: str) -> list[object]:
-    """All that can be seen of some accounts."""
+    """The balances, histories and lots of accounts."""
     return [
         each
         for account_id in account_ids
@@ -49,7 +49,7 @@ async def everything(client: Client, *account_ids: str) -> list[object]:
 
 
 async def test_both_sides(two: Client, clock: Clock) -> None:
-    """Each side has the fields of the request, its own sums, and the name of the other side."""
+    """Each side has the fields of the request, its own amounts, and the name of the other side."""
     clock.advance(5)
     request = TransferCreditsRequest(
         name="accounts/giver",
@@ -105,8 +105,8 @@ async def test_both_sides(two: Client, clock: Clock) -> None:
         assert peer.transfer_peer == side.name
 
 
-async def test_terms_are_kept(client: Client, admin: Client, clock: Clock) -> None:
-    """Credits are taken as a charge takes them, and arrive in lots with the terms they had."""
+async def test_transferred_credits_keep_their_terms(client: Client, admin: Client, clock: Clock) -> None:
+    """Credits are taken in spending order, and arrive in lots with the same terms."""
     for account_id in ("giver", "taker"):
         await client.create_account(account_id)
     await client.post("giver", GRANT, "5", priority=2)
@@ -131,8 +131,8 @@ async def test_terms_are_kept(client: Client, admin: Client, clock: Clock) -> No
     assert await admin.verify() == []
 
 
-async def test_nothing_is_borrowed_to_be_given_away(client: Client) -> None:
-    """A credit limit lets an account charge, not give."""
+async def test_credit_limit_allows_no_transfer(client: Client) -> None:
+    """A credit limit allows charges, not transfers."""
     for account_id in ("giver", "taker"):
         await client.create_account(account_id, credit_limit="100")
     await client.post("giver", GRANT, "3.5")
@@ -147,8 +147,8 @@ async def test_nothing_is_borrowed_to_be_given_away(client: Client) -> None:
     assert refusal.metadata["available_amount"] == "0"
 
 
-async def test_a_debt_is_paid_first(client: Client, admin: Client) -> None:
-    """Credits that arrive pay back what is owed before they open a lot."""
+async def test_transfer_pays_debt_first(client: Client, admin: Client) -> None:
+    """Credits that arrive pay the debt before they open a lot."""
     await client.create_account("giver")
     await client.create_account("taker", credit_limit="10")
     await client.post("giver", GRANT, "10", expire_time=after(60))
@@ -165,8 +165,8 @@ async def test_a_debt_is_paid_first(client: Client, admin: Client) -> None:
     [
         ("too little", INSUFFICIENT),
         ("expired", INSUFFICIENT),
-        ("too much there", ("FAILED_PRECONDITION", "BALANCE_OUT_OF_RANGE")),
-        ("too many lots here", ("FAILED_PRECONDITION", "TOO_MANY_LOTS")),
+        ("destination out of range", ("FAILED_PRECONDITION", "BALANCE_OUT_OF_RANGE")),
+        ("too many lots", ("FAILED_PRECONDITION", "TOO_MANY_LOTS")),
         ("no destination", ("NOT_FOUND", "ACCOUNT_NOT_FOUND")),
         ("no source", ("NOT_FOUND", "ACCOUNT_NOT_FOUND")),
     ],
@@ -174,7 +174,7 @@ async def test_a_debt_is_paid_first(client: Client, admin: Client) -> None:
 async def test_refused_transfer_changes_nothing(
     two: Client, admin: Client, clock: Clock, why: str, verdict: tuple[str, str]
 ) -> None:
-    """A transfer that either side refuses leaves both as they were, and its id free."""
+    """A transfer that either side refuses changes neither account and leaves its request_id free."""
     source, destination, amount = "giver", "taker", "10"
     match why:
         case "too little":
@@ -183,9 +183,9 @@ async def test_refused_transfer_changes_nothing(
             await two.post("giver", GRANT, "1", expire_time=after(1))
             clock.advance(1)
             amount = "10.5"
-        case "too much there":
+        case "destination out of range":
             await two.post("taker", GRANT, LARGEST)
-        case "too many lots here":
+        case "too many lots":
             grant = Transaction(kind=GRANT, category="x", amount="0.000001", priority=1)
             amount = "10.001"
             await two.ledger.BatchCreateTransactions(
@@ -195,14 +195,14 @@ async def test_refused_transfer_changes_nothing(
                 metadata=two.metadata,
             )
         case "no destination":
-            destination = "nobody"
+            destination = "unknown"
         case "no source":
-            source = "nobody"
+            source = "unknown"
     before = await everything(two, "giver", "taker")
     refusal = await refusal_of(two.transfer(source, destination, amount, request_id="id"))
     assert refusal.verdict == verdict
     if verdict[0] == "NOT_FOUND":
-        assert refusal.metadata == {"account": "accounts/nobody"}
+        assert refusal.metadata == {"account": "accounts/unknown"}
     assert await everything(two, "giver", "taker") == before
     await two.create_account("third")
     assert (await two.transfer("giver", "third", "4", request_id="id")).incoming.balance_after == "4"
@@ -233,8 +233,8 @@ async def test_refused_transfer_changes_nothing(
     ids=lambda value: str(value)[:40].replace("\n", " "),
 )
 @only_sqlite
-async def test_wrong_request(two: Client, changes: dict[str, object], field: str) -> None:
-    """A transfer that is malformed is refused by the name of its field, and moves nothing."""
+async def test_malformed_request_is_refused(two: Client, changes: dict[str, object], field: str) -> None:
+    """A malformed transfer is refused with its field, and moves nothing."""
     fields = {"name": "accounts/giver", "destination": "accounts/taker", "amount": "1", **changes}
     request = TransferCreditsRequest(**fields)  # type: ignore[arg-type]
     refusal = await refusal_of(two.ledger.TransferCredits(request, metadata=two.metadata))
@@ -256,8 +256,8 @@ async def test_transfer_is_replayed(two: Client, clock: Clock) -> None:
     assert len(await two.history("-")) == 4
 
 
-async def test_the_id_belongs_to_the_account_that_gives(two: Client) -> None:
-    """The account that gets may use the same id for its own; the one that gives may not use it again."""
+async def test_request_id_belongs_to_the_source(two: Client) -> None:
+    """A transfer's request_id belongs to its source, which can't reuse it; the destination can use it."""
     await two.transfer("giver", "taker", "6", request_id="id")
     assert (await two.transfer("taker", "giver", "1", request_id="id")).outgoing.balance_after == "5"
     for call in (
@@ -271,14 +271,14 @@ async def test_the_id_belongs_to_the_account_that_gives(two: Client) -> None:
 
 
 async def test_concurrent_repetitions(two: Client) -> None:
-    """One transfer that is sent many times at once is done once and answered alike."""
+    """A transfer that is sent many times at once is posted once, and every call gets the same answer."""
     answers = await asyncio.gather(*(two.transfer("giver", "taker", "1", request_id="id") for _ in range(16)))
     assert all(answer == answers[0] for answer in answers)
     assert (await two.balance("giver")).amount == "9"
 
 
 async def test_transfers_in_both_directions_at_once(two: Client, admin: Client) -> None:
-    """Many transfers to and fro at once never wait for each other for ever, and no credit is made or lost."""
+    """Concurrent transfers in both directions don't deadlock, and neither create nor lose credits."""
     await two.post("taker", GRANT, "10", expire_time=after(3600))
     directions = [("giver", "taker"), ("taker", "giver")] * 32
     outcomes = await asyncio.wait_for(
@@ -306,21 +306,21 @@ async def test_transfers_in_both_directions_at_once(two: Client, admin: Client) 
 
 
 async def test_bound_credentials_move_nothing(server: Server, two: Client) -> None:
-    """A credential that is bound to one side moves credits in neither direction, nor between others."""
+    """A credential bound to one side can't transfer in either direction, nor between other accounts."""
     await two.create_account("third")
     await two.post("taker", GRANT, "10")
     tenant_number = await server.book.credentials.tenant_number("house")
     assert tenant_number is not None
     bound = await server.client(tenant_number, account_id="giver")
     before = await everything(two, "giver", "taker", "third")
-    for source, destination in (("giver", "taker"), ("taker", "giver"), ("taker", "third"), ("giver", "nobody")):
+    for source, destination in (("giver", "taker"), ("taker", "giver"), ("taker", "third"), ("giver", "unknown")):
         refusal = await refusal_of(bound.transfer(source, destination, "1"))
         assert refusal.verdict == ("PERMISSION_DENIED", "ACCOUNT_NOT_PERMITTED")
     assert await everything(two, "giver", "taker", "third") == before
 
 
-async def test_tenants_are_apart(server: Server, two: Client) -> None:
-    """No credit goes to or comes from the account of another tenant, whatever its name."""
+async def test_tenants_are_isolated(server: Server, two: Client) -> None:
+    """No transfer goes to or comes from an account of another tenant, whatever its name."""
     stranger = await server.client(await server.create_tenant("stranger"))
     await stranger.create_account("abroad")
     await stranger.post("abroad", GRANT, "5")
@@ -336,8 +336,8 @@ async def test_tenants_are_apart(server: Server, two: Client) -> None:
     assert (await stranger.balance("abroad")).amount == "5"
 
 
-async def test_a_destination_that_is_ahead(client: Client, admin: Client, clock: Clock) -> None:
-    """Where the destination's newest create_time is ahead of the clock, credits that are good by the clock can go."""
+async def test_transfer_to_an_account_ahead(client: Client, admin: Client, clock: Clock) -> None:
+    """A destination whose newest create_time is ahead of the clock can receive credits that are valid by the clock."""
     for account_id in ("giver", "taker"):
         await client.create_account(account_id)
     await client.post("giver", GRANT, "3")

@@ -1,4 +1,4 @@
-"""Calls of methods that are not there, and of those that gRPC's own services may lack: refused in our words."""
+"""Calls of unknown methods, and malformed calls of gRPC's own services: each is refused with a reason."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ METHODS = {
     "/nothing": "daybook.v1.Admin",
     "/" + "x" * 4000: "daybook.v1.Admin",
 }
-"""Each with a part of the message, which says what there is."""
+"""Unknown methods, each with a part of the message, which lists known names."""
 
 
 async def refused(call: Any) -> Refusal:
-    """The refusal that a call of any kind ends with."""
+    """The refusal of a call of any kind."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await (call.read() if hasattr(call, "read") else call)
     return read_refusal(caught.value)
@@ -36,10 +36,10 @@ async def refused(call: Any) -> Refusal:
 @shares_a_server
 @pytest.mark.parametrize("kind", ["unary_unary", "unary_stream", "stream_unary", "stream_stream"])
 @pytest.mark.parametrize("method", METHODS)
-async def test_unknown_method_is_told(
+async def test_unknown_method_is_refused(
     shared_server: Server, method: str, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """UNIMPLEMENTED has a reason, names the method, and says which ones there are; no failure is logged."""
+    """UNIMPLEMENTED has a reason, names the method, and lists known methods; no failure is logged."""
     call: Any = getattr(shared_server.channel, kind)(method)
     # A stream is refused before its first message.
     requests = () if kind.startswith("stream") else (b"anything",)
@@ -53,10 +53,10 @@ async def test_unknown_method_is_told(
 
 @shares_a_server
 @pytest.mark.parametrize("method", ["Check", "List", "Watch"])
-async def test_health_refuses_what_is_no_message(
+async def test_health_refuses_a_malformed_request(
     shared_server: Server, method: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A request that can't be parsed is the caller's mistake, and no failure in the log."""
+    """A malformed request gets INVALID_ARGUMENT, and logs no failure."""
     kind = shared_server.channel.unary_stream if method == "Watch" else shared_server.channel.unary_unary
     call: Any = kind(f"/grpc.health.v1.Health/{method}")
     refusal = await refused(call(b"\xff\xff", timeout=60))
@@ -66,7 +66,7 @@ async def test_health_refuses_what_is_no_message(
 
 @shares_a_server
 async def test_health_lists_every_service(shared_server: Server, caplog: pytest.LogCaptureFixture) -> None:
-    """List tells of all services at once what Check tells of each."""
+    """List has the status of every service."""
     health: Any = health_pb2_grpc.HealthStub(shared_server.channel)
     listed = await health.List(cast("Any", health_pb2).HealthListRequest(), timeout=60)
     assert {name: each.status for name, each in listed.statuses.items()} == dict.fromkeys(

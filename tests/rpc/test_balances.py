@@ -1,4 +1,4 @@
-"""What accounts hold is never out of date."""
+"""Balances are never stale."""
 
 from __future__ import annotations
 
@@ -30,44 +30,44 @@ async def amount(client: Client, account: str = "acme") -> str:
 
 
 async def lower_limit(client: Client, credit_limit: str) -> None:
-    """Changes the account and nothing that it holds."""
+    """Lowers the credit limit, without a transaction."""
     account = Account(name="accounts/acme", credit_limit=credit_limit)
     await client.ledger.UpdateAccount(UpdateAccountRequest(account=account), metadata=client.metadata)
 
 
 @pytest.fixture
 async def acme(client: Client) -> Client:
-    """A caller with an account."""
+    """A caller with the account `acme`."""
     await client.create_account("acme", credit_limit="10")
     return client
 
 
 async def test_one_statement_reads_a_balance(server: Server, acme: Client) -> None:
-    """The account and its state, so both are of one snapshot."""
+    """One statement reads an account and its state, so that both belong to one snapshot."""
     await acme.post("acme", GRANT, "1")
     with statements(server.book) as found:
         assert await amount(acme) == "1"
     assert len(found.texts) == 1
 
 
-async def test_accounts_hold_what_is_theirs(acme: Client) -> None:
-    """Also those that have no transaction yet."""
+async def test_accounts_have_separate_balances(acme: Client) -> None:
+    """Each account has its own balance, also before its first transaction."""
     await acme.create_account("other")
     assert [await amount(acme, name) for name in ("acme", "other", "acme")] == ["0"] * 3
     await acme.post("other", GRANT, "3")
     assert [await amount(acme, name) for name in ("acme", "other", "acme")] == ["0", "3", "0"]
 
 
-async def test_another_limit_is_there(acme: Client) -> None:
-    """No transaction tells of it."""
+async def test_new_limit_takes_effect_at_once(acme: Client) -> None:
+    """A new credit limit takes effect at once, though it leaves no transaction."""
     await acme.post("acme", CHARGE, "-4")
     assert (await acme.balance()).available_amount == "6"
     await lower_limit(acme, "5")
     assert (await acme.balance()).available_amount == "1"
 
 
-async def test_what_expires_is_gone(acme: Client, clock: Clock) -> None:
-    """By the clock, with nothing posted and nothing read."""
+async def test_expired_credits_leave_the_balance(acme: Client, clock: Clock) -> None:
+    """Credits leave the balance at their expire_time by the clock, though nothing is posted."""
     await acme.post("acme", GRANT, "8", ttl=Duration(seconds=3600))
     await acme.post("acme", GRANT, "2")
     amounts = []
@@ -77,8 +77,8 @@ async def test_what_expires_is_gone(acme: Client, clock: Clock) -> None:
     assert amounts == [("10", "8"), ("2", "0")]
 
 
-async def test_what_another_process_did_is_there(database_url: str, acme: Client, server: Server) -> None:
-    """At once, be it a transaction or a limit."""
+async def test_change_by_another_process_shows_at_once(database_url: str, acme: Client, server: Server) -> None:
+    """A transaction or a credit limit of another process shows at once."""
     assert await amount(acme) == "0"
     async with (
         open_book(database_url, server.book.clock, Random(7).randbytes) as book,
@@ -93,8 +93,8 @@ async def test_what_another_process_did_is_there(database_url: str, acme: Client
 
 
 @pytest.mark.one_server
-async def test_a_database_that_is_put_back(server: Server, acme: Client, clock: Clock) -> None:
-    """As many transactions as before, but others: nothing is told of those that are gone."""
+async def test_restored_database_shows_its_own_balance(server: Server, acme: Client, clock: Clock) -> None:
+    """After a restore the balance has no lost transaction, even if as many others are posted."""
     await acme.post("acme", CHARGE, "-1")
     async with server.book.database.primary.snapshot() as connection:
         before = (await connection.execute(account_states.select())).one()

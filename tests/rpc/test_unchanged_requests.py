@@ -1,4 +1,4 @@
-"""No servicer changes a request, whatever it takes out of it or adds to it from elsewhere."""
+"""No servicer changes the message of its request."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ CHARGE = Transaction(
 
 
 def create(transaction: Transaction = CHARGE, **fields: str) -> ledger.CreateTransactionRequest:
-    """A request to post."""
+    """A request to post a transaction."""
     return ledger.CreateTransactionRequest(transaction=transaction, **fields)  # type: ignore[arg-type]  # all are texts
 
 
 def item(request_id: str) -> admin.ImportTransactionsRequest.Item:
-    """A row of history."""
+    """An item of an import."""
     return admin.ImportTransactionsRequest.Item(
         parent="accounts/past", transaction=GRANT, create_time=Timestamp(seconds=NOON // SECOND), request_id=request_id
     )
@@ -109,38 +109,38 @@ REQUESTS: list[tuple[str, Message]] = [
     ("RotateApiKey", admin.RotateApiKeyRequest(name="apiKeys/nothing")),
     *((method.name, request) for optional in ("", "1") for method, request in facade_requests("acme", optional)),
 ]
-"""Requests that are taken, and some that are refused on the way."""
+"""Requests of every method, most of them accepted."""
 
 METHODS = {method.name: method for service in SERVICES for method in Default().FindServiceByName(service).methods}
 
 
 @pytest.fixture
 def received(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Message, bytes]]:
-    """Each request that the server has parsed, and what it said then."""
+    """Each request that the server has parsed, with its serialized form at that time."""
     received: list[tuple[Message, bytes]] = []
 
-    def keeping(*arguments: Any) -> Callable[[bytes], Any]:
+    def recording_parser(*arguments: Any) -> Callable[[bytes], Any]:
         parse = parser(*arguments)
 
-        def parse_and_keep(request: bytes) -> Any:
+        def parse_and_record(request: bytes) -> Any:
             message = parse(request)
             assert isinstance(message, Message)
             received.append((message, message.SerializeToString(deterministic=True)))
             return message
 
-        return parse_and_keep
+        return parse_and_record
 
-    monkeypatch.setattr(calls, "parser", keeping)
+    monkeypatch.setattr(calls, "parser", recording_parser)
     return received
 
 
 def test_every_method_is_covered() -> None:
-    """There is a request for each method of each service."""
+    """REQUESTS has a request for each method of each service."""
     assert {name for name, _ in REQUESTS} == METHODS.keys()
 
 
 async def code_of(client: Client, name: str, request: Message, metadata: Sequence[tuple[str, str]]) -> grpc.StatusCode:
-    """How the call of a method ends."""
+    """The status code of a call."""
     method = METHODS[name]
     path, channel = f"/{method.containing_service.full_name}/{name}", cast("Any", client.channel)
     serialized = request.SerializeToString()
@@ -162,14 +162,14 @@ async def code_of(client: Client, name: str, request: Message, metadata: Sequenc
 
 @only_sqlite
 @pytest.mark.parametrize("has_key", [False, True])
-async def test_requests_stay_as_they_came(received: list[tuple[Message, bytes]], server: Server, has_key: bool) -> None:
-    """A request says the same after its call as when it was parsed, with the header Idempotency-Key and without."""
+async def test_requests_are_unchanged(received: list[tuple[Message, bytes]], server: Server, has_key: bool) -> None:
+    """A request is the same after its call as when it was parsed, with and without the header Idempotency-Key."""
     client = await server.client(await server.create_tenant("house"), scopes={"admin"})
     for number, (name, request) in enumerate(REQUESTS):
         key = (("idempotency-key", f"key-{number}"),) if has_key else ()
         code = await code_of(client, name, request, (*client.metadata, *key))
         assert code not in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN), name
-    # The request of a stream is not read where a key is refused.
+    # A streaming method that refuses the key reads no request.
     assert len(received) >= len(REQUESTS) - has_key
     for message, before in received:
         assert message.SerializeToString(deterministic=True) == before, message

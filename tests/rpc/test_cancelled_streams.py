@@ -1,4 +1,4 @@
-"""Streams that their callers break off: the server then holds nothing of them any more."""
+"""Streams that callers cancel: the server releases everything that they held."""
 
 from __future__ import annotations
 
@@ -24,38 +24,38 @@ from tests.support.markers import only_postgresql, only_sqlite
 from tests.support.waiting import until
 
 STATEMENTS = 24
-"""More than a verification of two accounts sends."""
+"""More statements than a verification of two accounts executes."""
 ROUNDS = 3 * STATEMENTS
 LOG_PAGES_MAX = 250
 FRAME_BYTES = 4096 + 24
-"""A page in SQLite's log, with its header."""
+"""Size of a page in SQLite's write-ahead log, with its header."""
 BUSY_SECONDS = 0.002
 
 Call: TypeAlias = "grpc.aio.UnaryStreamCall[VerifyAccountsRequest, VerifyAccountsResponse]"
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_collected(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What is released was closed, and not found by the garbage collector; the log is checkpointed after 1 MiB."""
+def without_garbage_collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Disables the garbage collector, so that resources are released only by closing; shortens the log."""
     monkeypatch.setattr(sqlite, "LOG_PAGES_MAX", LOG_PAGES_MAX)
     gc.disable()
     yield
     gc.enable()
 
 
-class Breaker(DatabaseTracer):
-    """Breaks a stream off while the database executes one of its statements."""
+class Canceller(DatabaseTracer):
+    """Cancels a stream while the database executes one of its statements."""
 
     def __init__(self) -> None:
         self._statements_left = 0
         self._call: Call | None = None
 
-    def break_off(self, call: Call, statement_number: int) -> None:
-        """From now on counts statements, and cancels the call at that one."""
+    def cancel_at(self, call: Call, statement_number: int) -> None:
+        """Counts statements from now on, and cancels the call at the given one."""
         self._call, self._statements_left = call, statement_number
 
     def statement(self, system: str, text: str) -> Callable[[BaseException | None], None]:
-        """Cancels the call in time, then keeps the server busy until the cancellation has arrived."""
+        """Cancels the call at its statement, then blocks until the cancellation has arrived."""
         self._statements_left -= 1
         if self._statements_left == 0 and self._call is not None:
             self._call.cancel()
@@ -63,15 +63,15 @@ class Breaker(DatabaseTracer):
         return super().statement(system, text)
 
 
-async def break_off_verifications(server: Server, admin: Client, client: Client) -> None:
-    """Breaks verifications off at each of their statements in turn, and posts after each."""
-    breaker = Breaker()
+async def cancel_verifications(server: Server, admin: Client, client: Client) -> None:
+    """Cancels verifications at each of their statements in turn, and posts after each."""
+    canceller = Canceller()
     for account_id in ("acme", "other"):
         await client.create_account(account_id)
-    with server.book.database.tracing_with(breaker):
+    with server.book.database.tracing_with(canceller):
         for number in range(ROUNDS):
             call = admin.admin.VerifyAccounts(VerifyAccountsRequest(), metadata=admin.metadata)
-            breaker.break_off(call, 1 + number % STATEMENTS)
+            canceller.cancel_at(call, 1 + number % STATEMENTS)
             with contextlib.suppress(asyncio.CancelledError):
                 async for _ in call:
                     pass
@@ -86,8 +86,8 @@ def size_of(file: str) -> int:
 
 @only_sqlite
 async def test_sqlite_keeps_its_log_short(server: Server, client: Client, admin: Client) -> None:
-    """The log stays near the length at which it is checkpointed, and no reader stops a checkpoint."""
-    await break_off_verifications(server, admin, client)
+    """The write-ahead log stays near the length of a checkpoint, and no reader blocks a checkpoint."""
+    await cancel_verifications(server, admin, client)
     file = str(server.book.database.url.database)
     assert size_of(f"{file}-wal") <= 2 * LOG_PAGES_MAX * FRAME_BYTES
 
@@ -102,7 +102,7 @@ async def test_sqlite_keeps_its_log_short(server: Server, client: Client, admin:
 @only_postgresql
 async def test_postgresql_keeps_no_transaction(server: Server, client: Client, admin: Client) -> None:
     """No session of the server stays in a transaction or holds a snapshot."""
-    await break_off_verifications(server, admin, client)
+    await cancel_verifications(server, admin, client)
     url = server.book.database.url.set(drivername="postgresql").render_as_string(hide_password=False)
     connection = await asyncpg.connect(url)
 
