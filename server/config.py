@@ -142,7 +142,7 @@ class Settings(BaseSettings):
         default=30.0,
         ge=0.001,
         le=3600,
-        description="Longest duration of a call, in seconds, whatever the deadline of its caller.",
+        description="Longest duration of a call, in seconds; a caller's deadline can only be shorter.",
     )
     stream_seconds_max: float = Field(
         default=3600.0, ge=0.001, le=86_400, description="Longest duration of a stream, in seconds."

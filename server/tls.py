@@ -49,7 +49,7 @@ def require_certificates(settings: Settings) -> None:
 
 
 def client_trust(settings: Settings) -> Trust | None:
-    """How a client on this machine connects to the server; None if the server doesn't speak TLS.
+    """The credentials of a client on this machine; None if the server doesn't speak TLS.
 
     Raises CannotStart, naming the setting.
     """

@@ -154,7 +154,7 @@ def _add_json_names(described: DescriptorProto, message: Descriptor) -> None:
 
 
 def _describe_v1() -> None:
-    """Loads the descriptors of grpc.reflection.v1: those of v1alpha under its names."""
+    """Loads the descriptors of grpc.reflection.v1: the descriptors of v1alpha with v1 in their names."""
     alpha = FileDescriptorProto()
     reflection_pb2.DESCRIPTOR.CopyToProto(alpha)
     described = FileDescriptorProto()

@@ -1,1 +1,1 @@
-"""What every call shares: credentials, errors, page tokens, validation, observation."""
+"""The parts that all calls share: credentials, errors, page tokens, validation, observation."""

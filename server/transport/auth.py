@@ -77,7 +77,7 @@ class _Cached(NamedTuple):
     key_id: str | None
     """None for an access token."""
     until: float
-    """When the entry expires, in seconds of the stopwatch."""
+    """The expiry of the entry, in seconds of the stopwatch."""
 
 
 @dataclass(frozen=True, slots=True)

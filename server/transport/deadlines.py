@@ -1,4 +1,4 @@
-"""Maximum durations of calls, whatever deadlines their callers set.
+"""Maximum durations of calls, independent of their callers' deadlines.
 
 Asyncio's own timeouts cost a timer for each call. Calls with the same bound end in the order
 in which they began, so one timer, for the first of them, is enough.
@@ -15,7 +15,7 @@ Work: TypeAlias = "asyncio.Task[Any]"
 
 @dataclass(frozen=True, slots=True)
 class CallBounds:
-    """Maximum durations of calls, in seconds, whatever deadlines their callers set."""
+    """Maximum durations of calls, in seconds, independent of their callers' deadlines."""
 
     call: float
     """Of a call with one request and one answer."""

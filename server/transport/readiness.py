@@ -1,7 +1,7 @@
 """gRPC's standard health service: whether the process runs, and whether it can answer calls.
 
-The service `` (empty) is the process: SERVING from its start to its stop, whatever the state
-of the database, so that an outage of the database doesn't restart servers. Each service of
+The service `` (empty) is the process: SERVING from its start to its stop, independent of the
+database, so that an outage of the database doesn't restart servers. Each service of
 the contracts is SERVING while its calls can be answered, which needs the database.
 """
 
