@@ -66,7 +66,7 @@ class SigningKeys:
         self._keys: Sequence[PyJWK] = ()
         self._fetch_started_at = -math.inf
         self._fetched_at = -math.inf
-        """The start of the fetch that returned the current keys. Equals _fetch_started_at unless a later fetch failed."""
+        """The start of the fetch of the current keys. Equals _fetch_started_at unless a later fetch failed."""
         self._fetching: asyncio.Task[None] | None = None
 
     async def find(self, algorithm: str, key_id: str | None) -> PyJWK:
