@@ -1,4 +1,4 @@
-"""Access tokens: which open, for whom, and every way in which one may be wrong."""
+"""Access tokens: which are valid, the caller that they identify, and every way in which a token can be invalid."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ UID = "uid of house"
 
 
 class Issuer:
-    """What a server has of an issuer: its keys, which a test may change, and a stopwatch to make them due."""
+    """An issuer as the server sees it: its keys, which a test may change, and a stopwatch that a test moves."""
 
     def __init__(self, book: Book, *keys: Key, **changes: Any) -> None:
         self.content = jwk_set(*keys)
@@ -67,13 +67,13 @@ class Issuer:
         return self.content
 
     async def caller(self, token: str) -> Caller:
-        """Whom a token lets in."""
+        """Returns the caller that a token identifies."""
         found = await self.authenticator.authenticate([("authorization", f"Bearer {token}")])
         assert found.scheme is Scheme.BEARER
         return found.caller
 
     async def outcome(self, token: str) -> str:
-        """`opens`, or what the log says is wrong with the token; the caller is always told the same."""
+        """Returns `opens`, or the problem in the log. The error of the call is always the same."""
         with structlog.testing.capture_logs() as logs:
             try:
                 await self.caller(token)
@@ -82,15 +82,15 @@ class Issuer:
             else:
                 return "opens"
         assert (refusal.message, refusal.metadata) == ("the credential is not valid", {})
-        assert refusal.__cause__ is None, "a traceback shows nothing of a token"
-        assert refusal.__suppress_context__ or refusal.__context__ is None, "nor does it by the way"
+        assert refusal.__cause__ is None, "a traceback does not show the token"
+        assert refusal.__suppress_context__ or refusal.__context__ is None, "nor does the context of the error"
         problems = [entry["problem"] for entry in logs if entry["event"] == "access token refused"]
         return str(problems[0]) if problems else "not a token"
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def book(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Book]:
-    """One ledger for all tests of this module, with the tenants `house` and `other`: what one changes it puts back."""
+    """One ledger for all tests of this module, with the tenants `house` and `other`. Tests undo their changes."""
     url = f"sqlite+aiosqlite:///{tmp_path_factory.mktemp('tokens')}/daybook.db"
     async with open_book(url, Clock(), Random(1).randbytes) as book:
         for slug in ("house", "other"):
@@ -115,51 +115,51 @@ def issuer(book: Book) -> Issuer:
 
 
 def claims(**changes: Any) -> dict[str, Any]:
-    """The claims of a good token of now, with changes."""
+    """Returns the claims of a valid token of now, with changes."""
     return claims_at(NOW, **changes)
 
 
 def signed(payload: bytes) -> str:
-    """A token whose payload is just this."""
+    """Returns a token with this payload."""
     return compact({"alg": "ES256", "kid": "ec"}, payload, EC.sign)
 
 
 def headed(header: bytes) -> str:
-    """A token whose header is just this."""
+    """Returns a token with this header."""
     return compact(header, claims(), EC.sign)
 
 
 def resigned(token: str, change: Callable[[list[str]], list[str]]) -> str:
-    """A token with other segments."""
+    """Returns a token with changed segments."""
     return ".".join(change(token.split(".")))
 
 
 def flipped(part: str, place: int) -> str:
-    """A segment in which one bit is another."""
+    """Returns a segment with one bit flipped."""
     content = bytearray(base64.urlsafe_b64decode(part + "=="))
     content[place] ^= 1
     return segment(bytes(content))
 
 
 def public_pem(key: Key) -> bytes:
-    """The public key as everybody has it."""
+    """Returns the public key as PEM."""
     pem: bytes = key.private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     return pem
 
 
 def public_der(key: Key) -> bytes:
-    """The same as DER."""
+    """Returns the public key as DER."""
     der: bytes = key.private.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     return der
 
 
 def mac(secret: bytes, algorithm: str = "HS256") -> str:
-    """A token of which the signature is an HMAC."""
+    """Returns a token whose signature is an HMAC."""
     return compact({"alg": algorithm, "kid": "rsa", "typ": "JWT"}, claims(), hmac_with(secret))
 
 
 def unsigned(algorithm: object) -> str:
-    """A token without a signature."""
+    """Returns a token without a signature."""
     return compact({"alg": algorithm, "kid": "rsa", "typ": "JWT"}, claims(), lambda _: b"")
 
 
@@ -174,14 +174,14 @@ GOOD: dict[str, Callable[[], str]] = {
     "typ as a media type": lambda: EC.token(claims(), typ="application/at+jwt"),
     "typ in capitals": lambda: EC.token(claims(), typ="AT+JWT"),
     "no kid, and one key that fits": lambda: EC.token(claims(), kid=None),
-    "addresses of keys, which nobody reads": lambda: EC.token(
+    "addresses of keys, which are ignored": lambda: EC.token(
         claims(), jku="https://evil.example/jwks", x5u="https://evil.example/x5u", jwk=STRANGER.jwk, x5c=["x"]
     ),
     "one audience in a list": lambda: EC.token(claims(aud=[AUDIENCE])),
     "an audience among others": lambda: EC.token(claims(aud=["https://other.example", AUDIENCE])),
     "no iat": lambda: EC.token(claims(iat=None)),
     "times with fractions": lambda: EC.token(claims(iat=NOW - 0.5, nbf=NOW - 0.25, exp=NOW + 0.5)),
-    "claims that nobody knows": lambda: EC.token(claims(cnf={"jkt": "x"}, roles=["admin"], tenant_id=7)),
+    "unknown claims": lambda: EC.token(claims(cnf={"jkt": "x"}, roles=["admin"], tenant_id=7)),
     "a subject with letters of any script": lambda: EC.token(claims(sub="Ада 🙂")),
 }
 
@@ -374,7 +374,7 @@ BAD: dict[str, tuple[Callable[[], str], str]] = {
     "aud and more": (lambda: EC.token(claims(aud=f"{AUDIENCE}/")), "InvalidAudienceError"),
     "an audience beside a number": (lambda: EC.token(claims(aud=[AUDIENCE, 7])), "InvalidAudienceError"),
     "aud as an object": (lambda: EC.token(claims(aud={AUDIENCE: True})), "InvalidAudienceError"),
-    # Whom it is about.
+    # The subject, the tenant and the scopes.
     "no sub": (lambda: EC.token(claims(sub=None)), "MissingRequiredClaimError"),
     "an empty sub": (lambda: EC.token(claims(sub="")), "sub is missing or not a text"),
     "a number as sub": (lambda: EC.token(claims(sub=7)), "InvalidSubjectError"),
@@ -386,7 +386,7 @@ BAD: dict[str, tuple[Callable[[], str], str]] = {
     "tenants in a list": (lambda: EC.token(claims(tenant=["house"])), "tenant is missing or not a text"),
     "a tenant with NUL": (lambda: EC.token(claims(tenant="house\0")), "tenant is missing or not a text"),
     "a tenant with half a character": (lambda: EC.token(claims(tenant="\udfff")), "tenant is missing or not a text"),
-    "an unknown tenant": (lambda: EC.token(claims(tenant="nobody")), "the tenant does not exist"),
+    "an unknown tenant": (lambda: EC.token(claims(tenant="absent")), "the tenant does not exist"),
     "a tenant in another case": (lambda: EC.token(claims(tenant="House")), "the tenant does not exist"),
     "a tenant by its uid": (lambda: EC.token(claims(tenant=UID)), "the tenant does not exist"),
     "a tenant with a wildcard": (lambda: EC.token(claims(tenant="hous%")), "the tenant does not exist"),
@@ -397,24 +397,24 @@ BAD: dict[str, tuple[Callable[[], str], str]] = {
         "the scopes are not a text or a list",
     ),
 }
-"""Tokens that open nothing, each with what the log says of it, so that each is refused for what it is."""
+"""Invalid tokens, each with the problem in the log, so that each is refused for the intended reason."""
 
 
-async def test_good_tokens(issuer: Issuer) -> None:
-    """Every form that the standards allow opens."""
+async def test_valid_tokens_authenticate(issuer: Issuer) -> None:
+    """Every form of token that the standards allow authenticates."""
     outcomes = {name: await issuer.outcome(make()) for name, make in GOOD.items()}
     assert outcomes == dict.fromkeys(GOOD, "opens")
 
 
-async def test_bad_tokens(issuer: Issuer) -> None:
-    """Nothing else does; and of what is wrong the caller learns nothing, and the log the kind."""
+async def test_invalid_tokens_are_refused(issuer: Issuer) -> None:
+    """Every invalid token is refused. Only the log has the kind of problem."""
     outcomes = {name: await issuer.outcome(make()) for name, (make, _) in BAD.items()}
     assert outcomes == {name: problem for name, (_, problem) in BAD.items()}
     assert await issuer.outcome(EC.token(claims())) == "opens"
 
 
-async def test_log_repeats_nothing_of_a_token(issuer: Issuer) -> None:
-    """No entry holds a part of a token, whatever it was refused for."""
+async def test_log_does_not_contain_tokens(issuer: Issuer) -> None:
+    """No log entry of a refused token contains a part of it."""
     for make, _ in BAD.values():
         token = make()
         with structlog.testing.capture_logs() as logs, pytest.raises(CredentialInvalid):
@@ -425,8 +425,8 @@ async def test_log_repeats_nothing_of_a_token(issuer: Issuer) -> None:
 
 
 @pytest.mark.parametrize("algorithm", KEY_TYPES)
-async def test_every_algorithm(book: Book, algorithm: str) -> None:
-    """Each algorithm that can be allowed opens where it is, and where only others are it doesn't."""
+async def test_only_allowed_algorithms_authenticate(book: Book, algorithm: str) -> None:
+    """A token of each algorithm is valid if the algorithm is allowed, and invalid if only others are."""
     keys: dict[str, Callable[[], Key]] = {"RSA": rsa_key, "EC": lambda: ec_key(algorithm=algorithm), "OKP": ed448_key}
     key = Key("key", algorithm, keys[KEY_TYPES[algorithm]]().private)
     allowed = Issuer(book, key, algorithms=(algorithm,))
@@ -435,8 +435,8 @@ async def test_every_algorithm(book: Book, algorithm: str) -> None:
     assert await others.outcome(key.token(claims())) == "alg is not allowed"
 
 
-async def test_weak_key(book: Book) -> None:
-    """An RSA key of less than 2,048 bits opens nothing, though the issuer has it."""
+async def test_weak_rsa_key_is_ignored(book: Book) -> None:
+    """A token signed by an RSA key of less than 2,048 bits is refused, even if the issuer publishes the key."""
     weak, strong = rsa_key("weak", bits=1024), rsa_key("strong")
     issuer = Issuer(book, weak, strong)
     assert await issuer.outcome(weak.token(claims())) == "the issuer has no such key"
@@ -452,10 +452,10 @@ async def test_weak_key(book: Book) -> None:
         ({"iat": NOW + 100, "exp": NOW + 1000}, (NOW + 100 - SKEW) * SECOND, None),
     ],
 )
-async def test_times_to_the_microsecond(
+async def test_validity_period_is_exact_to_the_microsecond(
     issuer: Issuer, clock: Clock, claim: dict[str, float], opens_from: int | None, opens_before: int | None
 ) -> None:
-    """A token opens from nbf and iat less the skew on, and before exp and the skew; also one that was let in before."""
+    """A token is valid from nbf and iat minus the skew until exp plus the skew, even if it is cached."""
     token = EC.token(claims(**claim))
     if opens_from is not None:
         clock.now = opens_from - 1
@@ -466,14 +466,14 @@ async def test_times_to_the_microsecond(
         clock.now = opens_before - 1
         assert await issuer.outcome(token) == "opens"
         clock.now = opens_before
-        # Remembered, and so refused without a look at it.
+        # The token is cached, so it is refused without being parsed.
         assert await issuer.outcome(token) == "not a token"
         issuer.seconds += KEY_CACHED_SECONDS_MAX
         assert await issuer.outcome(token) == "exp is in the past"
 
 
-async def test_no_skew(book: Book, clock: Clock) -> None:
-    """Where clocks are the same, a token ends with its second."""
+async def test_token_without_skew_expires_at_exp(book: Book, clock: Clock) -> None:
+    """With a skew of 0 a token expires at exp."""
     issuer = Issuer(book, EC, clock_skew=0)
     token = EC.token(claims(nbf=NOW, exp=NOW + 1))
     assert await issuer.outcome(token) == "opens"
@@ -500,20 +500,20 @@ async def test_no_skew(book: Book, clock: Clock) -> None:
         ([], set()),
     ],
 )
-async def test_scopes(issuer: Issuer, given: object, scopes: set[str]) -> None:
-    """Of a text or a list only Daybook's own scopes count, and only as they are spelt."""
+async def test_only_known_scopes_count(issuer: Issuer, given: object, scopes: set[str]) -> None:
+    """Of the scopes in a text or a list, only exact names of Daybook's scopes count."""
     assert (await issuer.caller(EC.token(claims(scope=given)))).scopes == scopes
 
 
-async def test_claims_by_other_names(book: Book) -> None:
-    """The claims of tenant, scopes and account are those that the settings name, as they stand, and no others."""
+async def test_configured_claim_names_are_used(book: Book) -> None:
+    """The tenant, scopes and account are read only from the claims that the settings name."""
     house = await book.credentials.tenant("house")
     assert house is not None
     namespaced = "https://daybook.example/tenant"
     issuer = Issuer(book, EC, tenant_claim=namespaced, scope_claim="scp", account_claim="acct.id")
     given = claims(
         **{namespaced: "house", "scp": ["accounts"], "acct.id": "mine"},
-        tenant="nobody",
+        tenant="absent",
         scope="admin",
         acct={"id": "theirs"},
     )
@@ -526,8 +526,8 @@ async def test_claims_by_other_names(book: Book) -> None:
     ("given", "account_id"),
     [("mine", "mine"), ("-", None), ("Mine.2_x-y", "Mine.2_x-y"), ("1042", "1042")],
 )
-async def test_binding(book: Book, given: str, account_id: str | None) -> None:
-    """A token is bound to the account that it names, and to none if it says so."""
+async def test_account_claim_binds_a_token(book: Book, given: str, account_id: str | None) -> None:
+    """A token is bound to the account that its claim names; `-` means no account."""
     issuer = Issuer(book, EC, account_claim="account")
     assert (await issuer.caller(EC.token(claims(account=given)))).account_id == account_id
 
@@ -535,8 +535,8 @@ async def test_binding(book: Book, given: str, account_id: str | None) -> None:
 @pytest.mark.parametrize(
     "given", [None, "", 42, ["mine"], {"id": "mine"}, "accounts/mine", "mine\0", "a b", "*", "--", "x" * 129, True]
 )
-async def test_no_binding_is_an_oversight(book: Book, given: object) -> None:
-    """Where tokens are bound, one that says nothing of it, or nothing that makes sense, opens nothing at all."""
+async def test_missing_or_invalid_account_claim_is_refused(book: Book, given: object) -> None:
+    """If an account claim is configured, a token without a valid one is refused."""
     issuer = Issuer(book, EC, account_claim="account")
     assert await issuer.outcome(EC.token(claims(account=given))) in {
         "account is missing or not a text",
@@ -544,13 +544,13 @@ async def test_no_binding_is_an_oversight(book: Book, given: object) -> None:
     }
 
 
-async def test_account_claim_that_nobody_asked_for(issuer: Issuer) -> None:
-    """Without the setting, a claim that is called like an account binds nothing."""
+async def test_account_claim_is_ignored_by_default(issuer: Issuer) -> None:
+    """Without the setting, a claim `account` does not bind a token."""
     assert (await issuer.caller(EC.token(claims(account="mine")))).account_id is None
 
 
-async def test_caller(book: Book, issuer: Issuer) -> None:
-    """Every token of one subject is one credential; another subject's, or another tenant's, is another; no key's is."""
+async def test_subject_and_tenant_determine_the_credential_id(book: Book, issuer: Issuer) -> None:
+    """Tokens of one subject and tenant have one credential id, which no other subject, tenant or API key has."""
     first = await issuer.caller(EC.token(claims()))
     again = await issuer.caller(rsa_key().token(claims(scope="admin", jti="2", exp=NOW + 200)))
     stranger = await issuer.caller(EC.token(claims(sub="client-2")))
@@ -568,8 +568,8 @@ async def test_caller(book: Book, issuer: Issuer) -> None:
         assert "client" not in caller.credential_id
 
 
-async def test_only_keys_are_noted(issuer: Issuer) -> None:
-    """The use of a token is written nowhere: it is in no list of keys."""
+async def test_use_of_a_token_is_not_recorded(issuer: Issuer) -> None:
+    """Only uses of API keys are recorded, not uses of tokens."""
     for _ in range(2):
         await issuer.caller(EC.token(claims()))
     assert issuer.uses == []
@@ -586,21 +586,23 @@ async def test_only_keys_are_noted(issuer: Issuer) -> None:
         lambda token: [("access_token", token)],
     ],
 )
-async def test_token_is_a_bearers(issuer: Issuer, metadata: Callable[[str], list[tuple[str, str | bytes]]]) -> None:
-    """A token opens as Bearer only."""
+async def test_token_requires_the_bearer_scheme(
+    issuer: Issuer, metadata: Callable[[str], list[tuple[str, str | bytes]]]
+) -> None:
+    """A token is valid only in `authorization: Bearer`."""
     with pytest.raises(DaybookError):
         await issuer.authenticator.authenticate(metadata(EC.token(claims())))
 
 
 @pytest.mark.parametrize("value", ["bearer {}", "BEARER {}", "Bearer   {}  "])
-async def test_spellings_of_bearer(issuer: Issuer, value: str) -> None:
-    """The scheme is read as for keys."""
+async def test_bearer_is_case_insensitive(issuer: Issuer, value: str) -> None:
+    """The scheme is parsed as for API keys: in any case, with any number of spaces."""
     found = await issuer.authenticator.authenticate([("authorization", value.format(EC.token(claims())))])
     assert found.caller.tenant_uid == UID
 
 
-async def test_length(issuer: Issuer) -> None:
-    """A token may fill all that a credential may, to the character."""
+async def test_length_of_a_token_is_limited(issuer: Issuer) -> None:
+    """A token with the largest length of a credential is valid; one more character is refused."""
     short = len("Bearer " + EC.token(claims(x="")))
     for spare in (0, 1):
         # Three characters of a claim are four of the token.
@@ -612,15 +614,15 @@ async def test_length(issuer: Issuer) -> None:
             await issuer.authenticator.authenticate([("authorization", longest + " ")])
 
 
-async def test_without_an_issuer(book: Book) -> None:
-    """Where no issuer is set, a token is as invalid as a key that nobody made."""
+async def test_token_without_an_issuer_is_refused(book: Book) -> None:
+    """If no issuer is configured, a token is invalid like an unknown API key."""
     authenticator = Authenticator(book.credentials, book.clock, lambda _: None)
     with pytest.raises(CredentialInvalid):
         await authenticator.authenticate([("authorization", f"Bearer {EC.token(claims())}")])
 
 
-async def test_what_is_remembered_is_forgotten(book: Book, issuer: Issuer) -> None:
-    """A token opens for at most five seconds after its tenant has gone, or after its key was seen to be gone."""
+async def test_cached_token_expires(book: Book, issuer: Issuer) -> None:
+    """A cached token is valid for at most five seconds after its tenant or its key is known to be removed."""
     token = EC.token(claims())
     assert await issuer.outcome(token) == "opens"
     async with writing(book.database) as connection:
@@ -640,8 +642,8 @@ async def test_what_is_remembered_is_forgotten(book: Book, issuer: Issuer) -> No
     assert await issuer.outcome(token) == "the issuer has no such key"
 
 
-async def test_token_like_one_that_was_let_in(issuer: Issuer) -> None:
-    """After a token was let in, one that differs in a character is looked at for itself."""
+async def test_modified_copy_of_a_valid_token_is_refused(issuer: Issuer) -> None:
+    """After a token was accepted, a token that differs in one character is still refused."""
     token = EC.token(claims())
     assert await issuer.outcome(token) == "opens"
     changed = resigned(token, lambda it: [it[0], flipped(it[1], 60), it[2]])

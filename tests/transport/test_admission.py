@@ -1,4 +1,4 @@
-"""Places for calls: how credentials share them, and how calls wait for one."""
+"""Admission: how credentials share the limit of running calls, and how calls wait in the queue."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from server.transport.admission import Admission
 
 
 @pytest.mark.parametrize(("places", "most"), [(1, 1), (2, 1), (3, 2), (8, 4), (1000, 500)])
-def test_credential_alone_gets_half(places: int, most: int) -> None:
-    """A credential that calls alone gets half of all places, and at least one."""
+def test_single_credential_gets_half_of_the_places(places: int, most: int) -> None:
+    """If only one credential calls, it gets half of all places, and at least one."""
     admission = Admission(places)
     assert [admission.enter("a") for _ in range(places)] == [True] * most + [False] * (places - most)
     assert admission.in_flight == most
 
 
-def test_another_finds_room() -> None:
-    """However many credentials take all they may, one more gets as many places as each of them may keep."""
+def test_another_credential_is_admitted() -> None:
+    """If several credentials use all they can get, another credential is still admitted."""
     admission = Admission(100)
     for holder in ("a", "b", "c"):
         while admission.enter(holder):
@@ -28,8 +28,8 @@ def test_another_finds_room() -> None:
     assert admission.enter("d")
 
 
-def test_places_come_back() -> None:
-    """A place that is given back can be taken again by a credential that holds less than its share."""
+def test_released_place_is_reused() -> None:
+    """A released place can be used by a credential that has less than its share."""
     admission = Admission(4)
     assert [admission.enter(holder) for holder in "aaabb"] == [True, True, False, True, False]
     admission.leave("a")
@@ -41,8 +41,8 @@ def test_places_come_back() -> None:
 
 
 @given(st.integers(1, 20), st.lists(st.tuples(st.sampled_from("abc"), st.booleans()), max_size=200))
-def test_counts(places: int, steps: list[tuple[str, bool]]) -> None:
-    """Never more calls than places are under way, and the sum of what all hold is what is under way."""
+def test_running_calls_never_exceed_the_places(places: int, steps: list[tuple[str, bool]]) -> None:
+    """The number of running calls never exceeds the places, and equals the sum over all credentials."""
     admission = Admission(places)
     held: dict[str, int] = dict.fromkeys("abc", 0)
     for holder, enters in steps:
@@ -58,15 +58,15 @@ def test_counts(places: int, steps: list[tuple[str, bool]]) -> None:
 
 
 async def waiting_at(admission: Admission, holders: str) -> list[asyncio.Task[bool]]:
-    """Calls of these credentials that wait, in this order."""
+    """Starts calls of these credentials, which wait in this order."""
     calls = [asyncio.create_task(admission.wait(holder)) for holder in holders]
     await asyncio.sleep(0)
     assert admission.waiting == len(calls)
     return calls
 
 
-async def test_place_goes_to_those_that_wait() -> None:
-    """The oldest call of a credential gets a place first, and the credentials take turns."""
+async def test_released_place_goes_to_a_waiting_call() -> None:
+    """A released place goes to the oldest waiting call of a credential; credentials take turns."""
     admission = Admission(4, wait_seconds=60)
     assert [admission.enter(holder) for holder in "aabb"] == [True, True, True, False]
     calls = await waiting_at(admission, "aabb")
@@ -83,8 +83,8 @@ async def test_place_goes_to_those_that_wait() -> None:
     assert (admission.in_flight, admission.waiting, admission.refused) == (2, 0, 0)
 
 
-async def test_wait_has_an_end() -> None:
-    """Without a place in time a call is refused; without a time to wait, or room to, at once."""
+async def test_wait_is_limited() -> None:
+    """A waiting call is refused at the timeout; without a timeout or room in the queue it is refused at once."""
     for admission in (
         Admission(1, wait_seconds=0.01),
         Admission(1),
@@ -99,8 +99,8 @@ async def test_wait_has_an_end() -> None:
         assert admission.enter("b")
 
 
-async def test_call_that_is_cancelled_takes_no_place() -> None:
-    """Neither while it waits, nor as it is given a place."""
+async def test_cancelled_call_takes_no_place() -> None:
+    """A call that is cancelled while it waits, or while it is being admitted, takes no place."""
     admission = Admission(1, wait_seconds=60)
     assert admission.enter("a")
     first, second, third = await waiting_at(admission, "bcd")
@@ -108,14 +108,14 @@ async def test_call_that_is_cancelled_takes_no_place() -> None:
     await asyncio.wait([first])
     assert (admission.in_flight, admission.waiting) == (1, 2)
     admission.leave("a")
-    # It has its place, and doesn't know yet.
+    # The second call has its place, but its task has not resumed yet.
     second.cancel()
     assert await third is True
     assert (second.cancelled(), admission.in_flight, admission.waiting) == (True, 1, 0)
 
 
-async def test_place_passes_over_a_call_that_is_being_cancelled() -> None:
-    """A place that comes back in the turn in which a waiting call is cancelled goes to the next call, once."""
+async def test_place_skips_a_call_that_is_being_cancelled() -> None:
+    """A place that is released while a waiting call is being cancelled goes to the next call, exactly once."""
     admission = Admission(4, wait_seconds=60)
     assert [admission.enter("a") for _ in range(2)] == [True, True]
     first, second = await waiting_at(admission, "aa")
@@ -129,8 +129,8 @@ async def test_place_passes_over_a_call_that_is_being_cancelled() -> None:
     assert [admission.enter("a") for _ in range(3)] == [True, True, False]
 
 
-async def test_stop_waits_for_no_place() -> None:
-    """At the end all calls that wait are refused, and every later one for which there is no place."""
+async def test_shutdown_refuses_waiting_calls() -> None:
+    """At shutdown all waiting calls are refused, and every later call without a free place."""
     admission = Admission(1, wait_seconds=60)
     assert admission.enter("a")
     calls = await waiting_at(admission, "aabb")

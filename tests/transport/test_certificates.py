@@ -1,4 +1,4 @@
-"""TLS on the gRPC port: who gets in, what is refused at the start, and certificates that change."""
+"""TLS on the gRPC port: accepted clients, unusable files, and renewed certificates."""
 
 from __future__ import annotations
 
@@ -47,26 +47,26 @@ async def shared_book(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator
 
 @pytest.fixture
 def live(tmp_path: Path, authority: Authority) -> Pair:
-    """The files of a server, which a test may replace."""
+    """The certificate files of a server, which a test may replace."""
     pair = Pair(tmp_path / "tls.crt", tmp_path / "tls.key")
     authority.issue("first").move_to(pair)
     return pair
 
 
 def tls(pair: Pair, **more: object) -> Settings:
-    """A free port with TLS."""
+    """Returns settings with TLS and a free port."""
     return Settings(
         port=0,
         shutdown_grace_seconds=0,
         tls_certificate_file=str(pair.certificate),
         tls_key_file=str(pair.key),
-        **more,  # type: ignore[arg-type]  # each setting has a type of its own
+        **more,  # type: ignore[arg-type]  # settings have different types
     )
 
 
 @asynccontextmanager
 async def channel_to(port: int, authority: Authority, client: Pair | None = None) -> AsyncIterator[grpc.aio.Channel]:
-    """A channel that verifies the server, and shows a certificate if there is one."""
+    """Opens a channel that verifies the server, and presents the client certificate if one is given."""
     shown = (None, None) if client is None else (client.key.read_bytes(), client.certificate.read_bytes())
     credentials = grpc.ssl_channel_credentials(authority.file.read_bytes(), *shown)
     async with grpc.aio.secure_channel(f"localhost:{port}", credentials) as channel:
@@ -74,7 +74,7 @@ async def channel_to(port: int, authority: Authority, client: Pair | None = None
 
 
 async def calls(book: Book, channel: grpc.aio.Channel) -> bool:
-    """Whether a call with a key gets through."""
+    """Whether a call with a key succeeds."""
     number = await book.credentials.tenant_number("house")
     assert number is not None
     client = await Server(book, channel).client(number)
@@ -89,7 +89,7 @@ async def calls(book: Book, channel: grpc.aio.Channel) -> bool:
 
 @shares_a_server
 async def test_calls_go_through_tls(shared_book: Book, live: Pair, authority: Authority) -> None:
-    """With a certificate the port speaks TLS, and nothing else."""
+    """With a certificate the port accepts only TLS."""
     async with serving(shared_book, tls(live)) as port:
         async with channel_to(port, authority) as channel:
             assert await calls(shared_book, channel)
@@ -109,10 +109,10 @@ async def test_calls_go_through_tls(shared_book: Book, live: Pair, authority: Au
     ],
     ids=["name", "wildcard", "address", "address of IPv6", "subject alone"],
 )
-async def test_client_on_the_machine_knows_the_certificate(
+async def test_client_with_the_certificate_file_trusts_the_server(
     shared_book: Book, authority: Authority, names: list[x509.GeneralName]
 ) -> None:
-    """Whatever names a certificate is for, a client that has its file trusts the server, by its address too."""
+    """A client with the certificate's file trusts the server, even by an address that the certificate lacks."""
     pair, other = authority.issue("server.example", names), authority.issue("server.example 2", names)
     trust, distrust = (
         Trust.of(str(each.certificate), CertificateFiles("gateway_client_", "", "")) for each in (pair, other)
@@ -123,10 +123,10 @@ async def test_client_on_the_machine_knows_the_certificate(
 
 
 @shares_a_server
-async def test_server_of_others_is_not_trusted(
+async def test_server_of_another_authority_is_not_trusted(
     shared_book: Book, live: Pair, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """A client that trusts another authority doesn't talk to the server."""
+    """A client that trusts another authority refuses the server."""
     stranger = Authority(tmp_path_factory.mktemp("stranger"))
     async with serving(shared_book, tls(live)) as port, channel_to(port, stranger) as channel:
         assert not await calls(shared_book, channel)
@@ -134,7 +134,7 @@ async def test_server_of_others_is_not_trusted(
 
 @shares_a_server
 async def test_old_protocols_are_refused(shared_book: Book, live: Pair, authority: Authority) -> None:
-    """TLS 1.2 and 1.3 are spoken, 1.1 isn't."""
+    """TLS 1.2 and 1.3 are accepted; TLS 1.1 is refused."""
     async with serving(shared_book, tls(live)) as port:
         assert await asyncio.to_thread(handshake, port, authority, ssl.TLSVersion.TLSv1_2) == "TLSv1.2"
         assert await asyncio.to_thread(handshake, port, authority, ssl.TLSVersion.TLSv1_3) == "TLSv1.3"
@@ -143,20 +143,20 @@ async def test_old_protocols_are_refused(shared_book: Book, live: Pair, authorit
 
 
 @shares_a_server
-async def test_mutual_tls(
+async def test_mutual_tls_requires_a_client_certificate(
     shared_book: Book, live: Pair, authority: Authority, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """With a client CA only whoever shows a certificate that it signed gets in."""
+    """With a client CA only clients with a certificate signed by it are accepted."""
     stranger = Authority(tmp_path_factory.mktemp("stranger")).issue("stranger")
     async with serving(shared_book, tls(live, tls_client_ca_file=str(authority.file))) as port:
-        for client, gets_in in ((authority.issue("client"), True), (None, False), (stranger, False)):
+        for client, is_accepted in ((authority.issue("client"), True), (None, False), (stranger, False)):
             async with channel_to(port, authority, client) as channel:
-                assert await calls(shared_book, channel) is gets_in
+                assert await calls(shared_book, channel) is is_accepted
 
 
 @shares_a_server
-async def test_new_certificate_without_a_restart(shared_book: Book, live: Pair, authority: Authority) -> None:
-    """The next connection gets the new certificate; one that is open goes on."""
+async def test_new_certificate_is_used_without_a_restart(shared_book: Book, live: Pair, authority: Authority) -> None:
+    """A new connection gets the new certificate; an open connection continues."""
     async with serving(shared_book, tls(live)) as port, channel_to(port, authority) as channel:
         before = live.serial
         assert await asyncio.to_thread(served_serial, port, authority) == before
@@ -168,28 +168,28 @@ async def test_new_certificate_without_a_restart(shared_book: Book, live: Pair, 
 
 
 @shares_a_server
-async def test_new_client_authority_without_a_restart(
+async def test_new_client_authority_is_used_without_a_restart(
     shared_book: Book, live: Pair, authority: Authority, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Clients of a new authority get in once its file is there, and those of the old one don't any more."""
+    """After the client CA file is replaced, only clients of the new authority are accepted."""
     later = Authority(tmp_path_factory.mktemp("later"))
     trusted = tmp_path / "clients.pem"
     trusted.write_bytes(authority.file.read_bytes())
     old, new = authority.issue("old client"), later.issue("new client")
 
-    async def gets_in(port: int, client: Pair) -> bool:
+    async def is_accepted(port: int, client: Pair) -> bool:
         async with channel_to(port, authority, client) as channel:
             return await calls(shared_book, channel)
 
     async with serving(shared_book, tls(live, tls_client_ca_file=str(trusted))) as port:
-        assert (await gets_in(port, old), await gets_in(port, new)) == (True, False)
+        assert (await is_accepted(port, old), await is_accepted(port, new)) == (True, False)
         trusted.write_bytes(later.file.read_bytes())
-        assert (await gets_in(port, old), await gets_in(port, new)) == (False, True)
+        assert (await is_accepted(port, old), await is_accepted(port, new)) == (False, True)
 
 
 @shares_a_server
 async def test_broken_renewal_keeps_the_last_certificate(shared_book: Book, live: Pair, authority: Authority) -> None:
-    """Files that don't fit are told once, however many connect; the last pair that fits stays in use."""
+    """Unusable files are logged once, regardless of the number of connections; the last usable pair stays in use."""
     before = live.serial
     async with serving(shared_book, tls(live)) as port:
         with structlog.testing.capture_logs() as logs:
@@ -200,14 +200,14 @@ async def test_broken_renewal_keeps_the_last_certificate(shared_book: Book, live
             assert await asyncio.to_thread(served_serial, port, authority) == before
             authority.issue("fourth").move_to(live)
             assert await asyncio.to_thread(served_serial, port, authority) == live.serial != before
-    told = [(entry["log_level"], entry.get("problem", "")) for entry in logs if "certificate" in entry["event"]]
-    assert [level for level, _ in told] == ["warning", "warning", "info"]
-    assert "tls_key_file is not the key" in told[0][1]
-    assert "tls_certificate_file can't be read" in told[1][1]
+    entries = [(entry["log_level"], entry.get("problem", "")) for entry in logs if "certificate" in entry["event"]]
+    assert [level for level, _ in entries] == ["warning", "warning", "info"]
+    assert "tls_key_file is not the key" in entries[0][1]
+    assert "tls_certificate_file can't be read" in entries[1][1]
 
 
 def test_unchanged_files_are_not_read_again(live: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A handshake looks at the files' times only."""
+    """A handshake reads only the modification times of unchanged files."""
     certificates = server_certificates(tls(live))
     assert certificates is not None
 
@@ -224,11 +224,11 @@ def test_unchanged_files_are_not_read_again(live: Pair, monkeypatch: pytest.Monk
 SECRET = b"-----BEGIN PRIVATE KEY-----\nc2VjcmV0\n-----END PRIVATE KEY-----\n"
 
 
-def locked(pair: Pair) -> bytes:
-    """The key of a pair, behind a password."""
+def encrypted(pair: Pair) -> bytes:
+    """Returns the key of a pair, encrypted with a password."""
     key: Any = load_pem_private_key(pair.key.read_bytes(), None)
-    locked_key: bytes = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"password"))
-    return locked_key
+    encrypted_key: bytes = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"password"))
+    return encrypted_key
 
 
 @pytest.mark.parametrize(
@@ -250,9 +250,9 @@ def locked(pair: Pair) -> bytes:
         ({"tls_key_file": "certificate"}, "tls_key_file must hold a private key"),
         ({"tls_key_file": "broken"}, "tls_key_file must hold a private key"),
         ({"tls_key_file": "other"}, "tls_key_file is not the key"),
-        ({"tls_key_file": "locked"}, "tls_key_file must not be encrypted"),
+        ({"tls_key_file": "encrypted"}, "tls_key_file must not be encrypted"),
         ({"tls_client_ca_file": "key"}, "tls_client_ca_file must hold a certificate"),
-        # What only `daybook up` knows of.
+        # Settings that only `daybook up` uses.
         ({}, "gateway_server_ca_file is missing"),
         ({"gateway_tls_certificate_file": "certificate"}, "gateway_tls_key_file is missing"),
         ({"gateway_tls_key_file": "key"}, "gateway_tls_certificate_file is missing"),
@@ -277,7 +277,7 @@ def locked(pair: Pair) -> bytes:
 def test_unusable_certificates_are_refused_at_the_start(
     tmp_path: Path, authority: Authority, changes: dict[str, str], words: str
 ) -> None:
-    """A combination that can't be and a file that can't be used are refused, in words that name the setting."""
+    """An invalid combination of settings or an unusable file is refused, and the error names the setting."""
     pair, other = authority.issue("refused"), authority.issue("other")
     files = {
         "certificate": pair.certificate.read_bytes(),
@@ -285,7 +285,7 @@ def test_unusable_certificates_are_refused_at_the_start(
         "other": other.key.read_bytes(),
         "ca": authority.file.read_bytes(),
         "broken": SECRET,
-        "locked": locked(pair),
+        "encrypted": encrypted(pair),
         "empty": b"",
     }
     for name, content in files.items():
@@ -302,7 +302,7 @@ def test_unusable_certificates_are_refused_at_the_start(
             server_certificates(settings)
 
 
-def test_no_certificates_no_tls() -> None:
-    """By default nothing is asked for and nothing is refused."""
+def test_tls_is_disabled_by_default() -> None:
+    """Without certificates there is no TLS, and the default settings are valid."""
     assert server_certificates(Settings()) is None
     require_certificates(Settings())

@@ -1,4 +1,4 @@
-"""Keys of page tokens that are set: the first seals, all open, and nobody ever sees them."""
+"""Configured keys of page tokens: the first seals, all open, and none is ever shown."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ OLD, NEW = (bytes([number]) * 31 + b"\xff" for number in (1, 2))
 
 
 def hexadecimal(*keys: bytes) -> str:
-    """Keys as a setting has them."""
+    """Returns keys in the format of the setting."""
     return ",".join(key.hex() for key in keys)
 
 
 def base64url(key: bytes) -> str:
-    """A key in the other spelling."""
+    """Returns a key as base64url."""
     return base64.urlsafe_b64encode(key).decode().rstrip("=")
 
 
@@ -45,8 +45,8 @@ def base64url(key: bytes) -> str:
         (" ".join(bytes([n] * 32).hex() for n in range(CONFIGURED_KEYS_MAX)), None),
     ],
 )
-def test_keys_are_read(text: str, keys: list[bytes] | None) -> None:
-    """One or several, in hex or either base64, in their order."""
+def test_keys_are_parsed(text: str, keys: list[bytes] | None) -> None:
+    """The setting has one or several keys, in hex or either base64; their order is kept."""
     assert parse_token_keys(text) == (keys or [bytes([n] * 32) for n in range(CONFIGURED_KEYS_MAX)])
 
 
@@ -66,11 +66,11 @@ WRONG = [
 
 
 @pytest.mark.parametrize("text", WRONG, ids=range(len(WRONG)))
-def test_what_is_no_key_is_refused(text: str, tmp_path: Path) -> None:
-    """A key is 32 bytes, each only once and not too many; the refusal says which is wrong, and shows none."""
+def test_invalid_keys_are_refused(text: str, tmp_path: Path) -> None:
+    """Keys of a wrong length, duplicates and too many keys are refused, and the error shows no key."""
     words = text.replace(",", " ").split()
     with pytest.raises(ValidationError, match="token_keys") as caught:
-        Settings(token_keys=text)  # type: ignore[arg-type]  # as the environment has it
+        Settings(token_keys=text)  # type: ignore[arg-type]  # a text, as in the environment
     (tmp_path / "keys").write_text(text)
     with pytest.raises(ValueError, match=r"^token_keys_file: ") as of_file:
         Settings(token_keys_file=tmp_path / "keys").configured_token_keys()
@@ -78,8 +78,8 @@ def test_what_is_no_key_is_refused(text: str, tmp_path: Path) -> None:
         assert word not in str(caught.value) + repr(caught.value) + str(of_file.value)
 
 
-def test_file_is_read(tmp_path: Path) -> None:
-    """A file may hold the keys, one to a line; one that isn't there, or no text, is told without its place."""
+def test_keys_are_read_from_a_file(tmp_path: Path) -> None:
+    """A file may have the keys, one per line. The error for a missing or binary file does not show its path."""
     (tmp_path / "keys").write_text(f"{NEW.hex()}\n{OLD.hex()}\n")
     assert Settings(token_keys_file=tmp_path / "keys").configured_token_keys() == [NEW, OLD]
     (tmp_path / "keys").write_bytes(OLD)
@@ -91,8 +91,8 @@ def test_file_is_read(tmp_path: Path) -> None:
         Settings(token_keys=OLD.hex(), token_keys_file=tmp_path / "keys")  # type: ignore[arg-type]  # as above
 
 
-def test_settings_show_no_secret() -> None:
-    """Printed settings, and what is said of wrong ones, hold no key and no password."""
+def test_settings_do_not_show_secrets() -> None:
+    """Neither printed settings nor errors of settings contain a key or a password."""
     url = "postgresql+asyncpg://user:pass-word@localhost/ledger"
     settings = Settings(token_keys=OLD.hex(), database_url=url)  # type: ignore[arg-type]  # as above
     shown = f"{settings!r} {settings} {settings.model_dump_json(exclude={'database_url'})}"
@@ -103,15 +103,15 @@ def test_settings_show_no_secret() -> None:
 
 
 @pytest.fixture
-async def furnished(client: Client) -> Client:
-    """A caller with two accounts, and so two pages of one."""
+async def paged_client(client: Client) -> Client:
+    """A caller with two accounts, so that a list has two pages of one account."""
     for name in ("one", "two"):
         await client.create_account(name)
     return client
 
 
 async def page(server: Server, client: Client, keys: str, token: str = "") -> ListAccountsResponse:
-    """A page of one account, from a server with keys that are set."""
+    """Gets a page of one account from a server with these keys."""
     settings = Settings(port=0, token_keys=keys)  # type: ignore[arg-type]  # as above
     async with serving(server.book, settings) as port, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         caller = Client(channel, client.key)
@@ -121,21 +121,21 @@ async def page(server: Server, client: Client, keys: str, token: str = "") -> Li
 
 
 @only_sqlite
-async def test_keys_are_rotated_by_whoever_sets_them(server: Server, furnished: Client) -> None:
-    """With a new key in front, tokens of the old one open as long as it is there; the new one seals."""
-    old = (await page(server, furnished, hexadecimal(OLD))).next_page_token
-    assert (await page(server, furnished, hexadecimal(NEW, OLD), old)).accounts[0].name == "accounts/two"
-    assert (await refusal_of(page(server, furnished, hexadecimal(NEW), old))).reason == "PAGE_TOKEN_INVALID"
-    new = (await page(server, furnished, hexadecimal(NEW, OLD))).next_page_token
-    assert (await page(server, furnished, hexadecimal(NEW), new)).accounts[0].name == "accounts/two"
-    assert (await refusal_of(page(server, furnished, hexadecimal(OLD), new))).reason == "PAGE_TOKEN_INVALID"
-    # Nor do those of the database count then.
-    assert (await refusal_of(page(server, furnished, "", new))).reason == "PAGE_TOKEN_INVALID"
+async def test_configured_keys_are_rotated(server: Server, paged_client: Client) -> None:
+    """The first key seals. Tokens of an old key open as long as the key is configured."""
+    old = (await page(server, paged_client, hexadecimal(OLD))).next_page_token
+    assert (await page(server, paged_client, hexadecimal(NEW, OLD), old)).accounts[0].name == "accounts/two"
+    assert (await refusal_of(page(server, paged_client, hexadecimal(NEW), old))).reason == "PAGE_TOKEN_INVALID"
+    new = (await page(server, paged_client, hexadecimal(NEW, OLD))).next_page_token
+    assert (await page(server, paged_client, hexadecimal(NEW), new)).accounts[0].name == "accounts/two"
+    assert (await refusal_of(page(server, paged_client, hexadecimal(OLD), new))).reason == "PAGE_TOKEN_INVALID"
+    # The keys of the database don't open it either.
+    assert (await refusal_of(page(server, paged_client, "", new))).reason == "PAGE_TOKEN_INVALID"
 
 
 @only_sqlite
-async def test_none_is_made_in_the_database(book: Book) -> None:
-    """A server whose keys are set leaves none in its database."""
+async def test_no_key_is_created_in_the_database(book: Book) -> None:
+    """A server with configured keys creates none in its database."""
     async with serving(book, Settings(port=0, token_keys=OLD.hex())):  # type: ignore[arg-type]  # as above
         assert await book.credentials.token_keys() == []
     async with serving(book, Settings(port=0)):
@@ -143,14 +143,14 @@ async def test_none_is_made_in_the_database(book: Book) -> None:
 
 
 @pytest.mark.parametrize("name", ["DAYBOOK_TOKEN_KEYS", "DAYBOOK_TOKEN_KEYS_FILE"])
-def test_command_says_that_it_has_no_effect(tmp_path: Path, name: str) -> None:
-    """`daybook token-keys rotate` refuses where keys are set, and makes none; it shows nothing of them."""
+def test_rotate_command_refuses_configured_keys(tmp_path: Path, name: str) -> None:
+    """If keys are configured, `daybook token-keys rotate` fails, creates no key and shows none."""
     (tmp_path / "keys").write_text(OLD.hex())
     settings = {name: str(tmp_path / "keys") if name.endswith("FILE") else OLD.hex()}
     database = ("--database-url", f"sqlite+aiosqlite:///{tmp_path}/daybook.db")
     result = invoke("token-keys", "rotate", *database, settings=settings)
     assert result.exit_code == 1
-    assert "keys that are set" in result.stderr
+    assert "the settings have the keys of page tokens" in result.stderr
     assert OLD.hex() not in result.output
     assert not (tmp_path / "daybook.db").exists()
     assert invoke("token-keys", "rotate", *database).exit_code == 0

@@ -1,4 +1,4 @@
-"""Calls with the same bound: who is cancelled, when, and who isn't."""
+"""Deadlines: tasks are cancelled at the end of a common time limit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SECONDS = 0.02
 
 
 async def work_for_ever(deadlines: Deadlines, ended: list[str], name: str) -> None:
-    """Something that ends only when it is cancelled."""
+    """Waits until it is cancelled at its deadline."""
     work = asyncio.current_task()
     assert work is not None
     deadlines.begin(work)
@@ -22,8 +22,8 @@ async def work_for_ever(deadlines: Deadlines, ended: list[str], name: str) -> No
         raise
 
 
-async def test_each_is_cancelled_at_its_end() -> None:
-    """Tasks that begin one after another are cancelled in that order, none before its time."""
+async def test_tasks_are_cancelled_at_their_deadlines() -> None:
+    """Tasks are cancelled in the order of their start, and none before its deadline."""
     deadlines, ended, loop = Deadlines(SECONDS), list[str](), asyncio.get_running_loop()
 
     async def seconds_of(name: str) -> float:
@@ -35,14 +35,14 @@ async def test_each_is_cancelled_at_its_end() -> None:
     for name in ("first", "second", "third"):
         tasks.append(asyncio.create_task(seconds_of(name)))
         await asyncio.sleep(SECONDS / 4)
-    # Timers are as exact as the clock of the loop.
+    # Timers have the resolution of the loop's clock.
     assert min(await asyncio.gather(*tasks)) >= SECONDS - 0.001
     assert ended == ["first", "second", "third"]
-    assert not deadlines._cancelled, "who is done is forgotten"
+    assert not deadlines._cancelled, "finished tasks are forgotten"
 
 
-async def test_who_is_done_is_left_alone() -> None:
-    """A task that ends in time is not kept, and one that begins later has all of its time."""
+async def test_finished_task_is_not_cancelled() -> None:
+    """A task that ends in time is forgotten, and a later task gets its full time."""
     deadlines, ended = Deadlines(SECONDS), list[str]()
 
     async def quick() -> None:
@@ -62,8 +62,8 @@ async def test_who_is_done_is_left_alone() -> None:
     assert ended == ["late"]
 
 
-async def test_cancelled_by_another() -> None:
-    """A task that somebody else cancels is not said to have ended here."""
+async def test_cancellation_by_another_is_distinguished() -> None:
+    """`end` returns False for a task that was not cancelled at its deadline."""
     deadlines = Deadlines(60)
 
     async def work() -> bool:
@@ -82,14 +82,14 @@ async def test_cancelled_by_another() -> None:
     assert await task is False
 
 
-async def test_begun_anew() -> None:
-    """Whoever begins anew has all of the time again, and is behind those that began in between."""
+async def test_restarted_task_gets_its_full_time() -> None:
+    """A restarted task gets its full time again, and ends after tasks that started in between."""
     deadlines, ended = Deadlines(SECONDS), list[str]()
     tasks = [asyncio.create_task(work_for_ever(deadlines, ended, name)) for name in ("first", "second")]
     await asyncio.sleep(SECONDS / 2)
     deadlines.restart(tasks[0])
     await asyncio.wait(tasks)
     assert ended == ["second", "first"]
-    # It does not begin by this.
+    # A restart does not start a finished task.
     deadlines.restart(tasks[0])
     assert not deadlines._ends

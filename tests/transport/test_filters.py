@@ -1,4 +1,4 @@
-"""The filter and the order_by of a list: what they mean, and in which words they are refused."""
+"""The filter and the order_by of a list: their meaning and their errors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NOVEMBER = instants.parse("2024-11-01T00:00:00Z")
 
 
 @pytest.mark.parametrize(
-    ("text", "wanted"),
+    ("text", "expected"),
     [
         ("", TransactionFilter()),
         (" \t\n", TransactionFilter()),
@@ -46,13 +46,13 @@ NOVEMBER = instants.parse("2024-11-01T00:00:00Z")
             '(category = "ai_chat" OR category = "inference")',
             TransactionFilter(categories=("ai_chat", "inference")),
         ),
-        # OR binds tighter than AND, as AIP-160 has it.
+        # OR has a higher precedence than AND, see AIP-160.
         (
             "kind = CHARGE AND category = a OR category = b AND state = SUCCEEDED",
             TransactionFilter(kinds=(Transaction.CHARGE,), categories=("a", "b"), states=(Transaction.SUCCEEDED,)),
         ),
         ('create_time >= "2024-10-01T00:00:00Z"', TransactionFilter(create_time_from=OCTOBER)),
-        # The name that JSON has for it.
+        # The JSON name.
         ('createTime >= "2024-10-01T00:00:00Z"', TransactionFilter(create_time_from=OCTOBER)),
         (
             "createTime >= 2024-10-01T00:00:00Z AND create_time < 2024-11-01T00:00:00Z",
@@ -71,7 +71,7 @@ NOVEMBER = instants.parse("2024-11-01T00:00:00Z")
         ("labels.membership = m-1", TransactionFilter(membership="m-1")),
         ("labels.company = 1.2:3+4", TransactionFilter(company="1.2:3+4")),
         ("labels.location = a OR labels.location = a", TransactionFilter(location="a")),
-        # An empty text is a value like others, and not the absence of one.
+        # An empty text is a value.
         ('labels.location = ""', TransactionFilter(location="")),
         ('category = "AND"', TransactionFilter(categories=("AND",))),
         ("category = ORDER AND kind = CHARGE", TransactionFilter(kinds=(Transaction.CHARGE,), categories=("ORDER",))),
@@ -86,9 +86,9 @@ NOVEMBER = instants.parse("2024-11-01T00:00:00Z")
         ('labels.location = "(x"', TransactionFilter(location="(x")),
     ],
 )
-def test_reads_filters(text: str, wanted: TransactionFilter) -> None:
-    """A filter of the documented grammar is read as what it says, and as nothing more or less."""
-    assert parse_filter(text) == wanted
+def test_filter_is_parsed(text: str, expected: TransactionFilter) -> None:
+    """A filter of the documented grammar is parsed to its conditions."""
+    assert parse_filter(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -166,22 +166,22 @@ def test_reads_filters(text: str, wanted: TransactionFilter) -> None:
         ("\0", "must not contain the character NUL"),
     ],
 )
-def test_refuses_filters(text: str, problem: str) -> None:
-    """A filter that can't be read, or asks for what no list offers, is refused, and the error says where or why."""
+def test_invalid_filter_is_refused(text: str, problem: str) -> None:
+    """A filter with a syntax error or an unsupported condition is refused; the error has the position or the reason."""
     with pytest.raises(FilterInvalid, match=re.escape(problem)) as refusal:
         parse_filter(text)
     assert refusal.value.field == "filter"
 
 
 @pytest.mark.parametrize("text", ["kind =", "kind = CHARGE AND", "(kind = CHARGE", "(", "category = a OR "])
-def test_tells_a_filter_that_breaks_off(text: str) -> None:
-    """Where a filter is fine as far as it goes, the error says that the end is what can't be read."""
+def test_incomplete_filter_is_reported_at_its_end(text: str) -> None:
+    """The error of an incomplete filter is at its end."""
     with pytest.raises(FilterInvalid, match="has a syntax error at its end"):
         parse_filter(text)
 
 
-def test_counts_characters_over_all_lines() -> None:
-    """In a filter of several lines, the place of the error is counted from its very beginning."""
+def test_position_counts_from_the_first_line() -> None:
+    """In a filter of several lines, the position of an error is counted from the start of the filter."""
     with pytest.raises(FilterInvalid, match=r"at character 19$"):
         parse_filter("kind = CHARGE\nAND oops")
 
@@ -189,7 +189,7 @@ def test_counts_characters_over_all_lines() -> None:
 @pytest.mark.parametrize("name", ["kind", "category"])
 @pytest.mark.parametrize(("count", "readable"), [(1, True), (VALUES_MAX, True), (VALUES_MAX + 1, False)])
 def test_values_are_limited(name: str, count: int, readable: bool) -> None:
-    """A field may have 16 values and no more."""
+    """A field may have at most 16 values."""
     assert VALUES_MAX == 16
     text = " OR ".join(f"{name} = CHARGE" for _ in range(count))
     if readable:
@@ -199,26 +199,26 @@ def test_values_are_limited(name: str, count: int, readable: bool) -> None:
         parse_filter(text)
 
 
-def test_longest_filter_is_read() -> None:
-    """A filter may have 2,048 characters, whatever their bytes. A longer one is refused before it gets here."""
+def test_longest_filter_is_parsed() -> None:
+    """A filter of 2,048 characters of several bytes is parsed. Longer ones are refused before parse_filter."""
     assert FILTER_CHARACTERS_MAX == 2048
     value = "ä" * (FILTER_CHARACTERS_MAX - len('labels.location = ""'))
     assert parse_filter(f'labels.location = "{value}"').location == value
 
 
-def test_deep_parentheses_are_read() -> None:
-    """A thousand parentheses around a comparison are read, and don't exhaust the stack."""
+def test_deep_parentheses_are_parsed() -> None:
+    """A thousand nested parentheses don't exhaust the stack."""
     assert parse_filter("(" * 1000 + "kind=CHARGE" + ")" * 1000) == TransactionFilter(kinds=(Transaction.CHARGE,))
 
 
 @pytest.mark.parametrize("text", ["(" * 2048, ")" * 2048, "(" * 1000 + "kind=CHARGE" + ")" * 999])
-def test_deep_parentheses_that_do_not_match_are_refused(text: str) -> None:
-    """Thousands of parentheses that don't match are refused like any other filter that can't be read."""
+def test_unbalanced_parentheses_are_refused(text: str) -> None:
+    """Thousands of unbalanced parentheses are a syntax error."""
     with pytest.raises(FilterInvalid, match="has a syntax error"):
         parse_filter(text)
 
 
-# Pieces of the grammar, so that arbitrary filters also get past its first character.
+# Tokens of the grammar, so that random filters are valid beyond their first character.
 PIECES = st.sampled_from(
     [
         "kind",
@@ -251,18 +251,18 @@ PIECES = st.sampled_from(
 
 
 @given(st.text() | st.lists(PIECES | st.characters(), max_size=30).map("".join))
-def test_reads_or_refuses_any_text(text: str) -> None:
-    """Any text is either a filter or FilterInvalid, and nothing else happens."""
+def test_any_text_is_parsed_or_refused(text: str) -> None:
+    """Any text is parsed, or raises FilterInvalid."""
     with suppress(FilterInvalid):
         assert isinstance(parse_filter(text), TransactionFilter)
 
 
 @dataclass(frozen=True)
 class Composed:
-    """A filter as text, and what it was composed from."""
+    """A filter as text, with its expected conditions."""
 
     text: str
-    wanted: TransactionFilter
+    expected: TransactionFilter
 
 
 SPACES = st.sampled_from(("", " ", "  ", "\n", "\t "))
@@ -273,7 +273,7 @@ WORDS = st.from_regex(r"[A-Za-z0-9_.:+-]{1,12}", fullmatch=True)
 
 @st.composite
 def composed(draw: st.DrawFn) -> Composed:
-    """Some of all possible conditions, in any order, with any spelling that the grammar allows."""
+    """Generates random conditions, in any order and any spelling of the grammar."""
 
     def spelled(value: str) -> str:
         is_word = re.fullmatch(r"(?!(AND|OR)\b)[A-Za-z0-9_.:+-]+", value, re.ASCII)
@@ -318,13 +318,13 @@ def composed(draw: st.DrawFn) -> Composed:
 
 
 @given(composed().filter(lambda each: len(each.text) <= FILTER_CHARACTERS_MAX))
-def test_reads_what_was_composed(each: Composed) -> None:
-    """A filter is read as the conditions it was composed from, however it is spelled and ordered."""
-    assert parse_filter(each.text) == each.wanted
+def test_composed_filter_is_parsed(each: Composed) -> None:
+    """A filter is parsed to its conditions, in any spelling and order."""
+    assert parse_filter(each.text) == each.expected
 
 
-def test_same_filter_is_the_same_shape() -> None:
-    """What is read can be a key of a cache: equal filters are equal and have equal hashes."""
+def test_equal_filters_have_equal_hashes() -> None:
+    """Equal filters are equal and have equal hashes, so that they can be cache keys."""
     first, second = parse_filter("kind = CHARGE"), parse_filter("( kind = CHARGE )")
     assert first == second
     assert hash(first) == hash(second)
@@ -347,8 +347,8 @@ def test_same_filter_is_the_same_shape() -> None:
         ("  amount   desc ", Order(OrderField.AMOUNT, descending=True)),
     ],
 )
-def test_reads_orders(text: str, order: Order) -> None:
-    """An order_by is a field, ascending unless ` desc` is behind it; ` asc` says so; empty means newest first."""
+def test_order_is_parsed(text: str, order: Order) -> None:
+    """An order_by is a field, ascending unless ` desc` follows; empty means newest first."""
     assert parse_order_by(text) == order
 
 
@@ -374,24 +374,24 @@ def test_reads_orders(text: str, order: Order) -> None:
         "amount; DROP TABLE transactions",
     ],
 )
-def test_refuses_orders(text: str) -> None:
-    """An order_by that names anything else is refused, and the error says what it may be."""
+def test_invalid_order_is_refused(text: str) -> None:
+    """Any other order_by is refused, and the error names the valid fields."""
     with pytest.raises(FieldInvalid, match="must be create_time or amount") as refusal:
         parse_order_by(text)
     assert refusal.value.field == "order_by"
 
 
 @given(st.text())
-def test_reads_or_refuses_any_order(text: str) -> None:
-    """Any text is either an order or FieldInvalid, and nothing else happens."""
+def test_any_order_is_parsed_or_refused(text: str) -> None:
+    """Any text is parsed, or raises FieldInvalid."""
     with suppress(FieldInvalid):
         assert isinstance(parse_order_by(text), Order)
 
 
 @pytest.mark.parametrize("operator", ["=", "!=", ">", ">=", "<", "<="])
 @pytest.mark.parametrize("field", ["amount", "sequence", "labels.project"])
-def test_what_no_list_is_filtered_by_is_refused_in_the_same_words(field: str, operator: str) -> None:
-    """Whatever the operator, a caller is told that the field is none to filter by, and which there are."""
+def test_unsupported_field_is_refused_with_any_operator(field: str, operator: str) -> None:
+    """With any operator, the error says that the field is not supported, and names the supported fields."""
     with pytest.raises(FilterInvalid) as refusal:
         parse_filter(f"{field} {operator} 5")
     assert refusal.value.problem == (

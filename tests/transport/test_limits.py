@@ -1,4 +1,4 @@
-"""The token bucket of each credential: when a call is let in, and what a refused one is told."""
+"""The token bucket of each credential: which calls are admitted, and the errors of the others."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ SECOND = 1000 * MILLISECOND
 
 
 class Stopwatch:
-    """Stands still until a test moves it."""
+    """A stopwatch that a test moves."""
 
     def __init__(self) -> None:
-        # Any moment will do, and a machine's stopwatch does not begin at 0.
+        # An arbitrary value, because a real stopwatch does not start at 0.
         self.now = 12_345_678_901_234_567
 
     def __call__(self) -> int:
-        """The nanoseconds at which it stands."""
+        """Returns the nanoseconds."""
         return self.now
 
 
@@ -39,7 +39,7 @@ def stopwatch() -> Stopwatch:
 
 
 def taken(limiter: RateLimiter, credential_id: str = "one", tries: int = 1000) -> int:
-    """How many calls in a row are let in."""
+    """Returns the number of consecutive calls that are admitted."""
     for count in range(tries):
         try:
             limiter.take(credential_id)
@@ -49,7 +49,7 @@ def taken(limiter: RateLimiter, credential_id: str = "one", tries: int = 1000) -
 
 
 def wait_of(limiter: RateLimiter, credential_id: str = "one") -> float:
-    """How long a refused call is told to wait."""
+    """Returns the retry delay of a refused call."""
     with pytest.raises(RateLimited) as caught:
         limiter.take(credential_id)
     return caught.value.retry_seconds
@@ -58,13 +58,13 @@ def wait_of(limiter: RateLimiter, credential_id: str = "one") -> float:
 @pytest.mark.parametrize(
     ("calls_per_second", "burst"), [(10, 1), (10, 5), (3, 7), (0.001, 3), (1_000_000, 500), (7.7, 99)]
 )
-def test_burst_is_let_in_whole(stopwatch: Stopwatch, calls_per_second: float, burst: int) -> None:
-    """An idle credential may call as often as its burst says, and not once more."""
+def test_burst_is_admitted(stopwatch: Stopwatch, calls_per_second: float, burst: int) -> None:
+    """An idle credential may make exactly as many calls at once as its burst."""
     assert taken(RateLimiter(calls_per_second, burst, stopwatch)) == burst
 
 
-def test_token_comes_back_exactly_in_time(stopwatch: Stopwatch) -> None:
-    """At 10 calls a second the next one is refused until a tenth of a second is over, and let in then."""
+def test_token_is_refilled_exactly_on_time(stopwatch: Stopwatch) -> None:
+    """At 10 calls per second, a further call is refused before and admitted after a tenth of a second."""
     limiter = RateLimiter(10, 2, stopwatch)
     assert taken(limiter) == 2
     stopwatch.now += 100 * MILLISECOND - 1
@@ -73,8 +73,8 @@ def test_token_comes_back_exactly_in_time(stopwatch: Stopwatch) -> None:
     assert taken(limiter) == 1
 
 
-def test_bucket_fills_up_to_its_burst_only(stopwatch: Stopwatch) -> None:
-    """However long nobody called, no more than the burst is let in at once."""
+def test_bucket_is_refilled_up_to_its_burst(stopwatch: Stopwatch) -> None:
+    """After any idle time, at most the burst is admitted at once."""
     limiter = RateLimiter(10, 3, stopwatch)
     assert taken(limiter) == 3
     stopwatch.now += 200 * MILLISECOND
@@ -86,15 +86,15 @@ def test_bucket_fills_up_to_its_burst_only(stopwatch: Stopwatch) -> None:
 
 
 def test_steady_caller_is_never_refused(stopwatch: Stopwatch) -> None:
-    """Who calls exactly as often as allowed needs no burst."""
+    """A caller that calls exactly at the limit is never refused, with a burst of 1."""
     limiter = RateLimiter(10, 1, stopwatch)
     for _ in range(1000):
         limiter.take("one")
         stopwatch.now += 100 * MILLISECOND
 
 
-def test_refused_call_is_told_how_long_to_wait(stopwatch: Stopwatch) -> None:
-    """The wait is what is missing to the next token, and it is enough."""
+def test_refused_call_has_a_retry_delay(stopwatch: Stopwatch) -> None:
+    """The retry delay is the time until the next token, after which a call is admitted."""
     limiter = RateLimiter(0.5, 1, stopwatch)
     assert taken(limiter) == 1
     assert wait_of(limiter) == 2
@@ -104,8 +104,8 @@ def test_refused_call_is_told_how_long_to_wait(stopwatch: Stopwatch) -> None:
     assert taken(limiter) == 1
 
 
-def test_refused_calls_take_nothing(stopwatch: Stopwatch) -> None:
-    """Calling on and on while refused does not put the next token off."""
+def test_refused_calls_take_no_tokens(stopwatch: Stopwatch) -> None:
+    """Repeated calls while refused do not delay the next token."""
     limiter = RateLimiter(1, 1, stopwatch)
     assert taken(limiter) == 1
     for _ in range(100):
@@ -114,8 +114,8 @@ def test_refused_calls_take_nothing(stopwatch: Stopwatch) -> None:
     assert taken(limiter) == 1
 
 
-def test_stopwatch_that_goes_back_shuts_nobody_out(stopwatch: Stopwatch) -> None:
-    """After a step back by an hour a bucket is at worst empty: the next token comes when it always would."""
+def test_stopwatch_that_goes_back_does_not_block_calls(stopwatch: Stopwatch) -> None:
+    """After the stopwatch goes back by an hour a bucket is at worst empty: the next token comes on time."""
     limiter = RateLimiter(1, 5, stopwatch)
     limiter.take("one")
     stopwatch.now -= 3600 * SECOND
@@ -125,15 +125,15 @@ def test_stopwatch_that_goes_back_shuts_nobody_out(stopwatch: Stopwatch) -> None
 
 
 def test_each_credential_has_its_own_bucket(stopwatch: Stopwatch) -> None:
-    """One that calls too often takes nothing from another."""
+    """A credential that exceeds its limit does not affect another."""
     limiter = RateLimiter(1, 3, stopwatch)
     assert taken(limiter, "one") == 3
     assert taken(limiter, "other") == 3
     assert taken(limiter, "one") == 0
 
 
-def test_buckets_are_bounded(stopwatch: Stopwatch, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of many credentials the one that called longest ago is forgotten; those that call now are not."""
+def test_number_of_buckets_is_limited(stopwatch: Stopwatch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bucket of the least recent credential is evicted; active credentials keep their buckets."""
     monkeypatch.setattr(limits, "BUCKETS_MAX", 100)
     limiter = RateLimiter(1, 1, stopwatch)
     for number in range(1000):
@@ -145,7 +145,7 @@ def test_buckets_are_bounded(stopwatch: Stopwatch, monkeypatch: pytest.MonkeyPat
 
 
 async def balance_under(settings: Settings, book: Book, client: Client, stopwatch: Stopwatch, calls: int) -> list[str]:
-    """What calls in a row get from a server with settings of its own: OK or a reason."""
+    """Makes calls to a server with these settings. Returns `OK` or the reason for each."""
     found = []
     async with (
         serving(book, settings, stopwatch) as port,
@@ -162,8 +162,8 @@ async def balance_under(settings: Settings, book: Book, client: Client, stopwatc
 
 
 @only_sqlite
-async def test_server_counts(server: Server, client: Client, stopwatch: Stopwatch) -> None:
-    """The settings say how often a credential may call; 0 is no limit."""
+async def test_server_applies_its_rate_limit(server: Server, client: Client, stopwatch: Stopwatch) -> None:
+    """The server applies the rate limit of the settings; 0 means no limit."""
     await client.create_account("acme")
     strict = Settings(port=0, rate_limit_calls_per_second=0.001, rate_limit_burst=3)
     assert await balance_under(strict, server.book, client, stopwatch, 5) == ["OK"] * 3 + ["RATE_LIMITED"] * 2
@@ -172,8 +172,8 @@ async def test_server_counts(server: Server, client: Client, stopwatch: Stopwatc
 
 
 @only_sqlite
-async def test_server_counts_each_key(server: Server, client: Client, admin: Client, stopwatch: Stopwatch) -> None:
-    """Another key of the same tenant has a bucket of its own; the same key sent in another way has not."""
+async def test_server_limits_each_key(server: Server, client: Client, admin: Client, stopwatch: Stopwatch) -> None:
+    """Each key of a tenant has its own bucket, also if it is sent in another header."""
     settings = Settings(port=0, rate_limit_calls_per_second=0.001, rate_limit_burst=1)
     await client.create_account("acme")
     async with (
@@ -185,13 +185,13 @@ async def test_server_counts_each_key(server: Server, client: Client, admin: Cli
             caller = Client(channel, key)
             await caller.balance()
             assert (await refusal_of(caller.balance())).reason == "RATE_LIMITED"
-            other_way = caller.ledger.GetBalance(request, metadata=(("x-api-key", key),))
-            assert (await refusal_of(other_way)).reason == "RATE_LIMITED"
+            other_header = caller.ledger.GetBalance(request, metadata=(("x-api-key", key),))
+            assert (await refusal_of(other_header)).reason == "RATE_LIMITED"
 
 
 @only_sqlite
-async def test_refusal_of_the_server(server: Server, client: Client, stopwatch: Stopwatch) -> None:
-    """It is RESOURCE_EXHAUSTED with a RetryInfo, and retry-after in whole seconds, which are never too few."""
+async def test_refusal_has_retry_info_and_retry_after(server: Server, client: Client, stopwatch: Stopwatch) -> None:
+    """A refused call gets RESOURCE_EXHAUSTED with a RetryInfo, and retry-after in whole seconds, rounded up."""
     settings = Settings(port=0, rate_limit_calls_per_second=0.4, rate_limit_burst=1)
     await client.create_account("acme")
     async with (
@@ -214,8 +214,10 @@ async def test_refusal_of_the_server(server: Server, client: Client, stopwatch: 
 
 
 @only_sqlite
-async def test_credential_is_looked_at_first(server: Server, client: Client, stopwatch: Stopwatch) -> None:
-    """Who is not let in is not counted, and what is wrong with the request is told only to who may call."""
+async def test_credential_is_checked_before_the_rate_limit(
+    server: Server, client: Client, stopwatch: Stopwatch
+) -> None:
+    """A call with an invalid credential does not count; an invalid request counts, and is checked last."""
     settings = Settings(port=0, rate_limit_calls_per_second=0.001, rate_limit_burst=1)
     async with (
         serving(server.book, settings, stopwatch) as port,
@@ -232,14 +234,14 @@ async def test_credential_is_looked_at_first(server: Server, client: Client, sto
 
 
 @pytest.mark.parametrize("value", [-1, 0.0009, 1e-300, 1_000_001, float("nan"), float("inf")])
-def test_rate_has_bounds(value: float) -> None:
-    """A rate that no bucket could keep is refused as a setting."""
+def test_invalid_rate_is_refused(value: float) -> None:
+    """A rate outside the bounds of the setting is refused."""
     with pytest.raises(ValueError, match="rate_limit_calls_per_second"):
         Settings(rate_limit_calls_per_second=value)
 
 
 @pytest.mark.parametrize("value", [0, -1, 10_000_001])
-def test_burst_has_bounds(value: int) -> None:
-    """A bucket holds at least one token."""
+def test_invalid_burst_is_refused(value: int) -> None:
+    """A burst outside the bounds of the setting is refused."""
     with pytest.raises(ValueError, match="rate_limit_burst"):
         Settings(rate_limit_burst=value)

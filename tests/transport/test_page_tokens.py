@@ -1,4 +1,4 @@
-"""Page tokens: they open for the list they were sealed for, and for nothing else."""
+"""Page tokens open only for the list for which they were sealed."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ KEY = TransactionKey(1_728_543_298_000_000, 7, 42)
 CALLER = Caller(tenant_number=1, tenant_uid="uid", credential_id="key")
 SEALING_KEY = bytes(range(KEY_BYTES))
 
-# Every list that gives out tokens: its method, its request, and its fields for the token and the page's size.
+# Every list with tokens: its method, its request, and its fields for the token and the page size.
 LISTS: list[tuple[str, Message, str, str]] = [
     (
         "daybook.v1.Ledger/ListTransactions",
@@ -88,12 +88,12 @@ ARGUMENTS = [
 
 
 def page_tokens(sealing_key: bytes = SEALING_KEY, seed: int = 1) -> PageTokens:
-    """Seals with a key, and with randomness that is the same in every run."""
+    """Returns page tokens with a key, and with randomness that is the same in every run."""
     return PageTokens(TokenKeys([TokenKey(sealing_key, 0)], lambda: 0), Random(seed).randbytes)
 
 
 def listing_of(method: str, request: Message, token_field: str, size_field: str, caller: Caller = CALLER) -> Listing:
-    """The list that a request asks for."""
+    """Returns the list that a request asks for."""
     return Listing.of(method, caller, request, (token_field, size_field))
 
 
@@ -102,24 +102,24 @@ TOKEN = page_tokens().seal(LISTING, KEY)
 
 
 def sealed_bytes(token: str) -> bytes:
-    """What a token says to somebody without the key."""
+    """Returns the bytes of a token, as visible without the key."""
     return base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
 
 
 def text_of(sealed: bytes) -> str:
-    """The text of a token, without padding."""
+    """Returns the text of a token, without padding."""
     return base64.urlsafe_b64encode(sealed).decode().rstrip("=")
 
 
 def copy_of(request: Message) -> Any:
-    """A copy of a request, whose fields may be set by name."""
+    """Returns a copy of a request."""
     copied = type(request)()
     copied.CopyFrom(request)
     return copied
 
 
 def changed(request: Message, field: FieldDescriptor) -> Any:
-    """The request with another value in one field, of whatever type."""
+    """Returns the request with another value in one field of any type."""
     copied = copy_of(request)
     if field.is_repeated:
         getattr(copied, field.name).extend(["something else"])
@@ -136,13 +136,13 @@ def changed(request: Message, field: FieldDescriptor) -> Any:
 
 
 def assert_invalid(token: str, tokens: PageTokens | None = None) -> None:
-    """The token is refused as damaged or made up."""
+    """Fails unless the token is refused as damaged or forged."""
     with pytest.raises(PageTokenInvalid):
         (tokens or page_tokens()).open(LISTING, token, TransactionKey)
 
 
 def test_every_request_that_takes_a_token_is_covered() -> None:
-    """The lists of this module are all that have a field for a token, in every service."""
+    """LISTS contains every method with a field for a token."""
     found = {
         (f"{service.full_name}/{method.name}", method.input_type.full_name, field.name)
         for service in map(descriptor_pool.Default().FindServiceByName, SERVICES)
@@ -155,29 +155,29 @@ def test_every_request_that_takes_a_token_is_covered() -> None:
 
 
 @given(st.binary(min_size=KEY_BYTES, max_size=KEY_BYTES), st.builds(TransactionKey, INT64, INT64, INT64))
-def test_transaction_is_read_back(sealing_key: bytes, key: TransactionKey) -> None:
-    """Every key of a transaction that is sealed is opened as it was, also negative and at the ends of 64 bits."""
+def test_transaction_key_round_trip(sealing_key: bytes, key: TransactionKey) -> None:
+    """Every sealed transaction key opens unchanged, including negative and extreme 64-bit values."""
     tokens = page_tokens(sealing_key)
     assert tokens.open(LISTING, tokens.seal(LISTING, key), TransactionKey) == key
 
 
 @given(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", fullmatch=True))
-def test_account_is_read_back(account_id: str) -> None:
-    """Every account id that is sealed is opened as it was."""
+def test_account_id_round_trip(account_id: str) -> None:
+    """Every sealed account id opens unchanged."""
     tokens, listing = page_tokens(), listing_of(*LISTS[1])
     assert tokens.open(listing, tokens.seal(listing, account_id), str) == account_id
 
 
 @given(INT64.filter(lambda number: number != 0))
-def test_lot_is_read_back(number: int) -> None:
-    """Every lot number that is sealed is opened as it was."""
+def test_lot_number_round_trip(number: int) -> None:
+    """Every sealed lot number opens unchanged."""
     tokens, listing = page_tokens(), listing_of(*LISTS[2])
     assert tokens.open(listing, tokens.seal(listing, number), int) == number
 
 
 @given(st.builds(ApiKeyKey, INT64, st.text("abcdefghijklmnop0123456789", max_size=32)))
-def test_api_key_is_read_back(key: ApiKeyKey) -> None:
-    """Every key of an API key that is sealed is opened as it was."""
+def test_api_key_key_round_trip(key: ApiKeyKey) -> None:
+    """Every sealed position of an API key opens unchanged."""
     tokens, listing = page_tokens(), listing_of(*LISTS[3])
     assert tokens.open(listing, tokens.seal(listing, key), ApiKeyKey) == key
 
@@ -225,7 +225,7 @@ def test_token_of_an_older_version_opens(number: int, key: RowKey, token: str) -
 
 
 def test_token_of_another_kind_of_key_is_refused() -> None:
-    """A genuine token whose key is none of its list is refused, not misread."""
+    """A genuine token with a key of another type is refused."""
     with pytest.raises(PageTokenInvalid):
         page_tokens().open(LISTING, page_tokens().seal(LISTING, "acme"), TransactionKey)
 
@@ -234,26 +234,26 @@ def test_token_of_another_kind_of_key_is_refused() -> None:
     "key", [TransactionKey(*values) for values in product((INT64_MIN, INT64_MAX), repeat=3)], ids=str
 )
 def test_longest_token_is_not_too_long(key: TransactionKey) -> None:
-    """A token is URL-safe, and far shorter than what is looked at, whatever the key."""
+    """A token with extreme keys is URL-safe, and shorter than half of the limit."""
     token = page_tokens().seal(LISTING, key)
     assert set(token) <= set(ALPHABET)
     assert len(token) < TOKEN_CHARACTERS_MAX / 2
 
 
 def test_token_of_the_longest_account_id_opens() -> None:
-    """An account id of 128 characters fits into a token."""
+    """A token for an account id of 128 characters opens."""
     tokens, listing = page_tokens(), listing_of(*LISTS[1])
     assert tokens.open(listing, tokens.seal(listing, "a" * 128), str) == "a" * 128
 
 
-def test_no_token_is_the_first_page() -> None:
-    """An empty token opens as None: there is nothing before the first page."""
+def test_empty_token_is_the_first_page() -> None:
+    """An empty token opens as None, the first page."""
     assert page_tokens().open(LISTING, "", TransactionKey) is None
     assert page_tokens().open(listing_of(*LISTS[1]), "", str) is None
 
 
-def test_every_flipped_bit_is_noticed() -> None:
-    """A token with any one bit of nonce, body or tag flipped is refused as invalid."""
+def test_any_flipped_bit_is_detected() -> None:
+    """A token with any single bit flipped is refused as invalid."""
     sealed = sealed_bytes(TOKEN)
     for bit in range(8 * len(sealed)):
         damaged = bytearray(sealed)
@@ -261,8 +261,8 @@ def test_every_flipped_bit_is_noticed() -> None:
         assert_invalid(text_of(bytes(damaged)))
 
 
-def test_every_changed_character_is_noticed() -> None:
-    """A token with any one character replaced by any other of the alphabet is refused as invalid."""
+def test_any_changed_character_is_detected() -> None:
+    """A token with any single character replaced is refused as invalid."""
     for place, character in enumerate(TOKEN):
         for other in ALPHABET.replace(character, ""):
             assert_invalid(TOKEN[:place] + other + TOKEN[place + 1 :])
@@ -270,7 +270,7 @@ def test_every_changed_character_is_noticed() -> None:
 
 @pytest.mark.parametrize("remainder", [0, 1, 2])
 def test_last_character_has_one_spelling(remainder: int) -> None:
-    """However many bits of the last character decoding ignores, only the spelling that was given out opens."""
+    """Only the original last character opens, even if decoding ignores some of its bits."""
     tokens, listing = page_tokens(), listing_of(*LISTS[1])
     token = next(
         token
@@ -286,8 +286,8 @@ def test_last_character_has_one_spelling(remainder: int) -> None:
     assert [last for last, _ in opened] == [token[-1]]
 
 
-def test_every_truncation_is_noticed() -> None:
-    """A token that lost characters at its end or at its start is refused as invalid."""
+def test_any_truncation_is_detected() -> None:
+    """A token without characters at its end or start is refused as invalid."""
     for length in range(1, len(TOKEN)):
         assert_invalid(TOKEN[:length])
         assert_invalid(TOKEN[length:])
@@ -322,27 +322,27 @@ def test_every_truncation_is_noticed() -> None:
     ],
     ids=range(23),
 )
-def test_what_is_no_token_is_noticed(token: str) -> None:
-    """A text that was never given out is refused as invalid, however long it is."""
+def test_malformed_token_is_refused(token: str) -> None:
+    """A text that is not a token is refused as invalid, at any length."""
     assert_invalid(token)
 
 
 @given(st.text(min_size=1))
-def test_any_other_text_is_noticed(text: str) -> None:
-    """No text but a token opens, and none does anything but being refused as invalid."""
+def test_any_other_text_is_refused(text: str) -> None:
+    """Any random text is refused as invalid, and raises no other error."""
     assert_invalid(text)
 
 
 def test_token_of_another_key_is_invalid() -> None:
-    """A token that was sealed with another key is refused as invalid, also if the keys differ in one bit."""
+    """A token sealed with another key is refused as invalid, even if the keys differ in one bit."""
     another = bytearray(SEALING_KEY)
     another[-1] ^= 1
     assert_invalid(page_tokens(bytes(another)).seal(LISTING, KEY))
 
 
 @pytest.mark.parametrize("body", [PageToken(), PageToken(v1=PageToken.V1())], ids=["no version", "an empty version"])
-def test_form_that_is_not_known_is_refused(body: PageToken) -> None:
-    """A genuine token of a form that this server doesn't know is refused, not read as the first page."""
+def test_unknown_version_is_refused(body: PageToken) -> None:
+    """A genuine token of an unknown version is refused."""
     tokens = page_tokens()
     with pytest.raises(InvalidArgument):
         tokens.open(LISTING, tokens._seal(body), TransactionKey)
@@ -352,7 +352,7 @@ def test_form_that_is_not_known_is_refused(body: PageToken) -> None:
 def test_another_method_is_a_mismatch(
     sealed_for: tuple[str, Message, str, str], opened_for: tuple[str, Message, str, str]
 ) -> None:
-    """A token of one list is refused as a mismatch by every other one."""
+    """A token of one list is refused as a mismatch by every other list."""
     tokens = page_tokens()
     token = tokens.seal(listing_of(*sealed_for), KEY)
     with pytest.raises(PageTokenMismatch) as refusal:
@@ -361,21 +361,21 @@ def test_another_method_is_a_mismatch(
 
 
 def test_same_arguments_of_another_method_are_a_mismatch() -> None:
-    """The method counts by itself: a token is refused for another method with an equal request."""
+    """A token is refused as a mismatch by another method with an equal request."""
     method, request, token_field, size_field = LISTS[0]
     with pytest.raises(PageTokenMismatch):
         page_tokens().open(listing_of(f"{method}2", request, token_field, size_field), TOKEN, TransactionKey)
 
 
 def test_another_tenant_is_a_mismatch() -> None:
-    """A token of one tenant is refused as a mismatch for another one that asks for the same."""
+    """A token of one tenant is refused as a mismatch for another tenant with the same request."""
     elsewhere = Caller(tenant_number=2, tenant_uid="uid", credential_id="key")
     with pytest.raises(PageTokenMismatch):
         page_tokens().open(listing_of(*LISTS[0], caller=elsewhere), TOKEN, TransactionKey)
 
 
-def test_another_credential_of_the_tenant_is_fine() -> None:
-    """A token is the tenant's: it opens for another credential, so that a key can be changed between pages."""
+def test_another_credential_of_the_tenant_is_accepted() -> None:
+    """A token opens for another credential of the tenant, so that keys can be rotated between pages."""
     colleague = Caller(tenant_number=1, tenant_uid="uid", credential_id="another key")
     assert page_tokens().open(listing_of(*LISTS[0], caller=colleague), TOKEN, TransactionKey) == KEY
 
@@ -384,7 +384,7 @@ def test_another_credential_of_the_tenant_is_fine() -> None:
 def test_any_other_argument_is_a_mismatch(
     method: str, request_message: Message, token_field: str, size_field: str, field: FieldDescriptor
 ) -> None:
-    """A token is refused as a mismatch when any argument is changed, added or left out, whichever it is."""
+    """A token is refused as a mismatch if any argument is changed, added or removed."""
     tokens = page_tokens()
     other = changed(request_message, field)
     without = copy_of(request_message)
@@ -404,7 +404,7 @@ def test_any_other_argument_is_a_mismatch(
     ("method", "request_message", "token_field", "size_field"), LISTS, ids=[each[0] for each in LISTS]
 )
 def test_size_of_a_page_may_change(method: str, request_message: Message, token_field: str, size_field: str) -> None:
-    """A token opens with another page size, with none, and with a token in the request's field for it."""
+    """A token opens with another page size, without one, and if the request contains the token."""
     tokens = page_tokens()
     token = tokens.seal(listing_of(method, request_message, token_field, size_field), KEY)
     for size in (1, 1000, None):
@@ -421,24 +421,24 @@ def test_size_of_a_page_may_change(method: str, request_message: Message, token_
     ("method", "request_message", "token_field", "size_field", "shown"),
     [(*each, shown) for each, shown in zip(LISTS, (*["page_token"] * 4, "cursor", "nextPageToken"), strict=True)],
 )
-def test_refusal_names_the_field_as_callers_know_it(
+def test_refusal_names_the_public_field(
     method: str, request_message: Message, token_field: str, size_field: str, shown: str
 ) -> None:
-    """The error names the token's field as the native contract or the vendor's JSON spells it."""
+    """The error names the token's field as in the native contract or the vendor's JSON."""
     with pytest.raises(PageTokenInvalid) as refusal:
         page_tokens().open(listing_of(method, request_message, token_field, size_field), "damaged", TransactionKey)
     assert refusal.value.field == shown
 
 
-def test_request_is_not_changed_by_looking_at_it() -> None:
-    """Making a listing leaves the token and the size in the request."""
+def test_listing_does_not_change_the_request() -> None:
+    """Creating a listing keeps the token and the page size in the request."""
     request = ListTransactionsRequest(parent="accounts/acme", page_size=3, page_token="token")
     listing_of("daybook.v1.Ledger/ListTransactions", request, "page_token", "page_size")
     assert request == ListTransactionsRequest(parent="accounts/acme", page_size=3, page_token="token")
 
 
 def test_token_reveals_nothing() -> None:
-    """Neither the account, nor the filter, nor the method, nor any part of the body can be read in a token."""
+    """A token does not contain the account, the filter, the method or any part of the body in clear."""
     listing = listing_of(*LISTS[1])
     tokens = page_tokens()
     for token, account in ((TOKEN, b"acme"), (tokens.seal(listing, "acme-corporation"), b"acme")):
@@ -450,8 +450,8 @@ def test_token_reveals_nothing() -> None:
         assert listing.arguments_hash not in sealed
 
 
-def test_no_two_tokens_have_a_nonce() -> None:
-    """Two tokens of one row differ, so that equal tokens reveal nothing, and both open."""
+def test_every_token_has_its_own_nonce() -> None:
+    """Two tokens of one row have different nonces and bodies, and both open."""
     tokens = page_tokens()
     first = tokens.seal(LISTING, KEY)
     second = tokens.seal(LISTING, KEY)

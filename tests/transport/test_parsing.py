@@ -1,4 +1,4 @@
-"""Requests that are refused when they are parsed: no message, a text that is too long, or an unknown field."""
+"""Requests that are refused during parsing: malformed messages, too long texts, and unknown fields."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ GOOD = GetSpaceCreditHistoryRequest(space_id="spc", month="2024-10", take="7", s
 
 
 def parsed(request: Message, naming: Naming = "name", characters_max: int = TEXT_CHARACTERS_MAX) -> object:
-    """What becomes of a request that is sent."""
+    """Returns the parsed request, or the refusal."""
     return parser(type(request).FromString, naming, characters_max)(request.SerializeToString())
 
 
@@ -45,20 +45,20 @@ def parsed(request: Message, naming: Naming = "name", characters_max: int = TEXT
     ],
     ids=["cut off", "noise", "not UTF-8", "nested and not UTF-8"],
 )
-def test_what_is_no_message_is_refused(request_bytes: bytes) -> None:
-    """Bytes that can't be parsed are the fault of the whole request, also if a single text is no UTF-8."""
+def test_malformed_message_is_refused(request_bytes: bytes) -> None:
+    """If the bytes can't be parsed, the error names the whole request, even if only one text is not UTF-8."""
     refusal = parser(CreateAccountRequest.FromString, "name")(request_bytes)
     assert isinstance(refusal, FieldInvalid)
     problem = "is not a valid message of its type, or holds text that is not UTF-8"
     assert (refusal.field, refusal.problem) == ("request", problem)
 
 
-def test_message_is_a_message() -> None:
-    """What can be parsed is."""
+def test_valid_message_is_parsed() -> None:
+    """A valid message is parsed unchanged."""
     assert parsed(GOOD) == GOOD
 
 
-# Field 999, a length, and so many bytes.
+# Field 999, a length, and that number of bytes.
 UNKNOWN = b"\xba\x3e\x03abc"
 
 
@@ -67,22 +67,22 @@ UNKNOWN = b"\xba\x3e\x03abc"
     [
         (CreateAccountRequest(account_id="acme").SerializeToString() + UNKNOWN, "request"),
         (UNKNOWN, "request"),
-        # Inside of field 1, the account, and inside of its field 10, the user.
+        # In field 1, the account, and in its field 10, the user.
         (b"\x0a\x06" + UNKNOWN, "account"),
         (b"\x0a\x08\x52\x06" + UNKNOWN, "account.user"),
-        # Field 2 is a text, and here a number.
+        # Field 2, a text, encoded as a number.
         (b"\x10\x01", "request"),
     ],
 )
-def test_field_that_the_message_lacks_is_refused(request_bytes: bytes, field: str) -> None:
-    """A field of a newer contract would be ignored: it is refused, and the message that lacks it is named."""
+def test_unknown_field_is_refused(request_bytes: bytes, field: str) -> None:
+    """An unknown field, for example of a later contract, is refused, and the error names its message."""
     refusal = parser(CreateAccountRequest.FromString, "name")(request_bytes)
     assert isinstance(refusal, FieldInvalid)
     assert (refusal.field, refusal.problem) == (field, "has a field that this server's version of the contract lacks")
 
 
-def test_unknown_field_is_refused_beside_what_is_written_too_short() -> None:
-    """An unknown field is noticed also if the message, written as Daybook writes it, is as long as the request."""
+def test_unknown_field_is_refused_if_the_sizes_are_equal() -> None:
+    """An unknown field is detected even if the reserialized message is as long as the request."""
     # Field 2, the transaction; its field 14, an entry of the labels, without key and value.
     entry = next(f for f in Transaction.DESCRIPTOR.fields if f.name == "labels").number << 3 | 2
     empty = bytes([entry & 0x7F | 0x80, entry >> 7, 0]) if entry > 0x7F else bytes([entry, 0])
@@ -90,7 +90,7 @@ def test_unknown_field_is_refused_beside_what_is_written_too_short() -> None:
     request_bytes = bytes([field, len(empty)]) + empty
     known = CreateTransactionRequest.FromString(request_bytes)
     missing = known.ByteSize() - len(request_bytes)
-    assert missing > 3, "an empty entry is written with its key and value"
+    assert missing > 3, "an empty entry is serialized with its key and value"
     unknown = b"\xba\x3e" + bytes([missing - 3]) + b"a" * (missing - 3)
     refusal = parser(CreateTransactionRequest.FromString, "name")(request_bytes + unknown)
     assert isinstance(refusal, FieldInvalid)
@@ -101,19 +101,19 @@ def test_unknown_field_is_refused_beside_what_is_written_too_short() -> None:
     "request_bytes",
     [
         b"",
-        # An empty text that is written all the same, and a text that is written twice.
+        # An explicit empty text, and a duplicate text.
         b"\x12\x00",
         b"\x12\x01a\x12\x01b",
     ],
 )
-def test_other_ways_to_write_a_message_are_read(request_bytes: bytes) -> None:
-    """What isn't written as Daybook writes it is a message all the same."""
+def test_noncanonical_message_is_parsed(request_bytes: bytes) -> None:
+    """A message in a noncanonical encoding is parsed."""
     message = parser(CreateAccountRequest.FromString, "name")(request_bytes)
     assert message == CreateAccountRequest.FromString(request_bytes)
 
 
 def described(length: int, **labels: str) -> CreateTransactionRequest:
-    """A request with a text of so many characters."""
+    """Returns a request with a text of `length` characters."""
     return CreateTransactionRequest(transaction=Transaction(description="x" * length, labels=labels))
 
 
@@ -143,7 +143,7 @@ LONG = "x" * 65
     ],
 )
 def test_text_that_is_too_long_is_named(request_message: Message, naming: Naming, field: str) -> None:
-    """Wherever a text stands, its path is told in the names that the caller knows."""
+    """The error of a too long text has its path, in the names of the caller's protocol."""
     refusal = parsed(request_message, naming, 64)
     assert isinstance(refusal, FieldInvalid)
     assert refusal.field.startswith(field)
@@ -161,8 +161,8 @@ def test_text_that_is_too_long_is_named(request_message: Message, naming: Naming
     ],
 )
 @pytest.mark.parametrize("letter", ["x", "\u00e9", "\U0001f600"])
-def test_each_text_of_a_list_has_its_bound(field: str, bound: int, error: type[InvalidArgument], letter: str) -> None:
-    """A text of exactly its bound is taken, and one of a character more is refused with the error of its field."""
+def test_each_text_of_a_list_has_its_limit(field: str, bound: int, error: type[InvalidArgument], letter: str) -> None:
+    """A text of exactly its limit is accepted; one more character is refused with the error of its field."""
     longest = ListTransactionsRequest(**{field: letter * bound})  # type: ignore[arg-type]  # each is a text
     assert parsed(longest) == longest
     refusal = parsed(ListTransactionsRequest(**{field: letter * (bound + 1)}))  # type: ignore[arg-type]
@@ -173,14 +173,14 @@ def test_each_text_of_a_list_has_its_bound(field: str, bound: int, error: type[I
         assert refusal.problem == f"must have at most {bound} characters"
 
 
-def test_page_token_keeps_its_bound_where_texts_are_narrowed() -> None:
-    """A list can be read on with tokens of the server, however short the texts of callers must be."""
+def test_page_token_ignores_the_setting_for_texts() -> None:
+    """A lower limit for texts does not apply to page tokens."""
     narrowed = ListTransactionsRequest(page_token="x" * TOKEN_CHARACTERS_MAX)
     assert parsed(narrowed, "name", 64) == narrowed
 
 
-def test_texts_inside_of_a_struct_are_left_to_its_own_bound() -> None:
-    """A Struct has a bound for all of it, which its validation holds."""
+def test_texts_in_a_struct_have_no_own_limit() -> None:
+    """Texts in a Struct are limited only by the validation of the whole Struct."""
     metadata = Struct()
     metadata["key"] = "x" * 10_000
     request = CreateTransactionRequest(transaction=Transaction(metadata=metadata))
@@ -191,7 +191,7 @@ TINY_ELEMENTS = 2_000_000
 
 
 def events_of(work: Callable[[], object]) -> int:
-    """How many calls of Python and of C some work makes."""
+    """Returns the number of Python and C calls of some work."""
     count = 0
 
     def on_event(_frame: object, _event: str, _argument: object) -> None:
@@ -206,7 +206,7 @@ def events_of(work: Callable[[], object]) -> int:
     return count
 
 
-# Field 2, and in it the unknown field: the last one of a list of requests is not visited.
+# Field 2 with the unknown field inside; the last request of a long list is not visited.
 UNKNOWN_INSIDE = b"\x12\x06" + UNKNOWN
 TINY_REQUESTS = b"\x12\x00" * TINY_ELEMENTS
 TINY_PATHS = UpdateAccountRequest(update_mask=FieldMask(paths=[""] * TINY_ELEMENTS)).SerializeToString()
@@ -240,13 +240,13 @@ LARGE_STRUCTS = BatchCreateTransactionsRequest(
 def test_work_for_many_tiny_elements_is_bounded(
     message_type: type[Message], request_bytes: bytes, unknown: bytes
 ) -> None:
-    """Of a list with very many elements the first are visited: parsing runs before authentication."""
+    """Only the first elements of a long list are visited, because parsing precedes authentication."""
     parse = parser(message_type.FromString, "name")
     assert events_of(lambda: parse(request_bytes + unknown)) < 2_000_000
 
 
-def test_unknown_field_beyond_many_elements_is_refused_all_the_same() -> None:
-    """Where no more elements are visited, the whole request is named."""
+def test_unknown_field_beyond_many_elements_is_refused() -> None:
+    """If the element with the unknown field is not visited, the error names the whole request."""
     refusal = parser(BatchCreateTransactionsRequest.FromString, "name")(TINY_REQUESTS + UNKNOWN_INSIDE)
     assert isinstance(refusal, FieldInvalid)
     assert (refusal.field, refusal.problem) == (

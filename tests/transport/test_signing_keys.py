@@ -1,4 +1,4 @@
-"""The keys of the issuer: which are taken, how they are fetched, and how often."""
+"""The issuer's signing keys: which are accepted, and how and how often they are fetched."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from tests.support.certificates import Authority
 from tests.support.identity_provider import Endpoint, Key, ec_key, ed448_key, ed_key, jwk_set, rsa_key
 
 shares_a_loop = pytest.mark.asyncio(loop_scope="module")
-"""For tests that fetch, all from one issuer."""
+"""Marks tests that fetch from the shared issuer."""
 
 ONE, TWO = ec_key("one"), ec_key("two")
 REFRESH = 300.0
@@ -47,39 +47,39 @@ ALL = tuple(KEY_TYPES)
 
 
 class Stopwatch:
-    """Stands still until a test moves it."""
+    """A stopwatch that a test moves."""
 
     def __init__(self) -> None:
         self.seconds = 1_000.0
 
     def __call__(self) -> float:
-        """What it shows."""
+        """Returns the seconds."""
         return self.seconds
 
 
 @pytest.fixture
 def stopwatch() -> Stopwatch:
-    """That of the keys under test."""
+    """The stopwatch of the keys under test."""
     return Stopwatch()
 
 
 @pytest.fixture(scope="module")
 def issuer() -> Iterator[Endpoint]:
-    """One for all tests of this module."""
+    """One issuer for all tests of this module."""
     with Endpoint().serving() as endpoint:
         yield endpoint
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def fetch(issuer: Endpoint) -> AsyncIterator[Fetch]:
-    """How its keys are fetched."""
+    """The function that fetches the issuer's keys."""
     async with from_url(issuer.url) as fetch:
         yield fetch
 
 
 @pytest.fixture
 def endpoint(issuer: Endpoint) -> Endpoint:
-    """The issuer with the key ONE, asked by nobody yet."""
+    """The issuer with the key ONE, without requests so far."""
     issuer.reset(jwk_set(ONE))
     return issuer
 
@@ -87,14 +87,14 @@ def endpoint(issuer: Endpoint) -> Endpoint:
 @pytest_asyncio.fixture(loop_scope="module")
 async def keys(endpoint: Endpoint, fetch: Fetch, stopwatch: Stopwatch) -> AsyncIterator[SigningKeys]:
     """The issuer's keys, not fetched yet."""
-    del endpoint  # Asked for because it is where they are.
+    del endpoint  # It serves the keys.
     keys = SigningKeys(fetch, ("ES256",), REFRESH, stopwatch)
     yield keys
     await keys.close()
 
 
 async def outcome(keys: SigningKeys, key: Key) -> str:
-    """Whether a key is found, and found to be the right one; else why not."""
+    """Returns `found` if the key is found and equals the expected one, or the type of the error."""
     try:
         found = await keys.find(key.algorithm, key.id)
     except (NoSuchKey, ServiceUnavailable) as error:
@@ -103,19 +103,19 @@ async def outcome(keys: SigningKeys, key: Key) -> str:
     return "found"
 
 
-def test_bounds() -> None:
-    """What is promised in docs/operate/access-tokens.md."""
+def test_limits_match_the_documentation() -> None:
+    """The limits are the ones in docs/operate/access-tokens.md."""
     assert (FETCH_SECONDS_MAX, FETCH_AGAIN_SECONDS, KEPT_SECONDS) == (5, 10, 3600)
     assert (SET_BYTES_MAX, SET_KEYS_MAX) == (262_144, 100)
 
 
 def jwk(key: Key, **changes: object) -> dict[str, Any]:
-    """A key as it is published, with changes; what is given as None is left out."""
+    """Returns a key as it is published, with changes. Members that are None are omitted."""
     return {name: value for name, value in {**key.jwk, **changes}.items() if value is not None}
 
 
 def private_jwk(key: Key) -> dict[str, Any]:
-    """A key pair in the place of a public key."""
+    """Returns a private key in the format of a published one."""
     return {"kid": key.id, **PyJWK(key.jwk, key.algorithm).Algorithm.to_jwk(key.private, as_dict=True)}
 
 
@@ -156,14 +156,14 @@ JWKS: dict[str, tuple[Callable[[], dict[str, Any]], Sequence[str]]] = {
     "a point beside the curve": (lambda: jwk(ONE, y=TWO.jwk["y"]), ()),
     "no modulus": (lambda: jwk(rsa_key(), n=None), ()),
     "an even exponent": (lambda: jwk(rsa_key(), e="AA"), ()),
-    "with what nobody knows": (lambda: jwk(ONE, x5c=["x"], x5u="https://x.example", more={"a": 1}), ("ES256",)),
+    "with unknown members": (lambda: jwk(ONE, x5c=["x"], x5u="https://x.example", more={"a": 1}), ("ES256",)),
 }
-"""A key by what is particular about it, and the algorithms for which it is taken."""
+"""Keys by their special property, each with the algorithms for which it is accepted."""
 
 
 @pytest.mark.parametrize("name", JWKS)
-def test_which_keys_are_taken(name: str) -> None:
-    """A key is taken for the algorithms that it fits, if it is public, strong and for signatures; so is the next."""
+def test_only_suitable_keys_are_accepted(name: str) -> None:
+    """A public, strong key for signatures is accepted for its algorithms. Other keys don't affect the next one."""
     make, algorithms = JWKS[name]
     taken = read_keys(jwk_set(make(), TWO), ALL)
     assert [key.algorithm_name for key in taken if key.key_id != "two"] == list(algorithms)
@@ -171,13 +171,13 @@ def test_which_keys_are_taken(name: str) -> None:
 
 
 def test_only_allowed_algorithms_have_keys() -> None:
-    """A key for another algorithm than those that are allowed is not taken."""
+    """Keys are accepted only for allowed algorithms."""
     content = jwk_set(rsa_key(), ONE, ed_key())
     assert [key.algorithm_name for key in read_keys(content, ("ES256", "PS256"))] == ["PS256", "ES256"]
     assert read_keys(content, ("ES384",)) == []
 
 
-NO_SETS = {
+INVALID_SETS = {
     "nothing": b"",
     "no JSON": b"<html>",
     "cut": jwk_set(ONE)[:-1],
@@ -191,44 +191,44 @@ NO_SETS = {
     "too many keys": jwk_set(*[ONE] * (SET_KEYS_MAX + 1)),
     "too long": jwk_set(ONE) + b" " * SET_BYTES_MAX,
 }
-"""What an issuer may answer that is no set of keys, or too much of one."""
+"""Responses of an issuer that are not valid JWK Sets."""
 
 
 @shares_a_loop
-@pytest.mark.parametrize("name", NO_SETS)
-async def test_what_is_no_set_changes_nothing(
+@pytest.mark.parametrize("name", INVALID_SETS)
+async def test_invalid_set_does_not_change_the_keys(
     keys: SigningKeys, endpoint: Endpoint, stopwatch: Stopwatch, name: str
 ) -> None:
-    """Garbage opens nothing where there were no keys, and takes away none that there were."""
-    good, endpoint.content = endpoint.content, NO_SETS[name]
+    """An invalid set adds no keys, and removes no existing ones."""
+    good, endpoint.content = endpoint.content, INVALID_SETS[name]
     assert await outcome(keys, ONE) == "ServiceUnavailable"
     stopwatch.seconds += FETCH_AGAIN_SECONDS
     endpoint.content = good
     assert await outcome(keys, ONE) == "found"
     stopwatch.seconds += REFRESH
-    endpoint.content = NO_SETS[name]
+    endpoint.content = INVALID_SETS[name]
     assert await outcome(keys, ONE) == "found"
     assert endpoint.count == 3
 
 
-@pytest.mark.parametrize("name", [name for name in NO_SETS if name != "too long"])
-def test_what_is_no_set(name: str) -> None:
-    """The log is told in our words what is wrong, whatever the library says."""
+@pytest.mark.parametrize("name", [name for name in INVALID_SETS if name != "too long"])
+def test_invalid_set_raises(name: str) -> None:
+    """Parsing an invalid set raises FetchFailed with a message about the JWK Set."""
     with pytest.raises(FetchFailed, match="the JWK Set"):
-        read_keys(NO_SETS[name], ALL)
+        read_keys(INVALID_SETS[name], ALL)
 
 
 @shares_a_loop
-async def test_largest_set(keys: SigningKeys, endpoint: Endpoint) -> None:
-    """A set of a hundred keys, and one of 256 KiB, are taken."""
+async def test_largest_set_is_accepted(keys: SigningKeys, endpoint: Endpoint) -> None:
+    """A set of 100 keys and 256 KiB is accepted."""
     many = jwk_set(ONE, *[{"kty": "oct"}] * (SET_KEYS_MAX - 1))
     endpoint.content = many + b" " * (SET_BYTES_MAX - len(many))
     assert await outcome(keys, ONE) == "found"
 
 
 @shares_a_loop
-async def test_set_that_says_nothing_of_its_length(keys: SigningKeys, endpoint: Endpoint) -> None:
-    """Reading ends at the bound, also where nobody said beforehand how much there is."""
+async def test_set_without_content_length_is_limited(keys: SigningKeys, endpoint: Endpoint) -> None:
+    """Reading a response without content-length ends at the limit."""
     endpoint.drips = True
     endpoint.content = b" " * (SET_BYTES_MAX + 1)
     with structlog.testing.capture_logs() as logs:
@@ -239,7 +239,7 @@ async def test_set_that_says_nothing_of_its_length(keys: SigningKeys, endpoint: 
 @shares_a_loop
 @pytest.mark.parametrize("status", [201, 204, 301, 302, 303, 307, 308, 400, 401, 403, 404, 429, 500, 503])
 async def test_only_200_brings_keys(keys: SigningKeys, endpoint: Endpoint, status: int) -> None:
-    """An answer with another status brings no keys, and a redirect leads nowhere, not even to the same host."""
+    """A response with another status is a failure, and redirects are not followed, even to the same host."""
     endpoint.status = status
     endpoint.headers = {"location": endpoint.url.replace("jwks", "other")}
     if status == 204:
@@ -249,18 +249,18 @@ async def test_only_200_brings_keys(keys: SigningKeys, endpoint: Endpoint, statu
 
 
 @shares_a_loop
-async def test_nothing_is_unpacked(keys: SigningKeys, endpoint: Endpoint) -> None:
-    """A compressed set, which could be a thousand times as long, is no set."""
+async def test_compressed_set_is_refused(keys: SigningKeys, endpoint: Endpoint) -> None:
+    """A compressed set is refused, because it could expand a thousandfold."""
     endpoint.headers = {"content-encoding": "gzip"}
     endpoint.content = gzip.compress(endpoint.content)
     assert await outcome(keys, ONE) == "ServiceUnavailable"
 
 
 @shares_a_loop
-async def test_proxy_of_the_environment_is_not_asked_on_loopback(
+async def test_loopback_issuer_is_reached_without_a_proxy(
     keys: SigningKeys, monkeypatch: pytest.MonkeyPatch, endpoint: Endpoint
 ) -> None:
-    """What is on this machine is asked for directly."""
+    """An issuer on loopback is reached directly, even if the environment names a proxy."""
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:1")
     async with from_url(endpoint.url) as fetch:
@@ -269,10 +269,10 @@ async def test_proxy_of_the_environment_is_not_asked_on_loopback(
 
 
 @shares_a_loop
-async def test_issuer_that_is_slow(
+async def test_slow_fetch_times_out(
     keys: SigningKeys, endpoint: Endpoint, stopwatch: Stopwatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A fetch is given up; who waited for it is told to come again, and who comes then doesn't wait."""
+    """If a fetch times out, the waiting call fails with ServiceUnavailable, and the next call does not wait."""
     monkeypatch.setattr(module, "FETCH_SECONDS_MAX", 0.2)
     endpoint.open.clear()
     assert await outcome(keys, ONE) == "ServiceUnavailable"
@@ -285,18 +285,18 @@ async def test_issuer_that_is_slow(
 
 
 @shares_a_loop
-async def test_issuer_that_sends_a_byte_now_and_then(
+async def test_timeout_covers_the_whole_fetch(
     keys: SigningKeys, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The time is that of the whole fetch, and begins anew with no byte."""
+    """The timeout is for the whole fetch; received bytes don't restart it."""
     monkeypatch.setattr(module, "FETCH_SECONDS_MAX", 0.3)
     endpoint.drips = True
     assert await outcome(keys, ONE) == "ServiceUnavailable"
 
 
 @shares_a_loop
-async def test_whoever_waits_waits_for_one_fetch(keys: SigningKeys, endpoint: Endpoint, stopwatch: Stopwatch) -> None:
-    """However many tokens come meanwhile, and however long it takes, the issuer is asked once."""
+async def test_concurrent_calls_share_one_fetch(keys: SigningKeys, endpoint: Endpoint, stopwatch: Stopwatch) -> None:
+    """Calls that arrive during a fetch wait for it, however long it takes."""
     endpoint.open.clear()
     waiting = [asyncio.create_task(outcome(keys, ONE)) for _ in range(25)]
     while endpoint.count == 0:
@@ -310,8 +310,8 @@ async def test_whoever_waits_waits_for_one_fetch(keys: SigningKeys, endpoint: En
 
 
 @shares_a_loop
-async def test_who_goes_away_takes_no_keys_along(keys: SigningKeys, endpoint: Endpoint) -> None:
-    """A caller who gives up while keys are fetched ends neither the fetch nor the wait of others."""
+async def test_cancelled_call_does_not_cancel_the_fetch(keys: SigningKeys, endpoint: Endpoint) -> None:
+    """If a call is cancelled during a fetch, the fetch and other waiting calls continue."""
     endpoint.open.clear()
     first = asyncio.create_task(outcome(keys, ONE))
     second = asyncio.create_task(outcome(keys, ONE))
@@ -329,7 +329,7 @@ async def test_who_goes_away_takes_no_keys_along(keys: SigningKeys, endpoint: En
 async def test_keys_are_fetched_again_when_they_are_due(
     keys: SigningKeys, endpoint: Endpoint, stopwatch: Stopwatch
 ) -> None:
-    """Until then nobody asks; from then on a key that is gone opens nothing."""
+    """Keys are fetched again only after the refresh interval; then a removed key is not found."""
     assert await outcome(keys, ONE) == "found"
     endpoint.content = jwk_set(TWO)
     stopwatch.seconds += REFRESH - 0.001
@@ -343,7 +343,7 @@ async def test_keys_are_fetched_again_when_they_are_due(
 
 @shares_a_loop
 async def test_empty_set_revokes_all(keys: SigningKeys, endpoint: Endpoint, stopwatch: Stopwatch) -> None:
-    """An issuer that takes all its keys back is obeyed, and not taken for one that is away."""
+    """An empty set removes all keys; it is not treated as a failure."""
     assert await outcome(keys, ONE) == "found"
     endpoint.content = jwk_set()
     stopwatch.seconds += REFRESH
@@ -351,8 +351,8 @@ async def test_empty_set_revokes_all(keys: SigningKeys, endpoint: Endpoint, stop
 
 
 @shares_a_loop
-async def test_new_key_is_found_at_once(keys: SigningKeys, endpoint: Endpoint, stopwatch: Stopwatch) -> None:
-    """A token that names a key nobody has seen makes us look, before the others are due."""
+async def test_unknown_key_triggers_a_fetch(keys: SigningKeys, endpoint: Endpoint, stopwatch: Stopwatch) -> None:
+    """A token with an unknown key id triggers a fetch before the refresh interval ends."""
     assert await outcome(keys, ONE) == "found"
     endpoint.content = jwk_set(ONE, TWO)
     stopwatch.seconds += FETCH_AGAIN_SECONDS
@@ -362,8 +362,10 @@ async def test_new_key_is_found_at_once(keys: SigningKeys, endpoint: Endpoint, s
 
 
 @shares_a_loop
-async def test_flood_of_unknown_keys(keys: SigningKeys, endpoint: Endpoint, stopwatch: Stopwatch) -> None:
-    """Whatever names tokens make up, one at a time or all at once, the issuer is asked once in ten seconds."""
+async def test_fetches_for_unknown_keys_are_limited(
+    keys: SigningKeys, endpoint: Endpoint, stopwatch: Stopwatch
+) -> None:
+    """Unknown key ids, sequential or concurrent, trigger at most one fetch in ten seconds."""
     made_up = [Key(f"made-up-{number}", "ES256", ONE.private) for number in range(30)]
     assert await outcome(keys, ONE) == "found"
     for elapsed, count in ((0.0, 1), (FETCH_AGAIN_SECONDS - 0.001, 1), (0.001, 2), (FETCH_AGAIN_SECONDS - 0.001, 2)):
@@ -376,8 +378,10 @@ async def test_flood_of_unknown_keys(keys: SigningKeys, endpoint: Endpoint, stop
 
 
 @shares_a_loop
-async def test_issuer_that_was_never_reached(keys: SigningKeys, endpoint: Endpoint, stopwatch: Stopwatch) -> None:
-    """Nobody can say that a token is bad; and a flood doesn't ask more often than good tokens do."""
+async def test_unreachable_issuer_makes_the_service_unavailable(
+    keys: SigningKeys, endpoint: Endpoint, stopwatch: Stopwatch
+) -> None:
+    """Without any keys every token gets ServiceUnavailable, and fetches are limited to one in ten seconds."""
     endpoint.status = 500
     for _ in range(20):
         assert await outcome(keys, ONE) == "ServiceUnavailable"
@@ -388,10 +392,10 @@ async def test_issuer_that_was_never_reached(keys: SigningKeys, endpoint: Endpoi
 
 
 @shares_a_loop
-async def test_last_good_set_while_the_issuer_is_away(
+async def test_last_keys_are_used_while_the_issuer_is_unreachable(
     keys: SigningKeys, endpoint: Endpoint, stopwatch: Stopwatch
 ) -> None:
-    """It is good for an hour after it was due, to the millisecond, and an unknown key may be a new one meanwhile."""
+    """The last keys are used for exactly an hour after they are due. An unknown key gets ServiceUnavailable."""
     assert await outcome(keys, ONE) == "found"
     endpoint.status = 503
     stopwatch.seconds += REFRESH
@@ -408,10 +412,10 @@ async def test_last_good_set_while_the_issuer_is_away(
 
 
 @shares_a_loop
-async def test_nobody_waits_again_for_an_issuer_that_is_away(
+async def test_calls_do_not_wait_after_a_failed_fetch(
     keys: SigningKeys, endpoint: Endpoint, stopwatch: Stopwatch
 ) -> None:
-    """After a fetch that failed, the next one goes on behind the backs of calls, until it brings new keys."""
+    """After a failed fetch, the next fetch runs in the background while calls use the last keys."""
     assert await outcome(keys, ONE) == "found"
     endpoint.status = 503
     stopwatch.seconds += REFRESH
@@ -424,15 +428,17 @@ async def test_nobody_waits_again_for_an_issuer_that_is_away(
     assert await outcome(keys, ONE) == "found"
     endpoint.status, endpoint.content = 200, jwk_set(TWO)
     endpoint.open.set()
-    # Who names a new key waits for the fetch that is under way.
+    # A call with an unknown key waits for the running fetch.
     assert await outcome(keys, TWO) == "found"
     assert await outcome(keys, ONE) == "NoSuchKey"
     assert endpoint.count == 3
 
 
 @shares_a_loop
-async def test_keys_without_an_id(endpoint: Endpoint, fetch: Fetch, stopwatch: Stopwatch) -> None:
-    """A token that names no key means the only one of its algorithm; where there are two, nobody guesses."""
+async def test_token_without_a_key_id_needs_a_single_key(
+    endpoint: Endpoint, fetch: Fetch, stopwatch: Stopwatch
+) -> None:
+    """A token without a key id matches the only key of its algorithm; with several keys it is refused."""
     endpoint.content = jwk_set(ec_key(None), ed_key("ed"))
     keys = SigningKeys(fetch, ("ES256", "EdDSA"), REFRESH, stopwatch)
     assert (await keys.find("ES256", None)).key_id is None
@@ -449,8 +455,8 @@ async def test_keys_without_an_id(endpoint: Endpoint, fetch: Fetch, stopwatch: S
 
 
 @shares_a_loop
-async def test_id_is_of_one_algorithm(endpoint: Endpoint, fetch: Fetch, stopwatch: Stopwatch) -> None:
-    """The id of a key finds it by its own algorithm only."""
+async def test_key_id_matches_only_its_algorithm(endpoint: Endpoint, fetch: Fetch, stopwatch: Stopwatch) -> None:
+    """A key is found by its id only with its own algorithm."""
     endpoint.content = jwk_set(ONE, rsa_key())
     keys = SigningKeys(fetch, ("ES256", "RS256"), REFRESH, stopwatch)
     for algorithm, key_id in (("RS256", "one"), ("ES256", "rsa"), ("HS256", "one"), ("none", None)):
@@ -459,8 +465,8 @@ async def test_id_is_of_one_algorithm(endpoint: Endpoint, fetch: Fetch, stopwatc
 
 
 @shares_a_loop
-async def test_keys_of_a_url_are_asked_for_at_the_start(endpoint: Endpoint) -> None:
-    """A server asks before the first token comes, and doesn't wait for the answer; at its end it waits for none."""
+async def test_keys_are_fetched_at_the_start(endpoint: Endpoint) -> None:
+    """A server starts to fetch keys at its start without waiting for them; its end cancels the fetch."""
     endpoint.open.clear()
     before = asyncio.all_tasks()
     async with signing_keys(endpoint.url, ("ES256",), REFRESH) as keys:
@@ -472,8 +478,8 @@ async def test_keys_of_a_url_are_asked_for_at_the_start(endpoint: Endpoint) -> N
 
 
 @shares_a_loop
-async def test_file(tmp_path: Path, stopwatch: Stopwatch) -> None:
-    """It is read again every ten seconds; one that has gone or is garbage is like an issuer that is away."""
+async def test_keys_are_read_from_a_file(tmp_path: Path, stopwatch: Stopwatch) -> None:
+    """A file is read again every ten seconds; a missing or invalid file is like an unreachable issuer."""
     file = tmp_path / "jwks.json"
     file.write_bytes(jwk_set(ONE))
     async with signing_keys(str(file), ("ES256",), 86_400, stopwatch) as keys:
@@ -495,8 +501,8 @@ async def test_file(tmp_path: Path, stopwatch: Stopwatch) -> None:
 
 @shares_a_loop
 @pytest.mark.parametrize("content", [None, b"", b"{}", jwk_set(), jwk_set(ONE) + b" " * SET_BYTES_MAX])
-async def test_file_without_keys_at_the_start(tmp_path: Path, content: bytes | None) -> None:
-    """Whoever starts a server with a wrong file is told so."""
+async def test_file_without_keys_is_refused_at_the_start(tmp_path: Path, content: bytes | None) -> None:
+    """A server does not start if its file has no usable key."""
     file = tmp_path / "jwks.json"
     if content is not None:
         file.write_bytes(content)
@@ -506,23 +512,23 @@ async def test_file_without_keys_at_the_start(tmp_path: Path, content: bytes | N
 
 
 @shares_a_loop
-async def test_what_is_no_file(tmp_path: Path) -> None:
-    """A folder is none."""
+async def test_folder_is_refused(tmp_path: Path) -> None:
+    """A path to a folder is refused."""
     with pytest.raises(FetchFailed, match="there is no such file"):
         await from_file(tmp_path)()
 
 
-def test_no_algorithm_takes_a_secret() -> None:
-    """Of all algorithms that can be allowed, none is `none`, and none verifies with what it signs with."""
+def test_all_algorithms_are_asymmetric() -> None:
+    """All algorithms that can be allowed are asymmetric; `none` and HMAC are not among them."""
     assert set(KEY_TYPES) == {f"{kind}{bits}" for kind in ("RS", "PS", "ES") for bits in (256, 384, 512)} | {"EdDSA"}
     assert set(KEY_TYPES.values()) == {"RSA", "EC", "OKP"}
     assert json.loads(jwk_set(ONE))["keys"][0]["kty"] == KEY_TYPES["ES256"]
 
 
-async def test_issuer_on_this_machine_is_reached_past_a_proxy(
+async def test_https_issuer_on_loopback_is_reached_without_a_proxy(
     endpoint: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The environment says which authorities are trusted; its proxy is not asked for what is on this machine."""
+    """An https issuer on loopback is verified with the environment's authorities, and reached without its proxy."""
     authority = Authority(tmp_path)
     pair = authority.issue("issuer")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -533,16 +539,16 @@ async def test_issuer_on_this_machine_is_reached_past_a_proxy(
     monkeypatch.delenv("no_proxy", raising=False)
     plain = urlsplit(endpoint.url)
 
-    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         request = await reader.readuntil(b"\r\n\r\n")
-        behind, ahead = await asyncio.open_connection(plain.hostname, plain.port)
-        ahead.write(request)
-        while content := await behind.read(65536):
+        upstream_reader, upstream_writer = await asyncio.open_connection(plain.hostname, plain.port)
+        upstream_writer.write(request)
+        while content := await upstream_reader.read(65536):
             writer.write(content)
-        ahead.close()
+        upstream_writer.close()
         writer.close()
 
-    async with await asyncio.start_server(pass_on, "127.0.0.1", 0, ssl=context) as server:
+    async with await asyncio.start_server(forward, "127.0.0.1", 0, ssl=context) as server:
         port = server.sockets[0].getsockname()[1]
         async with from_url(f"https://localhost:{port}{plain.path}") as fetch:
             assert await fetch() == jwk_set(ONE)

@@ -1,4 +1,4 @@
-"""The keys of page tokens: which one seals, and how long those before it open."""
+"""The keys of page tokens: which key seals, and how long older keys open."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ LISTING = Listing.of(
 
 
 def tokens_of(clock: Clock, *keys: TokenKey) -> PageTokens:
-    """Seals and opens with these keys, newest first."""
+    """Returns page tokens with these keys, newest first."""
     return PageTokens(TokenKeys(keys, clock), Random(1).randbytes)
 
 
 def opens(tokens: PageTokens, token: str) -> bool:
-    """Whether a token is good, and then leads to its place."""
+    """Whether a token opens, which must then yield PLACE."""
     try:
         place = tokens.open(LISTING, token, TransactionKey)
     except PageTokenInvalid:
@@ -51,12 +51,12 @@ def opens(tokens: PageTokens, token: str) -> bool:
         (60 * SECOND - 1, OLD),
         (60 * SECOND, NEW),
         (30 * 24 * HOUR, NEW),
-        # A clock that went back.
+        # The clock went back.
         (-HOUR, OLD),
     ],
 )
 def test_new_key_seals_after_a_minute(age: Instant, sealer: bytes) -> None:
-    """Until every process has seen a new key, the one before it seals."""
+    """A new key seals after a minute, when every process has it; until then the previous key seals."""
     clock = Clock()
     clock.now = NOON + age
     token = tokens_of(clock, TokenKey(NEW, NOON), TokenKey(OLD, NOON - HOUR)).seal(LISTING, PLACE)
@@ -65,7 +65,7 @@ def test_new_key_seals_after_a_minute(age: Instant, sealer: bytes) -> None:
 
 
 def test_first_key_seals_at_once() -> None:
-    """Where there is but one key, nobody has to wait for it."""
+    """A single key seals immediately."""
     clock = Clock()
     only = TokenKey(NEW, NOON)
     assert opens(tokens_of(clock, only), tokens_of(clock, only).seal(LISTING, PLACE))
@@ -82,18 +82,18 @@ def test_first_key_seals_at_once() -> None:
     ],
 )
 def test_key_opens_for_a_day_after_its_successor_seals(age: Instant, good: bool) -> None:
-    """Whoever reads a list while the key is replaced has a day to come to its end."""
+    """An old key opens until 24 hours after its successor starts to seal, so that lists can be read to their end."""
     clock = Clock()
     old, new = TokenKey(OLD, NOON - HOUR), TokenKey(NEW, NOON)
     token = tokens_of(clock, old).seal(LISTING, PLACE)
     clock.now = NOON + age
     assert opens(tokens_of(clock, new, old), token) == good
-    # A further key changes nothing about that.
+    # A further key does not change this.
     assert opens(tokens_of(clock, TokenKey(NEWEST, NOON + SECOND), new, old), token) == good
 
 
 def test_new_key_opens_before_it_seals() -> None:
-    """A process whose clock is behind opens what another has sealed with the new key."""
+    """A process whose clock is behind opens tokens that another process has sealed with a new key."""
     clock = Clock()
     old, new = TokenKey(OLD, NOON - HOUR), TokenKey(NEW, NOON)
     clock.now = NOON + 60 * SECOND
@@ -102,8 +102,8 @@ def test_new_key_opens_before_it_seals() -> None:
     assert opens(tokens_of(clock, new, old), token)
 
 
-async def test_processes_see_a_new_key(book: Book, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A key that is added reaches a process that runs, and what it had sealed before stays good."""
+async def test_running_process_gets_a_new_key(book: Book, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A running process gets an added key, and tokens that it sealed before still open."""
     monkeypatch.setattr(token_keys, "REFRESH_SECONDS", 0.01)
     await book.credentials.ensure_token_key(OLD, clock())
     async with refreshed_token_keys(book.credentials, clock) as keys:

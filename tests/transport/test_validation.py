@@ -1,4 +1,4 @@
-"""Validation: every bound of a request's fields, just inside it and just outside."""
+"""Validation: every limit of a request's fields, just inside and just outside."""
 
 from __future__ import annotations
 
@@ -44,18 +44,18 @@ PROTOS = Path(__file__).parents[2] / "protos" / "daybook" / "v1"
 PROFILE = ("display_name", "user", "company")
 
 UNLIMITED = {
-    ("daybook.v1.Usage", "cost_usd"): "is an amount, whose grammar has a greatest length",
+    ("daybook.v1.Usage", "cost_usd"): "is an amount, whose grammar limits its length",
 }
-"""The texts without a limit in CHARACTERS_MAX that a caller can have stored, and why."""
+"""The texts of callers without a limit in CHARACTERS_MAX, with the reason."""
 
 
 def charge(**fields: Any) -> Transaction:
-    """A transaction that may be posted, but for the given fields."""
+    """Returns a valid transaction with changed fields."""
     return Transaction(**{"kind": Transaction.CHARGE, "category": "ai_chat", "amount": "-1", **fields})
 
 
 def problem_of(check: Callable[[], object]) -> str | None:
-    """The field that is refused, or None if all is well. Nothing but FieldInvalid is raised."""
+    """Returns the field that is refused, or None. Only FieldInvalid may be raised."""
     try:
         check()
     except FieldInvalid as error:
@@ -64,13 +64,13 @@ def problem_of(check: Callable[[], object]) -> str | None:
 
 
 def field_problem(transaction: Transaction) -> str | None:
-    """The field of a transaction that is refused, or None."""
+    """Returns the field of a transaction that is refused, or None."""
     return problem_of(lambda: read_transaction(transaction))
 
 
 @dataclass(frozen=True)
 class Place:
-    """A field somewhere in a request, found by the names on the way to it."""
+    """A field at any depth of a request, with the names on its path."""
 
     root: str
     names: tuple[str, ...]
@@ -78,23 +78,23 @@ class Place:
 
     @property
     def message(self) -> str:
-        """The full name of the type whose field it is."""
+        """The full name of the message that has the field."""
         return self.field.containing_type.full_name  # type: ignore[union-attr]  # Only extensions have none.
 
     @property
     def path(self) -> str:
-        """As the error calls it."""
+        """The path of the field in errors."""
         return ".".join((self.root, *self.names))
 
     def problem_with(self, value: Any) -> str | None:
-        """The field that is refused, or None, if this field has this value and all others are well."""
+        """Returns the refused field, or None, of a valid request in which this field has this value."""
         message: Any = {"transaction": charge(), "account": Account(kind=Account.SPACE), "api_key": ApiKey()}[self.root]
         if "usage" not in self.names and self.root == "transaction":
             message.kind = Transaction.ADJUSTMENT
         inside = message
         for name in self.names[:-1]:
             inside = getattr(inside, name)
-            # Also an empty message counts as given, and has to have its id.
+            # An empty message counts as set, and needs its id.
             inside.SetInParent()
             if "id" in inside.DESCRIPTOR.fields_by_name:
                 inside.id = "id"
@@ -108,7 +108,7 @@ class Place:
 
 
 def places(root: str, descriptor: Descriptor, only: Collection[str]) -> Iterator[Place]:
-    """Every single field inside a message, at any depth, that begins with one of some names."""
+    """Yields every singular field of a message, at any depth, whose path begins with one of these names."""
 
     def inside(message: Descriptor, names: tuple[str, ...]) -> Iterator[Place]:
         for field in message.fields:
@@ -132,7 +132,7 @@ TEXTS = [place for place in PLACES if place.field.cpp_type == FieldDescriptor.CP
 
 
 def limit_of(place: Place) -> int | None:
-    """How many characters a text may have, by the table."""
+    """Returns the limit of a text in the table."""
     return CHARACTERS_MAX.get(place.message, {}).get(place.field.name)
 
 
@@ -140,18 +140,18 @@ LIMITED = [(place, limit) for place in TEXTS if (limit := limit_of(place)) is no
 
 
 def of_type(full_name: str) -> list[Place]:
-    """The places of messages of one type."""
+    """Returns the places of messages of one type."""
     found = [place for place in PLACES if place.field.message_type and place.field.message_type.full_name == full_name]
     assert found
     return found
 
 
 def path_of(place: Place) -> str:
-    """The id of a case."""
+    """Returns the path of a place, as the id of a test case."""
     return place.path
 
 
-# A country is not just any two characters.
+# A country code has a stricter format.
 FREE_TEXTS = [(place, limit) for place, limit in LIMITED if place.names[-1] != "country_code"]
 
 
@@ -159,14 +159,14 @@ FREE_TEXTS = [(place, limit) for place, limit in LIMITED if place.names[-1] != "
     ("text", "good"), [("NL", True), ("nl", False), ("N", False), ("NLD", False), ("N1", False), ("ÄÖ", False)]
 )
 def test_country_is_two_capital_letters(text: str, good: bool) -> None:
-    """A country code is two capital letters of ISO 3166-1, and nothing else."""
+    """A country code is two capital ASCII letters."""
     (place,) = [place for place, _ in LIMITED if place.names[-1] == "country_code"]
     assert place.problem_with(text) == (None if good else place.path)
 
 
 @pytest.mark.parametrize(("place", "limit"), FREE_TEXTS, ids=[place.path for place, _ in FREE_TEXTS])
 def test_texts_are_limited(place: Place, limit: int) -> None:
-    """A text of exactly its limit is taken, in characters rather than bytes, and one more is refused by its name."""
+    """A text with its limit of characters, regardless of bytes, is accepted; one more character is refused."""
     assert place.problem_with("X" * limit) is None
     assert place.problem_with("ä" * limit) is None
     assert place.problem_with("🏦" * limit) is None
@@ -174,19 +174,19 @@ def test_texts_are_limited(place: Place, limit: int) -> None:
 
 
 def test_every_text_has_a_limit_or_a_reason() -> None:
-    """Every text that a caller can have stored is limited by the table or stands in UNLIMITED, and never both."""
+    """Every text of a caller is either limited by the table or in UNLIMITED."""
     unlimited = {(place.message, place.field.name) for place in TEXTS if limit_of(place) is None}
     assert unlimited == set(UNLIMITED)
 
 
 def test_every_limit_is_in_use() -> None:
-    """Every entry of the table is the name of a text that can be reached."""
+    """Every entry of the table is a text in a request."""
     used = {(place.message, place.field.name) for place, _ in LIMITED}
     assert used == {(message, field) for message, fields in CHARACTERS_MAX.items() for field in fields}
 
 
 def documented_limits() -> dict[tuple[str, str], int]:
-    """What the comments of the contract say about the length of texts."""
+    """Returns the limits of texts in the comments of the contract."""
     limits: dict[tuple[str, str], int] = {}
     for name in ("account.proto", "api_key.proto", "transaction.proto"):
         scope: list[str] = []
@@ -207,17 +207,17 @@ def documented_limits() -> dict[tuple[str, str], int]:
     return limits
 
 
-def test_limits_are_those_of_the_contract() -> None:
-    """The table says what the comments of the contract promise, and the contract mentions every limit."""
+def test_limits_match_the_contract() -> None:
+    """The limits in the table equal the limits in the comments of the contract."""
     table = {(message, field): limit for message, fields in CHARACTERS_MAX.items() for field, limit in fields.items()}
-    # The contract calls this one two letters.
+    # The contract describes this text without a number.
     assert table.pop(("daybook.v1.Company.Address", "country_code")) == 2
     assert documented_limits() == table
 
 
 @pytest.mark.parametrize("place", TEXTS, ids=path_of)
-def test_no_text_may_hold_nul(place: Place) -> None:
-    """A text with the character NUL, which PostgreSQL can't store, is refused by its name."""
+def test_no_text_may_contain_nul(place: Place) -> None:
+    """A text with NUL, which PostgreSQL can't store, is refused, and the error names the field."""
     assert place.problem_with("\0") == place.path
 
 
@@ -237,15 +237,15 @@ def test_no_text_may_hold_nul(place: Place) -> None:
         (-(2**63), 0, False),
     ],
 )
-def test_times_are_of_the_calendar(place: Place, seconds: int, nanoseconds: int, good: bool) -> None:
-    """A time from the year 1 to 9999 is taken, and anything else in a Timestamp is refused by its name."""
+def test_times_must_be_valid(place: Place, seconds: int, nanoseconds: int, good: bool) -> None:
+    """A Timestamp outside the years 1 to 9999, or with invalid nanoseconds, is refused."""
     problem = place.problem_with(Timestamp(seconds=seconds, nanos=nanoseconds))
     assert problem == (None if good else place.path)
 
 
 @pytest.mark.parametrize("seconds", [-62_135_596_801, 253_402_300_800])
-def test_hour_anchor_is_of_the_calendar(seconds: int) -> None:
-    """An hour anchor outside the calendar is refused by its name."""
+def test_hour_anchor_must_be_valid(seconds: int) -> None:
+    """An hour anchor outside the years 1 to 9999 is refused."""
     account = Account(kind=Account.SPACE, hour_anchor_time=Timestamp(seconds=seconds))
     assert problem_of(lambda: check_content("account", account)) == "account.hour_anchor_time"
 
@@ -261,17 +261,17 @@ def test_hour_anchor_is_of_the_calendar(seconds: int) -> None:
 )
 @pytest.mark.parametrize(("number", "good"), [(0, True), (1, True), (2**31 - 1, True), (-1, False), (-(2**31), False)])
 def test_counts_are_not_negative(place: Place, number: int, good: bool) -> None:
-    """A count of 0 or more is taken, and a negative one is refused by its name."""
+    """A count of 0 or more is accepted; a negative count is refused."""
     assert place.problem_with(number) == (None if good else place.path)
 
 
 def struct_of(size: int) -> Struct:
-    """A struct that takes exactly so many bytes."""
+    """Returns a struct with a serialized size of `size` bytes."""
     struct = Struct()
     length = 0
     for _ in range(4):
         struct["key"] = "x" * length
-        # Lengths are written in one to three bytes, so one correction may need another.
+        # A length has one to three bytes, so a correction may need another one.
         length += size - struct.ByteSize()
     assert struct.ByteSize() == size
     return struct
@@ -280,7 +280,7 @@ def struct_of(size: int) -> Struct:
 @pytest.mark.parametrize("place", of_type("google.protobuf.Struct"), ids=path_of)
 @pytest.mark.parametrize(("size", "good"), [(8191, True), (8192, True), (8193, False)])
 def test_metadata_is_limited(place: Place, size: int, good: bool) -> None:
-    """Metadata of 8 KiB is taken, and one byte more is refused by its name."""
+    """Metadata of 8 KiB is accepted; one byte more is refused."""
     assert METADATA_BYTES_MAX == 8 * 1024
     assert place.problem_with(struct_of(size)) == (None if good else place.path)
 
@@ -289,9 +289,9 @@ def test_metadata_is_limited(place: Place, size: int, good: bool) -> None:
 @pytest.mark.parametrize(
     ("number", "good"),
     [
-        # JSON has no way to print these, and every list that holds one would fail over REST.
+        # JSON can't represent these, so every list with one would fail over REST.
         *((float(text), False) for text in ("nan", "inf", "-inf")),
-        # A double holds every whole number up to here, and 9007199254740993 arrives as the next one.
+        # The largest integer below which a double is exact; 9007199254740993 arrives rounded.
         (9_007_199_254_740_991, True),
         (-9_007_199_254_740_991, True),
         (9_007_199_254_740_992, False),
@@ -304,15 +304,15 @@ def test_metadata_is_limited(place: Place, size: int, good: bool) -> None:
     ],
 )
 @pytest.mark.parametrize("nested", [False, True])
-def test_metadata_has_only_numbers_that_are_kept(place: Place, number: float, good: bool, nested: bool) -> None:
-    """A number that can't be kept exactly, or not at all, is refused by the path of its key."""
+def test_metadata_has_only_exact_numbers(place: Place, number: float, good: bool, nested: bool) -> None:
+    """A number that can't be stored exactly is refused, and the error has the path of its key."""
     struct = Struct()
     struct.update({"a": {"b": [1, {"c": number}]}} if nested else {"order": number})
     assert place.problem_with(struct) == (None if good else f"{place.path}.{'a.b[1].c' if nested else 'order'}")
 
 
-def test_long_path_in_metadata_is_told_in_part() -> None:
-    """A refusal is short, however long the keys are and however deep the number lies."""
+def test_long_path_in_metadata_is_truncated() -> None:
+    """The path in an error is truncated if keys are long and deeply nested."""
     struct, inner = Struct(), {"x" * 100: float("nan")}
     for _ in range(15):
         inner = {"x" * 100: inner}  # type: ignore[dict-item]  # one is inside the other
@@ -334,14 +334,14 @@ def test_long_path_in_metadata_is_told_in_part() -> None:
     ],
 )
 def test_ids_are_required(field: str, value: Message) -> None:
-    """A person and a subject have an id, also where nothing else is said; without it they are refused."""
+    """A person or a subject without an id is refused."""
     assert field_problem(charge(**{field: value})) == f"transaction.{field}.id"
     assert field_problem(charge(**{field: type(value)()})) == f"transaction.{field}.id"
     assert field_problem(charge(**{field: type(value)(id="id")})) is None
 
 
 def test_id_of_a_profile_is_required() -> None:
-    """The person of an account has an id; a company needs none."""
+    """The user of an account needs an id; a company does not."""
     assert problem_of(lambda: check_content("account", Account(user=User(name="Ada")))) == "account.user.id"
     assert problem_of(lambda: check_content("account", Account(company=Company(title="Acme")))) is None
 
@@ -370,8 +370,8 @@ def test_id_of_a_profile_is_required() -> None:
         ("a\u0661", False),
     ],
 )
-def test_categories(category: str, good: bool) -> None:
-    """A category and a label's key is a lower-case letter, then at most 62 of these, digits and underscores."""
+def test_format_of_categories(category: str, good: bool) -> None:
+    """Categories and label keys are a lower-case letter and up to 62 lower-case letters, digits and underscores."""
     assert field_problem(charge(category=category)) == (None if good else "transaction.category")
     assert field_problem(charge(labels={category: "value"})) == (None if good else "transaction.labels")
 
@@ -391,13 +391,13 @@ def test_categories(category: str, good: bool) -> None:
     ],
 )
 def test_label_values(value: str, good: bool) -> None:
-    """A label's value has 1 to 128 characters without NUL, and is refused by its key."""
+    """A label's value has 1 to 128 characters without NUL; the error of another value names its key."""
     assert field_problem(charge(labels={"town": value})) == (None if good else "transaction.labels.town")
 
 
 @pytest.mark.parametrize(("count", "good"), [(0, True), (1, True), (32, True), (33, False)])
 def test_labels_are_limited(count: int, good: bool) -> None:
-    """There may be 32 labels and no more."""
+    """A transaction has at most 32 labels."""
     labels = {f"key_{number}": "value" for number in range(count)}
     assert field_problem(charge(labels=labels)) == (None if good else "transaction.labels")
 
@@ -417,8 +417,8 @@ def test_labels_are_limited(count: int, good: bool) -> None:
         (-1, False),
     ],
 )
-def test_kinds(kind: Kind, good: bool) -> None:
-    """GRANT, CHARGE and ADJUSTMENT are created directly, and no other kind, known or not."""
+def test_kinds_that_can_be_created(kind: Kind, good: bool) -> None:
+    """Only GRANT, CHARGE and ADJUSTMENT can be created directly."""
     assert field_problem(charge(kind=kind)) == (None if good else "transaction.kind")
 
 
@@ -432,8 +432,8 @@ def test_kinds(kind: Kind, good: bool) -> None:
         (99, False),
     ],
 )
-def test_states(state: Transaction.State.ValueType, good: bool) -> None:
-    """A transaction is created in any state that there is; left out means SUCCEEDED."""
+def test_states_that_can_be_created(state: Transaction.State.ValueType, good: bool) -> None:
+    """A transaction can be created in any state; unspecified means SUCCEEDED."""
     assert field_problem(charge(state=state)) == (None if good else "transaction.state")
 
 
@@ -454,8 +454,8 @@ def test_states(state: Transaction.State.ValueType, good: bool) -> None:
         ("-", None),
     ],
 )
-def test_amounts(text: str, amount: int | None) -> None:
-    """An amount is read exactly, whatever its sign, or refused by its name."""
+def test_amounts_are_parsed_exactly(text: str, amount: int | None) -> None:
+    """An amount of either sign is parsed exactly, or refused."""
     if amount is None:
         assert field_problem(charge(amount=text)) == "transaction.amount"
         assert problem_of(lambda: read_amount("some.field", text)) == "some.field"
@@ -479,8 +479,8 @@ def test_amounts(text: str, amount: int | None) -> None:
         ("\0", False),
     ],
 )
-def test_costs(cost: str, good: bool) -> None:
-    """The cost of usage is an amount of 0 or more, and refused by its name otherwise, also if it is empty."""
+def test_cost_is_not_negative(cost: str, good: bool) -> None:
+    """The cost of usage is an amount of 0 or more; any other text, including an empty one, is refused."""
     expected = None if good else "transaction.usage.cost_usd"
     assert field_problem(charge(usage=Usage(cost_usd=cost))) == expected
 
@@ -493,8 +493,8 @@ def test_costs(cost: str, good: bool) -> None:
         (Transaction.ADJUSTMENT, "transaction.usage"),
     ],
 )
-def test_usage_is_charged(kind: Kind, problem: str | None) -> None:
-    """A usage subject, also an empty one, is only possible with kind CHARGE."""
+def test_usage_requires_a_charge(kind: Kind, problem: str | None) -> None:
+    """A usage subject, even an empty one, requires the kind CHARGE."""
     assert field_problem(charge(kind=kind, usage=Usage())) == problem
     assert field_problem(charge(kind=kind, usage=Usage(model="m", input_tokens=1))) == problem
 
@@ -510,13 +510,13 @@ def test_usage_is_charged(kind: Kind, problem: str | None) -> None:
     ],
     ids=["none", "booking", "order", "event_ticket", "usage"],
 )
-def test_usage_is_told_by_the_subject(subject: dict[str, Any], is_usage: bool) -> None:
-    """A draft is usage exactly when its subject is one, also an empty one."""
+def test_subject_determines_usage(subject: dict[str, Any], is_usage: bool) -> None:
+    """A draft is usage if and only if its subject is usage, even an empty one."""
     assert read_transaction(charge(**subject))[0].is_usage is is_usage
 
 
 def copy_of(transaction: Transaction) -> Transaction:
-    """The same once more: what is read becomes the details."""
+    """Returns a copy, because read_transaction reuses its argument for the details."""
     copy = Transaction()
     copy.CopyFrom(transaction)
     return copy
@@ -533,8 +533,8 @@ FULL = charge(
 )
 
 
-def test_details_are_taken_over_as_they_are() -> None:
-    """Every detail that a caller gives is kept unchanged, and kind, category and amount go into the draft."""
+def test_details_are_kept_unchanged() -> None:
+    """Details of the caller are kept unchanged; kind, category and amount go into the draft."""
     given = copy_of(FULL)
     draft, details = read_transaction(given)
     assert given == FULL
@@ -555,13 +555,13 @@ def test_details_are_taken_over_as_they_are() -> None:
     ],
     ids=lambda subject: next(iter(subject)),
 )
-def test_subjects_are_taken_over_as_they_are(subject: dict[str, Any]) -> None:
+def test_subjects_are_kept_unchanged(subject: dict[str, Any]) -> None:
     """Every kind of subject is kept unchanged."""
     assert read_transaction(charge(**subject))[1] == Transaction(**subject)
 
 
 def set_to_something(message: Any, field: FieldDescriptor) -> None:
-    """Gives a field a value that a server could have given it."""
+    """Sets a field to a value that a server could have set."""
     if field.is_repeated:
         getattr(message, field.name).add()
     elif field.message_type is not None:
@@ -575,7 +575,7 @@ def set_to_something(message: Any, field: FieldDescriptor) -> None:
 
 
 def server_fields(descriptor: Descriptor) -> list[FieldDescriptor]:
-    """The fields that only the server sets, and the name."""
+    """Returns the output-only fields and the name."""
     return [
         field
         for field in descriptor.fields
@@ -583,15 +583,15 @@ def server_fields(descriptor: Descriptor) -> list[FieldDescriptor]:
     ]
 
 
-def test_server_sets_what_matters() -> None:
-    """The fields on which the books depend are among those that only the server sets."""
+def test_important_fields_are_output_only() -> None:
+    """The fields on which the consistency of the ledger depends are output-only."""
     names = {field.name for field in server_fields(Transaction.DESCRIPTOR)}
     assert {"name", "uid", "sequence", "create_time", "balance_after"} <= names
 
 
 @pytest.mark.parametrize("field", server_fields(Transaction.DESCRIPTOR), ids=lambda field: field.name)
-def test_field_of_a_transaction_that_daybook_sets_is_refused(field: FieldDescriptor) -> None:
-    """A value in a field that only the server sets may be meant as input, and is refused by its name."""
+def test_output_only_field_of_a_transaction_is_refused(field: FieldDescriptor) -> None:
+    """A transaction with a value in an output-only field is refused."""
     given_by_caller = copy_of(FULL)
     set_to_something(given_by_caller, field)
     assert given_by_caller != FULL
@@ -603,10 +603,10 @@ def test_field_of_a_transaction_that_daybook_sets_is_refused(field: FieldDescrip
     [(message_type, field) for message_type in (Account, ApiKey) for field in server_fields(message_type.DESCRIPTOR)],
     ids=lambda value: getattr(value, "name", ""),
 )
-def test_field_of_a_new_resource_that_daybook_sets_is_refused(
+def test_output_only_field_of_a_new_resource_is_refused(
     message_type: type[Account | ApiKey], field: FieldDescriptor
 ) -> None:
-    """The same holds for a new account and a new key."""
+    """A new account or API key with a value in an output-only field is refused."""
     resource = message_type(display_name="x")
     assert problem_of(lambda: require_unset_by_caller("it", resource)) is None
     set_to_something(resource, field)
@@ -614,7 +614,7 @@ def test_field_of_a_new_resource_that_daybook_sets_is_refused(
 
 
 def test_profile_is_the_user_or_the_company() -> None:
-    """The profile that is kept has who is behind the account, and none of its other fields."""
+    """The stored profile has the user or the company of the account, and no other field."""
     company = Company(title="Acme", expiring_day_passes=0)
     account = Account(name="accounts/a", kind=Account.COMPANY, display_name="x", credit_limit="5", company=company)
     assert Account.FromString(read_profile(account)) == Account(company=company)
@@ -625,13 +625,13 @@ def test_profile_is_the_user_or_the_company() -> None:
     ("page_size", "limit"), [(0, 50), (1, 1), (50, 50), (999, 999), (1000, 1000), (1001, 1000), (2**31 - 1, 1000)]
 )
 def test_page_sizes(page_size: int, limit: int) -> None:
-    """A page has as many rows as asked for, 50 if nothing is said, and 1,000 at most."""
+    """A page has the requested number of rows, 50 by default, and at most 1,000."""
     assert read_page_size(page_size) == limit
 
 
 @pytest.mark.parametrize("page_size", [-1, -(2**31)])
-def test_negative_page_sizes(page_size: int) -> None:
-    """A page of less than no rows is refused."""
+def test_negative_page_size_is_refused(page_size: int) -> None:
+    """A negative page size is refused."""
     assert problem_of(lambda: read_page_size(page_size)) == "page_size"
 
 
@@ -652,8 +652,8 @@ def test_negative_page_sizes(page_size: int) -> None:
         ("\u0661", False),
     ],
 )
-def test_request_ids(request_id: str, good: bool) -> None:
-    """A request_id has at most 128 characters, all of them printable ASCII, and is kept as it is."""
+def test_format_of_request_ids(request_id: str, good: bool) -> None:
+    """A request_id has at most 128 printable ASCII characters, and is kept unchanged."""
     request = CreateTransactionRequest(parent="accounts/acme", request_id=request_id)
     if not good:
         assert problem_of(lambda: read_request_id(request)) == "request_id"
@@ -661,8 +661,8 @@ def test_request_ids(request_id: str, good: bool) -> None:
     assert read_request_id(request) == identify("CreateTransaction", request, request_id).request_id == request_id
 
 
-def test_fingerprint_is_of_all_but_the_request_id() -> None:
-    """The same request has the same fingerprint under any request_id; the request stays as it is."""
+def test_fingerprint_ignores_the_request_id() -> None:
+    """A request has the same fingerprint with any request_id, and is not changed."""
     request = CreateTransactionRequest(parent="accounts/acme", transaction=FULL, request_id="first")
     first = identify("CreateTransaction", request, request.request_id)
     assert request == CreateTransactionRequest(parent="accounts/acme", transaction=FULL, request_id="first")
@@ -683,14 +683,14 @@ def test_fingerprint_is_of_all_but_the_request_id() -> None:
     ids=["parent", "transaction", "no transaction"],
 )
 def test_another_request_has_another_fingerprint(other: CreateTransactionRequest) -> None:
-    """Requests that differ in anything but the request_id have different fingerprints."""
+    """Requests that differ in any field but the request_id have different fingerprints."""
     request = CreateTransactionRequest(parent="accounts/acme", transaction=FULL)
     fingerprint = identify("CreateTransaction", request, request.request_id).fingerprint
     assert identify("CreateTransaction", other, "").fingerprint != fingerprint
 
 
 def test_another_method_has_another_fingerprint() -> None:
-    """Two methods never share a fingerprint, also where their requests have the same bytes."""
+    """Two methods have different fingerprints, even if their requests have the same bytes."""
     create = CreateAccountRequest(account=Account(name="accounts/acme"))
     update = UpdateAccountRequest(account=Account(name="accounts/acme"))
     assert create.SerializeToString() == update.SerializeToString()
@@ -698,8 +698,8 @@ def test_another_method_has_another_fingerprint() -> None:
     assert identify("UpdateAccount", update, "").fingerprint != first
 
 
-def test_empty_mask_is_another_request_than_none() -> None:
-    """A mask that is there and empty has another fingerprint than no mask."""
+def test_empty_mask_differs_from_no_mask() -> None:
+    """An empty mask and a missing mask have different fingerprints."""
     without = UpdateAccountRequest(account=Account(name="accounts/acme"))
     empty = UpdateAccountRequest(account=Account(name="accounts/acme"), update_mask=FieldMask())
     assert identify("UpdateAccount", without, "").fingerprint != identify("UpdateAccount", empty, "").fingerprint
@@ -707,13 +707,13 @@ def test_empty_mask_is_another_request_than_none() -> None:
 
 @given(st.permutations(range(32)), st.integers(0, 60))
 def test_order_of_labels_does_not_matter(order: list[int], removed: int) -> None:
-    """A request whose labels were put in in another order, some of them to be taken out again, is the same request."""
+    """The order in which labels were added and removed does not change the fingerprint."""
     requests = []
     for numbers, extra in ((range(32), 0), (order, removed)):
         transaction = charge()
         for number in numbers:
             transaction.labels[f"key_{number}"] = f"value {number}"
-        # Room for more labels changes the order in which a map keeps its entries.
+        # More labels change the order in which a map iterates over its entries.
         for number in range(extra):
             transaction.labels[f"extra_{number}"] = "x"
         for number in range(extra):
@@ -734,7 +734,7 @@ def test_order_of_labels_does_not_matter(order: list[int], removed: int) -> None
         usage=st.none() | st.builds(Usage, input_tokens=st.integers(-1, 1), cost_usd=st.text(max_size=2)),
     )
 )
-def test_any_transaction_is_read_or_refused(transaction: Transaction) -> None:
-    """Any transaction is either read or refused with FieldInvalid that names one of its fields."""
+def test_any_transaction_is_parsed_or_refused(transaction: Transaction) -> None:
+    """Any transaction is parsed, or raises FieldInvalid with the name of one of its fields."""
     problem = field_problem(transaction)
     assert problem is None or problem.startswith("transaction.")
