@@ -28,7 +28,7 @@ if _version_not_supported:
 class UsersStub:
     """Serves the documented path of Nebula Block's credits API.
 
-    Returns the account to which the credential is bound. Errors have Nebula Block's body
+    The account is the one to which the credential is bound. Errors have Nebula Block's body
     `{data: null, message, status: "failed"}`.
     """
 
@@ -48,7 +48,7 @@ class UsersStub:
 class UsersServicer:
     """Serves the documented path of Nebula Block's credits API.
 
-    Returns the account to which the credential is bound. Errors have Nebula Block's body
+    The account is the one to which the credential is bound. Errors have Nebula Block's body
     `{data: null, message, status: "failed"}`.
     """
 
@@ -81,7 +81,7 @@ def add_UsersServicer_to_server(servicer, server):
 class Users:
     """Serves the documented path of Nebula Block's credits API.
 
-    Returns the account to which the credential is bound. Errors have Nebula Block's body
+    The account is the one to which the credential is bound. Errors have Nebula Block's body
     `{data: null, message, status: "failed"}`.
     """
 

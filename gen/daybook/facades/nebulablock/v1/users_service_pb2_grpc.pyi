@@ -15,7 +15,7 @@ GRPC_VERSION: str
 class UsersStub:
     """Serves the documented path of Nebula Block's credits API.
 
-    Returns the account to which the credential is bound. Errors have Nebula Block's body
+    The account is the one to which the credential is bound. Errors have Nebula Block's body
     `{data: null, message, status: "failed"}`.
     """
 
@@ -30,7 +30,7 @@ class UsersStub:
 class UsersServicer(metaclass=_abc_1.ABCMeta):
     """Serves the documented path of Nebula Block's credits API.
 
-    Returns the account to which the credential is bound. Errors have Nebula Block's body
+    The account is the one to which the credential is bound. Errors have Nebula Block's body
     `{data: null, message, status: "failed"}`.
     """
 
