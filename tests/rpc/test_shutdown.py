@@ -16,7 +16,7 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from server.app import serving
 from server.book import Book
-from tests.conftest import FREE_PORT
+from server.config import Settings
 from tests.support.callers import Server
 from tests.support.ledgers import prepare
 from tests.support.markers import only_sqlite
@@ -47,7 +47,9 @@ async def test_draining_server_is_not_ready_and_answers(book: Book) -> None:
     ports: asyncio.Queue[int] = asyncio.Queue()
 
     async def serve() -> None:
-        async with serving(book, FREE_PORT, drain_seconds=lambda: DRAIN_SECONDS) as port:
+        async with serving(
+            book, Settings(port=0, shutdown_grace_seconds=1), drain_seconds=lambda: DRAIN_SECONDS
+        ) as port:
             ports.put_nowait(port)
             await stopping.wait()
         drained.set()
