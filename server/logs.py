@@ -8,6 +8,7 @@ of libraries, passes `hide_secrets`.
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
 
@@ -39,7 +40,10 @@ _SECRETS = (
 
 
 def configure_logs(settings: Settings) -> None:
-    """Configures the logs of this process."""
+    """Configures the logs of this process. Call it before gRPC starts."""
+    # The C++ core of gRPC writes to stderr by itself, in a format of its own. Any client can make it write
+    # any bytes (the text of a GOAWAY frame), without a credential, so it is silent unless the operator asks.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         add_call_ids,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -19,6 +20,8 @@ import grpc
 import pytest
 from daybook.v1.ledger_service_pb2 import GetAccountRequest, ListAccountsRequest, ListTransactionsRequest
 from daybook.v1.ledger_service_pb2_grpc import LedgerStub
+from hpack import Encoder
+from hyperframe.frame import Frame, GoAwayFrame, HeadersFrame, SettingsFrame
 
 from server.gateway.envoy import JSON_LINES, envoy_path
 from server.ledger.access import new_api_key
@@ -135,6 +138,26 @@ async def test_malformed_traceparent_is_not_logged(logged: Logged, traceparent: 
     await logged.call("ListAccounts", ListAccountsRequest(), ("x-request-id", request_id), ("traceparent", traceparent))
     (line,) = logged.of(request_id=request_id)
     assert "trace_id" not in line
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        GoAwayFrame(0, error_code=2, additional_data=b"\nBearer forged\xff"),
+        HeadersFrame(1, Encoder().encode([(":method", "NONE"), ("te", "x")]), flags=["END_HEADERS"]),
+    ],
+    ids=["farewell", "header"],
+)
+def test_frames_of_a_client_write_no_line(logged: Logged, frame: Frame) -> None:
+    """gRPC's core, which has a format of its own, logs nothing of a client without a credential."""
+    with socket.create_connection(("127.0.0.1", logged.daybook.ports.server), SECONDS_MAX) as client:
+        client.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + SettingsFrame(0).serialize() + frame.serialize())
+        client.shutdown(socket.SHUT_WR)
+        # The server has read the frame once it closes the connection.
+        while client.recv(65_536):
+            pass
+    assert "Bearer forged" not in logged.daybook.stderr
+    assert all(line["level"] in {"debug", "info"} for line in logged.lines)
 
 
 async def test_server_failure_is_logged_with_its_request(logged: Logged) -> None:
