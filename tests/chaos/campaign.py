@@ -78,7 +78,7 @@ async def run(stage: Stage, ends: int, seed: int, callers: int = CALLERS) -> Fig
 
 
 async def _keep_calling(client: Client, journal: Journal, random: Random, stopping: asyncio.Event) -> None:
-    """One caller: one call after the other until it is told to stop."""
+    """One caller: one call after the other until the end of the scenario."""
     while not stopping.is_set():
         await journal.perform(client, journal.next_call(random), random)
 
