@@ -110,7 +110,7 @@ class Authenticator:
         self._open_token = open_token
         self._stopwatch = stopwatch
         # Both caches have the digest of a header as key: headers are secret, and may be long.
-        # Ordered by expiry.
+        # Ordered by expiry, except that a slow read puts its credential further back.
         self._opened: dict[bytes, _Cached] = {}
         # The least recently authenticated first.
         self._ids: dict[bytes, str] = {}
@@ -142,6 +142,8 @@ class Authenticator:
         return ""
 
     async def _authenticate_uncached(self, digest: bytes, credential: _Credential) -> _Cached:
+        # Before the read: a slow one must not prolong the use of a key that is revoked meanwhile.
+        began = self._stopwatch()
         opened = await self._open(credential)
         self._make_room()
         self._cache_id(digest, opened.caller.credential_id)
@@ -149,7 +151,7 @@ class Authenticator:
             Authentication(opened.caller, credential.scheme),
             opened.expire_time,
             credential.key_id,
-            self._stopwatch() + KEY_CACHED_SECONDS_MAX,
+            began + KEY_CACHED_SECONDS_MAX,
         )
         return found
 

@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from sqlalchemy import text
 
 from server.book import Book, open_book
-from server.ledger.access import hash_secret, new_api_key
+from server.ledger.access import ApiKeyRecord, hash_secret, new_api_key
 from server.ledger.errors import CredentialInvalid, CredentialMissing, DaybookError
 from server.ledger.names import RandomBytes
+from server.store.credentials import CredentialStore
 from server.transport import auth
 from server.transport.auth import (
     CREDENTIAL_CHARACTERS_MAX,
@@ -376,6 +377,28 @@ async def test_deleted_key_is_refused_within_seconds(book: Book, random_bytes: R
     await store_key(book, key)
     seconds = 0.0
     authenticator = authenticator_of(book, lambda: seconds)
+    metadata = [("x-api-key", f"{key.id}.{key.secret}")]
+    await authenticator.authenticate(metadata)
+    async with writing(book.database) as connection:
+        await connection.execute(text("DELETE FROM api_keys"))
+    seconds = KEY_CACHED_SECONDS_MAX
+    assert await outcome_of(authenticator.authenticate(metadata)) is CredentialInvalid
+
+
+async def test_slow_lookup_does_not_prolong_a_revoked_key(book: Book, random_bytes: RandomBytes) -> None:
+    """The time for which a key stays in the cache begins before its row is read, not when the row arrives."""
+    key = new_key(random_bytes)
+    await store_key(book, key)
+    seconds = 0.0
+
+    class SlowStore(CredentialStore):
+        async def api_key(self, key_id: str) -> ApiKeyRecord | None:
+            nonlocal seconds
+            record = await super().api_key(key_id)
+            seconds += 3
+            return record
+
+    authenticator = Authenticator(SlowStore(book.database), book.clock, book.api_key_uses.note, lambda: seconds)
     metadata = [("x-api-key", f"{key.id}.{key.secret}")]
     await authenticator.authenticate(metadata)
     async with writing(book.database) as connection:
