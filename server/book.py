@@ -80,35 +80,48 @@ async def open_book(
         if not await is_fit(database):
             async with while_migrating():
                 await migrate(database)
-        account_store = AccountStore(database)
-        transaction_store = TransactionStore(database)
-        posting_clock = None
-        if clock_skew_max is not None:
-            posting_clock = PostingClock(database, clock, stopwatch, clock_skew_max)
-        checked_clock = posting_clock or clock
-        poster = Poster(database, checked_clock, random_bytes)
-        credentials = CredentialStore(database)
-        api_key_uses = ApiKeyUses(credentials, clock)
-        async with poster.working(), api_key_uses.flushing():
-            yield Book(
-                database=database,
-                poster=poster,
-                credentials=credentials,
-                api_keys=ApiKeys(credentials, account_store, clock, checked_clock, random_bytes),
-                api_key_uses=api_key_uses,
-                account_store=account_store,
-                accounts=Accounts(account_store, clock, checked_clock),
-                transactions=Transactions(account_store, transaction_store, poster, clock),
-                imports=Imports(account_store, poster),
-                usage=Usage(account_store, transaction_store, clock),
-                verification=Verification(account_store, BookStore(database)),
-                expirations=Expirations(account_store, poster, checked_clock),
-                clock=clock,
-                posting_clock=posting_clock,
-                random_bytes=random_bytes,
-            )
+        async with composed(database, clock, random_bytes, clock_skew_max, stopwatch) as book:
+            yield book
     finally:
         await database.close()
+
+
+@asynccontextmanager
+async def composed(
+    database: Database,
+    clock: Clock,
+    random_bytes: RandomBytes,
+    clock_skew_max: Instant | None = None,
+    stopwatch: Stopwatch = boot_stopwatch,
+) -> AsyncIterator[Book]:
+    """Builds the ledger on a database that has its schema, as `open_book` does. The caller closes the database."""
+    account_store = AccountStore(database)
+    transaction_store = TransactionStore(database)
+    posting_clock = None
+    if clock_skew_max is not None:
+        posting_clock = PostingClock(database, clock, stopwatch, clock_skew_max)
+    checked_clock = posting_clock or clock
+    poster = Poster(database, checked_clock, random_bytes)
+    credentials = CredentialStore(database)
+    api_key_uses = ApiKeyUses(credentials, clock)
+    async with poster.working(), api_key_uses.flushing():
+        yield Book(
+            database=database,
+            poster=poster,
+            credentials=credentials,
+            api_keys=ApiKeys(credentials, account_store, clock, checked_clock, random_bytes),
+            api_key_uses=api_key_uses,
+            account_store=account_store,
+            accounts=Accounts(account_store, clock, checked_clock),
+            transactions=Transactions(account_store, transaction_store, poster, clock),
+            imports=Imports(account_store, poster),
+            usage=Usage(account_store, transaction_store, clock),
+            verification=Verification(account_store, BookStore(database)),
+            expirations=Expirations(account_store, poster, checked_clock),
+            clock=clock,
+            posting_clock=posting_clock,
+            random_bytes=random_bytes,
+        )
 
 
 def database_limits(settings: Settings) -> DatabaseLimits:
