@@ -3,15 +3,19 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 # The URL of the demo's database; if empty, a SQLite file.
 DATABASE_URL ?=
-# The number of processes that run the tests; `auto` is the number of cores. EXAMPLES_FACTOR=10 generates ten times as
-# many examples.
+# The number of processes that run tests and simulations; `auto` is the number of cores. EXAMPLES_FACTOR=10
+# generates ten times as many examples.
 WORKERS ?= auto
 # Options of `python -m bench`, such as --quick or --only 1,3.
 BENCH ?=
 # Options of `python -m tests.chaos`, such as --only postgresql or --ends 10.
 CHAOS ?=
+# The number of simulations, the first seed, and a fault to plant, or `each`.
+SEEDS ?= 1000
+START ?= 0
+FAULT ?=
 
-.PHONY: help setup run test lint gen bench chaos clean
+.PHONY: help setup run test simulate lint gen bench chaos clean
 
 help: ## Lists the targets.
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /	/'
@@ -28,6 +32,9 @@ run: setup ## Serves demo data on port 8080 (REST and gRPC) and 50051 (gRPC), un
 
 test: setup ## Runs all tests and checks.
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
+
+simulate: setup ## Simulates servers with seeded schedules and faults; SEEDS=1 START=7 shows one simulation.
+	$(BIN)/python -m tests.simulation --seeds $(SEEDS) --start $(START) $(if $(FAULT),--fault $(FAULT)) $(if $(filter-out auto,$(WORKERS)),--processes $(WORKERS))
 
 lint: setup ## Formats the code and runs the linters.
 	$(BIN)/ruff format .
