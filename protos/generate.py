@@ -2,8 +2,8 @@
 
 Also copies the imported contracts of Google into googleapis/, so that protoc, buf and other tools need only this
 folder. `make gen` runs it as `python protos/generate.py`. Exits with an error if a change would break clients of the
-committed contracts, unless `--allow-breaking` is given. tests/test_house.py runs it into an empty folder to prove that
-the committed files are up to date.
+committed contracts, unless `--allow-breaking` is given. tests/test_conventions.py runs it into an empty folder to
+prove that the committed files are up to date.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from server.book import Book, check_demo
 from server.config import CannotStart, Settings
-from server.facades import Parts, all_facades
+from server.facades import Dependencies, all_facades
 from server.ledger.instants import SECOND, Stopwatch
 from server.rpc.admin import Admin
 from server.rpc.ledger import Ledger
@@ -222,9 +222,9 @@ def _add_services(
     sizes = Sizes(settings.page_size_max, settings.batch_size_max)
     add_LedgerServicer_to_server(Ledger(book.accounts, book.transactions, page_tokens, sizes), handlers)
     add_AdminServicer_to_server(Admin(book.imports, book.verification, book.api_keys, page_tokens, sizes), handlers)
-    parts = Parts(book.accounts, book.transactions, book.usage, page_tokens)
+    dependencies = Dependencies(book.accounts, book.transactions, book.usage, page_tokens)
     for facade in all_facades():
-        facade.add_to_server(handlers, parts)
+        facade.add_to_server(handlers, dependencies)
     health_pb2_grpc.add_HealthServicer_to_server(health, handlers)
     add_reflection_to_server((*SERVICES, *OPEN_SERVICES), handlers)
 
@@ -259,7 +259,7 @@ async def _serving(
     try:
         async with (
             book.expirations.sweeping(),
-            book.database.checking_replica(),
+            book.database.using_replica(),
             watched_health(health, SERVICES, partial(_is_ready, book), drain_seconds),
         ):
             yield port

@@ -7,7 +7,7 @@ import typer
 from typer.testing import CliRunner
 
 from server.cli import options
-from server.cli.options import read_settings, with_options
+from server.cli.options import read_settings, with_flags
 from server.config import Settings
 from tests.support.identity_provider import AUDIENCE, NAME
 
@@ -24,7 +24,7 @@ def test_flags_override_the_environment(monkeypatch: pytest.MonkeyPatch) -> None
     app = typer.Typer()
 
     @app.command()
-    @with_options("host", "port", "metrics_port", "shutdown_grace_seconds", "oauth2_audience")
+    @with_flags("host", "port", "metrics_port", "shutdown_grace_seconds", "oauth2_audience")
     def command(**flags: object) -> None:
         received.append((flags, read_settings(**flags)))
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from server.cli.options import read_settings, with_options
+from server.cli.options import read_settings, with_flags
 from server.cli.running import failing_in_one_line
 from server.gateway.configuration import write_deployment
 
@@ -23,7 +23,7 @@ def _read_server(text: str) -> tuple[str, int]:
 
 
 @app.command()
-@with_options("gateway_host", "gateway_port", "gateway_admin_port", "otlp_endpoint")
+@with_flags("gateway_host", "gateway_port", "gateway_admin_port", "otlp_endpoint")
 def gateway_config(
     *,
     folder: Annotated[Path, typer.Argument(help="Folder of the files; the gateway must find it under the same path.")],

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from server.cli.options import read_settings, with_options
+from server.cli.options import read_settings, with_flags
 from server.cli.running import run
 from server.config import CannotStart
 from server.transport.addresses import host_and_port, reachable
@@ -16,7 +16,7 @@ app = typer.Typer()
 
 
 @app.command()
-@with_options("host", "port")
+@with_flags("host", "port")
 def health(
     *,
     service: Annotated[

@@ -1,4 +1,4 @@
-"""Options that several commands share, and the settings that result from them."""
+"""The flags that several commands share, and the settings that result from them."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ SERVER = (
     "log_level",
     "log_format",
 )
-"""The settings of a server that have options."""
+"""The settings of a server that have flags."""
 
 _Command = TypeVar("_Command", bound=Callable[..., None])
 
 
-def _option(name: str) -> Any:
+def _flag(name: str) -> Any:
     field = Settings.model_fields[name]
     shown = "none" if field.default is None else field.default
     return typer.Option(
@@ -41,23 +41,23 @@ def _option(name: str) -> Any:
     )
 
 
-DatabaseUrl = Annotated[str | None, _option("database_url")]
-GatewayPort = Annotated[int | None, _option("gateway_port")]
+DatabaseUrl = Annotated[str | None, _flag("database_url")]
+GatewayPort = Annotated[int | None, _flag("gateway_port")]
 
 
-def with_options(*names: str) -> Callable[[_Command], _Command]:
-    """Gives a command an option for each of these settings; it receives their values as `**flags`."""
+def with_flags(*names: str) -> Callable[[_Command], _Command]:
+    """A decorator that adds a flag for each of these settings to a command, which receives them as `**flags`."""
 
     def decorate(command: _Command) -> _Command:
         signature = inspect.signature(command, eval_str=True)
         own = (each for each in signature.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD)
-        options = [
+        added = [
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_annotation(name))
             for name in Settings.model_fields
             if name in names
         ]
-        # Typer reads the signature of a command.
-        command.__signature__ = signature.replace(parameters=[*options, *own])  # type: ignore[attr-defined]  # of any function
+        # Typer derives the flags of a command from its signature.
+        command.__signature__ = signature.replace(parameters=[*added, *own])  # type: ignore[attr-defined]  # not declared for every callable
         return command
 
     return decorate
@@ -65,11 +65,11 @@ def with_options(*names: str) -> Callable[[_Command], _Command]:
 
 def _annotation(name: str) -> Any:
     types = get_args(Settings.model_fields[name].annotation) or (Settings.model_fields[name].annotation,)
-    return Annotated[next((each for each in (int, float) if each in types), str) | None, _option(name)]
+    return Annotated[next((each for each in (int, float) if each in types), str) | None, _flag(name)]
 
 
 def read_settings(**flags: object) -> Settings:
-    """The settings of the environment, overridden by the flags that aren't None. Exits with 2 if one is invalid."""
+    """The settings from the environment, overridden by each flag that isn't None. Exits with 2 if one is invalid."""
     try:
         settings = Settings(**{name: value for name, value in flags.items() if value is not None})  # type: ignore[arg-type]
     except ValidationError as error:

@@ -13,7 +13,7 @@ import structlog
 import typer
 
 from server.book import Book, check_demo, database_limits, open_book
-from server.cli.options import SERVER, read_settings, with_options
+from server.cli.options import SERVER, read_settings, with_flags
 from server.cli.running import Stopped, first_of, run, unless, until_stopped
 from server.config import Settings
 from server.ledger.instants import SECOND
@@ -74,7 +74,7 @@ def open_ledger(settings: Settings, *, is_worker: bool = False) -> contextlib.Ab
 
 
 @app.command()
-@with_options(*SERVER)
+@with_flags(*SERVER)
 def serve(**flags: object) -> None:
     """Serves gRPC until SIGINT or SIGTERM. Creates and migrates the database first."""
     settings = read_settings(**flags)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from server.cli.options import SERVER, read_settings, with_options
+from server.cli.options import SERVER, read_settings, with_flags
 from server.cli.running import first_of, run, unless, until_stopped
 from server.cli.serving import open_ledger, server
 from server.config import CannotStart, Settings
@@ -20,7 +20,7 @@ DEMO_DATABASE_URL = "sqlite+aiosqlite:///.daybook/demo.db"
 
 
 @app.command()
-@with_options(*SERVER, "gateway_host", "gateway_port", "gateway_admin_port")
+@with_flags(*SERVER, "gateway_host", "gateway_port", "gateway_admin_port")
 def up(
     *,
     with_demo: Annotated[

@@ -94,7 +94,7 @@ STORY = Story(
     },
     keys={ACCOUNTS_KEY: None, KEY: None},
     events=[*_experiments(), *_events()],
-    movements=[
+    refunds_and_transfers=[
         Refund(_START + 9 * DAY, LABORATORY, "experiment 2", "1.5", Transaction(description="The run was repeated"))
     ],
     narrow_keys={ACCOUNTS_KEY: ("accounts",)},

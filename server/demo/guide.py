@@ -1,4 +1,4 @@
-"""Commands that show the demo, to paste into a shell."""
+"""Shell commands that call the demo, as `daybook up --demo` prints them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LOOPBACK = "127.0.0.1"
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """The gateway that the commands call. With a certificate, they call `localhost` over TLS and trust it."""
+    """The gateway that the commands call: over TLS if it has a certificate, which they then trust."""
 
     port: int
     host: str = LOOPBACK
@@ -33,12 +33,12 @@ class Gateway:
         return ["--cacert", self.certificate_file] if self.certificate_file else []
 
     def rest(self, key: str, path: str, *more: str) -> str:
-        """A command that requests a path with GET."""
+        """A curl command that gets a path."""
         header = f"Authorization: Bearer {key}"
         return shlex.join(["curl", "-sS", *self._trust, "-H", header, *more, f"{self._origin}{path}"])
 
     def list_transactions(self, key: str, account_id: str) -> str:
-        """A command that lists an account's transactions over gRPC."""
+        """A buf command that lists an account's transactions over gRPC."""
         connection = self._trust or ["--http2-prior-knowledge"]
         request = f'{{"parent": "accounts/{account_id}", "pageSize": 2}}'
         header = f"Authorization: Bearer {key}"
@@ -76,18 +76,18 @@ def commands(gateway: Gateway) -> dict[str, str]:
 
 
 def what_to_try(gateway: Gateway) -> str:
-    """The text to print: all commands, with an introduction."""
-    return printed("Daybook is up, on demo data. Try, in another terminal:", commands(gateway), "Ctrl-C stops it.")
+    """The text that `daybook up --demo` prints: all commands, with an introduction."""
+    return to_text("Daybook is up, on demo data. Try, in another terminal:", commands(gateway), "Ctrl-C stops it.")
 
 
-def printed(introduction: str, commands: dict[str, str], *end: str) -> str:
-    """The text to print: commands with their titles."""
+def to_text(introduction: str, commands: dict[str, str], *end: str) -> str:
+    """A text of an introduction, each command after its title, and closing lines."""
     parts = [f"# {title}\n{command}" for title, command in commands.items()]
     return "\n\n".join(["", introduction, *parts, *end, ""])
 
 
 def _buf() -> str:
-    """The path of buf beside this interpreter, relative to the current directory if it is below that."""
+    """The path of the `buf` command in this virtual environment, relative to the current directory if possible."""
     path = Path(sys.executable).parent / "buf"
     try:
         return str(path.relative_to(Path.cwd()))

@@ -55,7 +55,7 @@ async def load(database_url: str) -> None:
             )
         for story in STORIES:
             await _load_story(book, clock, story)
-            log.info("demo data loaded", tenant=story.slug, events=len(story.events) + len(story.movements))
+            log.info("demo data loaded", tenant=story.slug, events=len(story.events) + len(story.refunds_and_transfers))
 
 
 async def _post(
@@ -90,7 +90,7 @@ async def _load_story(book: Book, clock: _Clock, story: Story) -> None:
         )
         await book.accounts.create(caller, record, _NO_REQUEST, hour_anchor=story.start)
     named: dict[str, UUID] = {}
-    for event in sorted([*story.events, *story.movements], key=lambda event: event.time):
+    for event in sorted([*story.events, *story.refunds_and_transfers], key=lambda event: event.time):
         clock.now = event.time
         await _post(book.transactions, caller, event, named)
     # Posts the expirations of accounts without later transactions.

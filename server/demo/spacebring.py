@@ -234,7 +234,7 @@ def _of_apprentice() -> Iterator[tuple[int, Transaction]]:
         yield 30 * 24 + number, charge("event_ticket", "-0.5", event_ticket=ticket)
 
 
-def _movements() -> Iterator[Refund | Transfer]:
+def _refunds_and_transfers() -> Iterator[Refund | Transfer]:
     """During the opening: two refunds of one booking, and transfers of expiring and permanent credits."""
     for day, amount in ((3, "5"), (4, "7.5")):
         details = Transaction(description=f"Refund of {amount}", creator=_MANAGER)
@@ -276,6 +276,6 @@ STORY = Story(
     accounts=_ACCOUNTS,
     keys={ACCOUNTS_KEY: None, READONLY_KEY: None, KEY: None},
     events=[*_opening(), *_quarter()],
-    movements=list(_movements()),
+    refunds_and_transfers=list(_refunds_and_transfers()),
     narrow_keys={ACCOUNTS_KEY: ("accounts",), READONLY_KEY: ("transactions.readonly",)},
 )

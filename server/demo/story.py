@@ -1,4 +1,4 @@
-"""The parts of a story: the made-up history of one tenant."""
+"""The types of demo data. A story is the invented history of one tenant."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Story:
     keys: dict[str, str | None]
     """The account that each key is bound to, by the id of the key; None for a key to all accounts."""
     events: list[Event]
-    movements: list[Refund | Transfer] = field(default_factory=list)
+    refunds_and_transfers: list[Refund | Transfer] = field(default_factory=list)
     narrow_keys: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """The scopes of each key that doesn't have the default scopes, by the id of the key."""
 

@@ -85,6 +85,6 @@ STORY = Story(
     },
     keys={ACCOUNTS_KEY: None, KEY: None},
     events=[*_experiments(), *_events()],
-    movements=[Refund(parse("2024-06-18T09:00:00Z"), LABORATORY, "Nightly summary", "1.5", Transaction())],
+    refunds_and_transfers=[Refund(parse("2024-06-18T09:00:00Z"), LABORATORY, "Nightly summary", "1.5", Transaction())],
     narrow_keys={ACCOUNTS_KEY: ("accounts",)},
 )

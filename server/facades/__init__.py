@@ -16,7 +16,7 @@ from server.vendors.vendor import Refusal, Vendor
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class Dependencies:
     """The objects that facades use."""
 
     accounts: Accounts
@@ -33,7 +33,7 @@ class Facade(Protocol):
     def render_error(self, error: DaybookError) -> Refusal:
         """Renders an error in the vendor's format."""
 
-    def add_to_server(self, server: Any, parts: Parts) -> None:
+    def add_to_server(self, server: Any, dependencies: Dependencies) -> None:
         """Adds the facade's servicer to a server, or to an object with a server's methods."""
 
 

@@ -14,7 +14,7 @@ from daybook.facades.dreadnode.v1.credits_service_pb2 import (
 from daybook.facades.dreadnode.v1.credits_service_pb2_grpc import CreditsServicer, add_CreditsServicer_to_server
 from daybook.v1.transaction_pb2 import Transaction, Usage
 
-from server.facades import Parts
+from server.facades import Dependencies
 from server.ledger import instants, money
 from server.ledger.errors import (
     AccountNotFound,
@@ -82,9 +82,9 @@ class Credits(CreditsServicer):
         return GetCreditBalanceResponse(balance=balance, is_low_balance=balance <= 0, auto_refill_enabled=False)
 
 
-def add_to_server(server: Any, parts: Parts) -> None:
+def add_to_server(server: Any, dependencies: Dependencies) -> None:
     """Adds the servicer."""
-    add_CreditsServicer_to_server(Credits(parts.transactions, parts.accounts), server)
+    add_CreditsServicer_to_server(Credits(dependencies.transactions, dependencies.accounts), server)
 
 
 def _parse(request: ListCreditTransactionsRequest) -> tuple[TransactionFilter, int]:

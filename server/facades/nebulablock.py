@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 from daybook.facades.nebulablock.v1.users_service_pb2 import GetCreditsHistoryRequest, GetCreditsHistoryResponse
 from daybook.facades.nebulablock.v1.users_service_pb2_grpc import UsersServicer, add_UsersServicer_to_server
 
-from server.facades import Parts
+from server.facades import Dependencies
 from server.ledger import money
 from server.ledger.bodies import join_messages
 from server.ledger.errors import AccountNotPermitted, DaybookError, FieldInvalid
@@ -60,9 +60,9 @@ class Users(UsersServicer):
         return join_messages([data]) + _SUCCESS
 
 
-def add_to_server(server: Any, parts: Parts) -> None:
+def add_to_server(server: Any, dependencies: Dependencies) -> None:
     """Adds the servicer."""
-    add_UsersServicer_to_server(Users(parts.usage), server)
+    add_UsersServicer_to_server(Users(dependencies.usage), server)
 
 
 def _parse(request: GetCreditsHistoryRequest) -> tuple[int, int]:

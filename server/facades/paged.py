@@ -14,7 +14,7 @@ from daybook.facades.paged.v1.statements_service_pb2_grpc import StatementsServi
 from daybook.v1.transaction_pb2 import Transaction
 from google.protobuf.struct_pb2 import Value
 
-from server.facades import Parts
+from server.facades import Dependencies
 from server.ledger import instants
 from server.ledger.errors import DaybookError, FieldInvalid, InvalidArgument
 from server.transport.auth import current_caller
@@ -65,9 +65,9 @@ class Statements(StatementsServicer):
         return b"".join([rest.SerializeToString(), *(_render(row.body) for row in rows)])
 
 
-def add_to_server(server: Any, parts: Parts) -> None:
+def add_to_server(server: Any, dependencies: Dependencies) -> None:
     """Adds the servicer."""
-    add_StatementsServicer_to_server(Statements(parts.transactions), server)
+    add_StatementsServicer_to_server(Statements(dependencies.transactions), server)
 
 
 def _parse(request: ListAccountTransactionsRequest) -> tuple[int, int]:

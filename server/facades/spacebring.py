@@ -14,9 +14,9 @@ from daybook.v1.transaction_pb2 import Booking, EventTicket, Order, Transaction
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from server.facades import Parts
+from server.facades import Dependencies
 from server.ledger import instants, money
-from server.ledger.accounts import Holding
+from server.ledger.accounts import AccountWithState
 from server.ledger.bodies import join_messages
 from server.ledger.errors import (
     AccountNotPermitted,
@@ -101,9 +101,9 @@ class CreditsTransactions(TransactionsServicer):
         return join_messages([body for _, body in page.rows]) + rest
 
 
-def add_to_server(server: Any, parts: Parts) -> None:
+def add_to_server(server: Any, dependencies: Dependencies) -> None:
     """Adds the servicer."""
-    add_TransactionsServicer_to_server(CreditsTransactions(parts.transactions, parts.page_tokens), server)
+    add_TransactionsServicer_to_server(CreditsTransactions(dependencies.transactions, dependencies.page_tokens), server)
 
 
 def _check_network() -> None:
@@ -156,7 +156,7 @@ def _parse_uuid(field: str, text: str | None) -> str | None:
 
 def _render_page(network: NetworkPage) -> Page[tuple[TransactionRow, bytes], TransactionKey]:
     """Renders the rows of a page. Each is returned with its rendered transaction."""
-    companies = {company: _render_holding(holding) for company, holding in network.companies.items()}
+    companies = {company: _render_if_company(account) for company, account in network.companies.items()}
     rows = []
     for row, company in zip(network.page.rows, network.company_ids, strict=True):
         refund = network.refunds.get((row.account_number, row.sequence))
@@ -280,9 +280,9 @@ def _render_user(user: native.User) -> spacebring.User:
     )
 
 
-def _render_holding(holding: Holding) -> bytes:
+def _render_if_company(account: AccountWithState) -> bytes:
     """A transaction with only its company; empty if the account is not a company's."""
-    record, state = holding
+    record, state = account
     if record.kind != native.Account.COMPANY:
         return b""
     return _render_company(

@@ -13,7 +13,7 @@ from daybook.v1.account_pb2 import User
 from daybook.v1.transaction_pb2 import Transaction
 from google.protobuf.struct_pb2 import Struct, Value
 
-from server.facades import Parts
+from server.facades import Dependencies
 from server.ledger import money
 from server.ledger.errors import (
     AccountNotFound,
@@ -79,9 +79,9 @@ class Billing(BillingServicer):
         return b"".join([*(_render(row.body) for row in page.rows), rest])
 
 
-def add_to_server(server: Any, parts: Parts) -> None:
+def add_to_server(server: Any, dependencies: Dependencies) -> None:
     """Adds the servicer."""
-    add_BillingServicer_to_server(Billing(parts.transactions, parts.page_tokens), server)
+    add_BillingServicer_to_server(Billing(dependencies.transactions, dependencies.page_tokens), server)
 
 
 def _parse(request: GetSpaceCreditHistoryRequest) -> tuple[TransactionFilter, Order, int]:

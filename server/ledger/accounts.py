@@ -1,4 +1,4 @@
-"""Stored accounts."""
+"""Accounts as they are stored, and their conversion to API messages."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from server.ledger.posting import AccountState
 
 @dataclass(frozen=True, slots=True)
 class AccountRecord:
-    """A stored account."""
+    """A row of the table of accounts."""
 
     id: str
     kind: Account.Kind.ValueType
     display_name: str
     credit_limit: Millionths
     profile: bytes
-    """A serialized Account with the profile only."""
+    """A serialized Account that has only the profile: its user or company."""
     hour_anchor: Instant = 0
+    """The time from which the account's hour windows are counted."""
     create_time: Instant = 0
     update_time: Instant = 0
     number: int = 0
-    """0 until the database assigns one."""
+    """The primary key; 0 until the database assigns one."""
 
     @property
     def etag(self) -> str:
@@ -52,9 +53,9 @@ class AccountRecord:
         return message
 
 
-class Holding(NamedTuple):
-    """An account and its state at an instant."""
+class AccountWithState(NamedTuple):
+    """An account, and its state at one time."""
 
     account: AccountRecord
     state: AccountState
-    """Without its lots and without credits that have expired."""
+    """Has no lots, and does not count expired credits."""

@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 from server.ledger import money
 from server.ledger.bodies import chain, read_allocations
 from server.ledger.instants import EARLIEST, Instant, from_timestamp, month_of
-from server.ledger.lots import CREDIT_LINE, Allocation, Lot, parts
+from server.ledger.lots import CREDIT_LINE, Allocation, Lot, expiring_and_permanent
 from server.ledger.money import Millionths
 from server.ledger.names import post_time, uid_text
 from server.ledger.posting import AccountState
@@ -221,7 +221,7 @@ class AccountAudit:
             self.findings.append(Finding(self._account_id, sequence, subject, str(expected), str(found)))
 
     def _check_columns(self, entry: Entry, message: Transaction, allocations: tuple[Allocation, ...]) -> None:
-        expiring, permanent = parts(allocations)
+        expiring, permanent = expiring_and_permanent(allocations)
         self._check_name(entry, message)
         for subject, expected, found in (
             ("sequence in body", entry.sequence, message.sequence),

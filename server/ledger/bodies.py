@@ -12,7 +12,7 @@ from daybook.v1.transaction_pb2 import Transaction
 
 from server.ledger import money
 from server.ledger.instants import set_timestamp
-from server.ledger.lots import CREDIT_LINE, Allocation, Terms, parts
+from server.ledger.lots import CREDIT_LINE, Allocation, Terms, expiring_and_permanent
 from server.ledger.names import lot_name, transaction_name
 from server.ledger.posting import Posting
 
@@ -25,7 +25,7 @@ def write_body(account_id: str, posted: Posting, details: Transaction, uid: str,
     """
     message = details
     kind, category, state, amount, sequence, create_time, balance_after, allocations, terms = posted
-    expiring, permanent = parts(allocations)
+    expiring, permanent = expiring_and_permanent(allocations)
     message.uid = uid
     message.name = transaction_name(account_id, uid)
     message.sequence = sequence

@@ -12,7 +12,7 @@ from server.ledger.errors import RequestIdReused
 
 
 class Request(NamedTuple):
-    """The identity of a mutation."""
+    """What identifies a mutation if it is repeated."""
 
     request_id: str
     """Empty if the caller sent none; no answer is stored then."""

@@ -112,10 +112,10 @@ def take(lots: tuple[Lot, ...], amount: Millionths) -> tuple[tuple[Lot, ...], li
     return (), allocations
 
 
-def parts(allocations: Iterable[Allocation]) -> tuple[Millionths, Millionths]:
-    """The parts of an amount that moved expiring and permanent credits.
+def expiring_and_permanent(allocations: Iterable[Allocation]) -> tuple[Millionths, Millionths]:
+    """The amounts of expiring and of permanent credits that these allocations moved.
 
-    The credit line counts as permanent.
+    Borrowed credits count as permanent.
     """
     expiring = permanent = 0
     for each in allocations:

@@ -27,8 +27,8 @@ from server.ledger.lots import (
     Lot,
     SpendingOrder,
     Terms,
+    expiring_and_permanent,
     insert,
-    parts,
     sort_lots,
     take,
     take_out,
@@ -248,7 +248,7 @@ def withdraw(state: AccountState, amount: Millionths, *, borrow: bool = True) ->
         debt=state.debt + borrowed,
         balance=state.balance - amount,
         open_lot_count=state.open_lot_count - (len(state.lots) - len(lots)),
-        expiring=state.expiring + parts(allocations)[0],
+        expiring=state.expiring + expiring_and_permanent(allocations)[0],
     )
     _check_range(after)
     lots_taken = len(allocations) - (1 if borrowed else 0)
@@ -295,7 +295,7 @@ def put(state: AccountState, portions: Iterable[Portion]) -> tuple[AccountState,
         balance=state.balance + brought,
         lot_count=lot_count,
         open_lot_count=open_lot_count,
-        expiring=state.expiring + parts(allocations)[0],
+        expiring=state.expiring + expiring_and_permanent(allocations)[0],
     )
     _check_range(after)
     return after, allocations

@@ -30,7 +30,7 @@ from server.transport.page_tokens import Listing, PageTokens
 from server.transport.validation import (
     Sizes,
     check_account,
-    identify,
+    identity_of,
     read_amount,
     read_page_size,
     read_profile,
@@ -45,7 +45,7 @@ FIXED = ("number", "kind", "hour_anchor_time", "create_time")
 
 
 class AccountMethods:
-    """CreateAccount, GetAccount, ListAccounts, UpdateAccount, ListLots, GetBalance."""
+    """The part of the servicer for accounts, their lots and balances."""
 
     _accounts: Accounts
     _page_tokens: PageTokens
@@ -77,7 +77,7 @@ class AccountMethods:
             credit_limit=_read_credit_limit(account.credit_limit),
             profile=read_profile(account),
         )
-        key = identify("CreateAccount", request, request_id)
+        key = identity_of("CreateAccount", request, request_id)
         return await self._accounts.create(current_caller(), draft, key, hour_anchor=hour_anchor)
 
     async def GetAccount(self, request: GetAccountRequest, context: Context) -> Account:
@@ -103,7 +103,7 @@ class AccountMethods:
         account_id = parse_account_name("account.name", request.account.name)
         check_account(request.account)
         change = _read_change(request)
-        key = identify("UpdateAccount", request, request_id)
+        key = identity_of("UpdateAccount", request, request_id)
         return await self._accounts.update(current_caller(), account_id, change, key, etag=request.account.etag)
 
     async def ListLots(self, request: ListLotsRequest, context: Context) -> ListLotsResponse:

@@ -27,7 +27,7 @@ from server.usecases.verification import Progress, Verification
 
 
 class Admin(ApiKeyMethods, AdminServicer):
-    """ImportTransactions, VerifyAccounts, and the methods of API keys."""
+    """The servicer of daybook.v1.Admin: imports history, verifies accounts and manages API keys."""
 
     def __init__(
         self,

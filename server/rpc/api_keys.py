@@ -34,7 +34,7 @@ from server.usecases.api_keys import ApiKeyDraft, ApiKeys
 
 
 class ApiKeyMethods:
-    """CreateApiKey, ListApiKeys, RevokeApiKey, RotateApiKey."""
+    """The part of the servicer for API keys."""
 
     _api_keys: ApiKeys
     _page_tokens: PageTokens

@@ -9,7 +9,7 @@ from daybook.v1.admin_service_pb2 import ImportTransactionsRequest
 
 from server.ledger.errors import DaybookError, FieldInvalid
 from server.ledger.names import parse_account_name
-from server.transport.validation import identify, read_request_id, read_timestamp, read_transaction
+from server.transport.validation import identity_of, read_request_id, read_timestamp, read_transaction
 from server.usecases.imports import HistoryMessage, PastTransaction
 from server.usecases.transactions import NewTransaction
 
@@ -53,5 +53,5 @@ def _read_item(item: ImportTransactionsRequest.Item) -> PastTransaction:
         raise FieldInvalid("create_time", "is required")
     create_time = read_timestamp("create_time", item.create_time)
     draft, details = read_transaction(item.transaction)
-    key = identify("ImportTransactions", item, request_id)
+    key = identity_of("ImportTransactions", item, request_id)
     return PastTransaction(NewTransaction(account_id, draft, details, key), create_time)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from daybook.v1.ledger_service_pb2_grpc import LedgerServicer
 
 from server.rpc.accounts import AccountMethods
-from server.rpc.movements import MovementMethods
+from server.rpc.refunds_and_transfers import RefundAndTransferMethods
 from server.rpc.transactions import TransactionMethods
 from server.transport.page_tokens import PageTokens
 from server.transport.validation import Sizes
@@ -13,8 +13,8 @@ from server.usecases.accounts import Accounts
 from server.usecases.transactions import Transactions
 
 
-class Ledger(AccountMethods, TransactionMethods, MovementMethods, LedgerServicer):  # type: ignore[misc]  # answers may be bytes
-    """All methods of daybook.v1.Ledger, one file per resource."""
+class Ledger(AccountMethods, TransactionMethods, RefundAndTransferMethods, LedgerServicer):  # type: ignore[misc]  # answers may be bytes
+    """The servicer, composed of one class for each resource."""
 
     def __init__(self, accounts: Accounts, transactions: Transactions, page_tokens: PageTokens, sizes: Sizes) -> None:
         self._accounts = accounts

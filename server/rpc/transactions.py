@@ -26,14 +26,14 @@ from server.transport.calls import Context
 from server.transport.errors import to_status
 from server.transport.filters import parse_filter, parse_order_by
 from server.transport.page_tokens import Listing, PageTokens
-from server.transport.validation import Sizes, identify, read_page_size, read_request_id, read_transaction
+from server.transport.validation import Sizes, identity_of, read_page_size, read_request_id, read_transaction
 from server.usecases.transactions import NewTransaction, Transactions
 
 BATCH_BYTES_MAX = 2 * 1024 * 1024
 
 
 class TransactionMethods:
-    """CreateTransaction, BatchCreateTransactions, SubmitTransactions, GetTransaction, ListTransactions."""
+    """The part of the servicer that posts, gets and lists transactions."""
 
     _transactions: Transactions
     _page_tokens: PageTokens
@@ -56,7 +56,7 @@ class TransactionMethods:
                 new.append(_parse(each))
             except DaybookError as error:
                 raise of_item(error, index) from None
-        key = identify("BatchCreateTransactions", request, request_id)
+        key = identity_of("BatchCreateTransactions", request, request_id)
         return await self._transactions.create_batch(current_caller(), new, key)
 
     async def SubmitTransactions(
@@ -105,7 +105,7 @@ def _parse(request: CreateTransactionRequest) -> NewTransaction:
     draft, details = read_transaction(request.transaction)
     if request.record_declined and draft.kind != Transaction.CHARGE:
         raise FieldInvalid("record_declined", "is only possible with kind CHARGE")
-    key = identify("CreateTransaction", request, request_id)
+    key = identity_of("CreateTransaction", request, request_id)
     return NewTransaction(account_id, draft, details, key, request.record_declined)
 
 

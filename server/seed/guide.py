@@ -1,15 +1,18 @@
-"""Commands that show seeded data, to paste into a shell."""
+"""Shell commands that list seeded data, as `daybook seed` prints them."""
 
 from __future__ import annotations
 
-from server.demo.guide import Gateway, printed
+from server.demo.guide import Gateway, to_text
 from server.ledger.instants import Instant, month_of
 from server.seed.history import DAY
 from server.seed.load import HOT_ACCOUNT
 
 
 def what_to_try(gateway: Gateway, *, key: str, hot_key: str, network: str, until: Instant) -> str:
-    """A command for each list, to print. `hot_key` is bound to the account with the most transactions."""
+    """The text that `daybook seed` prints: a command for each list.
+
+    `hot_key` is bound to the account with the most transactions.
+    """
     month = month_of(until - 31 * DAY)
     commands = {
         "Teable: what a space consumed": gateway.rest(
@@ -30,4 +33,4 @@ def what_to_try(gateway: Gateway, *, key: str, hot_key: str, network: str, until
         ),
         "Native gRPC, by reflection": gateway.list_transactions(key, HOT_ACCOUNT),
     }
-    return printed("While `daybook up` serves this database, try:", commands)
+    return to_text("While `daybook up` serves this database, try:", commands)

@@ -8,7 +8,7 @@ from dataclasses import asdict, fields, replace
 from sqlalchemy import Connection, bindparam, insert, not_, select, update
 
 from server.caching import ByteLRU
-from server.ledger.accounts import AccountRecord, Holding
+from server.ledger.accounts import AccountRecord, AccountWithState
 from server.ledger.errors import AccountExists, AccountNotFound
 from server.ledger.idempotency import Request
 from server.ledger.instants import Instant
@@ -17,7 +17,7 @@ from server.ledger.names import account_name, is_account_id
 from server.store.answers import load_answer, save_answer
 from server.store.database import Database
 from server.store.query import Query
-from server.store.states import LOT_COLUMNS, account_parameters, holdings_query, to_holding, to_lot
+from server.store.states import LOT_COLUMNS, account_parameters, current_states_query, to_current_state, to_lot
 from server.store.tables import account_states, accounts, lots
 
 NUMBERS_BYTES_MAX = 16_777_216
@@ -65,15 +65,17 @@ class AccountStore:
         rows = await self._database.lists.fetch(Query(statement), {})
         return [AccountRecord(*row) for row in rows]
 
-    async def holdings(self, tenant_number: int, account_ids: Collection[str], now: Instant) -> list[Holding]:
+    async def accounts_with_states(
+        self, tenant_number: int, account_ids: Collection[str], now: Instant
+    ) -> list[AccountWithState]:
         """The existing accounts among these ids, each with its credits at `now`. All are of one snapshot."""
         numbers = await self._existing_numbers(tenant_number, account_ids)
         if not numbers:
             return []
-        query = holdings_query(len(numbers), *_COLUMNS)
+        query = current_states_query(len(numbers), *_COLUMNS)
         rows = await self._database.primary.fetch(query, account_parameters(numbers) | {"now": now})
         width = len(_COLUMNS)
-        return [Holding(AccountRecord(*row[-width:]), to_holding(row[:-width])) for row in rows]
+        return [AccountWithState(AccountRecord(*row[-width:]), to_current_state(row[:-width])) for row in rows]
 
     async def _existing_numbers(self, tenant_number: int, account_ids: Collection[str]) -> list[int]:
         """The numbers of the existing accounts among these ids, in ascending order."""

@@ -1,4 +1,4 @@
-"""The database of a ledger: opens the engines of its URLs, and chooses the engine for each kind of read."""
+"""The database of a ledger: the engine of the primary, and the engine that serves lists."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 TRIES_MAX = 8
-"""Number of attempts of a transaction that conflicts with another writer."""
-_SQLITE, _POSTGRESQL = "sqlite+aiosqlite", "postgresql+asyncpg"
+"""The number of times that a database transaction is tried if it conflicts with another writer."""
+_POSTGRESQL = "postgresql+asyncpg"
 
 
 class Database:
     """The engines of a ledger.
 
-    `primary` serves all transactions, and reads that never use a replica, such as credentials and
-    balances. `lists` serves lists: the replica if there is one, or the primary.
+    `primary` serves all database transactions, and the reads that never use a replica, such as
+    credentials and balances. `lists` serves lists: the replica if there is one, or the primary.
     """
 
     def __init__(self, url: str, limits: DatabaseLimits | None = None, replica_url: str | None = None) -> None:
-        """Connects to nothing yet. Raises DatabaseUrlInvalid."""
+        """Creates the engines, which connect later. Raises DatabaseUrlInvalid."""
         limits = limits or DatabaseLimits()
         self.conflict_count = 0
-        """Number of transactions rolled back because of a conflict with another writer."""
-        with _without_values_of_the_url("database_url"):
+        """The number of database transactions rolled back because of a conflict with another writer."""
+        with _hiding_url("database_url"):
             self.url: URL = make_url(url)
             self.primary: Engine = _open(self.url, limits)
         self.lists: Reader = self.primary
         self.replica: Replica | None = None
         if replica_url:
-            with _without_values_of_the_url("database_replica_url"):
+            with _hiding_url("database_replica_url"):
                 self.lists = self.replica = self._open_replica(make_url(replica_url), limits)
 
     def _open_replica(self, url: URL, limits: DatabaseLimits) -> Replica:
@@ -51,13 +51,13 @@ class Database:
             raise DatabaseUrlInvalid(f"must begin with {_POSTGRESQL}:")
         if self.url.drivername != _POSTGRESQL:
             raise DatabaseUrlInvalid(f"can be set only where database_url begins with {_POSTGRESQL}:")
-        # Imported only if a replica is configured.
+        # Imported here, because most servers have no replica, and the import makes their start slower.
         from server.store.replica import Replica  # noqa: PLC0415
 
         return Replica.of(url, limits, self.primary)
 
     async def transact(self, work: Work[Result]) -> Result:
-        """Does work in one transaction: committed durably at the end, rolled back if the work raises.
+        """Runs `work` in one database transaction: commits at its end, or rolls back if it raises.
 
         Retries after a conflict with another writer, so the work must have no effect outside the
         database. Raises ServiceUnavailable after TRIES_MAX conflicts, and the errors of the work.
@@ -89,19 +89,19 @@ class Database:
             for engine in engines:
                 engine.tracer = previous
 
-    def checking_replica(self) -> AbstractAsyncContextManager[None]:
-        """Lets the replica, if there is one, serve lists until the end of the block."""
+    def using_replica(self) -> AbstractAsyncContextManager[None]:
+        """Sends lists to the replica, if there is one, until the end of the block; before, the primary serves them."""
         return nullcontext() if self.replica is None else self.replica.checking()
 
     async def close(self) -> None:
-        """Closes every connection, after the transaction under way."""
+        """Closes every connection, after the current database transaction."""
         await self.primary.close()
         if self.replica is not None:
             await self.replica.server.close()
 
 
 def _open(url: URL, limits: DatabaseLimits) -> Engine:
-    # Only the engine in use is imported.
+    # Imported here, so that a server loads the driver of its own database only.
     match url.drivername:
         case "sqlite+aiosqlite":
             from server.store.sqlite import SQLite  # noqa: PLC0415
@@ -115,8 +115,8 @@ def _open(url: URL, limits: DatabaseLimits) -> Engine:
 
 
 @contextmanager
-def _without_values_of_the_url(setting: str) -> Iterator[None]:
-    """Replaces errors that quote the setting's value with DatabaseUrlInvalid, which names the setting."""
+def _hiding_url(setting: str) -> Iterator[None]:
+    """Replaces errors that quote the URL, which may contain a password, with DatabaseUrlInvalid for the setting."""
     try:
         yield
     except DatabaseUrlInvalid as error:

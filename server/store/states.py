@@ -78,8 +78,8 @@ def load_states(connection: Connection, account_numbers: Collection[int]) -> dic
 
 
 @lru_cache(QUERIES_CACHED_MAX)
-def holdings_query(count: int, *more: ColumnElement[Any]) -> Query:
-    """The credits of `count` accounts: rows for `to_holding`, each followed by the columns `more`.
+def current_states_query(count: int, *more: ColumnElement[Any]) -> Query:
+    """Reads the current states of `count` accounts: rows for `to_current_state`, each followed by the columns `more`.
 
     The parameters are those of `account_parameters` and `now`. Expired lots are not counted.
     """
@@ -89,11 +89,11 @@ def holdings_query(count: int, *more: ColumnElement[Any]) -> Query:
 
 
 def account_parameters(account_numbers: Iterable[int]) -> dict[str, int]:
-    """Account numbers as parameters."""
+    """The parameters for these account numbers: `account_0`, `account_1` and so on."""
     return {f"account_{i}": number for i, number in enumerate(account_numbers)}
 
 
-def to_holding(row: Sequence[Any]) -> AccountState:
+def to_current_state(row: Sequence[Any]) -> AccountState:
     """A state without its lots and without expired credits."""
     *columns, expired = row
     state, _ = _to_state(columns, lots=(), edge=(), horizon=EARLIEST)

@@ -20,7 +20,7 @@ from server.store.database import Database
 from server.store.first_pages import FirstPages
 from server.store.list_statements import ROWS_READ_MAX, BoundedStrategy, Strategy, parameters_of, strategy_of
 from server.store.query import Query
-from server.store.states import QUERIES_CACHED_MAX, account_parameters, holdings_query, to_holding
+from server.store.states import QUERIES_CACHED_MAX, account_parameters, current_states_query, to_current_state
 from server.store.tables import account_states, refunds, transactions, usage_windows
 
 QUERIES_BYTES_MAX = 8_388_608
@@ -89,8 +89,8 @@ class TransactionStore:
         Numbers of windows have no gaps, so any offset costs the same.
         """
         parameters = {**account_parameters([account_number]), "now": now}
-        (row,) = await self._database.lists.fetch(holdings_query(1), parameters)
-        state = to_holding(row)
+        (row,) = await self._database.lists.fetch(current_states_query(1), parameters)
+        state = to_current_state(row)
         if state.window is None:
             return state, [], 0
         total = state.window.number

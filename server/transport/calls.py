@@ -263,16 +263,16 @@ class CallHandler(grpc.GenericRpcHandler):
 
         async def unary(request: Any, context: Context) -> Any:
             async with self._call(method, context) as call:
-                return await answer(await self._admit(call, request), context)
+                return await answer(await self._authorise(call, request), context)
 
         # Writes instead of yielding: gRPC leaves an async generator of a broken stream unclosed at its yield.
         async def stream(request: Any, context: Context) -> None:
             async with self._call(method, context) as call:
-                await self._send_all(call, answer(await self._admit(call, request), context))
+                await self._send_all(call, answer(await self._authorise(call, request), context))
 
         async def upload(requests: Any, context: Context) -> Any:
             async with self._call(method, context) as call:
-                await self._admit(call, None)
+                await self._authorise(call, None)
                 async with aclosing(self._all_parsed(requests, call.work)) as messages:
                     return await answer(messages, context)
 
@@ -282,7 +282,7 @@ class CallHandler(grpc.GenericRpcHandler):
                 await self._take_place(call, admission)
                 assert handler.unary_unary is not None, "no stream waits for a place"
                 async for request in requests:
-                    return await answer(await self._admit(call, request), context)
+                    return await answer(await self._authorise(call, request), context)
                 raise FieldInvalid("request", "is missing")
 
         if handler.unary_unary is not None:
@@ -334,7 +334,7 @@ class CallHandler(grpc.GenericRpcHandler):
             self._idle.restart(work)
             yield _parsed(request)
 
-    async def _admit(self, call: _Call, request: Any) -> Any:
+    async def _authorise(self, call: _Call, request: Any) -> Any:
         """Authenticates and authorises a call. Returns its request, completed by the input in its headers.
 
         The request of a stream is None. Raises a DaybookError if the call is refused.

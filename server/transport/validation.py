@@ -169,8 +169,8 @@ def read_request_id(request: Message) -> str:
     return request_id
 
 
-def identify(method: str, request: Message, request_id: str) -> Request:
-    """The identity of a mutation: its request_id, and a hash of everything else in the valid request."""
+def identity_of(method: str, request: Message, request_id: str) -> Request:
+    """What identifies a mutation if it is repeated: its request_id, and a hash of everything else in the request."""
     content = request
     if request_id:
         content = _copy_of(request)

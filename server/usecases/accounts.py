@@ -81,7 +81,7 @@ class Accounts:
         """The state of an account, without its lots, and the time of the read. Raises AccountNotFound."""
         caller.require_account(account_id)
         now = self._clock()
-        found = await self._store.holdings(caller.tenant_number, [account_id], now)
+        found = await self._store.accounts_with_states(caller.tenant_number, [account_id], now)
         if not found:
             raise AccountNotFound(account_name(account_id))
         return found[0].state, now

@@ -11,7 +11,7 @@ from uuid import UUID
 from daybook.v1.transaction_pb2 import Transaction
 
 from server.ledger.access import Caller
-from server.ledger.accounts import Holding
+from server.ledger.accounts import AccountWithState
 from server.ledger.bodies import label_of
 from server.ledger.errors import DaybookError, FieldInvalid, TransactionNotFound, of_item
 from server.ledger.idempotency import Request
@@ -56,7 +56,7 @@ class NetworkPage:
     page: Page[TransactionRow, TransactionKey]
     company_ids: Sequence[str]
     """The label `company` of each row; empty if it has none."""
-    companies: Mapping[str, Holding]
+    companies: Mapping[str, AccountWithState]
     """The companies that exist as accounts, by id."""
     refunds: Refunds
 
@@ -210,6 +210,8 @@ class Transactions:
         """
         page = await self.list(caller, None, criteria, after, limit)
         company_ids = [label_of(row.body, "company") for row in page.rows]
-        found = await self._accounts.holdings(caller.tenant_number, set(filter(None, company_ids)), self._clock())
+        found = await self._accounts.accounts_with_states(
+            caller.tenant_number, set(filter(None, company_ids)), self._clock()
+        )
         refunds = await self._store.refunds([(row.account_number, row.sequence) for row in page.rows])
         return NetworkPage(page, company_ids, {each.account.id: each for each in found}, refunds)

@@ -18,17 +18,18 @@ from tests.support.waiting import SECONDS_MAX
 
 
 def answers(text: str) -> list[Any]:
-    """The concatenated JSON values of a text."""
-    decoder, values, offset = json.JSONDecoder(), [], 0
-    while text[offset:].strip():
-        value, offset = decoder.raw_decode(text, offset + len(text[offset:]) - len(text[offset:].lstrip()))
+    """The JSON values in a text that consists of several, one after the other."""
+    decoder, values = json.JSONDecoder(), []
+    while text := text.lstrip():
+        value, end = decoder.raw_decode(text)
         values.append(value)
+        text = text[end:]
     return values
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/get-started.md"])
 def test_documented_commands_succeed(gateway: Daybook, page: str, tmp_path: Path) -> None:
-    """A page's commands succeed in order: no answer is an error, and balance and list have the charge."""
+    """The commands of a page succeed, run in order; afterwards the balance and the list show the charge."""
     account = f"acme-{uuid.uuid4()}"
     script = "".join(re.findall(r"(?ms)^```sh\n(.*?)^```", (ROOT / page).read_text()))
     script = script.replace(":8080", f":{gateway.ports.gateway}").replace(".venv/bin", str(BIN))

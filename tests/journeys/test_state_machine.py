@@ -576,7 +576,7 @@ class Ledger(RuleBasedStateMachine):
         states = {name: self.wait(self.book.accounts.balance(self.caller, name))[0] for name in LIMITS}
         self.catch_up({name: states[name].sequence for name in LIMITS})
         for name in LIMITS:
-            self.compare_holdings(name, states[name])
+            self.compare_account(name, states[name])
         self.steps += 1
         if self.steps % STEPS_BETWEEN_FULL_CHECKS == 0:
             self.compare_transactions()
@@ -584,7 +584,7 @@ class Ledger(RuleBasedStateMachine):
     def catch_up(self, sequences: dict[str, int]) -> None:
         """Makes the model post what the service posts before a call that it refuses: nothing."""
 
-    def compare_holdings(self, name: str, state: AccountState) -> None:
+    def compare_account(self, name: str, state: AccountState) -> None:
         """An account's lots and balance equal the model's, whether or not expirations are posted."""
         account = self.model.accounts[name]
         now = self.clock.now

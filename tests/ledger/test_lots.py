@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.ledger.lots import CREDIT_LINE, PERMANENT, Allocation, Lot, Terms, parts, sort_lots, take
+from server.ledger.lots import CREDIT_LINE, PERMANENT, Allocation, Lot, Terms, expiring_and_permanent, sort_lots, take
 
 SOON, LATER = 1_000, 2_000
 FIRST_EVER, LAST_EVER = -(2**62), 2**63 - 2
@@ -155,7 +155,7 @@ def test_credits_expire_at_their_expire_time(expire_time: int | None, now: int, 
 )
 def test_parts_of_an_amount(allocations: list[Allocation], expiring: int, permanent: int) -> None:
     """The expiring part is the sum of allocations with an expire_time; the permanent part is the rest."""
-    assert parts(allocations) == (expiring, permanent)
+    assert expiring_and_permanent(allocations) == (expiring, permanent)
 
 
 any_lots = st.lists(st.tuples(st.integers(0, 20), st.none() | st.integers(0, 5), st.integers(-2, 2)), max_size=8).map(

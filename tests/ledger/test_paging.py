@@ -1,4 +1,4 @@
-"""Pages and the orders and filters of lists."""
+"""Pages of a list, and the default order and filter."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def test_an_extra_row_makes_a_next_page(row_count: int, limit: int, rows: list[i
 
 
 @pytest.mark.parametrize("total", [1, 2, 7, 8])
-@pytest.mark.parametrize("limit_of", ["1", "N-1", "N", "N+1"])
-def test_concatenated_pages_are_the_list(total: int, limit_of: str) -> None:
-    """Reading from next_key to next_key returns every row once, with limits 1, N-1, N and N+1."""
-    limit = max(1, {"1": 1, "N-1": total - 1, "N": total, "N+1": total + 1}[limit_of])
+@pytest.mark.parametrize("size", ["1", "N-1", "N", "N+1"])
+def test_concatenated_pages_are_the_list(total: int, size: str) -> None:
+    """Pages of 1, N-1, N or N+1 rows, each read from the next_key of the previous one, return all N rows once."""
+    limit = max(1, {"1": 1, "N-1": total - 1, "N": total, "N+1": total + 1}[size])
     everything = list(range(total))
     seen: list[int] = []
     after = -1
@@ -60,5 +60,5 @@ def test_default_filter_is_empty() -> None:
 
 
 def test_order_fields_have_the_names_of_the_contract() -> None:
-    """A list can be ordered by the fields create_time and amount only."""
+    """The fields of an order have the names that clients use in `order_by`: create_time and amount."""
     assert {field.value for field in OrderField} == {"create_time", "amount"}

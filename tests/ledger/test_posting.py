@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from server.ledger.errors import BalanceOutOfRange, DaybookError, FieldInvalid, InsufficientCredits, TooManyLots
 from server.ledger.instants import HOUR, Instant
-from server.ledger.lots import CREDIT_LINE, PERMANENT, Allocation, Lot, Terms, parts, sort_lots
+from server.ledger.lots import CREDIT_LINE, PERMANENT, Allocation, Lot, Terms, expiring_and_permanent, sort_lots
 from server.ledger.money import LARGEST, Millionths
 from server.ledger.posting import (
     LOTS_TAKEN_MAX,
@@ -37,7 +37,7 @@ EXPIRATION = Transaction.EXPIRATION
 SUCCEEDED, FAILED, CANCELED = Transaction.SUCCEEDED, Transaction.FAILED, Transaction.CANCELED
 
 
-def holding(balance: Millionths, credit_limit: Millionths) -> AccountState:
+def account_with_balance(balance: Millionths, credit_limit: Millionths) -> AccountState:
     """An account with a balance: one permanent lot, or a debt."""
     if balance > 0:
         return account(lot(1, balance), credit_limit=credit_limit)
@@ -120,7 +120,7 @@ def test_a_draft_is_posted_or_refused(
     outcome: Millionths | type[DaybookError],
 ) -> None:
     """Posting a draft results in the new balance, or in the first error that applies."""
-    state, draft = holding(balance, credit_limit), Draft(kind, "test", amount)
+    state, draft = account_with_balance(balance, credit_limit), Draft(kind, "test", amount)
     if isinstance(outcome, int):
         after, posting = post(state, draft, NOW)
         assert after.balance == posting.balance_after == outcome
@@ -194,7 +194,7 @@ def test_insufficient_credits_names_the_amounts(
     balance: Millionths, credit_limit: Millionths, available_amount: str
 ) -> None:
     """The refusal has the account, the amount and the available amount, which is never below 0."""
-    state = holding(balance, credit_limit)
+    state = account_with_balance(balance, credit_limit)
     with pytest.raises(InsufficientCredits) as refusal:
         post(state, Draft(CHARGE, "test", -4_000_000), NOW)
     assert refusal.value.metadata == {
@@ -256,7 +256,7 @@ def test_a_charge_takes_lots_in_spending_order(
     state, posting = post(account(*THREE_LOTS, credit_limit=10), Draft(kind, "test", amount), NOW)
     assert moved(posting.allocations) == allocations
     assert (remainders(state), state.debt) == (left, debt)
-    assert parts(posting.allocations) == (expiring_amount, permanent_amount)
+    assert expiring_and_permanent(posting.allocations) == (expiring_amount, permanent_amount)
     assert state.lot_count == 3
 
 
@@ -291,7 +291,7 @@ def test_incoming_credits_pay_back_the_debt_first(
     assert moved(posting.allocations) == allocations
     assert state.lots == tuple(lots)
     assert (state.debt, state.balance, state.lot_count) == (debt, amount - 10, len(lots))
-    assert parts(posting.allocations) == (expiring_amount, permanent_amount)
+    assert expiring_and_permanent(posting.allocations) == (expiring_amount, permanent_amount)
 
 
 @pytest.mark.parametrize(
@@ -408,7 +408,7 @@ def test_a_failed_transaction_moves_nothing(lots: tuple[Lot, ...], state: State,
     assert after == before._replace(sequence=9, last_create_time=NOW)
     terms = Terms(draft.expire_time, draft.priority)
     assert posting == Posting(draft.kind, draft.category, state, draft.amount, 9, NOW, before.balance, (), terms)
-    assert parts(posting.allocations) == (0, 0)
+    assert expiring_and_permanent(posting.allocations) == (0, 0)
 
 
 @pytest.mark.parametrize(("kind", "amount"), [(GRANT, -1), (GRANT, 0), (CHARGE, 1), (CHARGE, 0), (ADJUSTMENT, 0)])
@@ -617,7 +617,11 @@ def test_each_expired_lot_has_an_expiration(
     ] == expirations
     for sequence, (after, posting) in enumerate(steps, 4):
         assert (posting.kind, posting.category, posting.state) == (EXPIRATION, "expiration", SUCCEEDED)
-        assert (posting.amount, posting.sequence, parts(posting.allocations)) == (-10, sequence, (-10, 0))
+        assert (posting.amount, posting.sequence, expiring_and_permanent(posting.allocations)) == (
+            -10,
+            sequence,
+            (-10, 0),
+        )
         assert (after.balance, after.sequence, after.last_create_time) == (
             posting.balance_after,
             sequence,
@@ -777,5 +781,5 @@ def test_the_books_always_add_up(steps: list[tuple[Draft, Instant]], credit_limi
         balance += posting.amount if moves else 0
         assert (posting.sequence, posting.balance_after) == (sequence, balance)
         assert sum(each.amount for each in posting.allocations) == (posting.amount if moves else 0)
-        assert sum(parts(posting.allocations)) == (posting.amount if moves else 0)
+        assert sum(expiring_and_permanent(posting.allocations)) == (posting.amount if moves else 0)
     assert [each.create_time for each in postings] == sorted(each.create_time for each in postings)

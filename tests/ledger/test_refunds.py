@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from server.ledger.errors import BalanceOutOfRange, DaybookError, NotRefundable, RefundExceedsCharge
 from server.ledger.instants import HOUR, Instant
-from server.ledger.lots import PERMANENT, Allocation, Lot, Terms, parts
+from server.ledger.lots import PERMANENT, Allocation, Lot, Terms, expiring_and_permanent
 from server.ledger.money import LARGEST, Millionths
 from server.ledger.posting import AccountState, Draft, Kind, Posting, State, expire_due, post
 from server.ledger.refunds import Charge, refund
@@ -26,9 +26,9 @@ SUCCEEDED, FAILED, CANCELED = Transaction.SUCCEEDED, Transaction.FAILED, Transac
 
 
 def spend(state: AccountState, amount: Millionths, now: Instant = NOW) -> tuple[AccountState, Charge]:
-    """Charges an amount (above 0); returns the charge as the service loads it for a refund."""
+    """Charges an amount above 0. Returns the new state, and the charge as a refund loads it from the database."""
     after, posting = post(state, Draft(CHARGE, "ai_chat", -amount), now)
-    # A refund takes open lots from the state, so these copies matter only for spent lots.
+    # A refund reads from the charge only lots that are spent, and finds the open ones in the state.
     used = {each.lot_number for each in posting.allocations}
     lots = {each.number: each._replace(remaining=0) for each in state.lots if each.number in used}
     charge = Charge(NAME, posting.kind, posting.state, posting.amount, posting.create_time, posting.allocations, lots)
@@ -59,14 +59,14 @@ def moved(posting: Posting) -> list[tuple[int, Millionths]]:
     return [(each.lot_number, each.amount) for each in posting.allocations]
 
 
-def holdings(state: AccountState) -> tuple[Millionths, Millionths, tuple[Lot, ...]]:
+def balance_debt_and_lots(state: AccountState) -> tuple[Millionths, Millionths, tuple[Lot, ...]]:
     """The balance, debt and lots of an account."""
     return state.balance, state.debt, state.lots
 
 
-# Spent in the order 1, 3, 2.
 THREE_LOTS = (lot(1, 10), lot(2, 10, NOW + 2 * HOUR, 4), lot(3, 10, NOW + HOUR, 4))
 SPENDING_ORDER = (1, 3, 2)
+"""The numbers of THREE_LOTS in the order in which a charge takes them."""
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_credits_return_to_their_lots_in_reverse_order(
     after, posting = refund(state, charge, amount, NOW + 5)
     refunded_amount = 35 if amount is None else amount
     assert moved(posting) == allocations
-    assert parts(posting.allocations) == (expiring_amount, refunded_amount - expiring_amount)
+    assert expiring_and_permanent(posting.allocations) == (expiring_amount, refunded_amount - expiring_amount)
     assert (after.balance, after.debt) == (refunded_amount - 5, max(0, 5 - refunded_amount))
 
 
@@ -132,7 +132,7 @@ def test_charging_100_and_refunding_30_is_charging_70() -> None:
     before = account(lot(1, 60), lot(2, 50, NOW + HOUR))
     state, charge = spend(before, 100)
     after, _ = refund(state, charge, 30, NOW)
-    assert holdings(after) == holdings(spend(before, 70)[0])
+    assert balance_debt_and_lots(after) == balance_debt_and_lots(spend(before, 70)[0])
     assert [(each.number, each.remaining) for each in after.lots] == [(1, 40)]
 
 
@@ -217,17 +217,21 @@ def test_credits_of_an_expired_lot_get_their_remaining_lifetime(
     assert list(after.lots) == lots
     assert posting.allocations == (Allocation(lots[0].number, 40, lots[0].terms),)
     assert posting.create_time == max(now, last_create_time)
-    assert (parts(posting.allocations), after.balance, after.lot_count) == ((40, 0), 40, lots[0].number)
+    assert (expiring_and_permanent(posting.allocations), after.balance, after.lot_count) == (
+        (40, 0),
+        40,
+        lots[0].number,
+    )
 
 
 def test_expired_credits_are_not_refunded() -> None:
     """If 60 of 100 credits were spent and 40 expired, a refund returns the 60, in a new lot."""
     state, charge = spend(account(lot(1, 100, EXPIRES_AT)), 60, CHARGED_AT)
     state = expire(state, EXPIRES_AT)
-    assert holdings(state) == (0, 0, ())
+    assert balance_debt_and_lots(state) == (0, 0, ())
     after, _ = refund(state, charge, None, EXPIRES_AT)
     # Transactions 2 and 3 were the charge and the expiration.
-    assert holdings(after) == (60, 0, (Lot(2, 4, Terms(EXPIRES_AT + 700), 60, 60),))
+    assert balance_debt_and_lots(after) == (60, 0, (Lot(2, 4, Terms(EXPIRES_AT + 700), 60, 60),))
 
 
 def test_only_the_part_of_the_expired_lot_gets_a_new_lot() -> None:
@@ -257,11 +261,11 @@ def test_borrowed_credits_return_as_permanent() -> None:
     """If the debt has been paid back since, the borrowed part of a charge returns as a permanent lot."""
     state, charge = spend(account(lot(1, 10, NOW + HOUR, 3), credit_limit=10), 16)
     state, _ = post(state, Draft(GRANT, "purchase", 6), NOW)
-    assert holdings(state) == (0, 0, ())
+    assert balance_debt_and_lots(state) == (0, 0, ())
     state, posting = refund(state, charge, None, NOW)
     assert moved(posting) == [(2, 6), (1, 10)]
     assert state.lots == (Lot(2, state.sequence, PERMANENT, 6, 6), Lot(1, 1, Terms(NOW + HOUR, 3), 10, 10))
-    assert parts(posting.allocations) == (10, 6)
+    assert expiring_and_permanent(posting.allocations) == (10, 6)
 
 
 @pytest.mark.parametrize(
@@ -291,17 +295,17 @@ def test_a_refund_pays_a_later_debt_first(
 @pytest.mark.parametrize(
     ("state", "charged", "filled", "outcome"),
     [
-        pytest.param(account(lot(1, 10)), 10, [lot(2, LARGEST - 10)], LARGEST, id="up to the range"),
-        pytest.param(account(lot(1, 10)), 10, [lot(2, LARGEST - 9)], BalanceOutOfRange, id="out of range"),
+        pytest.param(account(lot(1, 10)), 10, [lot(2, LARGEST - 10)], LARGEST, id="up to the largest balance"),
+        pytest.param(account(lot(1, 10)), 10, [lot(2, LARGEST - 9)], BalanceOutOfRange, id="above the largest balance"),
         pytest.param(
             account(lot(1, 10)), 10, [lot(number, 1) for number in range(2, 3001)], 3009, id="any number of lots"
         ),
     ],
 )
-def test_a_refund_is_limited_by_the_range_only(
+def test_a_refund_is_limited_by_the_largest_balance_only(
     state: AccountState, charged: Millionths, filled: list[Lot], outcome: Millionths | type[DaybookError]
 ) -> None:
-    """A refund is refused if the balance would leave the range; the number of lots doesn't matter."""
+    """A refund is refused if the balance would exceed LARGEST; the number of lots doesn't matter."""
     _, charge = spend(state, charged)
     full = account(*filled)
     if isinstance(outcome, int):
@@ -333,7 +337,7 @@ def test_a_partial_refund_is_as_if_the_rest_had_been_charged(
     state, charge = spend(before, charged)
     after, posting = refund(state, charge, refunded_amount, NOW)
     rest = charged - refunded_amount
-    assert holdings(after) == holdings(spend(before, rest)[0] if rest else before)
+    assert balance_debt_and_lots(after) == balance_debt_and_lots(spend(before, rest)[0] if rest else before)
     assert sum(each.amount for each in posting.allocations) == posting.amount == refunded_amount
     assert all(each.amount > 0 for each in posting.allocations)
 
@@ -350,7 +354,7 @@ def test_partial_refunds_equal_one_refund_of_their_sum(
     parts = [edge - previous for previous, edge in zip([0, *edges], edges, strict=False)]
     state, charge = spend(before, charged)
     in_parts, postings = refund_parts(state, charge, parts)
-    assert holdings(in_parts) == holdings(refund(state, charge, total, NOW)[0])
+    assert balance_debt_and_lots(in_parts) == balance_debt_and_lots(refund(state, charge, total, NOW)[0])
     assert [sum(each.amount for each in posting.allocations) for posting in postings] == parts
     assert in_parts.sequence == state.sequence + len(parts)
 

@@ -14,7 +14,7 @@ from server.ledger import money
 from server.ledger.errors import BalanceOutOfRange, DaybookError, InsufficientCredits, TooManyLots
 from server.ledger.idempotency import Request
 from server.ledger.instants import HOUR, Instant, from_timestamp
-from server.ledger.lots import CREDIT_LINE, PERMANENT, Allocation, Lot, Terms, parts
+from server.ledger.lots import CREDIT_LINE, PERMANENT, Allocation, Lot, Terms, expiring_and_permanent
 from server.ledger.money import LARGEST, Millionths
 from server.ledger.posting import LOTS_TAKEN_MAX, AccountState, Posting
 from server.ledger.transfers import transfer
@@ -162,7 +162,7 @@ def test_a_transfer_pays_back_the_destinations_debt_first(
     assert moved(posting) == incoming
     assert (right.debt, right.balance) == (debt, amount - 7)
     assert [(each.number, each.remaining, each.terms.expire_time) for each in right.lots] == lots
-    assert parts(posting.allocations) == (expiring_amount, amount - expiring_amount)
+    assert expiring_and_permanent(posting.allocations) == (expiring_amount, amount - expiring_amount)
 
 
 @pytest.mark.parametrize(

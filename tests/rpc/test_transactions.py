@@ -489,8 +489,8 @@ async def test_answered_transaction_is_stored(client: Client, database_url: str)
     async with open_book(database_url) as other_book:
         tenant_number = await other_book.credentials.tenant_number("house")
         assert tenant_number is not None
-        [holding] = await other_book.account_store.holdings(tenant_number, ["acme"], NOON)
-        assert (holding.state.sequence, holding.state.balance) == (1, 1_000_000)
+        [stored] = await other_book.account_store.accounts_with_states(tenant_number, ["acme"], NOON)
+        assert (stored.state.sequence, stored.state.balance) == (1, 1_000_000)
     assert await client.history() == [posted]
 
 

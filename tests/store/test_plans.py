@@ -32,7 +32,7 @@ from server.store.list_statements import (
 )
 from server.store.migrate import migrate
 from server.store.open_lots import EXPIRED, FIRST_TO_SPEND, NEXT_EXPIRE_TIME
-from server.store.states import holdings_query, load_states
+from server.store.states import current_states_query, load_states
 from server.store.tables import LABELS, account_states, accounts, refunds, requests, tenants, transactions
 from server.store.transactions import refunds_statement, slice_statement, windows_statement
 from tests.support.databases import PostgreSQL, ReusedDatabase, writing
@@ -641,9 +641,9 @@ async def test_loading_a_state_reads_open_lots_only(database: Database) -> None:
     ]
 
 
-async def test_holdings_read_expired_lots_only(database: Database) -> None:
+async def test_current_states_read_expired_lots_only(database: Database) -> None:
     """The credits of an account are computed from its state and its expired lots."""
-    query = holdings_query(1).compiled(database.primary.dialect)
+    query = current_states_query(1).compiled(database.primary.dialect)
     values = query.values({"account_0": 1, "now": 1})
     async with database.primary.snapshot() as connection:
         rows = await connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {query.text}", values)

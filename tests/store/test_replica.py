@@ -479,7 +479,7 @@ async def test_cancelled_read_leaves_no_transaction(deployment: Deployment, stan
         await until(lambda: standing_by._is_used)
         await check_no_transaction(database.lists)
 
-    async with database.checking_replica():
+    async with database.using_replica():
         await check()
         assert await cancel_at_every_step(partial(database.lists.fetch, ISOLATION, {}), check) > 1
     assert standing_by.reads["replica"] > standing_by.reads["primary"]

@@ -14,7 +14,7 @@ from server.ledger.posting import AccountState
 from server.ledger.usage import UsageWindow
 from server.store.engine import Rows
 from server.store.query import Query
-from server.store.states import StoredState, account_parameters, holdings_query, load_states, to_holding
+from server.store.states import StoredState, account_parameters, current_states_query, load_states, to_current_state
 from server.store.transactions import TransactionStore
 from server.store.units import Changes, Loaded, save
 from tests.support.account_states import NOW
@@ -56,8 +56,8 @@ async def test_a_saved_state_is_loaded_unchanged(book: Book, client: Client) -> 
 
     assert await book.database.transact(lambda connection: load_states(connection, [number])) == {number: stored}
     for now, expired in ((NOW, 0), (NOW + HOUR, 70)):
-        (row,) = await book.database.lists.fetch(holdings_query(1), account_parameters([number]) | {"now": now})
-        assert to_holding(row) == state._replace(
+        (row,) = await book.database.lists.fetch(current_states_query(1), account_parameters([number]) | {"now": now})
+        assert to_current_state(row) == state._replace(
             lots=(), edge=(), horizon=EARLIEST, balance=130 - expired, expiring=70 - expired
         )
 

@@ -30,7 +30,7 @@ from server.transport.validation import (
     CHARACTERS_MAX,
     DETAILS,
     check_content,
-    identify,
+    identity_of,
     read_amount,
     read_page_size,
     read_profile,
@@ -658,18 +658,18 @@ def test_format_of_request_ids(request_id: str, good: bool) -> None:
     if not good:
         assert problem_of(lambda: read_request_id(request)) == "request_id"
         return
-    assert read_request_id(request) == identify("CreateTransaction", request, request_id).request_id == request_id
+    assert read_request_id(request) == identity_of("CreateTransaction", request, request_id).request_id == request_id
 
 
 def test_fingerprint_ignores_the_request_id() -> None:
     """A request has the same fingerprint with any request_id, and is not changed."""
     request = CreateTransactionRequest(parent="accounts/acme", transaction=FULL, request_id="first")
-    first = identify("CreateTransaction", request, request.request_id)
+    first = identity_of("CreateTransaction", request, request.request_id)
     assert request == CreateTransactionRequest(parent="accounts/acme", transaction=FULL, request_id="first")
     nameless = CreateTransactionRequest(parent="accounts/acme", transaction=FULL)
-    assert identify("CreateTransaction", nameless, "").fingerprint == first.fingerprint
+    assert identity_of("CreateTransaction", nameless, "").fingerprint == first.fingerprint
     request.request_id = "second"
-    assert identify("CreateTransaction", request, request.request_id).fingerprint == first.fingerprint
+    assert identity_of("CreateTransaction", request, request.request_id).fingerprint == first.fingerprint
     assert len(first.fingerprint) == 32
 
 
@@ -685,8 +685,8 @@ def test_fingerprint_ignores_the_request_id() -> None:
 def test_another_request_has_another_fingerprint(other: CreateTransactionRequest) -> None:
     """Requests that differ in any field but the request_id have different fingerprints."""
     request = CreateTransactionRequest(parent="accounts/acme", transaction=FULL)
-    fingerprint = identify("CreateTransaction", request, request.request_id).fingerprint
-    assert identify("CreateTransaction", other, "").fingerprint != fingerprint
+    fingerprint = identity_of("CreateTransaction", request, request.request_id).fingerprint
+    assert identity_of("CreateTransaction", other, "").fingerprint != fingerprint
 
 
 def test_another_method_has_another_fingerprint() -> None:
@@ -694,15 +694,15 @@ def test_another_method_has_another_fingerprint() -> None:
     create = CreateAccountRequest(account=Account(name="accounts/acme"))
     update = UpdateAccountRequest(account=Account(name="accounts/acme"))
     assert create.SerializeToString() == update.SerializeToString()
-    first = identify("CreateAccount", create, "").fingerprint
-    assert identify("UpdateAccount", update, "").fingerprint != first
+    first = identity_of("CreateAccount", create, "").fingerprint
+    assert identity_of("UpdateAccount", update, "").fingerprint != first
 
 
 def test_empty_mask_differs_from_no_mask() -> None:
     """An empty mask and a missing mask have different fingerprints."""
     without = UpdateAccountRequest(account=Account(name="accounts/acme"))
     empty = UpdateAccountRequest(account=Account(name="accounts/acme"), update_mask=FieldMask())
-    assert identify("UpdateAccount", without, "").fingerprint != identify("UpdateAccount", empty, "").fingerprint
+    assert identity_of("UpdateAccount", without, "").fingerprint != identity_of("UpdateAccount", empty, "").fingerprint
 
 
 @given(st.permutations(range(32)), st.integers(0, 60))
@@ -718,7 +718,7 @@ def test_order_of_labels_does_not_matter(order: list[int], removed: int) -> None
             transaction.labels[f"extra_{number}"] = "x"
         for number in range(extra):
             del transaction.labels[f"extra_{number}"]
-        requests.append(identify("CreateTransaction", CreateTransactionRequest(transaction=transaction), ""))
+        requests.append(identity_of("CreateTransaction", CreateTransactionRequest(transaction=transaction), ""))
     assert requests[0] == requests[1]
 
 

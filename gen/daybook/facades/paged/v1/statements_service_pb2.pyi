@@ -33,8 +33,8 @@ class ListAccountTransactionsRequest(_message.Message):
     account: _builtins.str
     """The account's id."""
     page: _builtins.str
-    """The page number: 1 or more, 1 if absent. Only the first page may be empty. A string, so that
-    the credential is checked before the number is parsed.
+    """The page number: 1 or more, 1 if absent. A page after the last one
+    returns 404. A string, so that the credential is checked before the number is parsed.
     """
     page_size: _builtins.str
     """The number of transactions per page: 1 to 100, 20 if absent. A string for the same reason as
@@ -73,8 +73,8 @@ class ListAccountTransactionsResponse(_message.Message):
     PREVIOUS_FIELD_NUMBER: _builtins.int
     RESULTS_FIELD_NUMBER: _builtins.int
     count: _builtins.float
-    """The number of transactions on all pages. A double, because it holds larger whole numbers than
-    an int32 and JSON shows them without a fraction.
+    """The number of transactions on all pages. A double, because protobuf's JSON has
+    an int64 as a string, and an int32 is too small.
     """
     @_builtins.property
     def next(self) -> _struct_pb2.Value:
@@ -131,7 +131,7 @@ class AccountTransaction(_message.Message):
     category: _builtins.str
     """Why credits moved, in the tenant's own terms, such as `purchase`."""
     status: _builtins.str
-    """The outcome: succeeded, failed or canceled. Only succeeded moved credits."""
+    """The outcome: succeeded, failed or canceled. Credits moved only if it succeeded."""
     amount: _builtins.str
     """The change of the balance, in credits: an exact decimal such as `-0.334`."""
     balance: _builtins.str

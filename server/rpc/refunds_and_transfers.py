@@ -10,12 +10,12 @@ from server.ledger.errors import FieldInvalid
 from server.ledger.names import parse_account_name, parse_transaction_name
 from server.transport.auth import current_caller
 from server.transport.calls import Context
-from server.transport.validation import DETAILS, identify, read_details, read_positive_amount, read_request_id
+from server.transport.validation import DETAILS, identity_of, read_details, read_positive_amount, read_request_id
 from server.usecases.transactions import Transactions
 
 
-class MovementMethods:
-    """RefundTransaction, TransferCredits."""
+class RefundAndTransferMethods:
+    """The part of the servicer for refunds and transfers."""
 
     _transactions: Transactions
 
@@ -25,7 +25,7 @@ class MovementMethods:
         account_id, uid = parse_transaction_name("name", request.name)
         amount = read_positive_amount("amount", request.amount) if request.amount else None
         details = _read_details(request)
-        key = identify("RefundTransaction", request, request_id)
+        key = identity_of("RefundTransaction", request, request_id)
         return await self._transactions.refund(current_caller(), account_id, uid, amount, details, key)
 
     async def TransferCredits(self, request: TransferCreditsRequest, context: Context) -> bytes:
@@ -37,11 +37,11 @@ class MovementMethods:
             raise FieldInvalid("destination", "must not be the same account as name")
         amount = read_positive_amount("amount", request.amount)
         details = _read_details(request)
-        key = identify("TransferCredits", request, request_id)
+        key = identity_of("TransferCredits", request, request_id)
         return await self._transactions.transfer(current_caller(), source, destination, amount, details, key)
 
 
 def _read_details(request: Message) -> Transaction:
-    """The fields of a request that posting stores unchanged in the transaction."""
+    """A transaction with the fields of the request that posting stores unchanged."""
     given = {field.name: value for field, value in request.ListFields() if field.name in DETAILS}
     return read_details("", Transaction(**given))
