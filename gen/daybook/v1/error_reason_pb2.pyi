@@ -141,8 +141,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     "refundable_amount": "1.5"}}
     """
     SCOPE_MISSING: _ErrorReason.ValueType  # 21
-    """The credential lacks a scope that permits the method, see scope.proto. If several scopes permit
-    it, the metadata names the first. Status PERMISSION_DENIED.
+    """The credential lacks a scope that permits the method. The metadata names the scope, or the
+    first one if several permit the method. Status PERMISSION_DENIED.
 
     Example: {"reason": "SCOPE_MISSING", "domain": "daybook", "metadata": {"scope": "admin"}}
     """
@@ -354,8 +354,8 @@ Example: {"reason": "REFUND_EXCEEDS_CHARGE", "domain": "daybook", "metadata":
 "refundable_amount": "1.5"}}
 """
 SCOPE_MISSING: ErrorReason.ValueType  # 21
-"""The credential lacks a scope that permits the method, see scope.proto. If several scopes permit
-it, the metadata names the first. Status PERMISSION_DENIED.
+"""The credential lacks a scope that permits the method. The metadata names the scope, or the
+first one if several permit the method. Status PERMISSION_DENIED.
 
 Example: {"reason": "SCOPE_MISSING", "domain": "daybook", "metadata": {"scope": "admin"}}
 """

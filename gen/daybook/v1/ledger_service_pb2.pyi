@@ -595,10 +595,10 @@ class ListTransactionsRequest(_message.Message):
     filter: _builtins.str
     """An AIP-160 filter: comparisons joined by AND. At most 2,048 characters.
 
-    - `kind = CHARGE`, `category = "ai_chat"`, `state = SUCCEEDED`; several values as `(category =
-    "ai_chat" OR category = "inference")`, at most 16; - `create_time >= "2024-10-01T00:00:00Z"`
-    and with `>`, `<`, `<=`; also as `createTime`; - `labels.location = "..."`, `labels.membership
-    = "..."`, `labels.company = "..."`.
+    - `kind = CHARGE`, `category = "ai_chat"`, `state = SUCCEEDED`
+    - several values of one field: `(category = "ai_chat" OR category = "inference")`, at most 16
+    - `create_time >= "2024-10-01T00:00:00Z"`, also with `>`, `<`, `<=`, and as `createTime`
+    - `labels.location = "..."`, `labels.membership = "..."`, `labels.company = "..."`
 
     Each field may occur once; create_time may occur once as a lower and once as an upper bound.
     Any other filter gets INVALID_ARGUMENT, reason FILTER_INVALID.

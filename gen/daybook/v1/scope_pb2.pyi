@@ -16,10 +16,11 @@ scope: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, 
 """The scopes that permit the method. A credential needs any one of them, or a scope that includes
 one of them. Required: a method without a scope is not served.
 
-- `transactions.readonly`: read transactions, balances and lots. - `transactions`: also post,
-refund and transfer; includes `transactions.readonly`. - `accounts.readonly`: read accounts,
-balances and lots. - `accounts`: also create and update accounts; includes `accounts.readonly`.
-- `admin`: administer the ledger; includes all of the above.
+- `transactions.readonly`: read transactions, balances and lots
+- `transactions`: also post, refund and transfer; includes `transactions.readonly`
+- `accounts.readonly`: read accounts, balances and lots
+- `accounts`: also create and update accounts; includes `accounts.readonly`
+- `admin`: administer the ledger; includes all of the above
 
 The credential's tenant, and the account to which it is bound, if any, limit the resources to
 which its scopes apply. A call without a scope that permits the method gets PERMISSION_DENIED,
