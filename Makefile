@@ -22,9 +22,9 @@ help: ## Lists the targets.
 
 setup: .venv/installed ## Installs everything into .venv.
 
-.venv/installed: pyproject.toml .ci/constraints.txt
+.venv/installed: pyproject.toml clients/python/pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt --editable clients/python --editable '.[dev]'
 	touch .venv/installed
 
 run: setup ## Serves demo data on port 8080 (REST and gRPC) and 50051 (gRPC), until Ctrl-C.
@@ -51,7 +51,7 @@ bench: setup .venv/installed-bench ## Measures speed and memory; BENCH='--quick'
 	$(BIN)/python -m bench $(BENCH)
 
 .venv/installed-bench: .venv/installed .ci/constraints-bench.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt --constraint .ci/constraints-bench.txt --editable '.[bench]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt --constraint .ci/constraints-bench.txt --editable clients/python --editable '.[bench]'
 	touch .venv/installed-bench
 
 chaos: setup ## Kills real processes under load and checks the books; CHAOS='--only postgresql' chooses.

@@ -18,6 +18,9 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
+CLIENT: dict[str, Any] = tomllib.loads((ROOT / "clients/python/pyproject.toml").read_text())
+OWN = {"daybook", "daybook-client"}
+"""The distributions of this project."""
 RUFF: dict[str, Any] = PROJECT["tool"]["ruff"]["lint"]
 
 
@@ -35,7 +38,7 @@ def declared(*, with_dev: bool) -> list[Requirement]:
 
 
 def needed(requirements: list[Requirement]) -> dict[str, Distribution]:
-    """Returns the distributions that requirements need, including transitive dependencies."""
+    """Returns the distributions of others that requirements need, including transitive dependencies."""
     found: dict[str, Distribution] = {}
     seen: set[tuple[str, str]] = set()
     waiting = [(each, "") for each in requirements]
@@ -49,7 +52,7 @@ def needed(requirements: list[Requirement]) -> dict[str, Distribution]:
             if (name, selected) not in seen:
                 seen.add((name, selected))
                 waiting += [(Requirement(text), selected) for text in found[name].requires or []]
-    return found
+    return {name: each for name, each in found.items() if name not in OWN}
 
 
 def test_dependencies_are_pinned_and_installed_as_pinned() -> None:
@@ -71,7 +74,24 @@ def test_dependencies_come_from_the_package_index() -> None:
     build = [Requirement(text) for text in PROJECT["build-system"]["requires"]]
     assert not [str(each) for each in build if each.url]
     direct = {each.name: json.loads(text) for each in distributions() if (text := each.read_text("direct_url.json"))}
-    assert direct.keys() <= {"daybook"}, "only the project itself is installed from a folder"
+    assert direct.keys() <= OWN, "only the project itself is installed from a folder"
+
+
+def test_distributions_agree() -> None:
+    """The server needs the client of its own version; both have the same Python versions and licence."""
+    server, client = PROJECT["project"], CLIENT["project"]
+    assert f"daybook-client=={server['version']}" in server["dependencies"]
+    assert CLIENT["build-system"] == PROJECT["build-system"]
+    for key in ("version", "license", "requires-python"):
+        assert server[key] == client[key], key
+    versions = [[each for each in of["classifiers"] if ":: 3" in each] for of in (server, client)]
+    assert versions[0] == versions[1]
+
+
+def test_client_needs_only_grpc() -> None:
+    """The client depends on gRPC and Protocol Buffers only, and the server on no other version of them."""
+    assert CLIENT["project"]["dependencies"] == ["googleapis-common-protos", "grpcio", "protobuf"]
+    assert set(CLIENT["project"]["dependencies"]) <= set(PROJECT["project"]["dependencies"])
 
 
 def test_installed_packages_are_compatible() -> None:

@@ -53,11 +53,10 @@ def test_dockerfile_copies_existing_files() -> None:
     assert copied == not_ignored
 
 
-def test_dockerfile_copies_the_gateway_sources() -> None:
-    """The last stage contains envoy.yaml and the descriptors, which `daybook gateway-config` needs."""
-    last = (FOLDER / "Dockerfile").read_text().rpartition("FROM ")[2]
-    for source in ("server", "gen", "envoy.yaml"):
-        assert f"\nCOPY {source} " in last
+def test_dockerfile_installs_both_distributions() -> None:
+    """The build stage installs the client and the server from copied sources, with the pinned versions."""
+    (install,) = [each for each in of_kind("RUN") if "pip install" in each]
+    assert install.endswith("--constraint .ci/constraints.txt ./clients/python .")
 
 
 def test_images_are_pinned() -> None:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from importlib import import_module
 from io import TextIOWrapper
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from typer.core import TyperGroup
@@ -58,8 +58,22 @@ class LazyCommands(TyperGroup):
 app = typer.Typer(cls=LazyCommands, no_args_is_help=True, pretty_exceptions_enable=False)
 
 
+def _print_version(is_given: bool) -> None:
+    if is_given:
+        # Loaded only for this option.
+        from importlib.metadata import version  # noqa: PLC0415
+
+        typer.echo(f"daybook {version('daybook')}")
+        raise typer.Exit
+
+
 @app.callback()
-def _daybook() -> None:
+def _daybook(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Prints the version, and exits.")
+    ] = False,
+) -> None:
     """A credit ledger as a service."""
 
 

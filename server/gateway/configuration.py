@@ -115,7 +115,7 @@ def committed() -> Gateway:
             Listener("gateway_tls", _ANY_HOST, 8443, "server/gateway/tls.yaml"),
         ],
         servers=[("127.0.0.1", settings.port)],
-        descriptors=str(DESCRIPTORS.relative_to(ROOT)),
+        descriptors=str(DESCRIPTORS.resolve().relative_to(ROOT)),
     )
 
 

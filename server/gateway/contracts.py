@@ -11,7 +11,8 @@ from google.api.annotations_pb2 import http
 from google.api.http_pb2 import HttpRule
 from google.protobuf.descriptor_pb2 import FileDescriptorSet, MethodDescriptorProto
 
-DESCRIPTORS = Path(__file__).resolve().parents[2] / "gen" / "descriptors.binpb"
+DESCRIPTORS = Path(__file__).resolve().parent / "descriptors.binpb"
+"""The descriptor set of all contracts; in a checkout, a link to the file in gen/."""
 NATIVE = "daybook.v1"
 """The package of the native API. Every other service is a facade's."""
 

@@ -79,7 +79,8 @@ def environment(**more: str) -> dict[str, str]:
     """Returns the environment of pytest without settings of Daybook, plus the given variables."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("DAYBOOK_")}
     # The command runs the code of this checkout, even if another one is installed.
-    return {**inherited, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'gen'}", **more}
+    code = (ROOT, ROOT / "gen", ROOT / "clients" / "python")
+    return {**inherited, "PYTHONPATH": os.pathsep.join(map(str, code)), **more}
 
 
 def command(*arguments: str) -> list[str]:
