@@ -1,9 +1,9 @@
-"""The peer: the native list over REST, written for speed with FastAPI and SQLAlchemy.
+"""The peer: a REST server to compare Daybook with, which serves the native list by FastAPI and SQLAlchemy.
 
-One process with uvloop and httptools; SQLAlchemy Core on its async engine; a table whose columns are the fields of the
-response and whose index has the order of the list; keyset pagination; one statement per page; cached keys; no access
-log. Pydantic validates and serializes the page in one step, and Starlette gets bytes, so that FastAPI converts nothing.
-`response_model` still documents the response.
+It is written for speed: one process with uvloop and httptools; SQLAlchemy Core on its async engine; a table whose
+columns are the fields of the response and whose index has the order of the list; keyset pagination; one statement per
+page; cached API keys; no access log. Pydantic validates and serializes the page in one step, and Starlette gets bytes,
+so that FastAPI converts nothing. `response_model` still documents the response.
 """
 
 from __future__ import annotations
@@ -157,12 +157,12 @@ def create_app(database_url: str) -> FastAPI:
             .limit(page_size + 1)
         )
         if page_token:
-            statement = statement.where(tuple_(columns.create_time, columns.sequence) < _open(page_token))
+            statement = statement.where(tuple_(columns.create_time, columns.sequence) < _from_token(page_token))
         async with engine.connect() as connection:
             rows = (await connection.execute(statement)).all()
         page = PageOut(transactions=[_render(row) for row in rows[:page_size]])
         if len(rows) > page_size:
-            page.next_page_token = _seal(rows[page_size - 1])
+            page.next_page_token = _to_token(rows[page_size - 1])
         return Response(page.model_dump_json(by_alias=True, exclude_none=True), media_type="application/json")
 
     @asynccontextmanager
@@ -201,11 +201,11 @@ def _render(row: Any) -> TransactionOut:
     )
 
 
-def _seal(row: Any) -> str:
+def _to_token(row: Any) -> str:
     return base64.urlsafe_b64encode(f"{row.create_time}.{row.sequence}".encode()).decode()
 
 
-def _open(page_token: str) -> tuple[int, int]:
+def _from_token(page_token: str) -> tuple[int, int]:
     try:
         time_text, _, sequence_text = base64.urlsafe_b64decode(page_token).decode().partition(".")
         return int(time_text), int(sequence_text)

@@ -75,8 +75,8 @@ class Create(_Answered):
                 raise
             after, posted = posting.record(state, draft._replace(state=Transaction.FAILED), now)
         uid, request_id = attempt.new_uid(now), self.request.request_id
-        body = attempt.write(after, posted, self.details, uid=uid, request_id=request_id)
-        attempt.remember(number, self.request, body, sequence=posted.sequence)
+        body = attempt.stage_transaction(after, posted, self.details, uid=uid, request_id=request_id)
+        attempt.stage_answer(number, self.request, body, sequence=posted.sequence)
         return body
 
 
@@ -108,7 +108,7 @@ class BatchCreate(_Answered):
             except DaybookError as error:
                 raise of_item(error, index) from None
         answer = join_messages(bodies)
-        attempt.remember(self.account_number, self.request, answer)
+        attempt.stage_answer(self.account_number, self.request, answer)
         return answer
 
 
@@ -137,9 +137,9 @@ class Refund(_Answered):
         after, posted = refund(state, stored.charge, self.amount, now)
         details = self._details(Transaction.FromString(stored.body))
         uid, request_id = attempt.new_uid(now), self.request.request_id
-        body = attempt.write(after, posted, details, uid=uid, request_id=request_id)
+        body = attempt.stage_transaction(after, posted, details, uid=uid, request_id=request_id)
         attempt.add_refund(self.account_number, stored, posted)
-        attempt.remember(self.account_number, self.request, body, sequence=posted.sequence)
+        attempt.stage_answer(self.account_number, self.request, body, sequence=posted.sequence)
         return body
 
     def _details(self, charge: Transaction) -> Transaction:
@@ -183,13 +183,15 @@ class Transfer(_Answered):
         outgoing_uid, incoming_uid, request_id = attempt.new_uid(now), attempt.new_uid(now), self.request.request_id
         details = Transaction(transfer_peer=transaction_name(self.destination_id, uid_text(incoming_uid)))
         details.MergeFrom(self.details)
-        outgoing_body = attempt.write(source, outgoing, details, uid=outgoing_uid, request_id=request_id)
+        outgoing_body = attempt.stage_transaction(source, outgoing, details, uid=outgoing_uid, request_id=request_id)
         details.transfer_peer = transaction_name(self.account_id, uid_text(outgoing_uid))
-        incoming_body = attempt.write(destination, incoming, details, uid=incoming_uid, request_id=request_id)
+        incoming_body = attempt.stage_transaction(
+            destination, incoming, details, uid=incoming_uid, request_id=request_id
+        )
         answer = TransferCreditsResponse(
             outgoing=Transaction.FromString(outgoing_body), incoming=Transaction.FromString(incoming_body)
         ).SerializeToString(deterministic=True)
-        attempt.remember(self.account_number, self.request, answer)
+        attempt.stage_answer(self.account_number, self.request, answer)
         return answer
 
 

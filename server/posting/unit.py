@@ -26,9 +26,9 @@ from server.store.tables import LABELS
 from server.store.units import Changes, Loaded, PostedRow
 
 LOTS_READ_MIN = 64
-"""The number of lots in the first read in spending order, for accounts with many. Doubles with each further read."""
+"""The number of lots that the first read in spending order asks for. Each further read asks for twice as many."""
 LOTS_EXPIRED_MAX = 1000
-"""The number of expirations of an account with many open lots that one database transaction posts."""
+"""The largest number of expirations that one database transaction posts for an account with many open lots."""
 
 
 @dataclass(slots=True)
@@ -70,7 +70,9 @@ class Attempt:
         )
         return None if answer is None else answer.to(request)
 
-    def remember(self, account_number: int, request: Request, response: bytes, *, sequence: int | None = None) -> None:
+    def stage_answer(
+        self, account_number: int, request: Request, response: bytes, *, sequence: int | None = None
+    ) -> None:
         """Stages the answer to a request that has a request_id; for a transaction only the sequence is stored."""
         if request.request_id:
             self._changes.answers[account_number, request.request_id] = Answer(request, sequence, response)
@@ -89,7 +91,7 @@ class Attempt:
 
     def expire(self, account_number: int, now: Instant) -> AccountState:
         """Posts the due expirations; for an account with many open lots, at most LOTS_EXPIRED_MAX."""
-        state = self._stored(account_number).state
+        state = self._current(account_number).state
         if now >= state.horizon:
             state = self._read_expired_lots(state, now)
         # Due lots may be missing, but all that expire before the horizon are loaded.
@@ -97,7 +99,7 @@ class Attempt:
         if steps:
             self._load_openers(account_number, [expiration.allocations[0].lot_number for _, expiration in steps])
         for after, expiration in steps:
-            self.write(after, expiration, self._details_of_expiration(account_number, expiration))
+            self.stage_transaction(after, expiration, self._details_of_expiration(account_number, expiration))
             state = after
         return state
 
@@ -118,7 +120,7 @@ class Attempt:
         assert unit.loaded.open_lots is not None
         previous_limit = self._changes.lots_read.get(number) or unit.changes.lots_read.get(number, LOTS_READ_MIN // 2)
         limit = 2 * previous_limit
-        # Stored beside the state that has these lots, so that a refused attempt drops both.
+        # Kept beside the state that has these lots, so that a refused attempt drops both.
         changes = self._changes if number in self._changes.states else unit.changes
         changes.lots_read[number] = limit
         read = unit.loaded.open_lots.first_to_spend(number, limit)
@@ -156,11 +158,11 @@ class Attempt:
 
     def sequence(self, account_number: int) -> int:
         """The sequence of the account's newest transaction."""
-        return self._stored(account_number).state.sequence
+        return self._current(account_number).state.sequence
 
     def last_create_time(self, account_number: int) -> Instant:
         """The create_time of the account's newest transaction."""
-        return self._stored(account_number).state.last_create_time
+        return self._current(account_number).state.last_create_time
 
     def charge(self, account_number: int, uid: UUID) -> StoredCharge | None:
         """A transaction to be refunded, with the sum of its refunds so far; None if no transaction has this uid."""
@@ -188,7 +190,7 @@ class Attempt:
         """A uid, in stored form, for a transaction that is posted now."""
         return uuid7(now, self._unit.random_bytes)
 
-    def write(
+    def stage_transaction(
         self,
         after: AccountState,
         posted: Posting,
@@ -199,11 +201,11 @@ class Attempt:
     ) -> bytes:
         """Stages a transaction and the state after it; returns the serialized message.
 
-        The details become that message: see `write_body`. Without a uid, makes one from the
-        create_time.
+        `write_body` builds the message from the posting and the details. Without a uid, makes one
+        from the create_time.
         """
         number = after.account_number
-        before = self._stored(number)
+        before = self._current(number)
         kind, category, state, amount, sequence, create_time, balance_after, moved, _ = posted
         uid = uid or self.new_uid(create_time)
         body = write_body(after.account_id, posted, details, uid_text(uid), request_id)
@@ -216,7 +218,7 @@ class Attempt:
         location = membership = company = None
         if labels := details.labels:
             location, membership, company = map(labels.get, LABELS)
-        # In the order of the columns: keywords take twice as long.
+        # Positional, in the order of the columns, because keyword arguments take twice as long.
         self._changes.posted[number, sequence] = PostedRow(
             number,
             sequence,
@@ -238,7 +240,7 @@ class Attempt:
         )
         return body
 
-    def _stored(self, account_number: int) -> StoredState:
+    def _current(self, account_number: int) -> StoredState:
         return (
             self._changes.states.get(account_number)
             or self._unit.changes.states.get(account_number)
@@ -250,7 +252,7 @@ class Attempt:
         return self._changes.lots.get(key) or self._unit.changes.lots.get(key) or self._unit.loaded.lots.get(key)
 
     def _details_of_expiration(self, account_number: int, expiration: Posting) -> Transaction:
-        """The labels and the owner of the transaction that opened the lot."""
+        """The details of an expiration: labels and owner of the transaction that opened the lot."""
         lot = self._lot(account_number, expiration.allocations[0].lot_number)
         assert lot is not None
         body = self._opener((account_number, lot.opened_by))

@@ -246,8 +246,8 @@ class Household:
     ) -> None:
         member.state, posted = posting.post(member.state, draft, now)
         details = self._details_of(activity)
-        body = self._attempt.write(member.state, posted, details, request_id=request.request_id)
-        self._attempt.remember(member.number, request, body, sequence=posted.sequence)
+        body = self._attempt.stage_transaction(member.state, posted, details, request_id=request.request_id)
+        self._attempt.stage_answer(member.number, request, body, sequence=posted.sequence)
 
     def _refund(self, member: _Member, activity: _Activity, now: Instant) -> bool:
         """Refunds the newest charge, fully or half. Returns False if it is refunded already or its row was yielded."""

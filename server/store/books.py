@@ -204,7 +204,7 @@ class BookStore:
             after = rows[-1].number if rows else None
 
     async def orphan(self, after: int, before: int | None) -> int | None:
-        """The first account number between `after` and `before` that has rows in the big tables.
+        """The first account number between `after` and `before` that has rows in the distributed tables.
 
         None if there is none. None for `before` is no upper bound.
         """

@@ -50,7 +50,7 @@ class BulkLoad:
         return {row.id: row.number for row in rows}
 
     async def add(self, rows: Rows) -> None:
-        """Adds rows of the big tables without SQLAlchemy, which costs more per row than the database."""
+        """Adds rows of the distributed tables without SQLAlchemy, which costs more per row than the database."""
         for name, values in rows.items():
             await self._engine.insert_bulk(self._connection, metadata.tables[name], values)
 

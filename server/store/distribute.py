@@ -1,4 +1,4 @@
-"""Spreads the tables over the nodes of a sharded PostgreSQL (Citus)."""
+"""Distributes the tables over the nodes of a sharded PostgreSQL (Citus)."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from sqlalchemy import Connection, func, select, text
 
 from server.store.database import Database
 from server.store.postgresql import MIGRATION_LOCK, ONE_CONNECTION_PER_NODE, PostgreSQL
-from server.store.tables import COPIED, DISTRIBUTED, DISTRIBUTION_COLUMN
+from server.store.tables import DISTRIBUTED, DISTRIBUTION_COLUMN, REFERENCE
 
 
 async def distribute(database: Database) -> list[str]:
-    """Distributes the big tables by account and copies the small ones; returns the names of the tables changed.
+    """Distributes tables by account and copies the reference tables; returns the names of the tables changed.
 
     Skips tables that are distributed already, so it may be repeated. Distributes all tables or none.
     Raises ValueError for a database that can't be distributed.
@@ -35,12 +35,12 @@ async def distribute(database: Database) -> list[str]:
             connection.execute(text(f"SELECT {call}"))
         return list(missing)
 
-    return await database.primary.transact_unhurried(work)
+    return await database.primary.transact_without_timeouts(work)
 
 
 def _calls() -> dict[str, str]:
-    """The function call of each table, in the order of the calls."""
-    calls = {table.name: f"create_reference_table('{table.name}')" for table in COPIED}
+    """The SQL function call that distributes each table, by the name of the table, in the necessary order."""
+    calls = {table.name: f"create_reference_table('{table.name}')" for table in REFERENCE}
     for table in DISTRIBUTED:
         # All rows of an account are on one node, in every table: joins and commits stay there.
         group = "none" if table is DISTRIBUTED[0] else DISTRIBUTED[0].name

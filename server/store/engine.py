@@ -117,13 +117,13 @@ class Engine(Reader):
 
     @abstractmethod
     async def transact(self, work: Work[Result]) -> Result:
-        """Does work in one transaction: committed durably at the end, rolled back if the work raises.
+        """Runs `work` in one database transaction: commits at its end, or rolls back if it raises.
 
         Raises Conflict after a conflict with another writer: the same work may succeed later.
         """
 
     @abstractmethod
-    async def transact_unhurried(self, work: Work[Result]) -> Result:
+    async def transact_without_timeouts(self, work: Work[Result]) -> Result:
         """Like `transact`, for work that may take long: statements have no timeout.
 
         Raises Conflict immediately if another process writes to SQLite.
@@ -131,7 +131,7 @@ class Engine(Reader):
 
     @abstractmethod
     def bulk_transaction(self) -> AbstractAsyncContextManager[AsyncConnection]:
-        """A transaction that writes many gigabytes. Raises ValueError if SQLite's file is open elsewhere."""
+        """A database transaction that writes many gigabytes. Raises ValueError if SQLite's file is open elsewhere."""
 
     @abstractmethod
     async def insert_bulk(self, connection: AsyncConnection, table: Table, rows: Sequence[Sequence[object]]) -> None:

@@ -86,7 +86,7 @@ async def migrate(database: Database) -> None:
     waited_seconds = 0.0
     while True:
         try:
-            return await database.primary.transact_unhurried(_upgrade)
+            return await database.primary.transact_without_timeouts(_upgrade)
         except Conflict:
             if waited_seconds % LOG_SECONDS < WAIT_SECONDS:
                 log.info("waiting for migration lock")

@@ -304,12 +304,12 @@ class PostgreSQL(Engine):
                 self._stream_places.release()
 
     async def transact(self, work: Work[Result]) -> Result:
-        """Does work in one transaction. Raises Conflict if another writer interfered."""
+        """Runs `work` in one database transaction. Raises Conflict if another writer interfered."""
         with self.using("write", "write"):
             async with self._transaction("READ COMMITTED") as connection:
                 return await connection.run_sync(work)
 
-    async def transact_unhurried(self, work: Work[Result]) -> Result:
+    async def transact_without_timeouts(self, work: Work[Result]) -> Result:
         """Like `transact`, for work that may take long: only connecting has a timeout."""
         with self.translated():
             async with self._unlimited_transaction() as connection:
@@ -317,7 +317,7 @@ class PostgreSQL(Engine):
 
     @asynccontextmanager
     async def bulk_transaction(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction that writes many gigabytes; only connecting has a timeout."""
+        """A database transaction that writes many gigabytes; only connecting has a timeout."""
         with self.translated():
             async with self._unlimited_transaction() as connection:
                 await connection.execute(ONE_CONNECTION_PER_NODE)

@@ -142,20 +142,20 @@ class SQLite(Engine):
                 yield connection
 
     async def transact(self, work: Work[Result]) -> Result:
-        """Does work in one transaction, in the writer's thread."""
+        """Runs `work` in one database transaction, in the writer's thread."""
         with self.using("write", "write"):
             # Logs and spans in the thread get the caller's context.
             run = contextvars.copy_context().run
             return await asyncio.get_running_loop().run_in_executor(self._thread, run, _transact, self.writer, work)
 
-    async def transact_unhurried(self, work: Work[Result]) -> Result:
-        """Does work in one transaction on a separate connection. Raises Conflict if another process writes."""
+    async def transact_without_timeouts(self, work: Work[Result]) -> Result:
+        """Runs `work` in one database transaction on its own connection. Raises Conflict if another process writes."""
         with self.translated():
             return await asyncio.to_thread(_transact_separately, self._write_engine(READ_LOCK_SECONDS_MAX), work)
 
     @asynccontextmanager
     async def bulk_transaction(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction that writes many gigabytes. Raises ValueError if the file is open elsewhere.
+        """A database transaction that writes many gigabytes. Raises ValueError if the file is open elsewhere.
 
         Uses a rollback journal: SQLite writes to the file directly and saves only the old pages, instead
         of writing all new pages to the log first.

@@ -1,9 +1,10 @@
 """The tables of the database. `migrations/` creates them; a test compares the two.
 
-Rules that keep the schema fit for a sharded PostgreSQL: the big tables (DISTRIBUTED) carry
-account_number in every primary key and unique constraint; the others (COPIED) are small enough
-to be copied to every node. `tests/support/sharding_rules.py` has the rules for statements. Amounts are
-millionths of a credit, instants microseconds since 1970.
+Amounts are in millionths of a credit, times in microseconds since 1970.
+
+The schema is fit for a sharded PostgreSQL (Citus). Each distributed table (DISTRIBUTED)
+has account_number in its primary key and in every unique constraint. The others (REFERENCE) are
+small enough to be copied to every node. `tests/support/sharding_rules.py` has the rules for statements.
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ accounts = Table(
     Column("kind", SmallInteger, nullable=False),
     Column("display_name", String(255), nullable=False),
     Column("credit_limit", BigInteger, nullable=False),
+    # The time from which the hour windows of the account are counted.
     Column("hour_anchor", BigInteger, nullable=False),
     # A serialized daybook.v1.Account with only the profile.
     Column("profile", LargeBinary, nullable=False),
@@ -123,7 +125,7 @@ account_states = Table(
     # The hash of the newest transaction; empty while there is none.
     Column("last_hash", LargeBinary(32), nullable=False),
     Column("last_create_time", BigInteger, nullable=False),
-    # The newest row of usage_windows; 0 while there is none.
+    # The number of the newest row of usage_windows; 0 while there is none.
     Column("window_number", BigInteger, nullable=False),
     # When history was last imported into the account; 0 if never.
     Column("import_time", BigInteger, nullable=False),
@@ -237,7 +239,7 @@ Index(
     postgresql_where=_is_open,
 )
 _can_expire = _is_open & lots.c.expire_time.is_not(None)
-# By account for postings, and over all accounts for the sweep of expirations.
+# lots_expiring serves postings, by account. lots_due serves the sweep of expirations, over all accounts.
 Index(
     "lots_expiring",
     lots.c.account_number,
@@ -288,6 +290,6 @@ requests = Table(
 
 DISTRIBUTION_COLUMN = "account_number"
 DISTRIBUTED = (account_states, transactions, lots, refunds, usage_windows, requests)
-"""The big tables: a sharded PostgreSQL stores all rows of an account on one node."""
-COPIED = (tenants, accounts, api_keys, retired_secrets, token_keys)
-"""The small tables: each node of a sharded PostgreSQL has a copy. Referenced tables come first."""
+"""The distributed tables: a sharded PostgreSQL stores all rows of an account on one node."""
+REFERENCE = (tenants, accounts, api_keys, retired_secrets, token_keys)
+"""The reference tables, which are copied to each node. A table follows the tables that it references."""

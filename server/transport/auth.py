@@ -111,7 +111,7 @@ class Authenticator:
         self._stopwatch = stopwatch
         # Both caches have the digest of a header as key: headers are secret, and may be long.
         # Ordered by expiry, except that a slow read puts its credential further back.
-        self._opened: dict[bytes, _Cached] = {}
+        self._cached: dict[bytes, _Cached] = {}
         # The least recently authenticated first.
         self._ids: dict[bytes, str] = {}
 
@@ -119,7 +119,7 @@ class Authenticator:
         """Finds the caller. Raises CredentialMissing, CredentialInvalid or ServiceUnavailable, which are not cached."""
         header = _header(metadata)
         digest = _digest(*header)
-        found = self._opened.get(digest)
+        found = self._cached.get(digest)
         if found is None or found.until <= self._stopwatch():
             found = await self._authenticate_uncached(digest, _credential(*header))
         elif found.expire_time is not None and not is_active(None, found.expire_time, self._clock()):
@@ -147,7 +147,7 @@ class Authenticator:
         opened = await self._open(credential)
         self._make_room()
         self._cache_id(digest, opened.caller.credential_id)
-        found = self._opened[digest] = _Cached(
+        found = self._cached[digest] = _Cached(
             Authentication(opened.caller, credential.scheme),
             opened.expire_time,
             credential.key_id,
@@ -164,11 +164,11 @@ class Authenticator:
     def _make_room(self) -> None:
         """Evicts the expired entries, and the oldest one if the cache is full."""
         now = self._stopwatch()
-        while self._opened:
-            digest, first = next(iter(self._opened.items()))
-            if first.until > now and len(self._opened) < CREDENTIALS_CACHED_MAX:
+        while self._cached:
+            digest, first = next(iter(self._cached.items()))
+            if first.until > now and len(self._cached) < CREDENTIALS_CACHED_MAX:
                 return
-            del self._opened[digest]
+            del self._cached[digest]
 
     async def _open(self, credential: _Credential) -> Opened:
         if credential.key_id is not None:

@@ -1,8 +1,8 @@
 """Renders errors as gRPC statuses.
 
 Every error becomes a google.rpc.Status with one ErrorInfo, and a BadRequest where a field
-is at fault. A facade's errors also carry their finished REST body in trailing metadata;
-the gateway replaces the status by it.
+is at fault. A facade's error also has its HTTP status and JSON body in trailing metadata,
+from which the gateway makes the REST response.
 """
 
 from __future__ import annotations

@@ -118,7 +118,7 @@ class SigningKeys:
                 content = await self._fetch()
             keys = read_keys(content, self._algorithms)
         except Exception as error:
-            # Messages of other exceptions may hold what the issuer sent.
+            # Messages of other exceptions may quote the response of the issuer.
             problem = str(error) if isinstance(error, FetchFailed) else type(error).__name__
             log.warning("signing key fetch failed", problem=problem)
         else:
@@ -175,12 +175,13 @@ def is_url(location: str) -> bool:
 
 @contextlib.asynccontextmanager
 async def from_url(url: str) -> AsyncIterator[Fetch]:
-    """Fetches from a URL. Redirects are not followed."""
+    """Opens an HTTP client; yields a function that fetches the JWK Set at a URL. Redirects are not followed."""
     client = httpx.AsyncClient(
         follow_redirects=False,
         timeout=FETCH_SECONDS_MAX,
-        # The environment may name TLS authorities and a proxy, which can't reach servers on this machine.
+        # For https, the environment may name a proxy and certificate authorities.
         trust_env=url.startswith("https://"),
+        # A proxy can't reach loopback addresses of this machine.
         mounts={"https://": None} if is_loopback(urlsplit(url).hostname or "") else None,
         # A small compressed answer could expand to a very large one.
         headers={"accept": "application/json", "accept-encoding": "identity", "user-agent": "daybook"},
@@ -201,7 +202,7 @@ async def from_url(url: str) -> AsyncIterator[Fetch]:
 
 
 def from_file(path: Path) -> Fetch:
-    """Reads a file."""
+    """A function that reads the JWK Set in a file."""
 
     def read() -> bytes:
         # Reading a pipe might never end.
@@ -226,7 +227,7 @@ def _require_size(count: int) -> None:
 def read_keys(content: bytes, algorithms: Sequence[str]) -> list[PyJWK]:
     """The keys of a JWK Set for these algorithms; a key appears once for each algorithm that it can be used with.
 
-    Other keys are ignored (RFC 7517, 5); a set without a usable key revokes all. Raises
+    Other keys are ignored (RFC 7517, 5); a set without a usable key revokes all earlier ones. Raises
     FetchFailed if the content is not a JWK Set.
     """
     try:
@@ -256,5 +257,5 @@ def _read_key(jwk: dict[str, Any], algorithm: str) -> PyJWK | None:
         key.Algorithm.prepare_key(key.key)
     except (PyJWTError, TypeError, ValueError):
         return None
-    # An RSA key of less than 2,048 bits.
+    # `check_key_length` returns a message for an RSA key of less than 2,048 bits.
     return None if key.Algorithm.check_key_length(key.key) else key

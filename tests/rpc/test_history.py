@@ -58,7 +58,7 @@ async def test_unchanged_first_page_is_read_once(server: Server, acme: Client) -
                 page = await first_page(acme, page_size=size)
             assert [row.name for row in page.transactions] == names[:size]
             # A page is cached only if the head is the same before and after its read.
-            assert (found.of_bodies, len(found.texts)) == (reads, 1 + 2 * reads)
+            assert (found.reads_of_transactions, len(found.texts)) == (reads, 1 + 2 * reads)
     token = (await first_page(acme, page_size=2)).next_page_token
     for request in [
         ListTransactionsRequest(page_token=token, page_size=2),
@@ -67,7 +67,7 @@ async def test_unchanged_first_page_is_read_once(server: Server, acme: Client) -
         request.parent = "accounts/acme"
         with statements(server.book) as found:
             await acme.ledger.ListTransactions(request, metadata=acme.metadata)
-        assert found.of_bodies == 1
+        assert found.reads_of_transactions == 1
 
 
 async def test_page_newer_than_its_head_is_not_cached(server: Server, acme: Client) -> None:
@@ -87,7 +87,7 @@ async def test_page_newer_than_its_head_is_not_cached(server: Server, acme: Clie
     assert len((await pages.page(query, post_and_read)).rows) == 2
     with statements(server.book) as found:
         assert len((await pages.page(query, read)).rows) == 2
-    assert found.of_bodies == 1
+    assert found.reads_of_transactions == 1
 
 
 async def test_page_of_an_account_without_transactions(acme: Client) -> None:

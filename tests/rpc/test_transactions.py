@@ -311,7 +311,7 @@ async def test_invalid_field_is_refused(
     assert (*refusal.verdict, *refusal.fields) == ("INVALID_ARGUMENT", "FIELD_INVALID", field)
     assert refusal.metadata == {"field": field}
     assert refusal.message.startswith(f"{field}: ")
-    assert len(refusal.message) < 1000, "what the caller sent is not echoed at length"
+    assert len(refusal.message) < 1000, "a long value is not quoted in full"
     held = await balance(shared_client)
     assert (held.amount, held.sequence) == (before.balance_after, before.sequence)
 

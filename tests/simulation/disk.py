@@ -111,7 +111,7 @@ class Disk(sqlite.SQLite):
         self._raw.execute("PRAGMA foreign_keys = ON")
 
     async def run(self, work: Work[Result], transaction: Transaction, committed: Callable[[], None]) -> Result:
-        """Does work in one transaction; calls `committed` right after the commit."""
+        """Runs `work` in one database transaction; calls `committed` right after the commit."""
         if transaction.pause_seconds is None:
             return self._run(work, transaction, committed)
         return await greenlet_spawn(self._run, work, transaction, committed)
@@ -130,11 +130,11 @@ class Disk(sqlite.SQLite):
             self.release(transaction)
 
     async def transact(self, work: Work[Result]) -> Result:
-        """Does work in one transaction, without faults."""
+        """Runs `work` in one database transaction, without faults."""
         return self._run(work, Transaction(), lambda: None)
 
-    async def transact_unhurried(self, work: Work[Result]) -> Result:
-        """Does work in one transaction, without faults."""
+    async def transact_without_timeouts(self, work: Work[Result]) -> Result:
+        """Runs `work` in one database transaction, without faults."""
         return await self.transact(work)
 
     @asynccontextmanager
@@ -214,6 +214,6 @@ class _Snapshot:
         return self._connection.execute(statement).freeze()()
 
     async def run_sync(self, work: Callable[..., Result], *arguments: Any) -> Result:
-        """Does work on the connection."""
+        """Runs `work` on the connection."""
         await asyncio.sleep(0)
         return work(self._connection, *arguments)

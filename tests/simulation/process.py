@@ -84,7 +84,7 @@ class SimulatedEngine(Engine):
             yield connection
 
     async def transact(self, work: Work[Result]) -> Result:
-        """Does work in one transaction."""
+        """Runs `work` in one database transaction."""
         faults, process = self._faults, self._process
         await faults.delay()
         await self._may_die("before a transaction")
@@ -123,8 +123,8 @@ class SimulatedEngine(Engine):
             # Never done: the loop runs nothing of a killed process.
             await asyncio.get_running_loop().create_future()
 
-    async def transact_unhurried(self, work: Work[Result]) -> Result:
-        """Does work in one transaction."""
+    async def transact_without_timeouts(self, work: Work[Result]) -> Result:
+        """Runs `work` in one database transaction."""
         return await self.transact(work)
 
     def bulk_transaction(self) -> AbstractAsyncContextManager[AsyncConnection]:

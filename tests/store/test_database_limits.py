@@ -46,13 +46,13 @@ async def is_alive(database: Database) -> bool:
 
 @only_postgresql
 async def test_slow_statement_times_out(database: Database) -> None:
-    """A slow statement is canceled and its connection stays usable; unhurried work has no timeout."""
+    """A slow statement is canceled and its connection stays usable; `transact_without_timeouts` has none."""
     async with asyncio.timeout(PATIENCE_SECONDS):
         with pytest.raises(ServiceUnavailable):
             async with database.primary.snapshot() as connection:
                 await connection.execute(text("SELECT pg_sleep(60)"))
         assert await is_alive(database)
-        await database.primary.transact_unhurried(
+        await database.primary.transact_without_timeouts(
             lambda connection: connection.execute(text("SELECT pg_sleep(0.5)")).close()
         )
 

@@ -15,25 +15,25 @@ from sqlalchemy import ForeignKeyConstraint, Index, PrimaryKeyConstraint, Table,
 from server.store.database import Database
 from server.store.distribute import distribute
 from server.store.migrate import migrate
-from server.store.tables import COPIED, DISTRIBUTED, DISTRIBUTION_COLUMN, metadata
+from server.store.tables import DISTRIBUTED, DISTRIBUTION_COLUMN, REFERENCE, metadata
 from tests.support.databases import writing
 from tests.support.processes import ROOT, run, sqlite_url
 from tests.support.sharding_monitor import Statements, monitor
 from tests.support.sharding_rules import broken_rules, plain
 
 only_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-BIG, SMALL = {table.name for table in DISTRIBUTED}, {table.name for table in COPIED}
+DISTRIBUTED_NAMES, REFERENCE_NAMES = {table.name for table in DISTRIBUTED}, {table.name for table in REFERENCE}
 
 
-def test_every_table_is_big_or_small() -> None:
-    """Every table is either in DISTRIBUTED or in COPIED."""
-    assert set(metadata.tables) == BIG | SMALL
-    assert not BIG & SMALL
+def test_every_table_is_distributed_or_a_reference_table() -> None:
+    """Every table is either in DISTRIBUTED or in REFERENCE."""
+    assert set(metadata.tables) == DISTRIBUTED_NAMES | REFERENCE_NAMES
+    assert not DISTRIBUTED_NAMES & REFERENCE_NAMES
 
 
 @pytest.mark.parametrize("table", DISTRIBUTED, ids=str)
 def test_unique_keys_contain_the_account(table: Table) -> None:
-    """Every unique key of a big table contains the account number, because a node can check only its own rows."""
+    """A unique key of a distributed table contains the account number, because a node can check only its own rows."""
     unique = [each for each in table.constraints if isinstance(each, PrimaryKeyConstraint | UniqueConstraint)]
     indexes: list[Index] = [each for each in table.indexes if each.unique]
     assert unique
@@ -44,15 +44,15 @@ def test_unique_keys_contain_the_account(table: Table) -> None:
 
 @pytest.mark.parametrize("table", metadata.sorted_tables, ids=str)
 def test_foreign_keys_stay_within_a_node(table: Table) -> None:
-    """A big table may reference small tables, and big ones by account; a small table only small ones."""
+    """Foreign keys lead to reference tables; those of a distributed table also to distributed ones, by account."""
     for key in (each for each in table.constraints if isinstance(each, ForeignKeyConstraint)):
         target = key.referred_table.name
-        if table.name in SMALL:
-            assert target in SMALL, key.name
+        if table.name in REFERENCE_NAMES:
+            assert target in REFERENCE_NAMES, key.name
             # The referenced table is copied first.
-            names = [each.name for each in COPIED]
+            names = [each.name for each in REFERENCE]
             assert names.index(target) < names.index(table.name)
-        elif target in BIG:
+        elif target in DISTRIBUTED_NAMES:
             assert DISTRIBUTION_COLUMN in key.column_keys, key.name
 
 
@@ -112,7 +112,7 @@ VALID = {
         "ON w.account_number = s.account_number WHERE s.account_number IN ($1, $2)"
     ),
     "lock of one account": "SELECT account_number FROM account_states WHERE account_number = $1::BIGINT FOR UPDATE",
-    "lock of a small table": "SELECT id FROM accounts WHERE tenant_number = $1 AND id = $2 FOR UPDATE",
+    "lock of a reference table": "SELECT id FROM accounts WHERE tenant_number = $1 AND id = $2 FOR UPDATE",
     "insert": "INSERT INTO lots (account_number, number) VALUES ($1, $2), ($3, $4)",
     "update": "UPDATE lots SET remaining = $1 WHERE lots.account_number = $2 AND lots.number = $3",
     "update of several accounts": "UPDATE account_states SET debt = $1 WHERE account_number IN ($2, $3)",
@@ -128,8 +128,8 @@ VALID = {
         "SELECT 1 FROM lots a JOIN refunds b ON a.account_number = b.account_number "
         "JOIN requests c ON c.account_number = b.account_number"
     ),
-    "join with a small table": "SELECT 1 FROM lots JOIN accounts ON accounts.number = lots.account_number",
-    "small tables": "UPDATE api_keys SET revoke_time = $1 WHERE id = $2",
+    "join with a reference table": "SELECT 1 FROM lots JOIN accounts ON accounts.number = lots.account_number",
+    "reference tables": "UPDATE api_keys SET revoke_time = $1 WHERE id = $2",
     "list of a tenant": "SELECT body FROM transactions WHERE tenant_number = $1 ORDER BY create_time LIMIT $2",
 }
 
@@ -184,9 +184,9 @@ async def test_distribute_is_idempotent(database_url: str) -> None:
             raw = (await connection.get_raw_connection()).driver_connection
             assert raw is not None
             await raw.execute(STAND_INS)
-        assert set(await distribute(database)) == BIG | SMALL
+        assert set(await distribute(database)) == DISTRIBUTED_NAMES | REFERENCE_NAMES
         expected = [
-            *(f"copy {table.name}" for table in COPIED),
+            *(f"copy {table.name}" for table in REFERENCE),
             "distribute account_states by account_number hash with none",
             *(f"distribute {name} by account_number hash with account_states" for name in EXPECTED_WITH_STATES),
         ]

@@ -17,7 +17,7 @@ from sqlglot.optimizer.scope import Scope, traverse_scope
 
 from server.store.tables import DISTRIBUTED, DISTRIBUTION_COLUMN
 
-BIG = frozenset(table.name for table in DISTRIBUTED)
+DISTRIBUTED_NAMES = frozenset(table.name for table in DISTRIBUTED)
 
 _PARAMETER = re.compile(r"\$\d+(::[A-Z]+(\(\d+\))?(\[\])?)?")
 _REPEATED_ROW = re.compile(r"(\((?:[\w:]+\(\$1\)|\$1|, )+\))(?:, \1)+")
@@ -34,7 +34,7 @@ def plain(statement: str) -> str:
 @lru_cache(4096)
 def broken_rules(statement: str) -> tuple[str, ...]:
     """Returns descriptions of the rules that a statement breaks; none if it uses no distributed table."""
-    if not any(name in statement for name in BIG):
+    if not any(name in statement for name in DISTRIBUTED_NAMES):
         return ()
     if statement.split(None, 1)[0].upper() not in {"SELECT", "INSERT", "UPDATE", "DELETE", "WITH"}:
         return ()
@@ -42,7 +42,7 @@ def broken_rules(statement: str) -> tuple[str, ...]:
 
 
 def _broken_rules(tree: sql.Expr) -> Iterator[str]:
-    if not any(table.name in BIG for table in tree.find_all(sql.Table)):
+    if not any(table.name in DISTRIBUTED_NAMES for table in tree.find_all(sql.Table)):
         return
     if tree.find(sql.Unnest) or any(each.name.lower() == "unnest" for each in tree.find_all(sql.Anonymous)):
         yield "unnest with a distributed table"
@@ -50,7 +50,9 @@ def _broken_rules(tree: sql.Expr) -> Iterator[str]:
         case sql.Insert():
             yield from _broken_by_insert(tree)
         case sql.Update() | sql.Delete():
-            if tree.this.name in BIG and not _names_accounts(tree.args.get("where"), tree.this.alias_or_name):
+            if tree.this.name in DISTRIBUTED_NAMES and not _names_accounts(
+                tree.args.get("where"), tree.this.alias_or_name
+            ):
                 yield f"{tree.key.upper()} without {DISTRIBUTION_COLUMN} in its WHERE"
     for select in tree.find_all(sql.Select):
         locks = select.args.pop("locks", None) or ()
@@ -67,7 +69,9 @@ def _broken_rules(tree: sql.Expr) -> Iterator[str]:
 def _broken_by_insert(tree: sql.Insert) -> Iterator[str]:
     if not isinstance(tree.this, sql.Schema):
         yield "INSERT without its columns"
-    elif tree.this.this.name in BIG and DISTRIBUTION_COLUMN not in {each.name for each in tree.this.expressions}:
+    elif tree.this.this.name in DISTRIBUTED_NAMES and DISTRIBUTION_COLUMN not in {
+        each.name for each in tree.this.expressions
+    }:
         yield f"INSERT without {DISTRIBUTION_COLUMN}"
     if isinstance(tree.expression, sql.Select | sql.SetOperation):
         yield "INSERT ... SELECT"
@@ -120,7 +124,7 @@ def _broken_by_routing(scopes: Sequence[Scope]) -> Iterator[str]:
         return
     for scope in scopes:
         for name, (_, source) in scope.selected_sources.items():
-            if isinstance(source, sql.Table) and source.name in BIG and name not in routed[id(scope)]:
+            if isinstance(source, sql.Table) and source.name in DISTRIBUTED_NAMES and name not in routed[id(scope)]:
                 yield f"{name} doesn't name the account of the statement"
 
 
@@ -142,8 +146,8 @@ def _is_account_column(expression: sql.Expr) -> TypeGuard[sql.Column]:
 
 def _is_big(source: sql.Expr | Scope) -> bool:
     if isinstance(source, Scope):
-        return any(table.name in BIG for table in source.expression.find_all(sql.Table))
-    return isinstance(source, sql.Table) and source.name in BIG
+        return any(table.name in DISTRIBUTED_NAMES for table in source.expression.find_all(sql.Table))
+    return isinstance(source, sql.Table) and source.name in DISTRIBUTED_NAMES
 
 
 def _conjuncts(condition: sql.Expr | None) -> Iterator[sql.Expr]:

@@ -11,7 +11,7 @@ from server.store.database_tracer import DatabaseTracer
 
 
 class Statements(DatabaseTracer):
-    """Records statements, and counts them by the table they read."""
+    """Records statements, and counts those that read a table."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []
@@ -22,11 +22,11 @@ class Statements(DatabaseTracer):
         return super().statement(system, text)
 
     @property
-    def of_bodies(self) -> int:
+    def reads_of_transactions(self) -> int:
         """The number of statements that read transactions."""
-        return self.of("transactions")
+        return self.reads_of("transactions")
 
-    def of(self, table: str) -> int:
+    def reads_of(self, table: str) -> int:
         """Returns the number of statements that read a table."""
         return sum(bool(re.search(rf"\b(FROM|JOIN) {table}\b", text)) for text in self.texts)
 

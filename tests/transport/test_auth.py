@@ -34,6 +34,7 @@ from tests.support.clock import NOON, Clock
 from tests.support.databases import writing
 
 SPELLINGS = 200
+"""The number of different headers with one key in test_spellings_of_a_key_are_not_cached."""
 Metadata: TypeAlias = Iterable[tuple[str, str | bytes]]
 
 
@@ -138,12 +139,12 @@ CASES: dict[str, tuple[Callable[[Key], Metadata], Outcome]] = {
         lambda key: [("authorization", basic(f"{key.id}:{key.secret}").rstrip("="))],
         CredentialInvalid,
     ),
-    "Basic in clear": (lambda key: [("authorization", f"Basic {key.id}:{key.secret}")], CredentialInvalid),
+    "Basic without base64": (lambda key: [("authorization", f"Basic {key.id}:{key.secret}")], CredentialInvalid),
     "Basic with characters outside base64": (
         lambda key: [("authorization", basic(f"{key.id}:{key.secret}") + "!")],
         CredentialInvalid,
     ),
-    "Basic of bytes that are no UTF-8": (
+    "Basic of bytes that are not UTF-8": (
         lambda _: [("authorization", "Basic " + base64.b64encode(b"\xff\xfe:x").decode())],
         CredentialInvalid,
     ),
@@ -151,7 +152,7 @@ CASES: dict[str, tuple[Callable[[Key], Metadata], Outcome]] = {
     "Basic with a point": (lambda key: [("authorization", basic(f"{key.id}.{key.secret}"))], CredentialInvalid),
     "Basic with an empty secret": (lambda key: [("authorization", basic(f"{key.id}:"))], CredentialInvalid),
     "Basic with an empty id": (lambda key: [("authorization", basic(f":{key.secret}"))], CredentialInvalid),
-    "Basic of nothing": (lambda _: [("authorization", "Basic ")], CredentialInvalid),
+    "Basic with an empty value": (lambda _: [("authorization", "Basic ")], CredentialInvalid),
     "Basic with a trailing space in the secret": (
         lambda key: [("authorization", basic(f"{key.id}:{key.secret} "))],
         CredentialInvalid,
@@ -430,10 +431,10 @@ async def test_credential_cache_is_limited(
     seconds = KEY_CACHED_SECONDS_MAX
     assert [await is_looked_up(key) for key in (first, third, fourth)] == [True, True, True]
     assert [await is_looked_up(key) for key in (first, third, fourth, second)] == [False, False, False, True]
-    assert len(authenticator._opened) == 3
+    assert len(authenticator._cached) == 3
     seconds = 2 * KEY_CACHED_SECONDS_MAX
     assert await is_looked_up(fourth)
-    assert len(authenticator._opened) == 1, "expired entries are removed"
+    assert len(authenticator._cached) == 1, "expired entries are removed"
 
 
 async def test_spellings_of_a_key_are_not_cached(book: Book, random_bytes: RandomBytes) -> None:
@@ -441,22 +442,22 @@ async def test_spellings_of_a_key_are_not_cached(book: Book, random_bytes: Rando
     key = new_key(random_bytes)
     await store_key(book, key)
     authenticator = authenticator_of(book, stopwatch=lambda: 0.0)
-    room = CREDENTIAL_CHARACTERS_MAX - 200
+    space_count = CREDENTIAL_CHARACTERS_MAX - 200
 
-    async def open_with(spaces: int) -> None:
-        header = ("authorization", f"Bearer {' ' * spaces}{key.id}.{key.secret}{' ' * (room - spaces)}")
+    async def authenticate_with(spaces: int) -> None:
+        header = ("authorization", f"Bearer {' ' * spaces}{key.id}.{key.secret}{' ' * (space_count - spaces)}")
         assert (await authenticator.authenticate([header])).caller.credential_id == key.id
         assert authenticator.cached_credential_id([header]) == key.id
 
-    await open_with(0)
+    await authenticate_with(0)
     tracemalloc.start()
     try:
         for spaces in range(1, SPELLINGS):
-            await open_with(spaces)
+            await authenticate_with(spaces)
         kept, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert kept < SPELLINGS * room / 4
+    assert kept < SPELLINGS * space_count / 4
 
 
 async def test_credential_ids_stay_cached(

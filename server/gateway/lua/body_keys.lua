@@ -1,11 +1,15 @@
 -- Sends the keys of a body to the server in headers, because the transcoder ignores unknown keys.
--- FREE, the set of fields with free keys (maps and Structs), is defined before this file.
+-- FREE, the set of fields whose keys are arbitrary (maps and Structs), is defined before this file.
 
 -- No message has so many keys: a body beyond this limit has an unknown key.
 local KEYS_BYTES_MAX = 4096
 local DEPTH_MAX = 64
 
--- The letters of numbers, true, false and null.
+local QUOTE, BACKSLASH, COLON, COMMA = 34, 92, 58, 44
+local OPEN_BRACE, CLOSE_BRACE, OPEN_BRACKET, CLOSE_BRACKET = 123, 125, 91, 93
+local SPACE, LINE_FEED, CARRIAGE_RETURN, TAB = 32, 10, 13, 9
+
+-- The characters of numbers, true, false and null: + - . and letters and digits.
 local PLAIN = {[43] = true, [45] = true, [46] = true}
 for _, range in ipairs({{48, 57}, {65, 90}, {97, 122}}) do
   for code = range[1], range[2] do
@@ -25,26 +29,26 @@ end
 -- accept it: single quotes, keys without quotes, trailing commas. Reads each byte and each key only
 -- once and stops at too many keys, because it blocks all other requests of its thread.
 local function collect(text, found)
-  local position, bytes, places = 1, 0, {}
+  local position, bytes, entries_by_prefix = 1, 0, {}
   local read
 
   local function next_byte()
     local byte = text:byte(position)
-    while byte == 32 or byte == 10 or byte == 13 or byte == 9 do
+    while byte == SPACE or byte == LINE_FEED or byte == CARRIAGE_RETURN or byte == TAB do
       position = position + 1
       byte = text:byte(position)
     end
     return byte
   end
 
-  -- A string without its quotes, with its escapes.
+  -- A string without its quotes, with its escapes. Fails at the end of the text, where `last` is nil.
   local function read_string()
     local from, last = position + 1, position
     local backslashes
     repeat
       last = text:find('"', last + 1, true)
       backslashes = 0
-      while text:byte(last - 1 - backslashes) == 92 do
+      while text:byte(last - 1 - backslashes) == BACKSLASH do
         backslashes = backslashes + 1
       end
     until backslashes % 2 == 0
@@ -52,24 +56,26 @@ local function collect(text, found)
     return text:sub(from, last - 1)
   end
 
-  -- The entry of a key: `whole` is its path, `same` its path in camel case (order_by and orderBy are
-  -- equal), and `inner` the prefix of the keys inside, or false if these are free.
-  local function entry_of(path, written)
-    local place = places[path]
-    if not place then
-      place = {}
-      places[path] = place
+  -- The entry of a key, cached by the prefix of its object and its text. `path` is the key's path,
+  -- `canonical` its path in camel case, in which order_by and orderBy are equal, and `prefix` that of
+  -- the keys inside its value, or false if these are arbitrary.
+  local function entry_of(prefix, text_of_key)
+    local entries = entries_by_prefix[prefix]
+    if not entries then
+      entries = {}
+      entries_by_prefix[prefix] = entries
     end
-    local key = place[written]
-    if not key then
-      local name = written:sub(1, 64):gsub("\\u00(%x%x)", unescaped)
-      local whole = path .. name:gsub("[^%w_]", escaped)
-      key = {inner = not FREE[name] and whole .. ".", whole = whole, same = path .. name:gsub("_(%l)", string.upper)}
-      place[written] = key
-      if not found.same[key.same] then
-        found.same[key.same] = true
-        found[#found + 1] = whole
-        bytes = bytes + #whole + 1
+    local entry = entries[text_of_key]
+    if not entry then
+      local name = text_of_key:sub(1, 64):gsub("\\u00(%x%x)", unescaped)
+      local path = prefix .. name:gsub("[^%w_]", escaped)
+      local canonical = prefix .. name:gsub("_(%l)", string.upper)
+      entry = {prefix = not FREE[name] and path .. ".", path = path, canonical = canonical}
+      entries[text_of_key] = entry
+      if not found.canonical[canonical] then
+        found.canonical[canonical] = true
+        found[#found + 1] = path
+        bytes = bytes + #path + 1
         if bytes > KEYS_BYTES_MAX then
           found[#found] = nil
           found.is_full = true
@@ -77,72 +83,72 @@ local function collect(text, found)
         end
       end
     end
-    return key
+    return entry
   end
 
-  local function read_object(path, depth)
-    local own = path and {}
+  local function read_object(prefix, depth)
+    local own = prefix and {}
     position = position + 1
-    if next_byte() == 125 then
+    if next_byte() == CLOSE_BRACE then
       position = position + 1
       return
     end
     while true do
-      if next_byte() ~= 34 then
+      if next_byte() ~= QUOTE then
         error("no key")
       end
-      local inner, written = nil, read_string()
-      if path then
-        local key = entry_of(path, written)
-        inner = key.inner
-        -- The paths of the contracts are shorter.
-        if own[key.same] and #key.whole <= 256 then
-          found.repeated = key.whole
+      local inner_prefix, text_of_key = nil, read_string()
+      if prefix then
+        local entry = entry_of(prefix, text_of_key)
+        inner_prefix = entry.prefix
+        -- A longer path is in no contract, so it is refused as unknown.
+        if own[entry.canonical] and #entry.path <= 256 then
+          found.repeated = entry.path
         end
-        own[key.same] = true
+        own[entry.canonical] = true
       end
-      if next_byte() ~= 58 then
+      if next_byte() ~= COLON then
         error("no value")
       end
       position = position + 1
-      read(inner, depth)
+      read(inner_prefix, depth)
       local byte = next_byte()
       position = position + 1
-      if byte == 125 then
+      if byte == CLOSE_BRACE then
         return
-      elseif byte ~= 44 then
+      elseif byte ~= COMMA then
         error("no end")
       end
     end
   end
 
-  local function read_array(path, depth)
+  local function read_array(prefix, depth)
     position = position + 1
-    if next_byte() == 93 then
+    if next_byte() == CLOSE_BRACKET then
       position = position + 1
       return
     end
     while true do
-      read(path, depth)
+      read(prefix, depth)
       local byte = next_byte()
       position = position + 1
-      if byte == 93 then
+      if byte == CLOSE_BRACKET then
         return
-      elseif byte ~= 44 then
+      elseif byte ~= COMMA then
         error("no end")
       end
     end
   end
 
-  read = function(path, depth)
+  read = function(prefix, depth)
     local byte = next_byte()
     if depth > DEPTH_MAX then
       error("too deep")
-    elseif byte == 123 then
-      read_object(path, depth + 1)
-    elseif byte == 91 then
-      read_array(path, depth + 1)
-    elseif byte == 34 then
+    elseif byte == OPEN_BRACE then
+      read_object(prefix, depth + 1)
+    elseif byte == OPEN_BRACKET then
+      read_array(prefix, depth + 1)
+    elseif byte == QUOTE then
       read_string()
     elseif PLAIN[byte] then
       while PLAIN[text:byte(position)] do
@@ -168,7 +174,7 @@ function envoy_on_request(handle)
   if not body or body:length() == 0 then
     return
   end
-  local found = {same = {}}
+  local found = {canonical = {}}
   local is_json = pcall(collect, body:getBytes(0, body:length()), found)
   headers = handle:headers()
   if not is_json and not found.is_full then
