@@ -39,7 +39,7 @@ async def distribute(database: Database) -> list[str]:
 
 
 def _calls() -> dict[str, str]:
-    """The SQL function call that distributes each table, by the name of the table, in the necessary order."""
+    """The SQL function call that distributes each table, by the table's name. They must run in this order."""
     calls = {table.name: f"create_reference_table('{table.name}')" for table in REFERENCE}
     for table in DISTRIBUTED:
         # All rows of an account are on one node, in every table: joins and commits stay there.

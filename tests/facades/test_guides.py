@@ -18,7 +18,7 @@ from tests.support.waiting import SECONDS_MAX
 
 
 def answers(text: str) -> list[Any]:
-    """The JSON values in a text that consists of several, one after the other."""
+    """Parses a text that consists of several JSON values, one after the other."""
     decoder, values = json.JSONDecoder(), []
     while text := text.lstrip():
         value, end = decoder.raw_decode(text)

@@ -28,7 +28,7 @@ SUCCEEDED, FAILED, CANCELED = Transaction.SUCCEEDED, Transaction.FAILED, Transac
 def spend(state: AccountState, amount: Millionths, now: Instant = NOW) -> tuple[AccountState, Charge]:
     """Charges an amount above 0. Returns the new state, and the charge as a refund loads it from the database."""
     after, posting = post(state, Draft(CHARGE, "ai_chat", -amount), now)
-    # A refund reads from the charge only lots that are spent, and finds the open ones in the state.
+    # A refund takes open lots from the state. It reads the lots of the charge only if they are spent.
     used = {each.lot_number for each in posting.allocations}
     lots = {each.number: each._replace(remaining=0) for each in state.lots if each.number in used}
     charge = Charge(NAME, posting.kind, posting.state, posting.amount, posting.create_time, posting.allocations, lots)

@@ -42,6 +42,8 @@ def test_planted_fault_is_found(fault: str) -> None:
 
 def test_error_is_no_violation() -> None:
     """An error that no injected fault explains ends a simulation, but does not count as found by an invariant."""
+    # Prepares the initial database, which every simulation copies, without the error.
+    assert first_failure(0, 1) is None
     with patch.object(Attempt, "stage_answer", lambda attempt, *_, **__: attempt.missing):
         found = first_failure(0, SEEDS_TO_FIND_MAX)
     assert found is not None
