@@ -7,6 +7,8 @@ import shutil
 import struct
 import subprocess
 import tempfile
+import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -44,6 +46,27 @@ class Load:
     """The number of responses with an HTTP status other than 2xx, without the expected body, or missing."""
     body_bytes: int
     """The size of the bodies of all responses; with wrk, including their headers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """The result of a load at a steady rate that the server may not be able to serve."""
+
+    started: int
+    """The number of calls that were sent."""
+    statuses: Mapping[int, int]
+    """The number of responses by HTTP status; -1 for calls that failed without a status."""
+    end: float
+    """When the load ended, in seconds of time.monotonic."""
+
+
+@dataclass(frozen=True, slots=True)
+class Post:
+    """A request that h2load repeats."""
+
+    path: str
+    body: bytes
+    headers: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +120,9 @@ def h2load(
         for number, request in enumerate(requests):
             file = folder / str(number)
             file.write_bytes(frame(request))
-            command = _h2load_command(port, method, file, seconds, headers, clients // len(requests), streams)
+            command = _h2load_command(
+                port, method, file, seconds, {**GRPC_HEADERS, **headers}, clients // len(requests), streams
+            )
             processes.append(stack.enter_context(_started(command)))
         loads = [parse_h2load(_output_of(process, seconds)) for process in processes]
     return Load(
@@ -124,12 +149,40 @@ def h2load_latencies(
         file, log = Path(folder) / "request", Path(folder) / "log"
         file.write_bytes(frame(request))
         each = max(1, round(rate / clients))
-        command = _h2load_command(port, method, file, seconds, headers, clients, streams)
+        command = _h2load_command(port, method, file, seconds, {**GRPC_HEADERS, **headers}, clients, streams)
         with _started([*command[:-1], f"--rps={each}", f"--log-file={log}", command[-1]]) as process:
             load = parse_h2load(_output_of(process, seconds))
         if load.refused:
             raise LoadFailed(f"{load.refused} calls of {method} were refused")
         return parse_h2load_log(log.read_text())
+
+
+def h2load_offered(
+    port: int, posts: Sequence[Post], seconds: int, *, clients: int, streams: int, rate: float | None = None
+) -> Offered:
+    """Repeats requests, each in a process of its own with `clients` connections. Counts the responses by status.
+
+    With `rate`, sends that many requests per second in total, as far as `streams` concurrent requests of each
+    connection permit. Without, each connection always has `streams` requests.
+    """
+    pace = [] if rate is None else [f"--rps={max(1, round(rate / len(posts) / clients))}"]
+    statuses: Counter[int] = Counter()
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="daybook-bench-")))
+        processes = []
+        for number, post in enumerate(posts):
+            file = folder / f"{number}.request"
+            file.write_bytes(post.body)
+            command = _h2load_command(port, post.path, file, seconds, post.headers, clients, streams)
+            log = f"--log-file={folder / str(number)}.log"
+            processes.append(stack.enter_context(_started([*command[:-1], *pace, log, command[-1]])))
+        outputs = [_output_of(process, seconds) for process in processes]
+        end = time.monotonic()
+        for number in range(len(posts)):
+            with (folder / f"{number}.log").open() as file_of_log:
+                statuses.update(int(line.split("\t")[1]) for line in file_of_log)
+    started = sum(int(_groups(r"^requests: [0-9]+ total, ([0-9]+) started", output)[0]) for output in outputs)
+    return Offered(started, statuses, end)
 
 
 def wrk(url: str, seconds: int, *, headers: Mapping[str, str], connections: int = 32) -> Load:
@@ -188,9 +241,9 @@ def _groups(pattern: str, text: str) -> tuple[str, ...]:
 
 
 def _h2load_command(
-    port: int, method: str, file: Path, seconds: int, headers: Mapping[str, str], clients: int, streams: int
+    port: int, path: str, file: Path, seconds: int, headers: Mapping[str, str], clients: int, streams: int
 ) -> list[str]:
-    options = [f"--header={name}: {value}" for name, value in {**GRPC_HEADERS, **headers}.items()]
+    options = [f"--header={name}: {value}" for name, value in headers.items()]
     return [
         "h2load",
         f"--clients={clients}",
@@ -198,7 +251,7 @@ def _h2load_command(
         f"--duration={seconds}",
         f"--data={file}",
         *options,
-        f"http://127.0.0.1:{port}/{method}",
+        f"http://127.0.0.1:{port}/{path}",
     ]
 
 

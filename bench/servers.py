@@ -56,6 +56,14 @@ class Server:
 
     port: int
     process: subprocess.Popen[bytes]
+    grpc_port: int = 0
+    """The port of the server behind a gateway; 0 without a gateway."""
+
+    @property
+    def gateway_resident_bytes(self) -> int:
+        """The resident memory of the gateway."""
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        return sum(each.memory_info().rss for each in children if each.name() == "envoy")
 
     @property
     def resident_bytes(self) -> int:
@@ -99,7 +107,7 @@ def daybook_with_gateway(database_url: str) -> Iterator[Server]:
     port, gateway_port, admin_port = free_ports(3)
     flags = ("--port", str(port), "--gateway-port", str(gateway_port), "--gateway-admin-port", str(admin_port))
     with _running([DAYBOOK, "up", "--database-url", database_url, *flags], DAYBOOK_SETTINGS) as process:
-        yield Server(gateway_port, process)
+        yield Server(gateway_port, process, port)
 
 
 @contextmanager

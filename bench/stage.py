@@ -62,6 +62,16 @@ class Stage:
         return 1 if self.is_quick else 4
 
     @property
+    def seconds_overloaded(self) -> int:
+        """The duration of the overload of figure 19."""
+        return 8 if self.is_quick else 60
+
+    @property
+    def seconds_around(self) -> int:
+        """The time before and after the overload of figure 19."""
+        return 3 if self.is_quick else 10
+
+    @property
     def rounds(self) -> Rounds:
         """The number of rounds of a comparison."""
         return Rounds(2, 2) if self.is_quick else Rounds()

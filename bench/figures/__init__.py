@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from bench.figures import depth, importing, latency, memory, reading, rest, starting, workers, writing
+from bench.figures import depth, importing, latency, memory, overload, reading, rest, starting, workers, writing
 from bench.report import Finding
 from bench.stage import Stage
 
@@ -37,4 +37,5 @@ FIGURES: Mapping[int, Figure] = {
     16: Figure("List over REST on SQLite, to gRPC", rest.to_grpc),
     17: Figure("Each facade's page over REST on SQLite, to FastAPI", rest.facades),
     18: Figure("Processor time of a page over REST on SQLite", rest.processor_time),
+    19: Figure("Ten times the capacity", overload.measure),
 }

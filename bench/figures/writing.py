@@ -93,7 +93,8 @@ def batches(stage: Stage) -> list[Finding]:
     ]
 
 
-def _charge(account_id: str) -> CreateTransactionRequest:
+def charge_of(account_id: str) -> CreateTransactionRequest:
+    """Returns a request that charges an account."""
     # Without a request_id every call posts, although h2load sends the same bytes each time.
     return CreateTransactionRequest(
         parent=f"accounts/{account_id}",
@@ -108,13 +109,13 @@ def _charge(account_id: str) -> CreateTransactionRequest:
 
 def create_call(ledger: Ledger) -> Call:
     """Returns a call with one charge for each of the WRITERS."""
-    return Call.of(CREATE, *(_charge(account_id) for account_id in WRITERS), key=ledger.key)
+    return Call.of(CREATE, *(charge_of(account_id) for account_id in WRITERS), key=ledger.key)
 
 
 def batch_call(ledger: Ledger) -> Call:
     """Returns a call with one batch of charges for each of the WRITERS."""
     requests = (
-        BatchCreateTransactionsRequest(parent=f"accounts/{account_id}", requests=[_charge(account_id)] * BATCH)
+        BatchCreateTransactionsRequest(parent=f"accounts/{account_id}", requests=[charge_of(account_id)] * BATCH)
         for account_id in WRITERS
     )
     return Call.of(BATCH_CREATE, *requests, key=ledger.key)
@@ -122,18 +123,18 @@ def batch_call(ledger: Ledger) -> Call:
 
 def _posted_per_second(stage: Stage, server: Server, ledger: Ledger, call: Call) -> float:
     """Returns the answered calls per second. Raises LoadFailed unless all of them posted."""
-    before = _posted(server, ledger)
+    before = posted(server.port, ledger)
     rate = call.rate(server.port, stage.seconds, clients=len(WRITERS), streams=_STREAMS)
-    posted = _posted(server, ledger) - before
+    count = posted(server.port, ledger) - before
     # Calls in flight when h2load ends are posted, but don't count as answered.
-    if posted < rate * stage.seconds * _POSTED_MIN:
-        raise LoadFailed(f"{rate:.0f} calls a second were answered, and only {posted} transactions posted")
+    if count < rate * stage.seconds * _POSTED_MIN:
+        raise LoadFailed(f"{rate:.0f} calls a second were answered, and only {count} transactions posted")
     return rate
 
 
-def _posted(server: Server, ledger: Ledger) -> int:
+def posted(port: int, ledger: Ledger) -> int:
     """Returns the number of transactions of the WRITERS: the sum of their newest sequences."""
     return sum(
-        read_page(list_call(ledger.key, account_id, page_size=1).answers(server.port)[0], 1).transactions[0].sequence
+        read_page(list_call(ledger.key, account_id, page_size=1).answers(port)[0], 1).transactions[0].sequence
         for account_id in WRITERS
     )

@@ -14,6 +14,7 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
+import grpc
 import pytest
 
 from bench import depth, load, report
@@ -21,10 +22,11 @@ from bench.__main__ import main
 from bench.calls import PAGE_SIZE, list_call, read_page
 from bench.comparison import Rounds, compare, spread
 from bench.figures import FIGURES, Figure
+from bench.figures.overload import Answer, Overload, Probe, Probes, findings_of
 from bench.figures.reading import FACADES, NATIVE, PagedList
 from bench.figures.writing import BATCH, batch_call, create_call
 from bench.ledger import ORGANIZATION, POOLS, WRITERS, Ledger, build, seed
-from bench.load import Latencies, Load, LoadFailed, parse_h2load, parse_h2load_log, parse_wrk
+from bench.load import Latencies, Load, LoadFailed, Offered, parse_h2load, parse_h2load_log, parse_wrk
 from bench.report import Finding, at_least, at_most
 from bench.servers import Server, daybook
 from bench.traffic import PICKS, Mix, Traffic
@@ -100,6 +102,73 @@ def test_refusals_that_wrk_counts_are_parsed() -> None:
         "  Socket errors: connect 1, read 2, write 3, timeout 4\n  Non-2xx or 3xx responses: 421\nRequests/sec",
     )
     assert parse_wrk(text).refused == 431
+
+
+def test_statuses_of_an_overload_are_counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An overload has the statuses of all generators, and the requests that they sent, at a share of the rate each."""
+    (tmp_path / "h2load").write_text(
+        '#!/bin/sh\nfor option; do case "$option" in\n--rps=*) test "$option" = --rps=25 || exit 1;;\n'
+        f'--log-file=*) printf "1\\t200\\t5\\n1\\t429\\t5\\n" > "${{option#*=}}";;\n'
+        f"esac; done\ncat << END\n{H2LOAD}END\n"
+    )
+    (tmp_path / "h2load").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    posts = [load.Post("v1/accounts", b"{}", {"authorization": "Bearer secret"})] * 2
+    offered = load.h2load_offered(1, posts, 1, clients=4, streams=8, rate=200)
+    assert (offered.started, offered.statuses) == (2 * 501, {200: 2, 429: 2})
+
+
+def overloaded(posts: list[Answer], *, check_seconds: float = 0.1) -> Overload:
+    """An overload of ten seconds from second 10 on, with these answers to the probe that posts."""
+    call = list_call("key", ORGANIZATION)
+    reads = Probe(call, 10, [Answer(5, 0.01, grpc.StatusCode.OK), Answer(15, 0.02, grpc.StatusCode.OK)])
+    checks = Probe(call, 10, [Answer(15, check_seconds, grpc.StatusCode.OK)])
+    before = Answer(5, 0.01, grpc.StatusCode.OK)
+    probes = Probes(reads, Probe(call, 50, [before, *posts]), checks)
+    offered = Offered(100_000, {200: 9_000, 429: 91_000}, 20)
+    return Overload((900.0, 1000.0, 1100.0), 9_000, offered, probes, 10, ((100, 100), (100, 200_000_100)))
+
+
+def test_overload_that_is_refused_at_once_holds_every_bar() -> None:
+    """Goodput, refusals with retry-after, reads, health checks, memory and the time until normal are findings."""
+    refused = Answer(15, 0.005, grpc.StatusCode.RESOURCE_EXHAUSTED, says_when_to_retry=True)
+    late = Answer(20.5, 0.4, grpc.StatusCode.OK)
+    findings = {each.what: each for each in findings_of("x", overloaded([refused, late]))}
+    assert not [each.what for each in findings.values() if each.is_short]
+    values = {what.removeprefix("x: "): round(each.value, 6) for what, each in findings.items()}
+    assert values == {
+        "offered / peak": 10,
+        "goodput / peak": 0.9,
+        "p50 of refusals": 5,
+        "p99 of refusals": 5,
+        "refusals without retry-after": 0,
+        "other errors": 0,
+        "reads served / sent": 1,
+        "p50 of reads": 20,
+        "p99 of reads": 20,
+        "slowest health check": 0.1,
+        "until normal": 0.9,
+        "growth of the server": 0,
+        "growth of the gateway": 200,
+    }
+
+
+def test_overload_that_is_not_refused_well_misses_bars() -> None:
+    """Late refusals, refusals without retry-after, other errors, slow checks and a slow recovery are short."""
+    posts = [
+        Answer(15, 3, grpc.StatusCode.RESOURCE_EXHAUSTED),
+        Answer(15, 1, grpc.StatusCode.CANCELLED),
+        Answer(21, 0.5, grpc.StatusCode.OK),
+    ]
+    short = [each.what for each in findings_of("x", overloaded(posts, check_seconds=2)) if each.is_short]
+    assert short == [
+        "x: p50 of refusals",
+        "x: p99 of refusals",
+        "x: refusals without retry-after",
+        "x: other errors",
+        "x: slowest health check",
+        "x: until normal",
+    ]
 
 
 @pytest.mark.parametrize("parse", [parse_h2load, parse_wrk, parse_h2load_log])
@@ -199,7 +268,7 @@ def test_readme_explains_every_figure() -> None:
     """The README has a paragraph for each figure, under the title of the figure."""
     titles = re.findall(r"^### ([0-9]+)\. (.*?): .+\n\n\S", README.read_text(), re.MULTILINE)
     assert {int(number): title for number, title in titles} == {n: each.title for n, each in FIGURES.items()}
-    assert list(FIGURES) == list(range(1, 19))
+    assert list(FIGURES) == list(range(1, 20))
 
 
 @pytest.fixture(scope="module")
