@@ -101,7 +101,7 @@ async def test_call_without_admission_gets_429(full: Daybook) -> None:
 
 
 def test_gateway_circuit_breaker_answers_like_the_server(gateway: Daybook, tmp_path: Path) -> None:
-    """A request over the gateway's own limit of concurrent requests gets the server's 429 answer."""
+    """A request over the gateway's limit of concurrent requests gets the server's 429, or RESOURCE_EXHAUSTED."""
 
     def without_capacity(configuration: dict[str, Any]) -> None:
         (thresholds,) = configuration["static_resources"]["clusters"][0]["circuit_breakers"]["thresholds"]
@@ -112,3 +112,12 @@ def test_gateway_circuit_breaker_answers_like_the_server(gateway: Daybook, tmp_p
             assert get(origin, target, key) == (429, "1", expected), target
         status, retry_after, native = get(origin, NATIVE, dreadnode.KEY)
         assert (status, retry_after, native["code"], native["message"]) == (429, "1", 8, TOO_MANY)
+        with (
+            grpc.insecure_channel(origin.removeprefix("http://")) as channel,
+            pytest.raises(grpc.RpcError) as caught,
+        ):
+            channel.unary_unary(CREATE)(b"", timeout=SECONDS_MAX)
+    error: Any = caught.value
+    assert (error.code(), error.details()) == (grpc.StatusCode.RESOURCE_EXHAUSTED, TOO_MANY)
+    headers = (*error.initial_metadata(), *error.trailing_metadata())
+    assert [value for name, value in headers if name == "retry-after"] == ["1"]
