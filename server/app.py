@@ -27,6 +27,7 @@ from server.transport.admission import Admission, Admissions
 from server.transport.auth import Authenticator, OpenToken
 from server.transport.calls import OPEN_SERVICES, CallHandler, StartingHandler
 from server.transport.deadlines import CallBounds
+from server.transport.lasting_server import lasting_server
 from server.transport.limits import RateLimiter
 from server.transport.observation import Observation
 from server.transport.page_tokens import PageTokens
@@ -99,11 +100,23 @@ async def serving(
             settings.text_characters_max,
         )
         _add_services(handler, book, settings, PageTokens(token_keys, book.random_bytes), health)
-        server = grpc.aio.server(options=_options(settings, is_shared=own_port is not None))
-        server.add_generic_rpc_handlers((handler,))
-        _add_queues(server, handler)
-        async with _serving(server, health, admissions, book, settings, certificates, own_port, drain_seconds) as port:
+
+        def create(port: int) -> tuple[grpc.aio.Server, int]:
+            server = grpc.aio.server(options=_options(settings, is_shared=own_port is not None))
+            server.add_generic_rpc_handlers((handler,))
+            _add_queues(server, handler)
+            port = _listen(server, settings.host, port, certificates)
+            if own_port is not None:
+                _listen(server, settings.host, own_port, certificates)
+            return server, port
+
+        async with (
+            lasting_server(create, settings.port, settings.shutdown_grace_seconds, settings.stream_seconds_max) as port,
+            _ready(health, admissions, book, drain_seconds),
+        ):
+            log.info("serving", host=settings.host, port=port, tls=certificates is not None)
             yield port
+        log.info("stopped")
 
 
 @asynccontextmanager
@@ -116,16 +129,16 @@ async def serving_health(settings: Settings) -> AsyncIterator[None]:
     await health.set("", health_pb2.HealthCheckResponse.SERVING)
     for service in SERVICES:
         await health.set(service, health_pb2.HealthCheckResponse.NOT_SERVING)
-    server = grpc.aio.server(options=_options(settings, is_shared=False))
-    health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    server.add_generic_rpc_handlers((StartingHandler(FACADES),))
-    port = _listen(server, settings.host, settings.port, _certificates(settings))
-    await server.start()
-    log.info("migration started", host=settings.host, port=port)
-    try:
+
+    def create(port: int) -> tuple[grpc.aio.Server, int]:
+        server = grpc.aio.server(options=_options(settings, is_shared=False))
+        health_pb2_grpc.add_HealthServicer_to_server(health, server)
+        server.add_generic_rpc_handlers((StartingHandler(FACADES),))
+        return server, _listen(server, settings.host, port, _certificates(settings))
+
+    async with lasting_server(create, settings.port, 0) as port:
+        log.info("migration started", host=settings.host, port=port)
         yield
-    finally:
-        await server.stop(0)
 
 
 @asynccontextmanager
@@ -241,32 +254,19 @@ def _add_queues(server: grpc.aio.Server, handler: CallHandler) -> None:
 
 
 @asynccontextmanager
-async def _serving(
-    server: grpc.aio.Server,
-    health: Health,
-    admissions: Admissions,
-    book: Book,
-    settings: Settings,
-    certificates: ServerCertificates | None,
-    own_port: int | None,
-    drain_seconds: Callable[[], float],
-) -> AsyncIterator[int]:
-    port = _listen(server, settings.host, settings.port, certificates)
-    if own_port is not None:
-        _listen(server, settings.host, own_port, certificates)
-    await server.start()
-    log.info("serving", host=settings.host, port=port, tls=certificates is not None)
+async def _ready(
+    health: Health, admissions: Admissions, book: Book, drain_seconds: Callable[[], float]
+) -> AsyncIterator[None]:
+    """Runs background tasks and the check of readiness until the end of the block."""
     try:
         async with (
             book.expirations.sweeping(),
             book.database.using_replica(),
             watched_health(health, SERVICES, partial(_is_ready, book), drain_seconds),
         ):
-            yield port
+            yield
     finally:
         admissions.calls.end_waiting()
-        await server.stop(settings.shutdown_grace_seconds)
-        log.info("stopped")
 
 
 async def _is_ready(book: Book) -> bool:

@@ -118,12 +118,16 @@ def without_secrets(text: str) -> str:
 
 
 def is_not_about_a_header(record: logging.LogRecord) -> bool:
-    """False for gRPC's traceback about metadata that is not UTF-8; True for every other record.
+    """False for gRPC's tracebacks about headers that are not UTF-8; True for every other record.
 
-    Any client can cause that traceback with every call, without a credential. The call is
-    answered nevertheless, and logged like any other.
+    Any client can cause these tracebacks with every call, without a credential. For metadata the
+    call is answered nevertheless, and logged like any other. A path ends the server of gRPC, and
+    server/transport/lasting_server.py logs that.
     """
-    return not (record.name.startswith("grpc") and str(record.msg).startswith("Invalid encoding on"))
+    if record.name.startswith("grpc"):
+        return not (str(record.msg).startswith("Invalid encoding on") or isinstance(record.msg, UnicodeDecodeError))
+    error = record.exc_info[1] if record.exc_info else None
+    return not (record.name == "asyncio" and isinstance(error, UnicodeDecodeError))
 
 
 def _below(file: str) -> str:

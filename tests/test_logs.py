@@ -160,6 +160,23 @@ def test_frames_of_a_client_write_no_line(logged: Logged, frame: Frame) -> None:
     assert all(line["level"] in {"debug", "info"} for line in logged.lines)
 
 
+def test_path_that_ends_grpcs_server_writes_one_line(logged: Logged) -> None:
+    """A path that is not UTF-8 ends a server of grpc.aio: the log has one warning, and no traceback."""
+
+    def warnings() -> list[Line]:
+        return [line for line in logged.lines if line["event"] == "grpc server ended by a request"]
+
+    headers = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", b"/\xff"), (b":authority", b"localhost")]
+    block = Encoder().encode([*headers, (b"content-type", b"application/grpc"), (b"te", b"trailers")], huffman=False)
+    with socket.create_connection(("127.0.0.1", logged.daybook.ports.server), SECONDS_MAX) as client:
+        client.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + SettingsFrame(0).serialize())
+        client.sendall(HeadersFrame(1, block, flags=["END_HEADERS"]).serialize())
+        wait_until(lambda: bool(warnings()), "the warning")
+    (line,) = warnings()
+    assert line.items() >= {"level": "warning", "error": "UnicodeDecodeError"}.items()
+    assert not [line for line in logged.lines if line["level"] == "error"]
+
+
 async def test_server_failure_is_logged_with_its_request(logged: Logged) -> None:
     """A call that fails because of the server has a warning in addition to the line of the call."""
     with closing(sqlite3.connect(logged.daybook.folder / "daybook.db")) as connection:

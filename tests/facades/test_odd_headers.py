@@ -166,3 +166,13 @@ def test_content_type_of_grpc_makes_a_native_call(gateway: Daybook, api: str) ->
     info = ErrorInfo()
     assert Status.FromString(details).details[0].Unpack(info)
     assert info.reason == "METHOD_UNKNOWN"
+
+
+@pytest.mark.parametrize("content_type", ["application/grpc", "application/grpc-web+proto", "application/json"])
+@pytest.mark.parametrize("target", ["/daybook.v1.Ledger/ListAccounts", "/v1/accounts", "/"])
+def test_query_outside_ascii_reaches_no_server(gateway: Daybook, content_type: str, target: str) -> None:
+    """A path that is not UTF-8, which would end a server of gRPC, is refused by the gateway."""
+    headers = {**NATIVE, "content-type": content_type, "te": "trailers"}
+    answer = send(gateway.origin, f"{target}?x=".encode() + b"\xae", method="POST", headers=headers, body=bytes(5))
+    assert answer.status in (400, 404) or answer.header("grpc-status") == "12"
+    assert "ended by a request" not in gateway.stderr

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from random import Random
+from typing import Any
 
 import grpc
 import pytest
@@ -22,6 +23,8 @@ from daybook.v1.ledger_service_pb2 import (
 )
 from daybook.v1.transaction_pb2 import Transaction
 from google.protobuf.message import Message
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
 from hpack import Encoder
 from hyperframe.frame import (
     DataFrame,
@@ -36,10 +39,11 @@ from server.app import serving
 from server.book import Book, open_book
 from server.config import Settings
 from server.ledger.audit import Finding
-from tests.support.callers import Client, Server
+from tests.support.callers import OWN_CONNECTION, Client, Server
 from tests.support.certificates import Authority
 from tests.support.clock import Clock
 from tests.support.markers import shares_a_server
+from tests.support.waiting import until
 
 MOMENT = 0.5
 LONG = 60.0
@@ -164,6 +168,46 @@ async def test_excessive_pings_close_the_connection(shared_book: Book) -> None:
     async with serving(shared_book, bounded()) as port, peer(port) as eager, asyncio.timeout(LONG):
         eager.send(*(PingFrame(0, b"too many") for _ in range(20)))
         assert await eager.goaways() == [(ENHANCE_YOUR_CALM, b"too_many_pings")]
+
+
+def health_of(channel: grpc.aio.Channel) -> Any:
+    """A stub of the health service, whose types are missing."""
+    return HealthStub(channel)
+
+
+def bad_call(path: bytes) -> Frame:
+    """The headers of a call of a method."""
+    headers = [
+        (b":method", b"POST"),
+        (b":scheme", b"http"),
+        (b":path", path),
+        (b":authority", b"localhost"),
+        (b"content-type", b"application/grpc"),
+        (b"te", b"trailers"),
+    ]
+    return HeadersFrame(1, Encoder().encode(headers, huffman=False), flags=["END_HEADERS"])
+
+
+@shares_a_server
+async def test_path_that_is_not_utf_8_ends_no_server(shared_book: Book) -> None:
+    """After such a call, which ends a server of grpc.aio, others are served; those that run go on."""
+    async with (
+        serving(shared_book, bounded()) as port,
+        asyncio.timeout(LONG),
+        grpc.aio.insecure_channel(f"127.0.0.1:{port}", OWN_CONNECTION) as running,
+    ):
+        watch = health_of(running).Watch(HealthCheckRequest())
+        assert (await watch.read()).status == HealthCheckResponse.SERVING
+        for path in (b"/daybook.v1.Ledger/GetBalance?x=\xae", b"/\xff", b"/daybook.v1.Ledger/\xc3"):
+            with structlog.testing.capture_logs() as lines:
+                async with peer(port) as hostile:
+                    hostile.send(bad_call(path))
+                    await until(lines.copy)
+                async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", OWN_CONNECTION) as channel:
+                    health = await health_of(channel).Check(HealthCheckRequest(), wait_for_ready=True)
+            assert health.status == HealthCheckResponse.SERVING
+            assert {line["event"] for line in lines} <= {"grpc server ended by a request", "port still taken"}
+        assert not watch.done()
 
 
 def send_call(slow: Peer, client: Client, method: str, request: Message) -> None:

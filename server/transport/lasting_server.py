@@ -1,0 +1,83 @@
+"""Keeps a port served: any client can end a server of grpc.aio by one request.
+
+grpc.aio (1.85) decodes the path of a call in the loop that takes calls, so a path that isn't UTF-8
+ends this loop. The server then finishes its running calls, and listens no more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TypeAlias
+
+import grpc
+import structlog
+
+log = structlog.get_logger(__name__)
+
+CHECK_SECONDS = 0.05
+"""Time between two checks whether the server still takes calls, in seconds."""
+
+Create: TypeAlias = Callable[[int], tuple[grpc.aio.Server, int]]
+"""Returns a new server that listens on a port, and the port: a free one for 0. Raises if the port is taken."""
+
+
+@asynccontextmanager
+async def lasting_server(
+    create: Create, port: int, grace_seconds: float, running_seconds_max: float = 0.0
+) -> AsyncIterator[int]:
+    """Serves until the end of the block, and yields the port. Another server replaces one that ends by itself.
+
+    At the end running calls get `grace_seconds`. The running calls of a replaced server get
+    `running_seconds_max`. Raises the error of `create` if the first server can't listen.
+    """
+    server, port = create(port)
+    await server.start()
+    servers = [server]
+    replacing = asyncio.create_task(_replace(servers, partial(create, port), running_seconds_max))
+    try:
+        yield port
+    finally:
+        replacing.cancel()
+        await asyncio.wait([replacing])
+        await asyncio.gather(*(each.stop(grace_seconds) for each in servers))
+
+
+async def _replace(
+    servers: list[grpc.aio.Server], create: Callable[[], tuple[grpc.aio.Server, int]], running_seconds_max: float
+) -> None:
+    """Appends a new server whenever the last one has ended, and removes the ended one after its calls."""
+    ending = set[asyncio.Task[None]]()
+
+    async def end(server: grpc.aio.Server) -> None:
+        await server.stop(running_seconds_max)
+        servers.remove(server)
+
+    while True:
+        ended = servers[-1]
+        try:
+            await ended.wait_for_termination(CHECK_SECONDS)
+            continue
+        # The error that ended the server. Without one it runs.
+        except Exception as error:
+            log.warning("grpc server ended by a request", error=type(error).__name__)
+        servers.append(await _created(create))
+        task = asyncio.create_task(end(ended))
+        ending.add(task)
+        task.add_done_callback(ending.discard)
+
+
+async def _created(create: Callable[[], tuple[grpc.aio.Server, int]]) -> grpc.aio.Server:
+    """Starts a new server as soon as the old one has released the port."""
+    while True:
+        try:
+            server, _ = create()
+        # Whatever prevents it may pass.
+        except Exception:
+            log.warning("port still taken")
+            await asyncio.sleep(CHECK_SECONDS)
+        else:
+            await server.start()
+            return server
