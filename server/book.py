@@ -103,7 +103,7 @@ async def composed(
     checked_clock = posting_clock or clock
     poster = Poster(database, checked_clock, random_bytes)
     credentials = CredentialStore(database)
-    api_key_uses = ApiKeyUses(credentials, clock)
+    api_key_uses = ApiKeyUses(credentials, checked_clock)
     async with poster.working(), api_key_uses.flushing():
         yield Book(
             database=database,

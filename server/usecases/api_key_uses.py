@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from server.background import attempt, repeating
+from server.ledger.errors import DaybookError
 from server.ledger.instants import Clock, Instant
 from server.store.credentials import CredentialStore
 
@@ -19,15 +20,18 @@ _FAILURE = "key use flush failed"
 class ApiKeyUses:
     """Collects the last use of each key, so that no call has to write it."""
 
-    def __init__(self, store: CredentialStore, clock: Clock) -> None:
+    def __init__(self, store: CredentialStore, checked_clock: Clock) -> None:
+        """`checked_clock` may raise ClockSkewed or ServiceUnavailable; the use is not recorded then."""
         self._store = store
-        self._clock = clock
+        self._checked_clock = checked_clock
         self._latest: dict[str, Instant] = {}
 
     def note(self, key_id: str) -> None:
         """Records that a key is used now."""
         if key_id in self._latest or len(self._latest) < KEYS_MAX:
-            self._latest[key_id] = self._clock()
+            # A stored time is only replaced by a later one, so one in the future would stay.
+            with contextlib.suppress(DaybookError):
+                self._latest[key_id] = self._checked_clock()
 
     async def flush(self) -> None:
         """Writes the collected uses. Keeps them for the next write if this one fails or is cancelled."""

@@ -11,7 +11,7 @@ from sqlalchemy import event
 
 from server.book import Book, open_book
 from server.ledger.access import DEFAULT_SCOPES, Caller
-from server.ledger.errors import ServiceUnavailable
+from server.ledger.errors import ClockSkewed, ServiceUnavailable
 from server.ledger.instants import SECOND, Instant
 from server.store.credentials import CredentialStore
 from server.store.database import Database
@@ -153,6 +153,19 @@ async def test_a_failed_write_is_repeated() -> None:
     await uses.flush()
     await uses.flush()
     assert store.written == [{"one": NOON, "two": NOON + SECOND}]
+
+
+async def test_a_skewed_clock_records_no_use() -> None:
+    """A use at a skewed clock is not recorded, so that no stored time is in the future."""
+
+    def skewed() -> Instant:
+        raise ClockSkewed(1)
+
+    store = BrokenStore()
+    uses = ApiKeyUses(store, skewed)
+    uses.note("one")
+    await uses.flush()
+    assert store.written == []
 
 
 async def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
