@@ -28,7 +28,7 @@ from daybook.v1.ledger_service_pb2 import (
     RefundTransactionRequest,
     UpdateAccountRequest,
 )
-from daybook.v1.transaction_pb2 import Transaction
+from daybook.v1.transaction_pb2 import Transaction, Usage
 from google.protobuf.duration_pb2 import Duration
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from structlog.testing import capture_logs
@@ -37,11 +37,11 @@ from server.app import serving
 from server.book import open_book, system_clock
 from server.config import Settings
 from server.ledger.errors import ClockSkewed
-from server.ledger.instants import SECOND, Instant, from_timestamp, to_timestamp
+from server.ledger.instants import SECOND, Instant, from_timestamp, parse, to_timestamp
 from server.ledger.names import RandomBytes
 from server.transport import readiness
 from tests.support.callers import Client, Server
-from tests.support.clock import Clock, after
+from tests.support.clock import NOON, Clock, after
 from tests.support.databases import database_occupied
 from tests.support.gateways import gateway_before
 from tests.support.http_client import Answer, send
@@ -51,6 +51,7 @@ from tests.support.refusals import refusal_of
 GRANT, CHARGE, EXPIRATION = Transaction.GRANT, Transaction.CHARGE, Transaction.EXPIRATION
 HOUR_SECONDS = 3600
 TWO_DAYS_SECONDS = 2 * 24 * HOUR_SECONDS
+YEAR_SECONDS = 365 * 24 * HOUR_SECONDS
 
 
 @pytest.fixture
@@ -176,6 +177,72 @@ async def test_import_with_the_clock_ahead_delays_no_sweep(server: Server, admin
         ("5", after(-60)),
         ("-5", after(60)),
     ]
+
+
+async def post_each_kind(client: Client, number: int) -> None:
+    """Posts a grant, a usage charge, its refund, a transfer and a batch, of accounts `a` and `b`."""
+    await client.post("a", GRANT, "10", ttl={"seconds": 600})
+    charge = await client.post("a", CHARGE, "-2", category="computing", usage=Usage(model="m"))
+    await client.ledger.RefundTransaction(
+        RefundTransactionRequest(name=charge.name, request_id=f"refund {number}"), metadata=client.metadata
+    )
+    await client.transfer("a", "b", "1")
+    grant = Transaction(kind=GRANT, amount="1", category="test")
+    requests = [CreateTransactionRequest(parent=f"accounts/{account}", transaction=grant) for account in "ab"]
+    await client.ledger.BatchCreateTransactions(
+        BatchCreateTransactionsRequest(parent="accounts/-", requests=requests), metadata=client.metadata
+    )
+
+
+async def check_order(client: Client) -> None:
+    """Checks that create_time never decreases within an account."""
+    for account_id in "ab":
+        times = [from_timestamp(row.create_time) for row in await client.history(account_id)]
+        assert times == sorted(times)
+
+
+async def test_clock_an_hour_back_refuses_and_expires_nothing(client: Client, admin: Client, clock: Clock) -> None:
+    """After a step back by an hour each kind of posting succeeds, and credits last until the clock says so."""
+    for account_id in "ab":
+        await client.create_account(account_id)
+    await client.post("a", GRANT, "100", expire_time=after(HOUR_SECONDS / 2), priority=1)
+    await post_each_kind(client, 0)
+    clock.advance(-HOUR_SECONDS)
+    for number in range(1, 4):
+        await post_each_kind(client, number)
+        await client.create_account(f"new-{number}")
+        clock.advance(1)
+    assert not [row for row in await client.history("-") if row.kind == EXPIRATION]
+    clock.now = NOON + (HOUR_SECONDS // 2 * SECOND) - 1
+    assert "100" in {lot.remaining_amount for lot in await client.lots("a")}
+    assert float((await client.balance("a")).amount) > 100
+    clock.now += 1
+    assert float((await client.balance("a")).amount) < 100
+    await post_each_kind(client, 4)
+    assert "-100" in {row.amount for row in await client.history("a") if row.kind == EXPIRATION}
+    await check_order(client)
+    assert await admin.verify() == []
+
+
+@pytest.mark.parametrize("end_seconds", [0, 1], ids=["59 twice", "00 twice"])
+async def test_leap_second_refuses_and_expires_nothing(
+    server: Server, client: Client, admin: Client, clock: Clock, end_seconds: int
+) -> None:
+    """While the clock repeats the second before or after midnight, every posting succeeds, and no lot expires."""
+    end = parse("2016-12-31T00:00:00Z") + end_seconds * SECOND
+    clock.now = end - 10 * SECOND
+    for account_id in "ab":
+        await client.create_account(account_id)
+    await client.post("a", GRANT, "100", expire_time=to_timestamp(end), priority=1)
+    for number, seconds in enumerate((-0.9, -0.1, -1, -0.5, -0.000001)):
+        clock.now = end + round(seconds * SECOND)
+        await post_each_kind(client, number)
+        assert await server.book.expirations.sweep() == 0
+        assert "100" in {lot.remaining_amount for lot in await client.lots("a")}
+    clock.now = end
+    assert await server.book.expirations.sweep() == 1
+    await check_order(client)
+    assert await admin.verify() == []
 
 
 @dataclass
@@ -323,6 +390,34 @@ async def test_queued_call_is_refused_after_a_clock_jump(checked: Checked) -> No
         assert (await refusal_of(posting)).verdict == ("UNAVAILABLE", "CLOCK_SKEWED")
     checked.clock.offset = 0
     assert (await checked.client.post("a", GRANT, "1", request_id="waits")).balance_after == "11"
+
+
+async def test_clock_a_year_ahead_leaves_nothing_behind(checked: Checked) -> None:
+    """After the clock was a year ahead, nothing has expired, no key is refused, and none was used in the future."""
+    client, admin = checked.client, checked.admin
+    in_an_hour = to_timestamp(system_clock() + HOUR_SECONDS * SECOND)
+    await client.post("a", GRANT, "5", expire_time=in_an_hour)
+    request = CreateApiKeyRequest(api_key=ApiKey(scopes=["accounts"], expire_time=in_an_hour))
+    created = await admin.admin.CreateApiKey(request, metadata=admin.metadata)
+    holder = Client(client.channel, created.key_string)
+
+    checked.clock.offset = YEAR_SECONDS * SECOND
+    assert (await refusal_of(client.post("a", CHARGE, "-1"))).verdict == ("UNAVAILABLE", "CLOCK_SKEWED")
+    assert (await refusal_of(holder.balance("a"))).verdict == ("UNAUTHENTICATED", "CREDENTIAL_INVALID")
+    with pytest.raises(ClockSkewed):
+        await checked.server.book.expirations.sweep()
+    await checked.server.book.api_key_uses.flush()
+
+    checked.clock.offset = 0
+    assert (await holder.balance("a")).amount == "15"
+    assert (await client.post("a", CHARGE, "-1")).balance_after == "14"
+    assert [lot.remaining_amount for lot in await client.lots("a")] == ["10", "4"]
+    assert not [row for row in await client.history("-") if row.kind == EXPIRATION]
+    await check_order(client)
+    await checked.server.book.api_key_uses.flush()
+    keys = (await admin.admin.ListApiKeys(ListApiKeysRequest(), metadata=admin.metadata)).api_keys
+    assert max(from_timestamp(key.last_use_time) for key in keys) <= system_clock()
+    assert await admin.verify() == []
 
 
 async def test_small_skew_is_accepted(checked: Checked) -> None:
