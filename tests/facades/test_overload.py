@@ -112,11 +112,10 @@ def test_gateway_circuit_breaker_answers_like_the_server(gateway: Daybook, tmp_p
             assert get(origin, target, key) == (429, "1", expected), target
         status, retry_after, native = get(origin, NATIVE, dreadnode.KEY)
         assert (status, retry_after, native["code"], native["message"]) == (429, "1", 8, TOO_MANY)
-        with (
-            grpc.insecure_channel(origin.removeprefix("http://")) as channel,
-            pytest.raises(grpc.RpcError) as caught,
-        ):
-            channel.unary_unary(CREATE)(b"", timeout=SECONDS_MAX)
+        with grpc.insecure_channel(origin.removeprefix("http://")) as channel:
+            call: Any = channel.unary_unary(CREATE)
+            with pytest.raises(grpc.RpcError) as caught:
+                call(b"", timeout=SECONDS_MAX)
     error: Any = caught.value
     assert (error.code(), error.details()) == (grpc.StatusCode.RESOURCE_EXHAUSTED, TOO_MANY)
     headers = (*error.initial_metadata(), *error.trailing_metadata())
