@@ -207,7 +207,7 @@ class Settings(BaseSettings):
         description="Maximum number of concurrent imports and verifications in one server process, shared like calls.",
     )
     admission_seconds_max: float = Field(
-        default=5.0, ge=0, le=60, description="Longest wait of a call for admission, in seconds."
+        default=1.0, ge=0, le=60, description="Longest wait of a call for admission, in seconds."
     )
     rate_limit_calls_per_second: float = Field(
         default=5000,

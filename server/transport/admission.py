@@ -4,8 +4,9 @@ A call is admitted by its headers, before its body is read. A credential may hol
 many places as are free: a lone credential gets half of them, two get a third each, and a new
 credential always gets one.
 
-A call without a place waits for one for a limited time, and is then refused. Its client can't
-retry while it waits, so aggressive retries take no time from admitted calls.
+A call without a place waits for one for a limited time, and is then refused. So a burst is
+absorbed. If an older call of its credential already waits for too long, this is no burst: the
+call is refused immediately.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from typing import Any
 
 from server.transport.deadlines import Deadlines
 
-WAITING_CALLS_MAX = 5000
+WAITING_CALLS_MAX = 2000
 """Maximum number of calls that wait for a place. Further calls are refused immediately."""
+BURST_PART = 0.1
+"""The part of the longest wait after which a waiting call causes younger calls of its credential to be refused."""
 
 
 class Admission:
@@ -36,7 +39,8 @@ class Admission:
         self.waiting = 0
         self._held: dict[str, int] = {}
         # The queue of each credential, beginning with the credential whose turn is next.
-        self._queues: dict[str, dict[asyncio.Future[bool], None]] = {}
+        # A queue has the arrival of each call, in seconds of the loop's clock.
+        self._queues: dict[str, dict[asyncio.Future[bool], float]] = {}
 
     def enter(self, holder: str) -> bool:
         """Takes a place for a call of a credential. Returns False if the call must wait."""
@@ -48,13 +52,13 @@ class Admission:
 
     async def wait(self, holder: str) -> bool:
         """Waits for a place and takes it. Returns False if none becomes free in time."""
-        if not self._wait_seconds or self.waiting >= self._waiting_max:
+        loop = asyncio.get_running_loop()
+        if not self._wait_seconds or self.waiting >= self._waiting_max or self._is_overloaded(holder, loop.time()):
             self.refused += 1
             return False
-        loop = asyncio.get_running_loop()
         turn: asyncio.Future[bool] = loop.create_future()
         timer = loop.call_later(self._wait_seconds, partial(self._refuse, holder, turn))
-        self._queues.setdefault(holder, {})[turn] = None
+        self._queues.setdefault(holder, {})[turn] = loop.time()
         self.waiting += 1
         try:
             entered = await turn
@@ -111,6 +115,11 @@ class Admission:
 
     def _has_room(self, holder: str) -> bool:
         return self._held.get(holder, 0) < self.places - self.in_flight
+
+    def _is_overloaded(self, holder: str, now: float) -> bool:
+        """Whether the oldest waiting call of a credential has waited too long for a burst."""
+        oldest = next(iter(self._queues.get(holder, {}).values()), now)
+        return now - oldest > self._wait_seconds * BURST_PART
 
     def _take(self, holder: str) -> None:
         self._held[holder] = self._held.get(holder, 0) + 1

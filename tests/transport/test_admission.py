@@ -99,6 +99,35 @@ async def test_wait_is_limited() -> None:
         assert admission.enter("b")
 
 
+async def test_call_is_refused_at_once_unless_it_is_part_of_a_burst(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call waits unless a call of its credential has waited for a tenth of the longest wait."""
+    admission, loop = Admission(1, wait_seconds=60), asyncio.get_running_loop()
+    assert admission.enter("a")
+    started = loop.time()
+    waiting = await waiting_at(admission, "b")
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "time", lambda: started + 5.9)
+        waiting.append(asyncio.create_task(admission.wait("b")))
+        await asyncio.sleep(0)
+        patch.setattr(loop, "time", lambda: started + 6.9)
+        refused = asyncio.create_task(admission.wait("b"))
+        waiting.append(asyncio.create_task(admission.wait("c")))
+        await asyncio.sleep(0)
+        assert refused.done()
+        assert not refused.result()
+    assert (admission.waiting, admission.refused) == (3, 1)
+    # The oldest call of b gets the place. The next one has waited for too short a time to make others wait.
+    admission.leave("a")
+    assert await waiting[0]
+    monkeypatch.setattr(loop, "time", lambda: started + 11)
+    waiting.append(asyncio.create_task(admission.wait("b")))
+    await asyncio.sleep(0)
+    assert (admission.waiting, admission.refused) == (3, 1)
+    monkeypatch.undo()
+    admission.end_waiting()
+    assert await asyncio.gather(*waiting) == [True, False, False, False]
+
+
 async def test_cancelled_call_takes_no_place() -> None:
     """A call that is cancelled while it waits, or while it is being admitted, takes no place."""
     admission = Admission(1, wait_seconds=60)
