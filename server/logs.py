@@ -21,6 +21,7 @@ from server.transport.call_metadata import call_metadata
 REQUEST_ID_CHARACTERS_MAX = 128
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+_FAULTS_OF_CLIENTS = ("Invalid encoding on", "ExecuteBatchError raised in core")
 _UNSAFE = re.compile(r"[^!-~]")
 _FILE = re.compile(r'File "([^"\n]+)"')
 _HIDDEN = "[hidden]"
@@ -66,7 +67,7 @@ def configure_logs(settings: Settings) -> None:
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
         )
     )
-    handler.addFilter(is_not_about_a_header)
+    handler.addFilter(is_no_fault_of_a_client)
     logging.basicConfig(level=max(level, logging.WARNING), handlers=[handler], force=True)
     logging.captureWarnings(True)
 
@@ -117,15 +118,15 @@ def without_secrets(text: str) -> str:
     return text
 
 
-def is_not_about_a_header(record: logging.LogRecord) -> bool:
-    """False for gRPC's tracebacks about headers that are not UTF-8; True for every other record.
+def is_no_fault_of_a_client(record: logging.LogRecord) -> bool:
+    """False for gRPC's errors that any client can cause, without a credential; True for every other record.
 
-    Any client can cause these tracebacks with every call, without a credential. For metadata the
-    call is answered nevertheless, and logged like any other. A path ends the server of gRPC, and
+    They have tracebacks: metadata or a path that is not UTF-8, and an answer to a client that has
+    left. The call is logged like any other. A path ends the server of gRPC, and
     server/transport/lasting_server.py logs that.
     """
     if record.name.startswith("grpc"):
-        return not (str(record.msg).startswith("Invalid encoding on") or isinstance(record.msg, UnicodeDecodeError))
+        return not (isinstance(record.msg, UnicodeDecodeError) or str(record.msg).startswith(_FAULTS_OF_CLIENTS))
     error = record.exc_info[1] if record.exc_info else None
     return not (record.name == "asyncio" and isinstance(error, UnicodeDecodeError))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import socket
 import sqlite3
 import subprocess
@@ -25,7 +26,7 @@ from hyperframe.frame import Frame, GoAwayFrame, HeadersFrame, SettingsFrame
 
 from server.gateway.envoy import JSON_LINES, envoy_path
 from server.ledger.access import new_api_key
-from server.logs import without_secrets
+from server.logs import is_no_fault_of_a_client, without_secrets
 from tests.support.ledgers import create_key
 from tests.support.processes import Daybook, Ports, environment, sqlite_url
 from tests.support.waiting import SECONDS_MAX, wait_until
@@ -319,6 +320,21 @@ HARMLESS = (
     "listening on http://127.0.0.1:4317, ops@example.com",
     "page_token: not a page token of this service",
 )
+
+
+@pytest.mark.parametrize(
+    ("logger", "message", "is_logged"),
+    [
+        ("grpc._cython.cygrpc", "ExecuteBatchError raised in core by servicer method [/daybook.v1.Ledger/X]", False),
+        ("grpc._cython.cygrpc", "Invalid encoding on b'x'", False),
+        ("grpc._cython.cygrpc", "Unexpected [KeyError] raised by servicer method [/daybook.v1.Ledger/X]", True),
+        ("asyncio", "ExecuteBatchError raised in core", True),
+    ],
+)
+def test_errors_of_grpc_that_clients_cause_are_not_logged(logger: str, message: str, is_logged: bool) -> None:
+    """An answer to a client that has left, and metadata that is not UTF-8, are no faults of the server."""
+    record = logging.LogRecord(logger, logging.ERROR, "", 0, message, None, None)
+    assert is_no_fault_of_a_client(record) == is_logged
 
 
 @pytest.mark.parametrize("text", SECRETS)
