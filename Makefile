@@ -14,6 +14,9 @@ CHAOS ?=
 SEEDS ?= 1000
 START ?= 0
 FAULT ?=
+# The number of hostile inputs, and their seed.
+INPUTS ?= 20000
+SEED ?= 0
 
 .PHONY: help setup run test simulate lint gen bench chaos clean
 
@@ -56,6 +59,9 @@ bench: setup .venv/installed-bench ## Measures speed and memory; BENCH='--quick'
 
 chaos: setup ## Kills real processes under load and checks the books; CHAOS='--only postgresql' chooses.
 	$(BIN)/python -m tests.chaos $(CHAOS)
+
+fuzz: setup ## Sends hostile input to a server and its gateway; INPUTS=1000000 SEED=1 says how much.
+	$(BIN)/python -m tests.fuzz --inputs $(INPUTS) --seed $(SEED)
 
 clean: ## Removes .venv, caches and the demo's data.
 	rm -rf .venv .daybook .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
