@@ -116,8 +116,15 @@ async def create_transaction(client: Client) -> Message:
 
 
 async def expiring_charge(client: Client) -> Message:
-    """A charge of an account with an expired lot."""
-    request = item(CHARGE, "-1", "expired")
+    """A charge of an account with an expired lot, which opens its first hour window."""
+    request = item(CHARGE, "-1", "expired", category="computing", usage=Usage(model="m"))
+    request.request_id = "id"
+    return await client.ledger.CreateTransaction(request, metadata=client.metadata)
+
+
+async def next_hour_charge(client: Client) -> Message:
+    """A charge that opens another hour window."""
+    request = item(CHARGE, "-1", "hourly", category="computing", usage=Usage(model="m"))
     request.request_id = "id"
     return await client.ledger.CreateTransaction(request, metadata=client.metadata)
 
@@ -190,8 +197,10 @@ async def import_history(client: Client) -> Message:
 
 async def fill(client: Client, clock: Clock) -> None:
     """Creates accounts with the transactions that the calls need."""
-    for account_id in ("acme", "other", "fresh", "expired"):
-        await client.create_account(account_id)
+    for account_id in ("acme", "other", "fresh", "expired", "hourly"):
+        await client.create_account(account_id, credit_limit="5" if account_id == "hourly" else "0")
+    await client.post("hourly", CHARGE, "-1", category="computing", usage=Usage(model="m"))
+    clock.advance(3600)
     await client.post("expired", GRANT, "5")
     await client.post("expired", GRANT, "5", ttl=Duration(seconds=1))
     await client.post("acme", GRANT, "10", ttl=Duration(seconds=3600))
@@ -211,6 +220,7 @@ async def fill(client: Client, clock: Clock) -> None:
         # BEGIN, reads of the states, writes of rows and of the answer, and COMMIT.
         (create_transaction, 10, True),
         (expiring_charge, 9, True),
+        (next_hour_charge, 8, True),
         (batch, 9, True),
         (refund, 12, True),
         (second_refund, 12, True),

@@ -35,7 +35,7 @@ from server.store.migrate import is_fit
 from server.store.sqlite import SQLite
 from server.usecases.transactions import NewTransaction
 from tests.support.clock import NOON, Clock
-from tests.support.failing_storage import Damage, FailingStorage, Kind
+from tests.support.failing_storage import DAMAGES_OF_WRITERS, Damage, FailingStorage, Kind
 from tests.support.processes import sqlite_url
 
 GRANT, CHARGE = Transaction.GRANT, Transaction.CHARGE
@@ -168,7 +168,7 @@ async def call_until_acknowledged(storage: FailingStorage, random: Random, step:
     """Makes a call while some operation fails, and again if it was refused."""
     is_refused = True
     while is_refused:
-        damage = random.choice(list(Damage))
+        damage = random.choice(DAMAGES_OF_WRITERS)
         with storage.failing(damage, random.randrange(4 if damage is Damage.NOT_SYNCED else 50)):
             try:
                 await step.call(book)
@@ -177,6 +177,7 @@ async def call_until_acknowledged(storage: FailingStorage, random: Random, step:
                 pass
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("fails", [False, True], ids=["sound", "failing"])
 async def test_power_cut(
     tmp_path: Path, storage: FailingStorage, clock: Clock, random_bytes: RandomBytes, fails: bool

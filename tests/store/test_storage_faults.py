@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-from daybook.v1.ledger_service_pb2 import CreateTransactionRequest
+from daybook.v1.ledger_service_pb2 import CreateTransactionRequest, GetAccountRequest
 from daybook.v1.transaction_pb2 import Transaction, Usage
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -25,7 +25,7 @@ from server.store.engine import DatabaseLimits
 from tests.store.other_process import other_process
 from tests.support.callers import Client, Server
 from tests.support.clock import Clock
-from tests.support.failing_storage import Damage, FailingStorage
+from tests.support.failing_storage import DAMAGES_OF_WRITERS, Damage, FailingStorage
 from tests.support.ledgers import prepare
 from tests.support.processes import sqlite_url
 from tests.support.refusals import Refusal, read_refusal, refusal_of
@@ -85,7 +85,7 @@ def checkpoint_each_commit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("checkpoint_each_commit")
-@pytest.mark.parametrize("damage", Damage)
+@pytest.mark.parametrize("damage", DAMAGES_OF_WRITERS)
 async def test_each_operation_of_a_posting_can_fail(
     storage: FailingStorage, client: Client, admin: Client, damage: Damage
 ) -> None:
@@ -139,6 +139,27 @@ async def test_storage_that_refuses_every_write(
     assert await client.history() == before + sorted(after, key=lambda row: row.sequence)
     await client.create_account("other")
     assert await admin.verify() == []
+
+
+async def test_reads_can_fail(storage: FailingStorage, client: Client) -> None:
+    """A read of an unreadable file is refused, and succeeds when repeated."""
+    await client.create_account("acme")
+    posted = await client.post("acme", GRANT, "1")
+    reads: list[Callable[[], Awaitable[object]]] = [
+        client.balance,
+        client.history,
+        lambda: client.history("-"),
+        lambda: client.full(posted.name),
+        lambda: client.ledger.GetAccount(GetAccountRequest(name="accounts/acme"), metadata=client.metadata),
+    ]
+    for number, read in enumerate(reads):
+        sound = await read()
+        # Without a commit, pages and lists may be cached.
+        await client.create_account(f"new-{number}")
+        with storage.failing(Damage.UNREADABLE) as fault:
+            check_unavailable(await refusal_of(read()))
+        assert fault.struck is not None
+        assert await read() == sound
 
 
 @pytest.fixture

@@ -31,6 +31,7 @@ SECTOR_BYTES = 512
 class Kind(Enum):
     """The kind of an operation on a file."""
 
+    READ = auto()
     WRITE = auto()
     TRUNCATE = auto()
     DELETE = auto()
@@ -56,12 +57,15 @@ class Damage(Enum):
     """How an operation fails: SQLite's result code, and the kinds of operations that can fail so."""
 
     ERROR = apsw.SQLITE_IOERR, frozenset({Kind.WRITE, Kind.TRUNCATE, Kind.DELETE})
+    UNREADABLE = apsw.SQLITE_IOERR_READ, frozenset({Kind.READ})
     NOT_SYNCED = apsw.SQLITE_IOERR_FSYNC, frozenset({Kind.SYNC})
     FULL = apsw.SQLITE_FULL, frozenset({Kind.WRITE})
     READ_ONLY = apsw.SQLITE_READONLY, frozenset({Kind.WRITE, Kind.TRUNCATE, Kind.DELETE})
     TORN = apsw.SQLITE_IOERR_WRITE, frozenset({Kind.WRITE})
     """The first half of the write's sectors is written."""
 
+
+DAMAGES_OF_WRITERS = [each for each in Damage if each is not Damage.UNREADABLE]
 
 _ERROR_CODES = {
     Kind.WRITE: apsw.SQLITE_IOERR_WRITE,
@@ -104,7 +108,7 @@ class FailingStorage(apsw.VFS):
     def __init__(self, file: Path) -> None:
         self.file = file
         self.operations: list[Operation] = []
-        """The operations in order; of a failed one, what it did before."""
+        """The operations in order, without reads; of a failed one, what it did before."""
         self._initial = {file.name: file.read_bytes()} if file.exists() else {}
         self._vfs = f"failing-{uuid.uuid4().hex}"
         self._fault: Fault | None = None
@@ -159,6 +163,11 @@ class FailingStorage(apsw.VFS):
         if syncdir:
             self.operations.append(Operation(Kind.SYNC, Path(filename).name))
 
+    def fail_if_due(self, operation: Operation, perform: Callable[[Operation], None] = lambda _: None) -> None:
+        """Raises the error of the fault. `perform` performs what the operation did before."""
+        if self._fault is not None:
+            self._fault.strike(operation, perform)
+
     def perform(self, operation: Operation, do: Callable[[Operation], None]) -> None:
         """Performs and records an operation, unless it fails."""
 
@@ -166,8 +175,7 @@ class FailingStorage(apsw.VFS):
             do(operation)
             self.operations.append(operation)
 
-        if self._fault is not None:
-            self._fault.strike(operation, perform)
+        self.fail_if_due(operation, perform)
         if operation.kind is Kind.SYNC:
             self._sync_begins.set()
             self._sync_may_end.wait()
@@ -209,6 +217,11 @@ class _File(apsw.VFSFile):
         self._name = Path(name.filename() if isinstance(name, apsw.URIFilename) else name).name
         self._storage = storage
         super().__init__("unix", name, flags)
+
+    def xRead(self, amount: int, offset: int) -> bytes:
+        """Reads a part of the file."""
+        self._storage.fail_if_due(Operation(Kind.READ, self._name, offset))
+        return super().xRead(amount, offset)
 
     def xWrite(self, data: Any, offset: int) -> None:
         """Writes a part of the file."""
