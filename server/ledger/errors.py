@@ -25,6 +25,9 @@ from __future__ import annotations
 import math
 from typing import ClassVar
 
+_NAME_CHARACTERS = len("accounts/") + 128
+"""Length of the longest name of an account."""
+
 
 class SchemaTooNew(Exception):
     """A later version created the database's schema, and this version can't use it. Raised at the start only."""
@@ -148,6 +151,10 @@ class AccountNotFound(NotFound):
     reason = "ACCOUNT_NOT_FOUND"
 
     def __init__(self, account: str) -> None:
+        # No account has a longer name, but vendors' APIs take any text for one. An error must fit into
+        # the 8 KiB of headers that gRPC's clients accept, in which it has the name four times.
+        if len(account) > _NAME_CHARACTERS:
+            account = f"{account[:_NAME_CHARACTERS]}..."
         super().__init__(f"{account} is not found", account=account)
 
 

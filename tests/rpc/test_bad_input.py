@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import cast
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -31,6 +31,7 @@ from server.ledger.posting import Kind
 from tests.support.callers import Client
 from tests.support.examples import examples
 from tests.support.markers import shares_a_server
+from tests.support.methods import facade_requests
 from tests.support.refusals import read_refusal, refusal_of
 
 UID = "0192f3a4-5b6c-7d8e-9f01-23456789abcd"
@@ -301,6 +302,22 @@ async def test_edge_requests_are_served(client: Client) -> None:
     for request, found in EDGE_REQUESTS:
         page = await client.ledger.ListTransactions(request, metadata=client.metadata)
         assert len(page.transactions) == found, short(request)
+
+
+@shares_a_server
+@pytest.mark.parametrize("letter", ["x", "\U0010ffff"])
+async def test_long_account_of_a_facade_is_not_found(shared_client: Client, letter: str) -> None:
+    """The error fits into the headers that clients of gRPC accept, so it reaches them."""
+    account_id = letter * 4000
+    codes = []
+    for method, request in facade_requests(account_id):
+        call: Any = shared_client.channel.unary_unary(f"/{method.full_name.rpartition('.')[0]}/{method.name}")
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call(request.SerializeToString(), metadata=shared_client.metadata)
+        codes.append(caught.value.code())
+        assert sum(len(key) + len(value) + 32 for key, value in caught.value.trailing_metadata()) < 8192
+    assert grpc.StatusCode.NOT_FOUND in codes
+    assert grpc.StatusCode.RESOURCE_EXHAUSTED not in codes
 
 
 texts = st.text(max_size=12) | st.sampled_from(
