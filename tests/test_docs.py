@@ -14,6 +14,7 @@ from daybook.v1.error_reason_pb2 import ErrorReason
 from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.schema import CreateIndex
 
+from daybook_client.configuration import VARIABLES
 from docs import generate
 from server.config import Settings
 from server.store.tables import transactions
@@ -23,7 +24,7 @@ from tests.support.methods import METHODS
 from tests.support.words import BANNED
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [*sorted(ROOT.glob("*.md")), *generate.pages()]
+PAGES = [*sorted(ROOT.glob("*.md")), ROOT / "examples/README.md", *generate.pages()]
 REFERENCE = ROOT / "docs/reference"
 SENTENCE_WORDS_MAX = 40
 
@@ -267,16 +268,17 @@ SETTING = re.compile(
 
 
 def test_settings_named_in_pages_exist() -> None:
-    """Each name of a setting or its variable in a page exists. Facade pages have similar names of vendors."""
+    """Each name of a setting, or a variable of the server or the client, exists. Vendors have similar names."""
     named = {(page, each) for page, each in quoted() if SETTING.fullmatch(each) and "facades" not in page}
     assert named
-    assert not {each for each in named if each[1].removeprefix("DAYBOOK_").lower() not in Settings.model_fields}
+    known = Settings.model_fields.keys() | VARIABLES.keys()
+    assert not {each for each in named if each[1].removeprefix("DAYBOOK_").lower() not in known}
 
 
 def test_metrics_named_in_pages_exist() -> None:
     """Each metric in a page, without the suffix of its series, is in the table of metrics."""
     table = set(re.findall(r"^\| `(\w+)` \|", (REFERENCE / "metrics.md").read_text(), re.MULTILINE))
-    named = {(page, name) for page, each in quoted() for name in re.findall(r"\bdaybook_\w+", each)}
+    named = {(page, name) for page, each in quoted() for name in re.findall(r"\bdaybook_(?!client\b)\w+", each)}
     assert named
     assert not {(page, name) for page, name in named if re.sub(r"_(bucket|count|sum)$", "", name) not in table}
 

@@ -13,7 +13,7 @@ import pytest
 from tests.support.words import BANNED
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("server", "clients", "protos", "bench", "tests", "docs")
+ROOMS = ("server", "clients", "examples", "protos", "bench", "tests", "docs")
 # Files that hold the banned words as data, and files that Google wrote.
 EXEMPT = {"tests/support/words.py", "tests/test_words.py", "tests/test_docs.py"}
 GOOGLE = "protos/googleapis/"

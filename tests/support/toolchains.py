@@ -8,6 +8,7 @@ TOOLS = {
     "ghz": ("ghz",),
     "go": ("go",),
     "grpcurl": ("grpcurl",),
+    "jq": ("curl", "jq"),
     "java": ("javac", "mvn"),
     "java-stubs": ("javac", "mvn", "protoc-gen-grpc-java"),
     "typescript": ("node", "npm"),
