@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import grpc
 import psutil
@@ -51,7 +52,7 @@ def enough_descriptors() -> Iterator[None]:
 def is_served(daybook: Daybook) -> bool:
     """Whether a call on a new connection is answered at each port."""
     with grpc.insecure_channel(f"127.0.0.1:{daybook.ports.server}") as channel:
-        health = health_pb2_grpc.HealthStub(channel)
+        health: Any = health_pb2_grpc.HealthStub(channel)
         answer = health.Check(health_pb2.HealthCheckRequest(service="daybook.v1.Ledger"), timeout=SECONDS_MAX)
     return (answer.status, send(daybook.origin, "/v1/accounts/-/transactions").status) == (
         health_pb2.HealthCheckResponse.SERVING,
