@@ -1,0 +1,72 @@
+"""Many requests that arrive at once on some connections of the gateway don't delay those of other connections."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from hpack import Encoder
+from hyperframe.frame import Frame, HeadersFrame, SettingsFrame
+
+from tests.support.gateways import gateway_before
+from tests.support.processes import free_port
+from tests.support.waiting import SECONDS_MAX
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+CROWDED, OTHERS, REQUESTS = 16, 16, 250
+HEALTH = b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n"
+
+
+def requests() -> bytes:
+    """The frames of many requests."""
+    encoder = Encoder()
+    headers = [(":method", "GET"), (":scheme", "http"), (":authority", "localhost"), (":path", "/v1/unknown")]
+    frames = (
+        HeadersFrame(1 + 2 * number, encoder.encode(headers), flags=["END_HEADERS", "END_STREAM"])
+        for number in range(REQUESTS)
+    )
+    return b"".join(frame.serialize() for frame in frames)
+
+
+def answered_so_far(connection: socket.socket) -> int:
+    """Counts the answers that have arrived on a connection."""
+    connection.setblocking(False)
+    data, count = b"", 0
+    try:
+        while chunk := connection.recv(1_000_000):
+            data += chunk
+    except BlockingIOError:
+        pass
+    while len(data) >= 9:
+        frame, length = Frame.parse_frame_header(memoryview(data[:9]))
+        count += isinstance(frame, HeadersFrame)
+        data = data[9 + length :]
+    return count
+
+
+def test_requests_of_other_connections_are_not_delayed(tmp_path: Path) -> None:
+    """Other connections are answered while most requests of crowded connections still wait."""
+    with gateway_before(tmp_path, free_port()) as origin, ExitStack() as stack:
+        address = ("127.0.0.1", int(origin.rpartition(":")[2]))
+
+        def connect() -> Any:
+            return stack.enter_context(socket.create_connection(address, SECONDS_MAX))
+
+        others = [connect() for _ in range(OTHERS)]
+        for other in others:
+            other.sendall(HEALTH)
+            assert other.recv(65_536).startswith(b"HTTP/1.1 200")
+        crowded = [connect() for _ in range(CROWDED)]
+        for each in crowded:
+            each.sendall(PREFACE + SettingsFrame(0).serialize())
+            assert each.recv(9)
+        for each in crowded:
+            each.sendall(requests())
+        for other in others:
+            other.sendall(HEALTH)
+        for other in others:
+            assert other.recv(65_536).startswith(b"HTTP/1.1 200")
+        count = sum(answered_so_far(each) for each in crowded)
+        assert count < CROWDED * REQUESTS / 2
