@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
-from importlib.metadata import Distribution, distribution, distributions
+from importlib.metadata import distributions
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,11 @@ from typing import Any
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tests.support.distributions import OWN, needed
+
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 CLIENT: dict[str, Any] = tomllib.loads((ROOT / "clients/python/pyproject.toml").read_text())
-OWN = {"daybook", "daybook-client"}
-"""The distributions of this project."""
 RUFF: dict[str, Any] = PROJECT["tool"]["ruff"]["lint"]
 
 
@@ -35,24 +35,6 @@ def declared(*, with_dev: bool) -> list[Requirement]:
     """Returns the requirements in pyproject.toml."""
     project = PROJECT["project"]
     return [Requirement(text) for text in project["dependencies"] + with_dev * project["optional-dependencies"]["dev"]]
-
-
-def needed(requirements: list[Requirement]) -> dict[str, Distribution]:
-    """Returns the distributions of others that requirements need, including transitive dependencies."""
-    found: dict[str, Distribution] = {}
-    seen: set[tuple[str, str]] = set()
-    waiting = [(each, "") for each in requirements]
-    while waiting:
-        requirement, extra = waiting.pop()
-        if requirement.marker is not None and not requirement.marker.evaluate({"extra": extra}):
-            continue
-        name = canonicalize_name(requirement.name)
-        found[name] = distribution(name)
-        for selected in {"", *requirement.extras}:
-            if (name, selected) not in seen:
-                seen.add((name, selected))
-                waiting += [(Requirement(text), selected) for text in found[name].requires or []]
-    return {name: each for name, each in found.items() if name not in OWN}
 
 
 def test_dependencies_are_pinned_and_installed_as_pinned() -> None:
