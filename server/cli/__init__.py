@@ -34,6 +34,7 @@ COMMANDS: Mapping[str, Command] = {
     ),
     "migrate": Command("database", "Creates the database, or migrates it to the schema of this version."),
     "verify": Command("database", "Recomputes the books and prints each divergence. Exits with 1 if there is one."),
+    "backup": Command("database", "Copies a SQLite database to a new file while servers use it."),
     "seed": Command("seed", "Creates a tenant with a large, generated history, and prints what to try."),
     "tenants": Command("tenants", "Tenants: each runs a set of accounts."),
     "keys": Command("keys", "API keys."),

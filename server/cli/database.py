@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import aclosing
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,6 +14,7 @@ from rich.progress import Progress as ProgressBar
 from server.book import database_limits, open_book
 from server.cli.options import DatabaseUrl, read_settings
 from server.cli.running import run
+from server.store.database import Database
 from server.usecases.verification import Progress
 
 app = typer.Typer()
@@ -73,5 +75,29 @@ def verify(database_url: DatabaseUrl = None) -> None:
             )
             if progress.findings:
                 raise typer.Exit(1)
+
+    run(work())
+
+
+@app.command()
+def backup(
+    file: Annotated[Path, typer.Argument(help="File to create; its folder must exist.")],
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Copies a SQLite database to a new file while servers use it.
+
+    The copy has every transaction that was acknowledged before the command began. Use pg_dump or
+    pg_basebackup for PostgreSQL.
+    """
+    settings = read_settings(database_url=database_url)
+
+    async def work() -> None:
+        # Not a book, which would migrate the database.
+        database = Database(settings.database_url)
+        try:
+            await database.primary.back_up(file)
+        finally:
+            await database.close()
+        typer.echo(f"copied {file.stat().st_size} bytes to {file}")
 
     run(work())

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 import sqlalchemy
@@ -151,6 +152,13 @@ class Engine(Reader):
 
     async def check(self) -> None:
         """Raises DatabaseUnfit for a database whose configuration can't hold a ledger, and ServiceUnavailable."""
+
+    async def back_up(self, file: Path) -> None:
+        """Copies the database, as it is at the start of the copy, to a new file. Others may write meanwhile.
+
+        Raises ValueError for PostgreSQL, which has tools of its own, and OSError.
+        """
+        raise ValueError("backup copies SQLite only; use pg_dump or pg_basebackup for PostgreSQL")
 
     @abstractmethod
     async def close(self) -> None:

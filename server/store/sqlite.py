@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import errno
 import os
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,37 @@ class SQLite(Engine):
         """
         joined = values(*(column(each.name, each.type) for each in columns), name="keys").data(keys).cte()
         return statement.join(joined, and_(*(joined.c[each.name] == each for each in columns)))
+
+    async def back_up(self, file: Path) -> None:
+        """Copies the database, as it is at the start of the copy, to a new file. Others may write meanwhile."""
+        await asyncio.to_thread(self._back_up, file)
+
+    def _back_up(self, file: Path) -> None:
+        """The copy appears whole or not at all."""
+        for path, number, is_wrong in (
+            (self._file, errno.ENOENT, not self._file.exists()),
+            (file, errno.EEXIST, file.exists()),
+            (file.parent, errno.ENOENT, not file.parent.is_dir()),
+        ):
+            if is_wrong:
+                raise OSError(number, os.strerror(number), str(path))
+        partial = file.with_name(f"{file.name}.partial")
+        partial.unlink(missing_ok=True)
+        try:
+            # One read transaction, which lets others write.
+            with self.translated(), closing(sqlite3.connect(self._file)) as source:
+                _set_up(source, is_writer=False)
+                with closing(sqlite3.connect(partial)) as copy:
+                    source.backup(copy)
+            partial.rename(file)
+        finally:
+            partial.unlink(missing_ok=True)
+        # SQLite has synced the content, but not the name.
+        folder = os.open(file.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
     async def close(self) -> None:
         """Closes every connection, after the transaction under way."""

@@ -1,4 +1,4 @@
-"""A streaming standby of the tests' PostgreSQL server, created with the tools of its wheel."""
+"""Copies of the tests' PostgreSQL server, made with the tools of its wheel: a standby, and a restored backup."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from tests.support.databases import PostgreSQL
 SECONDS_MAX = 60
 
 
-class Standby:
-    """A streaming standby. It follows the primary unless it is paused, halted or frozen."""
+class Copy:
+    """A server of its own on a base backup of another server, which is taken now."""
 
-    def __init__(self, primary: PostgreSQL, folder: Path) -> None:
+    def __init__(self, primary: PostgreSQL, folder: Path, *options: str) -> None:
+        """`options` are those of pg_basebackup."""
         server = primary._server
         self._tools, self._run = server.bin_path, primary.run_tool
         self._data, self._socket_folder = folder / "data", folder / "socket"
@@ -35,7 +36,7 @@ class Standby:
         source = primary.url("postgres").partition("?host=")[2]
         self._run(
             *("pg_basebackup", "-D", self._data, "-d", f"host={source} user=postgres"),
-            *("-R", "-X", "stream", "-c", "fast", "--no-sync"),
+            *("-X", "stream", "-c", "fast", "--no-sync", *options),
         )
 
     def url(self, database: str) -> str:
@@ -43,13 +44,13 @@ class Standby:
         return f"postgresql+asyncpg://postgres@/{database}?host={self._socket_folder}"
 
     def start(self) -> None:
-        """Starts the standby on its data; returns when it accepts connections."""
+        """Starts the server on its data; returns when it accepts connections."""
         options = f"-h '' -k {self._socket_folder}"
         self._run("pg_ctl", "-w", "-D", self._data, "-l", self.log, "-o", options, "start")
 
     @property
     def log(self) -> Path:
-        """The log file of the standby."""
+        """The log file of the server."""
         return self._data / "log"
 
     @property
@@ -57,10 +58,34 @@ class Standby:
         return psutil.Process(int((self._data / "postmaster.pid").read_text().split()[0]))
 
     def halt(self, mode: Literal["fast", "immediate"]) -> None:
-        """Stops the standby: `fast` shuts down cleanly, `immediate` is like a power loss."""
+        """Stops the server: `fast` shuts down cleanly, `immediate` is like a power loss."""
         process = self._postmaster
         process.send_signal(signal.SIGINT if mode == "fast" else signal.SIGQUIT)
         process.wait(SECONDS_MAX)
+
+    def ask(self, statement: str) -> str:
+        """Runs a statement. Returns its rows as psql prints them, one per line."""
+        arguments = ("-h", str(self._socket_folder), "-U", "postgres", "-Atc", statement)
+        completed = subprocess.run(
+            [str(self._tools / "psql"), *arguments], check=True, timeout=SECONDS_MAX, stdout=subprocess.PIPE, text=True
+        )
+        return str(completed.stdout)
+
+    def recover_to(self, archive: Path, **target: str) -> None:
+        """Makes the first start restore the archived WAL up to a recovery target, such as `name` or `time`."""
+        settings = {"restore_command": f'cp "{archive}/%f" "%p"', "recovery_target_action": "promote"}
+        settings |= {f"recovery_target_{name}": value for name, value in target.items()}
+        lines = "".join(f"{name} = '{value}'\n" for name, value in settings.items())
+        with (self._data / "postgresql.auto.conf").open("a") as configuration:
+            configuration.write(lines + "archive_mode = off\n")
+        (self._data / "recovery.signal").touch()
+
+
+class Standby(Copy):
+    """A streaming standby. It follows the primary unless it is paused, halted or frozen."""
+
+    def __init__(self, primary: PostgreSQL, folder: Path) -> None:
+        super().__init__(primary, folder, "-R")
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
@@ -73,14 +98,6 @@ class Standby:
         finally:
             for process in processes:
                 process.resume()
-
-    def ask(self, statement: str) -> str:
-        """Runs a statement. Returns its rows as psql prints them, one per line."""
-        arguments = ("-h", str(self._socket_folder), "-U", "postgres", "-Atc", statement)
-        completed = subprocess.run(
-            [str(self._tools / "psql"), *arguments], check=True, timeout=SECONDS_MAX, stdout=subprocess.PIPE, text=True
-        )
-        return str(completed.stdout)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
