@@ -19,6 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from server.app import serving
 from server.book import open_book
 from server.config import Settings
+from server.ledger.errors import ServiceUnavailable
 from server.posting import poster
 from server.store import sqlite
 from server.store.engine import DatabaseLimits
@@ -139,6 +140,25 @@ async def test_storage_that_refuses_every_write(
     assert await client.history() == before + sorted(after, key=lambda row: row.sequence)
     await client.create_account("other")
     assert await admin.verify() == []
+
+
+@pytest.mark.parametrize(("damage", "step"), [(Damage.NOT_SYNCED, 1), (Damage.FULL, 15)])
+async def test_first_start_can_fail(tmp_path: Path, clock: Clock, damage: Damage, step: int) -> None:
+    """If creating the database fails at some operation, the start fails clearly, and the next one succeeds."""
+    failed = 0
+    for at in count(step=step):
+        with FailingStorage(tmp_path / f"{at}.db").connected() as storage:
+            with storage.failing(damage, at) as fault:
+                try:
+                    async with open_book(sqlite_url(storage.file), clock):
+                        pass
+                except ServiceUnavailable:
+                    failed += 1
+            async with open_book(sqlite_url(storage.file), clock) as book:
+                assert not await book.credentials.has_tenant()
+        if fault.struck is None:
+            break
+    assert failed > 2
 
 
 async def test_reads_can_fail(storage: FailingStorage, client: Client) -> None:
