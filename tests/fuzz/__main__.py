@@ -15,7 +15,7 @@ import typer
 from tests.fuzz.campaign import KINDS, Figures, run
 from tests.fuzz.target import Target, target_in
 
-SHARES = {"messages": 6, "rest": 5, "http1-server": 1, "http1-gateway": 2, "http2-server": 4, "http2-gateway": 2}
+SHARES = {"messages": 7, "rest": 6, "http1-server": 2, "http1-gateway": 2, "http2-server": 2, "http2-gateway": 1}
 """Parts of all inputs, in twentieths."""
 BATCH = 2_000
 """Inputs of one kind between two checks."""

@@ -97,8 +97,12 @@ class ByteStreams:
             await asyncio.sleep(CONNECT_SECONDS)
 
     def is_fault(self, status: str) -> bool:
-        """Whether a status blames the server. gRPC itself answers broken frames with INTERNAL or UNAVAILABLE."""
-        return re.fullmatch(r"5\d\d|gRPC 2", status) is not None
+        """Whether a status blames the server.
+
+        gRPC itself answers broken frames with INTERNAL or UNAVAILABLE, and it refuses streams during a flood of
+        resets, for which the gateway answers 503.
+        """
+        return re.fullmatch(r"5(?!03)\d\d|gRPC 2", status) is not None
 
 
 async def _read_all(reader: asyncio.StreamReader, answer: bytearray, has_status: asyncio.Event) -> None:

@@ -16,7 +16,7 @@ from tests.fuzz.byte_streams import ByteStreams, Port
 from tests.fuzz.requests import Messages, RestRequests
 from tests.fuzz.target import Target, Tenant
 
-SENDERS = 16
+SENDERS = 32
 FAILURES_MAX = 20
 """Failures that are described; the others are only counted."""
 

@@ -129,9 +129,12 @@ class Target:
             assert now.resident_bytes < then.resident_bytes + GROWTH_BYTES_MAX, f"{then} grew to {now}"
 
     def check_log(self) -> None:
-        """AssertionError if the gateway logged a 5xx, or the server a defect."""
-        gateway_lines = [line for line in self.daybook.stdout.splitlines() if line.startswith("{")]
-        assert not gateway_lines, gateway_lines[:5]
+        """AssertionError if the gateway logged a 5xx, or the server a defect.
+
+        A 503 is right for a stream that gRPC refuses during a flood of resets.
+        """
+        lines = [line for line in self.daybook.stdout.splitlines() if line.startswith("{")]
+        assert not [line for line in lines if "remote_refused_stream_reset" not in line]
         assert "Traceback" not in self.daybook.stderr
         assert "[error" not in self.daybook.stderr
 
