@@ -102,6 +102,8 @@ def generate(out: Path) -> None:
             # grpcio-tools writes an empty module for a file without a service.
             for ending in (".py", ".pyi"):
                 (out / file.replace(".proto", f"_pb2_grpc{ending}")).unlink(missing_ok=True)
+    # Type checkers ignore the .pyi files of an installed package without it.
+    (out / "daybook" / "v1" / "py.typed").touch()
     write_descriptors(out / DESCRIPTORS)
     (out / DESCRIPTORS).write_bytes(without_response_bodies((out / DESCRIPTORS).read_bytes()))
 

@@ -77,7 +77,16 @@ def test_wheels_are_complete_and_share_no_file(wheels: Mapping[str, Path]) -> No
     for package, found in (("server", server), ("daybook_client", client)):
         assert f"{package}/py.typed" in found
         assert [name for name in found if name.endswith(".dist-info/licenses/LICENSE")]
-    listed = ["git", "ls-files", "server", "gen/daybook", "clients/python/daybook_client"]
+    listed = [
+        "git",
+        "ls-files",
+        "--cached",
+        "--others",
+        "--exclude-standard",
+        "server",
+        "gen/daybook",
+        "clients/python/daybook_client",
+    ]
     tracked = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     expected = {name.removeprefix("gen/").removeprefix("clients/python/") for name in tracked}
     # A namespace, because both distributions have packages in it.
@@ -118,7 +127,8 @@ def test_new_environment_runs_the_demo(wheels: Mapping[str, Path], tmp_path: Pat
     python = environment / "bin" / "python"
     pip = (sys.executable, "-m", "pip", "--python", str(python))
     run(*pip, "install", "--quiet", "--no-index", *wheels.values(), folder=folder)
-    assert run(environment / "bin" / "daybook", "--version", folder=folder) == "daybook 0.1.0\n"
+    version = wheels["daybook"].name.split("-")[1]
+    assert run(environment / "bin" / "daybook", "--version", folder=folder) == f"daybook {version}\n"
     ports = Ports.free()
     command = [str(environment / "bin" / "daybook"), "up", "--demo", *ports.flags]
     with (folder / "stdout").open("wb") as stdout, (folder / "stderr").open("wb") as stderr:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
 from daybook_client import Daybook, DaybookError, Retry, Violation
-from daybook_client.errors import BY_REASON, BY_STATUS, FieldInvalid, Unavailable
+from daybook_client.errors import BY_REASON, BY_STATUS, AccountNotFound, FieldInvalid, Unavailable
 from protos.generate import PROTOS
 
 CONTRACT = (PROTOS / "daybook/v1/error_reason.proto").read_text()
@@ -118,12 +119,12 @@ def test_newer_reason_raises_the_exception_of_its_status(refusing: tuple[Refusin
     assert (type(raised.value), raised.value.reason) == (Unavailable, "ON_FIRE")
 
 
-RETRIED = {"UNAVAILABLE", "CANCELLED"}
+RETRIED = {"UNAVAILABLE", "CANCELLED", "DEADLINE_EXCEEDED"}
 
 
 @pytest.mark.parametrize("code", [each.name for each in grpc.StatusCode if each is not grpc.StatusCode.OK])
 def test_only_safe_statuses_are_retried(refusing: tuple[Refusing, str], opened: Any, code: str) -> None:
-    """Without a reason, only UNAVAILABLE and the server's own CANCELLED are retried; UNKNOWN and INTERNAL never are."""
+    """Without a reason, only statuses of unanswered calls are retried; UNKNOWN and RESOURCE_EXHAUSTED never are."""
     handler, address = refusing
     handler.status = Status(code=grpc.StatusCode[code].value[0], message="no")
     before = handler.calls
@@ -131,6 +132,32 @@ def test_only_safe_statuses_are_retried(refusing: tuple[Refusing, str], opened: 
     with pytest.raises(DaybookError):
         client.get_account("accounts/acme")
     assert handler.calls - before == (3 if code in RETRIED else 1)
+
+
+@pytest.mark.parametrize("code", ["RESOURCE_EXHAUSTED", "UNKNOWN"])
+def test_only_a_refusal_with_a_delay_is_retried(refusing: tuple[Refusing, str], opened: Any, code: str) -> None:
+    """With a RetryInfo, RESOURCE_EXHAUSTED is retried even for a call that is not idempotent; UNKNOWN is not."""
+    handler, address = refusing
+    retry = RetryInfo()
+    retry.retry_delay.FromMilliseconds(1)
+    handler.status = Status(code=grpc.StatusCode[code].value[0], message="no", details=packed(retry))
+    before = handler.calls
+    client = opened(address, key="x", retry=Retry(attempts_max=3, first_seconds=0.001))
+    with pytest.raises(DaybookError):
+        client.create_api_key(["accounts"])
+    assert handler.calls - before == (3 if code == "RESOURCE_EXHAUSTED" else 1)
+
+
+def test_exception_can_be_copied_to_another_process(refusing: tuple[Refusing, str]) -> None:
+    """Pickling keeps the class and the facts of an exception."""
+    handler, address = refusing
+    info = ErrorInfo(reason="ACCOUNT_NOT_FOUND", domain="daybook", metadata={"account": "accounts/acme"})
+    handler.status = Status(code=grpc.StatusCode.NOT_FOUND.value[0], message="no", details=packed(info))
+    with Daybook(address, key="x") as client, pytest.raises(AccountNotFound) as raised:
+        client.get_account("accounts/acme")
+    copy = pickle.loads(pickle.dumps(raised.value))  # noqa: S301  # this process wrote it
+    assert (type(copy), str(copy), copy.code) == (AccountNotFound, "no", grpc.StatusCode.NOT_FOUND)
+    assert (copy.reason, copy.metadata) == ("ACCOUNT_NOT_FOUND", {"account": "accounts/acme"})
 
 
 def test_ledger_names_the_field(client: Any, account: str) -> None:

@@ -30,13 +30,13 @@ class Violation:
 class DaybookError(Exception):
     """A call that failed. Its text is for people; program against the class or the reason."""
 
-    status: ClassVar[grpc.StatusCode | None] = None
+    STATUS: ClassVar[grpc.StatusCode | None] = None
     """The gRPC status of the class; None for this class, which has the statuses without a class of their own."""
     REASON: ClassVar[str] = ""
     """The reason of the class; empty for a class that stands for a status."""
 
     def __init__(self, message: str, code: grpc.StatusCode, request_id: str = "") -> None:
-        super().__init__(message)
+        super().__init__(message, code, request_id)
         self.message = message
         self.code = code
         self.request_id = request_id
@@ -50,11 +50,14 @@ class DaybookError(Exception):
         self.retry_delay: timedelta | None = None
         """The time after which the call may be repeated; None if the server gave none."""
 
+    def __str__(self) -> str:
+        return self.message
+
 
 class InvalidArgument(DaybookError):
     """The request is wrong, whatever the state of the ledger."""
 
-    status = grpc.StatusCode.INVALID_ARGUMENT
+    STATUS = grpc.StatusCode.INVALID_ARGUMENT
 
 
 class FieldInvalid(InvalidArgument):
@@ -84,7 +87,7 @@ class PageTokenMismatch(InvalidArgument):
 class Unauthenticated(DaybookError):
     """The caller is not authenticated."""
 
-    status = grpc.StatusCode.UNAUTHENTICATED
+    STATUS = grpc.StatusCode.UNAUTHENTICATED
 
 
 class CredentialMissing(Unauthenticated):
@@ -102,7 +105,7 @@ class CredentialInvalid(Unauthenticated):
 class PermissionDenied(DaybookError):
     """The credential does not permit the call."""
 
-    status = grpc.StatusCode.PERMISSION_DENIED
+    STATUS = grpc.StatusCode.PERMISSION_DENIED
 
 
 class AccountNotPermitted(PermissionDenied):
@@ -126,7 +129,7 @@ class ScopeMissing(PermissionDenied):
 class NotFound(DaybookError):
     """The tenant has no such resource."""
 
-    status = grpc.StatusCode.NOT_FOUND
+    STATUS = grpc.StatusCode.NOT_FOUND
 
 
 class AccountNotFound(NotFound):
@@ -156,7 +159,7 @@ class MethodNotFound(NotFound):
 class AlreadyExists(DaybookError):
     """The resource or the request_id exists already."""
 
-    status = grpc.StatusCode.ALREADY_EXISTS
+    STATUS = grpc.StatusCode.ALREADY_EXISTS
 
 
 class AccountExists(AlreadyExists):
@@ -174,7 +177,7 @@ class RequestIdReused(AlreadyExists):
 class FailedPrecondition(DaybookError):
     """The state of the ledger does not permit the call."""
 
-    status = grpc.StatusCode.FAILED_PRECONDITION
+    STATUS = grpc.StatusCode.FAILED_PRECONDITION
 
 
 class InsufficientCredits(FailedPrecondition):
@@ -222,7 +225,7 @@ class NotStorable(FailedPrecondition):
 class Aborted(DaybookError):
     """Another call was first."""
 
-    status = grpc.StatusCode.ABORTED
+    STATUS = grpc.StatusCode.ABORTED
 
 
 class EtagMismatch(Aborted):
@@ -234,7 +237,7 @@ class EtagMismatch(Aborted):
 class ResourceExhausted(DaybookError):
     """A limit was exceeded. The call had no effect."""
 
-    status = grpc.StatusCode.RESOURCE_EXHAUSTED
+    STATUS = grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 class TooBusy(ResourceExhausted):
@@ -258,7 +261,7 @@ class RequestTooLarge(ResourceExhausted):
 class DeadlineExceeded(DaybookError):
     """The deadline passed. The call may have taken effect: repeat it with the same request_id."""
 
-    status = grpc.StatusCode.DEADLINE_EXCEEDED
+    STATUS = grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 class TimedOut(DeadlineExceeded):
@@ -270,7 +273,7 @@ class TimedOut(DeadlineExceeded):
 class Unimplemented(DaybookError):
     """The server lacks the method."""
 
-    status = grpc.StatusCode.UNIMPLEMENTED
+    STATUS = grpc.StatusCode.UNIMPLEMENTED
 
 
 class MethodUnknown(Unimplemented):
@@ -288,7 +291,7 @@ class MethodNotAllowed(Unimplemented):
 class Unavailable(DaybookError):
     """The server can't be reached or can't answer. The call may have taken effect: repeat it with its request_id."""
 
-    status = grpc.StatusCode.UNAVAILABLE
+    STATUS = grpc.StatusCode.UNAVAILABLE
 
 
 class ServiceUnavailable(Unavailable):
@@ -306,7 +309,7 @@ class ClockSkewed(Unavailable):
 class Internal(DaybookError):
     """An internal error, not caused by the caller."""
 
-    status = grpc.StatusCode.INTERNAL
+    STATUS = grpc.StatusCode.INTERNAL
 
 
 class InternalFailure(Internal):
@@ -318,7 +321,7 @@ class InternalFailure(Internal):
 class Cancelled(DaybookError):
     """The client or the server cancelled the call, for example because it closed the connection."""
 
-    status = grpc.StatusCode.CANCELLED
+    STATUS = grpc.StatusCode.CANCELLED
 
 
 def _subclasses(of: type[DaybookError]) -> Iterator[type[DaybookError]]:
@@ -330,7 +333,7 @@ def _subclasses(of: type[DaybookError]) -> Iterator[type[DaybookError]]:
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 BY_REASON = {each.REASON: each for each in _subclasses(DaybookError) if each.REASON}
 """The class of each reason."""
-BY_STATUS = {each.status: each for each in DaybookError.__subclasses__()}
+BY_STATUS = {each.STATUS: each for each in DaybookError.__subclasses__()}
 """The class of each status."""
 
 

@@ -17,15 +17,16 @@ from daybook_client.calls import Call
 from daybook_client.errors import (
     Cancelled,
     ClockSkewed,
-    RateLimited,
-    TimedOut,
-    TooBusy,
+    DeadlineExceeded,
+    ResourceExhausted,
     Unavailable,
     from_rpc_error,
 )
 
-_WITHOUT_EFFECT = (TooBusy, RateLimited, ClockSkewed)
-_UNANSWERED = (Unavailable, Cancelled, TimedOut)
+_REFUSED = (ResourceExhausted, ClockSkewed)
+"""Errors of calls without effect, if the server says when to repeat them."""
+_UNANSWERED = (Unavailable, Cancelled, DeadlineExceeded)
+"""Errors of calls that may have taken effect."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,8 @@ class Attempts:
         backoff = min(self._retry.seconds_max, self._retry.first_seconds * 2.0**self._count) * self._random()
         self._count += 1
         delay = backoff + (found.retry_delay.total_seconds() if found.retry_delay else 0.0)
-        may_repeat = isinstance(found, _WITHOUT_EFFECT) or (self._call.is_idempotent and isinstance(found, _UNANSWERED))
+        had_no_effect = isinstance(found, _REFUSED) and found.retry_delay is not None
+        may_repeat = had_no_effect or (self._call.is_idempotent and isinstance(found, _UNANSWERED))
         if is_final or not may_repeat or self._count >= self._retry.attempts_max or delay >= self.seconds_left():
             raise found from error
         return delay
