@@ -311,7 +311,7 @@ async def test_cancelled_task_ends_its_call(
     async with AsyncDaybook(f"127.0.0.1:{proxy.port}", key=ledger.key, sleep=sleep) as client:
         await client.get_account(account)
         proxy.withhold_answers()
-        running = asyncio.ensure_future(client.create_transaction(account, CHARGE))
+        running = asyncio.create_task(client.create_transaction(account, CHARGE))
         await asyncio.to_thread(wait_until, lambda: bool(charges(direct, account)), "the charge is posted")
         running.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Sequence,
+)
 from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
@@ -22,7 +31,7 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 
-def _unary(build: Callable[P, Call[R]]) -> Callable[Concatenate[AsyncDaybook, P], Awaitable[R]]:
+def _unary(build: Callable[P, Call[R]]) -> Callable[Concatenate[AsyncDaybook, P], Coroutine[Any, Any, R]]:
     async def method(self: AsyncDaybook, /, *args: P.args, **kwargs: P.kwargs) -> R:
         return await self._run(build(*args, **kwargs))
 
