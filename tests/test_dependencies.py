@@ -66,6 +66,8 @@ def test_distributions_agree() -> None:
     assert CLIENT["build-system"] == PROJECT["build-system"]
     for key in ("version", "license", "requires-python"):
         assert server[key] == client[key], key
+    # A copy, because a source archive can't have a link to a file outside of it.
+    assert (ROOT / "clients/python/LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
     versions = [[each for each in of["classifiers"] if ":: 3" in each] for of in (server, client)]
     assert versions[0] == versions[1]
 
