@@ -32,11 +32,14 @@ GOOGLE_PROTOS = PROTOS / "googleapis"
 # No contract imports these types, but Envoy needs all types in google.rpc.Status.details: otherwise it translates an
 # error into an empty body.
 ERROR_DETAIL_TYPES = ("google/rpc/error_details.proto", "google/rpc/status.proto")
+HTTP_BODY = "google.api.HttpBody"
+"""The type of a response_body with which Envoy starts: a file in a format of its own."""
 IMPORTED_TYPES = (
     "google/api/annotations.proto",
     "google/api/client.proto",
     "google/api/field_behavior.proto",
     "google/api/http.proto",
+    "google/api/httpbody.proto",
     "google/api/launch_stage.proto",
     "google/api/resource.proto",
 )
@@ -109,7 +112,7 @@ def generate(out: Path) -> None:
 
 
 def without_response_bodies(descriptors: bytes) -> bytes:
-    """Removes every response_body, with which Envoy does not start; its Lua filter unwraps the body."""
+    """Removes each response_body but HttpBody, with which Envoy does not start; its Lua filter unwraps the body."""
     # A separate pool has the same extensions in every process, so the bytes are reproducible.
     pool = DescriptorPool()
     for file in FileDescriptorSet.FromString(descriptors).file:
@@ -118,9 +121,12 @@ def without_response_bodies(descriptors: bytes) -> bytes:
     path = pool.FindExtensionByName("google.api.http")
     for method in (method for file in read.file for service in file.service for method in service.method):
         if method.options.HasExtension(path):
+            answer = pool.FindMessageTypeByName(method.output_type.lstrip("."))
             rule = method.options.Extensions[path]
             for binding in (rule, *rule.additional_bindings):
-                binding.ClearField("response_body")
+                body = answer.fields_by_name.get(binding.response_body)
+                if body is not None and (not body.message_type or body.message_type.full_name != HTTP_BODY):
+                    binding.ClearField("response_body")
     written: bytes = read.SerializeToString(deterministic=True)
     return written
 

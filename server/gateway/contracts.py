@@ -42,6 +42,8 @@ class Contracts:
     free_fields: Sequence[str]
     """Fields of native requests with free keys: maps and Structs."""
     routes: Sequence[Route]
+    files: Sequence[str]
+    """Regular expressions of the native paths whose response is a file, which may be streamed for long."""
 
 
 def read_contracts() -> Contracts:
@@ -61,6 +63,7 @@ def read_contracts() -> Contracts:
         facade_bound=_bound(facades),
         free_fields=_free_fields(descriptors),
         routes=_routes(native),
+        files=[_pattern(_verb_and_path(rule)[1]) + "/?" for rule in native if rule.response_body],
     )
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
 
 from daybook.v1.ledger_service_pb2 import (
     TRANSACTION_VIEW_FULL,
     BatchCreateTransactionsRequest,
     CreateTransactionRequest,
+    ExportTransactionsRequest,
+    ExportTransactionsResponse,
     GetTransactionRequest,
     ListTransactionsRequest,
     ListTransactionsResponse,
@@ -16,24 +19,30 @@ from daybook.v1.ledger_service_pb2 import (
     TransactionView,
 )
 from daybook.v1.transaction_pb2 import Transaction
+from google.api.httpbody_pb2 import HttpBody
 
 from server.ledger.bodies import join_messages, with_allocations
 from server.ledger.errors import DaybookError, FieldInvalid, of_item
 from server.ledger.names import ALL_ACCOUNTS, parse_account_name, parse_transaction_name
-from server.ledger.paging import TransactionKey
+from server.ledger.paging import TransactionKey, TransactionRow
+from server.rpc.export_files import FORMS, file_parts
 from server.transport.auth import current_caller
+from server.transport.call_metadata import call_metadata
 from server.transport.calls import Context
 from server.transport.errors import to_status
 from server.transport.filters import parse_filter, parse_order_by
 from server.transport.page_tokens import Listing, PageTokens
+from server.transport.query_names import TARGET_HEADER
 from server.transport.validation import Sizes, identity_of, read_page_size, read_request_id, read_transaction
 from server.usecases.transactions import NewTransaction, Transactions
 
 BATCH_BYTES_MAX = 2 * 1024 * 1024
+HEAD_HEADER = "x-daybook-head"
+"""The metadata of a call whose answer needs only headers. Only the gateway can set it."""
 
 
 class TransactionMethods:
-    """The part of the servicer that posts, gets and lists transactions."""
+    """The part of the servicer that posts, reads and exports transactions."""
 
     _transactions: Transactions
     _page_tokens: PageTokens
@@ -97,6 +106,52 @@ class TransactionMethods:
         # Concatenated serialized messages are one message with the fields of all.
         rest = ListTransactionsResponse(next_page_token=token).SerializeToString()
         return join_messages([row.body for row in page.rows]) + rest
+
+    async def ExportTransactions(
+        self, request: ExportTransactionsRequest, context: Context
+    ) -> AsyncGenerator[bytes | ExportTransactionsResponse, None]:
+        """Parses the list and its begin, streams the rows as messages or as a file."""
+        account_id = parse_account_name("parent", request.parent, wildcard=True)
+        criteria, order = parse_filter(request.filter), parse_order_by(request.order_by)
+        last = None
+        if request.last_transaction:
+            last = parse_transaction_name("last_transaction", request.last_transaction)
+            if account_id not in (ALL_ACCOUNTS, last[0]):
+                raise FieldInvalid("last_transaction", "must belong to parent")
+        if request.format not in ExportTransactionsRequest.Format.values():
+            raise FieldInvalid("format", "must be NDJSON or CSV")
+        if not request.format and TARGET_HEADER in dict(call_metadata.get()):
+            raise FieldInvalid("format", "is required over REST: NDJSON or CSV")
+        account = None if account_id == ALL_ACCOUNTS else account_id
+        export = self._transactions.export(current_caller(), account, criteria, order, last)
+        async with aclosing(export) as parts:
+            answers = _as_file(request, parts, context) if request.format else _as_messages(parts)
+            async with aclosing(answers) as messages:
+                async for each in messages:
+                    yield each
+
+
+async def _as_messages(parts: AsyncIterator[Sequence[TransactionRow]]) -> AsyncGenerator[bytes, None]:
+    async for rows in parts:
+        yield join_messages([row.body for row in rows])
+
+
+async def _as_file(
+    request: ExportTransactionsRequest, parts: AsyncIterator[Sequence[TransactionRow]], context: Context
+) -> AsyncGenerator[ExportTransactionsResponse, None]:
+    form = FORMS[request.format]
+    account_id = parse_account_name("parent", request.parent, wildcard=True)
+    stem = "transactions" if account_id == ALL_ACCOUNTS else f"transactions-{account_id}"
+    has_headers = False
+    async with aclosing(file_parts(form, parts, with_header=not request.last_transaction)) as texts:
+        async for text in texts:
+            if not has_headers:
+                disposition = f'attachment; filename="{stem}.{form.ending}"'
+                await context.send_initial_metadata((("content-disposition", disposition),))
+                has_headers = True
+            yield ExportTransactionsResponse(file=HttpBody(content_type=form.content_type, data=text.encode()))
+            if HEAD_HEADER in dict(call_metadata.get()):
+                return
 
 
 def _parse(request: CreateTransactionRequest) -> NewTransaction:

@@ -12,7 +12,7 @@ from sqlalchemy import BigInteger, BindParameter, Select, bindparam, column, sel
 
 from server.caching import ByteLRU
 from server.ledger.instants import Instant
-from server.ledger.paging import Page, TransactionKey, TransactionList, TransactionRow
+from server.ledger.paging import Heads, Order, OrderField, Page, TransactionKey, TransactionList, TransactionRow
 from server.ledger.posting import AccountState
 from server.ledger.refunds import Refunds, RefundTotal
 from server.ledger.usage import UsageWindow
@@ -21,12 +21,15 @@ from server.store.first_pages import FirstPages
 from server.store.list_statements import ROWS_READ_MAX, BoundedStrategy, Strategy, parameters_of, strategy_of
 from server.store.query import Query
 from server.store.states import QUERIES_CACHED_MAX, account_parameters, current_states_query, to_current_state
-from server.store.tables import account_states, refunds, transactions, usage_windows
+from server.store.tables import account_states, accounts, refunds, transactions, usage_windows
+from server.store.uninterrupted import rows_of
 
 QUERIES_BYTES_MAX = 8_388_608
 """The largest size of the cache of compiled list statements, in bytes. The longest has about 70,000."""
 PARAMETER_BYTES = 150
 """The approximate size of a parameter of a compiled statement, in bytes."""
+HEADS_AT_ONCE = 10_000
+"""The number of accounts whose heads one statement reads."""
 _OFFSET_MAX = 2**62
 """The largest offset that cannot overflow BIGINT arithmetic."""
 
@@ -45,6 +48,15 @@ _TRANSACTION = Query(
     )
 )
 
+_SEQUENCE = Query(
+    select(account_states.c.sequence).where(account_states.c.account_number == bindparam("account_number"))
+)
+_KEY = Query(
+    select(*transactions.c["create_time", "amount", "sequence"]).where(
+        transactions.c.account_number == bindparam("account_number"), transactions.c.uid == bindparam("uid")
+    )
+)
+
 
 class TransactionStore:
     """Reads transactions, refunds and hour windows."""
@@ -58,6 +70,32 @@ class TransactionStore:
         """A transaction's body and allocations, or None if no transaction of the account has this uid."""
         rows = await self._database.primary.fetch(_TRANSACTION, {"account_number": account_number, "uid": uid.bytes})
         return tuple(rows[0]) if rows else None
+
+    async def key(self, account_number: int, uid: UUID, order: Order) -> TransactionKey | None:
+        """The place of a transaction in a list of this order, or None if the account has no such transaction."""
+        rows = await self._database.primary.fetch(_KEY, {"account_number": account_number, "uid": uid.bytes})
+        if not rows:
+            return None
+        create_time, amount, sequence = rows[0]
+        position = create_time if order.field is OrderField.CREATE_TIME else amount
+        return TransactionKey(position, account_number, sequence)
+
+    async def heads(self, tenant_number: int, account_number: int | None) -> Heads:
+        """The newest sequence of an account, or of every account of a tenant for None. All are of one snapshot."""
+        heads = Heads()
+        if account_number is not None:
+            ((sequence,),) = await self._database.primary.fetch(_SEQUENCE, {"account_number": account_number})
+            heads.add(account_number, sequence)
+            return heads
+        statement = sequences_statement(tenant_number)
+        after: int | None = 0
+        async with self._database.primary.snapshot() as connection:
+            while after is not None:
+                rows = await rows_of(connection, statement.where(accounts.c.number > after).limit(HEADS_AT_ONCE))
+                for row in rows:
+                    heads.add(*row)
+                after = rows[-1].number if len(rows) == HEADS_AT_ONCE else None
+        return heads
 
     async def refunds(self, charges: Collection[tuple[int, int]]) -> Refunds:
         """The refund totals of the refunded ones among these charges (account number, sequence)."""
@@ -146,6 +184,16 @@ class TransactionStore:
     def _size(self, _strategy: Strategy, queries: _ListQueries) -> int:
         compiled = [query.compiled(self._database.primary.dialect) for query in queries if query is not None]
         return sum(len(query.text) + PARAMETER_BYTES * len(query.names) for query in compiled)
+
+
+def sequences_statement(tenant_number: int) -> Select[Any]:
+    """The account numbers of a tenant in ascending order, each with the account's newest sequence."""
+    return (
+        select(accounts.c.number, account_states.c.sequence)
+        .join_from(accounts, account_states, account_states.c.account_number == accounts.c.number)
+        .where(accounts.c.tenant_number == tenant_number)
+        .order_by(accounts.c.number)
+    )
 
 
 def slice_statement() -> Select[Any]:

@@ -39,7 +39,7 @@ from server.transport.limits import RateLimiter
 from server.transport.observation import EndTrace, MethodObserver, Observation
 from server.transport.parsing import Naming, parser
 from server.transport.query_names import TARGET_HEADER, QueryNames
-from server.transport.rest import echo
+from server.transport.rest import cut_of, echo
 from server.transport.scopes import declared_scopes
 
 log = structlog.get_logger(__name__)
@@ -64,6 +64,8 @@ class _Method:
     """None for a facade: its vendor defines which input is ignored."""
     query_names: QueryNames | None
     """The query parameters of a facade's method; None for a native method."""
+    cut: bytes | None
+    """The message that cuts off the file of a failed stream over REST; None for a method without files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,8 @@ class _Call:
     reason: str = ""
     is_writing: bool = False
     """Whether a message of a stream waits for the client to receive it."""
+    has_sent: bool = False
+    """Whether a message of a stream was sent."""
 
 
 def _refusal(error: DaybookError, render: RenderError | None) -> Handler:
@@ -233,6 +237,7 @@ class CallHandler(grpc.GenericRpcHandler):
             bounds=self._calls if handler.unary_unary is not None else self._streams,
             inputs=Inputs(name) if service not in self._renderers else None,
             query_names=None if render is None else QueryNames(name),
+            cut=cut_of(name),
         )
         admission = self._admissions.calls if handler.unary_unary is not None else self._admissions.streams
         return self._around(method, handler, admission)
@@ -327,7 +332,7 @@ class CallHandler(grpc.GenericRpcHandler):
                 self._idle.restart(call.work)
                 call.is_writing = True
                 await call.context.write(each)
-                call.is_writing = False
+                call.is_writing, call.has_sent = False, True
 
     async def _all_parsed(self, requests: AsyncIterator[Any], work: Work) -> AsyncGenerator[Any, None]:
         async for request in requests:
@@ -374,7 +379,8 @@ class CallHandler(grpc.GenericRpcHandler):
             case _:
                 return
         call.code, call.reason = code_of(refusal), refusal.reason
-        await refuse(context, refusal, method.render)
+        is_file = call.has_sent and TARGET_HEADER in dict(call_metadata.get())
+        await refuse(context, refusal, method.render, method.cut if is_file else None)
 
 
 def _parsed(request: Any) -> Any:

@@ -139,14 +139,19 @@ def trailers_of(error: DaybookError, render: RenderError | None) -> tuple[tuple[
 
 
 async def refuse(
-    context: grpc.aio.ServicerContext[object, object], error: DaybookError, render: RenderError | None
+    context: grpc.aio.ServicerContext[object, object],
+    error: DaybookError,
+    render: RenderError | None,
+    last: bytes | None = None,
 ) -> NoReturn:
-    """Ends the call with the error.
+    """Ends the call with the error, after a last message if there is one.
 
     Raises CancelledError if gRPC has already ended the call, for instance because a message was
     too large. The client then gets gRPC's status.
     """
     try:
+        if last is not None:
+            await context.write(last)
         await context.abort(code_of(error), error.message, trailers_of(error, render))
     except grpc.aio.InternalError:
         raise asyncio.CancelledError from None

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 from uuid import UUID
 
@@ -19,6 +19,7 @@ from server.ledger.instants import Clock
 from server.ledger.money import Millionths
 from server.ledger.names import transaction_name
 from server.ledger.paging import (
+    EVERYTHING,
     NEWEST_FIRST,
     PAGE_BYTES_MAX,
     Order,
@@ -35,6 +36,9 @@ from server.posting.commands import BatchCreate, Create, Refund, Transfer
 from server.posting.poster import Poster
 from server.store.accounts import AccountStore
 from server.store.transactions import TransactionStore
+
+EXPORTED_AT_ONCE = 500
+"""The number of rows that an export reads at once, which bounds its memory."""
 
 
 class NewTransaction(NamedTuple):
@@ -191,15 +195,51 @@ class Transactions:
         index serves, it also ends after reading a limited number of rows, and may then be empty and
         have a next page. Raises AccountNotFound, and FieldInvalid for an order that no index serves.
         """
-        number = None
-        if account_id is not None:
-            number = await self._number(caller, account_id)
-        else:
-            caller.require_tenant()
-            if order.field is OrderField.AMOUNT:
-                raise FieldInvalid("order_by", "must not be by amount for accounts/-")
+        number = await self._listed_number(caller, account_id, order)
         query = TransactionList(caller.tenant_number, number, criteria, order, after, limit, bytes_max)
         return await self._store.list(query)
+
+    async def export(
+        self,
+        caller: Caller,
+        account_id: str | None,
+        criteria: TransactionFilter,
+        order: Order,
+        last: tuple[str, UUID] | None,
+    ) -> AsyncGenerator[Sequence[TransactionRow], None]:
+        """Yields all rows of a list that exist at the beginning, in parts, which may be empty.
+
+        Begins after the transaction `last`, an account id and a uid. Between two parts it holds no connection and no
+        snapshot of the database, so a slow reader costs nothing. Raises the errors of `list`, and TransactionNotFound.
+        """
+        number = await self._listed_number(caller, account_id, order)
+        after = None if last is None else await self._key(caller, *last, order)
+        heads = await self._store.heads(caller.tenant_number, number)
+        query = TransactionList(caller.tenant_number, number, criteria, order, after, EXPORTED_AT_ONCE)
+        # No row that existed is behind this one. Without it, an export might follow new postings without end.
+        backwards = replace(order, descending=not order.descending)
+        last_page = await self._store.list(replace(query, filter=EVERYTHING, order=backwards, after=None, limit=1))
+        while last_page.rows:
+            page = await self._store.list(query)
+            yield [row for row in page.rows if heads.cover(row)]
+            if page.next_key is None or order.reaches(page.next_key, last_page.rows[0].key):
+                return
+            query = replace(query, after=page.next_key)
+
+    async def _listed_number(self, caller: Caller, account_id: str | None, order: Order) -> int | None:
+        """The number of the account to list, or None for the whole tenant."""
+        if account_id is not None:
+            return await self._number(caller, account_id)
+        caller.require_tenant()
+        if order.field is OrderField.AMOUNT:
+            raise FieldInvalid("order_by", "must not be by amount for accounts/-")
+        return None
+
+    async def _key(self, caller: Caller, account_id: str, uid: UUID, order: Order) -> TransactionKey:
+        key = await self._store.key(await self._number(caller, account_id), uid, order)
+        if key is None:
+            raise TransactionNotFound(transaction_name(account_id, uid))
+        return key
 
     async def list_network(
         self, caller: Caller, criteria: TransactionFilter, after: TransactionKey | None, limit: int

@@ -46,6 +46,7 @@ from daybook.v1.ledger_service_pb2 import (
     BatchCreateTransactionsRequest,
     CreateAccountRequest,
     CreateTransactionRequest,
+    ExportTransactionsRequest,
     GetAccountRequest,
     GetBalanceRequest,
     GetTransactionRequest,
@@ -298,6 +299,9 @@ def base_requests(own: Resources) -> dict[str, Requests]:
         ],
         f"{ledger}/GetTransaction": [GetTransactionRequest(name=own.charge)],
         f"{ledger}/ListTransactions": [ListTransactionsRequest(parent="accounts/-", page_size=1000)],
+        f"{ledger}/ExportTransactions": [
+            ExportTransactionsRequest(parent="accounts/-", format=ExportTransactionsRequest.NDJSON)
+        ],
         f"{ledger}/ListLots": [ListLotsRequest(parent=parent)],
         f"{ledger}/GetBalance": [GetBalanceRequest(name=f"{parent}/balance")],
         f"{admin}/ImportTransactions": [
@@ -325,7 +329,7 @@ def foreign_values(name: str, foreign: Resources) -> Iterable[str]:
     """Values of a field that name foreign resources; account ids for a field without a rule."""
     account = f"accounts/{foreign.account}"
     match name:
-        case "name" | "refund_of" | "transfer_peer":
+        case "name" | "refund_of" | "transfer_peer" | "last_transaction":
             return account, f"{account}/balance", foreign.charge, foreign.lot, foreign.api_key
         case "parent" | "destination" | "account.name" | "api_key.account":
             return account, f"accounts/{foreign.other}"

@@ -132,6 +132,7 @@ ROWS: dict[str, Row] = {
     "daybook.v1.Ledger.ListTransactions": Row(
         READS_TRANSACTIONS, "transactions.readonly", {**IN_ACME, "pageSize": 1}, *ACCOUNT_ONLY
     ),
+    "daybook.v1.Ledger.ExportTransactions": Row(READS_TRANSACTIONS, "transactions.readonly", IN_ACME, *ACCOUNT_ONLY),
     "daybook.v1.Ledger.ListLots": Row(READS_EITHER, "accounts.readonly", {**IN_ACME, "pageSize": 1}, *ACCOUNT_ONLY),
     "daybook.v1.Ledger.GetBalance": Row(
         READS_EITHER, "accounts.readonly", {"name": "accounts/acme/balance"}, *ACCOUNT_ONLY

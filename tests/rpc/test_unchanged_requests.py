@@ -99,6 +99,7 @@ REQUESTS: list[tuple[str, Message]] = [
         "ListTransactions",
         ledger.ListTransactionsRequest(parent="accounts/acme", page_size=1, filter="kind = CHARGE", order_by="amount"),
     ),
+    ("ExportTransactions", ledger.ExportTransactionsRequest(parent="accounts/acme", filter="kind = CHARGE")),
     ("ListLots", ledger.ListLotsRequest(parent="accounts/acme", page_size=1)),
     ("GetBalance", ledger.GetBalanceRequest(name="accounts/acme/balance")),
     ("ImportTransactions", admin.ImportTransactionsRequest(items=[item("a"), item("b"), item("")])),

@@ -159,6 +159,8 @@ class World:
                 return {"name": parent, "destination": f"accounts/{other}", "amount": "1"}
             case "ListTransactions" | "ListLots":
                 return {"parent": parent}
+            case "ExportTransactions":
+                return {"parent": parent, "format": "NDJSON"}
             case "GetBalance":
                 return {"name": f"{parent}/balance"}
             case "ImportTransactions":

@@ -6,6 +6,7 @@ isort:skip_file
 from collections import abc as _abc
 from daybook.v1 import account_pb2 as _account_pb2
 from daybook.v1 import transaction_pb2 as _transaction_pb2
+from google.api import httpbody_pb2 as _httpbody_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
@@ -660,6 +661,108 @@ class ListTransactionsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListTransactionsResponse: _TypeAlias = ListTransactionsResponse  # noqa: Y015
+
+@_typing.final
+class ExportTransactionsRequest(_message.Message):
+    """Request message for ExportTransactions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Format:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _FormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[ExportTransactionsRequest._Format.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        FORMAT_UNSPECIFIED: ExportTransactionsRequest._Format.ValueType  # 0
+        """Not specified. The export consists of messages, over gRPC only; REST requires a format."""
+        NDJSON: ExportTransactionsRequest._Format.ValueType  # 1
+        """A file with one transaction in JSON per line, like those of ListTransactions over REST.
+        Content type `application/x-ndjson`.
+        """
+        CSV: ExportTransactionsRequest._Format.ValueType  # 2
+        """A file of comma-separated values (RFC 4180) with a header, for spreadsheets. docs/export.md
+        describes its columns. Content type `text/csv; charset=utf-8`.
+        """
+
+    class Format(_Format, metaclass=_FormatEnumTypeWrapper):
+        """The form of an export."""
+
+    FORMAT_UNSPECIFIED: ExportTransactionsRequest.Format.ValueType  # 0
+    """Not specified. The export consists of messages, over gRPC only; REST requires a format."""
+    NDJSON: ExportTransactionsRequest.Format.ValueType  # 1
+    """A file with one transaction in JSON per line, like those of ListTransactions over REST.
+    Content type `application/x-ndjson`.
+    """
+    CSV: ExportTransactionsRequest.Format.ValueType  # 2
+    """A file of comma-separated values (RFC 4180) with a header, for spreadsheets. docs/export.md
+    describes its columns. Content type `text/csv; charset=utf-8`.
+    """
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    ORDER_BY_FIELD_NUMBER: _builtins.int
+    LAST_TRANSACTION_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """The account, `accounts/{account}`, or `accounts/-` for all accounts of the tenant."""
+    format: Global___ExportTransactionsRequest.Format.ValueType
+    """The form of the export."""
+    filter: _builtins.str
+    """As in ListTransactionsRequest.filter."""
+    order_by: _builtins.str
+    """As in ListTransactionsRequest.order_by."""
+    last_transaction: _builtins.str
+    """The name of the last transaction received, `accounts/{account}/transactions/{transaction}`. The
+    export begins with the transaction after it. Must belong to the parent; need not match the
+    filter. Empty for an export from the beginning.
+    """
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        format: Global___ExportTransactionsRequest.Format.ValueType = ...,
+        filter: _builtins.str = ...,
+        order_by: _builtins.str = ...,
+        last_transaction: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "format", b"format", "last_transaction", b"last_transaction", "order_by", b"order_by", "parent", b"parent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportTransactionsRequest: _TypeAlias = ExportTransactionsRequest  # noqa: Y015
+
+@_typing.final
+class ExportTransactionsResponse(_message.Message):
+    """Response message for ExportTransactions. A message may be empty."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRANSACTIONS_FIELD_NUMBER: _builtins.int
+    FILE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def transactions(self) -> _containers.RepeatedCompositeFieldContainer[_transaction_pb2.Transaction]:
+        """The next transactions, at most 1,000. Empty if a format was requested."""
+
+    @_builtins.property
+    def file(self) -> _httpbody_pb2.HttpBody:
+        """The next part of the file, which consists of whole lines. Unset unless a format was requested."""
+
+    def __init__(
+        self,
+        *,
+        transactions: _abc.Iterable[_transaction_pb2.Transaction] | None = ...,
+        file: _httpbody_pb2.HttpBody | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["file", b"file"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "transactions", b"transactions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportTransactionsResponse: _TypeAlias = ExportTransactionsResponse  # noqa: Y015
 
 @_typing.final
 class ListLotsRequest(_message.Message):

@@ -120,6 +120,11 @@ class LedgerStub:
                 request_serializer=daybook_dot_v1_dot_ledger__service__pb2.ListTransactionsRequest.SerializeToString,
                 response_deserializer=daybook_dot_v1_dot_ledger__service__pb2.ListTransactionsResponse.FromString,
                 _registered_method=True)
+        self.ExportTransactions = channel.unary_stream(
+                '/daybook.v1.Ledger/ExportTransactions',
+                request_serializer=daybook_dot_v1_dot_ledger__service__pb2.ExportTransactionsRequest.SerializeToString,
+                response_deserializer=daybook_dot_v1_dot_ledger__service__pb2.ExportTransactionsResponse.FromString,
+                _registered_method=True)
         self.ListLots = channel.unary_unary(
                 '/daybook.v1.Ledger/ListLots',
                 request_serializer=daybook_dot_v1_dot_ledger__service__pb2.ListLotsRequest.SerializeToString,
@@ -291,6 +296,22 @@ class LedgerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExportTransactions(self, request, context):
+        """Exports the transactions of an account, or of all accounts of the tenant, as a stream of any
+        length, in the order and with the filter of ListTransactions.
+
+        The export is one snapshot: it has every transaction that existed when it began, exactly once,
+        and none that is posted later. It is complete only if the call ends with OK. After an
+        interruption, a call with last_transaction continues behind the last transaction received; it
+        is a snapshot of its own. The server ends a stream whose client reads nothing for its
+        stream_idle_seconds_max, and any stream after its stream_seconds_max.
+
+        Returns NOT_FOUND if the tenant has no such account or no such last_transaction.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListLots(self, request, context):
         """Lists the lots of an account in the order of their opening, including spent and expired lots.
         """
@@ -362,6 +383,11 @@ def add_LedgerServicer_to_server(servicer, server):
                     servicer.ListTransactions,
                     request_deserializer=daybook_dot_v1_dot_ledger__service__pb2.ListTransactionsRequest.FromString,
                     response_serializer=daybook_dot_v1_dot_ledger__service__pb2.ListTransactionsResponse.SerializeToString,
+            ),
+            'ExportTransactions': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportTransactions,
+                    request_deserializer=daybook_dot_v1_dot_ledger__service__pb2.ExportTransactionsRequest.FromString,
+                    response_serializer=daybook_dot_v1_dot_ledger__service__pb2.ExportTransactionsResponse.SerializeToString,
             ),
             'ListLots': grpc.unary_unary_rpc_method_handler(
                     servicer.ListLots,
@@ -700,6 +726,33 @@ class Ledger:
             '/daybook.v1.Ledger/ListTransactions',
             daybook_dot_v1_dot_ledger__service__pb2.ListTransactionsRequest.SerializeToString,
             daybook_dot_v1_dot_ledger__service__pb2.ListTransactionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportTransactions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/daybook.v1.Ledger/ExportTransactions',
+            daybook_dot_v1_dot_ledger__service__pb2.ExportTransactionsRequest.SerializeToString,
+            daybook_dot_v1_dot_ledger__service__pb2.ExportTransactionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

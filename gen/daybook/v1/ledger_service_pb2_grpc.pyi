@@ -127,6 +127,18 @@ class LedgerStub:
     Reading all pages returns every transaction that existed when the first page was read exactly
     once, even while others are being posted.
     """
+    ExportTransactions: _aio.UnaryStreamMultiCallable[_ledger_service_pb2.ExportTransactionsRequest, _ledger_service_pb2.ExportTransactionsResponse]
+    """Exports the transactions of an account, or of all accounts of the tenant, as a stream of any
+    length, in the order and with the filter of ListTransactions.
+
+    The export is one snapshot: it has every transaction that existed when it began, exactly once,
+    and none that is posted later. It is complete only if the call ends with OK. After an
+    interruption, a call with last_transaction continues behind the last transaction received; it
+    is a snapshot of its own. The server ends a stream whose client reads nothing for its
+    stream_idle_seconds_max, and any stream after its stream_seconds_max.
+
+    Returns NOT_FOUND if the tenant has no such account or no such last_transaction.
+    """
     ListLots: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.ListLotsRequest, _ledger_service_pb2.ListLotsResponse]
     """Lists the lots of an account in the order of their opening, including spent and expired lots."""
     GetBalance: _aio.UnaryUnaryMultiCallable[_ledger_service_pb2.GetBalanceRequest, _account_pb2.Balance]
@@ -308,6 +320,24 @@ class LedgerServicer(metaclass=_abc_1.ABCMeta):
 
         Reading all pages returns every transaction that existed when the first page was read exactly
         once, even while others are being posted.
+        """
+
+    @_abc_1.abstractmethod
+    def ExportTransactions(
+        self,
+        request: _ledger_service_pb2.ExportTransactionsRequest,
+        context: _aio.ServicerContext[_ledger_service_pb2.ExportTransactionsRequest, _abc.AsyncIterator[_ledger_service_pb2.ExportTransactionsResponse]],
+    ) -> _abc.AsyncIterator[_ledger_service_pb2.ExportTransactionsResponse]:
+        """Exports the transactions of an account, or of all accounts of the tenant, as a stream of any
+        length, in the order and with the filter of ListTransactions.
+
+        The export is one snapshot: it has every transaction that existed when it began, exactly once,
+        and none that is posted later. It is complete only if the call ends with OK. After an
+        interruption, a call with last_transaction continues behind the last transaction received; it
+        is a snapshot of its own. The server ends a stream whose client reads nothing for its
+        stream_idle_seconds_max, and any stream after its stream_seconds_max.
+
+        Returns NOT_FOUND if the tenant has no such account or no such last_transaction.
         """
 
     @_abc_1.abstractmethod

@@ -1,6 +1,7 @@
 function envoy_on_request(handle)
   if handle:headers():get(":method") == "HEAD" then
     handle:headers():replace(":method", "GET")
+    handle:headers():replace("x-daybook-head", "1")
     handle:streamInfo():dynamicMetadata():set("daybook", "head", true)
   end
 end
