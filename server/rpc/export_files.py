@@ -23,6 +23,7 @@ from server.rpc.protobuf_json import write_map, write_message
 PART_CHARACTERS = 32_768
 """The size from which a part of a file is sent. Rendering it takes about two milliseconds, which other calls wait."""
 
+_CSV_BREAK = "\r\n"
 _DEFUSED = tuple("=+-@\t\r\n'")
 """Spreadsheets take a text that begins with one of these characters, except the apostrophe, for a formula."""
 
@@ -68,8 +69,9 @@ async def file_parts(
 
 def _write_csv(cells: Sequence[object]) -> str:
     line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow(cells)
-    return line.getvalue()
+    # The writer quotes a cell with a character of its line terminator.
+    csv.writer(line, lineterminator=_CSV_BREAK).writerow(cells)
+    return line.getvalue().removesuffix(_CSV_BREAK)
 
 
 def _defuse(text: str) -> str:
@@ -127,7 +129,7 @@ FORMS: Mapping[ExportTransactionsRequest.Format.ValueType, FileForm] = {
         "csv",
         # Without the byte order mark, Excel takes the file for one of an older encoding.
         "\ufeff" + ",".join(CSV_COLUMNS),
-        "\r\n",
+        _CSV_BREAK,
         lambda transaction: _write_csv([cell(transaction) for cell in _CELLS]),
     ),
 }

@@ -101,6 +101,13 @@ def lost(demo: Daybook, folder: Path) -> Iterator[str]:
         yield origin
 
 
+@contextmanager
+def torn(demo: Daybook, folder: Path) -> Iterator[str]:
+    """A server that can't parse the first transaction of each account."""
+    with _changed(demo, folder, "UPDATE transactions SET body = X'FF' WHERE sequence = 1") as origin:
+        yield origin
+
+
 CONDITIONS: Mapping[str, Condition] = {each.__name__: each for each in (limited, crowded, away, slow, damaged, lost)}
 
 
