@@ -48,6 +48,7 @@ VALUES: Mapping[str, object] = {
     "scopes": ["accounts"],
     "account_id": "-",
     "view": "TRANSACTION_VIEW_FULL",
+    "format": "CSV",
     "filter": "kind = GRANT",
     "order_by": "create_time",
     "country_code": "DE",

@@ -16,6 +16,7 @@ from daybook.v1 import admin_service_pb2, ledger_service_pb2
 from google.api.annotations_pb2 import http
 from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
 from google.protobuf.json_format import MessageToDict, ParseDict
+from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from google.rpc.status_pb2 import Status
 
@@ -79,7 +80,7 @@ class World:
             refusal = refusal_of(error)
             self.message = refusal.message
             return refusal.code.name, refusal.fields
-        read = [MessageToDict(answer_type.FromString(answer)) for answer in answers] if answer_type else []
+        read = [readable(answer_type.FromString(answer)) for answer in answers] if answer_type else []
         return "OK", stable(read)
 
     def rest(
@@ -87,6 +88,8 @@ class World:
     ) -> Outcome:
         """Makes a call over REST. Returns its outcome."""
         answer = self.rest_answer(method, request, metadata, query)
+        if answer.header("content-disposition"):
+            return "OK", stable([lines_of(answer.body)])
         found = json.loads(answer.body)
         if answer.status == 200:
             return "OK", stable(found if isinstance(found, list) else [found])
@@ -190,6 +193,17 @@ class World:
 def refusal_of(error: Any) -> Refusal:
     """Returns the refusal of a call that raised this error."""
     return read_status(Status.FromString(dict(error.trailing_metadata())["grpc-status-details-bin"]))
+
+
+def readable(answer: Message) -> object:
+    """Returns a response in JSON, or the lines of the file in it."""
+    found = MessageToDict(answer)
+    return lines_of(answer.file.data) if "file" in found else found  # type: ignore[attr-defined]
+
+
+def lines_of(file: bytes) -> list[object]:
+    """Returns the lines of a file, of which those in JSON are parsed."""
+    return [json.loads(line) if line.startswith("{") else line for line in file.decode().split("\n")]
 
 
 def stable(answers: object) -> str:
