@@ -38,7 +38,7 @@ NOT_PERMITTED = ("PERMISSION_DENIED", "ACCOUNT_NOT_PERMITTED")
 def test_methods_are_enumerated() -> None:
     """METHODS has all methods of the native services and of every facade."""
     names = [method.containing_service.full_name for method in METHODS]
-    assert names.count("daybook.v1.Ledger") == 13
+    assert names.count("daybook.v1.Ledger") == 14
     assert names.count("daybook.v1.Admin") == 6
     assert set(names) == set(SERVICES)
 
