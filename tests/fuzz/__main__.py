@@ -13,7 +13,7 @@ from pathlib import Path
 import typer
 
 from tests.fuzz.campaign import KINDS, Figures, run
-from tests.fuzz.target import Target, target_in
+from tests.fuzz.target import FLOOD_GROWTH_BYTES_MAX, Target, target_in
 
 SHARES = {"messages": 7, "rest": 6, "http1-server": 2, "http1-gateway": 2, "http2-server": 2, "http2-gateway": 1}
 """Parts of all inputs, in twentieths."""
@@ -62,8 +62,9 @@ async def _campaign(target: Target, left: dict[str, int], seed: int, start: int)
             left[kind], batch = count - size, batch + 1
         # The first round fills caches and pools.
         before = before or target.sizes()
-        await target.check_sizes(before)
+        await target.check_sizes(before, FLOOD_GROWTH_BYTES_MAX)
         _print(found, time.monotonic() - begun)
+        typer.echo(f"resident: {', '.join(f'{each.resident_bytes >> 20} MiB' for each in target.sizes())}")
     return found
 
 
