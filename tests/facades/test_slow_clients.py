@@ -17,6 +17,8 @@ from typing import Any
 
 import grpc
 import pytest
+from daybook.v1.ledger_service_pb2 import ExportTransactionsResponse
+from google.api.httpbody_pb2 import HttpBody
 from hpack import Encoder
 from hyperframe.frame import Frame, HeadersFrame, RstStreamFrame, SettingsFrame
 
@@ -43,6 +45,7 @@ class Upstream(grpc.GenericRpcHandler):
         method = handler_call_details.method.rpartition("/")[2]
         return {
             "VerifyAccounts": grpc.unary_stream_rpc_method_handler(self.flood),
+            "ExportTransactions": grpc.unary_stream_rpc_method_handler(self.send_file),
             "ImportTransactions": grpc.stream_unary_rpc_method_handler(self.swallow),
         }.get(method, grpc.unary_unary_rpc_method_handler(lambda _request, _context: b""))
 
@@ -51,6 +54,13 @@ class Upstream(grpc.GenericRpcHandler):
         context.add_callback(self.ended.set)
         while not self.ended.is_set():
             yield b"\x0a\x93\x4e\x0a\x90\x4e" + b"x" * 10_000
+
+    def send_file(self, _request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+        """Yields parts of a file, of 10 kB each, until the stream ends."""
+        context.add_callback(self.ended.set)
+        part = ExportTransactionsResponse(file=HttpBody(content_type="text/csv", data=b"x" * 10_000))
+        while not self.ended.is_set():
+            yield part.SerializeToString()
 
     def swallow(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
         """Reads messages until the stream ends."""
@@ -74,6 +84,17 @@ def rest_route(configuration: dict[str, Any]) -> dict[str, Any]:
     return route
 
 
+def file_route(configuration: dict[str, Any]) -> dict[str, Any]:
+    """The settings of the routes of files."""
+    (host,) = http_manager(configuration)["route_config"]["virtual_hosts"]
+    route: dict[str, Any] = next(
+        each["route"]
+        for each in host["routes"]
+        if each.get("route", {}).get("timeout") == "0s" and "idle_timeout" in each["route"]
+    )
+    return route
+
+
 def shorten_idle_timeout(configuration: dict[str, Any]) -> None:
     """Shortens the timeout of idle connections, and the drain before Envoy closes one."""
     manager = http_manager(configuration)
@@ -86,6 +107,8 @@ CHANGES: dict[str, Callable[[dict[str, Any]], None]] = {
     "stream_idle_timeout": lambda whole: shorten(http_manager(whole), "stream_idle_timeout"),
     "connection idle_timeout": shorten_idle_timeout,
     "route idle_timeout": lambda whole: shorten(rest_route(whole), "idle_timeout"),
+    "file idle_timeout": lambda whole: shorten(file_route(whole), "idle_timeout"),
+    "file max_stream_duration": lambda whole: shorten(file_route(whole)["max_stream_duration"], "max_stream_duration"),
     "max_stream_duration": lambda whole: shorten(rest_route(whole)["max_stream_duration"], "max_stream_duration"),
 }
 
@@ -205,6 +228,20 @@ def test_unread_answer_is_cancelled(shortened: Shortened) -> None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.sendall(b"GET /v1/accounts:verify HTTP/1.1\r\nhost: localhost\r\n\r\n")
         assert shortened.upstream.ended.wait(SECONDS_MAX / 4)
+
+
+@pytest.mark.parametrize("shortened", ["file idle_timeout", "file max_stream_duration"], indirect=True)
+def test_unread_file_is_cut_off(shortened: Shortened) -> None:
+    """A file that its client does not read is cancelled in the server, and lacks its last chunk at the client."""
+    with shortened.connect() as connection:
+        connection.sendall(b"GET /v1/accounts/-/transactions:export?format=CSV HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        assert shortened.upstream.ended.wait(SECONDS_MAX / 4)
+        received = bytearray()
+        with contextlib.suppress(ConnectionResetError):
+            while chunk := connection.recv(65_536):
+                received += chunk
+        assert received.startswith(b"HTTP/1.1 200 OK")
+        assert not received.endswith(b"0\r\n\r\n")
 
 
 @with_short("stream_idle_timeout")
