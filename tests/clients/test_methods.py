@@ -57,8 +57,6 @@ METHODS: list[MethodDescriptor] = [
     for file in (ledger_service_pb2, admin_service_pb2)
     for service in file.DESCRIPTOR.services_by_name.values()
     for method in service.methods
-    # The clients read a list of any length page by page.
-    if method.name != "ExportTransactions"
 ]
 MESSAGES: dict[type, Any] = {
     Account: account_pb2.Account,
@@ -255,6 +253,11 @@ def test_import_resumes_and_verification_streams(client: Any, direct: Daybook) -
     assert (again.imported_count, again.skipped_count) == (300, 1200)
     *_, last = client.verify_accounts(name)
     assert isinstance(last, Progress)
+    exported = list(client.export_transactions(name))
+    assert [each.sequence for each in exported] == list(range(1500, 0, -1))
+    assert exported[:100] == list(client.list_transactions(name, page_size=100).page().items)
+    rest = list(client.export_transactions(name, last_transaction=exported[1199].name))
+    assert rest == exported[1200:]
     assert (last.done, last.transaction_count, last.finding_count) == (True, 1500, 0)
 
 

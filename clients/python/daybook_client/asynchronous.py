@@ -47,7 +47,7 @@ def _listing(build: Callable[P, Call[Page[T]]]) -> Callable[Concatenate[AsyncDay
     return method
 
 
-def _streaming(build: Callable[P, Call[R]]) -> Callable[Concatenate[AsyncDaybook, P], AsyncGenerator[R, None]]:
+def _streaming(build: Callable[P, Call[list[R]]]) -> Callable[Concatenate[AsyncDaybook, P], AsyncGenerator[R, None]]:
     def method(self: AsyncDaybook, /, *args: P.args, **kwargs: P.kwargs) -> AsyncGenerator[R, None]:
         return self._stream(build(*args, **kwargs))
 
@@ -99,6 +99,7 @@ class AsyncDaybook(Client):
     list_transactions = _listing(calls.list_transactions)
     list_lots = _listing(calls.list_lots)
     get_balance = _unary(calls.get_balance)
+    export_transactions = _streaming(calls.export_transactions)
     verify_accounts = _streaming(calls.verify_accounts)
     create_api_key = _unary(calls.create_api_key)
     list_api_keys = _listing(calls.list_api_keys)
@@ -174,7 +175,7 @@ class AsyncDaybook(Client):
                 delay = attempts.delay_after(error, is_final=self._is_closed)
             await self._sleep(delay)
 
-    async def _stream(self, call: Call[R]) -> AsyncGenerator[R, None]:
+    async def _stream(self, call: Call[list[R]]) -> AsyncGenerator[R, None]:
         attempts = self._attempts(call, self._stream_timeout)
         invoke: Any = self._channel.unary_stream(
             call.path, type(call.request).SerializeToString, call.response.FromString
@@ -185,7 +186,8 @@ class AsyncDaybook(Client):
             try:
                 async for message in responses:
                     is_begun = True
-                    yield call.read(message)
+                    for result in call.read(message):
+                        yield result
             except grpc.RpcError as error:
                 delay = attempts.delay_after(error, is_final=is_begun or self._is_closed)
             else:

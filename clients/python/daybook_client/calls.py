@@ -309,14 +309,38 @@ def get_balance(account: str, *, timeout: float | None = None) -> Call[Balance]:
     return Call(LEDGER, "GetBalance", request, account_pb2.Balance, partial(to_value, Balance), timeout)
 
 
-def verify_accounts(account: str = "", *, timeout: float | None = None) -> Call[Finding | Progress]:
+def export_transactions(
+    account: str = ALL_ACCOUNTS,
+    *,
+    filter: str = "",  # noqa: A002  # the name of the contract
+    order_by: str = "",
+    last_transaction: str = "",
+    timeout: float | None = None,
+) -> Call[list[Transaction]]:
+    """Yields the transactions of an account or of the tenant, of one snapshot, with the filter and order of a list.
+
+    After an error, pass the name of the last transaction received as `last_transaction`: the export goes on after it,
+    with a snapshot of its own. Raises AccountNotFound and TransactionNotFound.
+    """
+    request = ledger_service_pb2.ExportTransactionsRequest(
+        parent=account, filter=filter, order_by=order_by, last_transaction=last_transaction
+    )
+    response = ledger_service_pb2.ExportTransactionsResponse
+
+    def read(message: ledger_service_pb2.ExportTransactionsResponse) -> list[Transaction]:
+        return [to_value(Transaction, each) for each in message.transactions]
+
+    return Call(LEDGER, "ExportTransactions", request, response, read, timeout)
+
+
+def verify_accounts(account: str = "", *, timeout: float | None = None) -> Call[list[Finding | Progress]]:
     """Recomputes one account, or all of the tenant, and yields each difference and, at intervals, the progress."""
     request = admin_service_pb2.VerifyAccountsRequest(account=account)
 
-    def read(message: admin_service_pb2.VerifyAccountsResponse) -> Finding | Progress:
-        return (
-            to_value(Finding, message.finding) if message.HasField("finding") else to_value(Progress, message.progress)
-        )
+    def read(message: admin_service_pb2.VerifyAccountsResponse) -> list[Finding | Progress]:
+        if message.HasField("finding"):
+            return [to_value(Finding, message.finding)]
+        return [to_value(Progress, message.progress)]
 
     return Call(ADMIN, "VerifyAccounts", request, admin_service_pb2.VerifyAccountsResponse, read, timeout)
 

@@ -37,7 +37,7 @@ def _listing(build: Callable[P, Call[Page[T]]]) -> Callable[Concatenate[Daybook,
     return method
 
 
-def _streaming(build: Callable[P, Call[R]]) -> Callable[Concatenate[Daybook, P], Iterator[R]]:
+def _streaming(build: Callable[P, Call[list[R]]]) -> Callable[Concatenate[Daybook, P], Iterator[R]]:
     def method(self: Daybook, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[R]:
         return self._stream(build(*args, **kwargs))
 
@@ -84,6 +84,7 @@ class Daybook(Client):
     list_transactions = _listing(calls.list_transactions)
     list_lots = _listing(calls.list_lots)
     get_balance = _unary(calls.get_balance)
+    export_transactions = _streaming(calls.export_transactions)
     verify_accounts = _streaming(calls.verify_accounts)
     create_api_key = _unary(calls.create_api_key)
     list_api_keys = _listing(calls.list_api_keys)
@@ -153,7 +154,7 @@ class Daybook(Client):
                 delay = attempts.delay_after(error, is_final=self._is_closed)
             self._sleep(delay)
 
-    def _stream(self, call: Call[R]) -> Iterator[R]:
+    def _stream(self, call: Call[list[R]]) -> Iterator[R]:
         attempts = self._attempts(call, self._stream_timeout)
         invoke: Any = self._channel.unary_stream(
             call.path, type(call.request).SerializeToString, call.response.FromString
@@ -164,7 +165,7 @@ class Daybook(Client):
             try:
                 for message in responses:
                     is_begun = True
-                    yield call.read(message)
+                    yield from call.read(message)
             except grpc.RpcError as error:
                 delay = attempts.delay_after(error, is_final=is_begun or self._is_closed)
             else:
