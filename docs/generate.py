@@ -68,7 +68,7 @@ LIMITS: Sequence[tuple[str, Sequence[Limit]]] = (
         (
             Limit("Running calls of a server process", "calls", "calls_in_flight_max", "waits for admission"),
             Limit(
-                "Running imports and verifications of a server process",
+                "Running imports, exports and verifications of a server process",
                 "streams",
                 "streams_in_flight_max",
                 "`TOO_BUSY` at once",

@@ -204,7 +204,7 @@ class Settings(BaseSettings):
         default=100,
         ge=1,
         le=100_000,
-        description="Maximum number of concurrent imports and verifications in one server process, shared like calls.",
+        description="Maximum number of running imports, exports and verifications in a process, shared like calls.",
     )
     admission_seconds_max: float = Field(
         default=1.0, ge=0, le=60, description="Longest wait of a call for admission, in seconds."

@@ -20,7 +20,7 @@ app = typer.Typer()
 def health(
     *,
     service: Annotated[
-        str, typer.Option(help="Full name of the service to check; empty for the process.")
+        str, typer.Option(help="Full name of the service to check, by default daybook.v1.Ledger; empty for liveness.")
     ] = "daybook.v1.Ledger",
     **flags: object,
 ) -> None:
