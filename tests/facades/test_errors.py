@@ -79,11 +79,11 @@ def shown_by_golden_files(vendor: str) -> set[tuple[int, str]]:
 
 
 def read_table(vendor: str) -> tuple[set[tuple[int, str]], set[int]]:
-    """The table of errors on a vendor's page: statuses with their file numbers, and statuses that do not arise."""
+    """The table of errors on a vendor's page: statuses with their file numbers, and statuses that are never sent."""
     text = (ROOT / f"docs/facades/{vendor}.md").read_text()
     arise, absent = set(), set()
     for status, row, numbers in re.findall(r"(?m)^\| (\d{3}) \| (.*) \| ([\d, ]*)\|$", text):
-        if "does not arise" in row:
+        if "never sent" in row:
             absent.add(int(status))
         else:
             assert numbers, row
@@ -93,7 +93,7 @@ def read_table(vendor: str) -> tuple[set[tuple[int, str]], set[int]]:
 
 @pytest.mark.parametrize("vendor", VENDORS)
 def test_every_documented_status_has_exchanges_or_a_reason(vendor: str) -> None:
-    """Each status has golden exchanges and a row on the vendor's page, or a row that says why it does not arise."""
+    """Each status has golden exchanges and a row on the vendor's page, or a row that says why it is never sent."""
     arise, absent = read_table(vendor)
     shown = shown_by_golden_files(vendor)
     assert arise <= shown

@@ -196,8 +196,8 @@ def test_no_secret_is_answered_or_logged(tmp_path: Path, command: str, log_forma
 
 
 URLS = {
-    f"postgresql+asyncpg://user:{PASSWORD}@127.0.0.1:1/ledger": "not available",
-    f"postgresql+asyncpg://user:{PASSWORD}/@127.0.0.1:1/ledger": "not available",
+    f"postgresql+asyncpg://user:{PASSWORD}@127.0.0.1:1/ledger": "is unavailable",
+    f"postgresql+asyncpg://user:{PASSWORD}/@127.0.0.1:1/ledger": "is unavailable",
     f"postgresql+asyncpg://user:{PASSWORD}@[::1/ledger": "can't be read",
     f"postgresql://user:{PASSWORD}@127.0.0.1:1/ledger": "must begin with",
     f"sqlite:///{PASSWORD}.db": "must begin with",

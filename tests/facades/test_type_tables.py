@@ -74,7 +74,7 @@ def documented_table(vendor: str) -> Table:
         for kind in re.findall(r"\b[A-Z_]{5,}\b", transaction):
             assert (Transaction.Kind.Value(kind), category) not in table, f"{kind} {category} is repeated"
             table[Transaction.Kind.Value(kind), category] = tuple(re.findall(r"`(\w+)`", types))
-    assert rows[-1] == (" anything else ", " not shown ")
+    assert rows[-1] == (" any other kind or category ", " not shown ")
     return table
 
 
