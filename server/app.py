@@ -44,8 +44,8 @@ log = structlog.get_logger(__name__)
 ANSWER_BYTES_MAX = 4 * 1024 * 1024
 """Largest answer, in bytes: twice the largest page or batch, and the default limit of gRPC clients."""
 
-PENDING_CALLS_MAX = 20_000
-"""Maximum number of calls that wait in gRPC before admission. Each takes about 10 KiB."""
+PENDING_CALLS_MAX = 5_000
+"""Maximum number of calls that wait in gRPC before admission. Each takes up to 45 KiB."""
 
 FACADES = {facade.VENDOR.service: facade.render_error for facade in all_facades()}
 """The error renderer of each facade, by the full name of its service."""

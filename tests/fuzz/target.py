@@ -34,9 +34,9 @@ DESCRIPTORS_GROWTH_MAX = 8
 """Open files that a process may have more than before: connections between gateway and server, and of the checks."""
 GROWTH_BYTES_MAX = 256 << 20
 """Growth of a process that is not a leak: caches have bounds of their own, and the allocator keeps freed pages."""
-FLOOD_GROWTH_BYTES_MAX = 1 << 30
-"""The same after long floods of resets: the 20,000 calls that may wait in gRPC (PENDING_CALLS_MAX) take about 45 KiB
-each, and the allocator keeps them. More connections don't make it more."""
+FLOOD_GROWTH_BYTES_MAX = 512 << 20
+"""The same after long floods of resets: the calls that may wait in gRPC (PENDING_CALLS_MAX) take up to 45 KiB each,
+and the allocator keeps that memory."""
 
 
 @dataclass(frozen=True, slots=True)
