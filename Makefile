@@ -18,7 +18,7 @@ FAULT ?=
 INPUTS ?= 20000
 SEED ?= 0
 
-.PHONY: help setup run test simulate lint gen bench chaos clean
+.PHONY: help setup run test simulate chaos fuzz lint gen bench clean
 
 help: ## Lists the targets.
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /	/'
