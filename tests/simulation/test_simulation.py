@@ -61,7 +61,11 @@ def test_replay_is_exact() -> None:
     command = f"make simulate SEEDS=1 START={found.seed} FAULT={fault}"
     assert expected[-1] == f"repeat with: {command}"
     program = subprocess.run(
-        ["make", "--dry-run", *command.split()[1:]], cwd=ROOT, capture_output=True, text=True, check=True
+        ["make", "--no-print-directory", "--dry-run", *command.split()[1:]],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout.splitlines()[-1]
     _, *arguments = program.split()
     done = subprocess.run(
