@@ -128,11 +128,11 @@ class SimulatedEngine(Engine):
         return await self.transact(work)
 
     def bulk_transaction(self) -> AbstractAsyncContextManager[AsyncConnection]:
-        """Not simulated."""
+        """Not simulated: only `daybook seed` loads in bulk, and no server runs meanwhile."""
         raise NotImplementedError
 
     async def insert_bulk(self, connection: AsyncConnection, table: Table, rows: Any) -> None:
-        """Not simulated."""
+        """Not simulated, as bulk_transaction."""
         raise NotImplementedError
 
     def lock_accounts(self, connection: Connection, account_numbers: Collection[int]) -> None:
