@@ -163,8 +163,9 @@ def test_gateway_configuration_is_valid(tmp_path: Path) -> None:
     assert (cluster.pop("type"), cluster.pop("dns_lookup_family")) == ("STRICT_DNS", "V4_PREFERRED")
     (before,) = original["static_resources"]["clusters"]
     assert cluster == {key: value for key, value in before.items() if key not in {"type", "load_assignment"}}
-    # Otherwise only the path of the descriptors differs, and the TLS listener is missing.
-    text = yaml.safe_dump(written["static_resources"]["listeners"]).replace(f"{tmp_path}/", "gen/")
+    # Otherwise only the paths of the descriptors and of the site differ, and the TLS listener is missing.
+    text = yaml.safe_dump(written["static_resources"]["listeners"])
+    text = text.replace(f"{tmp_path}/site", "server/gateway/site").replace(f"{tmp_path}/", "gen/")
     assert text == yaml.safe_dump(original["static_resources"]["listeners"][:1])
     valid = subprocess.run(
         [envoy_path(), "--mode", "validate", "--log-level", "error", "-c", str(tmp_path / "envoy.yaml")],

@@ -18,6 +18,7 @@ from jinja2 import Environment, StrictUndefined
 
 from server.config import CannotStart, Settings, collector_address
 from server.gateway.contracts import DESCRIPTORS, read_contracts
+from server.gateway.files import CONTENT_TYPES, SITE, read_site
 from server.transport.addresses import reachable, resolved
 from server.vendors import all_vendors
 from server.vendors.vendor import MESSAGES
@@ -62,6 +63,8 @@ class Gateway:
     servers: Sequence[Address]
     descriptors: str
     """The file with the descriptor set."""
+    site: str
+    """The folder with the files that the gateway serves."""
     admin_port: int
     rate_limit_requests_per_second: int
     rate_limit_burst: int
@@ -94,6 +97,8 @@ def render(gateway: Gateway) -> str:
     return template.render(
         gateway=gateway,
         contracts=read_contracts(),
+        content_types=CONTENT_TYPES,
+        site=read_site(),
         vendors=all_vendors(),
         messages=MESSAGES,
         lua=lambda name: (FOLDER / "lua" / name).read_text().rstrip(),
@@ -116,6 +121,7 @@ def committed() -> Gateway:
         ],
         servers=[("127.0.0.1", settings.port)],
         descriptors=str(DESCRIPTORS.resolve().relative_to(ROOT)),
+        site=str(SITE.relative_to(ROOT)),
     )
 
 
@@ -127,6 +133,7 @@ def of_settings(settings: Settings, secrets: Path = Path()) -> Gateway:
         listeners=[_listener(settings, resolved(settings.gateway_host), secrets)],
         servers=[(host, port) for port in settings.worker_ports or [settings.port]],
         descriptors=str(DESCRIPTORS),
+        site=str(SITE),
         secrets=secrets,
     )
 
@@ -149,12 +156,15 @@ def write_deployment(settings: Settings, folder: Path, servers: Sequence[Address
     folder.mkdir(parents=True, exist_ok=True)
     descriptors = folder / DESCRIPTORS.name
     shutil.copyfile(DESCRIPTORS, descriptors)
+    # Without the permissions of the files, which another user's gateway must be able to read.
+    shutil.copytree(SITE, folder / SITE.name, copy_function=shutil.copyfile, dirs_exist_ok=True)
     write_secrets(settings, folder)
     gateway = _gateway(
         settings,
         listeners=[_listener(settings, host, folder)],
         servers=servers,
         descriptors=str(descriptors),
+        site=str(folder / SITE.name),
         secrets=folder,
         resolves_names=True,
     )
@@ -167,6 +177,7 @@ def _gateway(
     listeners: Sequence[Listener],
     servers: Sequence[Address],
     descriptors: str,
+    site: str,
     secrets: Path = Path(),
     resolves_names: bool = False,
 ) -> Gateway:
@@ -174,6 +185,7 @@ def _gateway(
         listeners=listeners,
         servers=servers,
         descriptors=descriptors,
+        site=site,
         admin_port=settings.gateway_admin_port,
         rate_limit_requests_per_second=settings.gateway_rate_limit_requests_per_second,
         rate_limit_burst=settings.gateway_rate_limit_burst,

@@ -371,7 +371,6 @@ CODES = {400: 3, 404: 5, 405: 12, 413: 8}
         ("GET", "/v1/accounts/example/nowhere?a=b", None, 404, "METHOD_NOT_FOUND", "", "/v1/accounts/example/nowhere"),
         ("POST", "/v1/accounts/example:nothing", {}, 404, "METHOD_NOT_FOUND", "", "/v1/accounts/example:nothing"),
         ("GET", "/nowhere", None, 404, "METHOD_NOT_FOUND", "", "/nowhere"),
-        ("GET", "/", None, 404, "METHOD_NOT_FOUND", "", "GET /"),
         ("DELETE", "/v1/accounts/example", None, 405, "METHOD_NOT_ALLOWED", "", "DELETE"),
         ("PUT", "/v1/accounts/example?a=b", {}, 405, "METHOD_NOT_ALLOWED", "", "PUT"),
         ("OPTIONS", "/v1/accounts", None, 405, "METHOD_NOT_ALLOWED", "", "OPTIONS"),
