@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from collections.abc import Mapping
 from importlib import import_module
@@ -39,6 +40,11 @@ COMMANDS: Mapping[str, Command] = {
     "tenants": Command("tenants", "Tenants: each runs a set of accounts."),
     "keys": Command("keys", "API keys."),
     "token-keys": Command("keys", "Keys that seal page tokens."),
+    "accounts": Command("accounts", "Accounts of a server."),
+    "transactions": Command("transactions", "Transactions of a server."),
+    "lots": Command("accounts", "Lots: credits of an account that were added together."),
+    "balance": Command("accounts", "Shows the current balance of an account."),
+    "export": Command("export", "Exports the transactions of an account or of the tenant to a file, as of one moment."),
     "worker": Command("serving", "Serves as one process of `serve --workers`, which starts it."),
 }
 HIDDEN = {"worker"}
@@ -91,6 +97,8 @@ def main() -> None:
     # Flushes each line, even if standard output is a pipe.
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)
+    # Errors have one line, and gRPC's own log would add more. gRPC reads the variable when it is imported.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # Calls create few reference cycles, and frequent collections slow down imports of history.
     gc.set_threshold(*COLLECTOR_THRESHOLDS)
     try:

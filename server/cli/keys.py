@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated
 
 import typer
@@ -10,7 +9,8 @@ import typer
 from server.book import open_book
 from server.cli.options import DatabaseUrl, read_settings
 from server.cli.running import run
-from server.cli.tenants import open_for, printable
+from server.cli.tenants import open_for
+from server.cli.values import printable, read_span
 from server.config import CannotStart
 from server.ledger.access import DEFAULT_SCOPES, SUFFICIENT
 from server.ledger.instants import HOUR, SECOND, Instant
@@ -33,20 +33,12 @@ Tenant = Annotated[str, typer.Option(help="Slug of the tenant.")]
 KeyId = Annotated[str, typer.Argument(help="Id of the key: the part before its dot.")]
 
 
-def _read_span(text: str) -> Instant:
-    """Parses a duration like 90d. Raises BadParameter."""
-    match = re.fullmatch(r"([0-9]{1,6})([smhd])", text, re.ASCII)
-    if match is None:
-        raise typer.BadParameter("must be a whole number and s, m, h or d, like 90d")
-    return int(match[1]) * {"s": SECOND, "m": 60 * SECOND, "h": HOUR, "d": 24 * HOUR}[match[2]]
-
-
 def _read_expiry(ttl: str | None, expire_time: str | None) -> tuple[Instant | None, Instant | None]:
     """The expiry and the lifetime of a key; at most one of them is set. Raises BadParameter."""
     if ttl is not None and expire_time is not None:
         raise typer.BadParameter("give --ttl or --expire-time, not both")
     if ttl is not None:
-        time_to_live = _read_span(ttl)
+        time_to_live = read_span(ttl)
         if not SECOND <= time_to_live <= TIME_TO_LIVE_DAYS_MAX * 24 * HOUR:
             raise typer.BadParameter(f"--ttl must be between 1s and {TIME_TO_LIVE_DAYS_MAX}d")
         return None, time_to_live
@@ -144,7 +136,7 @@ def rotate_key(
     database_url: DatabaseUrl = None,
 ) -> None:
     """Gives an API key a new secret and prints the key. It can't be shown again."""
-    grace = _read_span(grace_period)
+    grace = read_span(grace_period)
     if grace > GRACE_PERIOD_DAYS_MAX * 24 * HOUR:
         raise typer.BadParameter("--grace-period must be at most 30d")
     settings = read_settings(database_url=database_url)

@@ -12,6 +12,7 @@ import typer
 from server.book import Book, open_book
 from server.cli.options import DatabaseUrl, read_settings
 from server.cli.running import run
+from server.cli.values import printable
 from server.config import CannotStart
 from server.ledger.access import ADMIN, Caller
 from server.ledger.instants import write as write_instant
@@ -63,11 +64,6 @@ def list_tenants(database_url: DatabaseUrl = None) -> None:
                 after = page[-1].number
 
     run(work())
-
-
-def printable(text: str) -> str:
-    """The text with a space for each character that isn't printable, so that it stays in its column."""
-    return "".join(character if character.isprintable() else " " for character in text)
 
 
 @contextlib.asynccontextmanager

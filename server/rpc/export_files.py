@@ -23,7 +23,7 @@ from server.rpc.protobuf_json import write_map, write_message
 PART_CHARACTERS = 32_768
 """The size from which a part of a file is sent. Rendering it takes about two milliseconds, which other calls wait."""
 
-_CSV_BREAK = "\r\n"
+CSV_BREAK = "\r\n"
 _DEFUSED = tuple("=+-@\t\r\n'")
 """Spreadsheets take a text that begins with one of these characters, except the apostrophe, for a formula."""
 
@@ -67,18 +67,21 @@ async def file_parts(
     yield "".join(lines) + line_break
 
 
-def _write_csv(cells: Sequence[object]) -> str:
+def write_csv(cells: Sequence[object]) -> str:
+    """A line of a CSV file, without its line break."""
     line = io.StringIO()
     # The writer quotes a cell with a character of its line terminator.
-    csv.writer(line, lineterminator=_CSV_BREAK).writerow(cells)
-    return line.getvalue().removesuffix(_CSV_BREAK)
+    csv.writer(line, lineterminator=CSV_BREAK).writerow(cells)
+    return line.getvalue().removesuffix(CSV_BREAK)
 
 
-def _defuse(text: str) -> str:
+def defuse(text: str) -> str:
+    """The text with an apostrophe before it if a spreadsheet would take it for a formula."""
     return f"'{text}" if text.startswith(_DEFUSED) else text
 
 
-def _write_time(moment: Timestamp) -> str:
+def write_time(moment: Timestamp) -> str:
+    """A time in RFC 3339, in UTC, with six digits of a fraction."""
     return instants.write(instants.from_timestamp(moment))
 
 
@@ -86,7 +89,7 @@ def _write_optional(transaction: Transaction, name: str) -> str:
     if not transaction.HasField(name):  # type: ignore[arg-type]  # each is a field of Transaction
         return ""
     field: Message = getattr(transaction, name)
-    return _write_time(field) if isinstance(field, Timestamp) else write_message(field)
+    return write_time(field) if isinstance(field, Timestamp) else write_message(field)
 
 
 CSV_COLUMNS: Mapping[str, Callable[[Transaction], object]] = {
@@ -94,7 +97,7 @@ CSV_COLUMNS: Mapping[str, Callable[[Transaction], object]] = {
     "account": lambda each: each.name.split("/")[1],
     "uid": lambda each: each.uid,
     "sequence": lambda each: each.sequence,
-    "create_time": lambda each: _write_time(each.create_time),
+    "create_time": lambda each: write_time(each.create_time),
     "kind": lambda each: Transaction.Kind.Name(each.kind),
     "category": lambda each: each.category,
     "state": lambda each: Transaction.State.Name(each.state),
@@ -102,13 +105,13 @@ CSV_COLUMNS: Mapping[str, Callable[[Transaction], object]] = {
     "expiring_amount": lambda each: each.expiring_amount,
     "permanent_amount": lambda each: each.permanent_amount,
     "balance_after": lambda each: each.balance_after,
-    "description": lambda each: _defuse(each.description),
+    "description": lambda each: defuse(each.description),
     "owner": lambda each: _write_optional(each, "owner"),
     "creator": lambda each: _write_optional(each, "creator"),
     "labels": lambda each: write_map(each.labels) if each.labels else "",
-    "receipt_uri": lambda each: _defuse(each.receipt_uri),
+    "receipt_uri": lambda each: defuse(each.receipt_uri),
     "metadata": lambda each: _write_optional(each, "metadata"),
-    "request_id": lambda each: _defuse(each.request_id),
+    "request_id": lambda each: defuse(each.request_id),
     "refund_of": lambda each: each.refund_of,
     "transfer_peer": lambda each: each.transfer_peer,
     "expire_time": lambda each: _write_optional(each, "expire_time"),
@@ -129,7 +132,7 @@ FORMS: Mapping[ExportTransactionsRequest.Format.ValueType, FileForm] = {
         "csv",
         # Without the byte order mark, Excel takes the file for one of an older encoding.
         "\ufeff" + ",".join(CSV_COLUMNS),
-        _CSV_BREAK,
-        lambda transaction: _write_csv([cell(transaction) for cell in _CELLS]),
+        CSV_BREAK,
+        lambda transaction: write_csv([cell(transaction) for cell in _CELLS]),
     ),
 }
