@@ -129,7 +129,7 @@ def print_list(output: Output, kind: type[Message], results: Iterable[Result], l
         rows = list(islice(messages, limit + 1))
         _print_table(TABLES[kind], rows[:limit])
         if len(rows) > limit:
-            typer.echo(f"the first {limit} rows; --limit shows more, --output json, ndjson or csv all", err=True)
+            typer.echo("more rows follow: --limit shows more, and the other forms of --output show all", err=True)
         return
     messages = islice(messages, limit)
     match output:

@@ -17,6 +17,7 @@ class TcpProxy:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self._is_withholding = False
+        self._bytes_left: int | None = None
         self._sockets: set[socket.socket] = set()
         self._lock = threading.Lock()
 
@@ -37,6 +38,10 @@ class TcpProxy:
     def withhold_answers(self) -> None:
         """Drops everything that the server sends from now on, until `cut`."""
         self._is_withholding = True
+
+    def cut_after(self, count: int) -> None:
+        """Resets every connection once the server has sent this many more bytes, which may end within a message."""
+        self._bytes_left = count
 
     def cut(self) -> None:
         """Resets every connection. Later ones are forwarded in both directions."""
@@ -66,6 +71,12 @@ class TcpProxy:
     def _pump(self, source: socket.socket, target: socket.socket, is_answer: bool) -> None:
         with contextlib.suppress(OSError), source:
             while data := source.recv(65_536):
+                if is_answer and self._bytes_left is not None:
+                    self._bytes_left -= len(data)
+                    if self._bytes_left <= 0:
+                        self._bytes_left = None
+                        self.cut()
+                        return
                 if not (is_answer and self._is_withholding):
                     target.sendall(data)
         with contextlib.suppress(OSError):
