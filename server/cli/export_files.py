@@ -94,10 +94,10 @@ def partial_rows(path: Path, form: FileForm, *, resume: bool) -> Iterator[Rows]:
         except BlockingIOError:
             raise Failure(f"another export is writing to {path}") from None
         rows = Rows(form, file)
+        end = _find_end(rows, path)
+        file.seek(end)
+        file.truncate()
         try:
-            end = _find_end(rows, path)
-            file.seek(end)
-            file.truncate()
             if end == 0:
                 rows.begin()
             yield rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
@@ -18,6 +18,7 @@ class TcpProxy:
         self.port: int = self._listener.getsockname()[1]
         self._is_withholding = False
         self._bytes_left: int | None = None
+        self._action: Callable[[], None] = self.cut
         self._sockets: set[socket.socket] = set()
         self._lock = threading.Lock()
 
@@ -39,9 +40,9 @@ class TcpProxy:
         """Drops everything that the server sends from now on, until `cut`."""
         self._is_withholding = True
 
-    def cut_after(self, count: int) -> None:
-        """Resets every connection once the server has sent this many more bytes, which may end within a message."""
-        self._bytes_left = count
+    def after(self, count: int, action: Callable[[], None]) -> None:
+        """Calls `withhold_answers` or `cut` once the server has sent this many more bytes."""
+        self._bytes_left, self._action = count, action
 
     def cut(self) -> None:
         """Resets every connection. Later ones are forwarded in both directions."""
@@ -75,8 +76,7 @@ class TcpProxy:
                     self._bytes_left -= len(data)
                     if self._bytes_left <= 0:
                         self._bytes_left = None
-                        self.cut()
-                        return
+                        self._action()
                 if not (is_answer and self._is_withholding):
                     target.sendall(data)
         with contextlib.suppress(OSError):
