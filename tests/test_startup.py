@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -40,12 +41,14 @@ EVERYWHERE = {"alembic", "asyncpg", "httpx", "jwt", "opentelemetry", "prometheus
 """Modules that neither the help nor a server with default settings uses."""
 
 
-def modules_of(*arguments: str, folder: Path, prepare: str = "", code: int = 0) -> set[str]:
+def modules_of(
+    *arguments: str, folder: Path, prepare: str = "", code: int = 0, variables: Mapping[str, str] | None = None
+) -> set[str]:
     """Returns the modules that a process has imported when a command ends."""
     result = subprocess.run(
         [sys.executable, "-c", prepare + SHOW_MODULES, *arguments],
         cwd=folder,
-        env=environment(),
+        env=environment(**(variables or {})),
         capture_output=True,
         text=True,
         timeout=SECONDS_MAX,
@@ -89,6 +92,16 @@ def test_health_imports_no_store(tmp_path: Path) -> None:
     modules = modules_of("health", "--port", str(Ports.free().server), folder=tmp_path, code=1)
     assert "grpc" in modules
     assert "sqlalchemy" not in modules
+
+
+def test_client_commands_import_no_server(tmp_path: Path) -> None:
+    """A command that calls a server imports the client, but neither the store, nor settings, nor Parquet."""
+    address = ("--address", f"127.0.0.1:{Ports.free().server}")
+    for arguments in (("balance", "acme"), ("export", "a.csv")):
+        modules = modules_of(*arguments, *address, folder=tmp_path, code=75, variables={"DAYBOOK_KEY": "a.b"})
+        assert "daybook_client" in modules
+        heavy = {"pyarrow", "pydantic_settings", "server.config", "server.store", "sqlalchemy", "structlog"}
+        assert not (EVERYWHERE | heavy) & modules
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -21,7 +21,7 @@ from daybook_client.configuration import VARIABLES
 from daybook_client.errors import Unauthenticated, Unavailable
 from server.cli.values import printable
 
-ATTEMPTS_MAX = 3
+ATTEMPTS = 3
 NOT_FOUND, REFUSED, INTERRUPTED = 3, 4, 130
 EXIT_STATUSES = {
     "INVALID_ARGUMENT": 2,
@@ -76,7 +76,7 @@ def connected(profile: str | None, address: str | None) -> Iterator[Daybook]:
         # Empty texts, so that the client reads nothing from the environment.
         given: dict[str, Any] = {name: settings.get(name, "") for name in VARIABLES}
         try:
-            client = Daybook(**given, retry=Retry(attempts_max=ATTEMPTS_MAX))
+            client = Daybook(**given, retry=Retry(attempts_max=ATTEMPTS))
         except ValueError as error:
             raise Failure(f"{source}: {error}", 2) from None
         try:
