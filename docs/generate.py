@@ -395,6 +395,10 @@ def commands() -> str:
     return "\n".join(command_section(name, command) for name, command in leaf_commands())
 
 
+CONNECTION = {"profile", "address"}
+"""The options of every command that calls a server."""
+
+
 def leaf_commands() -> Iterator[tuple[str, Any]]:
     """Yields every visible command of `daybook` with its name."""
     for name, entry in COMMANDS.items():
@@ -410,8 +414,9 @@ def leaf_commands() -> Iterator[tuple[str, Any]]:
 def command_section(name: str, command: Any) -> str:
     """Returns the section of a command."""
     flags = [f"--{each.name.replace('_', '-')}" for each in command.params if each.name in Settings.model_fields]
-    own = [each for each in command.params if each.name not in Settings.model_fields]
-    usage = " ".join(["daybook", name, *(placeholder(each) for each in own), *(["[SETTINGS]"] if flags else [])])
+    own = [each for each in command.params if each.name not in {*Settings.model_fields, *CONNECTION}]
+    shared = ["[SETTINGS]"] * bool(flags) + ["[CONNECTION]"] * any(each.name in CONNECTION for each in command.params)
+    usage = " ".join(["daybook", name, *(placeholder(each) for each in own), *shared])
     text = "\n\n".join(" ".join(each.split()) for each in command.help.split("\n\n"))
     parts = [f"## daybook {name}\n", f"{text}\n", f"```text\n{usage}\n```\n"]
     if own:
@@ -427,7 +432,7 @@ def command_section(name: str, command: Any) -> str:
 def placeholder(parameter: Any) -> str:
     """Returns an argument or an option as it appears in the usage of a command."""
     if parameter.param_type_name == "argument":
-        return str(parameter.name.upper())
+        return str(parameter.name.upper()) if parameter.required else f"[{parameter.name.upper()}]"
     text = parameter.opts[0] if parameter.is_flag else f"{parameter.opts[0]} {parameter.name.upper()}"
     more = "..." if parameter.multiple else ""
     return f"{text}{more}" if parameter.required else f"[{text}]{more}"

@@ -74,7 +74,7 @@ def get_account(
 def create_account(
     *,
     account: Annotated[str, typer.Argument(help="Id of the account.")],
-    kind: Annotated[Kind, typer.Option(help="Kind of the account.", case_sensitive=False)],
+    kind: Annotated[Kind, typer.Option(help=f"Kind: {', '.join(Kind)}.", case_sensitive=False)],
     display_name: Annotated[str, typer.Option(help="Name of the account for people to read.", show_default=False)] = "",
     credit_limit: Annotated[str, typer.Option(help="Largest debt, in credits.")] = "0",
     request_id: RequestId = "",

@@ -71,8 +71,11 @@ def export(
         if chosen is Format.PARQUET:
             progress.update(task, description="converting")
             converted = file.with_name(f"{file.name}.converting")
-            convert_to_parquet(part, converted)
-            converted.replace(file)
+            try:
+                convert_to_parquet(part, converted)
+                converted.replace(file)
+            finally:
+                converted.unlink(missing_ok=True)
             part.unlink()
         else:
             part.replace(file)
@@ -90,17 +93,18 @@ def _write_to_stdout(chosen: Format, copy: Callable[[Rows], None]) -> None:
 
 
 def _write_part(part: Path, chosen: Format, copy: Callable[[Rows], None], *, resume: bool) -> int:
-    """Writes the rows of a file. Returns their number. Raises Failure and DaybookError, which say how to continue."""
-    with partial_rows(part, chosen.form, resume=resume) as rows:
-        try:
+    """Writes the rows of a file. Returns their number. Errors say how to continue, if there are rows."""
+    try:
+        with partial_rows(part, chosen.form, resume=resume) as rows:
             copy(rows)
-        except (DaybookError, KeyboardInterrupt) as error:
-            advice = f"{rows.count:,} transactions are in {part}: repeat the command with --resume to continue"
-            if isinstance(error, KeyboardInterrupt):
-                raise Failure(f"interrupted; {advice}" if rows.count else "interrupted", INTERRUPTED) from None
-            if rows.count:
-                error.message = f"{error.message}; {advice}"
+    except (DaybookError, OSError, KeyboardInterrupt) as error:
+        advice = f"; {part} has the rows so far: repeat the command with --resume" if part.exists() else ""
+        if isinstance(error, DaybookError):
+            error.message += advice
             raise
+        if isinstance(error, KeyboardInterrupt):
+            raise Failure(f"interrupted{advice}", INTERRUPTED) from None
+        raise Failure(f"{part}: {error.strerror}{advice}") from None
     return rows.count
 
 

@@ -94,7 +94,7 @@ def get_transaction(
 def record_transaction(
     *,
     account: Account,
-    kind: Annotated[Kind, typer.Option(help="Kind of the transaction.", case_sensitive=False)],
+    kind: Annotated[Kind, typer.Option(help=f"Kind: {', '.join(Kind)}.", case_sensitive=False)],
     category: Annotated[str, typer.Option(help="Reason in your own terms, like inference.")],
     amount: Annotated[str, typer.Option(help="Credits, an exact decimal: above 0 for a grant, below 0 for a charge.")],
     description: Description = "",

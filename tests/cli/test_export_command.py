@@ -20,7 +20,7 @@ from daybook.v1.ledger_service_pb2 import ExportTransactionsRequest, ExportTrans
 from daybook_client import AccountKind, Daybook, NewTransaction, PastTransaction, Posting, TransactionKind
 from server.cli.export_files import Format, partial_rows
 from tests.support.command_line import invoke
-from tests.support.processes import command, environment
+from tests.support.processes import BIN, command, environment
 from tests.support.python_clients import ServedLedger
 from tests.support.tcp_proxy import TcpProxy
 from tests.support.waiting import SECONDS_MAX, wait_until
@@ -214,7 +214,7 @@ def test_export_continues_after_a_lost_connection(
         _, stderr = process.communicate(timeout=SECONDS_MAX)
     assert process.returncode == 75
     assert stderr.count("\n") == 1
-    assert stderr.endswith(f" transactions are in {part}: repeat the command with --resume to continue\n")
+    assert stderr.endswith(f"; {part} has the rows so far: repeat the command with --resume\n")
     assert not file.exists()
     before = part.read_bytes()
     assert not before.endswith(b"\n")
@@ -258,10 +258,38 @@ def test_interrupted_export_is_continued(
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=SECONDS_MAX)
     assert process.returncode == 130
-    assert stderr.startswith("daybook: interrupted; ")
-    assert stderr.endswith(f" transactions are in {part}: repeat the command with --resume to continue\n")
+    assert stderr == f"daybook: interrupted; {part} has the rows so far: repeat the command with --resume\n"
     assert invoke("export", *arguments, "--resume", settings=connection).exit_code == 0
     assert file.read_bytes() == from_server(ledger, large, Format.CSV)
+
+
+def test_full_disk_is_reported_and_the_export_continued(
+    connection: Mapping[str, str], ledger: ServedLedger, large: str, tmp_path: Path
+) -> None:
+    """If a file can't grow, the error has its name and says how to continue."""
+    part = tmp_path / "large.csv.part"
+    # The limit of the size of a file, in units of 512 bytes.
+    script = f"ulimit -f 1200; exec {BIN}/daybook export large.csv --account {large}"
+    result = subprocess.run(
+        ["sh", "-c", script],
+        cwd=tmp_path,
+        env=environment(**connection),
+        capture_output=True,
+        text=True,
+        timeout=SECONDS_MAX,
+        check=False,
+    )
+    words = f"daybook: {part.name}: File too large; {part.name} has the rows so far: repeat the command with --resume\n"
+    assert (result.returncode, result.stderr) == (1, words)
+    file = tmp_path / "large.csv"
+    assert invoke("export", str(file), "--account", large, "--resume", settings=connection).exit_code == 0
+    assert file.read_bytes() == from_server(ledger, large, Format.CSV)
+
+
+def test_export_into_a_missing_folder_is_refused(connection: Mapping[str, str], tmp_path: Path) -> None:
+    """A file that can't be created is reported in one line."""
+    result = invoke("export", str(tmp_path / "none" / "a.csv"), settings=connection)
+    assert (result.exit_code, result.stderr) == (1, f"daybook: {tmp_path}/none/a.csv.part: No such file or directory\n")
 
 
 def test_failed_export_without_rows_leaves_nothing(connection: Mapping[str, str], tmp_path: Path) -> None:
