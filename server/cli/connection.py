@@ -18,10 +18,11 @@ import typer
 
 from daybook_client import Daybook, DaybookError, Retry
 from daybook_client.configuration import VARIABLES
-from daybook_client.errors import Unauthenticated, Unavailable
+from daybook_client.errors import DeadlineExceeded, Unauthenticated, Unavailable
 from server.cli.values import printable
 
 ATTEMPTS = 3
+TIMEOUT_SECONDS = 30.0
 NOT_FOUND, REFUSED, INTERRUPTED = 3, 4, 130
 EXIT_STATUSES = {
     "INVALID_ARGUMENT": 2,
@@ -76,21 +77,14 @@ def connected(profile: str | None, address: str | None) -> Iterator[Daybook]:
         # Empty texts, so that the client reads nothing from the environment.
         given: dict[str, Any] = {name: settings.get(name, "") for name in VARIABLES}
         try:
-            client = Daybook(**given, retry=Retry(attempts_max=ATTEMPTS))
+            client = Daybook(**given, timeout=TIMEOUT_SECONDS, retry=Retry(attempts_max=ATTEMPTS))
         except ValueError as error:
             raise Failure(f"{source}: {error}", 2) from None
         try:
             with client:
                 yield client
-        except Unavailable as error:
-            if error.reason:
-                raise
-            cause = error.message.rpartition("; last error: ")[2]
-            hint = "; use http:// for a server without TLS" if "WRONG_VERSION_NUMBER" in cause else ""
-            error.message = f"{settings['address']} can't be reached: {cause}{hint}"
-            raise
-        except Unauthenticated as error:
-            error.message = f"{error.message}; check the key in {source}"
+        except DaybookError as error:
+            error.message = _explained(error, settings["address"], source)
             raise
 
 
@@ -100,7 +94,8 @@ def failing_in_one_line() -> Iterator[None]:
     try:
         yield
     except DaybookError as error:
-        _fail(_words(error), EXIT_STATUSES.get(error.code.name, 1))
+        advice = getattr(error, "__notes__", ())
+        _fail("; ".join([error.message, *advice]), EXIT_STATUSES.get(error.code.name, 1))
     except Failure as error:
         _fail(str(error), error.status)
     except BrokenPipeError:
@@ -119,11 +114,21 @@ def _fail(words: str, status: int) -> None:
     raise typer.Exit(status) from None
 
 
-def _words(error: DaybookError) -> str:
-    is_unanswered = EXIT_STATUSES.get(error.code.name) == os.EX_TEMPFAIL
-    if error.request_id and is_unanswered:
-        return f"{error.message}; repeat the command with --request-id {error.request_id}, which takes effect once"
-    return error.message or error.code.name
+def _explained(error: DaybookError, address: str, source: str) -> str:
+    """The message of an error, or a better one for what gRPC itself reports, with what to do."""
+    words = error.message or error.code.name
+    match error:
+        case Unauthenticated():
+            return f"{words}; check the key in {source}"
+        case DeadlineExceeded() if not error.reason:
+            words = f"{address} did not answer before the deadline"
+        case Unavailable() if not error.reason:
+            cause = words.rpartition("; last error: ")[2]
+            hint = "; use http:// for a server without TLS" if "WRONG_VERSION_NUMBER" in cause else ""
+            words = f"{address} can't be reached: {cause}{hint}"
+    if error.request_id and EXIT_STATUSES.get(error.code.name) == os.EX_TEMPFAIL:
+        words += f"; repeat the command with --request-id {error.request_id}, which takes effect once"
+    return words
 
 
 def _read_settings(profile: str | None) -> tuple[str, Mapping[str, str]]:

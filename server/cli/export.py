@@ -98,13 +98,15 @@ def _write_part(part: Path, chosen: Format, copy: Callable[[Rows], None], *, res
         with partial_rows(part, chosen.form, resume=resume) as rows:
             copy(rows)
     except (DaybookError, OSError, KeyboardInterrupt) as error:
-        advice = f"; {part} has the rows so far: repeat the command with --resume" if part.exists() else ""
+        if not part.exists():
+            raise
+        advice = f"{part} has the rows so far: repeat the command with --resume"
         if isinstance(error, DaybookError):
-            error.message += advice
+            error.add_note(advice)
             raise
         if isinstance(error, KeyboardInterrupt):
-            raise Failure(f"interrupted{advice}", INTERRUPTED) from None
-        raise Failure(f"{part}: {error.strerror}{advice}") from None
+            raise Failure(f"interrupted; {advice}", INTERRUPTED) from None
+        raise Failure(f"{part}: {error.strerror}; {advice}") from None
     return rows.count
 
 

@@ -16,10 +16,12 @@ from daybook_client import AccountKind, NewTransaction, Posting, TransactionKind
 from daybook_client.errors import BY_STATUS
 from docs.generate import leaf_commands
 from server.cli import COMMANDS, output
+from server.cli import connection as cli_connection
 from server.cli.connection import EXIT_STATUSES
 from tests.support.command_line import invoke, require_command
 from tests.support.processes import command, environment, free_port, run
 from tests.support.python_clients import ServedLedger
+from tests.support.tcp_proxy import TcpProxy
 from tests.support.waiting import SECONDS_MAX
 
 TRANSCRIPT = Path(__file__).with_name("transcript.txt")
@@ -91,6 +93,18 @@ def test_unreachable_server_is_reported_in_one_line(
     assert (result.returncode, result.stdout) == (75, "")
     assert re.fullmatch(rf"daybook: {address} can't be reached: .*\n", result.stderr)
     assert ("use http://" in result.stderr) == (scheme == "https")
+
+
+def test_server_that_does_not_answer_is_reported(
+    connection: Mapping[str, str], ledger: ServedLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the deadline, one line says that the server did not answer; the status is 75."""
+    monkeypatch.setattr(cli_connection, "TIMEOUT_SECONDS", 0.2)
+    with TcpProxy.before(ledger.port) as proxy:
+        proxy.withhold_answers()
+        address = f"127.0.0.1:{proxy.port}"
+        result = invoke("balance", "acme", "--address", address, settings=connection)
+    assert (result.exit_code, result.stderr) == (75, f"daybook: {address} did not answer before the deadline\n")
 
 
 def test_unanswered_mutation_names_its_request_id(connection: Mapping[str, str]) -> None:
