@@ -143,6 +143,8 @@ def test_profile_has_the_connection(connection: Mapping[str, str], ledger: Serve
     assert invoke("accounts", "list", "--profile", "staging", settings=without).exit_code == 0
     wrong_variables = {**without, "DAYBOOK_ADDRESS": "127.0.0.1:1", "DAYBOOK_KEY": "wrong"}
     assert invoke("accounts", "list", "--profile", "staging", settings=wrong_variables).exit_code == 0
+    unused = {**without, "DAYBOOK_CA_FILE": "/no/such/file"}
+    assert invoke("accounts", "list", "--profile", "staging", settings=unused).exit_code == 0
     # The variables have precedence over the profile `default`.
     assert invoke("accounts", "list", settings=wrong_variables).exit_code == 75
     result = invoke("accounts", "list", "--profile", "other", "--address", ledger.address, settings=without)
