@@ -44,6 +44,8 @@ TYPES: dict[tuple[Kind, str], str] = {
     (Transaction.CHARGE, "storage"): "storage",
     (Transaction.GRANT, "signup_allocation"): "signup_allocation",
     (Transaction.REFUND, "refund"): "refund",
+    # Imports of history post refunds as adjustments: a row of Dreadnode doesn't name the charge.
+    (Transaction.ADJUSTMENT, "refund"): "refund",
     (Transaction.ADJUSTMENT, "admin_adjustment"): "admin_adjustment",
     (Transaction.CHARGE, "web_search"): "web_search",
 }

@@ -67,6 +67,10 @@ TYPES: dict[tuple[Kind, str], str | ByLots] = {
     (Transaction.CHARGE, "admin_charge"): ByLots("chargeExpiringCredits", "chargePermanentCredits"),
     (Transaction.EXPIRATION, "expiration"): "subscriptionExpiration",
     (Transaction.REFUND, "refund"): "refund",
+    # Imports of history post as adjustments what only Daybook itself or a call about another transaction can post.
+    (Transaction.ADJUSTMENT, "expiration"): "subscriptionExpiration",
+    (Transaction.ADJUSTMENT, "refund"): "refund",
+    (Transaction.ADJUSTMENT, "transfer"): ByLots("transferExpiringCredits", "transferPermanentCredits"),
     (Transaction.TRANSFER_IN, "transfer"): ByLots("transferExpiringCredits", "transferPermanentCredits"),
     (Transaction.TRANSFER_OUT, "transfer"): ByLots("transferExpiringCredits", "transferPermanentCredits"),
 }
