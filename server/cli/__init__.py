@@ -37,6 +37,7 @@ COMMANDS: Mapping[str, Command] = {
     "verify": Command("database", "Recomputes the books and prints each divergence. Exits with 1 if there is one."),
     "backup": Command("database", "Copies a SQLite database to a new file while servers use it."),
     "seed": Command("seed", "Creates a tenant with a large, generated history, and prints what to try."),
+    "import": Command("importing", "Imports history from a vendor's API, from its saved pages, or from a CSV file."),
     "tenants": Command("tenants", "Tenants: each runs a set of accounts."),
     "keys": Command("keys", "API keys."),
     "token-keys": Command("keys", "Keys that seal page tokens."),

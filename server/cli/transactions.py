@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Annotated
 
@@ -21,7 +21,12 @@ transactions = typer.Typer(help="Transactions of a server.", no_args_is_help=Tru
 app.add_typer(transactions, name="transactions")
 
 Transaction = Annotated[
-    str, typer.Argument(help="Name of the transaction, or its account and its uid with a slash between them.")
+    str,
+    typer.Argument(
+        help="Name of the transaction, or its account and its uid with a slash between them.",
+        parser=transaction_name,
+        metavar="TRANSACTION",
+    ),
 ]
 Filter = Annotated[
     str, typer.Option("--filter", help="Filter, like 'kind = CHARGE'; see docs/paging.md.", show_default=False)
@@ -87,7 +92,7 @@ def get_transaction(
     Example: `daybook transactions get acme/0192f3a4-5b6c-7d8e-9f01-23456789abcd`
     """
     with connected(profile, address) as client:
-        print_one(output, client.get_transaction(transaction_name(transaction), view=TransactionView.FULL))
+        print_one(output, client.get_transaction(transaction, view=TransactionView.FULL))
 
 
 @transactions.command("record")
@@ -102,10 +107,19 @@ def record_transaction(
     receipt_uri: Annotated[str, typer.Option(help="URI of a receipt or an invoice.", show_default=False)] = "",
     metadata: Annotated[str | None, typer.Option(help="Your own data, a JSON object.", show_default=False)] = None,
     expire_time: Annotated[
-        str | None, typer.Option(help="Expiry of the credits as an RFC 3339 time.", show_default=False)
+        datetime | None,
+        typer.Option(
+            help="Expiry of the credits as an RFC 3339 time.", parser=read_time, metavar="TIME", show_default=False
+        ),
     ] = None,
     ttl: Annotated[
-        str | None, typer.Option(help="Lifetime of the credits, like 90d; by default, unlimited.", show_default=False)
+        int | None,
+        typer.Option(
+            help="Lifetime of the credits, like 90d; by default, unlimited.",
+            parser=read_span,
+            metavar="DURATION",
+            show_default=False,
+        ),
     ] = None,
     priority: Annotated[int, typer.Option(help="Spending priority of the credits; lower ones are spent first.")] = 0,
     record_declined: Annotated[
@@ -128,8 +142,8 @@ def record_transaction(
         labels=read_pairs(label or ()),
         receipt_uri=receipt_uri,
         metadata=None if metadata is None else _read_object(metadata),
-        expire_time=None if expire_time is None else read_time(expire_time),
-        ttl=None if ttl is None else timedelta(microseconds=read_span(ttl)),
+        expire_time=expire_time,
+        ttl=None if ttl is None else timedelta(microseconds=ttl),
         priority=priority,
     )
     if expire_time is not None and ttl is not None:
@@ -160,9 +174,7 @@ def refund_transaction(
     Example: `daybook transactions refund acme/0192f3a4-5b6c-7d8e-9f01-23456789abcd --amount 0.10`
     """
     with connected(profile, address) as client:
-        refund = client.refund_transaction(
-            transaction_name(transaction), amount, description=description, request_id=request_id
-        )
+        refund = client.refund_transaction(transaction, amount, description=description, request_id=request_id)
         print_one(output, refund)
 
 

@@ -32,7 +32,7 @@ def read_pairs(texts: Iterable[str]) -> Mapping[str, str]:
     pairs = [text.partition("=") for text in texts]
     for key, sign, _ in pairs:
         if not sign:
-            raise typer.BadParameter(f"{key!r} must be a key, an equals sign and a value, like location=berlin")
+            raise typer.BadParameter(f"--label {key!r} must be a key, an equals sign and a value, like location=berlin")
     return {key: value for key, _, value in pairs}
 
 

@@ -1,0 +1,239 @@
+"""Reads a CSV file by a mapping of its columns to the fields of a transaction."""
+
+from __future__ import annotations
+
+import csv
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, tzinfo
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from daybook_client import NewTransaction, PastTransaction, TransactionKind, TransactionState, User
+from server.importing.found import Found, Problem, Row, RowInvalid
+from server.ledger import instants
+
+FIELDS = (
+    "account",
+    "amount",
+    "charged_amount",
+    "create_time",
+    "kind",
+    "category",
+    "state",
+    "description",
+    "owner",
+    "creator",
+    "receipt_uri",
+    "expire_time",
+    "priority",
+    "request_id",
+)
+"""The fields of a mapping. `charged_amount` is an amount that is above 0 for a charge; `label.NAME` is a label."""
+REQUIRED = ("account", "create_time", "category")
+LABEL = "label."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ColumnMapping:
+    """How columns become fields."""
+
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """The field of each column; a column without an entry is ignored."""
+    constants: Mapping[str, str] = field(default_factory=dict)
+    """The value of each field that is the same in all rows."""
+    values: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """For some fields, the value for each text of the file."""
+    delimiter: str = ","
+    decimal: str = "."
+    time: str = ""
+    """The format of times, as of strptime; empty for RFC 3339."""
+    time_zone: tzinfo = UTC
+    """The time zone of times without an offset."""
+
+
+def read_mapping(file: Path | None, columns: Sequence[str], constants: Sequence[str]) -> ColumnMapping:
+    """Makes a mapping from a TOML file, and from texts like `column=field` and `field=value`, which override it.
+
+    Raises ValueError if it is invalid, and OSError if the file can't be read.
+    """
+    content: dict[str, Any] = {}
+    if file is not None:
+        try:
+            content = tomllib.loads(file.read_text())
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from None
+    if unknown := content.keys() - {"columns", "constants", "values", "format"}:
+        raise ValueError(f"{file}: unknown table {', '.join(sorted(unknown))}")
+    form: dict[str, str] = content.get("format", {})
+    if unknown := form.keys() - {"delimiter", "decimal", "time", "time_zone"}:
+        raise ValueError(f"{file}: unknown format {', '.join(sorted(unknown))}")
+    try:
+        zone = ZoneInfo(form.get("time_zone", "UTC"))
+    except (ZoneInfoNotFoundError, ValueError):
+        raise ValueError(f"{file}: unknown time_zone {form['time_zone']!r}") from None
+    mapping = ColumnMapping(
+        columns={**content.get("columns", {}), **dict(_pair(each) for each in columns)},
+        constants={**content.get("constants", {}), **dict(_pair(each) for each in constants)},
+        values=content.get("values", {}),
+        delimiter=form.get("delimiter", ","),
+        decimal=form.get("decimal", "."),
+        time=form.get("time", ""),
+        time_zone=zone,
+    )
+    for name in (*mapping.columns.values(), *mapping.constants, *mapping.values):
+        if name not in FIELDS and not name.startswith(LABEL):
+            raise ValueError(f"there is no field {name!r}; the fields are {', '.join(FIELDS)} and {LABEL}NAME")
+    return mapping
+
+
+def _pair(text: str) -> tuple[str, str]:
+    # A column may contain `=`; a field does not.
+    name, sign, value = text.rpartition("=")
+    if not sign:
+        raise ValueError(f"{text!r} has no `=`")
+    return name, value
+
+
+def rows(file: Path, mapping: ColumnMapping) -> Iterator[Found]:
+    """Reads the rows of a file, which has a header. Raises ValueError for a file that is no such CSV file."""
+    with file.open(encoding="utf-8-sig", newline="") as stream:
+        reader = csv.reader(stream, delimiter=mapping.delimiter, strict=True)
+        try:
+            header = next(reader, [])
+            table = _Table(header, mapping)
+            for cells in reader:
+                # The number of the line that ends the row: a quoted cell may contain line breaks.
+                yield from table.read(f"line {reader.line_num}", cells)
+        except csv.Error as error:
+            raise ValueError(f"{file}, line {reader.line_num}: {error}") from None
+        except UnicodeDecodeError:
+            raise ValueError(f"{file}: is not UTF-8") from None
+
+
+def columns_of(mapping: ColumnMapping) -> Mapping[str, str]:
+    """The column of each field, for problems."""
+    columns = {name: column for column, name in mapping.columns.items()} or {name: name for name in FIELDS}
+    if "charged_amount" in columns:
+        columns.setdefault("amount", columns["charged_amount"])
+    return columns
+
+
+class _Table:
+    def __init__(self, header: Sequence[str], mapping: ColumnMapping) -> None:
+        self._mapping, self._width = mapping, len(header)
+        # Without a mapping, columns have the names of fields.
+        columns = mapping.columns or {name: name for name in header if name in FIELDS or name.startswith(LABEL)}
+        if missing := columns.keys() - set(header):
+            raise ValueError(f"there is no column {', '.join(sorted(missing))}; the columns are {', '.join(header)}")
+        self._fields = [(index, name, columns[name]) for index, name in enumerate(header) if name in columns]
+        known = {*columns.values(), *mapping.constants}
+        if unmapped := [name for name in REQUIRED if name not in known]:
+            raise ValueError(f"no column or constant is mapped to {', '.join(unmapped)}")
+        if not known & {"amount", "charged_amount"}:
+            raise ValueError("no column is mapped to amount or charged_amount")
+
+    def read(self, place: str, cells: Sequence[str]) -> Iterator[Found]:
+        if not cells:
+            return
+        if len(cells) != self._width:
+            yield Problem(place, f"has {len(cells)} cells; the header has {self._width}")
+            return
+        texts = dict(self._mapping.constants)
+        columns: dict[str, str] = {}
+        for index, column, name in self._fields:
+            if text := cells[index].strip():
+                texts[name], columns[name] = text, column
+        for name, table in self._mapping.values.items():
+            if name in texts:
+                texts[name] = table.get(texts[name], texts[name])
+        fields = _Fields(texts, self._mapping)
+        try:
+            past = fields.past()
+        except RowInvalid as error:
+            column = columns.get(fields.reading, "")
+            yield Problem(f"{place}, column {column}" if column else place, f"{fields.reading} {error}")
+            return
+        yield Row(past, place=place)
+
+
+class _Fields:
+    """The fields of one row."""
+
+    def __init__(self, texts: Mapping[str, str], mapping: ColumnMapping) -> None:
+        self._texts, self._mapping = texts, mapping
+        self.reading = ""
+        """The field that was read last, to which a RowInvalid belongs."""
+
+    def past(self) -> PastTransaction:
+        """The transaction. Raises RowInvalid."""
+        account, time, category = self._required("account"), self._time("create_time"), self._required("category")
+        assert time is not None, "it is required"
+        amount = -self._amount("charged_amount") if "charged_amount" in self._texts else self._amount("amount")
+        by_sign = TransactionKind.GRANT if amount > 0 else TransactionKind.CHARGE
+        kind = self._one_of("kind", TransactionKind) or by_sign
+        state = self._one_of("state", TransactionState) or TransactionState.SUCCEEDED
+        priority = self._get("priority") or "0"
+        if not priority.removeprefix("-").isdecimal():
+            raise RowInvalid("must be a whole number")
+        transaction = NewTransaction(
+            kind,
+            category,
+            amount,
+            state=state,
+            description=self._get("description"),
+            owner=User(id=id_) if (id_ := self._get("owner")) else None,
+            creator=User(id=id_) if (id_ := self._get("creator")) else None,
+            receipt_uri=self._get("receipt_uri"),
+            labels={name.removeprefix(LABEL): text for name, text in self._texts.items() if name.startswith(LABEL)},
+            expire_time=self._time("expire_time"),
+            priority=int(priority),
+        )
+        return PastTransaction(f"accounts/{account}", transaction, time, self._get("request_id"))
+
+    def _get(self, name: str) -> str:
+        self.reading = name
+        return self._texts.get(name, "")
+
+    def _required(self, name: str) -> str:
+        text = self._get(name)
+        if not text:
+            raise RowInvalid("is missing")
+        return text
+
+    def _amount(self, name: str) -> Decimal:
+        text = self._required(name).replace(" ", "").replace("\u00a0", "")
+        if self._mapping.decimal != ".":
+            text = text.replace(".", "").replace(self._mapping.decimal, ".")
+        try:
+            amount = Decimal(text)
+            is_exact = amount.is_finite() and amount == round(amount, 6)
+        except InvalidOperation:
+            is_exact = False
+        if not is_exact:
+            raise RowInvalid(f"must be a number with at most 6 digits after the point, not {text!r}")
+        return round(amount, 6)
+
+    def _one_of(self, name: str, kind: Any) -> Any:
+        text = self._get(name)
+        if not text:
+            return None
+        if text.upper() not in kind.__members__ or text.upper() == "UNKNOWN":
+            raise RowInvalid(f"must be one of {', '.join(each for each in kind if each != 'UNKNOWN')}, not {text!r}")
+        return kind(text.upper())
+
+    def _time(self, name: str) -> datetime | None:
+        text = self._required(name) if name in REQUIRED else self._get(name)
+        if not text:
+            return None
+        try:
+            if not self._mapping.time:
+                return instants.to_datetime(instants.parse(text))
+            moment = datetime.strptime(text, self._mapping.time)  # noqa: DTZ007  # the mapping's zone follows
+            return (moment if moment.tzinfo else moment.replace(tzinfo=self._mapping.time_zone)).astimezone(UTC)
+        except (ValueError, OverflowError):
+            expected = self._mapping.time or "2025-01-31T12:00:00Z"
+            raise RowInvalid(f"must be a time like {expected}, not {text!r}") from None
