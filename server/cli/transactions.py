@@ -25,7 +25,7 @@ Transaction = Annotated[
     typer.Argument(
         help="Name of the transaction, or its account and its uid with a slash between them.",
         parser=transaction_name,
-        metavar="TRANSACTION",
+        metavar="transaction",
     ),
 ]
 Filter = Annotated[
