@@ -524,8 +524,20 @@ def rest_path(path: str) -> str:
     return re.sub(r"\{(\w+)\}", lambda match: f"{{{re.sub(r'_(.)', lambda part: part[1].upper(), match[1])}}}", path)
 
 
+def alerts() -> str:
+    """Returns a table of the alert rules for Prometheus."""
+    groups = yaml.safe_load((ROOT / "docs/deploy/alerts.yaml").read_text())["groups"]
+    rows = [
+        (f"[{rule['alert']}](#{rule['alert'].lower()})", rule["labels"]["severity"], rule["for"], f"`{rule['expr']}`")
+        for group in groups
+        for rule in group["rules"]
+    ]
+    return table(("alert", "severity", "for", "condition"), rows)
+
+
 BLOCKS: Mapping[str, Callable[[], str]] = {
     "settings": settings,
+    "alerts": alerts,
     "limits": limits,
     "metrics": metrics,
     "commands": commands,
