@@ -95,11 +95,13 @@ def test_range_gets_the_whole_file(origin: str) -> None:
 
 
 def test_large_file_is_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A new file of 4 MB is served without another change, compressed; the configuration names only its path."""
+    """A new file of 4 MB, one of many, is served compressed; the configuration has only paths."""
     content = b"".join(b"%d\n" % number for number in range(600_000))
     folder = tmp_path / "site"
     (folder / "large").mkdir(parents=True)
     (folder / "large" / "script.js").write_bytes(content)
+    for number in range(100):
+        (folder / "large" / f"another-{number}.js").write_text("")
     for module in (configuration, files):
         monkeypatch.setattr(module, "SITE", folder)
     with gateway_before(tmp_path, NO_SERVER) as origin:
