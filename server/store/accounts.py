@@ -28,6 +28,29 @@ _SELECT_ACCOUNT = select(*_COLUMNS).where(
     accounts.c.tenant_number == bindparam("tenant_number"), accounts.c.id == bindparam("account_id")
 )
 _ACCOUNT = Query(_SELECT_ACCOUNT)
+_ACCOUNTS_AFTER = Query(
+    select(*_COLUMNS)
+    .where(accounts.c.tenant_number == bindparam("tenant_number"), accounts.c.id > bindparam("after"))
+    .order_by(accounts.c.id)
+    .limit(bindparam("limit"))
+)
+_LOTS_AFTER = Query(
+    select(*LOT_COLUMNS)
+    .where(lots.c.account_number == bindparam("account_number"), lots.c.number > bindparam("after"))
+    .order_by(lots.c.number)
+    .limit(bindparam("limit"))
+)
+_DUE_ACCOUNTS = Query(
+    select(lots.c.account_number)
+    .join(account_states, account_states.c.account_number == lots.c.account_number)
+    .where(
+        lots.c.remaining > 0,
+        lots.c.expire_time <= bindparam("now"),
+        not_(account_states.c.import_time.between(bindparam("import_since"), bindparam("import_until"))),
+    )
+    .order_by(lots.c.expire_time, lots.c.account_number)
+    .limit(bindparam("limit"))
+)
 
 
 class AccountStore:
@@ -58,11 +81,9 @@ class AccountStore:
 
     async def page(self, tenant_number: int, after: str | None, limit: int) -> list[AccountRecord]:
         """At most `limit` accounts after the id `after`, in ascending order of their ids."""
-        statement = select(*_COLUMNS).where(accounts.c.tenant_number == tenant_number)
-        if after is not None:
-            statement = statement.where(accounts.c.id > after)
-        statement = statement.order_by(accounts.c.id).limit(limit)
-        rows = await self._database.lists.fetch(Query(statement), {})
+        # No id is empty.
+        parameters = {"tenant_number": tenant_number, "after": after or "", "limit": limit}
+        rows = await self._database.lists.fetch(_ACCOUNTS_AFTER, parameters)
         return [AccountRecord(*row) for row in rows]
 
     async def accounts_with_states(
@@ -91,13 +112,8 @@ class AccountStore:
 
     async def lots(self, account_number: int, after: int, limit: int) -> list[Lot]:
         """At most `limit` lots of an account, open or not, by number, after the number `after`."""
-        statement = (
-            select(*LOT_COLUMNS)
-            .where(lots.c.account_number == account_number, lots.c.number > after)
-            .order_by(lots.c.number)
-            .limit(limit)
-        )
-        return [to_lot(*row) for row in await self._database.lists.fetch(Query(statement), {})]
+        parameters = {"account_number": account_number, "after": after, "limit": limit}
+        return [to_lot(*row) for row in await self._database.lists.fetch(_LOTS_AFTER, parameters)]
 
     async def due_accounts(self, now: Instant, import_pause: Instant, limit: int) -> list[int]:
         """The accounts of the first `limit` lots that have expired without a posted expiration.
@@ -105,18 +121,13 @@ class AccountStore:
         Skips accounts into which history was imported less than `import_pause` ago. An import_time
         ahead of `now` by more than that was stored by a wrong clock and is ignored.
         """
-        statement = (
-            select(lots.c.account_number)
-            .join(account_states, account_states.c.account_number == lots.c.account_number)
-            .where(
-                lots.c.remaining > 0,
-                lots.c.expire_time <= now,
-                not_(account_states.c.import_time.between(now - import_pause + 1, now + import_pause)),
-            )
-            .order_by(lots.c.expire_time, lots.c.account_number)
-            .limit(limit)
-        )
-        rows = await self._database.primary.fetch(Query(statement), {})
+        parameters = {
+            "now": now,
+            "import_since": now - import_pause + 1,
+            "import_until": now + import_pause,
+            "limit": limit,
+        }
+        rows = await self._database.primary.fetch(_DUE_ACCOUNTS, parameters)
         return list(dict.fromkeys(number for (number,) in rows))
 
     async def create(self, tenant_number: int, record: AccountRecord, request: Request) -> bytes:
