@@ -23,7 +23,7 @@ from server.config import Settings
 from tests.support.demo import DREADNODE
 from tests.support.http_client import send
 from tests.support.methods import METHODS
-from tests.support.processes import ROOT, Daybook, Ports, copy_database, free_port, sqlite_url
+from tests.support.processes import ROOT, Daybook, Ports, copy_database, free_range, sqlite_url
 from tests.support.waiting import wait_until
 from tests.support.words import BANNED
 
@@ -106,7 +106,8 @@ def scraped(port: int, path: str) -> Iterator[tuple[str, Mapping[str, str]]]:
 @pytest.fixture(scope="module")
 def exported(gateway: Daybook, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Labels]:
     """The metrics of a `daybook up --demo` and its Envoy after a few calls: the labels of each, with their values."""
-    folder, ports, metrics_port = tmp_path_factory.mktemp("watched"), Ports.free(), free_port()
+    folder, first = tmp_path_factory.mktemp("watched"), free_range(4)
+    ports, metrics_port = Ports(first, first + 1, first + 2), first + 3
     copy_database(gateway.folder / "daybook.db", folder / "daybook.db")
     daybook = Daybook.start(
         *("up", "--demo", "--database-url", sqlite_url(folder / "daybook.db")),
