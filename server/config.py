@@ -103,6 +103,12 @@ class Settings(BaseSettings):
     gateway_admin_port: int = Field(
         default=9901, ge=1, le=65535, description="Port of Envoy's admin page, on loopback."
     )
+    gateway_metrics_port: int | None = Field(
+        default=None,
+        ge=1,
+        le=65535,
+        description="Port of the gateway's metrics page for Prometheus, on the address metrics_host.",
+    )
     tls_certificate_file: str = Field(
         default="", description="Certificate of the server, a PEM file; if set, the server speaks TLS."
     )
@@ -219,7 +225,7 @@ class Settings(BaseSettings):
     rate_limit_burst: int = Field(
         default=10_000, ge=1, le=10_000_000, description="Burst of a credential's rate limit, in calls."
     )
-    metrics_host: str = Field(default="127.0.0.1", description="Listen address of the metrics page.")
+    metrics_host: str = Field(default="127.0.0.1", description="Listen address of the metrics pages.")
     metrics_port: int | None = Field(
         default=None, ge=0, le=65535, description="Port of the metrics page for Prometheus; 0 takes a free port."
     )

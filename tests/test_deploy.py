@@ -16,7 +16,7 @@ from server.cli import app
 from server.config import Settings
 from server.gateway.envoy import envoy_path
 from tests.support.command_line import require_command
-from tests.support.processes import ROOT, run
+from tests.support.processes import ROOT, require_refusal, run
 
 FOLDER = ROOT / "docs" / "deploy"
 COMPOSE: dict[str, Any] = yaml.safe_load((FOLDER / "compose.yaml").read_text())
@@ -183,3 +183,10 @@ def test_invalid_server_is_refused(tmp_path: Path, server: str) -> None:
         app(["gateway-config", str(tmp_path / "never"), "--server", server])
     assert ended.value.code == 2
     assert not (tmp_path / "never").exists()
+
+
+def test_metrics_host_of_a_gateway_is_an_address(tmp_path: Path) -> None:
+    """`gateway-config` rejects a name as the address of the metrics page, because Envoy resolves no such names."""
+    arguments = ("gateway-config", str(tmp_path), "--server", "server-1:50051", "--metrics-host", "localhost")
+    require_refusal(run(*arguments, "--gateway-metrics-port", "9902", folder=tmp_path), "metrics_host")
+    assert run(*arguments, folder=tmp_path).returncode == 0

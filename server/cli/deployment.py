@@ -23,7 +23,9 @@ def _read_server(text: str) -> tuple[str, int]:
 
 
 @app.command()
-@with_flags("gateway_host", "gateway_port", "gateway_admin_port", "otlp_endpoint")
+@with_flags(
+    "gateway_host", "gateway_port", "gateway_admin_port", "gateway_metrics_port", "metrics_host", "otlp_endpoint"
+)
 def gateway_config(
     *,
     folder: Annotated[Path, typer.Argument(help="Folder of the files; the gateway must find it under the same path.")],

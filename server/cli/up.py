@@ -20,7 +20,7 @@ DEMO_DATABASE_URL = "sqlite+aiosqlite:///.daybook/demo.db"
 
 
 @app.command()
-@with_flags(*SERVER, "gateway_host", "gateway_port", "gateway_admin_port")
+@with_flags(*SERVER, "gateway_host", "gateway_port", "gateway_admin_port", "gateway_metrics_port")
 def up(
     *,
     with_demo: Annotated[

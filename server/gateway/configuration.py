@@ -81,6 +81,8 @@ class Gateway:
     collector: Address | None = None
     """The trace collector."""
     trace_ratio: float = 0
+    metrics: Address | None = None
+    """The listen address of the metrics page."""
 
 
 def render(gateway: Gateway) -> str:
@@ -144,14 +146,15 @@ def write_deployment(settings: Settings, folder: Path, servers: Sequence[Address
     `servers` have names or addresses. The gateway must find the folder under the same path, and
     the certificates under the paths of the settings. It listens on every address unless
     gateway_host is set. Raises CannotStart, naming the setting, if a setting lacks another that
-    it needs, or if gateway_host is a name.
+    it needs, or if gateway_host, or the metrics_host of its metrics page, is a name.
     """
     for given, needed in _NEEDED_ELSEWHERE:
         if getattr(settings, given) and not getattr(settings, needed):
             raise CannotStart(f"{needed} is missing: {given} is set")
     host = settings.gateway_host if "gateway_host" in settings.model_fields_set else _ANY_HOST
-    if not _is_ip_address(host):
-        raise CannotStart("gateway_host must be an IP address for a gateway that runs elsewhere")
+    for name, address in (("gateway_host", host), ("metrics_host", settings.metrics_host)):
+        if not _is_ip_address(address) and (name == "gateway_host" or settings.gateway_metrics_port):
+            raise CannotStart(f"{name} must be an IP address for a gateway that runs elsewhere")
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     descriptors = folder / DESCRIPTORS.name
@@ -198,6 +201,9 @@ def _gateway(
         client_secret=str(secrets / "client.yaml") if settings.gateway_client_certificate_file else "",
         collector=collector_address(settings.otlp_endpoint) if settings.otlp_endpoint else None,
         trace_ratio=settings.trace_ratio,
+        metrics=(resolved(settings.metrics_host), settings.gateway_metrics_port)
+        if settings.gateway_metrics_port
+        else None,
     )
 
 

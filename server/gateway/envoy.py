@@ -43,7 +43,11 @@ def require_free_ports(settings: Settings) -> None:
         *(("a worker of the server", settings.host, port) for port in settings.worker_ports),
         ("the gateway", settings.gateway_host, settings.gateway_port),
         ("the gateway's admin page", "127.0.0.1", settings.gateway_admin_port),
-        *([("metrics", settings.metrics_host, settings.metrics_port)] if settings.metrics_port else []),
+        *(
+            (what, settings.metrics_host, port)
+            for what, port in (("metrics", settings.metrics_port), ("gateway metrics", settings.gateway_metrics_port))
+            if port
+        ),
     ):
         try:
             with bound(host, port, what):

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import select
+import socket
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -19,7 +23,6 @@ from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 from prometheus_client.parser import text_string_to_metric_families
 
-from server.config import Settings
 from tests.support.demo import DREADNODE
 from tests.support.http_client import send
 from tests.support.methods import METHODS
@@ -44,7 +47,6 @@ OF_PROMETHEUS = {"up"}
 OF_TARGET = {"job", "instance"}
 # Variables of Grafana, in place of a duration and of a label's value.
 RANGE, VARIABLES = "$__rate_interval", {"$server", "$gateway"}
-ENVOY = "/stats/prometheus"
 # Values that labels can have without a call that made them appear.
 KNOWN = {
     "code": {code.name for code in grpc.StatusCode},
@@ -91,9 +93,9 @@ def selectors(query: str) -> Iterator[Any]:
             yield node
 
 
-def scraped(port: int, path: str) -> Iterator[tuple[str, Mapping[str, str]]]:
+def scraped(port: int) -> Iterator[tuple[str, Mapping[str, str]]]:
     """Yields the series of a scrape: the name and the labels. A metric of the server without series has no labels."""
-    text = send(f"http://127.0.0.1:{port}", path).body.decode()
+    text = send(f"http://127.0.0.1:{port}", "/metrics").body.decode()
     exact = set(re.findall(r"(?m)^\w+", text))
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
@@ -103,32 +105,72 @@ def scraped(port: int, path: str) -> Iterator[tuple[str, Mapping[str, str]]]:
             yield f"{family.name}_total" if family.type == "counter" else family.name, {}
 
 
+@dataclass(frozen=True)
+class Watched:
+    """A `daybook up --demo` with the ports of its two metrics pages."""
+
+    daybook: Daybook
+    of_server: int
+    of_gateway: int
+
+
 @pytest.fixture(scope="module")
-def exported(gateway: Daybook, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Labels]:
-    """The metrics of a `daybook up --demo` and its Envoy after a few calls: the labels of each, with their values."""
-    folder, first = tmp_path_factory.mktemp("watched"), free_range(4)
-    ports, metrics_port = Ports(first, first + 1, first + 2), first + 3
+def watched(gateway: Daybook, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+    """A server and a gateway with metrics, after a few calls."""
+    folder, first = tmp_path_factory.mktemp("watched"), free_range(5)
     copy_database(gateway.folder / "daybook.db", folder / "daybook.db")
+    ports, found = Ports(first, first + 1, first + 2), (first + 3, first + 4)
     daybook = Daybook.start(
-        *("up", "--demo", "--database-url", sqlite_url(folder / "daybook.db")),
-        *(*ports.flags, "--metrics-port", str(metrics_port)),
+        *("up", "--demo", "--database-url", sqlite_url(folder / "daybook.db"), *ports.flags),
+        *("--metrics-port", str(found[0]), "--gateway-metrics-port", str(found[1])),
         folder=folder,
         ports=ports,
     )
-    found: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     try:
         daybook.wait_for("Ctrl-C stops it.")
         for key in (DREADNODE, "unknown.key"):
             send(daybook.origin, "/v1/accounts/example/transactions", headers={"authorization": f"Bearer {key}"})
         # Envoy exports its histograms a few seconds after the first request.
-        wait_until(lambda: "envoy_http_downstream_rq_time_bucket" in dict(scraped(ports.admin, ENVOY)), "histograms")
-        for name, labels in [*scraped(metrics_port, "/metrics"), *scraped(ports.admin, ENVOY)]:
-            known = found[name]
-            for label, value in labels.items():
-                known[label].add(value)
+        wait_until(lambda: "envoy_http_downstream_rq_time_bucket" in dict(scraped(found[1])), "histograms")
+        yield Watched(daybook, *found)
         assert daybook.stop() == 0
     finally:
         daybook.kill()
+
+
+def test_metrics_port_of_the_gateway_serves_only_metrics(watched: Watched) -> None:
+    """Nothing else of Envoy's admin page can be reached, in particular nothing that changes Envoy."""
+    for path in ("/", "/stats/prometheus", "/quitquitquit", "/metrics/../quitquitquit", "/metrics/"):
+        assert send(f"http://127.0.0.1:{watched.of_gateway}", path, method="POST").status == 404
+
+
+def test_scrapers_of_the_gateway_are_limited(watched: Watched) -> None:
+    """The gateway closes the 65th connection to its metrics page at once, and serves again when others have left."""
+    with ExitStack() as stack:
+        opened = [socket.create_connection(("127.0.0.1", watched.of_gateway), timeout=30) for _ in range(80)]
+        for each in opened:
+            stack.enter_context(each)
+        wait_until(lambda: len(select.select(opened, [], [], 0)[0]) >= 16, "80 - 64 connections are closed")
+        assert len(select.select(opened, [], [], 0)[0]) <= 17
+    wait_until(lambda: bool(answered(watched.of_gateway)), "the gateway serves metrics again")
+
+
+def answered(port: int) -> list[Any]:
+    """Returns the series of a metrics page; none if the connection is refused."""
+    try:
+        return list(scraped(port))
+    except OSError:
+        return []
+
+
+@pytest.fixture(scope="module")
+def exported(watched: Watched) -> Mapping[str, Labels]:
+    """The metrics of a server and its Envoy: the labels of each, with their values."""
+    found: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for name, labels in [*scraped(watched.of_server), *scraped(watched.of_gateway)]:
+        known = found[name]
+        for label, value in labels.items():
+            known[label].add(value)
     # These two series exist only with a replica.
     found["daybook_database_list_reads_total"]["by"] = {"primary", "replica"}
     for name, values in found.items():
@@ -270,10 +312,9 @@ def test_texts_are_plain() -> None:
     assert not [match[0] for text in texts for match in BANNED.finditer(text)]
 
 
-def test_scrape_jobs_reach_both(gateway: Daybook) -> None:
-    """The jobs of the page scrape the paths of server and gateway, the gateway's at its default port."""
-    server, envoy = JOBS
-    assert server.get("metrics_path", "/metrics") == "/metrics"
-    assert envoy["metrics_path"] == ENVOY
-    assert send(f"http://127.0.0.1:{gateway.ports.admin}", envoy["metrics_path"]).status == 200
-    assert envoy["static_configs"][0]["targets"] == [f"127.0.0.1:{Settings().gateway_admin_port}"]
+def test_jobs_scrape_the_documented_path() -> None:
+    """The jobs of the page are those of the rules, and scrape Prometheus's default path, which both serve."""
+    assert [job.keys() for job in JOBS] == [{"job_name", "static_configs"}] * 2
+    assert {job for rule in RULES for job in re.findall(r'job="([^"]+)"', rule["expr"])} == {
+        job["job_name"] for job in JOBS
+    }
