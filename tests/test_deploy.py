@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,8 @@ import yaml
 
 from server.cli import app
 from server.config import Settings
-from server.gateway.envoy import envoy_path
 from tests.support.command_line import require_command
+from tests.support.gateways import require_valid
 from tests.support.processes import ROOT, require_refusal, run
 
 FOLDER = ROOT / "docs" / "deploy"
@@ -167,13 +166,7 @@ def test_gateway_configuration_is_valid(tmp_path: Path) -> None:
     text = yaml.safe_dump(written["static_resources"]["listeners"])
     text = text.replace(f"{tmp_path}/site", "server/gateway/site").replace(f"{tmp_path}/", "gen/")
     assert text == yaml.safe_dump(original["static_resources"]["listeners"][:1])
-    valid = subprocess.run(
-        [envoy_path(), "--mode", "validate", "--log-level", "error", "-c", str(tmp_path / "envoy.yaml")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert valid.returncode == 0, valid.stderr
+    require_valid(tmp_path / "envoy.yaml")
 
 
 @pytest.mark.parametrize("server", ["server-1", "server 1:50051", "server-1:0", "server-1:70000", ":1", "a:b:1"])

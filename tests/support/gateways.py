@@ -26,6 +26,18 @@ OriginIn: TypeAlias = Callable[[str], str]
 """Returns the origin of the gateway in a condition of CONDITIONS; the origin of the demo for an empty string."""
 
 
+def require_valid(configuration: Path, *options: str) -> None:
+    """Fails unless Envoy accepts a file with its configuration, and these options."""
+    result = subprocess.run(
+        [envoy_path(), "--mode", "validate", "--log-level", "error", "--config-path", str(configuration), *options],
+        capture_output=True,
+        text=True,
+        timeout=SECONDS_MAX,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+
+
 @contextmanager
 def limited(demo: Daybook, folder: Path) -> Iterator[str]:
     """A server that admits two calls of each key, and then one call in 1,000 seconds.
