@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import csv
+import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, tzinfo
+from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Any
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo
+
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from daybook_client import NewTransaction, PastTransaction, TransactionKind, TransactionState, User
 from server.importing.found import Found, Problem, Row, RowInvalid
@@ -35,24 +37,48 @@ FIELDS = (
 """The fields of a mapping. `charged_amount` is an amount that is above 0 for a charge; `label.NAME` is a label."""
 REQUIRED = ("account", "create_time", "category")
 LABEL = "label."
+GROUP_SEPARATORS = {".": " \u00a0\u202f", ",": " \u00a0\u202f."}
+"""The characters that may separate thousands, by the decimal separator."""
+_AMOUNTS = {
+    decimal: re.compile(
+        rf"[+-]?(\d{{1,3}}([{separators}]\d{{3}})+|\d*)({re.escape(decimal)}\d*)?(e[+-]?\d+)?",
+        re.ASCII | re.IGNORECASE,
+    )
+    for decimal, separators in GROUP_SEPARATORS.items()
+}
+_PRIORITY = re.compile(r"-?\d{1,9}", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ColumnMapping:
-    """How columns become fields."""
+def _check_field(name: str) -> str:
+    if name not in FIELDS and not name.startswith(LABEL):
+        raise ValueError(f"there is no field {name!r}; the fields are {', '.join(FIELDS)} and {LABEL}NAME")
+    return name
 
-    columns: Mapping[str, str] = field(default_factory=dict)
-    """The field of each column; a column without an entry is ignored."""
-    constants: Mapping[str, str] = field(default_factory=dict)
-    """The value of each field that is the same in all rows."""
-    values: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    """For some fields, the value for each text of the file."""
-    delimiter: str = ","
-    decimal: str = "."
+
+FieldName = Annotated[str, AfterValidator(_check_field)]
+
+
+class Format(BaseModel, extra="forbid", frozen=True):
+    """How a file writes cells, amounts and times."""
+
+    delimiter: Annotated[str, Field(pattern=r'^[^"\r\n]$')] = ","
+    decimal: Literal[".", ","] = "."
     time: str = ""
     """The format of times, as of strptime; empty for RFC 3339."""
-    time_zone: tzinfo = UTC
+    time_zone: ZoneInfo = ZoneInfo("UTC")
     """The time zone of times without an offset."""
+
+
+class ColumnMapping(BaseModel, extra="forbid", frozen=True):
+    """How columns become fields."""
+
+    columns: dict[str, FieldName] = {}
+    """The field of each column; a column without an entry is ignored."""
+    constants: dict[FieldName, str] = {}
+    """The value of each field that is the same in all rows."""
+    values: dict[FieldName, dict[str, str]] = {}
+    """For some fields, the value for each text of the file."""
+    format: Format = Format()
 
 
 def read_mapping(file: Path | None, columns: Sequence[str], constants: Sequence[str]) -> ColumnMapping:
@@ -63,45 +89,34 @@ def read_mapping(file: Path | None, columns: Sequence[str], constants: Sequence[
     content: dict[str, Any] = {}
     if file is not None:
         try:
-            content = tomllib.loads(file.read_text())
+            content = tomllib.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from None
-    if unknown := content.keys() - {"columns", "constants", "values", "format"}:
-        raise ValueError(f"{file}: unknown table {', '.join(sorted(unknown))}")
-    form: dict[str, str] = content.get("format", {})
-    if unknown := form.keys() - {"delimiter", "decimal", "time", "time_zone"}:
-        raise ValueError(f"{file}: unknown format {', '.join(sorted(unknown))}")
+    found = _validated(content, f"{file}: ")
+    for text in (*columns, *constants):
+        if "=" not in text:
+            raise ValueError(f"{text!r} has no `=`")
+    # A column may contain `=`, and so may a value. A field does not.
+    more = {
+        "columns": found.columns | {column: name for column, _, name in (each.rpartition("=") for each in columns)},
+        "constants": found.constants | {name: value for name, _, value in (each.partition("=") for each in constants)},
+    }
+    return _validated(found.model_dump() | more)
+
+
+def _validated(content: Mapping[str, Any], place: str = "") -> ColumnMapping:
     try:
-        zone = ZoneInfo(form.get("time_zone", "UTC"))
-    except (ZoneInfoNotFoundError, ValueError):
-        raise ValueError(f"{file}: unknown time_zone {form['time_zone']!r}") from None
-    mapping = ColumnMapping(
-        columns={**content.get("columns", {}), **dict(_pair(each) for each in columns)},
-        constants={**content.get("constants", {}), **dict(_pair(each) for each in constants)},
-        values=content.get("values", {}),
-        delimiter=form.get("delimiter", ","),
-        decimal=form.get("decimal", "."),
-        time=form.get("time", ""),
-        time_zone=zone,
-    )
-    for name in (*mapping.columns.values(), *mapping.constants, *mapping.values):
-        if name not in FIELDS and not name.startswith(LABEL):
-            raise ValueError(f"there is no field {name!r}; the fields are {', '.join(FIELDS)} and {LABEL}NAME")
-    return mapping
-
-
-def _pair(text: str) -> tuple[str, str]:
-    # A column may contain `=`; a field does not.
-    name, sign, value = text.rpartition("=")
-    if not sign:
-        raise ValueError(f"{text!r} has no `=`")
-    return name, value
+        return ColumnMapping.model_validate(content)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        path = ".".join(str(each) for each in problem["loc"] if each != "[key]")
+        raise ValueError(f"{place}{path}: {problem['msg'].removeprefix('Value error, ')}") from None
 
 
 def rows(file: Path, mapping: ColumnMapping) -> Iterator[Found]:
     """Reads the rows of a file, which has a header. Raises ValueError for a file that is no such CSV file."""
     with file.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.reader(stream, delimiter=mapping.delimiter, strict=True)
+        reader = csv.reader(stream, delimiter=mapping.format.delimiter, strict=True)
         try:
             header = next(reader, [])
             table = _Table(header, mapping)
@@ -127,6 +142,8 @@ class _Table:
         self._mapping, self._width = mapping, len(header)
         # Without a mapping, columns have the names of fields.
         columns = mapping.columns or {name: name for name in header if name in FIELDS or name.startswith(LABEL)}
+        if repeated := {name for name in header if name in columns and header.count(name) > 1}:
+            raise ValueError(f"there are several columns {', '.join(sorted(repeated))}")
         if missing := columns.keys() - set(header):
             raise ValueError(f"there is no column {', '.join(sorted(missing))}; the columns are {', '.join(header)}")
         self._fields = [(index, name, columns[name]) for index, name in enumerate(header) if name in columns]
@@ -177,7 +194,7 @@ class _Fields:
         kind = self._one_of("kind", TransactionKind) or by_sign
         state = self._one_of("state", TransactionState) or TransactionState.SUCCEEDED
         priority = self._get("priority") or "0"
-        if not priority.removeprefix("-").isdecimal():
+        if not _PRIORITY.fullmatch(priority):
             raise RowInvalid("must be a whole number")
         transaction = NewTransaction(
             kind,
@@ -205,16 +222,17 @@ class _Fields:
         return text
 
     def _amount(self, name: str) -> Decimal:
-        text = self._required(name).replace(" ", "").replace("\u00a0", "")
-        if self._mapping.decimal != ".":
-            text = text.replace(".", "").replace(self._mapping.decimal, ".")
-        try:
-            amount = Decimal(text)
-            is_exact = amount.is_finite() and amount == round(amount, 6)
-        except InvalidOperation:
-            is_exact = False
+        text, decimal = self._required(name), self._mapping.format.decimal
+        is_exact = False
+        if _AMOUNTS[decimal].fullmatch(text):
+            digits = text.translate(dict.fromkeys(map(ord, GROUP_SEPARATORS[decimal]))).replace(decimal, ".")
+            try:
+                amount = Decimal(digits)
+                is_exact = amount == round(amount, 6)
+            except InvalidOperation:
+                pass
         if not is_exact:
-            raise RowInvalid(f"must be a number with at most 6 digits after the point, not {text!r}")
+            raise RowInvalid(f"must be a number with at most 6 digits after `{decimal}`, not {text!r}")
         return round(amount, 6)
 
     def _one_of(self, name: str, kind: Any) -> Any:
@@ -229,11 +247,16 @@ class _Fields:
         text = self._required(name) if name in REQUIRED else self._get(name)
         if not text:
             return None
+        form = self._mapping.format
         try:
-            if not self._mapping.time:
+            if not form.time:
                 return instants.to_datetime(instants.parse(text))
-            moment = datetime.strptime(text, self._mapping.time)  # noqa: DTZ007  # the mapping's zone follows
-            return (moment if moment.tzinfo else moment.replace(tzinfo=self._mapping.time_zone)).astimezone(UTC)
+            moment = datetime.strptime(text, form.time)  # noqa: DTZ007  # the mapping's zone follows
+            found = (moment if moment.tzinfo else moment.replace(tzinfo=form.time_zone)).astimezone(UTC)
+            is_skipped = moment.tzinfo is None and found.astimezone(form.time_zone).replace(tzinfo=None) != moment
         except (ValueError, OverflowError):
-            expected = self._mapping.time or "2025-01-31T12:00:00Z"
+            expected = form.time or "2025-01-31T12:00:00Z"
             raise RowInvalid(f"must be a time like {expected}, not {text!r}") from None
+        if is_skipped:
+            raise RowInvalid(f"{text!r} does not exist in {form.time_zone}, where the clocks were put forward")
+        return found

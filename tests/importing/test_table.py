@@ -148,6 +148,8 @@ def test_each_bad_row_is_reported(importer: Importer, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "flags", "message"),
     [
+        (PLAIN, ("--map", "account=account", "--map", "Konto=konto"), "columns.Konto: there is no field 'konto'"),
+        (PLAIN.replace("label.project", "amount"), (), "there are several columns amount"),
         ("account,amount\n", (), "no column or constant is mapped to create_time, category"),
         ("account,create_time,category\n", (), "no column is mapped to amount"),
         (PLAIN, ("--map", "Konto=account"), "there is no column Konto; the columns are account, create_time"),
@@ -169,8 +171,92 @@ def test_wrong_file_or_mapping_gets_one_line(
 
 
 def test_file_of_another_encoding_is_refused(importer: Importer, tmp_path: Path) -> None:
-    """A file that is not UTF-8 is refused, and an unknown table of a mapping too."""
+    """A file that is not UTF-8 is refused."""
     (tmp_path / "file.csv").write_bytes(PLAIN.replace("moon", "m\u00f6nd").encode("latin-1"))
     assert "is not UTF-8" in importer.run(str(tmp_path / "file.csv")).stderr
-    mapping = saved(tmp_path, "[column]\na = 'account'\n", "mapping.toml")
-    assert "unknown table column" in importer.run(saved(tmp_path, PLAIN), "--mapping", mapping).stderr
+
+
+@pytest.mark.parametrize(
+    ("mapping", "message"),
+    [
+        ("[column]\na = 'account'", "column: Extra inputs are not permitted"),
+        ("columns = 'x'", "columns: Input should be a valid dictionary"),
+        ("[columns]\na = 1", "columns.a: Input should be a valid string"),
+        ("[constants]\nkonto = 'x'", "constants.konto: there is no field 'konto'"),
+        ("[values]\nkind = 'x'", "values.kind: Input should be a valid dictionary"),
+        ("[format]\ndelimiter = ';;'", "format.delimiter: String should match"),
+        ("[format]\ndecimal = ''", "format.decimal: Input should be '.' or ','"),
+        ("[format]\ntime_zone = 'Mars'", "format.time_zone: "),
+        ("[format]\ntime_zone = 5", "format.time_zone: "),
+        ("[columns", "Expected ']'"),
+    ],
+)
+def test_wrong_mapping_file_names_the_entry(importer: Importer, tmp_path: Path, mapping: str, message: str) -> None:
+    """A mapping of another form gets one line with the file and the entry."""
+    file = saved(tmp_path, mapping, "mapping.toml")
+    result = importer.run(saved(tmp_path, PLAIN), "--mapping", file)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"daybook: {file}: {message}")
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("decimal", "text", "amount"),
+    [
+        (".", "1234.5", "1234.5"),
+        (".", "1 234.5", "1234.5"),
+        (".", "1e-05", "0.00001"),
+        (".", "1,234.5", None),
+        (".", "1 5", None),
+        (".", "1_000", None),
+        (".", "\u0663", None),
+        (".", "1e999999999", None),
+        (",", "1.234.567,5", "1234567.5"),
+        (",", "1\u202f234", "1234"),
+        (",", "0,5", "0.5"),
+        (",", "1.5", None),
+        (",", "1,234.5", None),
+        (",", "1.2345", None),
+    ],
+)
+def test_amount_of_another_notation_is_no_other_number(
+    importer: Importer, tmp_path: Path, decimal: str, text: str, amount: str | None
+) -> None:
+    """Thousands are separated in groups of three digits. Any other text is a bad row, and never a wrong amount."""
+    file = saved(tmp_path, f"account;create_time;category;amount\nada;2025-01-01T00:00:00Z;gift;{text}\n")
+    mapping = saved(tmp_path, f"[format]\ndelimiter = ';'\ndecimal = '{decimal}'", "mapping.toml")
+    result = importer.run(file, "--mapping", mapping)
+    if amount is None:
+        assert (
+            f"line 2, column amount: amount must be a number with at most 6 digits after `{decimal}`" in result.stderr
+        )
+        assert importer.state() == {}
+    else:
+        assert importer.state() == {"ada": [f"GRANT gift {amount}"]}, result.stderr
+
+
+def test_skipped_wall_time_is_a_bad_row(importer: Importer, tmp_path: Path) -> None:
+    """A wall time that no clock showed is a bad row. One that clocks showed twice is the first of the two."""
+    rows = "ada,2025-03-30 02:30,gift,1\nada,2025-10-26 02:30,gift,2\n"
+    file = saved(tmp_path, f"account,create_time,category,amount\n{rows}")
+    mapping = saved(tmp_path, '[format]\ntime = "%Y-%m-%d %H:%M"\ntime_zone = "Europe/Berlin"', "mapping.toml")
+    result = importer.run(file, "--mapping", mapping, "--skip-bad-rows")
+    assert "line 2, column create_time: create_time '2025-03-30 02:30' does not exist in Europe/Berlin" in result.stderr
+    (imported,) = importer.client.list_transactions("accounts/ada")
+    assert imported.create_time == datetime(2025, 10, 26, 0, 30, tzinfo=UTC)
+
+
+def test_value_of_a_constant_may_have_an_equals_sign(importer: Importer, tmp_path: Path) -> None:
+    """`--set field=value` ends the field at the first sign, and `--map column=field` the column at the last."""
+    file = saved(tmp_path, "a=b,create_time,category,amount\nada,2025-01-01T00:00:00Z,gift,1\n")
+    flags = [f"--map={name}={name}" for name in ("create_time", "category", "amount")]
+    importer.imported(file, "--map=a=b=account", *flags, "--set=description=x=y")
+    (imported,) = importer.client.list_transactions("accounts/ada")
+    assert imported.description == "x=y"
+
+
+def test_priority_of_many_digits_is_a_bad_row(importer: Importer, tmp_path: Path) -> None:
+    """A priority that no integer type holds is a bad row."""
+    for priority in ("9" * 5000, "99999", "\u0663"):
+        text = f"account,create_time,category,amount,priority\nada,2025-01-01T00:00:00Z,gift,1,{priority}\n"
+        assert "line 2, column priority: priority must be " in importer.run(saved(tmp_path, text)).stderr
