@@ -13,15 +13,16 @@ from typing import Annotated
 import typer
 from rich.progress import Progress, TextColumn
 
-from daybook_client import AccountKind, Daybook
+from daybook_client import AccountKind, Daybook, DaybookError
 from server.cli.connection import INTERRUPTED, REFUSED, Address, Failure, Profile, connected
 from server.cli.output import console
 from server.cli.values import read_time
-from server.importing.found import Found, Options, Page, Reader, SourceInvalid
+from server.importing.fields import account_id
+from server.importing.found import Found, Options, Page, Problem, Reader, Row, SourceInvalid
 from server.importing.gathering import gather
 from server.importing.http import Api, parse_json
-from server.importing.plan import Plan, make_plan
-from server.importing.posting import ImportRefused, create_accounts, post
+from server.importing.plan import ImportRefused, Plan, make_plan
+from server.importing.posting import create_accounts, post
 from server.importing.readers import reader, vendors
 from server.importing.report import Totals, account_lines, kept_lines
 from server.importing.spool import Spool
@@ -108,6 +109,8 @@ def import_history(
 
     Example: `daybook import --from teable --account spcStudio --dry-run`
     """
+    if vendor is not None and (mapping or column or constant):
+        raise typer.BadParameter("--mapping, --map and --set are for a CSV file, without --from")
     with connected(profile, address) as client, ExitStack() as stack:
         options = Options(
             account_id=account,
@@ -126,6 +129,11 @@ def import_history(
             _run(stack, source, options, client, dry_run=dry_run, skip_bad_rows=skip_bad_rows)
         except ImportRefused as error:
             raise Failure(str(error), REFUSED) from None
+        except DaybookError as error:
+            # Repeating the command repeats none of its calls.
+            error.request_id = ""
+            error.add_note("run the same command again to continue")
+            raise
         except KeyboardInterrupt:
             raise Failure("interrupted: run the same command again to continue", INTERRUPTED) from None
 
@@ -143,9 +151,16 @@ def _run(
             lambda count: progress.update(task, completed=count),
             source.columns,
         )
+        progress.update(task, description="comparing with the ledger")
+
+        def leave_out(row: Row) -> None:
+            # A vendor's row that is read twice may have changed meanwhile: the newer one is imported.
+            if not source.newest_first:
+                gathered.problems.add(Problem(row.place, f"has the request_id {row.past.request_id} of another row"))
+
+        plan = make_plan(source.name, spool.rows(leave_out), gathered, client, options)
     for line in kept_lines("rows can't be imported", gathered.problems):
         typer.echo(line, err=not dry_run)
-    plan = make_plan(source.name, spool, gathered, client, options)
     refuses = bool(gathered.problems.count) and not skip_bad_rows
     totals = Totals()
     if dry_run or refuses:
@@ -172,7 +187,9 @@ def _post(plan: Plan, spool: Spool, client: Daybook, totals: Totals) -> None:
         f"{created} accounts created"
     )
     for request_id in posted.changed:
-        typer.echo(f"{request_id}: was imported before, and the source has changed it since; not imported", err=True)
+        typer.echo(
+            f"{request_id}: not imported: a row with this request_id and other content was imported before", err=True
+        )
 
 
 def _report(plan: Plan, totals: Totals) -> None:
@@ -188,6 +205,8 @@ def _vendor_source(
     found = reader(vendor)
     if found.needs_account and not options.account_id:
         raise ValueError(f"pages of {found.vendor} don't name their account: give --account")
+    if options.account_id:
+        account_id(options.account_id)
     if files:
         if address is not None:
             raise ValueError("give files or --source-address, not both")
@@ -232,6 +251,8 @@ def _token(file: Path | None) -> str:
     token = os.environ.get(TOKEN_VARIABLE, "") if file is None else file.read_text()
     if not token.strip():
         raise ValueError(f"no token: set {TOKEN_VARIABLE}, or give --source-token-file")
+    if not (token.strip().isascii() and token.strip().isprintable()):
+        raise ValueError("the token of the source has characters other than printable ASCII")
     return token.strip()
 
 

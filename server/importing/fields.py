@@ -13,6 +13,10 @@ from server.ledger.names import is_account_id
 
 ZERO_SHOWN = Decimal("0.000001")
 """The smallest amount of the ledger."""
+ROUNDING_ERROR = Decimal("1e-9")
+"""The largest error of a number that a program has computed in floating point, such as 0.30000000000000004."""
+DIGITS_MAX = 15
+"""The largest number of digits before the point."""
 
 
 def rows_of(place: str, value: Any) -> Sequence[Any]:
@@ -54,16 +58,19 @@ def required(row: Any, name: str) -> str:
 
 
 def number(row: Any, name: str) -> Decimal | None:
-    """A number with at most 6 fraction digits; None if it is absent or null."""
+    """A number with at most 6 fraction digits, apart from a rounding error; None if it is absent or null."""
     value = member(row, name)
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | Decimal):
         raise RowInvalid(f"{name} must be a number")
     exact = Decimal(value)
-    if exact != round(exact, 6):
+    if exact.adjusted() >= DIGITS_MAX:
+        raise RowInvalid(f"{name} has more than {DIGITS_MAX} digits before the point")
+    rounded = round(exact, 6)
+    if abs(exact - rounded) > ROUNDING_ERROR:
         raise RowInvalid(f"{name} has more than 6 digits after the point: {value}")
-    return round(exact, 6)
+    return rounded
 
 
 def required_number(row: Any, name: str) -> Decimal:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from daybook.v1.account_pb2 import Account
 from daybook.v1.admin_service_pb2 import ImportTransactionsRequest
 
 from daybook_client import PastTransaction
@@ -15,7 +16,7 @@ from server.importing.spool import Spool
 from server.ledger.errors import FieldInvalid
 from server.ledger.names import is_account_id
 from server.ledger.posting import check_sign
-from server.transport.validation import read_request_id, read_timestamp, read_transaction
+from server.transport.validation import check_account, read_request_id, read_timestamp, read_transaction
 
 
 @dataclass(slots=True)
@@ -48,7 +49,8 @@ def gather(
                 _add_row(each, spool, options, gathered, columns or {})
                 report(gathered.row_count)
             case NewAccount():
-                gathered.accounts.setdefault(each.id, each)
+                if each.id not in gathered.accounts:
+                    gathered.accounts[each.id] = _checked(each, gathered)
             case ShownBalance():
                 gathered.balances.setdefault(each.account_id, each)
             case Problem():
@@ -56,6 +58,22 @@ def gather(
             case Difference():
                 gathered.differences.add(each)
     return gathered
+
+
+def _checked(new: NewAccount, gathered: Gathered) -> NewAccount:
+    """The account, or only its id, its kind and its hours if its description breaks a rule of CreateAccount."""
+    account = Account()
+    try:
+        fill(account, {"display_name": new.display_name, "user": new.user, "company": new.company})
+        check_account(account)
+    except FieldInvalid as refusal:
+        problem = f"{refusal.field.removeprefix('account.')} {refusal.problem}"
+    except (ValueError, TypeError) as error:
+        problem = str(error)
+    else:
+        return new
+    gathered.problems.add(Problem(f"account {new.id}", problem))
+    return NewAccount(id=new.id, kind=new.kind, hour_anchor_time=new.hour_anchor_time)
 
 
 def _add_row(row: Row, spool: Spool, options: Options, gathered: Gathered, columns: Mapping[str, str]) -> None:

@@ -35,7 +35,10 @@ class SourceFailed(OSError):
 
 def parse_json(text: bytes | str) -> Any:
     """Parses JSON with exact numbers. Raises ValueError."""
-    return json.loads(text, parse_float=Decimal, parse_constant=_refuse_constant)
+    try:
+        return json.loads(text, parse_float=Decimal, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise ValueError("the JSON is nested too deeply") from None
 
 
 def _refuse_constant(name: str) -> None:
@@ -62,6 +65,7 @@ class Api:
         if not url.host or not (url.scheme == "https" or (url.scheme == "http" and _is_local(url.host))):
             raise ValueError(f"{address!r}: give an address with https://, so that the token stays secret")
         self._address, self._sleep, self._chance, self._on_wait = str(url), sleep, chance, on_wait
+        self._has_answered = False
         # Redirects are not followed: they could send the token to another host.
         self._client = httpx.Client(headers={"accept": "application/json", **headers}, timeout=TIMEOUT_SECONDS)
 
@@ -76,14 +80,17 @@ class Api:
     def get(self, path: str, **parameters: str | int) -> Any:
         """Returns the JSON of a path below the address. Waits and repeats if the API is busy or away.
 
-        Raises SourceFailed for an answer other than 200, or after the last attempt.
+        Raises SourceFailed for an answer other than 200, after the last attempt, or if the first connection fails.
         """
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 status, headers, body = self._request(path, parameters)
             except httpx.RequestError as error:
                 problem, retry_after = f"no answer: {error or type(error).__name__}", 0.0
+                if isinstance(error, httpx.ConnectError) and not self._has_answered:
+                    raise SourceFailed(f"{self._address}: {problem}; check the address") from None
             else:
+                self._has_answered = True
                 if status == 200:
                     try:
                         return parse_json(body)

@@ -27,6 +27,10 @@ ZERO = Decimal(0)
 HOUR = timedelta(hours=1)
 
 
+class ImportRefused(ValueError):
+    """The ledger refuses a row."""
+
+
 @dataclass(slots=True)
 class Pool:
     """The expiring or the permanent credits of an account during the rows that are new to the ledger."""
@@ -77,6 +81,7 @@ class AccountPlan:
     row_count: int = 0
     new_count: int = 0
     """The number of rows that are not in the ledger yet."""
+    first: Row | None = None
     first_new: Row | None = None
     last: Row | None = None
 
@@ -89,6 +94,7 @@ class AccountPlan:
     def add(self, row: Row) -> None:
         """Adds a row, in the order of time."""
         self.row_count += 1
+        self.first = self.first or row
         self.last = row
         if not self.is_new(row.past):
             return
@@ -195,7 +201,10 @@ def make_plan(
     client: Daybook,
     options: Options,
 ) -> Plan:
-    """Reads all rows once, and the state of each of their accounts. Changes nothing."""
+    """Reads all rows once, and the state of each of their accounts. Changes nothing.
+
+    Raises ImportRefused if the history of an account begins before transactions that are not of this source.
+    """
     accounts: dict[str, AccountPlan] = {}
     for row in rows:
         name = row.past.account
@@ -208,8 +217,30 @@ def make_plan(
         if f"accounts/{id_}" not in accounts:
             accounts[f"accounts/{id_}"] = _account_plan(f"accounts/{id_}", new, client, gathered.differences)
     for account in accounts.values():
-        account.use(gathered.balances.get(account.name.removeprefix("accounts/")))
+        balance = gathered.balances.get(account.name.removeprefix("accounts/"))
+        account.use(balance)
+        amount = ZERO if balance is None else balance.permanent_amount + balance.expiring_amount
+        if account.first is not None:
+            _require_beginning(account.first.past, account, client)
+        elif amount and not account.exists:
+            gathered.differences.add(Difference(account.name, f"has a balance of {shown(amount)} and no row: grant it"))
     return Plan(vendor, options.expire_time, accounts, gathered.differences)
+
+
+def _require_beginning(first: PastTransaction, account: AccountPlan, client: Daybook) -> None:
+    """Raises ImportRefused if the ledger lacks the first row of an account, but has transactions after it."""
+    if account.is_new(first):
+        return
+    time = first.create_time.isoformat()
+    for each in client.list_transactions(account.name, filter=f'create_time >= "{time}"', order_by="create_time"):
+        if each.request_id == first.request_id:
+            return
+        if each.create_time != first.create_time:
+            break
+    raise ImportRefused(
+        f"{first.request_id} of {account.name} at {time} is not in the ledger, and the account's newest transaction "
+        f"is of {account.newest_time:%Y-%m-%dT%H:%M:%SZ}: history can only follow it; nothing is imported"
+    )
 
 
 def _account_plan(name: str, new: NewAccount, client: Daybook, differences: Kept) -> AccountPlan:

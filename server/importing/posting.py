@@ -18,16 +18,12 @@ from daybook_client.errors import (
     ResourceExhausted,
     Unavailable,
 )
-from server.importing.plan import Plan
+from server.importing.plan import ImportRefused, Plan
 
 PART_ITEMS = 10_000
 """The number of items of a call. Only an interrupted call is repeated."""
 ATTEMPTS = 8
 LONGEST_DELAY_SECONDS = 30.0
-
-
-class ImportRefused(ValueError):
-    """The ledger refused a row."""
 
 
 @dataclass(slots=True)

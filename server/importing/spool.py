@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import pickle
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime
@@ -32,8 +32,8 @@ class Spool:
     """Rows, sorted by time. A context manager, which removes its files.
 
     Rows of one time keep their order, or the reverse of it if the source lists newest rows first. A row whose
-    request_id another row of the same time has is left out. A row without a request_id gets one, made from its
-    content and the number of equal rows before it.
+    request_id an earlier row of the same time has is left out: the source was read while it changed. A row without a
+    request_id gets one, made from its content and the number of equal rows before it.
     """
 
     def __init__(self, vendor: str, *, newest_first: bool) -> None:
@@ -60,16 +60,22 @@ class Spool:
             self._write()
 
     def __iter__(self) -> Iterator[Row]:
-        """All rows; may be called again, and not after another `add`."""
+        return self.rows(lambda _row: None)
+
+    def rows(self, conflict: Callable[[Row], None]) -> Iterator[Row]:
+        """All rows; may be called again, and not after another `add`.
+
+        Calls `conflict` with each row that is left out and differs from the one that has its request_id.
+        """
         if self._runs and self._rows:
             self._write()
         if self._runs:
             with ExitStack() as stack:
                 runs = [_read(stack, run) for run in self._runs]
-                yield from self._ordered(heapq.merge(*runs, key=_position))
+                yield from self._ordered(heapq.merge(*runs, key=_position), conflict)
         else:
             self._rows.sort(key=_position)
-            yield from self._ordered(iter(self._rows))
+            yield from self._ordered(iter(self._rows), conflict)
 
     def _write(self) -> None:
         self._rows.sort(key=_position)
@@ -80,7 +86,7 @@ class Spool:
         self._runs.append(run)
         self._rows = []
 
-    def _ordered(self, numbered: Iterator[_Numbered]) -> Iterator[Row]:
+    def _ordered(self, numbered: Iterator[_Numbered], conflict: Callable[[Row], None]) -> Iterator[Row]:
         for _, group in groupby(numbered, key=lambda each: each[0]):
             distinct: dict[tuple[str, str], Row] = {}
             equal: dict[str, int] = {}
@@ -94,6 +100,8 @@ class Spool:
                 key = (row.past.account, request_id)
                 if key not in distinct:
                     distinct[key] = _with_request_id(row, request_id)
+                elif _digest(row.past) != _digest(distinct[key].past):
+                    conflict(row)
             rows = list(distinct.values())
             yield from reversed(rows) if self._newest_first else rows
 

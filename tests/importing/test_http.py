@@ -13,6 +13,7 @@ from typing import NamedTuple
 import pytest
 
 from server.importing.http import ATTEMPTS, Api, SourceFailed
+from tests.support.processes import free_port
 
 
 class Answer(NamedTuple):
@@ -97,11 +98,23 @@ def test_refusal_is_not_repeated(status: int) -> None:
 
 
 def test_answer_that_is_no_json_is_refused() -> None:
-    """NaN and text are no JSON."""
-    for body in (b"<html>", b'{"amount": NaN}'):
+    """NaN and text are no JSON, and neither is what no parser takes."""
+    for body in (b"<html>", b'{"amount": NaN}', b"[" * 100_000):
         failed = pytest.raises(SourceFailed, match="no JSON")
         with ScriptedApi.serving(Answer(200, body)) as script, script.client() as api, failed:
             api.get("/rows")
+
+
+def test_address_without_a_server_is_reported_at_once() -> None:
+    """If the first connection fails, the address is probably wrong. A server that answered before is waited for."""
+    with pytest.raises(SourceFailed, match="check the address"), Api(f"http://127.0.0.1:{free_port()}", {}) as api:
+        api.get("/rows")
+    with ScriptedApi.serving(Answer(200)) as script:
+        api = script.client()
+        api.get("/rows")
+    with api, pytest.raises(SourceFailed, match=rf"\({ATTEMPTS} attempts\)"):
+        api.get("/rows")
+    assert len(script.waits) == ATTEMPTS - 1
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from server.importing.posting import create_accounts, post
 from server.importing.readers import reader
 from server.importing.spool import Spool
 from tests.support.importing import Importer
+from tests.support.processes import free_port
 
 NEBULABLOCK = ("--from", "nebulablock")
 TEABLE = ("--from", "teable", "--account", "spcOne")
@@ -139,7 +140,9 @@ def test_row_that_changed_is_reported(importer: Importer, tmp_path: Path) -> Non
     result = importer.run(*TEABLE, page)
     assert result.exit_code == 0
     assert "2 transactions imported, 1 already there" in result.stdout
-    assert result.stderr == ("teable:rec2: was imported before, and the source has changed it since; not imported\n")
+    assert result.stderr == (
+        "teable:rec2: not imported: a row with this request_id and other content was imported before\n"
+    )
     assert [each.description for each in importer.client.list_transactions("accounts/spcOne", order_by="amount")]
     assert importer.state()["spcOne"].count("CHARGE ai_chat -1.5") == 3
 
@@ -184,11 +187,73 @@ def test_documented_row_without_required_fields_is_reported(importer: Importer, 
 
 def test_history_before_other_transactions_is_refused(importer: Importer, tmp_path: Path) -> None:
     """Rows before the account's newest transaction can't be imported; the refusal names the row."""
-    importer.imported(*TEABLE, saved(tmp_path, {"data": [record(5)], "nextCursor": None}))
-    result = importer.run(*TEABLE, saved(tmp_path, {"data": [record(4)], "nextCursor": None}))
+    importer.imported(*TEABLE, saved(tmp_path, {"data": [record(5), record(3)], "nextCursor": None}))
+    before = importer.state()
+    # The first row is checked before anything is posted, also in a dry run.
+    page = saved(tmp_path, {"data": [record(6), record(2)], "nextCursor": None})
+    for flags in ((), ("--dry-run",)):
+        result = importer.run(*TEABLE, page, *flags)
+        assert result.exit_code == REFUSED
+        assert "teable:rec2 of accounts/spcOne at 2025-01-01T00:00:02+00:00 is not in the ledger" in result.stderr
+        assert "newest transaction is of 2025-01-01T00:00:05Z" in result.stderr
+        assert importer.state() == before
+    result = importer.run(*TEABLE, saved(tmp_path, {"data": [record(4), record(3)], "nextCursor": None}))
     assert result.exit_code == REFUSED
     assert "teable:rec4 of accounts/spcOne at 2025-01-01T00:00:04+00:00" in result.stderr
-    assert "newest transaction" in result.stderr
+
+
+def test_numbers_are_exact_apart_from_rounding_errors(importer: Importer, tmp_path: Path) -> None:
+    """An error of floating point is rounded away; more digits, or too many, are a bad row."""
+    page = tmp_path / "page.json"
+    rows = [json.dumps(record(number, amount="AMOUNT")) for number in range(6)]
+    amounts = ["0.30000000000000004", "1e999999999", "1" + "0" * 40, "1e-999999999", "0.3000001", "2.0049999999999999"]
+    written = (row.replace('"AMOUNT"', amount) for row, amount in zip(rows, amounts, strict=True))
+    page.write_text(f'{{"data": [{",".join(written)}], "nextCursor": null}}')
+    result = importer.run(*TEABLE, str(page), "--skip-bad-rows")
+    assert [line.partition(": ")[2] for line in result.stderr.splitlines()[1:]] == [
+        "amount has more than 15 digits before the point",
+        "amount has more than 15 digits before the point",
+        "amount must be below 0 for a CHARGE",
+        "amount has more than 6 digits after the point: 0.3000001",
+    ]
+    assert importer.state() == {
+        "spcOne": ["GRANT opening_balance 2.305", "CHARGE ai_chat -0.3", "CHARGE ai_chat -2.005"]
+    }
+
+
+def test_description_of_an_account_is_checked(importer: Importer, tmp_path: Path) -> None:
+    """A profile that an account can't have is reported before anything is posted; with a flag it is left out."""
+    row = {
+        "id": "1",
+        "type": "creditPackage",
+        "amount": 5,
+        "createDate": "2025-01-01T00:00:00Z",
+        "companyRef": "c1",
+        "company": {"id": "c1", "title": "x" * 5000},
+    }
+    page = saved(tmp_path, {"transactions": [row]})
+    result = importer.run("--from", "spacebring", page)
+    assert result.exit_code == 1
+    assert "account c1: display_name must have at most 255 characters" in result.stderr
+    assert importer.state() == {}
+    assert importer.run("--from", "spacebring", page, "--skip-bad-rows").exit_code == 0
+    assert importer.state() == {"c1": ["GRANT credit_package 5"]}
+
+
+def test_balance_without_rows_is_reported(importer: Importer, tmp_path: Path) -> None:
+    """A balance that no row can bring forward is shown, so that the user can grant it."""
+    page = saved(tmp_path, hours_page(10, hour(0, 1)))
+    output = importer.imported(*NEBULABLOCK, page, "--since", "2025-06-01T00:00:00Z", "--dry-run")
+    assert "accounts/7: has a balance of 10 and no row: grant it" in output
+
+
+def test_unanswered_import_says_how_to_continue(importer: Importer, tmp_path: Path) -> None:
+    """If the server can't be reached, the advice is to repeat the command: it has no request_id."""
+    page = saved(tmp_path, {"data": [record(1)], "nextCursor": None})
+    result = importer.run(*TEABLE, page, "--address", f"127.0.0.1:{free_port()}")
+    assert result.exit_code == 75
+    assert result.stderr.endswith("; run the same command again to continue\n")
+    assert "--request-id" not in result.stderr
 
 
 def test_transfer_without_its_other_side_is_reported(importer: Importer, tmp_path: Path) -> None:
@@ -248,6 +313,7 @@ def test_charge_of_other_credits_is_reported(importer: Importer, tmp_path: Path)
         (("--from", "spacebring"), "no token: set SOURCE_TOKEN"),
         (("--from", "nebulablock", "--source-address", "https://localhost", "page.json"), "not both"),
         ((), "give one CSV file"),
+        (("--from", "teable", "--account", "a b", "page.json"), "'a b' can't be the id of an account"),
         (("--from", "nebulablock", __file__), "test_pages.py: "),
     ],
 )
@@ -257,3 +323,22 @@ def test_wrong_arguments_get_one_line(importer: Importer, arguments: tuple[str, 
     assert result.exit_code == 2
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_token_that_no_header_can_have_is_refused_unseen(importer: Importer, tmp_path: Path) -> None:
+    """A token with a line break or another odd character gets a line, which does not show the token."""
+    for token in ("secret\nline", "secr\u00e9t"):
+        (tmp_path / "token").write_text(token)
+        file = str(tmp_path / "token")
+        result = importer.run(*TEABLE, "--source-address", "http://127.0.0.1:1", "--source-token-file", file)
+        assert (result.exit_code, result.stderr) == (
+            2,
+            "daybook: the token of the source has characters other than printable ASCII\n",
+        )
+
+
+def test_mapping_is_refused_with_a_vendor(importer: Importer) -> None:
+    """Flags for CSV files are not ignored."""
+    result = importer.run(*TEABLE, "page.json", "--set", "category=x")
+    assert result.exit_code == 2
+    assert "without --from" in result.stderr

@@ -260,3 +260,14 @@ def test_priority_of_many_digits_is_a_bad_row(importer: Importer, tmp_path: Path
     for priority in ("9" * 5000, "99999", "\u0663"):
         text = f"account,create_time,category,amount,priority\nada,2025-01-01T00:00:00Z,gift,1,{priority}\n"
         assert "line 2, column priority: priority must be " in importer.run(saved(tmp_path, text)).stderr
+
+
+def test_another_row_with_the_same_id_is_a_bad_row(importer: Importer, tmp_path: Path) -> None:
+    """A row with the request_id of a row of the same time is a duplicate only if both are equal."""
+    row = "ada,2025-01-01T00:00:00Z,gift,1,r1\n"
+    file = saved(tmp_path, f"account,create_time,category,amount,request_id\n{row}{row}{row.replace('1,r1', '2,r1')}")
+    result = importer.run(file)
+    assert result.exit_code == 1
+    assert "1 rows can't be imported:\n  line 4: has the request_id r1 of another row\n" in result.stderr
+    assert importer.run(file, "--skip-bad-rows").exit_code == 0
+    assert importer.state() == {"ada": ["GRANT gift 1"]}

@@ -75,9 +75,10 @@ class _History:
                 yield Problem(place, str(error))
 
     def _hour(self, place: str, hour: Any, balance: Decimal | None) -> Iterator[Found]:
-        user = str(fields.integer(hour, "user_id"))
-        if user == "None":
+        number = fields.integer(hour, "user_id")
+        if number is None:
             raise RowInvalid("user_id is missing")
+        user = fields.account_id(str(number))
         start = _start(hour)
         amounts = {category: fields.required_number(hour, name) for category, name in _CATEGORIES.items()}
         if user not in self._anchors:
