@@ -33,8 +33,9 @@ class ListCreditTransactionsRequest(_message.Message):
     org: _builtins.str
     """The organization's slug."""
     limit: _builtins.str
-    """The maximum number of transactions: 1 to 100, 50 if absent. A string, so that the credential is
-    checked before the number is parsed.
+    """A string, so that the credential is checked before the number is parsed.
+
+    The maximum number of transactions: 1 to 100, 50 if absent.
     """
     @_builtins.property
     def transaction_type(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -91,9 +92,11 @@ class GetCreditBalanceResponse(_message.Message):
     IS_LOW_BALANCE_FIELD_NUMBER: _builtins.int
     AUTO_REFILL_ENABLED_FIELD_NUMBER: _builtins.int
     balance: _builtins.float
-    """The balance in whole credits, rounded down: half a credit becomes 0, and half a credit of debt
-    becomes -1. Excludes expired credits and the credit limit. A double, because it holds larger
-    whole numbers than an int32 and JSON shows them without a fraction.
+    """A double, because it holds larger whole numbers than an int32 and JSON shows them without a
+    fraction.
+
+    The balance in whole credits, rounded down: half a credit becomes 0, and half a credit of debt
+    becomes -1. Excludes expired credits and the credit limit.
     """
     is_low_balance: _builtins.bool
     """Whether the balance is 0 or less."""
@@ -157,9 +160,11 @@ class CreditTransaction(_message.Message):
     id: _builtins.str
     """The transaction's uid."""
     amount: _builtins.float
-    """The amount in whole credits, negative if credits were spent. Half a credit is rounded away from
-    zero. A double, because it holds larger whole numbers than an int32 and JSON shows them without
-    a fraction.
+    """A double, because it holds larger whole numbers than an int32 and JSON shows them without a
+    fraction.
+
+    The amount in whole credits, negative if credits were spent. Half a credit is rounded away from
+    zero.
     """
     created_at: _builtins.str
     """When the transaction was posted, in ISO 8601, UTC, with six fractional digits."""

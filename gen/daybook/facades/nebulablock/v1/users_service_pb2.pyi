@@ -27,12 +27,14 @@ class GetCreditsHistoryRequest(_message.Message):
     LIMIT_FIELD_NUMBER: _builtins.int
     OFFSET_FIELD_NUMBER: _builtins.int
     limit: _builtins.str
-    """The maximum number of hours: 1 to 100, 20 if absent. A string, so that the credential is
-    checked before the number is parsed.
+    """A string, so that the credential is checked before the number is parsed.
+
+    The maximum number of hours: 1 to 100, 20 if absent.
     """
     offset: _builtins.str
-    """The number of hours to skip, starting with the newest: 0 or more, 0 if absent. A string for the
-    same reason as limit.
+    """A string for the same reason as limit.
+
+    The number of hours to skip, starting with the newest: 0 or more, 0 if absent.
     """
     def __init__(
         self,
@@ -74,8 +76,9 @@ class GetCreditsHistoryResponse(_message.Message):
         UPDATE_TIME_FIELD_NUMBER: _builtins.int
         TOTAL_FIELD_NUMBER: _builtins.int
         user_id: _builtins.float
-        """The account's id if that is a whole number, otherwise the account's number. A double, because
-        JSON shows an int64 as a string; it holds whole numbers up to 2^53.
+        """A double, because JSON shows an int64 as a string; it holds whole numbers up to 2^53.
+
+        The account's id if that is a whole number, otherwise the account's number.
         """
         computing_amount: _builtins.float
         """Credits spent on computing."""

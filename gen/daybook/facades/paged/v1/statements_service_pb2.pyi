@@ -33,12 +33,14 @@ class ListAccountTransactionsRequest(_message.Message):
     account: _builtins.str
     """The account's id."""
     page: _builtins.str
-    """The page number: 1 or more, 1 if absent. A page after the last one
-    returns 404. A string, so that the credential is checked before the number is parsed.
+    """A string, so that the credential is checked before the number is parsed.
+
+    The page number: 1 or more, 1 if absent. A page after the last one returns 404.
     """
     page_size: _builtins.str
-    """The number of transactions per page: 1 to 100, 20 if absent. A string for the same reason as
-    page.
+    """A string for the same reason as page.
+
+    The number of transactions per page: 1 to 100, 20 if absent.
     """
     def __init__(
         self,
@@ -73,8 +75,9 @@ class ListAccountTransactionsResponse(_message.Message):
     PREVIOUS_FIELD_NUMBER: _builtins.int
     RESULTS_FIELD_NUMBER: _builtins.int
     count: _builtins.float
-    """The number of transactions on all pages. A double, because protobuf's JSON has
-    an int64 as a string, and an int32 is too small.
+    """A double, because protobuf's JSON has an int64 as a string, and an int32 is too small.
+
+    The number of transactions on all pages.
     """
     @_builtins.property
     def next(self) -> _struct_pb2.Value:

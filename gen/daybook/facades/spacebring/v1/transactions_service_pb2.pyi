@@ -35,8 +35,9 @@ class GetCreditsTransactionsRequest(_message.Message):
     MEMBERSHIP_REF_FIELD_NUMBER: _builtins.int
     COMPANY_REF_FIELD_NUMBER: _builtins.int
     limit: _builtins.str
-    """The maximum number of transactions: 1 to 100, 25 if absent. A string, so that the credential is
-    checked before the number is parsed.
+    """A string, so that the credential is checked before the number is parsed.
+
+    The maximum number of transactions: 1 to 100, 25 if absent.
     """
     next_page_token: _builtins.str
     """The nextPageToken of the previous page. Absent for the first page."""

@@ -39,8 +39,9 @@ class GetSpaceCreditHistoryRequest(_message.Message):
     cursor: _builtins.str
     """The nextCursor of the previous page. Absent for the first page."""
     take: _builtins.str
-    """The maximum number of records: 1 to 100, 50 if absent. A string, because Teable checks the
-    token and the space before it parses the number.
+    """A string, because Teable checks the token and the space before it parses the number.
+
+    The maximum number of records: 1 to 100, 50 if absent.
     """
     source_type: _builtins.str
     """Only this source: automation_ai_action, ai_generation, field_ai_generation, ai_chat
@@ -124,8 +125,10 @@ class GetSpaceCreditHistoryResponse(_message.Message):
 
         @_builtins.property
         def user(self) -> _struct_pb2.Value:
-            """The person who caused the transaction, `{id, name, avatar}`, or null if the transaction has
-            no creator. The avatar may be null. A Value, because only a Value can be null in JSON.
+            """A Value, because only a Value can be null in JSON.
+
+            The person who caused the transaction, `{id, name, avatar}`, or null if the transaction has
+            no creator. The avatar may be null.
             """
 
         def __init__(
