@@ -97,7 +97,7 @@ def _parse(request: ListCreditTransactionsRequest) -> tuple[TransactionFilter, i
         raise FieldInvalid("limit", "Input should be greater than or equal to 1")
     if limit > LIMIT_MAX:
         raise FieldInvalid("limit", f"Input should be less than or equal to {LIMIT_MAX}")
-    known_types = tuple(TYPES.values())
+    known_types = tuple(dict.fromkeys(TYPES.values()))
     types = request.transaction_type or known_types
     for name in types:
         if name not in known_types:
