@@ -45,8 +45,9 @@ lint: setup ## Formats the code and runs the linters.
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-gen: setup ## Regenerates gen/, envoy.yaml and the tables of docs/; ALLOW_BREAKING=1 accepts changes that break clients.
+gen: setup ## Regenerates gen/, the OpenAPI documents, envoy.yaml and the tables of docs/; ALLOW_BREAKING=1 accepts changes that break clients.
 	$(BIN)/python protos/generate.py $(if $(ALLOW_BREAKING),--allow-breaking)
+	$(BIN)/python -m docs.openapi
 	$(BIN)/python -m server.gateway.configuration
 	$(BIN)/python -m docs.generate
 

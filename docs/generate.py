@@ -451,12 +451,11 @@ class Comments:
 
 @cache
 def described() -> Sequence[FileDescriptorProto]:
-    """Returns the descriptors of Daybook's contracts, with comments."""
+    """Returns the descriptors of Daybook's contracts and their imports, with comments."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "contracts.binpb"
         contracts.write_descriptors(path, source_info=True)
-        files = FileDescriptorSet.FromString(path.read_bytes()).file
-    return [file for file in files if file.package.startswith("daybook.")]
+        return FileDescriptorSet.FromString(path.read_bytes()).file
 
 
 def leaves() -> Iterator[type[DaybookError]]:
@@ -466,18 +465,26 @@ def leaves() -> Iterator[type[DaybookError]]:
             yield each
 
 
-def reasons() -> str:
-    """Returns a table of the error reasons, from their comments in the contract.
+class Reason(NamedTuple):
+    """A reason of errors, from its comment in the contract."""
 
-    Raises ValueError if a status in a comment differs from the server's.
-    """
+    name: str
+    code: str
+    """The name of its gRPC code."""
+    http_statuses: Sequence[int]
+    """Empty if it occurs only over gRPC."""
+    meaning: str
+
+
+def error_reasons() -> list[Reason]:
+    """Returns the error reasons. Raises ValueError if a status in a comment differs from the server's."""
     (file,) = (each for each in described() if each.name.endswith("error_reason.proto"))
     comments = Comments(file)
     # The status depends only on the class.
     refusals = [each.__new__(each) for each in leaves()]
     status_of_code = {code_of(each).name: http_status_of(each) for each in refusals}
     code_of_reason = {each.reason: code_of(each).name for each in refusals}
-    rows = []
+    found = []
     for index, value in enumerate(file.enum_type[0].value):
         if value.number == ErrorReason.ERROR_REASON_UNSPECIFIED:
             continue
@@ -485,9 +492,19 @@ def reasons() -> str:
         (code,) = re.findall(r"Status ([A-Z_]+)", text)
         if code_of_reason.get(value.name, code) != code:
             raise ValueError(f"{value.name} is {code_of_reason[value.name]} in the server, {code} in its comment")
-        http_statuses = re.findall(r"HTTP (\d{3})", text) or [str(status_of_code[code])]
+        named = [int(status) for status in re.findall(r"HTTP (\d{3})", text)]
+        http_statuses = [] if "gRPC only" in text else named or [status_of_code[code]]
         meaning = re.sub(r"\s*Status [A-Z_]+(, HTTP \d{3})?\.", "", text)
-        rows.append((f"`{value.name}`", f"`{code}`", "" if "gRPC only" in text else ", ".join(http_statuses), meaning))
+        found.append(Reason(value.name, code, http_statuses, meaning))
+    return found
+
+
+def reasons() -> str:
+    """Returns a table of the error reasons."""
+    rows = [
+        (f"`{each.name}`", f"`{each.code}`", ", ".join(map(str, each.http_statuses)), each.meaning)
+        for each in error_reasons()
+    ]
     return table(("reason", "gRPC code", "HTTP status", "meaning"), rows)
 
 

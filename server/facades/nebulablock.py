@@ -30,9 +30,10 @@ OFFSET_MAX = 2**63 - 1
 NUMERIC_ID_DIGITS_MAX = 15
 """Maximum digits of an integer that a double, and so a JSON number, represents exactly."""
 
-_SUCCESS = GetCreditsHistoryResponse(
-    message="User credit history successfully retrieved", status="success"
-).SerializeToString()
+SUCCESS = GetCreditsHistoryResponse(message="User credit history successfully retrieved", status="success")
+"""The two fields that are the same in every answer."""
+
+_SUCCESS = SUCCESS.SerializeToString()
 _NEW_YORK = ZoneInfo("America/New_York")
 
 

@@ -76,7 +76,7 @@ TYPES: dict[tuple[Kind, str], str | ByLots] = {
 }
 """Spacebring's type of each kind and category. Other transactions are not listed."""
 
-_STATUSES = {
+STATUSES = {
     Transaction.SUCCEEDED: "succeeded",
     Transaction.FAILED: "failed",
     Transaction.CANCELED: "canceled",
@@ -184,7 +184,7 @@ def _render(body: bytes) -> bytes:
         id=transaction.uid,
         expiring_amount=money.to_number(abs(expiring)),
         permanent_amount=money.to_number(abs(permanent)),
-        status=_STATUSES[transaction.state],
+        status=STATUSES[transaction.state],
         type=_type(transaction, permanent),
         description=transaction.description or None,
         company_ref=labels.get("company"),

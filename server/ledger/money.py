@@ -17,12 +17,12 @@ ONE_CREDIT: Millionths = 1_000_000
 LARGEST: Millionths = 10**18 - 1
 """999999999999.999999 credits. Twice this still fits into a 64-bit column."""
 
-_GRAMMAR = re.compile(r"-?[0-9]{1,12}(?:\.[0-9]{1,6})?", re.ASCII)
+GRAMMAR = re.compile(r"-?[0-9]{1,12}(?:\.[0-9]{1,6})?", re.ASCII)
 
 
 def parse(text: str) -> Millionths:
     """Parses an amount. Raises ValueError with a message for the caller."""
-    if _GRAMMAR.fullmatch(text) is None:
+    if GRAMMAR.fullmatch(text) is None:
         raise ValueError(
             'must be a decimal with 1 to 12 digits before the point and at most 6 behind it, such as "-12.5"'
         )

@@ -18,19 +18,19 @@ RANDOM_BLOCK_BYTES = 1000
 ALL_ACCOUNTS = "-"
 """The wildcard of AIP-159: `accounts/-/transactions` names the transactions of all accounts."""
 
-_ACCOUNT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", re.ASCII)
-_API_KEY_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,63}", re.ASCII)
+ACCOUNT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", re.ASCII)
+API_KEY_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,63}", re.ASCII)
 _CANONICAL_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 
 
 def is_account_id(text: str) -> bool:
     """Whether an account may have this id; Account.name in the contract has the rule."""
-    return _ACCOUNT_ID.fullmatch(text) is not None
+    return ACCOUNT_ID.fullmatch(text) is not None
 
 
 def is_api_key_id(text: str) -> bool:
     """Whether an API key may have this id. The ids that Daybook makes are 20 hexadecimal digits."""
-    return _API_KEY_ID.fullmatch(text) is not None
+    return API_KEY_ID.fullmatch(text) is not None
 
 
 def account_name(account_id: str) -> str:

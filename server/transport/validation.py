@@ -86,7 +86,7 @@ CHARACTERS_MAX: Mapping[str, Mapping[str, int]] = {
 TEXT_CHARACTERS_MAX = max(length for lengths in CHARACTERS_MAX.values() for length in lengths.values())
 """The maximum length of any text. server/transport/parsing.py applies it to every text of every request."""
 
-IDENTIFIED = frozenset((User, Booking, Order, EventTicket))
+IDENTIFIED: frozenset[type[Message]] = frozenset((User, Booking, Order, EventTicket))
 """The messages whose id is required."""
 
 CREATABLE_KINDS = (Transaction.GRANT, Transaction.CHARGE, Transaction.ADJUSTMENT)
@@ -122,8 +122,8 @@ _SET_BY_DAYBOOK: Mapping[FieldDescriptor, str] = {
 }
 """The fields that a caller can't set, each with the error message."""
 
-_CATEGORY = re.compile(r"[a-z][a-z0-9_]{0,62}", re.ASCII)
-_COUNTRY_CODE = re.compile(r"[A-Z]{2}", re.ASCII)
+CATEGORY = re.compile(r"[a-z][a-z0-9_]{0,62}", re.ASCII)
+COUNTRY_CODE = re.compile(r"[A-Z]{2}", re.ASCII)
 _EARLIEST_SECOND = EARLIEST // SECOND
 _LATEST_SECOND = LATEST // SECOND
 _REQUEST_ID = re.compile(r"[\x20-\x7e]{0,128}", re.ASCII)
@@ -208,7 +208,7 @@ def read_transaction(transaction: Transaction) -> tuple[Draft, Transaction]:
         raise FieldInvalid("transaction.kind", f"must be one of {names}")
     if not category:
         raise FieldInvalid("transaction.category", "is required")
-    if not _CATEGORY.fullmatch(category):
+    if not CATEGORY.fullmatch(category):
         raise FieldInvalid(
             "transaction.category",
             "must be a lower-case letter, then at most 62 lower-case letters, digits and underscores",
@@ -372,7 +372,7 @@ def _check_labels(place: str, labels: Mapping[str, str]) -> None:
     if len(labels) > LABELS_MAX:
         raise FieldInvalid(place, f"must have at most {LABELS_MAX} entries")
     for key, value in labels.items():
-        if not _CATEGORY.fullmatch(key):
+        if not CATEGORY.fullmatch(key):
             raise FieldInvalid(
                 place,
                 "must have keys of a lower-case letter, then at most 62 lower-case letters, digits and underscores",
@@ -392,7 +392,7 @@ def _check_count(place: str, number: int) -> None:
 
 
 def _check_country_code(place: str, text: str) -> None:
-    if not _COUNTRY_CODE.fullmatch(text):
+    if not COUNTRY_CODE.fullmatch(text):
         raise FieldInvalid(place, "must be two capital letters by ISO 3166-1")
 
 
