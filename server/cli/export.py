@@ -26,7 +26,9 @@ app = typer.Typer()
 @app.command()
 def export(
     *,
-    file: Annotated[Path, typer.Argument(help="File to write; `-` is standard output.", allow_dash=True)],
+    file: Annotated[
+        Path, typer.Argument(help="File to write; `-` is standard output.", allow_dash=True, dir_okay=False)
+    ],
     form: Annotated[
         Format | None,
         typer.Option("--format", help="Format: csv, ndjson or parquet; by default, the ending of the file."),

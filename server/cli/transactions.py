@@ -15,6 +15,7 @@ from server.cli.accounts import Account, RequestId
 from server.cli.connection import Address, Profile, connected
 from server.cli.output import Limit, Output, OutputForm, print_list, print_one, read_list
 from server.cli.values import account_name, read_pairs, read_span, read_time, transaction_name
+from server.transport.validation import PRIORITY_MAX
 
 app = typer.Typer()
 transactions = typer.Typer(help="Transactions of a server.", no_args_is_help=True)
@@ -121,7 +122,12 @@ def record_transaction(
             show_default=False,
         ),
     ] = None,
-    priority: Annotated[int, typer.Option(help="Spending priority of the credits; lower ones are spent first.")] = 0,
+    priority: Annotated[
+        int,
+        typer.Option(
+            help="Spending priority of the credits; lower ones are spent first.", min=-PRIORITY_MAX, max=PRIORITY_MAX
+        ),
+    ] = 0,
     record_declined: Annotated[
         bool, typer.Option("--record-declined", help="Records a charge without enough credits as FAILED.")
     ] = False,

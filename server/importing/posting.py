@@ -22,6 +22,8 @@ from server.importing.plan import ImportRefused, Plan
 
 PART_ITEMS = 10_000
 """The number of items of a call. Only an interrupted call is repeated."""
+CHANGED_MAX = 1000
+"""The number of changed rows after which an import ends."""
 ATTEMPTS = 8
 LONGEST_DELAY_SECONDS = 30.0
 
@@ -70,7 +72,8 @@ def post(
 ) -> Posted:
     """Imports the items of a plan in their order. Calls `report` with the number of items after each part.
 
-    Raises ImportRefused for the first item that is refused; the items before it stay imported.
+    Raises ImportRefused for the first item that is refused, or if too many rows have changed; the items before it stay
+    imported.
     """
     posted = Posted()
     iterator = iter(items)
@@ -83,10 +86,10 @@ def post(
 def _post_part(
     plan: Plan, part: list[PastTransaction], client: Daybook, posted: Posted, sleep: Callable[[float], None]
 ) -> None:
-    attempt = 0
+    attempt, size = 0, len(part)
     while part:
         try:
-            outcome = client.import_transactions(part)
+            outcome = client.import_transactions(part[:size])
         except RequestIdReused as error:
             # The items before this one are imported; the source now shows this one in another way.
             index = int(error.metadata["index"])
@@ -94,7 +97,14 @@ def _post_part(
             new_count = sum(plan.accounts[each.account].is_new(each) for each in part[:index])
             posted.imported_count += new_count
             posted.skipped_count += index - new_count
+            if len(posted.changed) == CHANGED_MAX:
+                raise ImportRefused(
+                    f"{CHANGED_MAX} rows, the first of them {posted.changed[0]}, differ from imported rows with their "
+                    "request_ids: import the same source in the same way as before"
+                ) from error
             part = part[index + 1 :]
+            # Changed rows often follow each other, and each ends its call.
+            size = 1
         except (Unavailable, ResourceExhausted, DeadlineExceeded, Cancelled) as error:
             attempt += 1
             if attempt == ATTEMPTS:
@@ -112,4 +122,5 @@ def _post_part(
         else:
             posted.imported_count += outcome.imported_count
             posted.skipped_count += outcome.skipped_count
-            return
+            part = part[size:]
+            attempt, size = 0, size * 2

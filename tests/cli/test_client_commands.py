@@ -281,6 +281,15 @@ def test_closed_pipe_ends_a_list_quietly(connection: Mapping[str, str], ledger: 
         assert (result.returncode, result.stderr) == (1, "")
 
 
+def test_priority_out_of_range_names_the_range(connection: Mapping[str, str]) -> None:
+    """A priority that no transaction can have is refused with its bounds."""
+    record = ("transactions", "record", "acme", "--kind", "grant", "--category", "gift", "--amount", "1")
+    result = invoke(*record, "--priority", "99999999999", settings=connection)
+    assert result.exit_code == 2
+    assert "--priority" in result.stderr
+    assert "1000" in result.stderr
+
+
 CLIENT_COMMANDS = {name: leaf for name, leaf in leaf_commands() if COMMANDS[name.split()[0]].module in MODULES}
 
 

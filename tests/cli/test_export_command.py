@@ -292,6 +292,15 @@ def test_export_into_a_missing_folder_is_refused(connection: Mapping[str, str], 
     assert (result.exit_code, result.stderr) == (1, f"daybook: {tmp_path}/none/a.csv.part: No such file or directory\n")
 
 
+def test_export_onto_a_folder_is_refused(connection: Mapping[str, str], tmp_path: Path) -> None:
+    """A folder is refused before the rows are read."""
+    (tmp_path / "a.csv").mkdir()
+    result = invoke("export", str(tmp_path / "a.csv"), settings=connection)
+    assert result.exit_code == 2
+    assert "is a directory" in result.stderr
+    assert [*tmp_path.iterdir()] == [tmp_path / "a.csv"]
+
+
 def test_failed_export_without_rows_leaves_nothing(connection: Mapping[str, str], tmp_path: Path) -> None:
     """An export that is refused keeps the file of an earlier one, and leaves no incomplete file."""
     file = tmp_path / "a.csv"

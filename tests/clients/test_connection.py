@@ -121,6 +121,7 @@ def test_address_decides_on_tls(address: str, target: str, is_secure: bool) -> N
         ({}, "no address: pass address=..., or set DAYBOOK_ADDRESS"),
         ({"address": "localhost:1"}, "no key: pass key=..., or set DAYBOOK_KEY"),
         ({"address": "localhost", "key": "x"}, "has no port"),
+        ({"address": "localhost:1", "key": "secret\n"}, "the key has characters other than printable ASCII$"),
         ({"address": "localhost:http", "key": "x"}, "Port could not be cast"),
         ({"address": "ftp://localhost:1", "key": "x"}, "is no address"),
         ({"address": "https://localhost:1/path", "key": "x"}, "is no address"),

@@ -11,7 +11,9 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
+from daybook_client import Daybook
 from server.cli.connection import REFUSED
+from server.importing import posting
 from server.importing.found import Options, Page
 from server.importing.gathering import gather
 from server.importing.http import parse_json
@@ -145,6 +147,31 @@ def test_row_that_changed_is_reported(importer: Importer, tmp_path: Path) -> Non
     )
     assert [each.description for each in importer.client.list_transactions("accounts/spcOne", order_by="amount")]
     assert importer.state()["spcOne"].count("CHARGE ai_chat -1.5") == 3
+
+
+def test_many_changed_rows_are_sent_once(importer: Importer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A changed row ends its call. The rows after it are not all sent again and again, and too many end the import."""
+    records = [record(number) for number in range(50, -1, -1)]
+    importer.imported(*TEABLE, saved(tmp_path, {"data": records[:-1], "nextCursor": None}))
+    sent: list[int] = []
+    send = Daybook.import_transactions
+
+    def counted(self: Daybook, items: Any, **more: Any) -> Any:
+        sent.append(len(items))
+        return send(self, items, **more)
+
+    monkeypatch.setattr(Daybook, "import_transactions", counted)
+    changed = [record(number, "new" if 10 < number < 40 else "") for number in range(51, 0, -1)]
+    page = saved(tmp_path, {"data": changed, "nextCursor": None})
+    result = importer.run(*TEABLE, page)
+    assert result.exit_code == 0
+    assert result.stderr.count("not imported") == 29
+    assert "2 transactions imported, 21 already there" in result.stdout
+    assert sum(sent) < 4 * len(changed)
+    monkeypatch.setattr(posting, "CHANGED_MAX", 3)
+    result = importer.run(*TEABLE, page)
+    assert result.exit_code == REFUSED
+    assert "3 rows, the first of them teable:rec11, differ from imported rows" in result.stderr
 
 
 def test_bad_rows_stop_the_import(importer: Importer, tmp_path: Path) -> None:

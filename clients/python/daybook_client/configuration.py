@@ -41,7 +41,7 @@ class Connection:
     def of(cls, **arguments: str | None) -> Connection:
         """Returns a connection from arguments; those that are None are read from the environment.
 
-        Raises ValueError if the address or the key is missing, or the arguments contradict each other.
+        Raises ValueError if the address or the key is missing or invalid, or the arguments contradict each other.
         """
         given = {
             each.name: os.environ.get(VARIABLES[each.name], "") if (value := arguments[each.name]) is None else value
@@ -50,6 +50,8 @@ class Connection:
         for name in ("address", "key"):
             if not given[name]:
                 raise ValueError(f"no {name}: pass {name}=..., or set {VARIABLES[name]}")
+        if not (given["key"].isascii() and given["key"].isprintable()):
+            raise ValueError("the key has characters other than printable ASCII")
         found = cls(**given)
         if bool(found.client_certificate_file) != bool(found.client_key_file):
             raise ValueError("client_certificate_file and client_key_file are set together: set both or none")
