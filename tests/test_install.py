@@ -118,7 +118,7 @@ def link(distributions: Mapping[str, Distribution], folder: Path) -> None:
 
 
 def test_new_environment_runs_the_demo(wheels: Mapping[str, Path], tmp_path: Path) -> None:
-    """In a new environment and an empty folder, `daybook up --demo` answers over REST and over gRPC."""
+    """In a new environment and an empty folder, `daybook up --demo` answers over REST and gRPC, with reference."""
     environment, folder = tmp_path / "environment", tmp_path / "empty"
     folder.mkdir()
     run(sys.executable, "-m", "venv", "--without-pip", environment, folder=tmp_path)
@@ -140,6 +140,8 @@ def test_new_environment_runs_the_demo(wheels: Mapping[str, Path], tmp_path: Pat
         key = "demo-dreadnode.public"
         headers = {"authorization": f"Bearer {key}"}
         assert send(daybook.origin, "/v1/accounts/example/balance", headers=headers).status == 200
+        for path in ("/openapi.json", "/openapi/teable.json", "/docs", "/docs/swagger-ui/swagger-ui-bundle.js"):
+            assert send(daybook.origin, path).status == 200
         address = f"127.0.0.1:{ports.server}"
         balance = run(python, "-c", READ_BALANCE, folder=folder, DAYBOOK_ADDRESS=address, DAYBOOK_KEY=key)
         assert balance == "accounts/example/balance\n"

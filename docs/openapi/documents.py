@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,12 +33,12 @@ from server.transport.validation import REQUEST_ID_CHARACTERS_MAX
 
 _VARIABLE = re.compile(r"\{([a-z_.]+)(?:=[^}]*)?\}")
 _NATIVE = "native"
-_LIMITS_SHOWN = ("Rates", "Pages and batches")
 _SECURITY = {
-    "bearer": {"type": "http", "scheme": "bearer"},
-    "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
-    "basic": {"type": "http", "scheme": "basic"},
+    "bearer": {"type": "http", "scheme": "bearer", "description": "An API key, `ID.SECRET`, or an access token."},
+    "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "An API key, `ID.SECRET`."},
+    "basic": {"type": "http", "scheme": "basic", "description": "An API key: ID as the user name, SECRET as password."},
 }
+"""The forms of a credential."""
 
 
 def files() -> Mapping[str, str]:
@@ -94,13 +93,15 @@ class _Document:
                 operation = _Operation(self, method, rule, verb, path, number).write()
                 paths.setdefault(rest_path(path), {})[verb.lower()] = operation
         package = self.services[0].file.package
-        limits = [f"## {heading}\n\n{_limits(heading)}" for heading in _LIMITS_SHOWN]
+        for exchange in self._exchanges:
+            if exchange.status != HTTPStatus.OK:
+                _add_example(self.errors[exchange.status]["content"][exchange.content_type], exchange, exchange.answer)
         return {
             "openapi": "3.1.0",
             "info": {
                 "title": self.title,
                 "version": version("daybook"),
-                "description": "\n\n".join([comments()[package], *limits]),
+                "description": f"{comments()[package]}\n\n## Rates\n\n{_limits('Rates')}",
                 "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
             },
             "servers": [{"url": "/"}],
@@ -109,10 +110,7 @@ class _Document:
             "components": {
                 "schemas": dict(sorted(self.schemas.components.items())),
                 "responses": {str(status): response for status, response in self.errors.items()},
-                "securitySchemes": {
-                    name: {**scheme, "description": comments()[scope_option.full_name]}
-                    for name, scheme in _SECURITY.items()
-                },
+                "securitySchemes": _with_scopes(_SECURITY),
             },
         }
 
@@ -132,9 +130,16 @@ def _bindings(method: MethodDescriptor) -> Sequence[HttpRule]:
 
 
 def _limits(heading: str) -> str:
-    """The table of limits with this heading."""
-    (rows,) = (rows for each, rows in LIMITS if each == heading)
-    return table(("limit", "value", "setting", "beyond it"), map(limit_row, rows))
+    """The table of limits with this heading, without their settings."""
+    (rows,) = (map(limit_row, rows) for each, rows in LIMITS if each == heading)
+    return table(("limit", "default", "beyond it"), ((name, value, beyond) for name, value, _, beyond in rows))
+
+
+def _with_scopes(schemes: Mapping[str, Schema]) -> Mapping[str, Schema]:
+    """The forms of a credential. The first one describes the scopes."""
+    first = next(iter(schemes))
+    description = f"{schemes[first]['description']}\n\n{comments()[scope_option.full_name]}"
+    return {**schemes, first: {**schemes[first], "description": description}}
 
 
 @dataclass
@@ -170,7 +175,8 @@ class _Operation:
             operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": self._body()}}}
         operation["responses"] = {"200": self._success(), **self._errors()}
         for exchange, variables in self.document.examples(self.verb, rest_path(self.path)):
-            _show(operation, exchange, variables, self.document.errors)
+            if exchange.status == HTTPStatus.OK:
+                _show(operation, exchange, variables)
         return operation
 
     def _path_parameters(self) -> Iterator[Schema]:
@@ -256,21 +262,15 @@ def _field(method: MethodDescriptor, path: str) -> FieldDescriptor:
     return message.fields_by_name[inner]
 
 
-def _show(operation: Schema, exchange: Exchange, variables: Mapping[str, str], responses: Mapping[int, Schema]) -> None:
+def _show(operation: Schema, exchange: Exchange, variables: Mapping[str, str]) -> None:
     """Adds an exchange to its operation as an example."""
-    response = operation["responses"][str(exchange.status)]
-    if "$ref" in response:
-        # A response of all operations, which must not get the examples of one.
-        response = operation["responses"][str(exchange.status)] = copy.deepcopy(responses[exchange.status])
-        response["content"][exchange.content_type].pop("examples", None)
-    if exchange.status == 200:
-        given = {**exchange.headers, **exchange.query, **variables}
-        for parameter in operation["parameters"]:
-            if parameter["name"] in given:
-                parameter.setdefault("example", _typed(given[parameter["name"]], parameter["schema"]))
-        if exchange.body is not None:
-            _add_example(operation["requestBody"]["content"]["application/json"], exchange, exchange.body)
-    _add_example(response["content"][exchange.content_type], exchange, exchange.answer)
+    given = {**exchange.headers, **exchange.query, **variables}
+    for parameter in operation["parameters"]:
+        if parameter["name"] in given:
+            parameter.setdefault("example", _typed(given[parameter["name"]], parameter["schema"]))
+    if exchange.body is not None:
+        _add_example(operation["requestBody"]["content"]["application/json"], exchange, exchange.body)
+    _add_example(operation["responses"]["200"]["content"][exchange.content_type], exchange, exchange.answer)
 
 
 def _add_example(content: Schema, exchange: Exchange, value: object) -> None:

@@ -8,6 +8,7 @@ from http import HTTPStatus
 from typing import Any
 
 from daybook.v1.error_reason_pb2 import ErrorReason
+from google.protobuf.json_format import MessageToDict
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
@@ -16,6 +17,7 @@ from docs.openapi.schemas import Schema, Schemas, Use
 from server.facades import Facade
 from server.ledger import errors
 from server.ledger.errors import DaybookError
+from server.transport.errors import http_status_of, to_status
 from server.vendors.vendor import Refusal
 
 REQUEST_ID = {"x-request-id": {"description": "The value of the request, or a new one.", "schema": {"type": "string"}}}
@@ -44,10 +46,15 @@ def native_errors(schemas: Schemas) -> Mapping[int, Schema]:
     for reason in error_reasons():
         for status in reason.http_statuses:
             meanings[status].append(f"- `{reason.name}`: {reason.meaning}")
-    return {
+    responses = {
         status: _response(status, body, "\n".join(lines), retry_after=status in {429, 503})
         for status, lines in sorted(meanings.items())
     }
+    for error in _errors_of_server():
+        content = responses[http_status_of(error)]["content"]["application/json"]
+        value = MessageToDict(to_status(error), always_print_fields_with_no_presence=True)
+        content.setdefault("examples", {})[error.reason] = {"value": value}
+    return responses
 
 
 def facade_errors(facade: Facade, parameters: Iterable[str]) -> Mapping[int, Schema]:
@@ -76,6 +83,18 @@ def facade_errors(facade: Facade, parameters: Iterable[str]) -> Mapping[int, Sch
     return responses
 
 
+def _errors_of_server() -> Sequence[DaybookError]:
+    """The errors of the native API that no request causes by itself."""
+    return [
+        errors.TooBusy(),
+        errors.RateLimited(1),
+        errors.InternalFailure(),
+        errors.ServiceUnavailable(),
+        errors.ClockSkewed(7),
+        errors.TimedOut(),
+    ]
+
+
 def _errors_of_reading(parameters: Iterable[str]) -> Sequence[DaybookError]:
     """The errors that the methods of facades have."""
     return [
@@ -95,8 +114,7 @@ def _response(
 ) -> dict[str, Any]:
     headers: dict[str, Any] = dict(REQUEST_ID)
     if status == 401:
-        description_of_challenge = "How to authenticate."
-        headers["www-authenticate"] = {"description": description_of_challenge, "schema": {"const": challenge}}
+        headers["www-authenticate"] = {"description": "How to authenticate.", "schema": {"const": challenge}}
     if retry_after:
         headers.update(_RETRY_AFTER)
     return {"description": description, "headers": headers, "content": {"application/json": {"schema": body}}}

@@ -18,7 +18,7 @@ from jinja2 import Environment, StrictUndefined
 
 from server.config import CannotStart, Settings, collector_address
 from server.gateway.contracts import DESCRIPTORS, read_contracts
-from server.gateway.files import CONTENT_TYPES, SITE, read_site
+from server.gateway.files import CONTENT_TYPES, SITE, SWAGGER_UI, SWAGGER_UI_PATH, copy_site, read_site
 from server.transport.addresses import reachable, resolved
 from server.vendors import all_vendors
 from server.vendors.vendor import MESSAGES
@@ -65,6 +65,8 @@ class Gateway:
     """The file with the descriptor set."""
     site: str
     """The folder with the files that the gateway serves."""
+    swagger_ui: str
+    """The folder with the files of Swagger UI; empty if they are in the other folder, or not served."""
     admin_port: int
     rate_limit_requests_per_second: int
     rate_limit_burst: int
@@ -101,6 +103,7 @@ def render(gateway: Gateway) -> str:
         contracts=read_contracts(),
         content_types=CONTENT_TYPES,
         site=read_site(),
+        swagger_ui_path=SWAGGER_UI_PATH,
         vendors=all_vendors(),
         messages=MESSAGES,
         lua=lambda name: (FOLDER / "lua" / name).read_text().rstrip(),
@@ -124,6 +127,8 @@ def committed() -> Gateway:
         servers=[("127.0.0.1", settings.port)],
         descriptors=str(DESCRIPTORS.resolve().relative_to(ROOT)),
         site=str(SITE.relative_to(ROOT)),
+        # The path of a package differs from machine to machine.
+        swagger_ui="",
     )
 
 
@@ -136,6 +141,7 @@ def of_settings(settings: Settings, secrets: Path = Path()) -> Gateway:
         servers=[(host, port) for port in settings.worker_ports or [settings.port]],
         descriptors=str(DESCRIPTORS),
         site=str(SITE),
+        swagger_ui=str(SWAGGER_UI),
         secrets=secrets,
     )
 
@@ -159,8 +165,7 @@ def write_deployment(settings: Settings, folder: Path, servers: Sequence[Address
     folder.mkdir(parents=True, exist_ok=True)
     descriptors = folder / DESCRIPTORS.name
     shutil.copyfile(DESCRIPTORS, descriptors)
-    # Without the permissions of the files, which another user's gateway must be able to read.
-    shutil.copytree(SITE, folder / SITE.name, copy_function=shutil.copyfile, dirs_exist_ok=True)
+    copy_site(folder / SITE.name)
     write_secrets(settings, folder)
     gateway = _gateway(
         settings,
@@ -168,6 +173,7 @@ def write_deployment(settings: Settings, folder: Path, servers: Sequence[Address
         servers=servers,
         descriptors=str(descriptors),
         site=str(folder / SITE.name),
+        swagger_ui="",
         secrets=folder,
         resolves_names=True,
     )
@@ -181,6 +187,7 @@ def _gateway(
     servers: Sequence[Address],
     descriptors: str,
     site: str,
+    swagger_ui: str,
     secrets: Path = Path(),
     resolves_names: bool = False,
 ) -> Gateway:
@@ -189,6 +196,7 @@ def _gateway(
         servers=servers,
         descriptors=descriptors,
         site=site,
+        swagger_ui=swagger_ui,
         admin_port=settings.gateway_admin_port,
         rate_limit_requests_per_second=settings.gateway_rate_limit_requests_per_second,
         rate_limit_burst=settings.gateway_rate_limit_burst,

@@ -13,14 +13,14 @@ from server.config import Settings
 from server.gateway import configuration, files
 from server.gateway.configuration import committed, write_deployment
 from server.gateway.envoy import envoy_path
-from server.gateway.files import CONTENT_TYPES, SITE, read_site
+from server.gateway.files import CONTENT_TYPES, SITE, read_site, site_files
 from tests.support.gateways import gateway_before
 from tests.support.http_client import send
 from tests.support.processes import ROOT, Ports
 from tests.support.rest import reason_of
 from tests.support.waiting import SECONDS_MAX, wait_until
 
-NAMES = sorted(each.relative_to(SITE).as_posix() for each in SITE.rglob("*") if each.is_file())
+FILES = site_files()
 NO_SERVER = 9
 
 
@@ -31,11 +31,11 @@ def origin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield origin
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FILES)
 def test_file_has_its_content_and_headers(origin: str, name: str) -> None:
     """A file is served as it is, also without a server, with a content type and the headers that protect a page."""
     answer = send(origin, f"/{name}")
-    assert (answer.status, answer.body) == (200, (SITE / name).read_bytes())
+    assert (answer.status, answer.body) == (200, FILES[name].read_bytes())
     assert answer.header("content-type") == CONTENT_TYPES[name.rpartition(".")[2]]
     policy = answer.header("content-security-policy")
     assert policy is not None
@@ -52,11 +52,21 @@ def test_file_has_its_content_and_headers(origin: str, name: str) -> None:
     }
 
 
-@pytest.mark.parametrize("target", ["/", "/?a=b", "/index.html"])
-def test_folder_is_served_as_its_index(origin: str, target: str) -> None:
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [
+        ("/", "index.html"),
+        ("/?a=b", "index.html"),
+        ("/index.html", "index.html"),
+        ("/docs", "docs/index.html"),
+        ("/docs/", "docs/index.html"),
+        ("/docs?api=/openapi.json", "docs/index.html"),
+    ],
+)
+def test_folder_is_served_as_its_index(origin: str, target: str, name: str) -> None:
     """The path of a folder shows its index.html, with any query."""
     answer = send(origin, target)
-    assert (answer.status, answer.body) == (200, (SITE / "index.html").read_bytes())
+    assert (answer.status, answer.body) == (200, (SITE / name).read_bytes())
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
@@ -133,7 +143,7 @@ def test_gateway_elsewhere_has_the_files(tmp_path: Path) -> None:
     with subprocess.Popen([*command, "--log-level", "error"], cwd=tmp_path / "elsewhere") as process:
         try:
             wait_until(lambda: _answers(f"http://127.0.0.1:{ports.gateway}"), "the gateway answers")
-            for name in NAMES:
+            for name in FILES:
                 answer = send(f"http://127.0.0.1:{ports.gateway}", f"/{name}")
                 assert (answer.status, answer.body) == (200, (tmp_path / "gateway" / "site" / name).read_bytes())
         finally:
