@@ -178,9 +178,10 @@ def _run(
 
 
 def _post(plan: Plan, spool: Spool, client: Daybook, totals: Totals) -> None:
-    created = create_accounts(plan, client)
     with _progress() as progress:
-        task = progress.add_task("posting", total=plan.row_count)
+        task = progress.add_task("creating accounts", total=None)
+        created = create_accounts(plan, client)
+        progress.update(task, description="posting", total=plan.row_count)
         posted = post(plan, totals.tap(plan.items(spool)), client, lambda count: progress.advance(task, count))
     typer.echo(
         f"{posted.imported_count} transactions imported, {posted.skipped_count} already there, "

@@ -111,9 +111,9 @@ class AccountPlan:
         if not self.shows_parts:
             self.permanent.held += self.expiring.held
             self.expiring.held = ZERO
-        if balance is None or self.last is None:
+        if balance is None:
             return
-        if self.newest_time is not None and self.newest_time > self.last.past.create_time:
+        if self.newest_time is not None and (self.last is None or self.newest_time > self.last.past.create_time):
             return
         if self.shows_parts:
             self.expiring.shown, self.permanent.shown = balance.expiring_amount, balance.permanent_amount
@@ -130,6 +130,10 @@ class AccountPlan:
                     self.first_new.past.create_time,
                     f"{vendor}:opening{suffix}:{self.first_new.past.request_id}"[:128],
                 )
+
+    def missing(self) -> Decimal:
+        """The credits that the source shows and the import does not post, because there is no new row."""
+        return ZERO if self.first_new else self.permanent.settle(self.credit_limit)[0] + self.expiring.settle()[0]
 
     def corrections(self, vendor: str) -> Iterator[PastTransaction]:
         """The adjustments after the last row."""
@@ -217,13 +221,12 @@ def make_plan(
         if f"accounts/{id_}" not in accounts:
             accounts[f"accounts/{id_}"] = _account_plan(f"accounts/{id_}", new, client, gathered.differences)
     for account in accounts.values():
-        balance = gathered.balances.get(account.name.removeprefix("accounts/"))
-        account.use(balance)
-        amount = ZERO if balance is None else balance.permanent_amount + balance.expiring_amount
+        account.use(gathered.balances.get(account.name.removeprefix("accounts/")))
         if account.first is not None:
             _require_beginning(account.first.past, account, client)
-        elif amount and not account.exists:
-            gathered.differences.add(Difference(account.name, f"has a balance of {shown(amount)} and no row: grant it"))
+        if missing := account.missing():
+            reason = f"has {shown(missing)} credits more, and no new row from which to bring them forward: grant them"
+            gathered.differences.add(Difference(account.name, reason))
     return Plan(vendor, options.expire_time, accounts, gathered.differences)
 
 

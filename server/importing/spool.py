@@ -80,9 +80,14 @@ class Spool:
     def _write(self) -> None:
         self._rows.sort(key=_position)
         run = self._folder / str(len(self._runs))
-        with run.open("wb") as file:
-            for numbered in self._rows:
-                pickle.dump(numbered, file, pickle.HIGHEST_PROTOCOL)
+        try:
+            with run.open("wb") as file:
+                for numbered in self._rows:
+                    pickle.dump(numbered, file, pickle.HIGHEST_PROTOCOL)
+        except OSError as error:
+            # A failed write does not name its file.
+            error.filename = str(run)
+            raise
         self._runs.append(run)
         self._rows = []
 

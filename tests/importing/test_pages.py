@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from daybook_client import Daybook
+from daybook_client import Daybook, NewTransaction, TransactionKind
 from server.cli.connection import REFUSED
 from server.importing import posting
 from server.importing.found import Options, Page
@@ -268,10 +268,17 @@ def test_description_of_an_account_is_checked(importer: Importer, tmp_path: Path
 
 
 def test_balance_without_rows_is_reported(importer: Importer, tmp_path: Path) -> None:
-    """A balance that no row can bring forward is shown, so that the user can grant it."""
+    """A balance that no new row can bring forward is shown, so that the user can grant the difference."""
     page = saved(tmp_path, hours_page(10, hour(0, 1)))
+    reason = "credits more, and no new row from which to bring them forward: grant them"
     output = importer.imported(*NEBULABLOCK, page, "--since", "2025-06-01T00:00:00Z", "--dry-run")
-    assert "accounts/7: has a balance of 10 and no row: grant it" in output
+    assert f"accounts/7: has 10 {reason}" in output
+    assert "differences" not in importer.imported(*NEBULABLOCK, page)
+    assert "differences" not in importer.imported(*NEBULABLOCK, page)
+    output = importer.imported(*NEBULABLOCK, saved(tmp_path, hours_page(25, hour(0, 1))))
+    assert f"accounts/7: has 15 {reason}" in output
+    importer.client.create_transaction("accounts/7", NewTransaction(TransactionKind.GRANT, "top_up", 15))
+    assert "differences" not in importer.imported(*NEBULABLOCK, saved(tmp_path, hours_page(25, hour(0, 1))))
 
 
 def test_unanswered_import_says_how_to_continue(importer: Importer, tmp_path: Path) -> None:

@@ -74,3 +74,13 @@ def test_equal_rows_without_ids_are_different_rows() -> None:
     assert len(set(first)) == 3
     assert set(first) < set(made(row(0), row(0, amount="-2"), row(0), row(1), row(0)))
     assert first == made(row(1), row(0), row(0))
+
+
+def test_full_disk_names_the_temporary_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system's folder for temporary files may have its own disk, so the error says where it is."""
+    monkeypatch.setattr(module, "RUN_ROWS", 1)
+    with Spool("csv", newest_first=False) as spool:
+        (spool._folder / "0").symlink_to("/dev/full")
+        with pytest.raises(OSError, match="No space left") as raised:
+            spool.add(row(0))
+        assert raised.value.filename == str(spool._folder / "0")
