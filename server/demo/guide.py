@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from server.demo import dreadnode, nebulablock, spacebring, teable
+from server.demo import dreadnode, nebulablock, spacebring, teable, teams
 from server.demo.load import SECRET
 from server.transport.addresses import host_and_port, reachable
 
@@ -36,6 +36,10 @@ class Gateway:
         """A curl command that gets a path."""
         header = f"Authorization: Bearer {key}"
         return shlex.join(["curl", "-sS", *self._trust, "-H", header, *more, f"{self._origin}{path}"])
+
+    def page(self, key: str) -> str:
+        """The address of the page in the browser, which opens it with a key."""
+        return f"{self._origin}/#key={key}"
 
     def list_transactions(self, key: str, account_id: str) -> str:
         """A buf command that lists an account's transactions over gRPC."""
@@ -77,7 +81,11 @@ def commands(gateway: Gateway) -> dict[str, str]:
 
 def what_to_try(gateway: Gateway) -> str:
     """The text that `daybook up --demo` prints: all commands, with an introduction."""
-    return to_text("Daybook is up, on demo data. Try, in another terminal:", commands(gateway), "Ctrl-C stops it.")
+    introduction = (
+        f"Daybook is up, on demo data. Look at it in a browser:\n\n{gateway.page(f'{teams.KEY}.{SECRET}')}\n\n"
+        "Try, in another terminal:"
+    )
+    return to_text(introduction, commands(gateway), "Ctrl-C stops it.")
 
 
 def to_text(introduction: str, commands: dict[str, str], *end: str) -> str:

@@ -10,7 +10,7 @@ from daybook.v1.transaction_pb2 import Transaction
 
 from server.book import Book, open_book
 from server.config import CannotStart
-from server.demo import dreadnode, nebulablock, spacebring, teable
+from server.demo import dreadnode, nebulablock, spacebring, teable, teams
 from server.demo.story import Event, Refund, Story, Transfer
 from server.ledger import money
 from server.ledger.access import DEFAULT_SCOPES, Caller, hash_secret
@@ -24,7 +24,7 @@ log = structlog.get_logger(__name__)
 
 SECRET = "public"  # noqa: S105  # the demo is public
 """The secret of every demo key."""
-STORIES = (teable.STORY, nebulablock.STORY, spacebring.STORY, dreadnode.STORY)
+STORIES = (teable.STORY, nebulablock.STORY, spacebring.STORY, dreadnode.STORY, teams.STORY)
 
 _SEED = 20241010
 _NO_REQUEST = Request("", b"")

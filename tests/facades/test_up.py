@@ -260,9 +260,9 @@ def test_existing_demo_is_not_loaded_again(start: Start, demo_database: Path) ->
 
 
 def test_first_start_loads_the_demo(gateway: Daybook, first_start: Path) -> None:
-    """The first start loads the demo and logs it for each of the four tenants."""
+    """The first start loads the demo and logs it for each of the five tenants."""
     del gateway  # This fixture, or that of another pytest-xdist worker, fills the folder.
-    assert "".join((first_start / name).read_text() for name in ("stdout", "stderr")).count("demo data loaded") == 4
+    assert "".join((first_start / name).read_text() for name in ("stdout", "stderr")).count("demo data loaded") == 5
 
 
 def test_logs_go_to_stderr(gateway: Daybook, first_start: Path) -> None:
