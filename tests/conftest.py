@@ -1,12 +1,14 @@
-"""Fixtures of all tests: an empty ledger on each engine with a manual clock, and a server for it."""
+"""Fixtures of all tests: an empty ledger on each engine with a manual clock, a server for it, and the demo."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import tempfile
 import uuid
 from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from random import Random
 
@@ -18,12 +20,16 @@ from server.app import serving
 from server.book import Book, open_book
 from server.config import Settings
 from server.ledger.names import RandomBytes
+from tests.support.browsers import CHROMIUM, LEFT_OUT
 from tests.support.callers import Client, Server
 from tests.support.certificates import Authority
 from tests.support.clock import Clock
 from tests.support.databases import PostgreSQL, ReusedDatabase, create_distributed_tables, create_tables, run_apart
+from tests.support.http_client import send
+from tests.support.processes import Daybook, Ports, copy_database, sqlite_url
 from tests.support.sharding_monitor import Statements, monitor
 from tests.support.toolchains import MISSING
+from tests.support.waiting import wait_until
 
 # Without a deadline, because a busy machine must not fail a test.
 settings.register_profile("daybook", deadline=None)
@@ -50,6 +56,13 @@ def pytest_runtest_call() -> Iterator[None]:
 def pytest_report_header() -> str:
     """Names the missing toolchains, whose generated clients are not tested."""
     return f"generated clients not tested: {', '.join(sorted(MISSING)) or 'none'}"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Says which tests were left out because this machine has no browser."""
+    if CHROMIUM is None:
+        terminalreporter.section("no browser")
+        terminalreporter.write_line(LEFT_OUT)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -143,6 +156,46 @@ def reused_database(request: pytest.FixtureRequest) -> ReusedDatabase:
         run_apart(create_tables(url))
 
     return ReusedDatabase(url, create)
+
+
+@pytest.fixture(scope="session")
+def first_start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of a run share, with the database and output of the first `daybook up --demo`."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "first-start"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def gateway(first_start: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daybook]:
+    """The demo behind its gateway. At the end SIGINT must stop it with exit code 0 and without leftover processes.
+
+    The first process of a run loads the demo data, which is slow; the others copy the database.
+    """
+    folder, ports, loaded = tmp_path_factory.mktemp("demo"), Ports.free(), first_start / "daybook.db"
+    with ExitStack() as stack:
+        lock = stack.enter_context((first_start / "lock").open("w"))
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if loaded.exists():
+            shutil.copyfile(loaded, folder / "daybook.db")
+            lock.close()
+        daybook = Daybook.start(
+            *("up", "--demo", "--database-url", sqlite_url(folder / "daybook.db")),
+            *ports.flags,
+            folder=folder,
+            ports=ports,
+        )
+        stack.callback(daybook.kill)
+        daybook.wait_for("Ctrl-C stops it.")
+        wait_until(lambda: send(daybook.origin, "/readyz").status == 200, "/readyz answers 200")
+        if not loaded.exists():
+            (first_start / "stdout").write_text(daybook.stdout)
+            (first_start / "stderr").write_text(daybook.stderr)
+            copy_database(folder / "daybook.db", loaded)
+            lock.close()
+        yield daybook
+        assert daybook.stop() == 0
 
 
 @pytest.fixture

@@ -150,6 +150,11 @@ function render() {
   return shown;
 }
 
+document.querySelector(".skip").addEventListener("click", (event) => {
+  // The fragment of the address is the view's.
+  event.preventDefault();
+  main.focus();
+});
 addEventListener("hashchange", render);
 addEventListener("refused", (event) => {
   if (opened !== null) {

@@ -90,12 +90,12 @@ function advice({ status, reason, metadata, retrySeconds }) {
   const byStatus = {
     0: "Check your connection, then try again. Nothing was changed: this page only reads.",
     400: "Change what you entered, or start again from the first page.",
-    401: "Paste another key, or get a new one from whoever runs Daybook.",
+    401: "Paste another key, or get a new one from the operator of this service.",
     429: `Too many calls at once. You can try again in ${retrySeconds || 1} s.`,
     503: "The service is away, or can't reach its database. Try again in a moment.",
     504: "The service was too slow. Try again in a moment, or narrow the period.",
   };
-  return byReason[reason] ?? byStatus[status] ?? "Try again. If it fails again, send the request id to whoever runs Daybook.";
+  return byReason[reason] ?? byStatus[status] ?? "Try again. If it fails again, send the request id to the operator of this service.";
 }
 
 // An error in the API's own words, with what to do. The button waits as long as the API says.

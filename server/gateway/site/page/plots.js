@@ -43,7 +43,7 @@ function roundTimes(from, to, count) {
     }
     return times;
   }
-  const months = [1, 2, 3, 6, 12, 24, 60, 120].find((each) => each * 30 * DAY >= length) ?? 600;
+  const months = [1, 2, 3, 6, 12, 24, 60, 120].find((each) => each * 31 * DAY >= length) ?? 600;
   const start = new Date(from);
   for (let month = start.getUTCFullYear() * 12; ; month += months) {
     const year = Math.floor(month / 12);

@@ -19,11 +19,17 @@ export function fragmentOf(name) {
 export function readFragment(text) {
   const [path, search = ""] = text.replace(/^#/, "").split("?");
   const match = /^\/?(?:accounts\/([^/]+)(?:\/transactions\/([^/]+))?)?$/.exec(path);
+  const query = Object.fromEntries(new URLSearchParams(search));
+  for (const day of ["from", "through"]) {
+    if (Number.isNaN(Date.parse(`${query[day]}T00:00:00Z`))) {
+      delete query[day];
+    }
+  }
   try {
     return match && {
       account: match[1] === undefined ? null : decodeURIComponent(match[1]),
       uid: match[2] === undefined ? null : decodeURIComponent(match[2]),
-      query: Object.fromEntries(new URLSearchParams(search)),
+      query,
     };
   } catch {
     return null;

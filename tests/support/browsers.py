@@ -1,0 +1,11 @@
+"""The browser of this machine, for the tests of the page."""
+
+from __future__ import annotations
+
+import shutil
+
+CHROMIUM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+)
+"""The path of a Chromium, or None."""
+LEFT_OUT = "Chromium is missing, so the tests of the page in a browser were left out: tests/page/test_page*.py"
