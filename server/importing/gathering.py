@@ -83,7 +83,9 @@ def _add_row(row: Row, spool: Spool, options: Options, gathered: Gathered, colum
         _check(row.past, options.now)
     except FieldInvalid as refusal:
         name = refusal.field.removeprefix("transaction.")
-        column = f", column {columns[name]}" if name in columns else ""
+        # The field may be one within the field of the column, like owner.id.
+        shown = columns.get(name) or columns.get(name.partition(".")[0])
+        column = f", column {shown}" if shown else ""
         gathered.problems.add(Problem(f"{row.place}{column}", f"{name} {refusal.problem}"))
     except (ValueError, TypeError) as error:
         gathered.problems.add(Problem(row.place, str(error)))

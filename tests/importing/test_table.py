@@ -255,6 +255,13 @@ def test_value_of_a_constant_may_have_an_equals_sign(importer: Importer, tmp_pat
     assert imported.description == "x=y"
 
 
+def test_problem_within_a_field_names_its_column(importer: Importer, tmp_path: Path) -> None:
+    """The column `owner` is the id of a user, and the refusal of this id names the column."""
+    text = f"account,create_time,category,amount,owner\nada,2025-01-01T00:00:00Z,gift,1,{'x' * 200}\n"
+    result = importer.run(saved(tmp_path, text))
+    assert "line 2, column owner: owner.id must have at most 128 characters" in result.stderr
+
+
 def test_priority_of_many_digits_is_a_bad_row(importer: Importer, tmp_path: Path) -> None:
     """A priority that no integer type holds is a bad row."""
     for priority in ("9" * 5000, "99999", "\u0663"):
