@@ -95,7 +95,8 @@ LIMITS: Sequence[tuple[str, Sequence[Limit]]] = (
                 "gateway: concurrent streams",
                 "waits until one has ended",
             ),
-            Limit("Running requests of a gateway", "requests", "gateway: requests", "429"),
+            Limit("Running writes of a gateway, for each server that it lists", "requests", "gateway: writes", "429"),
+            Limit("Running reads of a gateway", "requests", "gateway: reads", "429"),
             Limit("Length of the posting queue", "calls", "posting.poster.QUEUE_LENGTH_MAX", "`TOO_BUSY`"),
             Limit("Running verifications", "", "usecases.verification.IN_FLIGHT_MAX", "`TOO_BUSY`"),
         ),
@@ -364,13 +365,14 @@ def gateway_limits() -> Mapping[str, int]:
     configuration = yaml.safe_load((ROOT / "envoy.yaml").read_text())["static_resources"]
     manager: Any = configuration["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
     (buffer,) = (each["typed_config"] for each in manager["http_filters"] if each["name"].endswith(".buffer"))
-    (thresholds,) = configuration["clusters"][0]["circuit_breakers"]["thresholds"]
+    writes, reads = configuration["clusters"][0]["circuit_breakers"]["thresholds"]
     return {
         "body": buffer["max_request_bytes"],
         "headers": manager["max_request_headers_kb"],
         "header count": manager["common_http_protocol_options"]["max_headers_count"],
         "concurrent streams": manager["http2_protocol_options"]["max_concurrent_streams"],
-        "requests": thresholds["max_requests"],
+        "writes": writes["max_requests"],
+        "reads": reads["max_requests"],
     }
 
 

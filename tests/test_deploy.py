@@ -161,6 +161,8 @@ def test_gateway_configuration_is_valid(tmp_path: Path) -> None:
     assert [f"{each['address']}:{each['port_value']}" for each in addresses] == rest[1::2]
     assert (cluster.pop("type"), cluster.pop("dns_lookup_family")) == ("STRICT_DNS", "V4_PREFERRED")
     (before,) = original["static_resources"]["clusters"]
+    limits, limits_before = (each["circuit_breakers"]["thresholds"].pop(0) for each in (cluster, before))
+    assert limits["max_requests"] == len(addresses) * limits_before["max_requests"]
     assert cluster == {key: value for key, value in before.items() if key not in {"type", "load_assignment"}}
     # Otherwise only the paths of the descriptors and of the site differ, and the TLS listener is missing.
     text = yaml.safe_dump(written["static_resources"]["listeners"])

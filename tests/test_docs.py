@@ -150,9 +150,10 @@ def test_limits_of_gateway_and_server_are_consistent() -> None:
     (least,) = [each.ge for each in defaults["metadata_bytes_max"].metadata if hasattr(each, "ge")]
     # gRPC adds 32 bytes for each header (RFC 9113, 6.5.2).
     assert least > gateway["headers"] * 1024 + 32 * gateway["header count"]
-    # The server must refuse first, because it knows the caller.
+    # The server must refuse reads first, because it knows the caller. It must be able to run all writes.
+    assert gateway["writes"] <= defaults["calls_in_flight_max"].default
     running = defaults["calls_in_flight_max"].default + defaults["streams_in_flight_max"].default
-    assert gateway["requests"] > running + admission.WAITING_CALLS_MAX
+    assert gateway["reads"] > running + admission.WAITING_CALLS_MAX
     # The server refuses streams on a full connection, and counts each stream slightly longer than Envoy.
     (cluster,) = yaml.safe_load((ROOT / "envoy.yaml").read_text())["static_resources"]["clusters"]
     (protocol,) = cluster["typed_extension_protocol_options"].values()

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import json
+import struct
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from daybook.v1.ledger_service_pb2 import CreateTransactionRequest, ListTransactionsRequest
+from google.protobuf.message import Message
+from grpc_health.v1.health_pb2 import HealthCheckRequest
 
+from server.config import Settings
 from server.demo import dreadnode, nebulablock, spacebring, teable
-from tests.support.gateways import gateway_before
-from tests.support.http_client import send
+from tests.support.gateways import configuration_of, gateway_before
+from tests.support.http_client import Answer, send
 from tests.support.processes import Daybook, Ports, copy_database, sqlite_url
 from tests.support.waiting import SECONDS_MAX
 
 CREATE = "/daybook.v1.Ledger/CreateTransaction"
+LIST = "/daybook.v1.Ledger/ListTransactions"
 TOO_MANY = "Too many requests"
 ANSWERS: Mapping[str, tuple[str, object]] = {
     f"/api/space/{teable.SPACE}/billing/credit-history?month={teable.MONTH}": (
@@ -100,12 +106,18 @@ async def test_call_without_admission_gets_429(full: Daybook) -> None:
             pass
 
 
+def limits_of(configuration: dict[str, Any]) -> dict[str, Any]:
+    """The gateway's limits of running requests: DEFAULT for writes, HIGH for reads and health checks."""
+    thresholds = configuration["static_resources"]["clusters"][0]["circuit_breakers"]["thresholds"]
+    return {each["priority"]: each for each in thresholds}
+
+
 def test_gateway_circuit_breaker_answers_like_the_server(gateway: Daybook, tmp_path: Path) -> None:
     """A request over the gateway's limit of concurrent requests gets the server's 429, or RESOURCE_EXHAUSTED."""
 
     def without_capacity(configuration: dict[str, Any]) -> None:
-        (thresholds,) = configuration["static_resources"]["clusters"][0]["circuit_breakers"]["thresholds"]
-        thresholds["max_requests"] = 0
+        for each in limits_of(configuration).values():
+            each["max_requests"] = 0
 
     with gateway_before(tmp_path, gateway.ports.server, without_capacity) as origin:
         for target, (key, expected) in ANSWERS.items():
@@ -120,3 +132,55 @@ def test_gateway_circuit_breaker_answers_like_the_server(gateway: Daybook, tmp_p
     assert (error.code(), error.details()) == (grpc.StatusCode.RESOURCE_EXHAUSTED, TOO_MANY)
     headers = (*error.initial_metadata(), *error.trailing_metadata())
     assert [value for name, value in headers if name == "retry-after"] == ["1"]
+
+
+def test_reads_and_health_checks_are_served_while_writes_are_refused(gateway: Daybook, tmp_path: Path) -> None:
+    """While the gateway runs as many writes as it may, it serves reads and health checks in each protocol."""
+
+    def without_capacity(configuration: dict[str, Any]) -> None:
+        limits_of(configuration)["DEFAULT"]["max_requests"] = 0
+
+    credential = {"authorization": f"Bearer {dreadnode.KEY}.public"}
+    parent = f"accounts/{dreadnode.ORGANIZATION}"
+    page, posting = ListTransactionsRequest(parent=parent), CreateTransactionRequest(parent=parent)
+    with gateway_before(tmp_path, gateway.ports.server, without_capacity) as origin:
+
+        def answer(target: str, method: str, content_type: str, body: bytes, **headers: str) -> Answer:
+            sent = {**credential, "content-type": content_type, **headers}
+            return send(origin, target, method=method, headers=sent, body=body)
+
+        def web_statuses(request: Message, path: str) -> tuple[int, int]:
+            """The statuses over Connect and over gRPC-Web."""
+            message = request.SerializeToString()
+            frame = struct.pack(">BI", 0, len(message)) + message
+            connect = {"connect-protocol-version": "1"}
+            return (
+                answer(path, "POST", "application/proto", message, **connect).status,
+                answer(path, "POST", "application/grpc-web+proto", frame).status,
+            )
+
+        assert {get(origin, target, key)[0] for target, (key, _) in ANSWERS.items()} == {200}
+        bodies = {"GET": b"", "HEAD": b"", "POST": b"{}"}
+        statuses = {method: answer(NATIVE, method, "application/json", body).status for method, body in bodies.items()}
+        assert statuses == {"GET": 200, "HEAD": 200, "POST": 429}
+        assert web_statuses(page, LIST) == (200, 200)
+        assert web_statuses(posting, CREATE) == (429, 429)
+        with grpc.insecure_channel(origin.removeprefix("http://")) as channel:
+            assert code_of_call(channel, LIST, page) is grpc.StatusCode.OK
+            assert code_of_call(channel, CREATE, posting) is grpc.StatusCode.RESOURCE_EXHAUSTED
+            check = HealthCheckRequest(service="daybook.v1.Ledger")
+            assert code_of_call(channel, "/grpc.health.v1.Health/Check", check) is grpc.StatusCode.OK
+
+
+def code_of_call(channel: grpc.Channel, method: str, request: Message) -> grpc.StatusCode:
+    """The status of a unary call."""
+    metadata = (("authorization", f"Bearer {dreadnode.KEY}.public"),)
+    call: Any = channel.unary_unary(method)
+    code: grpc.StatusCode = call.future(request.SerializeToString(), metadata=metadata, timeout=SECONDS_MAX).code()
+    return code
+
+
+def test_limit_of_writes_grows_with_the_servers() -> None:
+    """The gateway runs 512 writes for each server."""
+    limits = [limits_of(configuration_of(Settings(workers=count)))["DEFAULT"]["max_requests"] for count in (1, 3)]
+    assert limits == [512, 1536]
