@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterator
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -19,12 +20,12 @@ from docs import generate
 from server.config import Settings
 from server.store.tables import transactions
 from server.transport import admission
+from tests.support.blocks import FENCE, PAGES, blocks
 from tests.support.command_line import require_command
 from tests.support.methods import METHODS
 from tests.support.words import BANNED
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [*sorted(ROOT.glob("*.md")), ROOT / "examples/README.md", *generate.pages()]
 REFERENCE = ROOT / "docs/reference"
 SENTENCE_WORDS_MAX = 40
 
@@ -33,9 +34,11 @@ INTERNAL = {
     "ANSWER_SECONDS_MAX",
     "ATTRIBUTE_CHARACTERS_MAX",
     "BUCKETS_MAX",
+    "CHANGED_MAX",
     "CHARACTERS_MAX",
     "CONFIGURED_KEYS_MAX",
     "CREDENTIALS_CACHED_MAX",
+    "DIGITS_MAX",
     "EACH_SECONDS_MAX",
     "ECHOED_CHARACTERS_MAX",
     "END_SECONDS_MAX",
@@ -91,8 +94,7 @@ def by_path(page: Path) -> str:
 
 def without_code(text: str) -> str:
     """Returns a page without code blocks and comments."""
-    text = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
-    return re.sub(r"<!--.*?-->", "", re.sub(r"^(    .*\n)+", "\n", text, flags=re.MULTILINE), flags=re.DOTALL)
+    return re.sub(r"(?s)<!--.*?-->", "", FENCE.sub("", text))
 
 
 def anchors(page: Path) -> set[str]:
@@ -198,21 +200,21 @@ def test_pages_named_in_code_exist() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=by_path)
 def test_examples_parse(page: Path) -> None:
-    """Blocks of JSON and YAML parse, and `daybook` accepts the arguments of each command on a page."""
-    text = page.read_text()
-    for language, block in re.findall(r"(?s)```(json|yaml)\n(.*?)```", text):
-        (json.loads if language == "json" else yaml.safe_load)(block)
-    shown = [line for block in re.findall(r"(?s)```(?:text|sh)\n(.*?)```", text) for line in block.splitlines()]
-    shown += [line for line in text.splitlines() if line.startswith("    ")]
-    for line in (each.strip().removeprefix(".venv/bin/") for each in shown):
-        if line.startswith("daybook ") and "[" not in line and page.name != "commands.md":
-            require_command(*shlex.split(line)[1:])
+    """Blocks of JSON, TOML and YAML parse, and `daybook` accepts the arguments of each command on a page."""
+    parsers: Mapping[str, Callable[[str], object]] = {"json": json.loads, "toml": tomllib.loads, "yaml": yaml.safe_load}
+    for block in blocks(by_path(page)):
+        if block.language in parsers:
+            parsers[block.language](block.text)
+        for line in block.text.splitlines() if block.language == "sh" else ():
+            command = line.strip().removeprefix(".venv/bin/")
+            if command.startswith("daybook ") and not command.endswith("\\"):
+                require_command(*shlex.split(command)[1:])
 
 
 def test_indexes_in_the_upgrade_page_match_the_schema() -> None:
     """Each statement in the page of upgrades builds an index of the schema."""
-    (block,) = re.findall(r"(?s)```sql\n(.*?)```", (ROOT / "docs/operate/upgrades.md").read_text())
-    shown = {" ".join(each.split()) for each in re.sub(r"--.*", "", block).split(";") if each.strip()}
+    (block,) = blocks("docs/operate/upgrades.md", "sql")
+    shown = {" ".join(each.split()) for each in re.sub(r"--.*", "", block.text).split(";") if each.strip()}
     dialect = PGDialect()  # type: ignore[no-untyped-call]  # SQLAlchemy's constructor has no types
     compiled = (CreateIndex(index).compile(dialect=dialect) for index in transactions.indexes)
     built = {" ".join(str(each).split()).replace("INDEX ", "INDEX CONCURRENTLY ", 1) for each in compiled}

@@ -50,8 +50,8 @@ def blocks(language: str) -> list[str]:
 
 
 def command_line(start: str) -> str:
-    """The indented command of the guide that begins with `start`."""
-    (found,) = re.findall(rf"^    ({re.escape(start)}.*)$", GUIDE, re.MULTILINE)
+    """The command of the guide that begins with `start`."""
+    (found,) = re.findall(rf"^({re.escape(start)}.*)$", "".join(blocks("sh")), re.MULTILINE)
     return str(found)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from daybook_client import AccountKind
+from tests.support.blocks import blocks
 from tests.support.importing import Importer
 
 PLAIN = """\
@@ -278,3 +280,20 @@ def test_another_row_with_the_same_id_is_a_bad_row(importer: Importer, tmp_path:
     assert "1 rows can't be imported:\n  line 4: has the request_id r1 of another row\n" in result.stderr
     assert importer.run(file, "--skip-bad-rows").exit_code == 0
     assert importer.state() == {"ada": ["GRANT gift 1"]}
+
+
+def test_documented_mappings_import_a_file(importer: Importer, tmp_path: Path) -> None:
+    """The flags and the TOML file of docs/import.md map the columns that they name."""
+    by_flags, by_file = (
+        each for block in blocks("docs/import.md", "sh") for each in block.text.splitlines() if "history.csv" in each
+    )
+    (mapping,) = blocks("docs/import.md", "toml")
+    english = saved(tmp_path, "Customer,Date,Credits\nada,2025-01-01T00:00:00Z,10\n", "english.csv")
+    german = saved(tmp_path, "Customer;Date;Credits;Type\nbob;02.01.2025 12:00;1,5;Top-up\n", "german.csv")
+    files = {"mapping.toml": saved(tmp_path, mapping.text, "mapping.toml")}
+    for line, file in ((by_flags, english), (by_file, german)):
+        _, _, *arguments = shlex.split(line)
+        importer.imported(*({**files, "history.csv": file}.get(each, each) for each in arguments))
+    assert importer.state() == {"ada": ["GRANT purchase 10"], "bob": ["GRANT purchase 1.5"]}
+    newest = importer.client.list_transactions("accounts/bob").page().items[0]
+    assert newest.create_time == datetime(2025, 1, 2, 11, tzinfo=UTC)

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import grpc
 import pytest
-from daybook.v1.ledger_service_pb2 import ListAccountsRequest
+from daybook.v1.ledger_service_pb2 import ListAccountsRequest, ListTransactionsRequest
 
 from server.app import serving
 from server.book import Book
 from server.config import CannotStart, Settings
 from server.ledger.instants import SECOND
+from tests.support.blocks import blocks
 from tests.support.callers import Client, Server
 from tests.support.clock import NOON
-from tests.support.identity_provider import AUDIENCE, NAME, Endpoint, claims_at, ec_key, jwk_set
+from tests.support.identity_provider import AUDIENCE, NAME, Endpoint, claims_at, ec_key, jwk_set, rsa_key
 from tests.support.markers import only_sqlite
 from tests.support.refusals import refusal_of
 
@@ -28,9 +30,9 @@ KEY = ec_key()
 @asynccontextmanager
 async def serving_tokens(book: Book, jwks: str, **settings: object) -> AsyncIterator[Server]:
     """Serves the book with the issuer's access tokens accepted."""
-    oauth2 = {"oauth2_issuer": NAME, "oauth2_audience": AUDIENCE, "oauth2_jwks": jwks}
+    oauth2 = {"oauth2_issuer": NAME, "oauth2_audience": AUDIENCE, **settings, "oauth2_jwks": jwks}
     async with (
-        serving(book, Settings(port=0, shutdown_grace_seconds=1, **oauth2, **settings)) as port,  # type: ignore[arg-type]
+        serving(book, Settings(port=0, shutdown_grace_seconds=1, **oauth2)) as port,  # type: ignore[arg-type]
         grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
     ):
         yield Server(book, channel)
@@ -99,3 +101,23 @@ async def test_missing_key_file_prevents_the_start(book: Book, tmp_path: Path) -
     with pytest.raises(CannotStart, match="oauth2_jwks: the file holds no usable key"):
         async with serving_tokens(book, str(tmp_path / "missing.json")):
             pass
+
+
+async def test_documented_token_reads_its_account(book: Book, tmp_path: Path) -> None:
+    """With the settings of docs/operate/access-tokens.md, its token may read its account, and no other."""
+    (given,), (claims,) = (blocks("docs/operate/access-tokens.md", language) for language in ("text", "json"))
+    settings = {
+        name.removeprefix("DAYBOOK_").lower(): value
+        for name, _, value in (line.partition("=") for line in given.text.splitlines())
+    }
+    key = rsa_key()
+    (tmp_path / "jwks.json").write_bytes(jwk_set(key))
+    async with serving_tokens(book, str(tmp_path / "jwks.json"), **settings) as server:
+        house = await server.client(await server.create_tenant("acme"))
+        for account_id in ("space-7", "space-8"):
+            await house.create_account(account_id)
+        caller = Client(server.channel, key.token(json.loads(claims.text)))
+        own, other = (ListTransactionsRequest(parent=f"accounts/{each}") for each in ("space-7", "space-8"))
+        await caller.ledger.ListTransactions(own, metadata=caller.metadata)
+        refusal = await refusal_of(caller.ledger.ListTransactions(other, metadata=caller.metadata))
+        assert refusal.reason == "ACCOUNT_NOT_PERMITTED"

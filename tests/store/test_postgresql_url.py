@@ -20,6 +20,7 @@ from server.store.database import Database
 from server.store.engine import DatabaseUrlInvalid
 from server.store.migrate import can_serve, migrate
 from server.store.query import Query
+from tests.support.blocks import blocks
 from tests.support.certificates import Authority
 from tests.support.databases import PostgreSQL
 from tests.support.processes import free_range, run
@@ -75,6 +76,14 @@ async def test_a_wrong_parameter_is_refused(name: str, query: str, problem: str)
         Database(*((wrong,) if name == "database_url" else (BASE, None, wrong)))
     assert str(caught.value).startswith(f"{name} {problem}")
     assert PASSWORD not in str(caught.value)
+
+
+async def test_documented_url_is_accepted(authority: Authority) -> None:
+    """The URL in docs/operate/postgresql.md has supported parameters."""
+    (block,) = blocks("docs/operate/postgresql.md", "text")
+    url = block.text.strip().replace("/etc/daybook/postgresql-ca.crt", str(authority.file))
+    assert str(authority.file) in url
+    await Database(url).close()
 
 
 def test_the_command_prints_one_line(tmp_path: Path) -> None:

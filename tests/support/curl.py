@@ -1,4 +1,4 @@
-"""A replacement for curl with only the flags that vendors' samples use.
+"""A replacement for curl with only the flags that the documentation and vendors' samples use.
 
 A machine may lack curl, and the package index has only curl's library. A shell runs this program like curl, so quotes
 and line continuations have their usual meaning. It rejects any other flag.
@@ -27,6 +27,8 @@ def main() -> None:
     parser.add_argument("-X", "--request")
     parser.add_argument("-d", "--data")
     parser.add_argument("-H", "--header", action="append", default=[])
+    parser.add_argument("-f", "--fail", action="store_true")
+    parser.add_argument("-o", "--output", type=Path)
     parser.add_argument("-s", "--silent", action="store_true")
     parser.add_argument("-S", "--show-error", action="store_true")
     parser.add_argument("--cacert")
@@ -57,7 +59,14 @@ def main() -> None:
     if body is not None:
         connection.putheader("Content-Length", str(len(body)))
     connection.endheaders(body)
-    sys.stdout.buffer.write(connection.getresponse().read())
+    answer = connection.getresponse()
+    content = answer.read()
+    if arguments.fail and answer.status >= 400:
+        sys.exit(22)
+    if arguments.output:
+        arguments.output.write_bytes(content)
+    else:
+        sys.stdout.buffer.write(content)
 
 
 if __name__ == "__main__":

