@@ -10,5 +10,6 @@ serves the files; the server doesn't need this package.
 | `schemas.py` | the JSON Schema of a message |
 | `errors.py` | the error responses of the native API and of a facade |
 | `exchanges.py`, `examples/` | exchanges with a real gateway, which the tests repeat |
+| `operations.py` | the operations of a method |
 | `documents.py` | the documents |
 """
