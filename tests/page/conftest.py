@@ -15,7 +15,7 @@ from tests.support.pages import OpenPage
 from tests.support.processes import Daybook
 from tests.support.rest import Rest
 
-collect_ignore = [] if CHROMIUM else ["test_page.py", "test_page_states.py"]
+collect_ignore = [] if CHROMIUM else ["test_page.py", "test_page_states.py", "test_reference.py"]
 
 
 @pytest.fixture(scope="module")

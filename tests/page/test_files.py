@@ -52,6 +52,15 @@ def test_file_has_its_content_and_headers(origin: str, name: str) -> None:
     }
 
 
+@pytest.mark.parametrize(("target", "images"), [("/", "'self'"), ("/docs", "'self' data:")])
+def test_policy_is_strict(origin: str, target: str, images: str) -> None:
+    """A page permits nothing of another origin, no inline code or style, and no eval."""
+    assert send(origin, target).header("content-security-policy") == (
+        f"default-src 'none'; script-src 'self'; style-src 'self'; img-src {images}; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+
+
 @pytest.mark.parametrize(
     ("target", "name"),
     [
