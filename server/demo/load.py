@@ -51,7 +51,8 @@ async def load(database_url: str) -> None:
             return
         if await book.credentials.has_tenant():
             raise CannotStart(
-                "demo data needs an empty database: this one holds other data, or a demo whose loading was interrupted"
+                "demo data needs an empty database: this one holds other data, a demo of another version, "
+                "or one whose loading was interrupted"
             )
         for story in STORIES:
             await _load_story(book, clock, story)
