@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import re
+import shutil
 import ssl
 import subprocess
 from collections.abc import Iterator
@@ -15,12 +15,15 @@ from typing import Any
 import grpc
 import httpx
 import pytest
+from cryptography import x509
 from daybook.v1.ledger_service_pb2 import GetBalanceRequest
 
 from server.config import Settings
 from server.gateway.configuration import write_secrets
 from server.gateway.envoy import envoy_path
+from server.tls import require_certificates
 from tests.support import curl
+from tests.support.blocks import blocks
 from tests.support.callers import credential, ledger_stub
 from tests.support.certificates import Authority, Pair, connect, handshake, served_serial
 from tests.support.gateways import configuration_of, gateway_before
@@ -42,7 +45,6 @@ from tests.support.waiting import SECONDS_MAX, wait_until
 KEY = "demo-dreadnode.public"
 CREDENTIAL = {"authorization": f"Bearer {KEY}"}
 BALANCE = "/v1/accounts/example/balance"
-PAGE = (ROOT / "docs/operate/tls.md").read_text()
 
 
 @dataclass(frozen=True)
@@ -189,7 +191,7 @@ def test_start_with_an_unreadable_certificate_fails_in_one_line(tmp_path: Path, 
 
 def snippets(language: str) -> list[str]:
     """The code blocks of docs/operate/tls.md in a language."""
-    return re.findall(rf"(?s)```{language}\n(.*?)```", PAGE)
+    return [block.text for block in blocks("docs/operate/tls.md", language)]
 
 
 def run_shell(command: str, folder: Path) -> str:
@@ -210,7 +212,7 @@ def run_shell(command: str, folder: Path) -> str:
     return result.stdout
 
 
-@pytest.mark.parametrize("number", [1, 2], ids=["through the gateway", "past it"])
+@pytest.mark.parametrize("number", [2, 3], ids=["through the gateway", "past it"])
 def test_documented_commands_succeed(secured: Secured, authority: Authority, tmp_path: Path, number: int) -> None:
     """The commands of docs/operate/tls.md succeed with the test's files and ports."""
     ports = secured.daybook.ports
@@ -223,7 +225,20 @@ def test_documented_commands_succeed(secured: Secured, authority: Authority, tmp
         (tmp_path / name).symlink_to(file)
     command = snippets("sh")[number].replace(":8443", f":{ports.gateway}").replace(":50051", f":{ports.server}")
     printed = run_shell(command.replace(".venv/bin", str(BIN)), tmp_path)
-    assert printed.count('"amount"') == printed.count("accounts/example/balance") == {1: 2, 2: 1}[number]
+    assert printed.count('"amount"') == printed.count("accounts/example/balance") == {2: 2, 3: 1}[number]
+
+
+if shutil.which("openssl"):
+
+    def test_documented_certificate_is_valid_for_the_server(tmp_path: Path) -> None:
+        """The command of docs/operate/tls.md makes a certificate and a key that the gateway accepts, for localhost."""
+        run_shell(snippets("sh")[0], tmp_path)
+        pair = {name: str(tmp_path / f"tls.{end}") for name, end in (("certificate", "crt"), ("key", "key"))}
+        require_certificates(
+            Settings(gateway_tls_certificate_file=pair["certificate"], gateway_tls_key_file=pair["key"])
+        )
+        names = x509.load_pem_x509_certificate((tmp_path / "tls.crt").read_bytes()).extensions
+        assert "localhost" in str(names.get_extension_for_class(x509.SubjectAlternativeName))
 
 
 def test_printed_commands_trust_the_certificate(secured: Secured, tmp_path: Path) -> None:
