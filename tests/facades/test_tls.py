@@ -237,7 +237,7 @@ if shutil.which("openssl"):
         require_certificates(
             Settings(gateway_tls_certificate_file=pair["certificate"], gateway_tls_key_file=pair["key"])
         )
-        names = x509.load_pem_x509_certificate((tmp_path / "tls.crt").read_bytes()).extensions
+        names = x509.load_pem_x509_certificate(certificate.read_bytes()).extensions
         assert "localhost" in str(names.get_extension_for_class(x509.SubjectAlternativeName))
 
 
