@@ -233,10 +233,8 @@ if shutil.which("openssl"):
     def test_documented_certificate_is_valid_for_the_server(tmp_path: Path) -> None:
         """The command of docs/operate/tls.md makes a certificate and a key that the gateway accepts, for localhost."""
         run_shell(snippets("sh")[0], tmp_path)
-        pair = {name: str(tmp_path / f"tls.{end}") for name, end in (("certificate", "crt"), ("key", "key"))}
-        require_certificates(
-            Settings(gateway_tls_certificate_file=pair["certificate"], gateway_tls_key_file=pair["key"])
-        )
+        certificate, key = tmp_path / "tls.crt", tmp_path / "tls.key"
+        require_certificates(Settings(gateway_tls_certificate_file=str(certificate), gateway_tls_key_file=str(key)))
         names = x509.load_pem_x509_certificate(certificate.read_bytes()).extensions
         assert "localhost" in str(names.get_extension_for_class(x509.SubjectAlternativeName))
 
