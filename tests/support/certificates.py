@@ -44,7 +44,7 @@ class Pair:
 
 
 class Authority:
-    """Signs certificates for this machine."""
+    """Signs certificates for this machine, with the extensions that RFC 5280 requires and Python 3.13 verifies."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -53,7 +53,10 @@ class Authority:
         self.file = folder / "ca.pem"
         """The authority's own certificate."""
         constraints = x509.BasicConstraints(ca=True, path_length=None)
-        self._write(self.file, _builder(self._name, self._key).add_extension(constraints, critical=True))
+        builder = _builder(self._name, self._key).add_extension(constraints, critical=True)
+        builder = builder.add_extension(_only_signs(), critical=True)
+        identifier = x509.SubjectKeyIdentifier.from_public_key(self._key.public_key())
+        self._write(self.file, builder.add_extension(identifier, critical=False))
 
     def issue(self, name: str, names: Sequence[x509.GeneralName] = OF_THIS_MACHINE) -> Pair:
         """Returns a certificate for these names and addresses. Its files and its subject have the name `name`."""
@@ -67,12 +70,27 @@ class Authority:
         return pair
 
     def _write(self, file: Path, builder: x509.CertificateBuilder) -> None:
-        certificate = builder.issuer_name(self._name).sign(self._key, SHA256())
+        identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
+        builder = builder.issuer_name(self._name).add_extension(identifier, critical=False)
+        certificate = builder.sign(self._key, SHA256())
         file.write_bytes(certificate.public_bytes(Encoding.PEM))
 
 
 def _name(text: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+
+
+def _only_signs() -> x509.KeyUsage:
+    others = (
+        "digital_signature",
+        "content_commitment",
+        "key_encipherment",
+        "data_encipherment",
+        "key_agreement",
+        "encipher_only",
+        "decipher_only",
+    )
+    return x509.KeyUsage(key_cert_sign=True, crl_sign=True, **dict.fromkeys(others, False))
 
 
 def _builder(name: x509.Name, key: EllipticCurvePrivateKey) -> x509.CertificateBuilder:

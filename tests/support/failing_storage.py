@@ -124,7 +124,7 @@ class FailingStorage(apsw.VFS):
         def connect(database: Any, timeout: float = 5.0, **options: Any) -> Any:
             if Path(database) == self.file:
                 return apsw_driver.connect(str(database), self._vfs, timeout)
-            return connect_really(database, timeout, **options)
+            return connect_really(database, timeout=timeout, **options)
 
         with pytest.MonkeyPatch.context() as patch:
             # SQLAlchemy calls the second one.
