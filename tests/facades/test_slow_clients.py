@@ -77,11 +77,24 @@ def shorten(owner: dict[str, Any], *names: str) -> None:
         owner[name] = f"{TIMEOUT_SECONDS}s"
 
 
-def rest_route(configuration: dict[str, Any]) -> dict[str, Any]:
-    """The settings that all REST routes share."""
+def rest_routes(configuration: dict[str, Any]) -> list[dict[str, Any]]:
+    """The settings of the routes of native requests that read, and of those that write."""
     (host,) = http_manager(configuration)["route_config"]["virtual_hosts"]
-    route: dict[str, Any] = next(each["route"] for each in host["routes"] if each["match"].get("prefix") == "/v1/")
-    return route
+    routes = [each["route"] for each in host["routes"] if each["match"].get("prefix") == "/v1/"]
+    assert len(routes) == 2
+    return routes
+
+
+def shorten_rest_durations(configuration: dict[str, Any]) -> None:
+    """Shortens the whole time of a native request."""
+    for route in rest_routes(configuration):
+        shorten(route["max_stream_duration"], "max_stream_duration")
+
+
+def shorten_rest_idle_timeouts(configuration: dict[str, Any]) -> None:
+    """Shortens the time without progress of a native request."""
+    for route in rest_routes(configuration):
+        shorten(route, "idle_timeout")
 
 
 def file_route(configuration: dict[str, Any]) -> dict[str, Any]:
@@ -106,10 +119,10 @@ CHANGES: dict[str, Callable[[dict[str, Any]], None]] = {
     "request_headers_timeout": lambda whole: shorten(http_manager(whole), "request_headers_timeout"),
     "stream_idle_timeout": lambda whole: shorten(http_manager(whole), "stream_idle_timeout"),
     "connection idle_timeout": shorten_idle_timeout,
-    "route idle_timeout": lambda whole: shorten(rest_route(whole), "idle_timeout"),
+    "route idle_timeout": shorten_rest_idle_timeouts,
     "file idle_timeout": lambda whole: shorten(file_route(whole), "idle_timeout"),
     "file max_stream_duration": lambda whole: shorten(file_route(whole)["max_stream_duration"], "max_stream_duration"),
-    "max_stream_duration": lambda whole: shorten(rest_route(whole)["max_stream_duration"], "max_stream_duration"),
+    "max_stream_duration": shorten_rest_durations,
 }
 
 
