@@ -540,13 +540,14 @@ async def test_https_issuer_on_loopback_is_reached_without_a_proxy(
     plain = urlsplit(endpoint.url)
 
     async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        request = await reader.readuntil(b"\r\n\r\n")
-        upstream_reader, upstream_writer = await asyncio.open_connection(plain.hostname, plain.port)
-        upstream_writer.write(request)
-        while content := await upstream_reader.read(65536):
-            writer.write(content)
-        upstream_writer.close()
-        writer.close()
+        # The test may end, and so cancel this, before the upstream closes its connection.
+        with contextlib.closing(writer):
+            request = await reader.readuntil(b"\r\n\r\n")
+            upstream_reader, upstream_writer = await asyncio.open_connection(plain.hostname, plain.port)
+            with contextlib.closing(upstream_writer):
+                upstream_writer.write(request)
+                while content := await upstream_reader.read(65536):
+                    writer.write(content)
 
     async with await asyncio.start_server(forward, "127.0.0.1", 0, ssl=context) as server:
         port = server.sockets[0].getsockname()[1]
