@@ -125,12 +125,17 @@ LIMITS: Sequence[tuple[str, Sequence[Limit]]] = (
             ),
             Limit("Burst of a credential", "calls", "rate_limit_burst", "`RATE_LIMITED`, 429 over REST"),
             Limit(
-                "Requests of a gateway per second",
+                "Requests of a credential at a gateway per second",
                 "requests",
                 "gateway_rate_limit_requests_per_second",
                 "429; `RESOURCE_EXHAUSTED` over gRPC",
             ),
-            Limit("Burst of a gateway", "requests", "gateway_rate_limit_burst", "429; `RESOURCE_EXHAUSTED` over gRPC"),
+            Limit(
+                "Burst of a credential at a gateway",
+                "requests",
+                "gateway_rate_limit_burst",
+                "429; `RESOURCE_EXHAUSTED` over gRPC",
+            ),
         ),
     ),
     (

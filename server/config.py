@@ -242,10 +242,13 @@ class Settings(BaseSettings):
         default=10_000,
         ge=0,
         le=1_000_000,
-        description="Rate limit of the gateway for all clients together, in requests per second; 0 for none.",
+        description="Rate limit of one credential at the gateway, in requests per second; 0 for none.",
     )
     gateway_rate_limit_burst: int = Field(
-        default=20_000, ge=1, le=10_000_000, description="Burst of the gateway's rate limit, in requests."
+        default=20_000,
+        ge=1,
+        le=10_000_000,
+        description="Burst of a credential's rate limit at the gateway, in requests.",
     )
     gateway_cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         default=("*",),

@@ -150,6 +150,23 @@ def test_gateway_rate_limit_over_rest_and_grpc(origin_in: OriginIn) -> None:
     assert ("retry-after", "1") in [tuple(each) for each in metadata]
 
 
+@pytest.mark.parametrize("content_type", ["application/json", "application/grpcjson", "application/grpc-web+proto"])
+def test_gateway_rate_limit_refuses_in_json(origin_in: OriginIn, content_type: str) -> None:
+    """Over the gateway's rate limit REST requests get 429 in JSON, also for odd content types and wrong methods."""
+    for method in ("POST", "DELETE"):
+        headers = {"authorization": f"Bearer {KEY}", "content-type": content_type}
+        answer = send(origin_in("crowded"), "/v1/accounts/example", method=method, headers=headers, body=b"{}")
+        assert not list(problems_of_any_answer(answer))
+        body: Any = answer.json()
+        assert (answer.status, body["code"]) == (429, 8)
+
+
+def test_gateway_rate_limit_refuses_head_without_body(origin_in: OriginIn) -> None:
+    """Over the gateway's rate limit HEAD gets 429 without a body."""
+    answer = send(origin_in("crowded"), "/v1/accounts/example", method="HEAD")
+    assert (answer.status, answer.header("retry-after"), answer.body) == (429, "1", b"")
+
+
 def test_health_checks_are_not_rate_limited(origin_in: OriginIn) -> None:
     """Health checks succeed over the rate limit, so that a load balancer keeps the gateway."""
     origin = origin_in("crowded")

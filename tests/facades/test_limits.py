@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 import yaml
 
 from server.config import Settings
-from tests.support.gateways import configuration_of
+from tests.support.gateways import configuration_of, gateway_before, rate_limit_of
 from tests.support.http_client import Answer, problems_of_any_answer, send
 from tests.support.processes import ROOT, Daybook
+from tests.support.waiting import SECONDS_MAX
 
 CREDENTIAL = {"authorization": "Bearer demo-dreadnode.public"}
 ACCOUNT = "/v1/accounts/example"
@@ -111,24 +114,65 @@ def filters_of(configuration: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_gateway_rate_limit_is_a_setting() -> None:
-    """`daybook up` limits the rate of all callers together by its settings; 0 per second means no limit."""
+    """`daybook up` limits the rate of each credential by its settings; 0 per second means no limit."""
     settings = Settings(gateway_rate_limit_requests_per_second=7, gateway_rate_limit_burst=9)
-    limit = filters_of(configuration_of(settings))["local_ratelimit"]
-    assert limit["token_bucket"] == {"max_tokens": 9, "tokens_per_fill": 7, "fill_interval": "1s"}
+    limit = rate_limit_of(configuration_of(settings))
+    bucket = {"max_tokens": 9, "tokens_per_fill": 7, "fill_interval": "1s"}
+    assert [limit["token_bucket"], *(each["token_bucket"] for each in limit["descriptors"])] == [bucket, bucket]
     assert limit["filter_enforced"] == limit["filter_enabled"] == {"default_value": {"numerator": 100}}
-    unlimited = filters_of(configuration_of(Settings(gateway_rate_limit_requests_per_second=0)))["local_ratelimit"]
-    assert unlimited["filter_enforced"] == {"default_value": {"numerator": 0}}
+    unlimited = rate_limit_of(configuration_of(Settings(gateway_rate_limit_requests_per_second=0)))
+    assert unlimited["filter_enabled"] == {"default_value": {"numerator": 0}}
+
+
+def test_gateway_limits_each_credential(gateway: Daybook, tmp_path: Path) -> None:
+    """Each credential has its own bucket, in either header and in each protocol; requests without one share another."""
+
+    def two_an_hour(configuration: dict[str, Any]) -> None:
+        limit = rate_limit_of(configuration)
+        for each in (limit, *limit["descriptors"]):
+            each["token_bucket"] = {"max_tokens": 2, "tokens_per_fill": 1, "fill_interval": "3600s"}
+
+    credentials: list[dict[str, str]] = [
+        {"authorization": "Bearer one"},
+        {"authorization": "Bearer two"},
+        {"x-api-key": "one"},
+        {},
+    ]
+    with gateway_before(tmp_path, gateway.ports.server, two_an_hour) as origin:
+
+        def status(headers: dict[str, str]) -> int:
+            return send(origin, ACCOUNT, headers=headers).status
+
+        assert [[status(headers) for _ in range(3)] for headers in credentials] == [[401, 401, 429]] * len(credentials)
+        # Other credentials don't fill a bucket again.
+        for number in range(100):
+            assert status({"authorization": f"Bearer {number}"}) == 401
+        assert [status(headers) for headers in credentials] == [429] * len(credentials)
+        # A second credential doesn't help.
+        assert status({"authorization": "Bearer one", "x-api-key": "new"}) == 429
+        assert status({"authorization": "Bearer new", "x-api-key": "one"}) == 429
+        with grpc.insecure_channel(origin.removeprefix("http://")) as channel:
+            call: Any = channel.unary_unary("/daybook.v1.Ledger/GetAccount")
+            codes = [
+                call.future(b"", metadata=(("authorization", f"Bearer {name}"),), timeout=SECONDS_MAX).code()
+                for name in ("two", "three")
+            ]
+        assert codes == [grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAUTHENTICATED]
 
 
 def test_default_rate_limit_equals_envoy_yaml() -> None:
     """envoy.yaml has the default rate limit of `daybook up`."""
     defaults = {name: field.default for name, field in Settings.model_fields.items()}
-    bucket = filters_of(yaml.safe_load((ROOT / "envoy.yaml").read_text()))["local_ratelimit"]["token_bucket"]
-    assert bucket == {
-        "max_tokens": defaults["gateway_rate_limit_burst"],
-        "tokens_per_fill": defaults["gateway_rate_limit_requests_per_second"],
-        "fill_interval": "1s",
-    }
+    limit = rate_limit_of(yaml.safe_load((ROOT / "envoy.yaml").read_text()))
+    assert (
+        limit["token_bucket"]
+        == limit["descriptors"][0]["token_bucket"]
+        == {
+            "max_tokens": defaults["gateway_rate_limit_burst"],
+            "tokens_per_fill": defaults["gateway_rate_limit_requests_per_second"],
+            "fill_interval": "1s",
+        }
+    )
 
 
 @pytest.mark.parametrize(("bytes_max", "body"), [(1024, 1024), (2**20, 2**20), (4 * 2**20, 2**20)])

@@ -58,11 +58,12 @@ def limited(demo: Daybook, folder: Path) -> Iterator[str]:
 
 @contextmanager
 def crowded(demo: Daybook, folder: Path) -> Iterator[str]:
-    """A gateway with a rate limit of one request per hour, which is used up."""
+    """A gateway with a rate limit of one request per hour for all credentials together, which is used up."""
 
     def one_an_hour(configuration: dict[str, Any]) -> None:
-        (limit,) = [each for each in http_manager(configuration)["http_filters"] if "local_ratelimit" in each["name"]]
-        limit["typed_config"]["token_bucket"] = {"max_tokens": 1, "tokens_per_fill": 1, "fill_interval": "3600s"}
+        limit = rate_limit_of(configuration)
+        limit["token_bucket"] = {"max_tokens": 1, "tokens_per_fill": 1, "fill_interval": "3600s"}
+        del limit["rate_limits"], limit["descriptors"]
 
     with gateway_before(folder, demo.ports.server, one_an_hour) as origin:
         wait_until(lambda: send(origin, "/").status == 429, "the bucket is empty")
@@ -149,6 +150,12 @@ def configuration_of(settings: Settings, secrets: Path = Path()) -> dict[str, An
 def http_manager(configuration: dict[str, Any]) -> Any:
     """Returns the HTTP connection manager of a configuration."""
     return configuration["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
+
+
+def rate_limit_of(configuration: dict[str, Any]) -> Any:
+    """Returns the gateway's rate limit."""
+    (limit,) = [each for each in http_manager(configuration)["http_filters"] if "local_ratelimit" in each["name"]]
+    return limit["typed_config"]
 
 
 def _unchanged(_configuration: dict[str, Any]) -> None:
