@@ -29,10 +29,12 @@ START_SECONDS_MAX = 60.0
 STOP_SECONDS_MAX = 30.0
 _POLL_SECONDS = 0.01
 
-# The rate limit is on, but too high for the load to reach it.
+# The rate limits are on, but too high for the load to reach them.
 DAYBOOK_SETTINGS = {
     "DAYBOOK_RATE_LIMIT_CALLS_PER_SECOND": "1000000",
     "DAYBOOK_RATE_LIMIT_BURST": "10000000",
+    "DAYBOOK_GATEWAY_RATE_LIMIT_REQUESTS_PER_SECOND": "1000000",
+    "DAYBOOK_GATEWAY_RATE_LIMIT_BURST": "10000000",
     "DAYBOOK_LOG_LEVEL": "warning",
 }
 POSTGRESQL_SETTINGS = {
@@ -102,11 +104,12 @@ def daybook(database_url: str, *, one_at_a_time: bool = False) -> Iterator[Serve
 
 
 @contextmanager
-def daybook_with_gateway(database_url: str) -> Iterator[Server]:
+def daybook_with_gateway(database_url: str, settings: Mapping[str, str] | None = None) -> Iterator[Server]:
     """Runs `daybook up`. The port is the gateway's, which may not yet accept connections."""
     port, gateway_port, admin_port = free_ports(3)
     flags = ("--port", str(port), "--gateway-port", str(gateway_port), "--gateway-admin-port", str(admin_port))
-    with _running([DAYBOOK, "up", "--database-url", database_url, *flags], DAYBOOK_SETTINGS) as process:
+    command = [DAYBOOK, "up", "--database-url", database_url, *flags]
+    with _running(command, {**DAYBOOK_SETTINGS, **(settings or {})}) as process:
         yield Server(gateway_port, process, port)
 
 

@@ -37,5 +37,5 @@ FIGURES: Mapping[int, Figure] = {
     16: Figure("List over REST on SQLite, to gRPC", rest.to_grpc),
     17: Figure("Each facade's page over REST on SQLite, to FastAPI", rest.facades),
     18: Figure("Processor time of a page over REST on SQLite", rest.processor_time),
-    19: Figure("Ten times the capacity", overload.measure),
+    19: Figure("Ten times the limit", overload.measure),
 }

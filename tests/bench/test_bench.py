@@ -126,7 +126,7 @@ def overloaded(posts: list[Answer], *, check_seconds: float = 0.1) -> Overload:
     before = Answer(5, 0.01, grpc.StatusCode.OK)
     probes = Probes(reads, Probe(call, 50, [before, *posts]), checks)
     offered = Offered(100_000, {200: 9_000, 429: 91_000}, 20)
-    return Overload((900.0, 1000.0, 1100.0), 9_000, offered, probes, 10, ((100, 100), (100, 200_000_100)))
+    return Overload((3900.0, 4000.0, 4100.0), 1000, 9_000, offered, probes, 10, ((100, 100), (100, 200_000_100)))
 
 
 def test_overload_that_is_refused_at_once_holds_every_bar() -> None:
@@ -137,8 +137,11 @@ def test_overload_that_is_refused_at_once_holds_every_bar() -> None:
     assert not [each.what for each in findings.values() if each.is_short]
     values = {what.removeprefix("x: "): round(each.value, 6) for what, each in findings.items()}
     assert values == {
-        "offered / peak": 10,
-        "goodput / peak": 0.9,
+        "offered / limit": 10,
+        "offered / peak": 2.5,
+        "goodput / limit": 0.9,
+        "goodput / limit, at most": 0.9,
+        "postings refused / sent": 1,
         "p50 of refusals": 5,
         "p99 of refusals": 5,
         "refusals without retry-after": 0,
