@@ -92,6 +92,7 @@ class ByteStreams:
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Connects, also while the server listens again after a path that is not UTF-8."""
         while True:
+            self.target.require_alive()
             with contextlib.suppress(ConnectionError):
                 return await asyncio.open_connection("127.0.0.1", getattr(self.target.daybook.ports, self.port))
             await asyncio.sleep(CONNECT_SECONDS)

@@ -95,9 +95,13 @@ class Target:
         """The sizes of the server and the gateway."""
         return [Size(each.num_fds(), each.memory_info().rss) for each in self._processes]
 
+    def require_alive(self) -> None:
+        """AssertionError unless both processes are alive."""
+        assert all(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in self._processes)
+
     async def check(self, tenant: Tenant) -> None:
         """AssertionError unless both processes are alive, ready and serve both ports."""
-        assert all(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in self._processes)
+        self.require_alive()
         # An input may have ended the server's connections a moment ago.
         await until(self._is_ready)
         for port in (self.daybook.ports.server, self.daybook.ports.gateway):

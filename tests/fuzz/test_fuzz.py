@@ -112,7 +112,9 @@ async def test_fault_of_a_server_is_a_failure(kind: str, answer: bytes, failure:
 
     async with await asyncio.start_server(respond, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        faulty = cast("Target", SimpleNamespace(daybook=SimpleNamespace(ports=Ports(port, port, 0))))
+        faulty = cast(
+            "Target", SimpleNamespace(daybook=SimpleNamespace(ports=Ports(port, port, 0)), require_alive=lambda: None)
+        )
         tenant = Tenant("uid", "key", {"name": ("accounts/a",)})
         figures = await run(partial(KINDS[kind], faulty, tenant), kind, range(1), SEED)
     assert figures.failure_count == (failure is not None)
