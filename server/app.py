@@ -27,7 +27,7 @@ from server.transport.admission import Admission, Admissions
 from server.transport.auth import Authenticator, OpenToken
 from server.transport.calls import OPEN_SERVICES, CallHandler, StartingHandler
 from server.transport.deadlines import CallBounds
-from server.transport.lasting_server import lasting_server
+from server.transport.lasting_server import Services, lasting_server
 from server.transport.limits import RateLimiter
 from server.transport.observation import Observation
 from server.transport.page_tokens import PageTokens
@@ -52,8 +52,6 @@ FACADES = {facade.VENDOR.service: facade.render_error for facade in all_facades(
 LEDGER = "daybook.v1.Ledger"
 SERVICES = (LEDGER, "daybook.v1.Admin", *FACADES)
 HEALTH = "grpc.health.v1.Health"
-METHODS_WITH_OWN_QUEUE = ("CreateTransaction", "BatchCreateTransactions")
-"""Methods of LEDGER with a queue of their own in gRPC."""
 
 
 @asynccontextmanager
@@ -91,6 +89,7 @@ async def serving(
         limiter = _limiter(settings, stopwatch)
         health = Health()
         handler = CallHandler(
+            _services(book, settings, PageTokens(token_keys, book.random_bytes), health),
             authenticator,
             limiter,
             FACADES,
@@ -99,12 +98,10 @@ async def serving(
             observation,
             settings.text_characters_max,
         )
-        _add_services(handler, book, settings, PageTokens(token_keys, book.random_bytes), health)
 
         def create(port: int) -> tuple[grpc.aio.Server, int]:
             server = grpc.aio.server(options=_options(settings, is_shared=own_port is not None))
             server.add_generic_rpc_handlers((handler,))
-            _add_queues(server, handler)
             port = _listen(server, settings.host, port, certificates)
             if own_port is not None:
                 _listen(server, settings.host, own_port, certificates)
@@ -129,11 +126,12 @@ async def serving_health(settings: Settings) -> AsyncIterator[None]:
     await health.set("", health_pb2.HealthCheckResponse.SERVING)
     for service in SERVICES:
         await health.set(service, health_pb2.HealthCheckResponse.NOT_SERVING)
+    services: Any = Services()
+    health_pb2_grpc.add_HealthServicer_to_server(health, services)
 
     def create(port: int) -> tuple[grpc.aio.Server, int]:
         server = grpc.aio.server(options=_options(settings, is_shared=False))
-        health_pb2_grpc.add_HealthServicer_to_server(health, server)
-        server.add_generic_rpc_handlers((StartingHandler(FACADES),))
+        server.add_generic_rpc_handlers((*services, StartingHandler(FACADES)))
         return server, _listen(server, settings.host, port, _certificates(settings))
 
     async with lasting_server(create, settings.port, 0) as port:
@@ -224,33 +222,19 @@ def _options(settings: Settings, *, is_shared: bool) -> Sequence[tuple[str, int]
     ]
 
 
-def _add_services(
+def _services(book: Book, settings: Settings, page_tokens: PageTokens, health: Health) -> Services:
+    services = Services()
     # Generated code expects a grpc.aio.Server.
-    handlers: Any,
-    book: Book,
-    settings: Settings,
-    page_tokens: PageTokens,
-    health: Health,
-) -> None:
+    server: Any = services
     sizes = Sizes(settings.page_size_max, settings.batch_size_max)
-    add_LedgerServicer_to_server(Ledger(book.accounts, book.transactions, page_tokens, sizes), handlers)
-    add_AdminServicer_to_server(Admin(book.imports, book.verification, book.api_keys, page_tokens, sizes), handlers)
+    add_LedgerServicer_to_server(Ledger(book.accounts, book.transactions, page_tokens, sizes), server)
+    add_AdminServicer_to_server(Admin(book.imports, book.verification, book.api_keys, page_tokens, sizes), server)
     dependencies = Dependencies(book.accounts, book.transactions, book.usage, page_tokens)
     for facade in all_facades():
-        facade.add_to_server(handlers, dependencies)
-    health_pb2_grpc.add_HealthServicer_to_server(health, handlers)
-    add_reflection_to_server((*SERVICES, *OPEN_SERVICES), handlers)
-
-
-def _add_queues(server: grpc.aio.Server, handler: CallHandler) -> None:
-    """Gives the posting methods and the health check queues of their own in gRPC.
-
-    All other methods share one queue, in which a read would wait behind thousands of postings.
-    Each additional queue makes every call slightly slower.
-    """
-    posting = {name: handler.with_own_queue(f"/{LEDGER}/{name}") for name in METHODS_WITH_OWN_QUEUE}
-    server.add_registered_method_handlers(LEDGER, posting)
-    server.add_registered_method_handlers(HEALTH, {"Check": handler.with_own_queue(f"/{HEALTH}/Check")})
+        facade.add_to_server(server, dependencies)
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    add_reflection_to_server((*SERVICES, *OPEN_SERVICES), server)
+    return services
 
 
 @asynccontextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -80,14 +80,6 @@ class _Entry:
     bounds: Sequence[Deadlines]
 
 
-@dataclass(frozen=True, slots=True)
-class _Details(grpc.HandlerCallDetails):
-    """The details with which a service finds the handler of a method outside of a call."""
-
-    method: str
-    invocation_metadata: tuple[tuple[str, str | bytes], ...] = ()
-
-
 @dataclass(slots=True)
 class _Call:
     """A call in progress, and its outcome."""
@@ -129,12 +121,12 @@ class StartingHandler(grpc.GenericRpcHandler):
 class CallHandler(grpc.GenericRpcHandler):
     """Serves every method of a server; methods of OPEN_SERVICES need no credential.
 
-    Works like an interceptor, without the further coroutines per call of grpc.aio's. Generated
-    code adds services to it as if it were the server.
+    Works like an interceptor, without the further coroutines per call of grpc.aio's.
     """
 
     def __init__(
         self,
+        services: Sequence[grpc.GenericRpcHandler],
         authenticator: Authenticator,
         limiter: RateLimiter | None,
         renderers: Mapping[str, RenderError],
@@ -156,19 +148,8 @@ class CallHandler(grpc.GenericRpcHandler):
         self._calls = (Deadlines(bounds.call),)
         self._idle = Deadlines(bounds.idle)
         self._streams = (Deadlines(bounds.stream), self._idle)
-        self._services: list[grpc.GenericRpcHandler] = []
+        self._services = services
         self._entries: dict[str, _Entry] = {}
-
-    def add_generic_rpc_handlers(self, generic_rpc_handlers: Iterable[grpc.GenericRpcHandler]) -> None:
-        """Adds services."""
-        self._services += generic_rpc_handlers
-
-    def add_registered_method_handlers(self, service_name: str, method_handlers: Mapping[str, object]) -> None:
-        """Ignores the handlers, which generated code registers a second time, by method name.
-
-        grpc.aio keeps a waiting task for each registered method, and walks through all of these
-        tasks at every call.
-        """
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler:
         """The wrapped handler of a method, or a handler that refuses if there is no such method."""
@@ -186,23 +167,6 @@ class CallHandler(grpc.GenericRpcHandler):
             return entry.queued
         admission.hold(holder, entry.bounds)
         return entry.handler
-
-    def with_own_queue(self, method: str) -> Handler:
-        """The handler of a unary method with its own queue in gRPC, which doesn't call `service` for the method."""
-        entry = self._find(_Details(method))
-        assert entry is not None, "the method exists"
-        if entry.admission is None:
-            return entry.handler
-        queued: Callable[[Any, Context], Awaitable[Any]] | None = entry.queued.stream_unary  # type: ignore[assignment]
-        assert queued is not None, "_around makes a handler of this type"
-
-        async def answer(requests: Any, context: Context) -> Any:
-            call_metadata.set(context.invocation_metadata() or ())  # type: ignore[arg-type]  # its stub has another type
-            return await queued(requests, context)
-
-        return grpc.stream_unary_rpc_method_handler(
-            answer, entry.queued.request_deserializer, entry.queued.response_serializer
-        )
 
     def _find(self, handler_call_details: grpc.HandlerCallDetails) -> _Entry | None:
         method = handler_call_details.method

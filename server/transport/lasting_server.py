@@ -2,12 +2,17 @@
 
 grpc.aio (1.85) decodes the path of a call in the loop that takes calls, so a path that isn't UTF-8
 ends this loop. The server then finishes its running calls, and listens no more.
+
+If methods were registered with the server, it also overwrites memory, which can end the process:
+for each registered method the loop has a request for the next call, and its end frees these
+requests, but gRPC's core writes into them while the server shuts down. So a server must get its
+services from `Services`, which registers no method.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TypeAlias
@@ -22,6 +27,17 @@ CHECK_SECONDS = 0.05
 
 Create: TypeAlias = Callable[[int], tuple[grpc.aio.Server, int]]
 """Returns a new server that listens on a port, and the port: a free one for 0. Raises if the port is taken."""
+
+
+class Services(list[grpc.GenericRpcHandler]):
+    """The services that generated code adds, which takes this for a server."""
+
+    def add_generic_rpc_handlers(self, generic_rpc_handlers: Iterable[grpc.GenericRpcHandler]) -> None:
+        """Adds services."""
+        self += generic_rpc_handlers
+
+    def add_registered_method_handlers(self, service_name: str, method_handlers: Mapping[str, object]) -> None:
+        """Ignores the handlers, which generated code registers a second time, by method name."""
 
 
 @asynccontextmanager

@@ -8,6 +8,8 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -42,7 +44,9 @@ from server.ledger.audit import Finding
 from tests.support.callers import OWN_CONNECTION, Client, Server
 from tests.support.certificates import Authority
 from tests.support.clock import Clock
+from tests.support.ledgers import prepare
 from tests.support.markers import shares_a_server
+from tests.support.processes import Daybook, Ports, sqlite_url
 from tests.support.waiting import until
 
 MOMENT = 0.5
@@ -208,6 +212,49 @@ async def test_path_that_is_not_utf_8_ends_no_server(shared_book: Book) -> None:
             assert health.status == HealthCheckResponse.SERVING
             assert {line["event"] for line in lines} <= {"grpc server ended by a request", "port still taken"}
         assert not watch.done()
+
+
+CALLERS = 16
+BAD_CALLS = 60
+"""With registered methods (server/transport/lasting_server.py) the process ended after 2 to 23."""
+
+
+@pytest.mark.long
+async def test_paths_that_are_not_utf_8_end_no_process(tmp_path: Path) -> None:
+    """Such calls overwrite no memory of a process that posts for many callers."""
+    database_url, ports = sqlite_url(tmp_path / "daybook.db"), Ports.free()
+    key = await prepare(database_url)
+    flags = ("--database-url", database_url, "--port", str(ports.server))
+    daybook = Daybook.start("serve", *flags, folder=tmp_path, ports=ports)
+    address, is_over = f"127.0.0.1:{ports.server}", asyncio.Event()
+
+    async def post() -> None:
+        async with grpc.aio.insecure_channel(address, OWN_CONNECTION) as channel:
+            client = Client(channel, key)
+            while not is_over.is_set():
+                # A server that is replaced ends its connections.
+                with contextlib.suppress(grpc.aio.AioRpcError):
+                    await client.post("a", Transaction.GRANT, "1")
+
+    def has_replaced(count: int) -> bool:
+        assert daybook.process.poll() is None
+        return daybook.stderr.count("grpc server ended by a request") == count
+
+    try:
+        await asyncio.to_thread(daybook.wait_for, "serving")
+        async with asyncio.timeout(LONG), asyncio.TaskGroup() as callers:
+            for _ in range(CALLERS):
+                callers.create_task(post())
+            for number in range(BAD_CALLS):
+                async with grpc.aio.insecure_channel(address, OWN_CONNECTION) as channel:
+                    await health_of(channel).Check(HealthCheckRequest(), wait_for_ready=True)
+                async with peer(ports.server) as hostile:
+                    hostile.send(bad_call(b"/\xff"))
+                    await until(partial(has_replaced, number + 1))
+            is_over.set()
+        assert daybook.stop() == 0
+    finally:
+        daybook.kill()
 
 
 def send_call(slow: Peer, client: Client, method: str, request: Message) -> None:
