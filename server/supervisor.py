@@ -84,6 +84,7 @@ class Workers:
         finally:
             for process in running:
                 _send(process, signal.SIGKILL)
+            await asyncio.gather(*(process.wait() for process in running))
             self._lifeline.close()
 
     async def _keep(self, number: int) -> None:

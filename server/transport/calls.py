@@ -68,18 +68,6 @@ class _Method:
     """The message that cuts off the file of a failed stream over REST; None for a method without files."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """The handlers of a method."""
-
-    handler: Handler
-    queued: Handler
-    """For a call that must wait for a place."""
-    admission: Admission | None
-    """None for a method that needs no place."""
-    bounds: Sequence[Deadlines]
-
-
 @dataclass(slots=True)
 class _Call:
     """A call in progress, and its outcome."""
@@ -149,32 +137,22 @@ class CallHandler(grpc.GenericRpcHandler):
         self._idle = Deadlines(bounds.idle)
         self._streams = (Deadlines(bounds.stream), self._idle)
         self._services = services
-        self._entries: dict[str, _Entry] = {}
+        self._handlers: dict[str, Handler] = {}
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler:
         """The wrapped handler of a method, or a handler that refuses if there is no such method."""
-        metadata = handler_call_details.invocation_metadata or ()
         # The handler runs in the same task. Reading the metadata from its context would convert it again.
-        call_metadata.set(metadata)
-        entry = self._entries.get(handler_call_details.method) or self._find(handler_call_details)
-        if entry is None:
-            return self._refusing(handler_call_details.method.lstrip("/"))
-        admission = entry.admission
-        if admission is None:
-            return entry.handler
-        holder = self._authenticator.cached_credential_id(metadata)
-        if not admission.enter(holder):
-            return entry.queued
-        admission.hold(holder, entry.bounds)
-        return entry.handler
+        call_metadata.set(handler_call_details.invocation_metadata or ())
+        found = self._handlers.get(handler_call_details.method) or self._find(handler_call_details)
+        return found or self._refusing(handler_call_details.method.lstrip("/"))
 
-    def _find(self, handler_call_details: grpc.HandlerCallDetails) -> _Entry | None:
+    def _find(self, handler_call_details: grpc.HandlerCallDetails) -> Handler | None:
         method = handler_call_details.method
         for service in self._services:
             if (handler := service.service(handler_call_details)) is not None:
                 # Bounded by the number of methods.
-                entry = self._entries[method] = self._wrap(method.lstrip("/"), handler)
-                return entry
+                wrapped = self._handlers[method] = self._wrap(method.lstrip("/"), handler)
+                return wrapped
         return None
 
     def _refusing(self, name: str) -> Handler:
@@ -188,11 +166,15 @@ class CallHandler(grpc.GenericRpcHandler):
             hint = f"the services are {', '.join(services)}"
         return _refusal(MethodUnknown(echo(name), hint), None)
 
-    def _wrap(self, name: str, handler: Handler) -> _Entry:
+    def _wrap(self, name: str, handler: Handler) -> Handler:
+        """Wraps a handler. gRPC reads a message only when the new handler asks for it, also of a unary request.
+
+        So a call waits for its place before its request is read, and one without a message is refused: gRPC's own
+        unary handlers would never answer it.
+        """
         service = name.partition("/")[0]
         if service in OPEN_SERVICES:
-            open_handler = self._open(handler)
-            return _Entry(open_handler, open_handler, None, ())
+            return self._open(handler)
         render = self._renderers.get(service)
         method = _Method(
             observer=self._observation.of(name),
@@ -213,16 +195,17 @@ class CallHandler(grpc.GenericRpcHandler):
             return handler
         parse = parser(handler.request_deserializer, "name", self._text_characters_max)
 
-        async def answer(request: Any, context: Context) -> Any:
+        async def answer(_requests: Any, context: Context) -> Any:
+            request = await _read(context)
             if isinstance(request, InvalidArgument):
                 await refuse(context, request, None)
             return await inner(request, context)
 
         if handler.unary_unary is not None:
-            return grpc.unary_unary_rpc_method_handler(answer, parse, handler.response_serializer)
-        return grpc.unary_stream_rpc_method_handler(answer, parse, handler.response_serializer)
+            return grpc.stream_unary_rpc_method_handler(answer, parse, handler.response_serializer)
+        return grpc.stream_stream_rpc_method_handler(answer, parse, handler.response_serializer)
 
-    def _around(self, method: _Method, handler: Handler, admission: Admission) -> _Entry:
+    def _around(self, method: _Method, handler: Handler, admission: Admission) -> Handler:
         # A facade's fields have the names of the vendor's JSON.
         naming: Naming = "name" if method.render is None else "json_name"
         parse = parser(handler.request_deserializer, naming, self._text_characters_max)
@@ -230,40 +213,30 @@ class CallHandler(grpc.GenericRpcHandler):
         # The stubs declare synchronous handlers; those of grpc.aio are coroutines.
         answer: Any = handler.unary_unary or handler.unary_stream or handler.stream_unary
 
-        async def unary(request: Any, context: Context) -> Any:
+        async def unary(_requests: Any, context: Context) -> Any:
             async with self._call(method, context) as call:
-                return await answer(await self._authorise(call, request), context)
+                await self._take_place(call, admission)
+                return await answer(await self._authorise(call, await _read(context)), context)
 
         # Writes instead of yielding: gRPC leaves an async generator of a broken stream unclosed at its yield.
-        async def stream(request: Any, context: Context) -> None:
+        async def stream(_requests: Any, context: Context) -> None:
             async with self._call(method, context) as call:
-                await self._send_all(call, answer(await self._authorise(call, request), context))
+                await self._take_place(call, admission)
+                await self._send_all(call, answer(await self._authorise(call, await _read(context)), context))
 
         async def upload(requests: Any, context: Context) -> Any:
             async with self._call(method, context) as call:
+                await self._take_place(call, admission)
                 await self._authorise(call, None)
                 async with aclosing(self._all_parsed(requests, call.work)) as messages:
                     return await answer(messages, context)
 
-        # For a handler of this type gRPC reads a message only when the handler asks for it.
-        async def queued(requests: Any, context: Context) -> Any:
-            async with self._call(method, context) as call:
-                await self._take_place(call, admission)
-                assert handler.unary_unary is not None, "no stream waits for a place"
-                async for request in requests:
-                    return await answer(await self._authorise(call, request), context)
-                raise FieldInvalid("request", "is missing")
-
         if handler.unary_unary is not None:
-            wrapped = grpc.unary_unary_rpc_method_handler(unary, parse, serialize)
-        elif handler.unary_stream is not None:
-            wrapped = grpc.unary_stream_rpc_method_handler(stream, parse, serialize)
-        elif handler.stream_unary is not None:
-            wrapped = grpc.stream_unary_rpc_method_handler(upload, parse, serialize)
-        else:
-            raise AssertionError(f"{method.observer.method} streams both ways, which is not supported")
-        waiting = grpc.stream_unary_rpc_method_handler(queued, parse, serialize)
-        return _Entry(wrapped, waiting, admission, method.bounds)
+            return grpc.stream_unary_rpc_method_handler(unary, parse, serialize)
+        if handler.unary_stream is not None:
+            return grpc.stream_stream_rpc_method_handler(stream, parse, serialize)
+        assert handler.stream_unary is not None, f"{method.observer.method} does not stream both ways"
+        return grpc.stream_unary_rpc_method_handler(upload, parse, serialize)
 
     @asynccontextmanager
     async def _call(self, method: _Method, context: Context) -> AsyncIterator[_Call]:
@@ -345,6 +318,12 @@ class CallHandler(grpc.GenericRpcHandler):
         call.code, call.reason = code_of(refusal), refusal.reason
         is_file = call.has_sent and TARGET_HEADER in dict(call_metadata.get())
         await refuse(context, refusal, method.render, method.cut if is_file else None)
+
+
+async def _read(context: Context) -> Any:
+    """The only message of a request. Returns an InvalidArgument if there is none, or the parser returned one."""
+    request = await context.read()
+    return FieldInvalid("request", "is missing") if request is grpc.aio.EOF else request
 
 
 def _parsed(request: Any) -> Any:

@@ -27,6 +27,7 @@ from server.config import Settings
 from tests.support.callers import OWN_CONNECTION, Client, Server
 from tests.support.databases import held_writer
 from tests.support.markers import only_sqlite
+from tests.support.methods import METHODS
 from tests.support.metrics import Measured
 from tests.support.processes import free_port
 from tests.support.refusals import read_refusal, refusal_of
@@ -264,6 +265,24 @@ async def test_calls_wait_for_a_place(book: Book, database_url: str) -> None:
             rows = await asyncio.gather(*posts)
             assert sorted(row.sequence for row in rows) == list(range(2, 22))
             assert (await refusal_of(nothing)).verdict == ("INVALID_ARGUMENT", "FIELD_INVALID")
+
+
+WITH_ONE_MESSAGE = [
+    *(f"/{method.containing_service.full_name}/{method.name}" for method in METHODS if not method.client_streaming),
+    *("/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"),
+]
+"""The methods whose request is one message."""
+
+
+@only_sqlite
+@pytest.mark.parametrize("method", WITH_ONE_MESSAGE)
+async def test_call_without_a_message_is_refused(server: Server, admin: Client, method: str) -> None:
+    """A call that ends before its message is answered: grpc.aio's own unary handlers would never do so."""
+    call: Any = server.channel.stream_stream(method)(iter(()), metadata=admin.metadata)
+    async with asyncio.timeout(60):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call.read()
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 @pytest.mark.one_server
