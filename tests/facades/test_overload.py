@@ -6,21 +6,24 @@ import asyncio
 import json
 import struct
 from collections.abc import AsyncIterator, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import grpc
 import pytest
 from daybook.v1.ledger_service_pb2 import CreateTransactionRequest, ListTransactionsRequest
 from google.protobuf.message import Message
-from grpc_health.v1.health_pb2 import HealthCheckRequest
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthServicer, add_HealthServicer_to_server
 
 from server.config import Settings
 from server.demo import dreadnode, nebulablock, spacebring, teable
 from tests.support.gateways import configuration_of, gateway_before
 from tests.support.http_client import Answer, send
 from tests.support.processes import Daybook, Ports, copy_database, sqlite_url
-from tests.support.waiting import SECONDS_MAX
+from tests.support.waiting import SECONDS_MAX, wait_until
 
 CREATE = "/daybook.v1.Ledger/CreateTransaction"
 LIST = "/daybook.v1.Ledger/ListTransactions"
@@ -170,6 +173,28 @@ def test_reads_and_health_checks_are_served_while_writes_are_refused(gateway: Da
             assert code_of_call(channel, CREATE, posting) is grpc.StatusCode.RESOURCE_EXHAUSTED
             check = HealthCheckRequest(service="daybook.v1.Ledger")
             assert code_of_call(channel, "/grpc.health.v1.Health/Check", check) is grpc.StatusCode.OK
+
+
+class LateHealth(HealthServicer):
+    """Answers a health check after two seconds, as a server that is busy with thousands of calls does."""
+
+    def Check(self, request: HealthCheckRequest, context: grpc.ServicerContext) -> HealthCheckResponse:
+        """SERVING."""
+        Event().wait(2)
+        return HealthCheckResponse(status=HealthCheckResponse.SERVING)
+
+
+def test_server_that_answers_health_checks_late_is_ready(tmp_path: Path) -> None:
+    """An overload of reads doesn't make the gateway unready: health checks wait behind the reads."""
+    server = grpc.server(ThreadPoolExecutor())
+    add_HealthServicer_to_server(LateHealth(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        with gateway_before(tmp_path, port) as origin:
+            wait_until(lambda: send(origin, "/readyz").status == 200, "the gateway is ready")
+    finally:
+        server.stop(None).wait()
 
 
 def code_of_call(channel: grpc.Channel, method: str, request: Message) -> grpc.StatusCode:

@@ -141,7 +141,8 @@ class Target:
         A 503 is right for a stream that gRPC refuses during a flood of resets.
         """
         lines = [line for line in self.daybook.stdout.splitlines() if line.startswith("{")]
-        assert not [line for line in lines if "remote_refused_stream_reset" not in line]
+        faults = [line for line in lines if "remote_refused_stream_reset" not in line]
+        assert not faults, faults[:5]
         assert "Traceback" not in self.daybook.stderr
         assert "[error" not in self.daybook.stderr
 
