@@ -84,8 +84,8 @@ class Workers:
         finally:
             for process in running:
                 _send(process, signal.SIGKILL)
-            await asyncio.gather(*(process.wait() for process in running))
             self._lifeline.close()
+            await asyncio.gather(*(process.wait() for process in running))
 
     async def _keep(self, number: int) -> None:
         """Runs a worker, and restarts it when it ends. Raises CannotStart after FAILURES_MAX failed starts."""
