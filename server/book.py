@@ -53,6 +53,7 @@ class Book:
     verification: Verification
     expirations: Expirations
     clock: Clock
+    """The time for reads and for credentials."""
     posting_clock: PostingClock | None
     random_bytes: RandomBytes
 
@@ -97,10 +98,10 @@ async def composed(
     """Builds the ledger on a database that has its schema, as `open_book` does. The caller closes the database."""
     account_store = AccountStore(database)
     transaction_store = TransactionStore(database)
-    posting_clock = None
+    posting_clock, checked_clock = None, clock
     if clock_skew_max is not None:
-        posting_clock = PostingClock(database, clock, stopwatch, clock_skew_max)
-    checked_clock = posting_clock or clock
+        checked_clock = posting_clock = PostingClock(database, clock, stopwatch, clock_skew_max)
+        clock = posting_clock.time_of_reads
     poster = Poster(database, checked_clock, random_bytes)
     credentials = CredentialStore(database)
     api_key_uses = ApiKeyUses(credentials, checked_clock)

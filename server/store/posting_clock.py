@@ -1,7 +1,8 @@
 """The clock for postings: the system clock, while it agrees with a reference.
 
 A create_time is permanent, and a wrong time expires credits. So a server must not post after its
-clock jumps until the clock is right again.
+clock jumps until the clock is right again. Reads continue by the reference: a balance must not
+lack credits, nor a key be refused, because the clock is wrong.
 """
 
 from __future__ import annotations
@@ -71,15 +72,20 @@ class PostingClock:
         if not self._has_reference:
             raise ServiceUnavailable
         now = self._clock()
-        skew = now - self._reference_start - self._elapsed()
+        skew = now - self._reference
         if abs(skew) > self._skew_max:
             raise ClockSkewed(skew / SECOND)
         return now
 
+    def time_of_reads(self) -> Instant:
+        """The time of the system clock; of the reference, while the system clock is too far from it."""
+        now, reference = self._clock(), self._reference
+        return reference if self._has_reference and abs(now - reference) > self._skew_max else now
+
     @property
     def skew(self) -> Instant:
         """The time by which the clock is ahead of the reference; below 0 if it is behind."""
-        return self._clock() - self._reference_start - self._elapsed()
+        return self._clock() - self._reference
 
     @property
     def is_right(self) -> bool:
@@ -132,6 +138,10 @@ class PostingClock:
         if round_trip <= self._skew_max:
             self._reference_start = from_datetime(database_time) - sent - round_trip // 2
             self._has_reference = True
+
+    @property
+    def _reference(self) -> Instant:
+        return self._reference_start + self._elapsed()
 
     def _elapsed(self) -> Instant:
         return self._stopwatch() // 1000

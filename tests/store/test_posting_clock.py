@@ -1,4 +1,4 @@
-"""The clock for postings and its reference: its own earlier readings on SQLite, the database's clock on PostgreSQL."""
+"""The clock for postings, for reads, and their reference: its own earlier readings on SQLite, the database's clock on PostgreSQL."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def test_a_small_step_is_accepted(machine: Machine, jump: float) -> None:
     """A clock that deviates by at most the bound is right, and returns its own time."""
     machine.run(100)
     machine.set(jump)
-    assert machine.clock() == machine.wall
+    assert machine.clock() == machine.clock.time_of_reads() == machine.wall
     assert machine.clock.is_right
 
 
@@ -66,6 +66,7 @@ async def test_a_jump_is_refused_at_once(machine: Machine, jump: float) -> None:
     assert f"is {abs(jump):.1f} s {side} its reference" in refusal.value.message
     machine.run(30)
     await machine.clock.check()
+    assert machine.clock.time_of_reads() == NOON + 30 * SECOND
     machine.set(-jump)
     assert machine.clock() == machine.wall == NOON + 30 * SECOND
 
@@ -138,6 +139,7 @@ async def test_a_clock_that_is_wrong_at_the_start_is_refused(book: Book, offset_
     assert abs(clock.skew - offset) < SECOND / 2
     with pytest.raises(ClockSkewed):
         clock()
+    assert abs(clock.time_of_reads() - system_clock()) < SECOND
     # On PostgreSQL a wrong clock never becomes the reference.
     await clock.check()
     assert not clock.is_right
@@ -165,6 +167,7 @@ async def test_nothing_is_posted_before_the_first_answer() -> None:
         with pytest.raises(ServiceUnavailable):
             clock()
         assert not clock.is_right
+        assert clock.time_of_reads() == NOON
     finally:
         await database.close()
 
