@@ -98,10 +98,12 @@ class CommitTimes:
 class Account:
     """The books of one account."""
 
-    def __init__(self, account_id: str, number: int, limit: Millionths, now: Instant) -> None:
+    def __init__(self, account_id: str, number: int, now: Instant) -> None:
         self.id = account_id
         self.number = number
-        self.limits = [(now, limit)]
+        self.display_name = ""
+        self.credit_limit: Millionths = 0
+        self._limits = [(now, self.credit_limit)]
         """The credit limits, each with the time since which it holds."""
         self.rows: list[Row] = []
         self.versions = [Version(now, 0, 0, ())]
@@ -119,10 +121,15 @@ class Account:
         """All lots, in the order of their numbers."""
         return tuple(self._lots.values())
 
+    def change(self, display_name: str, credit_limit: Millionths, now: Instant) -> None:
+        """Follows a committed change of the account itself."""
+        self.display_name, self.credit_limit = display_name, credit_limit
+        self._limits.append((now, credit_limit))
+
     def limit_between(self, start: Instant, end: Instant, pick: Callable[..., Millionths]) -> Millionths:
         """The largest or smallest credit limit, as `pick` says, that held within an interval."""
-        earlier = [limit for since, limit in self.limits if since <= start][-1:]
-        return pick([*earlier, *(limit for since, limit in self.limits if start < since <= end)])
+        earlier = [limit for since, limit in self._limits if since <= start][-1:]
+        return pick([*earlier, *(limit for since, limit in self._limits if start < since <= end)])
 
     def versions_between(self, start: Instant, end: Instant) -> list[Version]:
         """The versions that were current at some time within an interval."""

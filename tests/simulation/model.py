@@ -20,11 +20,13 @@ class Intent:
     """A mutation that a client intends to happen once. All its calls have the same body and request_id, or none."""
 
     tag: str
-    """The description of its transactions, or the display_name of its account."""
+    """The description of its transactions, or the display_name that it gives its account."""
     account: str
     request_id: str
     effects: tuple[Effect, ...]
     """Empty for a mutation of the account itself."""
+    credit_limit: Millionths | None = None
+    """The credit limit that it gives its account; None if it posts."""
     rows: list[Row] = field(default_factory=list)
     """The effects that are committed."""
     committed_at: Instant | None = None
@@ -43,7 +45,7 @@ class Model:
     """All accounts, and all intents of clients."""
 
     def __init__(self, disk: Disk, now: Instant, openings: Iterable[Intent]) -> None:
-        """`openings` are committed already."""
+        """`openings` are committed already: the accounts, and their first transactions."""
         self._disk = disk
         self.accounts: dict[str, Account] = {}
         self._intents: dict[str, Intent] = {}
@@ -66,14 +68,17 @@ class Model:
 
     def follow(self, at: CommitTimes) -> None:
         """Reads and checks what a database transaction has just committed. Raises Violation."""
-        for number, account_id, limit in self._disk.rows("SELECT number, id, credit_limit FROM accounts"):
+        posted: list[Intent] = []
+        for number, account_id, name, limit in self._disk.rows(
+            "SELECT number, id, display_name, credit_limit FROM accounts"
+        ):
             account = self.accounts.get(account_id)
             if account is None:
-                self.accounts[account_id] = Account(account_id, number, limit, at.ended)
+                account = self.accounts[account_id] = Account(account_id, number, at.ended)
                 self._ids[number] = account_id
-            elif account.limits[-1][1] != limit:
-                account.limits.append((at.ended, limit))
-        posted: list[Intent] = []
+            if (account.display_name, account.credit_limit) != (name, limit):
+                posted.append(self._change_of(account_id, name, limit))
+                account.change(name, limit, at.ended)
         for number, *state in self._disk.rows(
             "SELECT account_number, sequence, balance, debt, lot_count, last_hash, last_create_time, open_lot_count,"
             " expiring FROM account_states"
@@ -82,13 +87,22 @@ class Model:
             if state[0] != len(account.rows):
                 self._follow_account(account, at, posted)
             account.check_state(state)
-        self._follow_answers(at.ended, posted)
+        self._follow_answers(posted)
         for intent in posted:
             if len(intent.rows) != len(intent.effects):
                 raise Violation(f"{intent.tag} is committed in part: {len(intent.rows)} of {len(intent.effects)}")
             if intent.request_id and (intent.account, intent.request_id) not in self._answers:
                 raise Violation(f"{intent.tag} is committed without its answer")
             intent.committed_at = at.ended
+
+    def _change_of(self, account_id: str, name: str, limit: Millionths) -> Intent:
+        """The intent of a new or changed account, which the account's display_name names."""
+        intent = self._intents.get(name)
+        if intent is None or (intent.account, intent.credit_limit) != (account_id, limit):
+            raise Violation(f"no client asked for {account_id} with the display_name {name!r} and a limit of {limit}")
+        if intent.is_committed:
+            raise Violation(f"{name} has its effect twice: it changes {account_id} again")
+        return intent
 
     def _follow_account(self, account: Account, at: CommitTimes, posted: list[Intent]) -> None:
         lots = {
@@ -130,7 +144,7 @@ class Model:
             posted.append(intent)
         return found
 
-    def _follow_answers(self, now: Instant, posted: list[Intent]) -> None:
+    def _follow_answers(self, posted: list[Intent]) -> None:
         for rowid, number, request_id, *answer in self._disk.rows(
             "SELECT rowid, account_number, request_id, fingerprint, sequence, response FROM requests WHERE rowid > ?",
             self._last_answer,
@@ -139,11 +153,8 @@ class Model:
             key = (self._ids[number], request_id)
             if key in self._answers:
                 raise Violation(f"{key} has a second answer")
-            owners = (each for each in self._by_request.get(key, []) if not each.effects or each in posted)
-            owner = next(owners, None)
-            if owner is None:
+            if not any(each in posted for each in self._by_request.get(key, [])):
                 raise Violation(f"{key} has an answer without an effect")
-            owner.committed_at = now
             self._answers[key] = tuple(answer)
 
     # Answers to clients.
@@ -167,18 +178,17 @@ class Model:
             if not any(each.is_committed for each in rivals):
                 raise Violation(f"{intent.tag} is refused for {reason}, although no other call has used it")
 
-    def check_insufficient(
+    def always_has(
         self, account_id: str, amount: Millionths, start: Instant, end: Instant, *, ahead: Instant, borrows: bool
-    ) -> None:
-        """Checks that the account lacked credits for an amount at some time between `start` and `end`.
+    ) -> bool:
+        """Whether the account had credits for an amount at every time between `start` and `end`.
 
         `ahead` is how far the clock of a server can be ahead.
         """
         account = self.accounts[account_id]
         limit = account.limit_between(start, end, min) if borrows else 0
         least = min(version.at(end + ahead) for version in account.versions_between(start, end))
-        if least + limit >= amount:
-            raise Violation(f"{account_id}: {amount} is refused, although there was always {least + limit}")
+        return least + limit >= amount
 
     def check_balance(self, account_id: str, balance: Balance, start: Instant, end: Instant) -> None:
         """Checks that the account had this balance at some time between `start` and `end`."""

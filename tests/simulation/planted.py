@@ -8,20 +8,24 @@ from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
+from sqlalchemy import false, update
+
 from server.ledger import posting
-from server.ledger.errors import DaybookError, ServiceUnavailable
+from server.ledger.errors import DaybookError, InsufficientCredits, ServiceUnavailable
 from server.ledger.idempotency import Answer, Request
 from server.ledger.instants import EARLIEST, SECOND, Instant
 from server.ledger.paging import Page, TransactionKey
 from server.ledger.posting import AccountState, Draft
 from server.posting.commands import BatchCreate, Expire
 from server.posting.unit import Attempt
-from server.store import units
+from server.store import accounts, units
+from server.store.answers import load_answer, save_answer
 from server.store.database import Database
 from server.store.first_pages import FirstPages
 from server.store.list_statements import parameters_of
 from server.transport import auth
 from server.transport.page_tokens import Listing
+from server.transport.token_keys import TokenKeys
 from tests.simulation.disk import Disk
 
 
@@ -145,6 +149,37 @@ def _limit_ignored() -> AbstractContextManager[object]:
     return patch.object(posting, "post", fault)
 
 
+def _update_not_stored() -> AbstractContextManager[object]:
+    """A change of an account is answered, and not stored."""
+    return patch.object(accounts, "update", lambda table: update(table).where(false()))
+
+
+@contextmanager
+def _update_applied_again() -> Iterator[None]:
+    """A repeated change of an account replaces later changes."""
+
+    def fault(connection: Any, account_number: int, request: Request, response: bytes) -> None:
+        if load_answer(connection, account_number, request) is None:
+            save_answer(connection, account_number, request, response)
+
+    with patch.object(accounts, "load_answer", lambda *_: None), patch.object(accounts, "save_answer", fault):
+        yield
+
+
+def _older_token_keys_forgotten() -> AbstractContextManager[object]:
+    """Only the newest key opens page tokens."""
+    return patch.object(TokenKeys, "opening", property(lambda keys: [cipher for cipher, _ in keys._keys[:1]]))
+
+
+def _batches_refused() -> AbstractContextManager[object]:
+    """Every batch is refused."""
+
+    def fault(*_: object) -> bytes:
+        raise InsufficientCredits("accounts/cash", available_amount="0", amount="-1")
+
+    return patch.object(BatchCreate, "run", fault)
+
+
 def _token_of_another_list() -> AbstractContextManager[object]:
     """A page token opens any list of its method and tenant."""
     of = Listing.of
@@ -202,6 +237,10 @@ PLANTED: Mapping[str, Callable[[], AbstractContextManager[object]]] = {
     "create-time-decreases": _create_time_decreases,
     "refunds-uncounted": _refunds_uncounted,
     "limit-ignored": _limit_ignored,
+    "batches-refused": _batches_refused,
+    "update-not-stored": _update_not_stored,
+    "update-applied-again": _update_applied_again,
+    "older-token-keys-forgotten": _older_token_keys_forgotten,
     "token-of-another-list": _token_of_another_list,
     "equal-rows-skipped": _equal_rows_skipped,
     "row-on-two-pages": _row_on_two_pages,

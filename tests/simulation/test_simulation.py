@@ -13,13 +13,14 @@ from unittest.mock import patch
 import pytest
 
 from server.posting.unit import Attempt
+from server.usecases.expirations import Expirations
 from tests.simulation.__main__ import first_failure, lines
 from tests.simulation.loop import SimulatedLoop, Stuck
 from tests.simulation.planted import PLANTED
 
 SEEDS_AT_ONCE = 25
 SEEDS_TO_FIND_MAX = 40
-SLOW = {"lost-answer-posted-again", "revoked-key-works"}
+SLOW = {"revoked-key-works"}
 """Faults that need more seeds: `make simulate FAULT=each` finds them, too."""
 ROOT = Path(__file__).parents[2]
 
@@ -49,6 +50,20 @@ def test_error_is_no_violation() -> None:
     assert found is not None
     assert found.is_crash
     assert "AttributeError" in str(found.problem)
+
+
+def test_error_in_the_background_ends_a_simulation() -> None:
+    """An error that only a server's log shows is found, too."""
+
+    async def fail(_: Expirations) -> int:
+        raise TypeError("planted")
+
+    assert first_failure(0, 1) is None
+    with patch.object(Expirations, "sweep", fail):
+        found = first_failure(0, SEEDS_TO_FIND_MAX)
+    assert found is not None
+    assert found.is_crash
+    assert "planted" in str(found.problem)
 
 
 def test_replay_is_exact() -> None:

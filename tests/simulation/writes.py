@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 from daybook.v1.account_pb2 import Account
@@ -29,7 +30,7 @@ from server.ledger import money
 from server.ledger.instants import SECOND, Instant, to_timestamp
 from server.ledger.money import Millionths
 from tests.simulation.books import Effect, Violation
-from tests.simulation.client import UNKNOWN, Client, Mutation, Refused, Unknown, check_reason
+from tests.simulation.client import LACKS, UNKNOWN, Client, Mutation, Refused, Unknown, check_reason
 from tests.simulation.model import Intent
 
 GRANT, CHARGE, ADJUSTMENT = Transaction.GRANT, Transaction.CHARGE, Transaction.ADJUSTMENT
@@ -84,7 +85,7 @@ async def create(client: Client) -> None:
     )
 
     def check(start: Instant) -> None:
-        _check_insufficient(client, account, -effect.amount, start, borrows=True)
+        _check_insufficient(client, [effect], start, borrows=True)
 
     def mutation(tag: str) -> Mutation:
         body = CreateTransactionRequest()
@@ -99,9 +100,16 @@ async def create(client: Client) -> None:
     await asyncio.gather(*map(client.mutate, mutations))
 
 
-def _check_insufficient(client: Client, account: str, amount: Millionths, start: Instant, *, borrows: bool) -> None:
-    world = client.world
-    world.model.check_insufficient(account, amount, start, world.now, ahead=world.clock_error_max, borrows=borrows)
+def _check_insufficient(client: Client, effects: Iterable[Effect], start: Instant, *, borrows: bool) -> None:
+    """Checks that at some time since `start` one of the accounts had too few credits for what the effects take."""
+    world, taken = client.world, Counter[str]()
+    for effect in effects:
+        taken[effect.account] += max(0, -effect.amount)
+    if all(
+        world.model.always_has(account, amount, start, world.now, ahead=world.clock_error_max, borrows=borrows)
+        for account, amount in taken.items()
+    ):
+        raise Violation(f"{dict(taken)} is refused, although there was always as much")
 
 
 async def repeat(client: Client) -> None:
@@ -125,8 +133,11 @@ async def create_batch(client: Client) -> None:
         found = BatchCreateTransactionsResponse.FromString(answer).transactions
         return [each.SerializeToString(deterministic=True) for each in found]
 
+    def check(start: Instant) -> None:
+        _check_insufficient(client, effects, start, borrows=True)
+
     intent = client.world.model.intend(Intent(tag, effects[0].account, request.request_id, tuple(effects)))
-    await client.mutate(Mutation(intent, "BatchCreateTransactions", request, bodies))
+    await client.mutate(Mutation(intent, "BatchCreateTransactions", request, bodies, check))
 
 
 async def transfer(client: Client) -> None:
@@ -151,7 +162,7 @@ async def transfer(client: Client) -> None:
         return [each.SerializeToString(deterministic=True) for each in (found.outgoing, found.incoming)]
 
     def check(start: Instant) -> None:
-        _check_insufficient(client, source, amount, start, borrows=False)
+        _check_insufficient(client, effects, start, borrows=False)
 
     intent = client.world.model.intend(Intent(tag, source, request.request_id, effects))
     await client.mutate(Mutation(intent, "TransferCredits", request, bodies, check))
@@ -215,6 +226,8 @@ async def submit(client: Client) -> None:
                 intent.open_calls -= 1
                 model.refuse(intent, info.reason, start)
                 check_reason(info.reason, intent, "SubmitTransactions")
+                if info.reason in LACKS:
+                    _check_insufficient(client, intent.effects, start, borrows=True)
                 if intent.open_calls and not world.faults_ended:
                     again.append((request, intent))
         left = again
@@ -284,7 +297,7 @@ async def _create_account(client: Client, account_id: str) -> None:
         account=Account(kind=Account.SPACE, display_name=tag),
         request_id=f"{client.name}/{client.count}",
     )
-    intent = client.world.model.intend(Intent(tag, account_id, request.request_id, ()))
+    intent = client.world.model.intend(Intent(tag, account_id, request.request_id, (), credit_limit=0))
     await client.mutate(Mutation(intent, "CreateAccount", request, lambda _: []))
 
 
@@ -302,7 +315,7 @@ async def update_account(client: Client) -> None:
         update_mask=FieldMask(paths=["display_name", "credit_limit"]),
         request_id=f"{client.name}/{client.count}",
     )
-    intent = client.world.model.intend(Intent(tag, account, request.request_id, ()))
+    intent = client.world.model.intend(Intent(tag, account, request.request_id, (), credit_limit=limit))
     await client.mutate(Mutation(intent, "UpdateAccount", request, lambda _: []))
 
 
