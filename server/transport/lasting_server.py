@@ -12,6 +12,7 @@ services from `Services`, which registers no method.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
@@ -24,13 +25,15 @@ log = structlog.get_logger(__name__)
 
 CHECK_SECONDS = 0.05
 """Time between two checks whether the server still takes calls, in seconds."""
+RETRY_SECONDS_MAX = 2.0
+"""Longest time between two attempts to create a server, in seconds."""
 
 Create: TypeAlias = Callable[[int], tuple[grpc.aio.Server, int]]
 """Returns a new server that listens on a port, and the port: a free one for 0. Raises if the port is taken."""
 
 
 class Services(list[grpc.GenericRpcHandler]):
-    """The services that generated code adds, which takes this for a server."""
+    """Collects the services that generated code adds; has the methods of a server that it calls."""
 
     def add_generic_rpc_handlers(self, generic_rpc_handlers: Iterable[grpc.GenericRpcHandler]) -> None:
         """Adds services."""
@@ -58,7 +61,15 @@ async def lasting_server(
     finally:
         replacing.cancel()
         await asyncio.wait([replacing])
-        await asyncio.gather(*(each.stop(grace_seconds) for each in servers))
+        await asyncio.gather(*(_stop(each, grace_seconds) for each in servers))
+
+
+async def _stop(server: grpc.aio.Server, grace_seconds: float) -> None:
+    """Stops a server, which may end by itself at the same time: `stop` raises the error of the request then."""
+    with contextlib.suppress(UnicodeDecodeError):
+        await server.stop(grace_seconds)
+    # Waits for a stop that has begun.
+    await server.stop(grace_seconds)
 
 
 async def _replace(
@@ -68,7 +79,7 @@ async def _replace(
     ending = set[asyncio.Task[None]]()
 
     async def end(server: grpc.aio.Server) -> None:
-        await server.stop(running_seconds_max)
+        await _stop(server, running_seconds_max)
         servers.remove(server)
 
     while True:
@@ -79,21 +90,23 @@ async def _replace(
         # The error that ended the server. Without one it runs.
         except Exception as error:
             log.warning("grpc server ended by a request", error=type(error).__name__)
-        servers.append(await _created(create))
+        server = await _created(create)
+        # Before its start, so that it is stopped also if the start is cancelled.
+        servers.append(server)
+        await server.start()
         task = asyncio.create_task(end(ended))
         ending.add(task)
         task.add_done_callback(ending.discard)
 
 
 async def _created(create: Callable[[], tuple[grpc.aio.Server, int]]) -> grpc.aio.Server:
-    """Starts a new server as soon as the old one has released the port."""
+    """Creates a new server as soon as the old one has released the port, and later if there is another error."""
+    wait_seconds = CHECK_SECONDS
     while True:
         try:
-            server, _ = create()
-        # Whatever prevents it may pass.
-        except Exception:
-            log.warning("port still taken")
-            await asyncio.sleep(CHECK_SECONDS)
-        else:
-            await server.start()
-            return server
+            return create()[0]
+        except Exception as error:
+            log.warning("grpc server not replaced yet", error=type(error).__name__)
+        await asyncio.sleep(wait_seconds)
+        # gRPC never frees a server that could not listen, so the attempts become rare.
+        wait_seconds = min(2 * wait_seconds, RETRY_SECONDS_MAX)
