@@ -73,6 +73,18 @@ LIMITS: Sequence[tuple[str, Sequence[Limit]]] = (
                 "streams_in_flight_max",
                 "`TOO_BUSY` at once",
             ),
+            Limit(
+                "Running streams of health and reflection, of a server process",
+                "streams",
+                "transport.calls.OPEN_STREAMS_MAX",
+                "`TOO_BUSY` at once",
+            ),
+            Limit(
+                "Wait for the request of a call of health",
+                "s",
+                "transport.calls.OPEN_REQUEST_SECONDS_MAX",
+                "`TIMED_OUT`",
+            ),
             Limit("Wait for admission", "s", "admission_seconds_max", "`TOO_BUSY`, 429 over REST"),
             Limit(
                 "Calls that wait for admission", "calls", "transport.admission.WAITING_CALLS_MAX", "`TOO_BUSY` at once"

@@ -51,7 +51,6 @@ FACADES = {facade.VENDOR.service: facade.render_error for facade in all_facades(
 """The error renderer of each facade, by the full name of its service."""
 LEDGER = "daybook.v1.Ledger"
 SERVICES = (LEDGER, "daybook.v1.Admin", *FACADES)
-HEALTH = "grpc.health.v1.Health"
 
 
 @asynccontextmanager
@@ -123,9 +122,8 @@ async def serving_health(settings: Settings) -> AsyncIterator[None]:
     Raises CannotStart. A liveness probe would otherwise end a long migration.
     """
     health = Health()
-    await health.set("", health_pb2.HealthCheckResponse.SERVING)
     for service in SERVICES:
-        await health.set(service, health_pb2.HealthCheckResponse.NOT_SERVING)
+        health.set(service, health_pb2.HealthCheckResponse.NOT_SERVING)
     services: Any = Services()
     health_pb2_grpc.add_HealthServicer_to_server(health, services)
 

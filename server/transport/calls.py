@@ -30,7 +30,7 @@ from server.ledger.errors import (
     Unavailable,
 )
 from server.transport.admission import Admission, Admissions
-from server.transport.auth import Authenticator, authentication
+from server.transport.auth import Authenticator, authentication, current_caller
 from server.transport.call_metadata import call_metadata
 from server.transport.deadlines import CallBounds, Deadlines, Work
 from server.transport.errors import RenderError, code_of, code_of_cancellation, refuse
@@ -52,6 +52,10 @@ OPEN_SERVICES = (
     "grpc.reflection.v1alpha.ServerReflection",
 )
 """Served without a credential. They reveal nothing of any tenant."""
+OPEN_STREAMS_MAX = 64
+"""Maximum number of streams of the open services, in a process. They may last as long as their connections."""
+OPEN_REQUEST_SECONDS_MAX = 5.0
+"""Longest wait for the request of a call of an open service, in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +137,7 @@ class CallHandler(grpc.GenericRpcHandler):
         self._admissions = admissions
         self._observation = observation
         self._text_characters_max = text_characters_max
+        self._open_streams = 0
         self._calls = (Deadlines(bounds.call),)
         self._idle = Deadlines(bounds.idle)
         self._streams = (Deadlines(bounds.stream), self._idle)
@@ -189,21 +194,56 @@ class CallHandler(grpc.GenericRpcHandler):
         return self._around(method, handler, admission)
 
     def _open(self, handler: Handler) -> Handler:
-        """Wraps a handler of an open service: refuses malformed requests. Reflection, a stream, refuses them itself."""
+        """Wraps a handler of an open service: refuses malformed and missing requests, and too many streams."""
         inner: Any = handler.unary_unary or handler.unary_stream
         if inner is None:
-            return handler
+            return self._reflecting(handler)
         parse = parser(handler.request_deserializer, "name", self._text_characters_max)
 
+        async def read(context: Context) -> Any:
+            try:
+                async with asyncio.timeout(OPEN_REQUEST_SECONDS_MAX):
+                    return _parsed(await _read(context))
+            except InvalidArgument as error:
+                await refuse(context, error, None)
+            except TimeoutError:
+                await refuse(context, TimedOut(), None)
+
         async def answer(_requests: Any, context: Context) -> Any:
-            request = await _read(context)
-            if isinstance(request, InvalidArgument):
-                await refuse(context, request, None)
-            return await inner(request, context)
+            return await inner(await read(context), context)
+
+        async def stream(_requests: Any, context: Context) -> None:
+            async with self._open_stream(context):
+                await inner(await read(context), context)
 
         if handler.unary_unary is not None:
             return grpc.stream_unary_rpc_method_handler(answer, parse, handler.response_serializer)
-        return grpc.stream_stream_rpc_method_handler(answer, parse, handler.response_serializer)
+        return grpc.stream_stream_rpc_method_handler(stream, parse, handler.response_serializer)
+
+    def _reflecting(self, handler: Handler) -> Handler:
+        """Wraps the handler of reflection, which streams both ways: refuses too many streams.
+
+        It refuses malformed requests itself.
+        """
+        inner: Any = handler.stream_stream
+
+        async def stream(requests: Any, context: Context) -> None:
+            async with self._open_stream(context), aclosing(inner(requests, context)) as answers:
+                async for each in answers:
+                    await context.write(each)
+
+        return grpc.stream_stream_rpc_method_handler(stream, handler.request_deserializer, handler.response_serializer)
+
+    @asynccontextmanager
+    async def _open_stream(self, context: Context) -> AsyncIterator[None]:
+        """Counts a stream of an open service, or refuses it if there are too many."""
+        if self._open_streams >= OPEN_STREAMS_MAX:
+            await refuse(context, TooBusy(), None)
+        self._open_streams += 1
+        try:
+            yield
+        finally:
+            self._open_streams -= 1
 
     def _around(self, method: _Method, handler: Handler, admission: Admission) -> Handler:
         # A facade's fields have the names of the vendor's JSON.
@@ -216,18 +256,21 @@ class CallHandler(grpc.GenericRpcHandler):
         async def unary(_requests: Any, context: Context) -> Any:
             async with self._call(method, context) as call:
                 await self._take_place(call, admission)
-                return await answer(await self._authorise(call, await _read(context)), context)
+                await self._authenticate()
+                return await answer(self._authorise(call, await _read(context)), context)
 
         # Writes instead of yielding: gRPC leaves an async generator of a broken stream unclosed at its yield.
         async def stream(_requests: Any, context: Context) -> None:
             async with self._call(method, context) as call:
                 await self._take_place(call, admission)
-                await self._send_all(call, answer(await self._authorise(call, await _read(context)), context))
+                await self._authenticate()
+                await self._send_all(call, answer(self._authorise(call, await _read(context)), context))
 
         async def upload(requests: Any, context: Context) -> Any:
             async with self._call(method, context) as call:
                 await self._take_place(call, admission)
-                await self._authorise(call, None)
+                await self._authenticate()
+                self._authorise(call, None)
                 async with aclosing(self._all_parsed(requests, call.work)) as messages:
                     return await answer(messages, context)
 
@@ -250,8 +293,6 @@ class CallHandler(grpc.GenericRpcHandler):
             await self._fail(call, error)
             raise
         finally:
-            for bound in method.bounds:
-                bound.end(work)
             method.observer.end(call.code, call.reason, call.started, call.end_trace)
 
     async def _take_place(self, call: _Call, admission: Admission) -> None:
@@ -276,16 +317,19 @@ class CallHandler(grpc.GenericRpcHandler):
             self._idle.restart(work)
             yield _parsed(request)
 
-    async def _authorise(self, call: _Call, request: Any) -> Any:
-        """Authenticates and authorises a call. Returns its request, completed by the input in its headers.
-
-        The request of a stream is None. Raises a DaybookError if the call is refused.
-        """
+    async def _authenticate(self) -> None:
+        """Finds the caller. Raises a DaybookError for one without a valid credential, or beyond its rate limit."""
         found = await self._authenticator.authenticate(call_metadata.get())
         if self._limiter is not None:
             self._limiter.take(found.caller.credential_id)
         authentication.set(found)
-        found.caller.require_scope(call.method.scopes, request)
+
+    def _authorise(self, call: _Call, request: Any) -> Any:
+        """Checks the rights of the caller. Returns the request, completed by the input in the call's headers.
+
+        The request of a stream is None. Raises a DaybookError if the call is refused.
+        """
+        current_caller().require_scope(call.method.scopes, request)
         if call.method.query_names is not None:
             call.method.query_names.check(str(dict(call_metadata.get()).get(TARGET_HEADER, "")))
         parsed, inputs = _parsed(request), call.method.inputs

@@ -16,7 +16,6 @@ import grpc
 import structlog
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1._async import HealthServicer
 
 from server.background import repeating
 from server.ledger.errors import DaybookError
@@ -33,6 +32,8 @@ CHECK_SECONDS = 2.0
 """Time between two checks, in seconds."""
 ANSWER_SECONDS_MAX = 2.0
 """Timeout of one check, in seconds."""
+CALL_SECONDS_MAX = 5.0
+"""Timeout of a call of the health service, in seconds, like the gateway's: it waits behind the calls before it."""
 
 Check = Callable[[], Awaitable[bool]]
 """Returns whether calls can be answered. An exception means that they can't."""
@@ -41,25 +42,60 @@ _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
-class Health(HealthServicer):
-    """gRPC's standard health service, with the method List that grpcio-health-checking lacks."""
+class Health(health_pb2_grpc.HealthServicer):
+    """gRPC's standard health service.
+
+    That of grpcio-health-checking lacks List, and a status can't change there while the answer
+    to a watching client waits, for instance for a client that doesn't read.
+    """
 
     def __init__(self) -> None:
-        super().__init__()
-        self._services = {""}
+        """The process is SERVING, and there are no services yet."""
+        self._statuses: dict[str, int] = {"": _SERVING}
+        self._changed = asyncio.Event()
+        self._has_ended = False
 
-    async def set(self, service: str, status: int) -> None:
-        """Sets the status of a service, which List includes from then on."""
-        self._services.add(service)
-        await super().set(service, status)
+    def set(self, service: str, status: int) -> None:
+        """Sets the status of a service. Does nothing after the end."""
+        if not self._has_ended:
+            self._statuses[service] = status
+            self._wake_watchers()
 
-    async def List(self, _request: Message, context: Context) -> Message:
+    def end(self) -> None:
+        """Sets every status to NOT_SERVING for good."""
+        self._statuses = dict.fromkeys(self._statuses, _NOT_SERVING)
+        self._has_ended = True
+        self._wake_watchers()
+
+    def _wake_watchers(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def Check(self, request: health_pb2.HealthCheckRequest, context: Context) -> health_pb2.HealthCheckResponse:
+        """Returns the status of a service; NOT_FOUND for an unknown one."""
+        if request.service not in self._statuses:
+            names = ", ".join(filter(None, self._statuses))
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"the services are {names}")
+        return health_pb2.HealthCheckResponse(status=self._statuses[request.service])
+
+    async def Watch(self, request: health_pb2.HealthCheckRequest, context: Context) -> None:
+        """Sends the status of a service now, and again after each change."""
+        sent = None
+        while True:
+            # Taken before the status, so that no change is missed during the write.
+            changed = self._changed
+            status = self._statuses.get(request.service, health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)
+            if status != sent:
+                await context.write(health_pb2.HealthCheckResponse(status=status))
+                sent = status
+            await changed.wait()
+
+    async def List(self, _request: Message, _context: Context) -> Message:
         """Returns the status of each service."""
         # The typed stubs lack List.
         response: Message = cast("Any", health_pb2).HealthListResponse(
             statuses={
-                name: await self.Check(health_pb2.HealthCheckRequest(service=name), context)
-                for name in sorted(self._services)
+                name: health_pb2.HealthCheckResponse(status=status) for name, status in sorted(self._statuses.items())
             }
         )
         return response
@@ -83,20 +119,19 @@ async def watched_health(
         if is_ready == was_ready:
             return
         for service in services:
-            await health.set(service, _SERVING if is_ready else _NOT_SERVING)
+            health.set(service, _SERVING if is_ready else _NOT_SERVING)
         if not is_ready:
             log.warning("not ready", hint="database unavailable, read-only or not migrated, or clock skew too large")
         elif was_ready is not None:
             log.info("ready")
         was_ready = is_ready
 
-    await health.set("", _SERVING)
     await update()
     try:
         async with repeating(update, CHECK_SECONDS, "readiness check failed"):
             yield
     finally:
-        await health.enter_graceful_shutdown()
+        health.end()
         await asyncio.sleep(drain_seconds())
 
 
@@ -123,7 +158,7 @@ async def is_serving(address: str, service: str, trust: Trust | None = None) -> 
     async with connecting as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)
         try:
-            answer = await stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=ANSWER_SECONDS_MAX)
+            answer = await stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=CALL_SECONDS_MAX)
         except grpc.aio.AioRpcError:
             return False
     return bool(answer.status == _SERVING)

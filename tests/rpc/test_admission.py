@@ -25,8 +25,8 @@ from server.app import serving
 from server.book import Book
 from server.config import Settings
 from tests.support.callers import OWN_CONNECTION, Client, Server
-from tests.support.databases import held_writer
-from tests.support.markers import only_sqlite
+from tests.support.databases import held_writer, readers_exhausted
+from tests.support.markers import only_postgresql, only_sqlite
 from tests.support.methods import METHODS
 from tests.support.metrics import Measured
 from tests.support.processes import free_port
@@ -37,6 +37,7 @@ STREAM_PLACES = 2
 SHARE = PLACES // 2
 """The places of a key while no other key calls."""
 TOO_BUSY = ("RESOURCE_EXHAUSTED", "TOO_BUSY")
+CREDENTIAL_INVALID = ("UNAUTHENTICATED", "CREDENTIAL_INVALID")
 CREATE = "/daybook.v1.Ledger/CreateTransaction"
 
 
@@ -156,28 +157,42 @@ async def test_call_is_refused_before_its_body_arrives(crowded: Crowded, client:
         await asyncio.gather(*posts)
 
 
-@only_sqlite
+@only_postgresql
 async def test_unauthenticated_calls_have_one_share(crowded: Crowded, client: Client) -> None:
-    """Unauthenticated calls hold at most one share of places, however many credentials they invent."""
-    release = asyncio.Event()
+    """Calls whose credentials are looked up hold at most one share of places, however many they invent."""
+    callers = [Client(crowded.server.channel, key(number)) for number in range(PLACES)]
+    async with asyncio.timeout(60):
+        async with readers_exhausted(crowded.server.book):
+            calls = [asyncio.create_task(refusal_of(caller.balance())) for caller in callers]
+            await until_in_flight(crowded, SHARE)
+            await crowded.until(lambda found: found.one("daybook_rpc_rejected_calls_total", kind="call") == SHARE)
+            balance = asyncio.create_task(client.balance())
+            await until_in_flight(crowded, SHARE + 1)
+        verdicts = [refusal.verdict for refusal in await asyncio.gather(*calls)]
+        assert (await balance).amount == "1"
+    assert sorted(verdicts) == sorted([TOO_BUSY] * SHARE + [CREDENTIAL_INVALID] * SHARE)
+    await until_in_flight(crowded, 0)
+
+
+@pytest.mark.parametrize("method", ["CreateTransaction", "ExportTransactions"])
+async def test_unauthenticated_call_is_refused_before_its_body_arrives(crowded: Crowded, method: str) -> None:
+    """A call with an invalid credential, or none, is refused once its headers arrive, so it holds no place."""
+    never = asyncio.Event()
 
     async def body() -> AsyncIterator[Any]:
-        await release.wait()
+        await never.wait()
         yield b""
 
-    upload: Any = crowded.server.channel.stream_unary(CREATE)
+    upload: Any = crowded.server.channel.stream_unary(f"/daybook.v1.Ledger/{method}")
     async with asyncio.timeout(60):
-        calls = [
-            asyncio.create_task(refusal_of(upload(body(), metadata=(("authorization", f"Bearer made-up-{number}.x"),))))
-            for number in range(PLACES)
-        ]
-        await until_in_flight(crowded, SHARE)
-        await crowded.until(lambda found: found.one("daybook_rpc_rejected_calls_total", kind="call") == SHARE)
-        assert (await client.balance()).amount == "1"
-        release.set()
-        verdicts = [refusal.verdict for refusal in await asyncio.gather(*calls)]
-    assert sorted(verdicts) == sorted([TOO_BUSY] * SHARE + [("UNAUTHENTICATED", "CREDENTIAL_INVALID")] * SHARE)
-    await until_in_flight(crowded, 0)
+        metadata = Client(crowded.server.channel, key(1)).metadata
+        assert (await refusal_of(upload(body(), metadata=metadata))).verdict == CREDENTIAL_INVALID
+        assert (await refusal_of(upload(body()))).verdict == ("UNAUTHENTICATED", "CREDENTIAL_MISSING")
+
+
+def key(number: int) -> str:
+    """A well-formed API key that doesn't exist."""
+    return f"{number:020}.secret"
 
 
 @only_sqlite
@@ -340,9 +355,10 @@ async def test_call_without_a_body_releases_its_place(book: Book) -> None:
     metrics_port = free_port()
     settings = Settings(port=0, metrics_port=metrics_port, shutdown_grace_seconds=1, call_seconds_max=1)
     async with serving(book, settings) as port, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        stalled: Any = channel.stream_unary(CREATE)(body())
+        crowded = Crowded(Server(book, channel), metrics_port, port)
+        client = await crowded.server.client(await crowded.server.create_tenant("house"))
+        stalled: Any = channel.stream_unary(CREATE)(body(), metadata=client.metadata)
         async with asyncio.timeout(60):
-            crowded = Crowded(Server(book, channel), metrics_port, port)
             await until_in_flight(crowded, 1)
             await until_in_flight(crowded, 0)
         stalled.cancel()

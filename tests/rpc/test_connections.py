@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ import grpc
 import pytest
 import pytest_asyncio
 import structlog
+from daybook.v1.account_pb2 import Balance
 from daybook.v1.admin_service_pb2 import VerifyAccountsRequest
 from daybook.v1.ledger_service_pb2 import (
     BatchCreateTransactionsRequest,
@@ -41,17 +43,21 @@ from server.app import serving
 from server.book import Book, open_book
 from server.config import Settings
 from server.ledger.audit import Finding
+from server.transport import calls
+from server.transport.calls import OPEN_STREAMS_MAX
 from tests.support.callers import OWN_CONNECTION, Client, Server
 from tests.support.certificates import Authority
 from tests.support.clock import Clock
 from tests.support.ledgers import prepare
 from tests.support.markers import shares_a_server
 from tests.support.processes import Daybook, Ports, sqlite_url
+from tests.support.refusals import read_refusal, refusal_of
 from tests.support.waiting import until
 
 MOMENT = 0.5
 LONG = 60.0
 NO_ERROR, ENHANCE_YOUR_CALM = 0, 11
+TOO_BUSY = ("RESOURCE_EXHAUSTED", "TOO_BUSY")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -60,6 +66,9 @@ async def shared_book(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator
     database_url = f"sqlite+aiosqlite:///{tmp_path_factory.mktemp('connections')}/daybook.db"
     async with open_book(database_url, Clock(), Random(1).randbytes) as book:
         yield book
+
+
+NO_WINDOW = {SettingsFrame.INITIAL_WINDOW_SIZE: 0}
 
 
 @dataclass
@@ -93,11 +102,11 @@ class Peer:
 
 
 @asynccontextmanager
-async def peer(port: int) -> AsyncIterator[Peer]:
-    """A client that has sent its connection preface."""
+async def peer(port: int, settings: Mapping[int, int] | None = None) -> AsyncIterator[Peer]:
+    """A client that has sent its connection preface, with these HTTP/2 settings."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
-        writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + SettingsFrame(0).serialize())
+        writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + SettingsFrame(0, dict(settings or {})).serialize())
         yield Peer(reader, writer)
     finally:
         writer.close()
@@ -210,7 +219,10 @@ async def test_path_that_is_not_utf_8_ends_no_server(shared_book: Book) -> None:
                 async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", OWN_CONNECTION) as channel:
                     health = await health_of(channel).Check(HealthCheckRequest(), wait_for_ready=True)
             assert health.status == HealthCheckResponse.SERVING
-            assert {line["event"] for line in lines} <= {"grpc server ended by a request", "port still taken"}
+            assert {line["event"] for line in lines} <= {
+                "grpc server ended by a request",
+                "grpc server not replaced yet",
+            }
         assert not watch.done()
 
 
@@ -228,13 +240,17 @@ async def test_paths_that_are_not_utf_8_end_no_process(tmp_path: Path) -> None:
     daybook = Daybook.start("serve", *flags, folder=tmp_path, ports=ports)
     address, is_over = f"127.0.0.1:{ports.server}", asyncio.Event()
 
+    posted = 0
+
     async def post() -> None:
+        nonlocal posted
         async with grpc.aio.insecure_channel(address, OWN_CONNECTION) as channel:
             client = Client(channel, key)
             while not is_over.is_set():
                 # A server that is replaced ends its connections.
                 with contextlib.suppress(grpc.aio.AioRpcError):
                     await client.post("a", Transaction.GRANT, "1")
+                    posted += 1
 
     def has_replaced(count: int) -> bool:
         assert daybook.process.poll() is None
@@ -252,13 +268,14 @@ async def test_paths_that_are_not_utf_8_end_no_process(tmp_path: Path) -> None:
                     hostile.send(bad_call(b"/\xff"))
                     await until(partial(has_replaced, number + 1))
             is_over.set()
+        assert posted
         assert daybook.stop() == 0
     finally:
         daybook.kill()
 
 
-def send_call(slow: Peer, client: Client, method: str, request: Message) -> None:
-    """Sends a call whose answer exceeds the peer's flow-control window."""
+def send_call(slow: Peer, client: Client | None, method: str, request: Message) -> None:
+    """Sends a call whose answer exceeds the peer's flow-control window; without a client it has no credential."""
     body = request.SerializeToString()
     headers = {
         ":method": "POST",
@@ -267,7 +284,7 @@ def send_call(slow: Peer, client: Client, method: str, request: Message) -> None
         ":authority": "localhost",
         "content-type": "application/grpc",
         "te": "trailers",
-        **dict(client.metadata),
+        **dict(client.metadata if client else ()),
     }
     slow.send(
         HeadersFrame(1, Encoder().encode(headers.items()), flags=["END_HEADERS"]),
@@ -277,8 +294,14 @@ def send_call(slow: Peer, client: Client, method: str, request: Message) -> None
 
 @shares_a_server
 async def test_unread_answer_ends_with_its_connection(shared_book: Book) -> None:
-    """A connection whose client doesn't read an answer ends at its maximum age; others are served meanwhile."""
-    settings = bounded(connection_age_seconds_max=2 * MOMENT, stream_seconds_max=MOMENT)
+    """An unread answer holds a place for the time limit of calls, and ends with the maximum age of its connection."""
+    settings = bounded(
+        connection_age_seconds_max=4 * MOMENT,
+        stream_seconds_max=MOMENT,
+        call_seconds_max=MOMENT,
+        calls_in_flight_max=1,
+        admission_seconds_max=0,
+    )
     # Posts through a server without the limit: on a busy machine posting may take longer than the limit.
     async with (
         serving(shared_book, bounded()) as port,
@@ -294,9 +317,109 @@ async def test_unread_answer_ends_with_its_connection(shared_book: Book) -> None
         async with peer(port) as slow:
             request = ListTransactionsRequest(parent="accounts/acme", page_size=1000)
             send_call(slow, client, "daybook.v1.Ledger/ListTransactions", request)
-            frames = [frame async for frame in slow.frames()]
-        assert 0 < sum(len(frame.data) for frame in frames if isinstance(frame, DataFrame)) < 100_000
-        assert (await client.balance()).amount == "1000"
+            frames = slow.frames()
+            received = await size_of_answer(frames, 1)
+            reading = asyncio.create_task(size_of_answer(frames))
+            assert (await until_served(client)).amount == "1000"
+            assert not reading.done()
+            assert received + await reading < 100_000
+
+
+async def size_of_answer(frames: AsyncIterator[Frame], least: float = math.inf) -> int:
+    """Counts the bytes of an answer until there are `least`, or the connection ends."""
+    received = 0
+    while received < least and (frame := await anext(frames, None)) is not None:
+        if isinstance(frame, DataFrame):
+            received += len(frame.data)
+    return received
+
+
+async def until_served(client: Client) -> Balance:
+    """Reads a balance as soon as a place is free."""
+    while True:
+        try:
+            return await client.balance()
+        except grpc.aio.AioRpcError as error:
+            if read_refusal(error).verdict != TOO_BUSY:
+                raise
+            await asyncio.sleep(MOMENT / 10)
+
+
+@shares_a_server
+async def test_unread_health_delays_no_shutdown(shared_book: Book) -> None:
+    """A client that watches the health and reads nothing doesn't delay its changes, which begin a shutdown."""
+    watch = "grpc.health.v1.Health/Watch"
+    async with asyncio.timeout(LONG), AsyncExitStack() as stack:
+        async with serving(shared_book, bounded()) as port:
+            slow = await stack.enter_async_context(peer(port, NO_WINDOW))
+            send_call(slow, None, watch, HealthCheckRequest(service="daybook.v1.Ledger"))
+            async for frame in slow.frames():
+                if isinstance(frame, HeadersFrame):
+                    break
+            channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{port}", OWN_CONNECTION))
+            watching = health_of(channel).Watch(HealthCheckRequest(service="daybook.v1.Ledger"))
+            assert (await watching.read()).status == HealthCheckResponse.SERVING
+        assert (await watching.read()).status == HealthCheckResponse.NOT_SERVING
+
+
+@shares_a_server
+async def test_open_streams_are_bounded(shared_book: Book) -> None:
+    """Streams that need no credential are refused beyond a number; calls are served, and an ended stream makes room."""
+
+    def reflect(channel: grpc.aio.Channel) -> Any:
+        method: Any = channel.stream_stream("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo")
+        return method()
+
+    async with (
+        serving(shared_book, bounded()) as port,
+        grpc.aio.insecure_channel(f"127.0.0.1:{port}", OWN_CONNECTION) as channel,
+        asyncio.timeout(LONG),
+    ):
+        health = health_of(channel)
+        watches = [health.Watch(HealthCheckRequest()) for _ in range(OPEN_STREAMS_MAX)]
+        for watch in watches:
+            assert (await watch.read()).status == HealthCheckResponse.SERVING
+        for stream in (health.Watch(HealthCheckRequest()), reflect(channel)):
+            assert (await refusal_of(stream.read())).verdict == TOO_BUSY
+        assert (await health.Check(HealthCheckRequest())).status == HealthCheckResponse.SERVING
+        for watch in watches:
+            watch.cancel()
+        await until_answered(partial(reflect, channel))
+
+
+async def until_answered(start: Callable[[], Any]) -> None:
+    """Starts a stream until one is not refused: the server may not know yet that earlier ones have ended."""
+    while True:
+        stream = start()
+        reading = asyncio.create_task(stream.read())
+        await asyncio.wait([reading], timeout=MOMENT)
+        if not reading.done():
+            stream.cancel()
+            await asyncio.wait([reading])
+            return
+        assert (await refusal_of(reading)).verdict == TOO_BUSY
+
+
+@shares_a_server
+@pytest.mark.parametrize("method", ["Check", "List", "Watch"])
+async def test_open_call_without_a_message_ends(
+    shared_book: Book, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """A call that needs no credential ends with DEADLINE_EXCEEDED if its message doesn't arrive."""
+    monkeypatch.setattr(calls, "OPEN_REQUEST_SECONDS_MAX", MOMENT)
+    never = asyncio.Event()
+
+    async def nothing() -> AsyncIterator[bytes]:
+        await never.wait()
+        yield b""
+
+    async with (
+        serving(shared_book, bounded()) as port,
+        grpc.aio.insecure_channel(f"127.0.0.1:{port}", OWN_CONNECTION) as channel,
+        asyncio.timeout(LONG),
+    ):
+        upload: Any = channel.stream_unary(f"/grpc.health.v1.Health/{method}")
+        assert (await refusal_of(upload(nothing()))).verdict == ("DEADLINE_EXCEEDED", "TIMED_OUT")
 
 
 @shares_a_server

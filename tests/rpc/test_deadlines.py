@@ -6,7 +6,6 @@ import asyncio
 import gc
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
 
 import grpc
 import pytest
@@ -20,11 +19,10 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from server.app import serving
 from server.book import Book
 from server.config import Settings
-from server.store.postgresql import PostgreSQL
 from server.transport.deadlines import Deadlines
 from server.usecases.verification import Progress
 from tests.support.callers import Client, Server
-from tests.support.databases import held_writer
+from tests.support.databases import held_writer, readers_exhausted
 from tests.support.markers import only_postgresql, only_sqlite
 from tests.support.methods import facade_requests
 from tests.support.refusals import read_refusal, refusal_of
@@ -51,29 +49,6 @@ async def hurried(book: Book) -> AsyncIterator[Server]:
 async def caller(hurried: Server) -> Client:
     """A caller with every scope in its own tenant."""
     return await hurried.client(await hurried.create_tenant("house"), scopes={"admin"})
-
-
-@asynccontextmanager
-async def readers_exhausted(book: Book) -> AsyncIterator[None]:
-    """Occupies every read connection until the end of the block, so that all other reads wait."""
-    engine, released = book.database.primary, asyncio.Event()
-    size = engine.pools["read"].size
-
-    async def hold(_session: object) -> None:
-        await released.wait()
-
-    async with AsyncExitStack() as stack:
-        if isinstance(engine, PostgreSQL):
-            holding = [asyncio.create_task(engine.run(hold)) for _ in range(size)]
-            stack.push_async_callback(asyncio.wait, holding)
-            stack.callback(released.set)
-            async with asyncio.timeout(60):
-                while engine.pools["read"].in_use < size:
-                    await asyncio.sleep(0.01)
-        else:
-            for _ in range(size):
-                await stack.enter_async_context(engine.snapshot())
-        yield
 
 
 @pytest.mark.parametrize("deadline", [None, 60.0], ids=["no deadline", "a longer one"])

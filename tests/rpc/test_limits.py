@@ -3,7 +3,7 @@
 Other limits are tested with their code: the lengths of all texts, the sizes of metadata and the
 number of labels in tests/transport/test_validation.py, page tokens in
 tests/transport/test_page_tokens.py, rates in tests/transport/test_limits.py, the poster's queue
-in tests/store/test_poster.py, batches in test_batches.py, the gateway's limits in
+in tests/posting/test_poster.py, batches in test_batches.py, the gateway's limits in
 tests/facades/test_limits.py. docs/reference/limits.md lists all limits.
 """
 

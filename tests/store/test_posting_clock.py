@@ -1,4 +1,4 @@
-"""The clock for postings, for reads, and their reference: its own earlier readings on SQLite, the database's clock on PostgreSQL."""
+"""The clock for postings and reads; its reference is the past, or on PostgreSQL the database's clock."""
 
 from __future__ import annotations
 

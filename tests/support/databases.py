@@ -25,6 +25,7 @@ from server.store.database import Database
 from server.store.distribute import distribute
 from server.store.migrate import migrate
 from server.store.postgresql import ONE_CONNECTION_PER_NODE
+from server.store.postgresql import PostgreSQL as PostgreSQLEngine
 from server.store.tables import account_states, metadata
 
 Result = TypeVar("Result")
@@ -257,3 +258,26 @@ async def held_writer(database_url: str) -> AsyncIterator[None]:
             yield
     finally:
         await database.close()
+
+
+@asynccontextmanager
+async def readers_exhausted(book: Book) -> AsyncIterator[None]:
+    """Occupies every read connection until the end of the block, so that all other reads wait."""
+    engine, released = book.database.primary, asyncio.Event()
+    size = engine.pools["read"].size
+
+    async def hold(_session: object) -> None:
+        await released.wait()
+
+    async with AsyncExitStack() as stack:
+        if isinstance(engine, PostgreSQLEngine):
+            holding = [asyncio.create_task(engine.run(hold)) for _ in range(size)]
+            stack.push_async_callback(asyncio.wait, holding)
+            stack.callback(released.set)
+            async with asyncio.timeout(60):
+                while engine.pools["read"].in_use < size:
+                    await asyncio.sleep(0.01)
+        else:
+            for _ in range(size):
+                await stack.enter_async_context(engine.snapshot())
+        yield
