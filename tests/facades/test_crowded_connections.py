@@ -1,8 +1,9 @@
-"""Many requests that arrive at once on some connections of the gateway don't delay those of other connections."""
+"""Many requests at once on some connections of the gateway neither delay nor refuse those of other connections."""
 
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,14 @@ from hpack import Encoder
 from hyperframe.frame import Frame, HeadersFrame, SettingsFrame
 
 from tests.support.gateways import gateway_before
-from tests.support.processes import free_port
+from tests.support.http_client import send
+from tests.support.processes import Daybook, free_port
 from tests.support.waiting import SECONDS_MAX
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 CROWDED, OTHERS, REQUESTS = 16, 16, 250
+READS = 4096
+"""The reads that the gateway runs at a time."""
 HEALTH = b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n"
 
 
@@ -33,17 +37,21 @@ def requests() -> bytes:
 def answered_so_far(connection: socket.socket) -> int:
     """Counts the answers that have arrived on a connection."""
     connection.setblocking(False)
-    data, count = b"", 0
+    data = b""
     try:
         while chunk := connection.recv(1_000_000):
             data += chunk
     except BlockingIOError:
         pass
+    return sum(isinstance(frame, HeadersFrame) for frame in frames_of(data))
+
+
+def frames_of(data: bytes) -> Iterator[Frame]:
+    """The frames in data that has arrived on a connection."""
     while len(data) >= 9:
         frame, length = Frame.parse_frame_header(memoryview(data[:9]))
-        count += isinstance(frame, HeadersFrame)
+        yield frame
         data = data[9 + length :]
-    return count
 
 
 def test_requests_of_other_connections_are_not_delayed(tmp_path: Path) -> None:
@@ -70,3 +78,39 @@ def test_requests_of_other_connections_are_not_delayed(tmp_path: Path) -> None:
             assert other.recv(65_536).startswith(b"HTTP/1.1 200")
         count = sum(answered_so_far(each) for each in crowded)
         assert count < CROWDED * REQUESTS / 2
+
+
+def unfinished_checks() -> bytes:
+    """The frames of many health checks whose messages never arrive, and of a request that is answered after them."""
+    encoder = Encoder()
+    headers = [
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":authority", "localhost"),
+        (":path", "/grpc.health.v1.Health/Check"),
+        ("content-type", "application/grpc"),
+        ("te", "trailers"),
+    ]
+    healthz = [(":method", "GET"), (":scheme", "http"), (":authority", "localhost"), (":path", "/healthz")]
+    frames = [
+        *(HeadersFrame(1 + 2 * i, encoder.encode(headers), flags=["END_HEADERS"]) for i in range(REQUESTS)),
+        HeadersFrame(1 + 2 * REQUESTS, encoder.encode(healthz), flags=["END_HEADERS", "END_STREAM"]),
+    ]
+    return b"".join(frame.serialize() for frame in frames)
+
+
+def test_unfinished_health_checks_take_no_places(gateway: Daybook) -> None:
+    """Health checks, which need no credential, don't count as reads in progress while their messages don't arrive."""
+    with ExitStack() as stack:
+        address = ("127.0.0.1", int(gateway.origin.rpartition(":")[2]))
+        connections = [
+            stack.enter_context(socket.create_connection(address, SECONDS_MAX)) for _ in range(READS // REQUESTS + 1)
+        ]
+        for connection in connections:
+            connection.sendall(PREFACE + SettingsFrame(0).serialize() + unfinished_checks())
+        for connection in connections:
+            data = b""
+            while not any(isinstance(frame, HeadersFrame) for frame in frames_of(data)):
+                data += connection.recv(65_536)
+        credential = {"authorization": "Bearer demo-dreadnode.public"}
+        assert send(gateway.origin, "/v1/accounts/example", headers=credential).status == 200

@@ -543,7 +543,7 @@ def calls_of(caller: Caller) -> Iterator[tuple[str, MethodDescriptor, Requests, 
     """All calls of a caller: the changed field or credential, the method, its messages and headers."""
     table = base_requests(caller.own)
     for name, method in methods().items():
-        # One interceptor checks credentials for all native methods; each facade has its own error format.
+        # One handler checks credentials for all native methods; each facade has its own error format.
         if name.partition("/")[0] in FACADES or method.name == "GetAccount":
             for credential in credentials(caller):
                 yield credential, method, table[name], {"authorization": credential}
