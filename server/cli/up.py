@@ -50,8 +50,8 @@ def up(
                     "the database holds demo data, which is served on loopback only: set gateway_host to 127.0.0.1"
                 )
             async with gateway(settings) as envoy, server(book, settings, flags, stopped) as ended:
-                await first_of(envoy.ready(), ended())
-                if with_demo:
+                await first_of(envoy.ready(), ended(), stopped.wait())
+                if with_demo and not stopped.is_set():
                     _print_what_to_try(settings)
                 await first_of(stopped.wait(), ended(), envoy.process.wait())
                 if not stopped.is_set():
