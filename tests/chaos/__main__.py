@@ -7,6 +7,7 @@ import asyncio
 import dataclasses
 import json
 import signal
+import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ import typer
 from tests.chaos import stages
 from tests.chaos.campaign import Figures, run
 
+JSON = Path(".daybook/chaos.json")
 _HEADINGS = ("scenario", "ends", "acknowledged", "refused", "repeated", "unserved s, median", "max", "duration s")
 
 
@@ -45,7 +47,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=SCENARIOS, default=list(SCENARIOS), help="scenarios to run")
     parser.add_argument("--ends", type=int, help="how often a process ends in each scenario, instead of the default")
     parser.add_argument("--seed", type=int, default=0, help="seed of the calls and the moments")
-    parser.add_argument("--json", type=Path, help="file to write the figures to")
+    parser.add_argument("--json", type=Path, default=JSON, help=f"file to write the figures to; default {JSON}")
     options = parser.parse_args()
     found: dict[str, Figures] = {}
     typer.echo("| " + " | ".join(_HEADINGS) + " |\n|" + "---|" * len(_HEADINGS))
@@ -55,13 +57,12 @@ def main() -> None:
             found[name] = figures = asyncio.run(run(running, options.ends or ends, options.seed))
         if name == "rolling-restart" and figures.repeated:
             sys.exit(f"{figures.repeated} calls were lost in a rolling restart")
-        typer.echo(f"| {name} | " + " | ".join(_cell(each) for each in dataclasses.astuple(figures)) + " |")
-    if options.json:
+        counts = (figures.ends, figures.acknowledged, figures.refused, figures.repeated)
+        times = (statistics.median(figures.unserved), max(figures.unserved), figures.duration)
+        typer.echo(f"| {' | '.join((name, *map(str, counts), *(f'{each:.2f}' for each in times)))} |")
+        # After each scenario, so that a failure of the next one doesn't lose it.
+        options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps({name: dataclasses.asdict(each) for name, each in found.items()}, indent=2))
-
-
-def _cell(value: float) -> str:
-    return str(value) if isinstance(value, int) else f"{value:.2f}"
 
 
 if __name__ == "__main__":

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import statistics
 import time
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from random import Random
 
 import grpc
 
-from tests.chaos.journal import Journal
+from tests.chaos.journal import Journal, Send, over_grpc, over_rest
 from tests.chaos.stages import Stage
 from tests.support.callers import OWN_CONNECTION, Client
 from tests.support.waiting import until
 
 CALLERS = 64
 CONNECTIONS = 8
+READS = 0.1
+"""The part of the calls that read a page."""
+REST_EVERY = 8
+"""Behind the gateway one of so many callers posts over REST."""
+END_SECONDS_MAX = 60.0
+"""Mean time that an end may take, with its recovery. Beyond it the scenario fails."""
 ANSWERS_BETWEEN = (50, 500)
 """Answers between the recovery from an end and the next end: a range to draw from."""
 ANSWERS_RECOVERED = 50
@@ -41,9 +47,8 @@ class Figures:
     refused: int
     repeated: int
     """Calls that were sent again because an attempt got no answer."""
-    unserved_median: float
-    """Longest time without an answer around an end: the median over all ends."""
-    unserved_max: float
+    unserved: Sequence[float]
+    """The longest time without an answer around each end."""
     duration: float
 
 
@@ -57,10 +62,12 @@ async def run(stage: Stage, ends: int, seed: int, callers: int = CALLERS) -> Fig
             for _ in range(CONNECTIONS)
         ]
         clients = [Client(channel, stage.key) for channel in channels]
-        async with asyncio.TaskGroup() as group:
+        async with asyncio.timeout(ends * END_SECONDS_MAX), asyncio.TaskGroup() as group:
             for number in range(callers):
-                caller = Random(f"{seed}-{number}")
-                group.create_task(_keep_calling(clients[number % CONNECTIONS], journal, caller, stopping))
+                client, caller = clients[number % CONNECTIONS], Random(f"{seed}-{number}")
+                is_rest = stage.has_gateway and number % REST_EVERY == 0
+                send_once = over_rest(f"http://127.0.0.1:{stage.port}", client) if is_rest else over_grpc(client)
+                group.create_task(_keep_calling(client, send_once, journal, caller, stopping))
             unserved = [await _end_once(stage, number, journal, random) for number in range(ends)]
             stopping.set()
         await journal.check(clients[0])
@@ -71,16 +78,20 @@ async def run(stage: Stage, ends: int, seed: int, callers: int = CALLERS) -> Fig
         acknowledged=len(journal.acknowledged),
         refused=len(journal.refused),
         repeated=len(journal.repeated),
-        unserved_median=statistics.median(unserved),
-        unserved_max=max(unserved),
+        unserved=unserved,
         duration=time.monotonic() - begun,
     )
 
 
-async def _keep_calling(client: Client, journal: Journal, random: Random, stopping: asyncio.Event) -> None:
+async def _keep_calling(
+    client: Client, send_once: Send, journal: Journal, random: Random, stopping: asyncio.Event
+) -> None:
     """One caller: one call after the other until the end of the scenario."""
     while not stopping.is_set():
-        await journal.perform(client, journal.next_call(random), random)
+        if random.random() < READS:
+            await journal.read(client, random)
+        else:
+            await journal.perform(send_once, journal.next_call(random), random)
 
 
 async def _end_once(stage: Stage, number: int, journal: Journal, random: Random) -> float:

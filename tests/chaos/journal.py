@@ -5,22 +5,27 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
+from http import HTTPStatus
 from random import Random
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import grpc
 from daybook.v1.ledger_service_pb2 import (
     CreateTransactionRequest,
+    ListTransactionsRequest,
     RefundTransactionRequest,
     TransferCreditsRequest,
     TransferCreditsResponse,
 )
 from daybook.v1.transaction_pb2 import Transaction, Usage
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.json_format import MessageToJson, Parse
 
 from tests.support.callers import Client
+from tests.support.http_client import send
 from tests.support.ledgers import ACCOUNT_IDS
 from tests.support.refusals import read_refusal
 
@@ -32,10 +37,22 @@ RETRYABLE = {
     grpc.StatusCode.DEADLINE_EXCEEDED,
     grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
+UNANSWERED = {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT}
+"""The same over REST."""
 REFUSALS = {"INSUFFICIENT_CREDITS", "REFUND_EXCEEDS_CHARGE"}
 """Reasons for which the rules refuse a call of the workload."""
 Call: TypeAlias = "CreateTransactionRequest | RefundTransactionRequest | TransferCreditsRequest"
 Answer: TypeAlias = "Transaction | TransferCreditsResponse"
+Send: TypeAlias = "Callable[[Call], Awaitable[Answer]]"
+"""Sends a call once. Raises Unanswered or Refused."""
+
+
+class Unanswered(Exception):
+    """An attempt of a call has no answer."""
+
+
+class Refused(Exception):
+    """A call is refused. The argument is the reason."""
 
 
 @dataclass
@@ -82,23 +99,37 @@ class Journal:
         self.sent[call.request_id] = call
         return call
 
-    async def perform(self, client: Client, call: Call, random: Random) -> None:
+    async def perform(self, send_once: Send, call: Call, random: Random) -> None:
         """Sends a call until it is answered, and records the answer."""
         while True:
             try:
-                answer = await _send(client, call)
-            except grpc.aio.AioRpcError as error:
-                if error.code() in RETRYABLE:
-                    self.repeated[call.request_id] += 1
-                    await asyncio.sleep(random.uniform(0, BACKOFF_SECONDS_MAX))
-                    continue
-                self.refused[call.request_id] = read_refusal(error).reason
+                answer = await send_once(call)
+            except Unanswered:
+                self.repeated[call.request_id] += 1
+                await asyncio.sleep(random.uniform(0, BACKOFF_SECONDS_MAX))
+                continue
+            except Refused as refusal:
+                self.refused[call.request_id] = str(refusal)
             else:
                 self.acknowledged[call.request_id] = answer
                 if isinstance(answer, Transaction) and answer.kind == Transaction.CHARGE:
                     self.charges.append(answer.name)
             self.answer_times.append(self.clock())
             return
+
+    async def read(self, client: Client, random: Random) -> None:
+        """Reads a page of an account until it is answered."""
+        request = ListTransactionsRequest(parent=f"accounts/{random.choice(ACCOUNT_IDS)}", page_size=10)
+        while True:
+            try:
+                await client.ledger.ListTransactions(request, metadata=client.metadata, timeout=CALL_SECONDS_MAX)
+            except grpc.aio.AioRpcError as error:
+                if error.code() not in RETRYABLE:
+                    raise
+                self.repeated[request.parent] += 1
+                await asyncio.sleep(random.uniform(0, BACKOFF_SECONDS_MAX))
+            else:
+                return
 
     async def check(self, client: Client) -> None:
         """Compares the books with the answers; AssertionError names the first difference."""
@@ -123,16 +154,52 @@ class Journal:
         chosen = [each for each in self.repeated if each in self.acknowledged][:count]
         chosen += random.sample(sorted(self.acknowledged), min(count, len(self.acknowledged)))
         for request_id in chosen:
-            assert await _send(client, self.sent[request_id]) == self.acknowledged[request_id], request_id
+            answer = await over_grpc(client)(self.sent[request_id])
+            assert answer == self.acknowledged[request_id], request_id
 
 
-async def _send(client: Client, call: Call) -> Answer:
-    """Sends a call once."""
-    if isinstance(call, CreateTransactionRequest):
-        return await client.ledger.CreateTransaction(call, metadata=client.metadata, timeout=CALL_SECONDS_MAX)
-    if isinstance(call, RefundTransactionRequest):
-        return await client.ledger.RefundTransaction(call, metadata=client.metadata, timeout=CALL_SECONDS_MAX)
-    return await client.ledger.TransferCredits(call, metadata=client.metadata, timeout=CALL_SECONDS_MAX)
+def over_grpc(client: Client) -> Send:
+    """Sends calls over gRPC."""
+    methods: dict[type[Call], Any] = {
+        CreateTransactionRequest: client.ledger.CreateTransaction,
+        RefundTransactionRequest: client.ledger.RefundTransaction,
+        TransferCreditsRequest: client.ledger.TransferCredits,
+    }
+
+    async def send_once(call: Call) -> Answer:
+        try:
+            answer: Answer = await methods[type(call)](call, metadata=client.metadata, timeout=CALL_SECONDS_MAX)
+        except grpc.aio.AioRpcError as error:
+            if error.code() in RETRYABLE:
+                raise Unanswered from None
+            raise Refused(read_refusal(error).reason) from None
+        return answer
+
+    return send_once
+
+
+def over_rest(origin: str, client: Client) -> Send:
+    """Sends new transactions over REST, each on a connection of its own, and other calls over gRPC."""
+    others = over_grpc(client)
+
+    async def send_once(call: Call) -> Answer:
+        if not isinstance(call, CreateTransactionRequest):
+            return await others(call)
+        headers = {
+            "authorization": f"Bearer {client.key}",
+            "content-type": "application/json",
+            "idempotency-key": call.request_id,
+        }
+        post = partial(send, method="POST", headers=headers, body=MessageToJson(call.transaction).encode())
+        answer = await asyncio.to_thread(post, origin, f"/v1/{call.parent}/transactions")
+        if answer.status == HTTPStatus.OK:
+            return Parse(answer.body, Transaction())
+        if answer.status in UNANSWERED:
+            raise Unanswered
+        error: Any = answer.json()
+        raise Refused(error["details"][0]["reason"])
+
+    return send_once
 
 
 def _transactions(answer: Answer) -> list[Transaction]:

@@ -39,6 +39,8 @@ class Stage:
     """A key with the scope `admin`."""
     victims: list[Victim]
     """They are ended in turn."""
+    has_gateway: bool = False
+    """Whether callers connect to the gateway."""
 
 
 class Server:
@@ -55,9 +57,11 @@ class Server:
         self._daybook.wait_for(" serving ")
 
     def end(self) -> None:
-        """Sends the signal and waits for the end."""
+        """Sends the signal and waits for the end. After SIGTERM the exit code must be 0."""
         assert self._daybook is not None
-        self._daybook.stop(self._signal)
+        code = self._daybook.stop(self._signal)
+        assert code == (0 if self._signal is signal.SIGTERM else -self._signal), self._daybook.stderr
+        assert "Traceback" not in self._daybook.stderr, self._daybook.stderr
 
     def close(self) -> None:
         """Kills it if it still runs."""
@@ -105,7 +109,8 @@ def two_servers(folder: Path, postgresql: PostgreSQL, number: signal.Signals) ->
     with _servers(_empty_database(postgresql), folder, number, count=2) as (port, key, servers):
         ports = Ports.free()
         with gateway_before(folder, ports.server, ports=ports, workers=2, worker_port_base=port):
-            yield Stage(ports.gateway, key, [_BehindGateway(each, ports.admin) for each in servers])
+            victims: list[Victim] = [_BehindGateway(each, ports.admin) for each in servers]
+            yield Stage(ports.gateway, key, victims, has_gateway=True)
 
 
 class _BehindGateway:

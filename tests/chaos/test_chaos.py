@@ -14,7 +14,7 @@ from daybook.v1.transaction_pb2 import Transaction
 
 from tests.chaos import stages
 from tests.chaos.campaign import run
-from tests.chaos.journal import Journal
+from tests.chaos.journal import Journal, over_grpc
 from tests.support.callers import Client
 from tests.support.databases import PostgreSQL
 from tests.support.ledgers import ACCOUNT_IDS
@@ -78,7 +78,7 @@ async def journal_of(client: Client) -> Journal:
         await client.create_account(account_id, credit_limit="100")
     journal, random = Journal(), Random(SEED)
     for _ in range(30):
-        await journal.perform(client, journal.next_call(random), random)
+        await journal.perform(over_grpc(client), journal.next_call(random), random)
     await journal.check(client)
     return journal
 
