@@ -8,9 +8,8 @@ import struct
 import subprocess
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,8 +53,8 @@ class Offered:
 
     started: int
     """The number of calls that were sent."""
-    statuses: Mapping[int, int]
-    """The number of responses by HTTP status; -1 for calls that failed without a status."""
+    microseconds: Mapping[int, Sequence[int]]
+    """The latency of each response by HTTP status; -1 for calls that failed without a status."""
     end: float
     """When the load ended, in seconds of time.monotonic."""
 
@@ -160,13 +159,13 @@ def h2load_latencies(
 def h2load_offered(
     port: int, posts: Sequence[Post], seconds: int, *, clients: int, streams: int, rate: float | None = None
 ) -> Offered:
-    """Repeats requests, each in a process of its own with `clients` connections. Counts the responses by status.
+    """Repeats requests, each in a process of its own with `clients` connections. Records latencies by status.
 
     With `rate`, sends that many requests per second in total, as far as `streams` concurrent requests of each
     connection permit. Without, each connection always has `streams` requests.
     """
     pace = [] if rate is None else [f"--rps={max(1, round(rate / len(posts) / clients))}"]
-    statuses: Counter[int] = Counter()
+    microseconds: dict[int, list[int]] = {}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="daybook-bench-")))
         processes = []
@@ -180,9 +179,11 @@ def h2load_offered(
         end = time.monotonic()
         for number in range(len(posts)):
             with (folder / f"{number}.log").open() as file_of_log:
-                statuses.update(int(line.split("\t")[1]) for line in file_of_log)
+                for line in file_of_log:
+                    _, status, latency = map(int, line.split("\t"))
+                    microseconds.setdefault(status, []).append(latency)
     started = sum(int(_groups(r"^requests: [0-9]+ total, ([0-9]+) started", output)[0]) for output in outputs)
-    return Offered(started, statuses, end)
+    return Offered(started, microseconds, end)
 
 
 def wrk(url: str, seconds: int, *, headers: Mapping[str, str], connections: int = 32) -> Load:
@@ -255,8 +256,13 @@ def _h2load_command(
     ]
 
 
-def _started(command: Sequence[str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+@contextmanager
+def _started(command: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def _output_of(process: subprocess.Popen[str], seconds: int) -> str:
@@ -264,7 +270,6 @@ def _output_of(process: subprocess.Popen[str], seconds: int) -> str:
     try:
         output, _ = process.communicate(timeout=seconds + LATE_SECONDS_MAX)
     except subprocess.TimeoutExpired:
-        process.kill()
         raise LoadFailed("a load generator did not end") from None
     if process.returncode:
         raise LoadFailed(f"a load generator ended with {process.returncode}:\n{output}")

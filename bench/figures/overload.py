@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from math import inf
 from statistics import median
 from threading import Event, Thread
@@ -51,15 +52,18 @@ REFUSED_MIN = 0.3
 """The part of the probe's postings that is refused. Below it too few are measured."""
 REFUSAL_MILLISECONDS_MAX = 100
 GROWTH_MEGABYTES_MAX = 200
-READS_MIN = 0.8
+OFFERED_MIN = 0.9
+"""The part of the intended load that must be offered."""
+READS_MIN = 0.99
+READ_MILLISECONDS_MAX = 1000
 HEALTH_SECONDS_MAX = 1.0
 NORMAL_SECONDS_MAX = 1.0
 READS_PER_SECOND = 10
 POSTS_PER_SECOND = 50
 CHECKS_PER_SECOND = 10
 CALL_SECONDS_MAX = 10.0
-ANSWERED = (200, 429)
-"""The statuses over REST of calls that are stored or refused."""
+ANSWERED = (HTTPStatus.OK, HTTPStatus.TOO_MANY_REQUESTS)
+"""The statuses over REST of calls that are stored or refused. Over gRPC every answer has status 200."""
 _SAMPLE_SECONDS = 0.25
 
 
@@ -218,8 +222,8 @@ def _overload(stage: Stage, ledger: Ledger, route: Route) -> Overload:
                     streams=STREAMS_OVERLOADED,
                     rate=rate,
                 )
+            stored = posted(server.grpc_port, ledger) - before
             time.sleep(stage.seconds_around)
-        stored = posted(server.grpc_port, ledger) - before
     return Overload(tuple(peaks), limit, stored, offered, probes, start, tuple(sizes))
 
 
@@ -284,8 +288,10 @@ def findings_of(what: str, found: Overload) -> Iterator[Finding]:
     def finding(of: str, value: float, unit: str = "", bar: Bar | None = None, note: str = "") -> Finding:
         return Finding(19, f"{what}: {of}", value, unit, bar, note=note)
 
-    statuses = ", ".join(f"{count:,} times {status}" for status, count in sorted(found.offered.statuses.items()))
-    yield finding("offered / limit", found.offered.started / seconds / found.limit, note=f"answers: {statuses}")
+    answers = {status: sorted(each) for status, each in sorted(found.offered.microseconds.items())}
+    statuses = ", ".join(f"{len(each):,} times {status}" for status, each in answers.items())
+    offered = found.offered.started / seconds / found.limit
+    yield finding("offered / limit", offered, "", at_least(OFFERED_MIN * OVERLOAD), f"answers: {statuses}")
     yield Finding(
         19,
         f"{what}: offered / peak",
@@ -307,14 +313,18 @@ def findings_of(what: str, found: Overload) -> Iterator[Finding]:
         note = f"p99 {_milliseconds(refusals, 0.99):,.0f} ms, {len(refusals)} of {len(posts)} refused"
         bar = at_most(REFUSAL_MILLISECONDS_MAX)
         yield finding("p50 of refusals", _milliseconds(refusals, 0.5), "ms", bar, note)
-        yield finding("p99 of refusals", _milliseconds(refusals, 0.99), "ms", bar)
+        # Not p99: one pause of the machine of half a second is 1 % of the minute.
+        yield finding("p95 of refusals", _milliseconds(refusals, 0.95), "ms", bar)
         silent = sum(not each.says_when_to_retry for each in refusals)
         yield finding("refusals without retry-after", silent, "", at_most(0))
     if stored:
         note = f"p99 {_milliseconds(stored, 0.99):,.0f} ms, {len(stored)} of {len(posts)} stored"
         yield finding("p50 of stored calls", _milliseconds(stored, 0.5), "ms", note=note)
     others = Counter(each.code.name for each in posts if not each.is_ok and each not in refusals)
-    others.update({str(status): count for status, count in found.offered.statuses.items() if status not in ANSWERED})
+    others.update({str(status): len(each) for status, each in answers.items() if status not in ANSWERED})
+    if refused := answers.get(HTTPStatus.TOO_MANY_REQUESTS):
+        note = f"p99 {refused[len(refused) * 99 // 100] / 1000:,.0f} ms, {len(refused):,} refused"
+        yield finding("p50 of the load's refusals", refused[len(refused) // 2] / 1000, "ms", note=note)
     yield finding("other errors", others.total(), "", at_most(0), ", ".join(others))
 
     before = found.probes.reads.between(0, found.start)
@@ -322,7 +332,7 @@ def findings_of(what: str, found: Overload) -> Iterator[Finding]:
     yield finding("reads served / sent", sum(each.is_ok for each in reads) / len(reads), "", at_least(READS_MIN))
     for name, part in (("p50", 0.5), ("p99", 0.99)):
         note = f"{_milliseconds(before, part):,.1f} ms before"
-        yield finding(f"{name} of reads", _milliseconds(reads, part), "ms", note=note)
+        yield finding(f"{name} of reads", _milliseconds(reads, part), "ms", at_most(READ_MILLISECONDS_MAX), note)
     checks = found.probes.checks.between(found.start, found.offered.end)
     slowest = max(each.seconds if each.is_ok else CALL_SECONDS_MAX for each in checks)
     yield finding("slowest health check", slowest, "s", at_most(HEALTH_SECONDS_MAX))
