@@ -18,7 +18,7 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 from server.config import Settings
 from server.transport.call_metadata import call_metadata
 
-REQUEST_ID_CHARACTERS_MAX = 128
+LOGGED_ID_CHARACTERS_MAX = 128
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 _FAULTS_OF_CLIENTS = ("Invalid encoding on", "ExecuteBatchError raised in core")
@@ -156,7 +156,7 @@ def add_call_ids(_logger: WrappedLogger, _method: str, line: EventDict) -> Event
         if not isinstance(value, str):
             continue
         if name == "x-request-id":
-            line["request_id"] = _UNSAFE.sub("?", value[:REQUEST_ID_CHARACTERS_MAX])
+            line["request_id"] = _UNSAFE.sub("?", value[:LOGGED_ID_CHARACTERS_MAX])
         elif name == "traceparent" and (named := _TRACEPARENT.fullmatch(value)):
             line["trace_id"] = named[1]
     return line

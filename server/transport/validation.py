@@ -126,7 +126,7 @@ CATEGORY = re.compile(r"[a-z][a-z0-9_]{0,62}", re.ASCII)
 COUNTRY_CODE = re.compile(r"[A-Z]{2}", re.ASCII)
 _EARLIEST_SECOND = EARLIEST // SECOND
 _LATEST_SECOND = LATEST // SECOND
-_REQUEST_ID = re.compile(r"[\x20-\x7e]{0,128}", re.ASCII)
+_REQUEST_ID = re.compile(rf"[\x20-\x7e]{{0,{REQUEST_ID_CHARACTERS_MAX}}}", re.ASCII)
 
 
 _Message = TypeVar("_Message", bound=Message)

@@ -92,7 +92,7 @@ async def _send_all(sender: Sender, name: str, queue: Any, seed: int, figures: F
         begun = time.monotonic()
         try:
             statuses = await sender.send(drawn)
-        # Whatever happens to an input is a finding, not the end of the run.
+        # An exception is a finding, not the end of the run.
         except Exception as error:
             statuses, faults = [type(error).__name__], [repr(error)]
         else:

@@ -1,4 +1,4 @@
-"""A small share of the campaign, the inputs that it has found, and what its checks find."""
+"""A small share of the campaign, and what its checks find. Inputs that it has found are tested with what they broke."""
 
 from __future__ import annotations
 
