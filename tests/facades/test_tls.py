@@ -189,6 +189,25 @@ def test_start_with_an_unreadable_certificate_fails_in_one_line(tmp_path: Path, 
     require_refusal(result, "tls_certificate_file can't be read (No such file or directory)")
 
 
+def test_interrupt_ends_up_while_it_waits_for_the_gateway(authority: Authority, tmp_path: Path) -> None:
+    """SIGINT ends the command with code 0 although the gateway doesn't trust the server, and so isn't ready."""
+    server, ports = authority.issue("untrusted server"), Ports.free()
+    settings = {
+        "DAYBOOK_TLS_CERTIFICATE_FILE": str(server.certificate),
+        "DAYBOOK_TLS_KEY_FILE": str(server.key),
+        "DAYBOOK_GATEWAY_SERVER_CA_FILE": str(Authority(tmp_path).file),
+    }
+    database_url = sqlite_url(tmp_path / "daybook.db")
+    daybook = Daybook.start(
+        "up", "--database-url", database_url, *ports.flags, folder=tmp_path / "up", ports=ports, settings=settings
+    )
+    try:
+        daybook.wait_for(" serving ")
+        assert daybook.stop() == 0
+    finally:
+        daybook.kill()
+
+
 def snippets(language: str) -> list[str]:
     """The code blocks of docs/operate/tls.md in a language."""
     return [block.text for block in blocks("docs/operate/tls.md", language)]
