@@ -438,7 +438,7 @@ def test_resource_exhausted_has_retry_after(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("condition", "status", "reason"),
-    [("away", 503, "SERVICE_UNAVAILABLE"), ("slow", 504, "TIMED_OUT"), ("crowded", 429, "TOO_BUSY")],
+    [("away", 503, "SERVICE_UNAVAILABLE"), ("slow", 504, "TIMED_OUT"), ("crowded", 429, "RATE_LIMITED")],
 )
 def test_gateway_failure_is_a_native_status(origin_in: OriginIn, condition: str, status: int, reason: str) -> None:
     """A native call that does not reach the server gets a google.rpc.Status without the server's address."""

@@ -85,13 +85,14 @@ async def test_call_without_admission_gets_429(full: Daybook) -> None:
     def statuses() -> set[int]:
         return {get(full.origin, target, key)[0] for target, (key, _) in ANSWERS.items()}
 
+    metadata = (("authorization", f"Bearer {dreadnode.KEY}.public"),)
     async with asyncio.timeout(SECONDS_MAX), grpc.aio.insecure_channel(f"127.0.0.1:{full.ports.server}") as channel:
         assert await asyncio.to_thread(statuses) == {200}
-        holding: Any = channel.stream_unary(CREATE)(body())
+        holding: Any = channel.stream_unary(CREATE)(body(), metadata=metadata)
         while await asyncio.to_thread(statuses) != {429}:
             # One of the requests may have occupied the slot, so that the call was refused.
             if holding.done():
-                holding = channel.stream_unary(CREATE)(body())
+                holding = channel.stream_unary(CREATE)(body(), metadata=metadata)
         for target, (key, expected) in ANSWERS.items():
             found = await asyncio.to_thread(get, full.origin, target, key)
             assert found == (429, "1", expected), target
@@ -104,7 +105,7 @@ async def test_call_without_admission_gets_429(full: Daybook) -> None:
         assert (await asyncio.to_thread(send, full.origin, "/readyz")).status == 200
         assert (await asyncio.to_thread(send, full.origin, "/healthz")).status == 200
         release.set()
-        assert await holding.code() is grpc.StatusCode.UNAUTHENTICATED
+        assert await holding.code() is grpc.StatusCode.INVALID_ARGUMENT
         while await asyncio.to_thread(statuses) != {200}:
             pass
 
@@ -127,6 +128,7 @@ def test_gateway_circuit_breaker_answers_like_the_server(gateway: Daybook, tmp_p
             assert get(origin, target, key) == (429, "1", expected), target
         status, retry_after, native = get(origin, NATIVE, dreadnode.KEY)
         assert (status, retry_after, native["code"], native["message"]) == (429, "1", 8, TOO_MANY)
+        assert native["details"][0]["reason"] == "TOO_BUSY"
         with grpc.insecure_channel(origin.removeprefix("http://")) as channel:
             call: Any = channel.unary_unary(CREATE)
             with pytest.raises(grpc.RpcError) as caught:
