@@ -16,7 +16,7 @@ from server.ledger.idempotency import Answer, Request
 from server.ledger.instants import EARLIEST, SECOND, Instant
 from server.ledger.paging import Page, TransactionKey
 from server.ledger.posting import AccountState, Draft
-from server.posting.commands import BatchCreate, Expire
+from server.posting.commands import BatchCreate, Expire, Transfer
 from server.posting.unit import Attempt
 from server.store import accounts, units
 from server.store.answers import load_answer, save_answer
@@ -171,13 +171,18 @@ def _older_token_keys_forgotten() -> AbstractContextManager[object]:
     return patch.object(TokenKeys, "opening", property(lambda keys: [cipher for cipher, _ in keys._keys[:1]]))
 
 
+def _refuse(*_: object) -> bytes:
+    raise InsufficientCredits("accounts/cash", available_amount="0", amount="-1")
+
+
 def _batches_refused() -> AbstractContextManager[object]:
     """Every batch is refused."""
+    return patch.object(BatchCreate, "run", _refuse)
 
-    def fault(*_: object) -> bytes:
-        raise InsufficientCredits("accounts/cash", available_amount="0", amount="-1")
 
-    return patch.object(BatchCreate, "run", fault)
+def _transfers_refused() -> AbstractContextManager[object]:
+    """Every transfer is refused."""
+    return patch.object(Transfer, "run", _refuse)
 
 
 def _token_of_another_list() -> AbstractContextManager[object]:
@@ -238,6 +243,7 @@ PLANTED: Mapping[str, Callable[[], AbstractContextManager[object]]] = {
     "refunds-uncounted": _refunds_uncounted,
     "limit-ignored": _limit_ignored,
     "batches-refused": _batches_refused,
+    "transfers-refused": _transfers_refused,
     "update-not-stored": _update_not_stored,
     "update-applied-again": _update_applied_again,
     "older-token-keys-forgotten": _older_token_keys_forgotten,

@@ -104,7 +104,8 @@ def _check_insufficient(client: Client, effects: Iterable[Effect], start: Instan
     """Checks that at some time since `start` one of the accounts had too few credits for what the effects take."""
     world, taken = client.world, Counter[str]()
     for effect in effects:
-        taken[effect.account] += max(0, -effect.amount)
+        if effect.amount < 0:
+            taken[effect.account] -= effect.amount
     if all(
         world.model.always_has(account, amount, start, world.now, ahead=world.clock_error_max, borrows=borrows)
         for account, amount in taken.items()
