@@ -20,7 +20,17 @@ from tests.chaos import stages
 from tests.chaos.campaign import Figures, run
 
 JSON = Path(".daybook/chaos.json")
-_HEADINGS = ("scenario", "ends", "acknowledged", "refused", "repeated", "unserved s, median", "max", "duration s")
+_HEADINGS = (
+    "scenario",
+    "ends",
+    "acknowledged",
+    "refused",
+    "repeated",
+    "repeated reads",
+    "unserved s, median",
+    "max",
+    "duration s",
+)
 
 
 @contextmanager
@@ -55,9 +65,9 @@ def main() -> None:
         ends, stage = SCENARIOS[name]
         with tempfile.TemporaryDirectory(prefix="daybook-chaos-") as folder, stage(Path(folder)) as running:
             found[name] = figures = asyncio.run(run(running, options.ends or ends, options.seed))
-        if name == "rolling-restart" and figures.repeated:
-            sys.exit(f"{figures.repeated} calls were lost in a rolling restart")
-        counts = (figures.ends, figures.acknowledged, figures.refused, figures.repeated)
+        if name == "rolling-restart" and (lost := figures.repeated + figures.repeated_reads):
+            sys.exit(f"{lost} calls were lost in a rolling restart")
+        counts = (figures.ends, figures.acknowledged, figures.refused, figures.repeated, figures.repeated_reads)
         times = (statistics.median(figures.unserved), max(figures.unserved), figures.duration)
         typer.echo(f"| {' | '.join((name, *map(str, counts), *(f'{each:.2f}' for each in times)))} |")
         # After each scenario, so that a failure of the next one doesn't lose it.

@@ -46,7 +46,9 @@ class Figures:
     acknowledged: int
     refused: int
     repeated: int
-    """Calls that were sent again because an attempt got no answer."""
+    """Postings that were sent again because an attempt got no answer."""
+    repeated_reads: int
+    """Attempts of reads that got no answer."""
     unserved: Sequence[float]
     """The longest time without an answer around each end."""
     duration: float
@@ -78,6 +80,7 @@ async def run(stage: Stage, ends: int, seed: int, callers: int = CALLERS) -> Fig
         acknowledged=len(journal.acknowledged),
         refused=len(journal.refused),
         repeated=len(journal.repeated),
+        repeated_reads=journal.repeated_reads,
         unserved=unserved,
         duration=time.monotonic() - begun,
     )

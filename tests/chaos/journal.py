@@ -66,6 +66,7 @@ class Journal:
     """The reasons of the refusals."""
     repeated: Counter[str] = field(default_factory=Counter)
     """How often a call was sent again because it got no answer."""
+    repeated_reads: int = 0
     answer_times: list[float] = field(default_factory=list)
     """By the monotonic clock, in seconds."""
     charges: list[str] = field(default_factory=list)
@@ -126,7 +127,7 @@ class Journal:
             except grpc.aio.AioRpcError as error:
                 if error.code() not in RETRYABLE:
                     raise
-                self.repeated[request.parent] += 1
+                self.repeated_reads += 1
                 await asyncio.sleep(random.uniform(0, BACKOFF_SECONDS_MAX))
             else:
                 return
