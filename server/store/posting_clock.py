@@ -1,8 +1,8 @@
 """The clock for postings: the system clock, while it agrees with a reference.
 
 A create_time is permanent, and a wrong time expires credits. So a server must not post after its
-clock jumps until the clock is right again. Reads continue by the reference: a balance must not
-lack credits, nor a key be refused, because the clock is wrong.
+clock jumps until the clock is right again. Reads use the earlier time meanwhile: a balance must
+not lack credits, nor a key be refused, because a clock is wrong.
 """
 
 from __future__ import annotations
@@ -78,9 +78,12 @@ class PostingClock:
         return now
 
     def time_of_reads(self) -> Instant:
-        """The time of the system clock; of the reference, while the system clock is too far from it."""
+        """The time of the system clock; if it is too far from the reference, the earlier of both.
+
+        So nothing expires early, whichever is wrong: the database's clock may be, too.
+        """
         now, reference = self._clock(), self._reference
-        return reference if self._has_reference and abs(now - reference) > self._skew_max else now
+        return min(now, reference) if self._has_reference and abs(now - reference) > self._skew_max else now
 
     @property
     def skew(self) -> Instant:
