@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hpack import Encoder
 from hyperframe.frame import Frame, HeadersFrame, SettingsFrame
 
@@ -80,7 +81,7 @@ def test_requests_of_other_connections_are_not_delayed(tmp_path: Path) -> None:
         assert count < CROWDED * REQUESTS / 2
 
 
-def unfinished_checks() -> bytes:
+def unfinished_checks(content_type: str) -> bytes:
     """The frames of many health checks whose messages never arrive, and of a request that is answered after them."""
     encoder = Encoder()
     headers = [
@@ -88,7 +89,7 @@ def unfinished_checks() -> bytes:
         (":scheme", "http"),
         (":authority", "localhost"),
         (":path", "/grpc.health.v1.Health/Check"),
-        ("content-type", "application/grpc"),
+        ("content-type", content_type),
         ("te", "trailers"),
     ]
     healthz = [(":method", "GET"), (":scheme", "http"), (":authority", "localhost"), (":path", "/healthz")]
@@ -99,18 +100,24 @@ def unfinished_checks() -> bytes:
     return b"".join(frame.serialize() for frame in frames)
 
 
-def test_unfinished_health_checks_take_no_places(gateway: Daybook) -> None:
-    """Health checks, which need no credential, don't count as reads in progress while their messages don't arrive."""
+@pytest.mark.parametrize("content_type", ["application/grpc", "application/grpc-web+proto"])
+def test_unfinished_health_checks_take_no_places(gateway: Daybook, content_type: str) -> None:
+    """Health checks, which need no credential, don't count as requests in progress before their messages arrive."""
     with ExitStack() as stack:
         address = ("127.0.0.1", int(gateway.origin.rpartition(":")[2]))
         connections = [
             stack.enter_context(socket.create_connection(address, SECONDS_MAX)) for _ in range(READS // REQUESTS + 1)
         ]
         for connection in connections:
-            connection.sendall(PREFACE + SettingsFrame(0).serialize() + unfinished_checks())
+            connection.sendall(PREFACE + SettingsFrame(0).serialize() + unfinished_checks(content_type))
         for connection in connections:
             data = b""
             while not any(isinstance(frame, HeadersFrame) for frame in frames_of(data)):
-                data += connection.recv(65_536)
+                chunk = connection.recv(65_536)
+                assert chunk
+                data += chunk
         credential = {"authorization": "Bearer demo-dreadnode.public"}
         assert send(gateway.origin, "/v1/accounts/example", headers=credential).status == 200
+        headers = {**credential, "content-type": "application/json"}
+        posted = send(gateway.origin, "/v1/accounts/example/transactions", method="POST", headers=headers, body=b"{}")
+        assert posted.status == 400
