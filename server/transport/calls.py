@@ -52,7 +52,7 @@ OPEN_SERVICES = (
     "grpc.reflection.v1alpha.ServerReflection",
 )
 """Served without a credential. They reveal nothing of any tenant."""
-OPEN_STREAMS_MAX = 64
+OPEN_STREAMS_MAX = 256
 """Maximum number of streams of the open services, in a process. They may last as long as their connections."""
 OPEN_REQUEST_SECONDS_MAX = 5.0
 """Longest wait for the request of a call of an open service, in seconds."""
@@ -293,6 +293,8 @@ class CallHandler(grpc.GenericRpcHandler):
             await self._fail(call, error)
             raise
         finally:
+            for bound in method.bounds:
+                bound.end(work)
             method.observer.end(call.code, call.reason, call.started, call.end_trace)
 
     async def _take_place(self, call: _Call, admission: Admission) -> None:

@@ -176,7 +176,7 @@ async def test_unauthenticated_calls_have_one_share(crowded: Crowded, client: Cl
 
 @pytest.mark.parametrize("method", ["CreateTransaction", "ExportTransactions"])
 async def test_unauthenticated_call_is_refused_before_its_body_arrives(crowded: Crowded, method: str) -> None:
-    """A call with an invalid credential, or none, is refused once its headers arrive, so it holds no place."""
+    """A call with an invalid credential, or none, is refused once its headers arrive, and holds no place then."""
     never = asyncio.Event()
 
     async def body() -> AsyncIterator[Any]:
@@ -188,6 +188,7 @@ async def test_unauthenticated_call_is_refused_before_its_body_arrives(crowded: 
         metadata = Client(crowded.server.channel, key(1)).metadata
         assert (await refusal_of(upload(body(), metadata=metadata))).verdict == CREDENTIAL_INVALID
         assert (await refusal_of(upload(body()))).verdict == ("UNAUTHENTICATED", "CREDENTIAL_MISSING")
+        await until_in_flight(crowded, 0)
 
 
 def key(number: int) -> str:

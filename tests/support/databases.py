@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -271,6 +272,9 @@ async def readers_exhausted(book: Book) -> AsyncIterator[None]:
 
     async with AsyncExitStack() as stack:
         if isinstance(engine, PostgreSQLEngine):
+            # Callers that wait for a connection must not time out during the test.
+            patch = stack.enter_context(pytest.MonkeyPatch.context())
+            patch.setattr(engine, "_limits", replace(engine._limits, wait_seconds=60))
             holding = [asyncio.create_task(engine.run(hold)) for _ in range(size)]
             stack.push_async_callback(asyncio.wait, holding)
             stack.callback(released.set)
