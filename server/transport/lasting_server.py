@@ -65,10 +65,10 @@ async def lasting_server(
 
 
 async def _stop(server: grpc.aio.Server, grace_seconds: float) -> None:
-    """Stops a server, which may end by itself at the same time: `stop` raises the error of the request then."""
+    """Stops a server. The first `stop` raises UnicodeDecodeError if a request ends the server at the same time."""
     with contextlib.suppress(UnicodeDecodeError):
         await server.stop(grace_seconds)
-    # Waits for a stop that has begun.
+    # Waits for the end of a stop that has begun.
     await server.stop(grace_seconds)
 
 
@@ -106,7 +106,7 @@ async def _created(create: Callable[[], tuple[grpc.aio.Server, int]]) -> grpc.ai
         try:
             return create()[0]
         except Exception as error:
-            log.warning("grpc server not replaced yet", error=type(error).__name__)
+            log.warning("grpc server not replaced yet", error=str(error))
         await asyncio.sleep(wait_seconds)
         # gRPC never frees a server that could not listen, so the attempts become rare.
         wait_seconds = min(2 * wait_seconds, RETRY_SECONDS_MAX)
