@@ -80,7 +80,7 @@ LIMITS: Sequence[tuple[str, Sequence[Limit]]] = (
                 "`TOO_BUSY` at once",
             ),
             Limit(
-                "Wait for the request of a call of health",
+                "Wait for the message of a health check",
                 "s",
                 "transport.calls.OPEN_REQUEST_SECONDS_MAX",
                 "`TIMED_OUT`",

@@ -33,7 +33,7 @@ CHECK_SECONDS = 2.0
 ANSWER_SECONDS_MAX = 2.0
 """Timeout of one check, in seconds."""
 CALL_SECONDS_MAX = 5.0
-"""Timeout of a call of the health service, in seconds, like the gateway's: it waits behind the calls before it."""
+"""Timeout of a health check of a client, in seconds, as in the gateway: checks wait in gRPC's queue."""
 
 Check = Callable[[], Awaitable[bool]]
 """Returns whether calls can be answered. An exception means that they can't."""

@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -119,13 +119,15 @@ def test_statuses_of_an_overload_are_counted(monkeypatch: pytest.MonkeyPatch, tm
     assert (offered.started, found) == (2 * 501, {200: 2, 429: 2})
 
 
-def overloaded(posts: list[Answer], *, started: int = 100_000, check_seconds: float = 0.1) -> Overload:
+def overloaded(
+    posts: list[Answer], reads: Sequence[Answer] = (), *, started: int = 100_000, check_seconds: float = 0.1
+) -> Overload:
     """An overload of ten seconds from second 10 on, with these answers to the probe that posts."""
     call = list_call("key", ORGANIZATION)
-    reads = Probe(call, 10, [Answer(5, 0.01, grpc.StatusCode.OK), Answer(15, 0.02, grpc.StatusCode.OK)])
+    lists = Probe(call, 10, [Answer(5, 0.01, grpc.StatusCode.OK), Answer(15, 0.02, grpc.StatusCode.OK), *reads])
     checks = Probe(call, 10, [Answer(15, check_seconds, grpc.StatusCode.OK)])
     before = Answer(5, 0.01, grpc.StatusCode.OK)
-    probes = Probes(reads, Probe(call, 50, [before, *posts]), checks)
+    probes = Probes(lists, Probe(call, 50, [before, *posts]), checks)
     offered = Offered(started, {200: [4_000] * 9_000, 429: [2_000] * 91_000}, 20)
     return Overload((3900.0, 4000.0, 4100.0), 1000, 9_000, offered, probes, 10, ((100, 100), (100, 200_000_100)))
 
@@ -165,8 +167,11 @@ def test_overload_that_is_not_refused_well_misses_bars() -> None:
         Answer(15, 1, grpc.StatusCode.CANCELLED),
         Answer(21, 0.5, grpc.StatusCode.OK),
     ]
+    reads = [Answer(15, 2, grpc.StatusCode.OK), Answer(15, 3, grpc.StatusCode.UNAVAILABLE)]
     short = [
-        each.what for each in findings_of("x", overloaded(posts, started=80_000, check_seconds=2)) if each.is_short
+        each.what
+        for each in findings_of("x", overloaded(posts, reads, started=80_000, check_seconds=2))
+        if each.is_short
     ]
     assert short == [
         "x: offered / limit",
@@ -174,6 +179,9 @@ def test_overload_that_is_not_refused_well_misses_bars() -> None:
         "x: p95 of refusals",
         "x: refusals without retry-after",
         "x: other errors",
+        "x: reads served / sent",
+        "x: p50 of reads",
+        "x: p99 of reads",
         "x: slowest health check",
         "x: until normal",
     ]

@@ -1,4 +1,4 @@
-"""A small share of the campaign, and what its checks find. Inputs that it has found are tested with what they broke."""
+"""A small share of the campaign, and what its checks find. Tests of what it found are beside the code that failed."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ def _encoded(value: Any) -> Any:
 def load(name: str) -> Any:
     """A Lua runtime that has loaded a script of the gateway."""
     lua = LuaRuntime(encoding=None, unpack_returned_tuples=True, register_eval=False, register_builtins=False)
-    # A compiled trace once called a method of another Python object than the script's.
+    # Calls of lupa's Python objects are unreliable in compiled traces.
     lua.execute(b"jit.off()")
     lua.execute(b'BOUND = {["parent"] = true, ["space_id"] = true}')
     lua.execute(f"FREE = {{{', '.join(f'{each} = true' for each in FREE)}}}".encode())

@@ -159,15 +159,15 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     "apiKeys/0011223344556677abcd"}}
     """
     TOO_BUSY: _ErrorReason.ValueType  # 22
-    """Too many calls are in progress in the server or with this credential, too many are queued for
-    posting, or too many verifications are in progress. The call had no effect. RetryInfo says when
-    to retry. Status RESOURCE_EXHAUSTED.
+    """Too many calls are in progress in the server, in the gateway or with this credential, too many
+    are queued for posting, or too many verifications are in progress. The call had no effect.
+    RetryInfo, or the header `retry-after`, says when to retry. Status RESOURCE_EXHAUSTED.
 
     Example: {"reason": "TOO_BUSY", "domain": "daybook"}
     """
     RATE_LIMITED: _ErrorReason.ValueType  # 23
-    """The credential exceeded its rate limit. RetryInfo says when to retry. Status
-    RESOURCE_EXHAUSTED.
+    """The credential exceeded its rate limit. RetryInfo, or the header `retry-after`, says when to
+    retry. Status RESOURCE_EXHAUSTED.
 
     Example: {"reason": "RATE_LIMITED", "domain": "daybook"}
     """
@@ -372,15 +372,15 @@ Example: {"reason": "API_KEY_INACTIVE", "domain": "daybook", "metadata": {"api_k
 "apiKeys/0011223344556677abcd"}}
 """
 TOO_BUSY: ErrorReason.ValueType  # 22
-"""Too many calls are in progress in the server or with this credential, too many are queued for
-posting, or too many verifications are in progress. The call had no effect. RetryInfo says when
-to retry. Status RESOURCE_EXHAUSTED.
+"""Too many calls are in progress in the server, in the gateway or with this credential, too many
+are queued for posting, or too many verifications are in progress. The call had no effect.
+RetryInfo, or the header `retry-after`, says when to retry. Status RESOURCE_EXHAUSTED.
 
 Example: {"reason": "TOO_BUSY", "domain": "daybook"}
 """
 RATE_LIMITED: ErrorReason.ValueType  # 23
-"""The credential exceeded its rate limit. RetryInfo says when to retry. Status
-RESOURCE_EXHAUSTED.
+"""The credential exceeded its rate limit. RetryInfo, or the header `retry-after`, says when to
+retry. Status RESOURCE_EXHAUSTED.
 
 Example: {"reason": "RATE_LIMITED", "domain": "daybook"}
 """
