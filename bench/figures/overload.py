@@ -34,7 +34,7 @@ from server.transport.addresses import NO_PROXY
 
 OVERLOAD = 10
 """The offered load, as a multiple of the limit."""
-LIMIT = 0.25
+LIMIT = 0.2
 """The gateway's rate limit of a credential, as a part of the peak.
 
 Generators, gateway, server and database share the processors. Postings at the peak leave nothing for refusals.
