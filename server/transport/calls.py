@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -56,6 +56,8 @@ OPEN_STREAMS_MAX = 256
 """Maximum number of streams of the open services, in a process. They may last as long as their connections."""
 OPEN_REQUEST_SECONDS_MAX = 5.0
 """Longest wait for the request of a call of an open service, in seconds."""
+REFUSED_REQUEST_SECONDS_MAX = 1.0
+"""Longest wait for the request of a call without a valid credential, in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,14 +258,14 @@ class CallHandler(grpc.GenericRpcHandler):
         async def unary(_requests: Any, context: Context) -> Any:
             async with self._call(method, context) as call:
                 await self._take_place(call, admission)
-                await self._authenticate()
+                await self._authenticate_caller(context)
                 return await answer(self._authorise(call, await _read(context)), context)
 
         # Writes instead of yielding: gRPC leaves an async generator of a broken stream unclosed at its yield.
         async def stream(_requests: Any, context: Context) -> None:
             async with self._call(method, context) as call:
                 await self._take_place(call, admission)
-                await self._authenticate()
+                await self._authenticate_caller(context)
                 await self._send_all(call, answer(self._authorise(call, await _read(context)), context))
 
         async def upload(requests: Any, context: Context) -> Any:
@@ -318,6 +320,19 @@ class CallHandler(grpc.GenericRpcHandler):
         async for request in requests:
             self._idle.restart(work)
             yield _parsed(request)
+
+    async def _authenticate_caller(self, context: Context) -> None:
+        """Authenticates a call before its request is read. A refused call waits for its request for a short time.
+
+        grpc.aio's client (1.85) may report INTERNAL if a call ends before the request is sent.
+        """
+        try:
+            await self._authenticate()
+        except DaybookError:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(REFUSED_REQUEST_SECONDS_MAX):
+                    await context.read()
+            raise
 
     async def _authenticate(self) -> None:
         """Finds the caller. Raises a DaybookError for one without a valid credential, or beyond its rate limit."""

@@ -176,7 +176,7 @@ async def test_unauthenticated_calls_have_one_share(crowded: Crowded, client: Cl
 
 @pytest.mark.parametrize("method", ["CreateTransaction", "ExportTransactions"])
 async def test_unauthenticated_call_is_refused_before_its_body_arrives(crowded: Crowded, method: str) -> None:
-    """A call with an invalid credential, or none, is refused once its headers arrive, and holds no place then."""
+    """A call without a valid credential is refused although its body never arrives, and holds no place then."""
     never = asyncio.Event()
 
     async def body() -> AsyncIterator[Any]:
