@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import dataclasses
 import json
+import os
 import signal
 import statistics
 import sys
@@ -47,19 +48,26 @@ SCENARIOS: dict[str, tuple[int, Callable[[Path], AbstractContextManager[stages.S
     "postgresql": (50, lambda folder: _on_postgresql(folder, stages.killed_database)),
     "one-of-two-servers": (50, lambda folder: _on_postgresql(folder, stages.two_servers, signal.SIGKILL)),
     "rolling-restart": (20, lambda folder: _on_postgresql(folder, stages.two_servers, signal.SIGTERM)),
+    "full-sqlite": (20, stages.full_sqlite),
+    "full-postgresql": (20, stages.full_postgresql),
 }
-"""How often a process ends in each scenario, and its stage."""
+"""How often a process ends or a disk is full in each scenario, and its stage."""
+_FOR_ROOT = {"full-sqlite", "full-postgresql"}
+"""Scenarios that mount a small disk."""
 
 
 def main() -> None:
     """Runs the campaign; exit status 1 if a scenario fails."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
-    parser.add_argument("--only", nargs="+", choices=SCENARIOS, default=list(SCENARIOS), help="scenarios to run")
-    parser.add_argument("--ends", type=int, help="how often a process ends in each scenario, instead of the default")
+    possible = [name for name in SCENARIOS if os.geteuid() == 0 or name not in _FOR_ROOT]
+    parser.add_argument("--only", nargs="+", choices=SCENARIOS, default=possible, help="scenarios to run")
+    parser.add_argument("--ends", type=int, help="how often a process ends or a disk is full, instead of the default")
     parser.add_argument("--seed", type=int, default=0, help="seed of the calls and the moments")
     parser.add_argument("--json", type=Path, default=JSON, help=f"file to write the figures to; default {JSON}")
     options = parser.parse_args()
     found: dict[str, Figures] = {}
+    if left_out := SCENARIOS.keys() - {*possible, *options.only}:
+        typer.echo(f"Only root can run {', '.join(sorted(left_out))}.")
     typer.echo("| " + " | ".join(_HEADINGS) + " |\n|" + "---|" * len(_HEADINGS))
     for name in options.only:
         ends, stage = SCENARIOS[name]

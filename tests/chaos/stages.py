@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
+import subprocess
 import uuid
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -18,15 +20,20 @@ from tests.support.ledgers import prepare
 from tests.support.processes import Daybook, Ports, free_range, sqlite_url
 from tests.support.waiting import wait_until
 
+DISK_MIB = 384
+BLOCK_BYTES = 4096
+FAILURES = 100
+"""Failed batches of postings that a server logs before the disk has room again."""
+
 
 class Victim(Protocol):
-    """A process that a scenario ends and starts again. Both calls block."""
+    """A process or a disk that a scenario ends and starts again. Both calls block."""
 
     def end(self) -> None:
-        """Ends the process."""
+        """Ends the process, or fills the disk."""
 
     def start(self) -> None:
-        """Starts it again; returns once it works."""
+        """Starts the process again and returns once it works, or makes room on the disk."""
 
 
 @dataclass
@@ -63,6 +70,11 @@ class Server:
         assert code == (0 if self._signal is signal.SIGTERM else -self._signal), self._daybook.stderr
         assert "Traceback" not in self._daybook.stderr, self._daybook.stderr
 
+    def failures(self) -> int:
+        """How often its database has failed."""
+        assert self._daybook is not None
+        return self._daybook.stderr.count("database unavailable")
+
     def close(self) -> None:
         """Kills it if it still runs."""
         if self._daybook is not None:
@@ -74,6 +86,40 @@ class Database:
 
     def __init__(self, postgresql: PostgreSQL) -> None:
         self.end, self.start = postgresql.kill, postgresql.start
+
+
+class FullDisk:
+    """A small disk that is filled up. It "starts" by getting room again."""
+
+    def __init__(self, folder: Path, server: Server, restart: Callable[[], None]) -> None:
+        """`restart` starts the database again if the full disk has ended it."""
+        self._filling, self._server, self._restart = folder / "filling", server, restart
+
+    def end(self) -> None:
+        """Fills the disk; returns once the server has failed often."""
+        before = self._server.failures()
+        with self._filling.open("wb", buffering=0) as file, suppress(OSError):
+            while True:
+                file.write(bytes(BLOCK_BYTES))
+        wait_until(lambda: self._server.failures() >= before + FAILURES, "the server fails")
+
+    def start(self) -> None:
+        """Makes room."""
+        self._filling.unlink()
+        self._restart()
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[Path]:
+    """Mounts a file system of its own, which only root can do."""
+    if os.geteuid() != 0:
+        raise PermissionError("a full disk is tried on a file system of its own, which only root can mount")
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m,mode=0777", "tmpfs", folder], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
 
 
 @contextmanager
@@ -101,6 +147,28 @@ def killed_database(folder: Path, postgresql: PostgreSQL) -> Iterator[Stage]:
     """One server, whose PostgreSQL is killed."""
     with _servers(_empty_database(postgresql), folder, signal.SIGTERM, count=1) as (port, key, _):
         yield Stage(port, key, [Database(postgresql)])
+
+
+@contextmanager
+def full_sqlite(folder: Path) -> Iterator[Stage]:
+    """One server, and the disk of its SQLite file is filled."""
+    with (
+        small_disk(folder / "disk") as disk,
+        _servers(sqlite_url(disk / "daybook.db"), folder, signal.SIGTERM, count=1) as (port, key, servers),
+    ):
+        yield Stage(port, key, [FullDisk(disk, servers[0], restart=lambda: None)])
+
+
+@contextmanager
+def full_postgresql(folder: Path) -> Iterator[Stage]:
+    """One server, and the disk of its PostgreSQL is filled. PostgreSQL ends itself if it can't write its log."""
+    with small_disk(folder / "disk") as disk, postgresql_in(disk) as postgresql:
+        postgresql.execute("ALTER SYSTEM SET min_wal_size = '32MB'")
+        postgresql.execute("ALTER SYSTEM SET max_wal_size = '64MB'")
+        postgresql.execute("SELECT pg_reload_conf()")
+        database_url = _empty_database(postgresql)
+        with _servers(database_url, folder, signal.SIGTERM, count=1) as (port, key, servers):
+            yield Stage(port, key, [FullDisk(disk, servers[0], restart=postgresql.start)])
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """PostgreSQL that is full, in recovery or refuses connections: clear refusals, nothing lost, no restart of the server.
 
-tests/journeys/test_processes.py stops PostgreSQL under load, and tests/store/test_failover.py makes it read-only.
+tests/journeys/test_processes.py stops PostgreSQL under load, and tests/store/test_failover.py makes it read-only. Only
+root can mount a disk to fill, so here a trigger raises PostgreSQL's error; `make chaos` fills a real one.
 """
 
 from __future__ import annotations
