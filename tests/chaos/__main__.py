@@ -66,8 +66,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=JSON, help=f"file to write the figures to; default {JSON}")
     options = parser.parse_args()
     found: dict[str, Figures] = {}
-    if left_out := SCENARIOS.keys() - {*possible, *options.only}:
-        typer.echo(f"Only root can run {', '.join(sorted(left_out))}.")
+    if options.only is possible and (left_out := SCENARIOS.keys() - possible):
+        typer.echo(f"Left out, because only root can mount a disk: {', '.join(sorted(left_out))}")
     typer.echo("| " + " | ".join(_HEADINGS) + " |\n|" + "---|" * len(_HEADINGS))
     for name in options.only:
         ends, stage = SCENARIOS[name]
