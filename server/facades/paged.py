@@ -18,6 +18,7 @@ from server.facades import Dependencies
 from server.ledger import instants
 from server.ledger.errors import DaybookError, FieldInvalid, InvalidArgument
 from server.transport.auth import current_caller
+from server.transport.call_metadata import call_metadata
 from server.transport.calls import Context
 from server.transport.errors import http_status_of, plain_message
 from server.transport.query_names import TARGET_HEADER
@@ -55,7 +56,7 @@ class Statements(StatementsServicer):
         last = max(1, -(-total // size))
         if number > last:
             raise FieldInvalid("page", f"the last one is {last}")
-        url = _url(request, size, context)
+        url = _url(request, size)
         rest = ListAccountTransactionsResponse(
             count=total,
             next=null() if number == last else _link(url, number + 1),
@@ -80,9 +81,9 @@ def _parse(request: ListAccountTransactionsRequest) -> tuple[int, int]:
     return number, size
 
 
-def _url(request: ListAccountTransactionsRequest, size: int, context: Context) -> str:
+def _url(request: ListAccountTransactionsRequest, size: int) -> str:
     """The URL of the request. It has no origin for a gRPC caller."""
-    metadata = dict(context.invocation_metadata() or ())
+    metadata = dict(call_metadata.get())
     target = metadata.get(TARGET_HEADER, f"/api/billing/accounts/{request.account}/transactions?page_size={size}")
     return str(metadata.get(_ORIGIN_HEADER, "")) + str(target)
 
