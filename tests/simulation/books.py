@@ -10,10 +10,13 @@ from typing import Any
 from daybook.internal.v1.allocations_pb2 import Allocations
 from daybook.v1.transaction_pb2 import Transaction
 
-from server.ledger.instants import Instant
+from server.ledger.instants import SECOND, Instant
 from server.ledger.money import Millionths
+from tests.support.clock import NOON
 
 NEVER = 2**63 - 1
+HOUR_ANCHOR: Instant = NOON + 2 * SECOND
+"""The begin of an hour of the first accounts, soon after the start, so that their usage may be in two hours."""
 
 
 class Violation(Exception):

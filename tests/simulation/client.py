@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 MAIN_KEY = "11111111111111111111.main-secret"
 """The API key that clients use; it has every scope and is never revoked."""
+CASH_KEY = "22222222222222222222.cash-secret"
+"""An API key of the account `cash` alone, as Nebula Block's clients have."""
 CALLS_WITHOUT_FAULTS_MAX = 150
 """Number of calls that a client makes at most once faults have ended: it has little left to do then."""
 LACKS = ("INSUFFICIENT_CREDITS", "REFUND_EXCEEDS_CHARGE")
@@ -131,11 +133,11 @@ class Client:
         world.note(self.name, method, "is answered by", process.name)
         return answer
 
-    async def read(self, service: str, method: str, request: Any) -> bytes:
+    async def read(self, service: str, method: str, request: Any, key: str = MAIN_KEY) -> bytes:
         """Calls until there is an answer. Raises Refused."""
         while True:
             try:
-                return await self.call(service, method, request)
+                return await self.call(service, method, request, key)
             except Unknown:
                 await self.rest()
 

@@ -14,7 +14,7 @@ from server.ledger import posting
 from server.ledger.errors import DaybookError, InsufficientCredits, ServiceUnavailable
 from server.ledger.idempotency import Answer, Request
 from server.ledger.instants import EARLIEST, SECOND, Instant
-from server.ledger.paging import Page, TransactionKey
+from server.ledger.paging import Order, Page, TransactionKey
 from server.ledger.posting import AccountState, Draft
 from server.posting.commands import BatchCreate, Expire, Transfer
 from server.posting.unit import Attempt
@@ -23,6 +23,7 @@ from server.store.answers import load_answer, save_answer
 from server.store.database import Database
 from server.store.first_pages import FirstPages
 from server.store.list_statements import parameters_of
+from server.store.transactions import TransactionStore
 from server.transport import auth
 from server.transport.page_tokens import Listing
 from server.transport.token_keys import TokenKeys
@@ -225,6 +226,21 @@ def _stale_first_page() -> AbstractContextManager[object]:
     return patch.object(FirstPages, "_read_one_head", fault)
 
 
+def _offset_skips_row() -> AbstractContextManager[object]:
+    """Each page of a list by offset, except the first one, begins a row late."""
+    read = TransactionStore.slice
+
+    async def fault(store: TransactionStore, account_number: int, offset: int, limit: int) -> Any:
+        return await read(store, account_number, offset + min(offset, 1), limit)
+
+    return patch.object(TransactionStore, "slice", fault)
+
+
+def _export_cut_short() -> AbstractContextManager[object]:
+    """An export ends after its first read."""
+    return patch.object(Order, "reaches", lambda *_: True)
+
+
 def _revoked_key_works() -> AbstractContextManager[object]:
     """A server keeps a key in its cache for an hour."""
     return patch.object(auth, "KEY_CACHED_SECONDS_MAX", 3600.0)
@@ -251,6 +267,8 @@ PLANTED: Mapping[str, Callable[[], AbstractContextManager[object]]] = {
     "equal-rows-skipped": _equal_rows_skipped,
     "row-on-two-pages": _row_on_two_pages,
     "stale-first-page": _stale_first_page,
+    "offset-skips-row": _offset_skips_row,
+    "export-cut-short": _export_cut_short,
     "revoked-key-works": _revoked_key_works,
 }
 """Each fault, by its name."""

@@ -16,6 +16,9 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from server.book import Book, composed
+from server.facades.dreadnode import Credits
+from server.facades.nebulablock import Users
+from server.facades.paged import Statements
 from server.facades.spacebring import CreditsTransactions
 from server.facades.teable import Billing
 from server.ledger.errors import DaybookError, ServiceUnavailable
@@ -226,6 +229,9 @@ class Process:
             services = {
                 "Ledger": Ledger(book.accounts, book.transactions, tokens, sizes),
                 "Admin": Admin(book.imports, book.verification, book.api_keys, tokens, sizes),
+                "Dreadnode": Credits(book.transactions, book.accounts),
+                "NebulaBlock": Users(book.usage),
+                "Paged": Statements(book.transactions),
                 "Spacebring": CreditsTransactions(book.transactions, tokens),
                 "Teable": Billing(book.transactions, tokens),
             }
@@ -252,7 +258,7 @@ class Process:
         self.world.ended(self)
 
     async def call(self, service: str, method: str, request: Any, key: str, cancel_after: float | None) -> bytes:
-        """Calls a method as a client does; gives the serialized answer, or the last one of a stream.
+        """Calls a method as a client does; gives the serialized answer, or the concatenated ones of a stream.
 
         Raises DaybookError, and ConnectionLost if the process dies or after `cancel_after` seconds.
         """
@@ -286,16 +292,19 @@ class Process:
             given = getattr(serving.services[service], method)(request, None)
             if isinstance(given, AsyncGenerator):
                 async with aclosing(given) as answers:
-                    async for each in answers:
-                        outcome = each
+                    outcome = b"".join([_serialized(each) async for each in answers])
             else:
-                outcome = await given
+                outcome = _serialized(await given)
         except Exception as error:
             if not answer.done():
                 answer.set_exception(error)
             return
         if not answer.done():
-            answer.set_result(outcome.SerializeToString() if isinstance(outcome, Message) else outcome)
+            answer.set_result(outcome)
+
+
+def _serialized(answer: Message | bytes) -> bytes:
+    return answer.SerializeToString() if isinstance(answer, Message) else answer
 
 
 def is_killed(context: Context) -> bool:

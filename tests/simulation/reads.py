@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from daybook.facades.dreadnode.v1.credits_service_pb2 import (
+    ListCreditTransactionsRequest,
+    ListCreditTransactionsResponse,
+)
+from daybook.facades.nebulablock.v1.users_service_pb2 import GetCreditsHistoryRequest, GetCreditsHistoryResponse
+from daybook.facades.paged.v1.statements_service_pb2 import (
+    ListAccountTransactionsRequest,
+    ListAccountTransactionsResponse,
+)
 from daybook.facades.spacebring.v1.transactions_service_pb2 import (
     GetCreditsTransactionsRequest,
     GetCreditsTransactionsResponse,
@@ -19,6 +28,8 @@ from daybook.v1.admin_service_pb2 import (
     VerifyAccountsResponse,
 )
 from daybook.v1.ledger_service_pb2 import (
+    ExportTransactionsRequest,
+    ExportTransactionsResponse,
     GetBalanceRequest,
     GetTransactionRequest,
     ListAccountsRequest,
@@ -30,10 +41,12 @@ from daybook.v1.ledger_service_pb2 import (
 )
 from daybook.v1.transaction_pb2 import Transaction
 
-from server.facades import spacebring, teable
+from server.facades import dreadnode, spacebring, teable
 from server.ledger import money
-from tests.simulation.books import Row, Violation
-from tests.simulation.client import Client, Refused
+from server.ledger.instants import HOUR, Instant
+from server.ledger.usage import USAGE_CATEGORIES
+from tests.simulation.books import HOUR_ANCHOR, Row, Violation
+from tests.simulation.client import CASH_KEY, Client, Refused
 from tests.simulation.writes import CHARGE, GRANT
 
 FILTERS: dict[str, Callable[[Row], bool]] = {
@@ -62,16 +75,48 @@ async def get_transaction(client: Client) -> None:
             raise Violation(f"{row.message.name} has changed")
 
 
+def _books_since(client: Client, account: str, start: Instant) -> Iterator[list[Row]]:
+    """The rows of an account, newest first, at each time since `start`."""
+    books = client.world.model.accounts[account]
+    for version in books.versions_between(start, client.world.now):
+        yield books.rows[: version.sequence][::-1]
+
+
+def _require(shown: list[Any], what: str, expected: list[list[Any]]) -> None:
+    """Raises Violation unless a client was shown one of the expected answers."""
+    if shown not in expected:
+        raise Violation(f"{what} is {shown}, and should be one of {expected}")
+
+
 async def get_first_page(client: Client) -> None:
     """The first page of a list, which servers cache, is that of some time during the call."""
     account, start = client.pick_account(), client.world.now
     request = ListTransactionsRequest(parent=f"accounts/{account}", page_size=2)
     page = ListTransactionsResponse.FromString(await client.read("Ledger", "ListTransactions", request))
-    shown = [each.sequence for each in page.transactions]
-    versions = client.world.model.accounts[account].versions_between(start, client.world.now)
-    counts = [version.sequence for version in versions]
-    if not any(shown == [number for number in (count, count - 1) if number > 0] for count in counts):
-        raise Violation(f"the first page of {account} is {shown}, although it had {counts} transactions")
+    expected = [[row.sequence for row in rows[:2]] for rows in _books_since(client, account, start)]
+    _require([each.sequence for each in page.transactions], f"the first page of {account}", expected)
+
+
+async def export_transactions(client: Client) -> None:
+    """An export has the transactions of some time during the call, and no later ones."""
+    account, start = client.pick_account(), client.world.now
+    request = ExportTransactionsRequest(parent=f"accounts/{account}", order_by="create_time")
+    export = ExportTransactionsResponse.FromString(await client.read("Ledger", "ExportTransactions", request))
+    expected = [[row.sequence for row in reversed(rows)] for rows in _books_since(client, account, start)]
+    _require([each.sequence for each in export.transactions], f"the export of {account}", expected)
+
+
+async def get_newest_for_dreadnode(client: Client) -> None:
+    """Dreadnode's one list has the newest transactions of some time during the call."""
+    account, start, limit = client.pick_account(), client.world.now, client.random.choice((1, 2, 7))
+    request = ListCreditTransactionsRequest(org=account, limit=str(limit))
+    answer = await client.read("Dreadnode", "ListCreditTransactions", request)
+    listed = [
+        [row for row in rows if (row.kind, row.category) in dreadnode.TYPES and row.state == Transaction.SUCCEEDED]
+        for rows in _books_since(client, account, start)
+    ]
+    shown = [each.id for each in ListCreditTransactionsResponse.FromString(answer).transactions]
+    _require(shown, f"Dreadnode's list of {account}", [[row.message.uid for row in rows[:limit]] for rows in listed])
 
 
 async def audit(client: Client) -> None:
@@ -226,6 +271,55 @@ async def list_for_spacebring(client: Client) -> None:
     await _walk(client, listing, {row.message.uid for row in rows})
 
 
+async def list_for_paged(client: Client) -> None:
+    """Reads pages by their numbers while others post. Each is right at some time, and no row is missed."""
+    account, size, number = client.pick_account(), client.random.choice((1, 2, 3, 7)), 1
+    missed = {row.message.uid for row in client.world.model.accounts[account].rows}
+    has_next = True
+    while has_next:
+        start, first = client.world.now, size * (number - 1)
+        request = ListAccountTransactionsRequest(account=account, page=str(number), page_size=str(size))
+        answer = await client.read("Paged", "ListAccountTransactions", request)
+        page = ListAccountTransactionsResponse.FromString(answer)
+        shown = [each.id for each in page.results]
+        expected = [
+            [len(rows), *(row.message.uid for row in rows[first : first + size])]
+            for rows in _books_since(client, account, start)
+        ]
+        _require([page.count, *shown], f"page {number} of {account}", expected)
+        missed -= set(shown)
+        number, has_next = number + 1, bool(page.next.string_value)
+        await client.rest()
+    if missed:
+        raise Violation(f"the pages of {account} do not show {len(missed)} rows, like {min(missed)}")
+
+
+def _hours(rows: list[Row]) -> list[tuple[Any, ...]]:
+    """The usage of each hour that has some, newest first, as Nebula Block shows it."""
+    hours: dict[Instant, list[int]] = {}
+    for row in rows:
+        if row.kind == CHARGE and row.category in USAGE_CATEGORIES and row.state == Transaction.SUCCEEDED:
+            start = (row.create_time - HOUR_ANCHOR) // HOUR
+            hours.setdefault(start, [0, 0])[USAGE_CATEGORIES.index(row.category)] -= row.amount
+    return [tuple(amount / 1_000_000 for amount in amounts) for amounts in hours.values()]
+
+
+async def list_for_nebulablock(client: Client) -> None:
+    """Reads the hours of an account by their offsets. Each page is right at some time."""
+    offset, total = 0, 1
+    while offset < total:
+        start, limit = client.world.now, client.random.choice((1, 2))
+        request = GetCreditsHistoryRequest(limit=str(limit), offset=str(offset))
+        answer = await client.read("NebulaBlock", "GetCreditsHistory", request, CASH_KEY)
+        data = GetCreditsHistoryResponse.FromString(answer).data
+        shown = [(each.computing_amount, each.serverless_amount) for each in data.credit_history]
+        hours = [_hours(rows) for rows in _books_since(client, "cash", start)]
+        expected = [[len(each), *each[offset : offset + limit]] for each in hours]
+        _require([data.total_credit_histories, *shown], f"offset {offset} of Nebula Block's list", expected)
+        offset, total = offset + limit, data.total_credit_histories
+        await client.rest()
+
+
 async def list_lots(client: Client) -> None:
     """Lists the lots of an account."""
     account = client.pick_account()
@@ -255,10 +349,14 @@ READS = (
     (get_balance, 2),
     (get_transaction, 1),
     (get_first_page, 3),
+    (export_transactions, 1),
+    (get_newest_for_dreadnode, 1),
     (audit, 1),
     (list_transactions, 3),
     (list_for_teable, 1),
     (list_for_spacebring, 1),
+    (list_for_paged, 1),
+    (list_for_nebulablock, 1),
     (list_lots, 1),
     (list_accounts, 1),
     (list_keys, 1),

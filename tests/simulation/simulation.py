@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from random import Random
 from typing import Any
+from unittest.mock import patch
 
 from daybook.v1.account_pb2 import Account
 from daybook.v1.transaction_pb2 import Transaction
@@ -27,9 +28,10 @@ from server.ledger.names import RandomBytes
 from server.ledger.posting import Draft
 from server.store.migrate import migrate
 from server.transport.auth import KEY_CACHED_SECONDS_MAX
+from server.usecases import transactions
 from server.usecases.transactions import NewTransaction
-from tests.simulation.books import CommitTimes, Effect, Violation
-from tests.simulation.client import MAIN_KEY, Client
+from tests.simulation.books import HOUR_ANCHOR, CommitTimes, Effect, Violation
+from tests.simulation.client import CASH_KEY, MAIN_KEY, Client
 from tests.simulation.disk import Disk
 from tests.simulation.faults import PROFILES, FaultInjector
 from tests.simulation.keys import KEYS, KeyInUse, check_key
@@ -81,23 +83,25 @@ async def _prepare(disk: Disk, random_bytes: RandomBytes) -> None:
     await migrate(database)
     async with composed(database, lambda: NOON, random_bytes) as book:
         tenant = await book.credentials.create_tenant(slug="house", uid="house", display_name="House", create_time=NOON)
-        key_id, _, secret = MAIN_KEY.partition(".")
-        await book.credentials.create_api_key(
-            key_id=key_id,
-            secret_hash=hashlib.sha256(secret.encode()).digest(),
-            tenant_number=tenant,
-            account_number=None,
-            create_time=NOON,
-            scopes={ADMIN},
-        )
         await book.credentials.ensure_token_key(random_bytes(32), NOON)
         caller = Caller(tenant, "house", "", scopes=frozenset({ADMIN}))
         for name, limit in LIMITS.items():
             record = AccountRecord(name, Account.SPACE, f"account {name}", limit, b"")
-            await book.accounts.create(caller, record, Request("", b""), hour_anchor=NOON)
+            await book.accounts.create(caller, record, Request("", b""), hour_anchor=HOUR_ANCHOR)
             details = Transaction(description=f"opening of {name}")
             draft = Draft(GRANT, "credit_package", OPENING)
             await book.transactions.create(caller, NewTransaction(name, draft, details, Request("", b"")))
+        cash = await book.accounts.get(caller, "cash")
+        for key, account_number in ((MAIN_KEY, None), (CASH_KEY, cash.number)):
+            key_id, _, secret = key.partition(".")
+            await book.credentials.create_api_key(
+                key_id=key_id,
+                secret_hash=hashlib.sha256(secret.encode()).digest(),
+                tenant_number=tenant,
+                account_number=account_number,
+                create_time=NOON,
+                scopes={ADMIN},
+            )
 
 
 class Simulation:
@@ -281,7 +285,8 @@ class Simulation:
 
 def simulate(seed: int) -> Outcome:
     """Runs the simulation of a seed."""
-    with capture_logs() as logs:
+    # So small that an export takes several reads, between which others post.
+    with patch.object(transactions, "EXPORTED_AT_ONCE", 3), capture_logs() as logs:
         simulation = Simulation(seed)
         outcome = simulation.run()
     errors = [entry for entry in logs if entry["log_level"] == "error"]

@@ -35,8 +35,9 @@ from tests.simulation.model import Intent
 
 GRANT, CHARGE, ADJUSTMENT = Transaction.GRANT, Transaction.CHARGE, Transaction.ADJUSTMENT
 CREDIT: Millionths = 1_000_000
-CATEGORIES = ("credit_package", "ai_chat", "booking")
-"""Spacebring lists grants of the first and charges of the last one, Teable charges of the second."""
+CATEGORIES = ("credit_package", "ai_chat", "booking", "inference", "computing", "serverless")
+"""Grants of the first one are listed by Spacebring; charges of the others by Teable, Spacebring and Dreadnode, in this
+order, and those of the last two by Nebula Block."""
 
 
 def _amount(client: Client) -> Millionths:
@@ -56,6 +57,8 @@ def _draft(client: Client, tag: str, account: str) -> tuple[Transaction, Effect]
     if kind == CHARGE or (kind == ADJUSTMENT and random.random() < 0.5):
         amount = -amount
     draft = Transaction(kind=kind, amount=money.write(amount), category=random.choice(CATEGORIES), description=tag)
+    if kind == CHARGE:
+        draft.usage.model = "m"
     terms: dict[str, Any] = {}
     if amount > 0:
         draft.priority = terms["priority"] = random.choice((0, 0, 1))
