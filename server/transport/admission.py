@@ -12,7 +12,7 @@ call is refused immediately.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -73,10 +73,10 @@ class Admission:
         self.refused += not entered
         return entered
 
-    def hold(self, holder: str, bounds: Sequence[Deadlines]) -> None:
+    def hold(self, holder: str, bounds: Sequence[Deadlines]) -> Callable[[], None]:
         """Starts the deadlines of the current task, which has a place, and frees the place when the task ends.
 
-        The deadlines also end a task whose request body never arrives.
+        The deadlines also end a task whose request body never arrives. Returns a function that frees the place earlier.
         """
         task = asyncio.current_task()
         assert task is not None, "gRPC runs each call in a task"
@@ -88,7 +88,12 @@ class Admission:
             for bound in bounds:
                 bound.end(task)
 
+        def leave_early() -> None:
+            task.remove_done_callback(leave)
+            leave(task)
+
         task.add_done_callback(leave)
+        return leave_early
 
     def leave(self, holder: str) -> None:
         """Frees the place of a call, and gives free places to waiting calls."""

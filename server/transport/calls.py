@@ -37,7 +37,7 @@ from server.transport.errors import RenderError, code_of, code_of_cancellation, 
 from server.transport.inputs import Inputs
 from server.transport.limits import RateLimiter
 from server.transport.observation import EndTrace, MethodObserver, Observation
-from server.transport.parsing import Naming, parser
+from server.transport.parsing import Naming, Parse, parser
 from server.transport.query_names import TARGET_HEADER, QueryNames
 from server.transport.rest import cut_of, echo
 from server.transport.scopes import declared_scopes
@@ -58,6 +58,8 @@ OPEN_REQUEST_SECONDS_MAX = 5.0
 """Longest wait for the request of a call of an open service, in seconds."""
 REFUSED_REQUEST_SECONDS_MAX = 1.0
 """Longest wait for the request of a call without a valid credential, in seconds."""
+REFUSED_WAITING_MAX = 64
+"""Maximum number of such calls that wait, in a process. The gateway counts them as requests in progress."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +142,7 @@ class CallHandler(grpc.GenericRpcHandler):
         self._observation = observation
         self._text_characters_max = text_characters_max
         self._open_streams = 0
+        self._refused_waiting = 0
         self._calls = (Deadlines(bounds.call),)
         self._idle = Deadlines(bounds.idle)
         self._streams = (Deadlines(bounds.stream), self._idle)
@@ -205,7 +208,7 @@ class CallHandler(grpc.GenericRpcHandler):
         async def read(context: Context) -> Any:
             try:
                 async with asyncio.timeout(OPEN_REQUEST_SECONDS_MAX):
-                    return _parsed(await _read(context))
+                    return _parsed(await _read(context, parse))
             except InvalidArgument as error:
                 await refuse(context, error, None)
             except TimeoutError:
@@ -219,8 +222,8 @@ class CallHandler(grpc.GenericRpcHandler):
                 await inner(await read(context), context)
 
         if handler.unary_unary is not None:
-            return grpc.stream_unary_rpc_method_handler(answer, parse, handler.response_serializer)
-        return grpc.stream_stream_rpc_method_handler(stream, parse, handler.response_serializer)
+            return grpc.stream_unary_rpc_method_handler(answer, None, handler.response_serializer)
+        return grpc.stream_stream_rpc_method_handler(stream, None, handler.response_serializer)
 
     def _reflecting(self, handler: Handler) -> Handler:
         """Wraps the handler of reflection, which streams both ways: refuses too many streams.
@@ -257,31 +260,32 @@ class CallHandler(grpc.GenericRpcHandler):
 
         async def unary(_requests: Any, context: Context) -> Any:
             async with self._call(method, context) as call:
-                await self._take_place(call, admission)
-                await self._authenticate_caller(context)
-                return await answer(self._authorise(call, await _read(context)), context)
+                leave = await self._take_place(call, admission)
+                await self._authenticate_caller(context, leave)
+                return await answer(self._authorise(call, await _read(context, parse)), context)
 
         # Writes instead of yielding: gRPC leaves an async generator of a broken stream unclosed at its yield.
         async def stream(_requests: Any, context: Context) -> None:
             async with self._call(method, context) as call:
-                await self._take_place(call, admission)
-                await self._authenticate_caller(context)
-                await self._send_all(call, answer(self._authorise(call, await _read(context)), context))
+                leave = await self._take_place(call, admission)
+                await self._authenticate_caller(context, leave)
+                await self._send_all(call, answer(self._authorise(call, await _read(context, parse)), context))
 
         async def upload(requests: Any, context: Context) -> Any:
             async with self._call(method, context) as call:
                 await self._take_place(call, admission)
                 await self._authenticate()
                 self._authorise(call, None)
-                async with aclosing(self._all_parsed(requests, call.work)) as messages:
+                async with aclosing(self._all_parsed(requests, parse, call.work)) as messages:
                     return await answer(messages, context)
 
+        # gRPC passes requests on as bytes, so that those of refused calls are not parsed.
         if handler.unary_unary is not None:
-            return grpc.stream_unary_rpc_method_handler(unary, parse, serialize)
+            return grpc.stream_unary_rpc_method_handler(unary, None, serialize)
         if handler.unary_stream is not None:
-            return grpc.stream_stream_rpc_method_handler(stream, parse, serialize)
+            return grpc.stream_stream_rpc_method_handler(stream, None, serialize)
         assert handler.stream_unary is not None, f"{method.observer.method} does not stream both ways"
-        return grpc.stream_unary_rpc_method_handler(upload, parse, serialize)
+        return grpc.stream_unary_rpc_method_handler(upload, None, serialize)
 
     @asynccontextmanager
     async def _call(self, method: _Method, context: Context) -> AsyncIterator[_Call]:
@@ -299,14 +303,15 @@ class CallHandler(grpc.GenericRpcHandler):
                 bound.end(work)
             method.observer.end(call.code, call.reason, call.started, call.end_trace)
 
-    async def _take_place(self, call: _Call, admission: Admission) -> None:
-        """Waits for a place. Raises TooBusy if none becomes free in time."""
+    async def _take_place(self, call: _Call, admission: Admission) -> Callable[[], None]:
+        """Waits for a place, and returns a function that frees it. Raises TooBusy if none becomes free in time."""
         holder = self._authenticator.cached_credential_id(call_metadata.get())
         if not (admission.enter(holder) or await admission.wait(holder)):
             raise TooBusy
-        admission.hold(holder, call.method.bounds)
+        leave = admission.hold(holder, call.method.bounds)
         # The duration of a call doesn't include its wait.
         call.started = time.perf_counter()
+        return leave
 
     async def _send_all(self, call: _Call, answers: AsyncGenerator[Any, None]) -> None:
         async with aclosing(answers) as messages:
@@ -316,23 +321,34 @@ class CallHandler(grpc.GenericRpcHandler):
                 await call.context.write(each)
                 call.is_writing, call.has_sent = False, True
 
-    async def _all_parsed(self, requests: AsyncIterator[Any], work: Work) -> AsyncGenerator[Any, None]:
+    async def _all_parsed(self, requests: AsyncIterator[bytes], parse: Parse, work: Work) -> AsyncGenerator[Any, None]:
         async for request in requests:
             self._idle.restart(work)
-            yield _parsed(request)
+            yield _parsed(parse(request))
 
-    async def _authenticate_caller(self, context: Context) -> None:
-        """Authenticates a call before its request is read. A refused call waits for its request for a short time.
-
-        grpc.aio's client (1.85) may report INTERNAL if a call ends before the request is sent.
-        """
+    async def _authenticate_caller(self, context: Context, leave: Callable[[], None]) -> None:
+        """Authenticates a call before its request is read. `leave` frees the place of a refused call."""
         try:
             await self._authenticate()
         except DaybookError:
+            leave()
+            await self._await_request(context)
+            raise
+
+    async def _await_request(self, context: Context) -> None:
+        """Waits a short time for the request of a refused call, unless many of them wait.
+
+        grpc.aio's client (1.85) may report INTERNAL if a call ends before the request is sent.
+        """
+        if self._refused_waiting >= REFUSED_WAITING_MAX:
+            return
+        self._refused_waiting += 1
+        try:
             with suppress(TimeoutError):
                 async with asyncio.timeout(REFUSED_REQUEST_SECONDS_MAX):
                     await context.read()
-            raise
+        finally:
+            self._refused_waiting -= 1
 
     async def _authenticate(self) -> None:
         """Finds the caller. Raises a DaybookError for one without a valid credential, or beyond its rate limit."""
@@ -381,10 +397,10 @@ class CallHandler(grpc.GenericRpcHandler):
         await refuse(context, refusal, method.render, method.cut if is_file else None)
 
 
-async def _read(context: Context) -> Any:
+async def _read(context: Context, parse: Parse) -> Any:
     """The only message of a request. Returns an InvalidArgument if there is none, or the parser returned one."""
     request = await context.read()
-    return FieldInvalid("request", "is missing") if request is grpc.aio.EOF else request
+    return FieldInvalid("request", "is missing") if request is grpc.aio.EOF else parse(request)
 
 
 def _parsed(request: Any) -> Any:

@@ -21,7 +21,8 @@ from server.transport.validation import BATCH_SIZE_MAX, LABELS_MAX, TEXT_CHARACT
 Naming: TypeAlias = Literal["name", "json_name"]
 """Which name of a field error messages use."""
 Parse: TypeAlias = Callable[[bytes], Message | InvalidArgument]
-"""Returns the error instead of raising it: gRPC would answer an exception with an error of its own."""
+"""Returns the error instead of raising it: the caller's rights are checked first, and if it is a deserializer of gRPC,
+gRPC would answer an exception with an error of its own."""
 
 VALUES_MAX = 10_000
 """Maximum number of values to search for the path of an unknown field."""

@@ -24,6 +24,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from server.app import serving
 from server.book import Book
 from server.config import Settings
+from server.transport import calls
 from tests.support.callers import OWN_CONNECTION, Client, Server
 from tests.support.databases import held_writer, readers_exhausted
 from tests.support.markers import only_postgresql, only_sqlite
@@ -163,12 +164,12 @@ async def test_unauthenticated_calls_have_one_share(crowded: Crowded, client: Cl
     callers = [Client(crowded.server.channel, key(number)) for number in range(PLACES)]
     async with asyncio.timeout(60):
         async with readers_exhausted(crowded.server.book):
-            calls = [asyncio.create_task(refusal_of(caller.balance())) for caller in callers]
+            balances = [asyncio.create_task(refusal_of(caller.balance())) for caller in callers]
             await until_in_flight(crowded, SHARE)
             await crowded.until(lambda found: found.one("daybook_rpc_rejected_calls_total", kind="call") == SHARE)
             balance = asyncio.create_task(client.balance())
             await until_in_flight(crowded, SHARE + 1)
-        verdicts = [refusal.verdict for refusal in await asyncio.gather(*calls)]
+        verdicts = [refusal.verdict for refusal in await asyncio.gather(*balances)]
         assert (await balance).amount == "1"
     assert sorted(verdicts) == sorted([TOO_BUSY] * SHARE + [CREDENTIAL_INVALID] * SHARE)
     await until_in_flight(crowded, 0)
@@ -189,6 +190,32 @@ async def test_unauthenticated_call_is_refused_before_its_body_arrives(crowded: 
         assert (await refusal_of(upload(body(), metadata=metadata))).verdict == CREDENTIAL_INVALID
         assert (await refusal_of(upload(body()))).verdict == ("UNAUTHENTICATED", "CREDENTIAL_MISSING")
         await until_in_flight(crowded, 0)
+
+
+async def test_waiting_refused_calls_take_no_places(
+    crowded: Crowded, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused calls that wait for their bodies leave all places free. When too many wait, others don't wait."""
+    monkeypatch.setattr(calls, "REFUSED_REQUEST_SECONDS_MAX", 60.0)
+    monkeypatch.setattr(calls, "REFUSED_WAITING_MAX", SHARE - 1)
+    never = asyncio.Event()
+
+    async def body() -> AsyncIterator[Any]:
+        await never.wait()
+        yield b""
+
+    upload: Any = crowded.server.channel.stream_unary(CREATE)
+    callers = [Client(crowded.server.channel, key(number)) for number in range(SHARE)]
+    async with asyncio.timeout(60):
+        refusals = [asyncio.create_task(refusal_of(upload(body(), metadata=each.metadata))) for each in callers]
+        (refused,), waiting = await asyncio.wait(refusals, return_when=asyncio.FIRST_COMPLETED)
+        assert refused.result().verdict == CREDENTIAL_INVALID
+        await until_in_flight(crowded, 0)
+        assert (await client.post("acme", Transaction.GRANT, "1")).amount == "1"
+        assert not any(each.done() for each in waiting)
+        for each in waiting:
+            each.cancel()
+        await asyncio.wait(waiting)
 
 
 def key(number: int) -> str:
