@@ -151,11 +151,15 @@ class Listing:
     """A request for another list, which must refuse the tokens of this one."""
 
 
-async def _walk(client: Client, listing: Listing, expected: set[Any]) -> list[Any]:
+async def _walk(
+    client: Client, listing: Listing, belonging: Callable[[], set[Any]], *, knows_all: bool = True
+) -> list[Any]:
     """Reads all pages while others post, each from any server; gives the rows.
 
-    `expected` identifies the rows that are there at the begin. Each of them is read exactly once.
+    `belonging` identifies the rows that belong to the list now. Those of the begin are each read exactly once, and no
+    others than those of the end, if `belonging` knows all rows.
     """
+    expected = belonging()
     size_name, token_name, next_name = listing.names
     as_size = int if size_name == "page_size" else str
     size = client.random.choice((1, 2, 3, 7))
@@ -183,6 +187,8 @@ async def _walk(client: Client, listing: Listing, expected: set[Any]) -> list[An
         raise Violation(f"{name} shows a row twice")
     if missing := expected - set(keys):
         raise Violation(f"{name} does not show {len(missing)} of {len(expected)} rows, like {min(missing)!r}")
+    if knows_all and (wrong := set(keys) - belonging()):
+        raise Violation(f"{name} shows rows that are not its own, like {min(wrong)!r}")
     return rows
 
 
@@ -229,7 +235,7 @@ async def list_transactions(client: Client) -> None:
         lambda row: row.SerializeToString(deterministic=True),
         other=other,
     )
-    found = await _walk(client, listing, {row.body for row in _rows(client, account, FILTERS[criteria])})
+    found = await _walk(client, listing, lambda: {row.body for row in _rows(client, account, FILTERS[criteria])})
     keys = [money.parse(row.amount) if "amount" in order else row.create_time.ToNanoseconds() for row in found]
     if keys != sorted(keys, reverse=order in ("", "create_time desc", "amount desc")):
         raise Violation(f"a list by {order!r} is not in its order")
@@ -248,12 +254,11 @@ async def list_for_teable(client: Client) -> None:
         lambda row: row.id,
         ("take", "cursor", "next_cursor"),
     )
-    rows = _rows(
-        client,
-        account,
-        lambda row: (row.kind, row.category) in teable.TYPES and row.state == Transaction.SUCCEEDED,
-    )
-    await _walk(client, listing, {row.message.uid for row in rows})
+
+    def is_listed(row: Row) -> bool:
+        return (row.kind, row.category) in teable.TYPES and row.state == Transaction.SUCCEEDED
+
+    await _walk(client, listing, lambda: {row.message.uid for row in _rows(client, account, is_listed)})
 
 
 async def list_for_spacebring(client: Client) -> None:
@@ -267,8 +272,11 @@ async def list_for_spacebring(client: Client) -> None:
         lambda row: row.id,
         ("limit", "next_page_token", "next_page_token"),
     )
-    rows = _rows(client, "-", lambda row: (row.kind, row.category) in spacebring.TYPES)
-    await _walk(client, listing, {row.message.uid for row in rows})
+
+    def is_listed(row: Row) -> bool:
+        return (row.kind, row.category) in spacebring.TYPES
+
+    await _walk(client, listing, lambda: {row.message.uid for row in _rows(client, "-", is_listed)})
 
 
 async def list_for_paged(client: Client) -> None:
@@ -325,8 +333,8 @@ async def list_lots(client: Client) -> None:
     account = client.pick_account()
     request = ListLotsRequest(parent=f"accounts/{account}")
     listing = Listing("Ledger", "ListLots", request, ListLotsResponse, "lots", lambda row: row.name)
-    lots = client.world.model.accounts[account].lots
-    await _walk(client, listing, {f"accounts/{account}/lots/{lot.number}" for lot in lots})
+    books = client.world.model.accounts[account]
+    await _walk(client, listing, lambda: {f"accounts/{account}/lots/{lot.number}" for lot in books.lots})
 
 
 async def list_accounts(client: Client) -> None:
@@ -334,7 +342,7 @@ async def list_accounts(client: Client) -> None:
     listing = Listing(
         "Ledger", "ListAccounts", ListAccountsRequest(), ListAccountsResponse, "accounts", lambda row: row.name
     )
-    await _walk(client, listing, {f"accounts/{each}" for each in client.world.model.accounts})
+    await _walk(client, listing, lambda: {f"accounts/{each}" for each in client.world.model.accounts})
 
 
 async def list_keys(client: Client) -> None:
@@ -342,7 +350,8 @@ async def list_keys(client: Client) -> None:
     listing = Listing(
         "Admin", "ListApiKeys", ListApiKeysRequest(), ListApiKeysResponse, "api_keys", lambda row: row.name
     )
-    await _walk(client, listing, {key.name for key in client.world.keys})
+    # A key whose creation was not answered is listed, too.
+    await _walk(client, listing, lambda: {key.name for key in client.world.keys}, knows_all=False)
 
 
 READS = (
