@@ -30,6 +30,7 @@ _HEADINGS = (
     "repeated reads",
     "unserved s, median",
     "max",
+    "slowest call s",
     "duration s",
 )
 
@@ -76,7 +77,7 @@ def main() -> None:
         if name == "rolling-restart" and (lost := figures.repeated + figures.repeated_reads):
             sys.exit(f"{lost} calls were lost in a rolling restart")
         counts = (figures.ends, figures.acknowledged, figures.refused, figures.repeated, figures.repeated_reads)
-        times = (statistics.median(figures.unserved), max(figures.unserved), figures.duration)
+        times = (statistics.median(figures.unserved), max(figures.unserved), figures.slowest, figures.duration)
         typer.echo(f"| {' | '.join((name, *map(str, counts), *(f'{each:.2f}' for each in times)))} |")
         # After each scenario, so that a failure of the next one doesn't lose it.
         options.json.parent.mkdir(parents=True, exist_ok=True)

@@ -50,7 +50,9 @@ class Figures:
     repeated_reads: int
     """Attempts of reads that got no answer."""
     unserved: Sequence[float]
-    """The longest time without an answer around each end."""
+    """The longest time without an answer to any posting around each end."""
+    slowest: float
+    """The longest time from the first attempt of a call to its answer."""
     duration: float
 
 
@@ -82,6 +84,7 @@ async def run(stage: Stage, ends: int, seed: int, callers: int = CALLERS) -> Fig
         repeated=len(journal.repeated),
         repeated_reads=journal.repeated_reads,
         unserved=unserved,
+        slowest=journal.slowest,
         duration=time.monotonic() - begun,
     )
 

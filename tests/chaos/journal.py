@@ -69,6 +69,8 @@ class Journal:
     repeated_reads: int = 0
     answer_times: list[float] = field(default_factory=list)
     """By the monotonic clock, in seconds."""
+    slowest: float = 0.0
+    """The longest time from the first attempt of a call to its answer, in seconds."""
     charges: list[str] = field(default_factory=list)
     """The names of acknowledged charges, for refunds."""
 
@@ -102,6 +104,7 @@ class Journal:
 
     async def perform(self, send_once: Send, call: Call, random: Random) -> None:
         """Sends a call until it is answered, and records the answer."""
+        begun = self.clock()
         while True:
             try:
                 answer = await send_once(call)
@@ -116,10 +119,12 @@ class Journal:
                 if isinstance(answer, Transaction) and answer.kind == Transaction.CHARGE:
                     self.charges.append(answer.name)
             self.answer_times.append(self.clock())
+            self.slowest = max(self.slowest, self.clock() - begun)
             return
 
     async def read(self, client: Client, random: Random) -> None:
         """Reads a page of an account until it is answered."""
+        begun = self.clock()
         request = ListTransactionsRequest(parent=f"accounts/{random.choice(ACCOUNT_IDS)}", page_size=10)
         while True:
             try:
@@ -130,6 +135,7 @@ class Journal:
                 self.repeated_reads += 1
                 await asyncio.sleep(random.uniform(0, BACKOFF_SECONDS_MAX))
             else:
+                self.slowest = max(self.slowest, self.clock() - begun)
                 return
 
     async def check(self, client: Client) -> None:
