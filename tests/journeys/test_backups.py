@@ -114,7 +114,8 @@ def daybook(tmp_path: Path) -> Iterator[tuple[Daybook, str]]:
     try:
         started.wait_for(" serving ")
         yield started, key
-        assert started.stop() == 0
+        if started.process.poll() is None:
+            assert started.stop() == 0
     finally:
         started.kill()
 
@@ -130,6 +131,27 @@ async def test_backup_of_sqlite_has_what_was_acknowledged(daybook: tuple[Daybook
     verified = await asyncio.to_thread(run, "verify", "--database-url", sqlite_url(copy), folder=tmp_path)
     assert (verified.returncode, "0 divergences" in verified.stdout) == (0, True), verified.stderr
     await require_restored(sqlite_url(copy), key, before)
+
+
+async def test_restore_of_sqlite_in_place(daybook: tuple[Daybook, str], tmp_path: Path) -> None:
+    """After a crash the three files are moved away, and the backup is served in their place."""
+    server, key = daybook
+    database, backup = tmp_path / "daybook.db", tmp_path / "backup.db"
+    async with client_of(server.ports.server, key) as client:
+        kept = await post_one(client, 0)
+        copied = await asyncio.to_thread(
+            run, "backup", str(backup), "--database-url", sqlite_url(database), folder=tmp_path
+        )
+        assert copied.returncode == 0, copied.stderr
+        lost = await post_one(client, 2)
+    server.kill()
+    for ending in ("", "-wal", "-shm"):
+        database.with_name(f"daybook.db{ending}").rename(tmp_path / f"crashed.db{ending}")
+    shutil.copyfile(backup, database)
+    async with served(sqlite_url(database), key) as client:
+        assert [row.name for row in await client.history("-")] == [kept.name]
+        assert (await post_one(client, 2)).name != lost.name
+        assert await client.verify() == []
 
 
 async def test_vacuum_into_is_a_backup_too(daybook: tuple[Daybook, str], tmp_path: Path) -> None:
