@@ -21,6 +21,8 @@ from tests.chaos import stages
 from tests.chaos.campaign import Figures, run
 
 JSON = Path(".daybook/chaos.json")
+RESTART_SECONDS_MAX = 2.0
+"""Longest time that a call may take in a rolling restart, in seconds."""
 _HEADINGS = (
     "scenario",
     "ends",
@@ -74,8 +76,11 @@ def main() -> None:
         ends, stage = SCENARIOS[name]
         with tempfile.TemporaryDirectory(prefix="daybook-chaos-") as folder, stage(Path(folder)) as running:
             found[name] = figures = asyncio.run(run(running, options.ends or ends, options.seed))
-        if name == "rolling-restart" and (lost := figures.repeated + figures.repeated_reads):
-            sys.exit(f"{lost} calls were lost in a rolling restart")
+        if name == "rolling-restart":
+            if lost := figures.repeated + figures.repeated_reads:
+                sys.exit(f"{lost} calls were lost in a rolling restart")
+            if figures.slowest > RESTART_SECONDS_MAX:
+                sys.exit(f"a call took {figures.slowest:.2f} seconds in a rolling restart")
         counts = (figures.ends, figures.acknowledged, figures.refused, figures.repeated, figures.repeated_reads)
         times = (statistics.median(figures.unserved), max(figures.unserved), figures.slowest, figures.duration)
         typer.echo(f"| {' | '.join((name, *map(str, counts), *(f'{each:.2f}' for each in times)))} |")
