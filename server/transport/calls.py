@@ -276,16 +276,17 @@ class CallHandler(grpc.GenericRpcHandler):
                 await self._take_place(call, admission)
                 await self._authenticate()
                 self._authorise(call, None)
-                async with aclosing(self._all_parsed(requests, parse, call.work)) as messages:
+                async with aclosing(self._all_parsed(requests, call.work)) as messages:
                     return await answer(messages, context)
 
-        # gRPC passes requests on as bytes, so that those of refused calls are not parsed.
+        # gRPC passes a single request on as bytes, so that that of a refused call is not parsed. Those of a stream are
+        # read after the call is authenticated.
         if handler.unary_unary is not None:
             return grpc.stream_unary_rpc_method_handler(unary, None, serialize)
         if handler.unary_stream is not None:
             return grpc.stream_stream_rpc_method_handler(stream, None, serialize)
         assert handler.stream_unary is not None, f"{method.observer.method} does not stream both ways"
-        return grpc.stream_unary_rpc_method_handler(upload, None, serialize)
+        return grpc.stream_unary_rpc_method_handler(upload, parse, serialize)
 
     @asynccontextmanager
     async def _call(self, method: _Method, context: Context) -> AsyncIterator[_Call]:
@@ -321,10 +322,10 @@ class CallHandler(grpc.GenericRpcHandler):
                 await call.context.write(each)
                 call.is_writing, call.has_sent = False, True
 
-    async def _all_parsed(self, requests: AsyncIterator[bytes], parse: Parse, work: Work) -> AsyncGenerator[Any, None]:
+    async def _all_parsed(self, requests: AsyncIterator[Any], work: Work) -> AsyncGenerator[Any, None]:
         async for request in requests:
             self._idle.restart(work)
-            yield _parsed(parse(request))
+            yield _parsed(request)
 
     async def _authenticate_caller(self, context: Context, leave: Callable[[], None]) -> None:
         """Authenticates a call before its request is read. `leave` frees the place of a refused call."""

@@ -319,7 +319,8 @@ async def test_unread_health_delays_no_shutdown(shared_book: Book) -> None:
     """A client that watches the health and reads nothing doesn't delay its changes, which begin a shutdown."""
     watch = "grpc.health.v1.Health/Watch"
     async with asyncio.timeout(LONG), AsyncExitStack() as stack:
-        async with serving(shared_book, bounded()) as port:
+        # The grace period passes, because the slow client never ends its call.
+        async with serving(shared_book, Settings(port=0, shutdown_grace_seconds=MOMENT)) as port:
             slow = await stack.enter_async_context(peer(port, NO_WINDOW))
             send_call(slow, None, watch, HealthCheckRequest(service="daybook.v1.Ledger"))
             async for frame in slow.frames():
