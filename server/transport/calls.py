@@ -279,8 +279,8 @@ class CallHandler(grpc.GenericRpcHandler):
                 async with aclosing(self._all_parsed(requests, call.work)) as messages:
                     return await answer(messages, context)
 
-        # gRPC passes a single request on as bytes, so that that of a refused call is not parsed. Those of a stream are
-        # read after the call is authenticated.
+        # gRPC passes a single request on as bytes, so that only authenticated calls have theirs parsed. The requests of
+        # an upload are read after it is authenticated.
         if handler.unary_unary is not None:
             return grpc.stream_unary_rpc_method_handler(unary, None, serialize)
         if handler.unary_stream is not None:
