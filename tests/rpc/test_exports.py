@@ -335,10 +335,12 @@ def observed(monkeypatch: pytest.MonkeyPatch) -> Observed:
 
 
 @asynccontextmanager
-async def large_account(book: Book) -> AsyncIterator[tuple[Server, Client]]:
-    """A server that cuts off a silent stream after a second, with LARGE_ROWS transactions in the account `acme`."""
-    settings = Settings(port=0, shutdown_grace_seconds=1, stream_idle_seconds_max=1)
-    async with serving(book, settings) as port, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+async def large_account(book: Book, idle_seconds: float = 60) -> AsyncIterator[tuple[Server, Client]]:
+    """A server with LARGE_ROWS transactions in the account `acme`, and a client that buffers little of an answer."""
+    settings = Settings(port=0, shutdown_grace_seconds=1, stream_idle_seconds_max=idle_seconds)
+    # Without this option gRPC enlarges the window of a connection to some megabytes when the machine is slow.
+    options = [("grpc.http2.bdp_probe", 0)]
+    async with serving(book, settings) as port, grpc.aio.insecure_channel(f"127.0.0.1:{port}", options) as channel:
         server = Server(book, channel)
         client = await server.client(await server.create_tenant("house"))
         number = (await client.create_account("acme")).number
@@ -353,7 +355,7 @@ async def large_account(book: Book) -> AsyncIterator[tuple[Server, Client]]:
 @only_sqlite
 async def test_stalled_reader_is_cut_off(book: Book, observed: Observed, form: Any) -> None:
     """An export whose client reads nothing stops to read the database, and ends after stream_idle_seconds_max."""
-    async with asyncio.timeout(60), large_account(book) as (_, client):
+    async with asyncio.timeout(60), large_account(book, idle_seconds=1) as (_, client):
         call = start(client, "accounts/acme", format=form)
         await call.read()
         await observed.has_ended.wait()
@@ -366,7 +368,7 @@ async def test_stalled_reader_is_cut_off(book: Book, observed: Observed, form: A
 async def test_export_ends_with_its_caller(book: Book, observed: Observed, leaves: bool) -> None:
     """An export ends when its caller leaves or its deadline passes, and reads no further rows."""
     async with asyncio.timeout(60), large_account(book) as (_, client):
-        call = start(client, "accounts/acme", timeout=None if leaves else 0.5)
+        call = start(client, "accounts/acme", timeout=None if leaves else 2)
         await call.read()
         if leaves:
             call.cancel()
