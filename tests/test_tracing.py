@@ -174,7 +174,7 @@ async def test_unresponsive_collector_delays_neither_calls_nor_shutdown(
     """More spans than the queue holds are created without delay, and the shutdown waits at most FLUSH_SECONDS_MAX."""
     monkeypatch.setattr(tracing, "FLUSH_SECONDS_MAX", 0.3)
     # After the shutdown the exporter's thread continues until each batch times out.
-    monkeypatch.setattr(tracing, "EXPORT_SECONDS_MAX", 1.0)
+    monkeypatch.setattr(tracing, "EXPORT_SECONDS_MAX", 2.0)
     monkeypatch.setattr(tracing, "SPANS_WAITING_MAX", 2 * tracing.SPANS_AT_ONCE)
     started = time.monotonic()
     async with tracing.tracing(silent, 1) as traces:

@@ -52,7 +52,7 @@ from tests.support.postgresql_standby import Standby, standby_of
 from tests.support.refusals import refusal_of
 
 SECONDS_MAX = 60
-LIMITS = DatabaseLimits(replica_wait_seconds=0.4)
+LIMITS = DatabaseLimits(replica_wait_seconds=1)
 """A long wait, so that the standby serves its lists even on a busy machine."""
 PASSWORD = "hunter2-of-the-replica"
 
