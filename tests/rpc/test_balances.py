@@ -47,7 +47,7 @@ async def test_one_statement_reads_a_balance(server: Server, acme: Client) -> No
     await acme.post("acme", GRANT, "1")
     with statements(server.book) as found:
         assert await amount(acme) == "1"
-    assert len(found.texts) == 1
+    assert found.reads_of("accounts", "account_states") == 1
 
 
 async def test_accounts_have_separate_balances(acme: Client) -> None:

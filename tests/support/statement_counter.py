@@ -26,14 +26,14 @@ class Statements(DatabaseTracer):
         """The number of statements that read transactions."""
         return self.reads_of("transactions")
 
-    def reads_of(self, table: str) -> int:
-        """Returns the number of statements that read a table."""
-        return sum(bool(re.search(rf"\b(FROM|JOIN) {table}\b", text)) for text in self.texts)
+    def reads_of(self, *tables: str) -> int:
+        """Returns the number of statements that read any of the tables."""
+        return sum(bool(re.search(rf"\b(FROM|JOIN) ({'|'.join(tables)})\b", text)) for text in self.texts)
 
 
 @contextmanager
 def statements(book: Book) -> Iterator[Statements]:
-    """Records the statements of the block."""
+    """Records the statements of the block, also those of background work, such as readiness checks."""
     found = Statements()
     with book.database.tracing_with(found):
         yield found
