@@ -76,13 +76,13 @@ LIMITS: Sequence[tuple[str, Sequence[Limit]]] = (
             Limit(
                 "Running streams of health and reflection, of a server process",
                 "streams",
-                "transport.calls.OPEN_STREAMS_MAX",
+                "transport.open_services.OPEN_STREAMS_MAX",
                 "`TOO_BUSY` at once",
             ),
             Limit(
                 "Wait for the message of a health check",
                 "s",
-                "transport.calls.OPEN_REQUEST_SECONDS_MAX",
+                "transport.open_services.OPEN_REQUEST_SECONDS_MAX",
                 "`TIMED_OUT`",
             ),
             Limit("Wait for admission", "s", "admission_seconds_max", "`TOO_BUSY`, 429 over REST"),

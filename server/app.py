@@ -25,11 +25,12 @@ from server.store.migrate import can_serve
 from server.transport.addresses import AddressUnusable, bound, host_and_port, reason_of
 from server.transport.admission import Admission, Admissions
 from server.transport.auth import Authenticator, OpenToken
-from server.transport.calls import OPEN_SERVICES, CallHandler, StartingHandler
+from server.transport.calls import CallHandler, StartingHandler
 from server.transport.deadlines import CallBounds
 from server.transport.lasting_server import Services, lasting_server
 from server.transport.limits import RateLimiter
 from server.transport.observation import Observation
+from server.transport.open_services import OPEN_SERVICES
 from server.transport.page_tokens import PageTokens
 from server.transport.readiness import Health, watched_health
 from server.transport.token_keys import KEY_BYTES, ConfiguredTokenKeys, SealingKeys, refreshed_token_keys

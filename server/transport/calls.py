@@ -19,10 +19,8 @@ from google.protobuf.descriptor_pool import Default
 
 from server.ledger.errors import (
     DaybookError,
-    FieldInvalid,
     Internal,
     InternalFailure,
-    InvalidArgument,
     MethodUnknown,
     ServiceUnavailable,
     TimedOut,
@@ -37,7 +35,8 @@ from server.transport.errors import RenderError, code_of, code_of_cancellation, 
 from server.transport.inputs import Inputs
 from server.transport.limits import RateLimiter
 from server.transport.observation import EndTrace, MethodObserver, Observation
-from server.transport.parsing import Naming, Parse, parser
+from server.transport.open_services import OPEN_SERVICES, OpenServices
+from server.transport.parsing import Naming, parsed, parser, read_request
 from server.transport.query_names import TARGET_HEADER, QueryNames
 from server.transport.rest import cut_of, echo
 from server.transport.scopes import declared_scopes
@@ -46,16 +45,6 @@ log = structlog.get_logger(__name__)
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
-OPEN_SERVICES = (
-    "grpc.health.v1.Health",
-    "grpc.reflection.v1.ServerReflection",
-    "grpc.reflection.v1alpha.ServerReflection",
-)
-"""Served without a credential. They reveal nothing of any tenant."""
-OPEN_STREAMS_MAX = 256
-"""Maximum number of streams of the open services, in a process. They may last as long as their connections."""
-OPEN_REQUEST_SECONDS_MAX = 5.0
-"""Longest wait for the request of a call of an open service, in seconds."""
 REFUSED_REQUEST_SECONDS_MAX = 1.0
 """Longest wait for the request of a call without a valid credential, in seconds."""
 REFUSED_WAITING_MAX = 64
@@ -140,8 +129,8 @@ class CallHandler(grpc.GenericRpcHandler):
         self._renderers = renderers
         self._admissions = admissions
         self._observation = observation
+        self._open_services = OpenServices(text_characters_max)
         self._text_characters_max = text_characters_max
-        self._open_streams = 0
         self._refused_waiting = 0
         self._calls = (Deadlines(bounds.call),)
         self._idle = Deadlines(bounds.idle)
@@ -184,7 +173,7 @@ class CallHandler(grpc.GenericRpcHandler):
         """
         service = name.partition("/")[0]
         if service in OPEN_SERVICES:
-            return self._open(handler)
+            return self._open_services.wrap(handler)
         render = self._renderers.get(service)
         method = _Method(
             observer=self._observation.of(name),
@@ -198,58 +187,6 @@ class CallHandler(grpc.GenericRpcHandler):
         admission = self._admissions.calls if handler.unary_unary is not None else self._admissions.streams
         return self._around(method, handler, admission)
 
-    def _open(self, handler: Handler) -> Handler:
-        """Wraps a handler of an open service: refuses malformed and missing requests, and too many streams."""
-        inner: Any = handler.unary_unary or handler.unary_stream
-        if inner is None:
-            return self._reflecting(handler)
-        parse = parser(handler.request_deserializer, "name", self._text_characters_max)
-
-        async def read(context: Context) -> Any:
-            try:
-                async with asyncio.timeout(OPEN_REQUEST_SECONDS_MAX):
-                    return _parsed(await _read(context, parse))
-            except InvalidArgument as error:
-                await refuse(context, error, None)
-            except TimeoutError:
-                await refuse(context, TimedOut(), None)
-
-        async def answer(_requests: Any, context: Context) -> Any:
-            return await inner(await read(context), context)
-
-        async def stream(_requests: Any, context: Context) -> None:
-            async with self._open_stream(context):
-                await inner(await read(context), context)
-
-        if handler.unary_unary is not None:
-            return grpc.stream_unary_rpc_method_handler(answer, None, handler.response_serializer)
-        return grpc.stream_stream_rpc_method_handler(stream, None, handler.response_serializer)
-
-    def _reflecting(self, handler: Handler) -> Handler:
-        """Wraps the handler of reflection, which streams both ways: refuses too many streams.
-
-        It refuses malformed requests itself.
-        """
-        inner: Any = handler.stream_stream
-
-        async def stream(requests: Any, context: Context) -> None:
-            async with self._open_stream(context), aclosing(inner(requests, context)) as answers:
-                async for each in answers:
-                    await context.write(each)
-
-        return grpc.stream_stream_rpc_method_handler(stream, handler.request_deserializer, handler.response_serializer)
-
-    @asynccontextmanager
-    async def _open_stream(self, context: Context) -> AsyncIterator[None]:
-        """Counts a stream of an open service, or refuses it if there are too many."""
-        if self._open_streams >= OPEN_STREAMS_MAX:
-            await refuse(context, TooBusy(), None)
-        self._open_streams += 1
-        try:
-            yield
-        finally:
-            self._open_streams -= 1
-
     def _around(self, method: _Method, handler: Handler, admission: Admission) -> Handler:
         # A facade's fields have the names of the vendor's JSON.
         naming: Naming = "name" if method.render is None else "json_name"
@@ -262,14 +199,14 @@ class CallHandler(grpc.GenericRpcHandler):
             async with self._call(method, context) as call:
                 leave = await self._take_place(call, admission)
                 await self._authenticate_caller(context, leave)
-                return await answer(self._authorise(call, await _read(context, parse)), context)
+                return await answer(self._authorise(call, await read_request(context, parse)), context)
 
         # Writes instead of yielding: gRPC leaves an async generator of a broken stream unclosed at its yield.
         async def stream(_requests: Any, context: Context) -> None:
             async with self._call(method, context) as call:
                 leave = await self._take_place(call, admission)
                 await self._authenticate_caller(context, leave)
-                await self._send_all(call, answer(self._authorise(call, await _read(context, parse)), context))
+                await self._send_all(call, answer(self._authorise(call, await read_request(context, parse)), context))
 
         async def upload(requests: Any, context: Context) -> Any:
             async with self._call(method, context) as call:
@@ -325,7 +262,7 @@ class CallHandler(grpc.GenericRpcHandler):
     async def _all_parsed(self, requests: AsyncIterator[Any], work: Work) -> AsyncGenerator[Any, None]:
         async for request in requests:
             self._idle.restart(work)
-            yield _parsed(request)
+            yield parsed(request)
 
     async def _authenticate_caller(self, context: Context, leave: Callable[[], None]) -> None:
         """Authenticates a call before its request is read. `leave` frees the place of a refused call."""
@@ -366,8 +303,8 @@ class CallHandler(grpc.GenericRpcHandler):
         current_caller().require_scope(call.method.scopes, request)
         if call.method.query_names is not None:
             call.method.query_names.check(str(dict(call_metadata.get()).get(TARGET_HEADER, "")))
-        parsed, inputs = _parsed(request), call.method.inputs
-        return parsed if inputs is None else inputs.complete(parsed, call_metadata.get())
+        message, inputs = parsed(request), call.method.inputs
+        return message if inputs is None else inputs.complete(message, call_metadata.get())
 
     async def _fail(self, call: _Call, error: BaseException) -> None:
         """Ends the call with a status for the error; returns if the error itself ends the call."""
@@ -396,19 +333,6 @@ class CallHandler(grpc.GenericRpcHandler):
         call.code, call.reason = code_of(refusal), refusal.reason
         is_file = call.has_sent and TARGET_HEADER in dict(call_metadata.get())
         await refuse(context, refusal, method.render, method.cut if is_file else None)
-
-
-async def _read(context: Context, parse: Parse) -> Any:
-    """The only message of a request. Returns an InvalidArgument if there is none, or the parser returned one."""
-    request = await context.read()
-    return FieldInvalid("request", "is missing") if request is grpc.aio.EOF else parse(request)
-
-
-def _parsed(request: Any) -> Any:
-    """The request. Raises the InvalidArgument that the parser returned in its place."""
-    if isinstance(request, InvalidArgument):
-        raise request
-    return request
 
 
 def _unless_bytes(serialize: Callable[[Any], bytes] | None) -> Callable[[Any], bytes]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain, islice
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+import grpc
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import DecodeError, Message
@@ -72,6 +73,19 @@ def parser(
         )
 
     return parse
+
+
+async def read_request(context: grpc.aio.ServicerContext[Any, Any], parse: Parse) -> Message | InvalidArgument:
+    """The only message of a request. Returns an InvalidArgument if there is none, or the parser returned one."""
+    request = await context.read()
+    return FieldInvalid("request", "is missing") if request is grpc.aio.EOF else parse(request)
+
+
+def parsed(request: Any) -> Any:
+    """The request. Raises the InvalidArgument that a parser returned in its place."""
+    if isinstance(request, InvalidArgument):
+        raise request
+    return request
 
 
 class _Texts:

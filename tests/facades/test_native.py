@@ -31,7 +31,7 @@ from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 
 from server.app import SERVICES
-from server.transport.calls import OPEN_SERVICES
+from server.transport.open_services import OPEN_SERVICES
 from tests.support.callers import NativeCaller, credential
 from tests.support.gateways import OriginIn
 from tests.support.http_client import Json, problems_of_any_answer, read_json, send

@@ -17,7 +17,7 @@ from google.api.http_pb2 import HttpRule
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.descriptor_pool import Default
 
-from server.transport.calls import OPEN_SERVICES
+from server.transport.open_services import OPEN_SERVICES
 from tests.fuzz.drawing import Drawer
 from tests.fuzz.http_connection import Connection
 from tests.fuzz.mutations import mutated

@@ -41,8 +41,8 @@ from server.app import serving
 from server.book import Book, open_book
 from server.config import Settings
 from server.ledger.audit import Finding
-from server.transport import calls
-from server.transport.calls import OPEN_STREAMS_MAX
+from server.transport import open_services
+from server.transport.open_services import OPEN_STREAMS_MAX
 from tests.support.callers import OWN_CONNECTION, Client, Server
 from tests.support.certificates import Authority
 from tests.support.clock import Clock
@@ -383,7 +383,7 @@ async def test_open_call_without_a_message_ends(
     shared_book: Book, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     """A call that needs no credential ends with DEADLINE_EXCEEDED if its message doesn't arrive."""
-    monkeypatch.setattr(calls, "OPEN_REQUEST_SECONDS_MAX", MOMENT)
+    monkeypatch.setattr(open_services, "OPEN_REQUEST_SECONDS_MAX", MOMENT)
     never = asyncio.Event()
 
     async def nothing() -> AsyncIterator[bytes]:

@@ -24,7 +24,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from server.app import SERVICES
-from server.transport.calls import OPEN_SERVICES
+from server.transport.open_services import OPEN_SERVICES
 from tests.support.callers import Client, Server
 from tests.support.markers import only_sqlite
 from tests.support.methods import METHODS

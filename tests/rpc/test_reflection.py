@@ -25,7 +25,7 @@ from grpc_reflection.v1alpha.reflection_pb2 import (
 
 from protos import generate
 from server.app import SERVICES
-from server.transport.calls import OPEN_SERVICES
+from server.transport.open_services import OPEN_SERVICES
 from tests.support.callers import Server
 from tests.support.markers import shares_a_server
 
