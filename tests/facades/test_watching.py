@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import select
 import socket
@@ -145,13 +146,17 @@ def test_metrics_port_of_the_gateway_serves_only_metrics(watched: Watched) -> No
 
 
 def test_scrapers_of_the_gateway_are_limited(watched: Watched) -> None:
-    """The gateway closes the 65th connection to its metrics page at once, and serves again when others have left."""
+    """The gateway closes connections to its metrics page beyond 64, and serves again when others have left."""
+    # Threads of Envoy that accept at the same moment exceed the limit by one each, except for the first.
+    surplus_max = 16 + (os.cpu_count() or 1)
     with ExitStack() as stack:
-        opened = [socket.create_connection(("127.0.0.1", watched.of_gateway), timeout=30) for _ in range(80)]
+        opened = [
+            socket.create_connection(("127.0.0.1", watched.of_gateway), timeout=30) for _ in range(64 + surplus_max)
+        ]
         for each in opened:
             stack.enter_context(each)
-        wait_until(lambda: len(select.select(opened, [], [], 0)[0]) >= 16, "80 - 64 connections are closed")
-        assert len(select.select(opened, [], [], 0)[0]) <= 17
+        wait_until(lambda: len(select.select(opened, [], [], 0)[0]) > 16, "connections beyond the limit are closed")
+        assert len(select.select(opened, [], [], 0)[0]) <= surplus_max + 1
     wait_until(lambda: bool(answered(watched.of_gateway)), "the gateway serves metrics again")
 
 
