@@ -266,13 +266,14 @@ async def test_point_in_time_restore(archiving: PostgreSQL, archive: Path, tmp_p
             CreateApiKeyRequest(api_key=ApiKey(scopes=["transactions.readonly"])), metadata=client.metadata
         )
         archiving.execute("SELECT pg_create_restore_point('before-mistake')")
-        time = await now_of(archiving)
+        time = answer_of(archiving, "SELECT clock_timestamp()")
         lost = [await post_one(client, number) for number in range(8, 12)]
         await client.admin.RevokeApiKey(RevokeApiKeyRequest(name=revoked.api_key.name), metadata=client.metadata)
         first = ListTransactionsRequest(parent="accounts/a", order_by="create_time", page_size=5)
         page = await client.ledger.ListTransactions(first, metadata=client.metadata)
         assert page.transactions[-1].name == lost[0].name, "the token is about a row that the restore loses"
-    archiving.execute("SELECT pg_switch_wal()")
+    segment = answer_of(archiving, "SELECT pg_walfile_name(pg_switch_wal())")
+    wait_until(partial(is_archived, archiving, segment), "the last segment is archived")
     for kind, value in (("name", "before-mistake"), ("time", time)):
         copies[kind].recover_to(archive, **{kind: value})
         copies[kind].start()
@@ -294,14 +295,16 @@ def is_promoted(copy: Copy) -> bool:
     return copy.ask("SELECT pg_is_in_recovery()").strip() == "f"
 
 
-async def now_of(postgresql: PostgreSQL) -> str:
-    """The time of a PostgreSQL, between the commits before and after this call."""
+def is_archived(postgresql: PostgreSQL, segment: str) -> bool:
+    """Whether a PostgreSQL has archived its WAL up to the end of a segment."""
+    return answer_of(postgresql, f"SELECT last_archived_wal >= '{segment}' FROM pg_stat_archiver") == "t"  # noqa: S608
+
+
+def answer_of(postgresql: PostgreSQL, statement: str) -> str:
+    """The only value that a statement returns."""
     folder = postgresql.url("postgres").partition("?host=")[2]
-    command = [str(postgresql._server.bin_path / "psql"), "-h", folder, "-U", "postgres", "-Atc"]
-    result = await asyncio.to_thread(
-        subprocess.run, [*command, "SELECT clock_timestamp()"], capture_output=True, text=True, check=True
-    )
-    return str(result.stdout).strip()
+    command = [str(postgresql._server.bin_path / "psql"), "-h", folder, "-U", "postgres", "-Atc", statement]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 async def require_goes_on(
