@@ -297,7 +297,7 @@ def is_promoted(copy: Copy) -> bool:
 
 def is_archived(postgresql: PostgreSQL, segment: str) -> bool:
     """Whether a PostgreSQL has archived its WAL up to the end of a segment."""
-    return answer_of(postgresql, f"SELECT last_archived_wal >= '{segment}' FROM pg_stat_archiver") == "t"  # noqa: S608
+    return answer_of(postgresql, "SELECT last_archived_wal FROM pg_stat_archiver") >= segment
 
 
 def answer_of(postgresql: PostgreSQL, statement: str) -> str:
