@@ -28,6 +28,7 @@ from server.store.migrate import migrate
 from server.store.postgresql import ONE_CONNECTION_PER_NODE
 from server.store.postgresql import PostgreSQL as PostgreSQLEngine
 from server.store.tables import account_states, metadata
+from tests.support.waiting import wait_until
 
 Result = TypeVar("Result")
 
@@ -136,10 +137,17 @@ class PostgreSQL:
         psutil.wait_procs(processes, HALT_SECONDS_MAX)
 
     def start_in_recovery(self) -> None:
-        """Starts the killed server: it recovers and refuses connections until it is promoted."""
+        """Starts the killed server; returns when it recovers, and refuses connections until it is promoted."""
         (self._server.pgdata / "standby.signal").touch()
         options = f"-h '' -k {self.url('').partition('?host=')[2]} -c hot_standby=off"
         self.run_tool("pg_ctl", "-W", "-D", self._server.pgdata, "-l", self.log, "-o", options, "start")
+        # It refuses connections before it recovers, but can't be promoted yet.
+        wait_until(self._is_recovering, "PostgreSQL recovers")
+
+    def _is_recovering(self) -> bool:
+        command = [str(self._server.bin_path / "pg_controldata"), str(self._server.pgdata)]
+        control = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        return "in archive recovery" in control
 
     def promote(self) -> None:
         """Ends the recovery; returns when the server accepts connections."""
